@@ -1,0 +1,79 @@
+"""One base error: a sentence, the next step, and an exit code.
+
+Everything that qexport refuses on purpose is raised as a :class:`QexportError`; the command line prints
+its sentence and its next step and exits with its code. Any other exception is a defect and keeps its
+traceback.
+"""
+
+from enum import IntEnum
+
+__all__ = [
+    "EnvironmentProblem",
+    "ExitCode",
+    "GateError",
+    "InputError",
+    "QexportError",
+    "UsageProblem",
+    "VerificationError",
+]
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line; documented in docs/cli.md."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    INPUT = 3
+    VERIFICATION = 4
+    GATE = 5
+    ENVIRONMENT = 6
+
+
+class QexportError(Exception):
+    """An error that the user can act on.
+
+    Args:
+        message: one sentence (or a few lines) saying what is wrong, naming the file or tensor.
+        hint: the next step that the user can take, if there is one.
+    """
+
+    exit_code: ExitCode = ExitCode.FAILURE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class UsageProblem(QexportError):
+    """The options contradict each other or name something that does not exist."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(QexportError):
+    """The checkpoint, tokenizer, importance matrix or artifact cannot be used as it is."""
+
+    exit_code = ExitCode.INPUT
+
+
+class VerificationError(QexportError):
+    """An artifact was written, but a runtime could not load or run it as promised."""
+
+    exit_code = ExitCode.VERIFICATION
+
+
+class GateError(QexportError):
+    """A gate set by the user (acceptance, size, agreement) refused the artifact."""
+
+    exit_code = ExitCode.GATE
+
+
+class EnvironmentProblem(QexportError):
+    """The machine is the problem: disk full, a runtime or an optional package missing, no network."""
+
+    exit_code = ExitCode.ENVIRONMENT

@@ -1,0 +1,77 @@
+"""What a tensor is for. Formats ask for roles and never parse names."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["EXPERT_ROLES", "NORM_ROLES", "Block", "Role"]
+
+
+class Block(StrEnum):
+    """Which part of the model a tensor belongs to."""
+
+    EMBED = "embed"
+    TRUNK = "trunk"
+    HEAD = "head"
+    MTP = "mtp"
+    VISION = "vision"
+
+
+class Role(StrEnum):
+    """The job of a tensor inside its block; the same word for every family."""
+
+    TOKEN_EMBD = "token_embd"
+    OUTPUT = "output"
+    OUTPUT_NORM = "output_norm"
+
+    ATTN_NORM = "attn_norm"
+    ATTN_Q = "attn_q"
+    ATTN_K = "attn_k"
+    ATTN_V = "attn_v"
+    ATTN_OUTPUT = "attn_output"
+    ATTN_Q_BIAS = "attn_q_bias"
+    ATTN_K_BIAS = "attn_k_bias"
+    ATTN_V_BIAS = "attn_v_bias"
+    ATTN_OUTPUT_BIAS = "attn_output_bias"
+    ATTN_Q_NORM = "attn_q_norm"
+    ATTN_K_NORM = "attn_k_norm"
+    POST_ATTN_NORM = "post_attn_norm"
+
+    LINEAR_QKV = "linear_qkv"
+    LINEAR_Z = "linear_z"
+    LINEAR_A = "linear_a"
+    LINEAR_B = "linear_b"
+    LINEAR_OUT = "linear_out"
+    LINEAR_CONV = "linear_conv"
+    LINEAR_NORM = "linear_norm"
+    LINEAR_A_LOG = "linear_a_log"
+    LINEAR_DT_BIAS = "linear_dt_bias"
+
+    FFN_NORM = "ffn_norm"
+    FFN_GATE = "ffn_gate"
+    FFN_UP = "ffn_up"
+    FFN_DOWN = "ffn_down"
+    FFN_GATE_BIAS = "ffn_gate_bias"
+    FFN_UP_BIAS = "ffn_up_bias"
+    FFN_DOWN_BIAS = "ffn_down_bias"
+    POST_FFN_NORM = "post_ffn_norm"
+
+    ROUTER = "router"
+    EXPERTS_GATE = "experts_gate"
+    EXPERTS_UP = "experts_up"
+    EXPERTS_DOWN = "experts_down"
+    SHARED_EXPERT_GATE = "shared_expert_gate"
+    SHARED_EXPERT_UP = "shared_expert_up"
+    SHARED_EXPERT_DOWN = "shared_expert_down"
+    SHARED_EXPERT_ROUTER = "shared_expert_router"
+
+    MTP_FC = "mtp_fc"
+    MTP_EMBED_NORM = "mtp_embed_norm"
+    MTP_HIDDEN_NORM = "mtp_hidden_norm"
+    MTP_NORM = "mtp_norm"
+
+    VISION = "vision"
+
+
+NORM_ROLES = frozenset(role for role in Role if role.value.endswith("_norm"))
+EXPERT_ROLES = frozenset({Role.EXPERTS_GATE, Role.EXPERTS_UP, Role.EXPERTS_DOWN})
