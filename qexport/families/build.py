@@ -1,0 +1,178 @@
+"""From repaired tensors to the model view: roles given, experts stacked, every name and shape checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qexport.checkpoint.tensors import LogicalTensor, stack_rows
+from qexport.errors import InputError
+from qexport.families.names import is_ignorable
+from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.families.table import Family, Template, dimensions, layer_kinds
+from qexport.families.view import ModelTensor, ModelView
+
+__all__ = ["EXPERT_PARTS", "build_view", "expected_tensors", "expert_tensor"]
+
+# Stacked canonical name -> (fused name, which half of it, per-expert name)
+EXPERT_PARTS: Mapping[str, tuple[str, int | None, str]] = {
+    "mlp.experts.gate_proj.weight": ("mlp.experts.gate_up_proj", 0, "mlp.experts.{e}.gate_proj.weight"),
+    "mlp.experts.up_proj.weight": ("mlp.experts.gate_up_proj", 1, "mlp.experts.{e}.up_proj.weight"),
+    "mlp.experts.down_proj.weight": ("mlp.experts.down_proj", None, "mlp.experts.{e}.down_proj.weight"),
+}
+
+Expected = tuple[str, str, Template, Block, int | None]
+
+
+def expected_tensors(family: Family, text: Mapping[str, Any], mtp_layers: int) -> Iterator[Expected]:
+    """Every canonical tensor that the family's templates ask for, in model order.
+
+    Yields (prefix, name, template, block, layer); ``prefix + name`` is the canonical name.
+    """
+    yield "model.", "embed_tokens.weight", Template("", Role.TOKEN_EMBD, "vocab hidden"), Block.EMBED, None
+    for layer, kind in enumerate(layer_kinds(family, text)):
+        for template in family.layers[kind]:
+            yield f"model.layers.{layer}.", template.name, template, Block.TRUNK, layer
+    yield "model.", "norm.weight", Template("", Role.OUTPUT_NORM, "hidden"), Block.HEAD, None
+    tied = bool(text.get("tie_word_embeddings"))
+    head = Template("", Role.OUTPUT, "vocab hidden", optional=tied)
+    yield "", "lm_head.weight", head, Block.HEAD, None
+    if mtp_layers:
+        for template in family.mtp:
+            yield "mtp.", template.name, template, Block.MTP, 0
+        for layer in range(mtp_layers):
+            for template in family.mtp_layer:
+                yield f"mtp.layers.{layer}.", template.name, template, Block.MTP, layer
+
+
+def expert_tensor(
+    prefix: str, name: str, shape: tuple[int, ...], tensors: Mapping[str, LogicalTensor]
+) -> tuple[LogicalTensor | None, set[str]]:
+    """The stacked expert tensor ``prefix + name`` from whichever layout ``tensors`` has, and the names used.
+
+    Fused ``gate_up_proj`` is ``[experts, 2 * intermediate, hidden]``, gate first; the ``.weight`` suffix on
+    fused names is accepted, as some tools add it.
+    """
+    whole = prefix + name
+    if whole in tensors:
+        return tensors[whole], {whole}
+    fused_name, half, single_name = EXPERT_PARTS[name]
+    for suffix in ("", ".weight"):
+        fused = tensors.get(prefix + fused_name + suffix)
+        if fused is None:
+            continue
+        used = {prefix + fused_name + suffix}
+        if half is None:
+            return LogicalTensor(whole, fused.shape, fused.dtype, fused.pieces), used
+        if len(fused.shape) != 3 or fused.shape[1] % 2:
+            raise InputError(f"{fused.name}: shape {fused.shape} is not [experts, 2 * intermediate, hidden]")
+        experts, double, columns = fused.shape
+        rows = double // 2
+        starts = (e * double + half * rows for e in range(experts))
+        parts = [fused.slice_rows(whole, s, s + rows, (rows, columns)) for s in starts]
+        return stack_rows(whole, (experts, rows, columns), parts), used
+    singles = [prefix + single_name.format(e=e) for e in range(shape[0])]
+    present = [tensors[single] for single in singles if single in tensors]
+    if not present:
+        return None, set()
+    if len(present) != len(singles):
+        missing = next(single for single in singles if single not in tensors)
+        raise InputError(
+            f"{missing} is missing: {len(present)} of {len(singles)} experts are there",
+            hint="The checkpoint is incomplete; save or download it again.",
+        )
+    wrong = next((t for t in present if t.shape != shape[1:]), None)
+    if wrong is not None:
+        raise InputError(f"{wrong.name}: shape {list(wrong.shape)}, but config.json says {list(shape[1:])}")
+    return stack_rows(whole, shape, present), set(singles)
+
+
+def build_view(
+    family: Family,
+    *,
+    label: str,
+    config: Mapping[str, Any],
+    text: Mapping[str, Any],
+    tensors: Mapping[str, LogicalTensor],
+    mtp_layers: int,
+    files: Mapping[str, bytes],
+) -> ModelView:
+    """Give every tensor its role and check the whole against the family's templates.
+
+    Args:
+        tensors: repaired tensors by canonical name; experts in any layout; vision tensors under ``visual.``
+            and the like.
+        mtp_layers: how many MTP layers the result is to hold; ``mtp.*`` tensors must agree.
+
+    Raises:
+        InputError: tensors are missing, unknown, or of another shape than config.json says; all are named.
+    """
+    dims = dimensions(family, text)
+    found: list[ModelTensor] = []
+    used: set[str] = set()
+    missing: list[str] = []
+    wrong: list[str] = []
+    for prefix, name, template, block, layer in expected_tensors(family, text, mtp_layers):
+        canonical = prefix + name
+        shape = _shape(template, dims, canonical)
+        if template.role in EXPERT_ROLES:
+            data, names = expert_tensor(prefix, name, shape, tensors)
+            used |= names
+        else:
+            data = tensors.get(canonical)
+            used.add(canonical)
+        if data is None:
+            if not template.optional:
+                missing.append(canonical)
+            continue
+        if data.shape != shape:
+            wrong.append(f"{canonical}: shape {list(data.shape)}, but config.json says {list(shape)}")
+            continue
+        found.append(ModelTensor(data, template.role, block, layer))
+    vision, unknown = _rest(tensors, used)
+    _refuse(family, missing, wrong, unknown)
+    return ModelView(
+        family=family.name,
+        label=label,
+        config=config,
+        text=text,
+        tensors=(*found, *vision),
+        layers=len(layer_kinds(family, text)),
+        mtp_layers=mtp_layers,
+        files=files,
+    )
+
+
+def _shape(template: Template, dims: Mapping[str, int], name: str) -> tuple[int, ...]:
+    try:
+        return tuple(dims[word] for word in template.shape.split())
+    except KeyError as error:
+        raise InputError(f"config.json lacks the size that {name} needs ({error.args[0]})") from None
+
+
+def _rest(tensors: Mapping[str, LogicalTensor], used: set[str]) -> tuple[list[ModelTensor], list[str]]:
+    vision: list[ModelTensor] = []
+    unknown: list[str] = []
+    for name, data in tensors.items():
+        if name in used or is_ignorable(name):
+            continue
+        if name.startswith(("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")):
+            vision.append(ModelTensor(data, Role.VISION, Block.VISION))
+        else:
+            unknown.append(name)
+    return vision, unknown
+
+
+def _refuse(family: Family, missing: list[str], wrong: list[str], unknown: list[str]) -> None:
+    problems = [
+        *(f"missing: {name}" for name in missing),
+        *wrong,
+        *(f"not part of the {family.name} family: {name}" for name in unknown),
+    ]
+    if not problems:
+        return
+    shown = problems[:8] + ([f"... and {len(problems) - 8} more"] if len(problems) > 8 else [])
+    raise InputError(
+        f"the tensors do not fit config.json ({len(problems)} problems):\n  " + "\n  ".join(shown),
+        hint="Check that config.json belongs to these weights: `qexport inspect MODEL` explains what it sees.",
+    )
