@@ -107,7 +107,7 @@ class Checkpoint(Protocol):
         ...
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start, stop)`` of tensor ``name`` as a ``(stop - start, columns)`` view of mapped memory."""
+        """Rows ``[start, stop)`` of ``name`` as a ``(stop - start, columns)`` view of mapped memory."""
         ...
 
     def release(self, name: str, start: int, stop: int) -> None:

@@ -133,8 +133,14 @@ class Family:
 _QWEN35_FULL = (*_PRE_NORMS, *_ATTENTION, *_ATTENTION_BIAS, *_QK_NORM)
 _QWEN35_LINEAR = (*_PRE_NORMS, *_GATED_DELTANET)
 _QWEN35_MOE = (*_EXPERTS, *_SHARED_EXPERT)
-_QWEN35_DEFAULTS = {"head_dim": 256, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
-                    "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32}
+_QWEN35_DEFAULTS = {
+    "head_dim": 256,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
 _DENSE = (*_PRE_NORMS, *_ATTENTION, *_ATTENTION_BIAS, *_MLP, *_MLP_BIAS)
 
 FAMILIES: Mapping[str, Family] = {
@@ -270,7 +276,11 @@ def dimensions(family: Family, text: Mapping[str, Any]) -> dict[str, int]:
     """
 
     def get(key: str) -> int:
-        return int(family.defaults[key]) if text.get(key) is None and key in family.defaults else _number(text, key)
+        return (
+            int(family.defaults[key])
+            if text.get(key) is None and key in family.defaults
+            else _number(text, key)
+        )
 
     hidden, heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
     kv_heads = _number(text, "num_key_value_heads") if text.get("num_key_value_heads") else heads

@@ -69,9 +69,9 @@ class ModelView:
     def find(self, role: Role, *, layer: int | None = None, block: Block | None = None) -> ModelTensor | None:
         """The first tensor with this role (and layer, and block), or ``None``."""
         for tensor in self.tensors:
-            if tensor.role is role and (layer is None or tensor.layer == layer):
-                if block is None or tensor.block is block:
-                    return tensor
+            same_layer = layer is None or tensor.layer == layer
+            if tensor.role is role and same_layer and (block is None or tensor.block is block):
+                return tensor
         return None
 
     @property
