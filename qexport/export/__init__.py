@@ -1,1 +1,1 @@
-"""TODO."""
+"""The one pass: plans in, files out. Knows nothing about formats."""

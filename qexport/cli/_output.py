@@ -1,0 +1,107 @@
+"""One output object: data to stdout, words and progress to stderr, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from qexport.export.execute import Progress
+
+__all__ = ["Output", "human_bytes"]
+
+
+def human_bytes(count: float) -> str:
+    """``1536 -> '1.5 KiB'``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} TiB"
+
+
+class Output:
+    """Where a command's results go.
+
+    Args:
+        as_json: print exactly one JSON document on stdout, and nothing else there.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def say(self, message: str = "") -> None:
+        """Words for the person watching: stderr, not part of the result."""
+        click.echo(message, err=True)
+
+    def title(self, message: str) -> None:
+        """A heading among the words."""
+        click.secho(message, bold=True, err=True)
+
+    def document(self, value: Any) -> None:
+        """The result as JSON (only with ``--json``)."""
+        if self.as_json:
+            click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def text(self, message: str) -> None:
+        """The result in words (only without ``--json``): stdout."""
+        if not self.as_json:
+            click.echo(message)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+        """The result as a table (only without ``--json``): stdout. Numbers align right by their look."""
+        if self.as_json or not rows:
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            numeric = all(_numeric(row[index]) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        console.print(table, markup=False)
+
+    @contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Progress]:
+        """A bar with bytes, speed and time left on stderr; silent where stderr is no terminal."""
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task(label, total=total)
+
+            class Bar:
+                def advance(self, nbytes: int) -> None:
+                    bar.advance(task, nbytes)
+
+            yield Bar()
+
+
+def _numeric(cell: str) -> bool:
+    return not cell or cell in ("-", "–") or cell[0].isdigit()

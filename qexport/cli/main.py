@@ -1,0 +1,98 @@
+"""The ``qexport`` program: its commands, loaded when used, and the one error boundary.
+
+Commands are named in a table with their one-line help, so that ``qexport --help`` and shell completion load
+neither torch nor any command's module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from qexport import __version__
+from qexport.errors import ExitCode, QexportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+COMMANDS: Mapping[str, str] = {
+    "inspect": "Explain a checkpoint: what it is, what is wrong with it, what each format would weigh.",
+    "fix": "Write the repaired bf16 checkpoint (config quirks, MTP head grafted).",
+    "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
+    "verify": "Load and run a GGUF file in llama.cpp and judge what comes out.",
+    "demo": "All of it on the tiny model inside the package.",
+    "completion": "Print the shell completion script.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists commands from the table; imports ``qexport.cli.<name>`` for the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"qexport.cli.{cmd_name}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 2 wrong usage, 3 the input cannot be used, 4 an artifact failed "
+    "verification, 5 a gate refused, 6 the machine (disk, missing runtime, network).",
+)
+@click.version_option(__version__, "-V", "--version", prog_name="qexport")
+def cli() -> None:
+    """One pass over a merged checkpoint writes every format its users run, and nothing counts as exported
+    until it has been run.
+
+    MODEL is a folder with safetensors, or a Hub id (org/name).
+
+    \b
+    Examples:
+      qexport inspect ./merged
+      qexport gguf ./merged --mtp-from Qwen/Qwen3.5-9B -q Q4_K_M -q Q8_0
+      qexport verify ./merged-GGUF/merged-MTP-Q4_K_M.gguf --against ./merged
+    """
+
+
+def main() -> None:
+    """Run the command line: known errors become a sentence, the next step and an exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.Abort:
+        click.echo("Stopped. Nothing was left under a final name.", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except QexportError as error:
+        _show(error)
+        code = int(error.exit_code)
+    sys.exit(code if isinstance(code, int) else int(ExitCode.OK))
+
+
+def _show(error: QexportError) -> None:
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(error.message, err=True)
+    if error.hint:
+        click.echo(error.hint, err=True)
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}))

@@ -1,0 +1,69 @@
+"""Reading the rows of a logical tensor, arranged as an output wants them.
+
+Sources are memory-mapped, so a run of rows that lies in one piece costs no copy. Arithmetic follows
+llama.cpp's converter: float16 stays float16, everything else is computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.checkpoint.tensors import LogicalTensor, matrix_shape
+
+if TYPE_CHECKING:
+    import torch
+
+    from qexport.formats.plan import Arrangement
+
+__all__ = ["arranged_rows", "arranged_shape", "read_rows"]
+
+
+def read_rows(tensor: LogicalTensor, start: int, stop: int) -> torch.Tensor:
+    """Rows ``[start, stop)`` as ``(stop - start, columns)``, in the logical dtype.
+
+    A view of mapped memory where the rows lie in one piece and need no rounding; a copy otherwise.
+    """
+    import torch
+
+    parts = [
+        piece.checkpoint.read_rows(piece.name, piece.start, piece.stop) for piece in tensor.rows(start, stop)
+    ]
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return rows.to(_dtype(tensor.dtype))
+
+
+def arranged_shape(tensor: LogicalTensor, arrangement: Arrangement) -> tuple[int, ...]:
+    """The shape of the output tensor."""
+    return tensor.shape if arrangement.shape is None else arrangement.shape
+
+
+def arranged_rows(tensor: LogicalTensor, arrangement: Arrangement, start: int, stop: int) -> torch.Tensor:
+    """Output rows ``[start, stop)`` of ``tensor`` under ``arrangement``."""
+    import torch
+
+    if arrangement.row_order is None:
+        rows = read_rows(_reshaped(tensor, arrangement), start, stop)
+    else:
+        order = arrangement.row_order[start:stop]
+        low, high = int(order.min()), int(order.max()) + 1
+        rows = read_rows(_reshaped(tensor, arrangement), low, high)[torch.from_numpy(order - low)]
+    if arrangement.column_order is not None:
+        rows = rows[:, torch.from_numpy(arrangement.column_order)]
+    if arrangement.op == "none":
+        return rows
+    wide = rows if rows.dtype == torch.float16 else rows.float()
+    return wide + 1 if arrangement.op == "add_one" else -torch.exp(wide)
+
+
+def _reshaped(tensor: LogicalTensor, arrangement: Arrangement) -> LogicalTensor:
+    """The source must have rows of the output's width: only then do row numbers mean the same."""
+    columns = matrix_shape(arranged_shape(tensor, arrangement))[1]
+    if tensor.matrix_shape[1] != columns:
+        raise ValueError(f"{tensor.name}: rows of {tensor.matrix_shape[1]} cannot become rows of {columns}")
+    return tensor
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]

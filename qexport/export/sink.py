@@ -1,0 +1,199 @@
+"""Files written beside their final name, hashed on the way, fsynced, renamed.
+
+Every file has a thread of its own for writing and hashing, so that neither holds up the encoders; both
+release the interpreter lock. Writing is front to back at the offsets of the plan; gaps (alignment) are
+zeros. Until :meth:`Sink.commit` nothing stands under a final name; :meth:`Sink.abort` leaves no trace.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from qexport.formats.plan import ArtifactPlan, PlannedFile
+
+__all__ = ["Sink", "WrittenFile", "temporary_name"]
+
+_QUEUE = 8  # chunks waiting per file: enough to keep the disk busy, small beside the chunks in flight
+_FLUSH = 32 << 20  # bytes after which the kernel is asked to start writing, so that fsync has little left
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file under its final name: size in bytes and SHA-256 as hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def temporary_name(name: str) -> str:
+    """The name of a file until it is complete."""
+    return f".{name}.part"
+
+
+class Sink:
+    """All files of one artifact.
+
+    Args:
+        plan: gives file names, sizes and headers.
+        folder: where they go; it must exist.
+    """
+
+    def __init__(self, plan: ArtifactPlan, folder: Path) -> None:
+        self._folder = folder
+        self._writers: list[_FileWriter] = []
+        try:
+            for file in plan.files:
+                self._writers.append(_FileWriter(file, folder))
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, file: int, offset: int, data: Any, done: Callable[[], object]) -> None:
+        """Queue ``data`` for ``offset`` of file number ``file``; ``done`` is called once it is written.
+
+        Raises:
+            EnvironmentProblem: an earlier write failed (disk full, I/O error).
+        """
+        self._writers[file].put(offset, data, done)
+
+    def finish(self) -> None:
+        """Wait for all writes, pad to the planned size, fsync. Raises EnvironmentProblem on failure."""
+        for writer in self._writers:
+            writer.close()
+
+    def commit(self) -> Sequence[WrittenFile]:
+        """Give every file its final name. Only after :meth:`finish`."""
+        written = []
+        for writer in self._writers:
+            writer.rename()
+            written.append(WrittenFile(writer.file.name, writer.file.size, writer.digest.hexdigest()))
+        _fsync_folder(self._folder)
+        return written
+
+    def abort(self) -> None:
+        """Stop writing and remove what was not committed."""
+        for writer in self._writers:
+            writer.discard()
+
+
+class _FileWriter:
+    def __init__(self, file: PlannedFile, folder: Path) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self._final = folder / file.name
+        self._part = self._final.with_name(temporary_name(self._final.name))
+        self._part.parent.mkdir(parents=True, exist_ok=True)
+        self._queue: queue.Queue[tuple[int, Any, Callable[[], object]] | None] = queue.Queue(_QUEUE)
+        self._error: Exception | None = None
+        self._at = 0
+        self._flushed = 0
+        try:
+            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        except OSError as error:
+            raise _problem(error, file.name) from error
+        self._thread = threading.Thread(target=self._run, name=f"write {file.name}", daemon=True)
+        self._thread.start()
+        self.put(0, file.header, lambda: None)
+
+    def put(self, offset: int, data: Any, done: Callable[[], object]) -> None:
+        if self._error is not None:
+            raise _problem(self._error, self.file.name) from self._error
+        self._queue.put((offset, data, done))
+
+    def close(self) -> None:
+        self._stop()
+        if self._error is None:
+            try:
+                self._append(b"\0" * (self.file.size - self._at))
+                os.fsync(self._fd)
+            except OSError as error:
+                self._error = error
+        if self._error is not None:
+            raise _problem(self._error, self.file.name) from self._error
+
+    def rename(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        self._part.replace(self._final)
+
+    def discard(self) -> None:
+        self._stop()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._part.unlink(missing_ok=True)
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            offset, data, done = item
+            if self._error is None:
+                try:
+                    self._write(offset, memoryview(data).cast("B"))
+                except (OSError, ValueError) as error:
+                    self._error = error  # told to the producer at its next put, or at close
+            done()
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        if offset < self._at or offset + len(data) > self.file.size:
+            span = f"{offset}..{offset + len(data)}"
+            raise ValueError(f"{self.file.name}: bytes for {span} after {self._at} of {self.file.size}")
+        if offset > self._at:
+            self._append(b"\0" * (offset - self._at))
+        self._append(data)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        self.digest.update(view)
+        while view:
+            count = os.pwrite(self._fd, view, self._at)
+            self._at += count
+            view = view[count:]
+        if self._at - self._flushed >= _FLUSH:
+            _start_writeback(self._fd, self._flushed, self._at - self._flushed)
+            self._flushed = self._at
+
+
+def _start_writeback(fd: int, offset: int, size: int) -> None:
+    """Ask the kernel to begin writing these pages now. POSIX_FADV_DONTNEED does that on Linux, and lets
+    pages that are already on disk leave the cache, which a 20 GB file would otherwise fill."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _problem(error: Exception, name: str) -> Exception:
+    if not isinstance(error, OSError):
+        return error  # a plan that contradicts itself is a defect and keeps its traceback
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentProblem(
+            f"the disk is full: {name} could not be written",
+            hint="Nothing was left under a final name. Free some space or choose another --out.",
+        )
+    return EnvironmentProblem(f"{name} could not be written: {error.strerror or error}")

@@ -1,0 +1,42 @@
+"""What the user may choose about a GGUF file. A value: made by the command line or a recipe, never by click."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qexport.calibrate.imatrix_file import ImatrixFile
+
+__all__ = ["GgufOptions"]
+
+
+@dataclass(frozen=True)
+class GgufOptions:
+    """Options that hold for every file of one export.
+
+    Attributes:
+        tensor_types: (regular expression, type) pairs; the first that matches a GGUF tensor name wins.
+        output_type, embedding_type: types of ``output.weight`` and ``token_embd.weight``.
+        mtp_type: type of the MTP block: ``None`` for the mixture's own but never below Q6_K, ``mixture``
+            for llama.cpp's own choice, or a type name.
+        imatrix: an importance matrix, or ``None``.
+        imatrix_name: its file name, for the metadata.
+        pre_tokenizer: llama.cpp's name of the BPE pre-tokenizer, to override what was recognised.
+        split_max_size: bytes of tensors per shard; ``None`` for one file.
+        model_name: ``general.name``, instead of what the folder or model card says.
+        file_name: file names: ``{name}``, ``{mtp}``, ``{type}``, ``{imatrix}`` are filled in.
+        quantized_by: ``general.quantized_by``.
+    """
+
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    mtp_type: str | None = None
+    imatrix: ImatrixFile | None = None
+    imatrix_name: str | None = None
+    pre_tokenizer: str | None = None
+    split_max_size: int | None = None
+    model_name: str | None = None
+    file_name: str = "{name}{mtp}-{type}{imatrix}"
+    quantized_by: str | None = None
