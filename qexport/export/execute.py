@@ -195,7 +195,7 @@ def _encode(run: _Run, *, scan_only: bool) -> tuple[_Run, int, list[Any]]:
     nonfinite = 0
     arranged: tuple[Any, Any] | None = None
     for _, tensor in run.step.outputs:
-        if arranged is None or arranged[0] is not tensor.arrangement:
+        if arranged is None or not arranged[0].same_as(tensor.arrangement):
             rows = arranged_rows(tensor.source, tensor.arrangement, run.start, run.stop)
             nonfinite = nonfinite or nonfinite_count(rows)
             arranged = (tensor.arrangement, rows)

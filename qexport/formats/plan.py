@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["Arrangement", "ArtifactPlan", "Encoder", "PlannedFile", "PlannedTensor", "Region"]
+__all__ = ["Arrangement", "ArtifactPlan", "Encoder", "Op", "PlannedFile", "PlannedTensor", "Region"]
 
 Op = Literal["none", "add_one", "neg_exp"]
 
@@ -42,6 +42,23 @@ class Arrangement:
     row_order: np.ndarray | None = field(default=None, repr=False)
     column_order: np.ndarray | None = field(default=None, repr=False)
     op: Op = "none"
+
+    def same_as(self, other: Arrangement) -> bool:
+        """Whether both make the same rows, so that rows arranged for one serve the other."""
+        if self is other:
+            return True
+        return (
+            self.shape == other.shape
+            and self.op == other.op
+            and _same_order(self.row_order, other.row_order)
+            and _same_order(self.column_order, other.column_order)
+        )
+
+
+def _same_order(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or (len(one) == len(other) and bool((one == other).all()))
 
 
 class Encoder(Protocol):

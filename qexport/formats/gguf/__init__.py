@@ -1,1 +1,1 @@
-"""TODO."""
+"""GGUF, the format of llama.cpp: names, layouts, mixtures of types, metadata, tokenizer."""

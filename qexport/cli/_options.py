@@ -1,0 +1,112 @@
+"""Options that mean the same in every command, declared once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "JSON",
+    "OUT",
+    "OVERWRITE",
+    "SIZE",
+    "THREADS",
+    "model_argument",
+    "mtp_options",
+    "verify_options",
+]
+
+_Decorator = "Callable[[Callable[..., Any]], Callable[..., Any]]"
+
+
+class _Size(click.ParamType):
+    """``2G``, ``500M``: bytes, in powers of 1000 as llama.cpp's --split-max-size takes them."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", str(value).strip(), re.IGNORECASE)
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a size such as 2G or 500M", param, ctx)
+        return int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()])
+
+
+SIZE = _Size()
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace files that are already there.")
+OUT = click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results; made if it is not there.",
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(1), help="Worker threads.  [default: every processor]"
+)
+
+
+def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """MODEL and ``--revision``."""
+    function = click.option("--revision", help="Branch, tag or commit of a MODEL on the Hub.")(function)
+    return click.argument("model")(function)
+
+
+def mtp_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--mtp``, ``--mtp-from`` and its revision."""
+    for option in (
+        click.option("--mtp-from-revision", help="Branch, tag or commit of a BASE on the Hub."),
+        click.option(
+            "--mtp-from",
+            metavar="BASE",
+            help="The base model whose MTP head is grafted: a folder or a Hub id.",
+        ),
+        click.option(
+            "--mtp",
+            type=click.Choice(["auto", "keep", "graft", "drop"]),
+            default="auto",
+            show_default=True,
+            help="What becomes of the MTP head. auto keeps one that is there, grafts when --mtp-from is "
+            "given, and refuses a checkpoint that declares a head it lacks.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def verify_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How artifacts are run and judged."""
+    for option in (
+        click.option(
+            "--timeout", type=click.FloatRange(1), help="Seconds that loading and generating may take."
+        ),
+        click.option(
+            "--min-acceptance",
+            type=click.FloatRange(0, 1),
+            help="Share of drafted tokens that must be accepted with the MTP head.",
+        ),
+        click.option(
+            "--draft-max",
+            type=click.IntRange(1, 16),
+            default=3,
+            show_default=True,
+            help="Tokens that the MTP head drafts at a time.",
+        ),
+        click.option("--tokens", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."),
+        click.option("--prompt", multiple=True, help="Prompt to run instead of the built-in ones; repeatable."),
+        click.option(
+            "--llama-server",
+            metavar="PATH",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Verify with this llama-server instead of the one inside xllamacpp.",
+        ),
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,159 @@
+"""``qexport gguf``: GGUF files, every type from one read, each proven by llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qexport.cli._options import (
+    JSON,
+    OUT,
+    OVERWRITE,
+    SIZE,
+    THREADS,
+    model_argument,
+    mtp_options,
+    verify_options,
+)
+from qexport.cli._output import Output
+from qexport.errors import VerificationError
+
+if TYPE_CHECKING:
+    from qexport.pipeline.gguf import GgufJob
+
+__all__ = ["command"]
+
+
+@click.command("gguf")
+@model_argument
+@click.option(
+    "-q",
+    "--quant",
+    "types",
+    multiple=True,
+    required=True,
+    metavar="TYPE",
+    help="File type: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_L, Q3_K_M, Q3_K_S, "
+    "Q2_K, Q2_K_S, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, IQ4_XS. Repeat it for more files from the same read.",
+)
+@OUT
+@mtp_options
+@click.option(
+    "--imatrix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Importance matrix (GGUF or legacy .dat) as llama-imatrix writes it.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="REGEX=TYPE",
+    help="Type for tensors whose GGUF name matches; the first match wins. Repeatable.",
+)
+@click.option("--output-tensor-type", metavar="TYPE", help="Type for output.weight.")
+@click.option("--token-embedding-type", metavar="TYPE", help="Type for token_embd.weight.")
+@click.option(
+    "--mtp-type",
+    metavar="TYPE|mixture",
+    help="Type for the MTP block; mixture is llama.cpp's own choice.  [default: never below Q6_K]",
+)
+@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the BPE pre-tokenizer.")
+@click.option("--split-max-size", type=SIZE, metavar="SIZE", help="Largest shard, e.g. 2G or 500M.")
+@click.option("--model-name", help="general.name, and the beginning of file names.")
+@click.option(
+    "--file-name",
+    metavar="TEMPLATE",
+    default="{name}{mtp}-{type}{imatrix}",
+    show_default=True,
+    help="File names.",
+)
+@click.option("--quantized-by", metavar="NAME", help="general.quantized_by.")
+@click.option("--no-verify", is_flag=True, help="Do not run the files. The receipt says so.")
+@verify_options
+@click.option("--dry-run", is_flag=True, help="Print the plan: every tensor, exact sizes. Writes nothing.")
+@THREADS
+@OVERWRITE
+@JSON
+def command(dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Write MODEL as GGUF files of one or more types, from a single read of its weights.
+
+    Each file is then loaded by llama.cpp in a process of its own, generates text with and without its MTP
+    head, and is compared with the source. A receipt (qexport.json) records it all. The exit code is 4 when
+    a file fails.
+
+    \b
+    Examples:
+      qexport gguf ./merged -q Q4_K_M -q Q8_0 --mtp-from Qwen/Qwen3.5-9B
+      qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf
+      qexport gguf org/model -q Q6_K --dry-run
+    """
+    from qexport.cli import _report
+    from qexport.pipeline import gguf as pipeline
+    from qexport.pipeline.model import examine
+
+    output = Output(as_json=as_json)
+    job = _job(given)
+    diagnosis = examine(job.choice, download=not dry_run)
+    _report.say_findings(output, diagnosis)
+    plans = pipeline.plan_job(job, diagnosis)
+    if dry_run:
+        _report.show_plans(output, plans, job.out)
+        return
+    _report.say_plans(output, plans, job.out)
+    with output.progress(sum(plan.size for plan in plans), "writing") as progress:
+        written = pipeline.write_gguf(job, plans, progress)
+    results, receipt = pipeline.finish_gguf(job, diagnosis, plans, written, output.say)
+    _report.show_results(output, results, receipt)
+    failed = [r.plan.files[0].name for r in results if not r.passed]
+    if failed:
+        raise VerificationError(
+            f"{', '.join(failed)} failed verification; {receipt.name} says why",
+            hint="Do not publish it. `qexport verify FILE --against MODEL` runs the checks again.",
+        )
+
+
+def _job(given: dict[str, Any]) -> GgufJob:
+    """Options into values; everything that can be wrong about them is found here."""
+    from qexport.calibrate.imatrix_file import read_imatrix
+    from qexport.cli._verify import verify_options_from
+    from qexport.formats.gguf.file_name import model_stem
+    from qexport.formats.gguf.options import GgufOptions
+    from qexport.pipeline.gguf import GgufJob
+    from qexport.pipeline.model import ModelChoice
+
+    imatrix: Path | None = given["imatrix"]
+    options = GgufOptions(
+        tensor_types=tuple(_pair(text) for text in given["tensor_types"]),
+        output_type=given["output_tensor_type"],
+        embedding_type=given["token_embedding_type"],
+        mtp_type=given["mtp_type"],
+        imatrix=read_imatrix(imatrix) if imatrix else None,
+        imatrix_name=imatrix.name if imatrix else None,
+        pre_tokenizer=given["pre_tokenizer"],
+        split_max_size=given["split_max_size"],
+        model_name=given["model_name"],
+        file_name=given["file_name"],
+        quantized_by=given["quantized_by"],
+    )
+    choice = ModelChoice(
+        given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
+    )
+    label = Path(choice.model).resolve().name if Path(choice.model).exists() else choice.model
+    return GgufJob(
+        choice=choice,
+        types=given["types"],
+        out=given["out"] or Path(f"{model_stem(label)}-GGUF"),
+        options=options,
+        verify=None if given["no_verify"] else verify_options_from(given),
+        threads=given["threads"],
+        overwrite=given["overwrite"],
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    pattern, _, name = text.rpartition("=")
+    if not pattern or not name:
+        raise click.BadParameter(f"{text!r} is not REGEX=TYPE", param_hint="--tensor-type")
+    return pattern, name

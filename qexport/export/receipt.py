@@ -1,0 +1,126 @@
+"""The receipt, ``qexport.json``: what was made from what, how, and whether it was proven.
+
+It is written last, and its presence means done. It holds no host paths. A folder may be filled by several
+runs: artifacts of earlier ones stay in the receipt as long as their files are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from qexport import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from qexport.checkpoint.tensors import Checkpoint
+    from qexport.export.sink import WrittenFile
+    from qexport.formats.plan import ArtifactPlan
+
+__all__ = ["RECEIPT_NAME", "artifact_entry", "read_receipt", "source_entry", "write_receipt"]
+
+RECEIPT_NAME = "qexport.json"
+_SCHEMA = 1
+_LIBRARIES = ("torch", "gguf", "xllamacpp", "transformers", "safetensors", "numba", "tokenizers")
+
+
+def source_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where the weights came from: the label, and for every weight file its size and a hash of the layout.
+
+    The hash covers names, dtypes, shapes and offsets, not the weights: reading those twice would double the
+    time of an export.
+    """
+    layout: dict[str, Any] = {}
+    for tensor in checkpoint.tensors.values():
+        entry = layout.setdefault(tensor.file, {"tensors": 0, "bytes": 0, "hash": hashlib.sha256()})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor.nbytes
+        entry["hash"].update(repr((tensor.name, tensor.dtype, tensor.shape, tensor.start)).encode())
+    files = {
+        name: {"tensors": e["tensors"], "bytes": e["bytes"], "layout_sha256": e["hash"].hexdigest()}
+        for name, e in layout.items()
+    }
+    return {"label": checkpoint.label, "files": files}
+
+
+def artifact_entry(
+    plan: ArtifactPlan, written: Sequence[WrittenFile], verification: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """One artifact: its files with hashes, what the plan said, and the verdict (``None``: not verified)."""
+    return {
+        "kind": plan.kind,
+        "label": plan.label,
+        "files": [{"name": f.name, "bytes": f.size, "sha256": f.sha256} for f in written],
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "details": dict(plan.details),
+        "notes": list(plan.notes),
+        "verified": None if verification is None else bool(verification["passed"]),
+        "verification": verification,
+    }
+
+
+def write_receipt(
+    folder: Path,
+    *,
+    source: Mapping[str, Any],
+    findings: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    artifacts: Sequence[Mapping[str, Any]],
+) -> Path:
+    """Write ``qexport.json`` beside the artifacts (beside its final name first, then renamed)."""
+    kept = _earlier(folder, {file["name"] for artifact in artifacts for file in artifact["files"]})
+    receipt = {
+        "schema": _SCHEMA,
+        "qexport": __version__,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "libraries": _versions(),
+        "source": source,
+        "options": options,
+        "findings": findings,
+        "artifacts": [*kept, *artifacts],
+    }
+    path = folder / RECEIPT_NAME
+    part = folder / f".{RECEIPT_NAME}.part"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(receipt, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    return path
+
+
+def read_receipt(folder: Path) -> dict[str, Any] | None:
+    """The receipt in ``folder``, or ``None`` where there is none that can be read."""
+    try:
+        value = json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) and value.get("schema") == _SCHEMA else None
+
+
+def _earlier(folder: Path, replaced: set[str]) -> list[dict[str, Any]]:
+    earlier = read_receipt(folder)
+    if earlier is None:
+        return []
+    kept = []
+    for artifact in earlier.get("artifacts", []):
+        names = [file["name"] for file in artifact["files"]]
+        if not replaced & set(names) and all((folder / name).exists() for name in names):
+            kept.append(artifact)
+    return kept
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions

@@ -1,0 +1,316 @@
+"""The plan of a GGUF file: names, shapes, types, offsets, metadata and exact sizes, from headers alone.
+
+Order of tensors is the model's own (embedding, blocks, final norm, head, MTP block): a reader goes by
+name, and a single order for every type lets one pass write them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.checkpoint.memory import MemoryCheckpoint
+from qexport.checkpoint.tensors import matrix_shape
+from qexport.codecs.encoders import make_encoder
+from qexport.codecs.ggml_types import ggml_type
+from qexport.errors import InputError
+from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
+from qexport.formats.gguf.config_defaults import resolved_config
+from qexport.formats.gguf.file_name import file_stem, shard_names
+from qexport.formats.gguf.kv import KV, TensorInfo, header_bytes, padded, shard_metadata
+from qexport.formats.gguf.metadata import ParameterCounts, build_metadata
+from qexport.formats.gguf.mixture import (
+    Choice,
+    MixtureModel,
+    Overrides,
+    TensorShape,
+    choose_types,
+    file_type,
+    protect_mtp,
+    requires_importance,
+)
+from qexport.formats.gguf.rope import llama3_rope_factors
+from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qexport.checkpoint.tensors import LogicalTensor
+    from qexport.families.view import ModelTensor, ModelView
+    from qexport.formats.gguf.mixture import FileType
+    from qexport.formats.gguf.options import GgufOptions
+
+__all__ = ["plan_gguf"]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A GGUF tensor before its type is known."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role | None
+    source: LogicalTensor
+    arrangement: Arrangement
+
+
+def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tuple[ArtifactPlan, ...]:
+    """One plan per type; reads no tensor data.
+
+    Args:
+        view: the model, headers known.
+        types: file types such as ``Q4_K_M``; a type named twice is planned once.
+        options: what holds for all of them.
+
+    Raises:
+        UsageProblem: a type or pattern that does not exist.
+        InputError: the model cannot be a GGUF file, its tokenizer is not known, or the importance matrix
+            belongs to another model.
+    """
+    arch = arch_of(view)
+    files = list(dict.fromkeys(file_type(name).name for name in types))
+    outputs = _outputs(arch, view)
+    return tuple(_plan_one(view, arch, file_type(name), outputs, options) for name in files)
+
+
+def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
+    outputs: list[_Output] = []
+    factors = llama3_rope_factors(resolved_config(view))
+    if factors is not None:
+        made = MemoryCheckpoint("rope factors", {"rope_freqs.weight": factors}).logical("rope_freqs.weight")
+        outputs.append(_Output(made.name, made.shape, None, made, Arrangement()))
+    for tensor in view:
+        if tensor.block is Block.VISION:
+            continue
+        arrangement = arrangement_of(arch, view, tensor)
+        if tensor.role is Role.TOKEN_EMBD:
+            arrangement = _without_unused_rows(view, tensor, arrangement)
+        shape = arrangement.shape or tensor.shape
+        name = gguf_name(arch, view, tensor)
+        outputs.append(_Output(name, shape, tensor.role, tensor.data, arrangement))
+    return outputs
+
+
+def _without_unused_rows(view: ModelView, tensor: ModelTensor, arrangement: Arrangement) -> Arrangement:
+    """Gemma 3 pads its embedding beyond the last token; llama.cpp wants as many rows as tokens."""
+    if view.family != "gemma3" or "tokenizer.model" in view.files:
+        return arrangement
+    from qexport.formats.gguf.vocab import tokenizer_size
+
+    rows = min(tensor.shape[0], tokenizer_size(view))
+    return arrangement if rows == tensor.shape[0] else Arrangement(shape=(rows, *tensor.shape[1:]))
+
+
+def _plan_one(
+    view: ModelView, arch: Arch, file: FileType, outputs: Sequence[_Output], options: GgufOptions
+) -> ArtifactPlan:
+    notes: list[str] = []
+    shapes = [TensorShape(output.name, output.shape) for output in outputs]
+    choices = _choices(view, arch, file, shapes, options, notes)
+    weights = _importance(file, outputs, choices, options, notes)
+    metadata, said = build_metadata(
+        view,
+        file_type=file.id,
+        parameters=_count(view, outputs),
+        options=options,
+        imatrix_used=bool(weights),
+    )
+    notes += said
+    tensors: list[PlannedTensor] = []
+    shards = _shards(file, outputs, choices, options.split_max_size)
+    stem = file_stem(view, file.name, options, imatrix=bool(weights))
+    planned_files: list[PlannedFile] = []
+    for index, (names, members) in enumerate(zip(shard_names(stem, len(shards)), shards, strict=True)):
+        infos, size = _infos(file, members, choices)
+        header = header_bytes(shard_metadata(metadata, index, len(shards), len(outputs)), infos)
+        planned_files.append(PlannedFile(names, len(header) + size, header))
+        for output, info in zip(members, infos, strict=True):
+            kind = ggml_type(choices[output.name].type)
+            rows, columns = matrix_shape(output.shape)
+            encoder = make_encoder(kind.name, weights.get(output.name), _rows_per_matrix(output))
+            region = Region(index, len(header) + info.offset, rows * kind.row_bytes(columns))
+            tensors.append(
+                PlannedTensor(output.name, info.shape, output.source, output.arrangement, encoder, region)
+            )
+    return ArtifactPlan(
+        kind="gguf",
+        label=file.name,
+        files=tuple(planned_files),
+        tensors=tuple(tensors),
+        notes=tuple(notes),
+        details=_details(arch, file, choices, metadata, options, bool(weights)),
+    )
+
+
+def _choices(
+    view: ModelView,
+    arch: Arch,
+    file: FileType,
+    shapes: Sequence[TensorShape],
+    options: GgufOptions,
+    notes: list[str],
+) -> dict[str, Choice]:
+    config = resolved_config(view)
+    model = MixtureModel(
+        arch=arch.name,
+        layers=view.layers + view.mtp_layers,
+        heads=int(config["num_attention_heads"]),
+        kv_heads=int(config["num_key_value_heads"]),
+        experts=int(config.get("num_experts") or config.get("num_local_experts") or 0),
+        mtp_layers=view.mtp_layers,
+    )
+    overrides = Overrides(options.tensor_types, options.output_type, options.embedding_type)
+    chosen = choose_types(
+        file.name, shapes, model, has_imatrix=options.imatrix is not None, overrides=overrides
+    )
+    chosen = protect_mtp(chosen, shapes, model, options.mtp_type)
+    fallen = [(name, choice) for name, choice in chosen.items() if choice.fallback_from]
+    for wanted, got in sorted({(c.fallback_from or "", c.type) for _, c in fallen}):
+        names = [name for name, c in fallen if (c.fallback_from, c.type) == (wanted, got)]
+        notes.append(
+            f"{len(names)} tensors have rows that are no whole number of {wanted} blocks and become {got}, "
+            f"as llama-quantize does: {_some(names)}"
+        )
+    return chosen
+
+
+def _importance(
+    file: FileType,
+    outputs: Sequence[_Output],
+    choices: Mapping[str, Choice],
+    options: GgufOptions,
+    notes: list[str],
+) -> dict[str, np.ndarray]:
+    """Importance by tensor name, for the types that use it. What is missing goes into the notes."""
+    quantized = [o for o in outputs if _uses_importance(choices[o.name].type)]
+    if options.imatrix is None:
+        needy = [o.name for o in quantized if requires_importance(o.name, choices[o.name].type, file.name)]
+        if needy:
+            raise InputError(
+                f"{file.name} needs an importance matrix ({_some(needy)})",
+                hint="Give one with --imatrix FILE, or choose Q2_K or a larger type.",
+            )
+        return {}
+    if not quantized:
+        notes.append(f"{file.name} does not use the importance matrix")
+        return {}
+    weights: dict[str, np.ndarray] = {}
+    missing: list[str] = []
+    for output in quantized:
+        values = options.imatrix.entries.get(output.name)
+        if values is None:
+            missing.append(output.name)
+            continue
+        matrices, columns = (output.shape[0] if len(output.shape) == 3 else 1), output.shape[-1]
+        if values.size != matrices * columns:
+            if output.role is Role.TOKEN_EMBD:
+                missing.append(output.name)
+                continue
+            raise InputError(
+                f"the importance matrix has {values.size} values for {output.name}, which needs "
+                f"{matrices * columns}: it was made for another model",
+                hint="Make one for this model, or leave --imatrix out.",
+            )
+        weights[output.name] = values.reshape(matrices, columns)
+    if not weights:
+        raise InputError(
+            "the importance matrix names none of this model's tensors: it was made for another model",
+            hint="Make one for this model, or leave --imatrix out.",
+        )
+    needy = [name for name in missing if requires_importance(name, choices[name].type, file.name)]
+    if needy:
+        raise InputError(
+            f"{file.name} needs importance data for {_some(needy)}, which the matrix lacks",
+            hint=r"Give those tensors a larger type (--tensor-type 'REGEX=Q4_K'), or choose Q2_K.",
+        )
+    if missing:
+        notes.append(
+            f"the importance matrix has nothing for {len(missing)} of {len(quantized)} tensors; "
+            f"they are quantized without it: {_some(missing)}"
+        )
+    return weights
+
+
+def _uses_importance(type_name: str) -> bool:
+    """Q8_0 and the float types have no freedom that importance could use."""
+    return ggml_type(type_name).is_quantized and type_name != "Q8_0"
+
+
+def _shards(
+    file: FileType, outputs: Sequence[_Output], choices: Mapping[str, Choice], limit: int | None
+) -> list[list[_Output]]:
+    """Greedy, in order, by bytes of tensor data, as llama.cpp's converter splits."""
+    shards: list[list[_Output]] = [[]]
+    size = 0
+    for output in outputs:
+        rows, columns = matrix_shape(output.shape)
+        nbytes = rows * ggml_type(choices[output.name].type).row_bytes(columns)
+        if limit is not None and shards[-1] and size + nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(output)
+        size += nbytes
+    return shards
+
+
+def _infos(members: Sequence[_Output], choices: Mapping[str, Choice]) -> tuple[list[TensorInfo], int]:
+    """Tensor records with offsets from the start of the data, and the size of the data."""
+    infos: list[TensorInfo] = []
+    at = 0
+    for output in members:
+        kind = ggml_type(choices[output.name].type)
+        rows, columns = matrix_shape(output.shape)
+        infos.append(TensorInfo(output.name, _stored_shape(file, output.shape), kind.id, at))
+        at = padded(at + rows * kind.row_bytes(columns))
+    return infos, at
+
+
+def _stored_shape(file: FileType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The converter keeps outer dimensions of 1 (``[1, n]``); llama-quantize writes a vector."""
+    if not file.is_quantized:
+        return shape
+    first = next((i for i, size in enumerate(shape[:-1]) if size > 1), len(shape) - 1)
+    return shape[first:]
+
+
+def _rows_per_matrix(output: _Output) -> int | None:
+    return output.shape[1] if len(output.shape) == 3 else None
+
+
+def _count(view: ModelView, outputs: Sequence[_Output]) -> ParameterCounts:
+    total = sum(_size(output) for output in outputs)
+    experts = sum(_size(output) for output in outputs if output.role in EXPERT_ROLES)
+    return ParameterCounts(total=total, expert=experts)
+
+
+def _size(output: _Output) -> int:
+    rows, columns = matrix_shape(output.shape)
+    return rows * columns
+
+
+def _details(
+    arch: Arch,
+    file: FileType,
+    choices: Mapping[str, Choice],
+    metadata: Mapping[str, KV],
+    options: GgufOptions,
+    importance_used: bool,
+) -> dict[str, Any]:
+    histogram: dict[str, int] = {}
+    for choice in choices.values():
+        histogram[choice.type] = histogram.get(choice.type, 0) + 1
+    return {
+        "architecture": arch.name,
+        "file_type": file.name,
+        "tensor_types": dict(sorted(histogram.items(), key=lambda item: -item[1])),
+        "mtp_type": options.mtp_type or "mixture, at least Q6_K",
+        "importance_matrix": options.imatrix_name if importance_used else None,
+        "metadata_keys": len(metadata),
+    }
+
+
+def _some(names: Sequence[str], count: int = 4) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,0 +1,1 @@
+"""From a model's name to proven artifacts: open, diagnose, plan, write, verify, receipt."""

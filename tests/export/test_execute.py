@@ -1,0 +1,208 @@
+"""The one pass, with an encoder and a checkpoint small enough to see through."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qexport.checkpoint.memory import MemoryCheckpoint
+from qexport.checkpoint.tensors import LogicalTensor, Piece, stack_rows
+from qexport.errors import EnvironmentProblem, InputError
+from qexport.export import execute as execute_module
+from qexport.export.execute import execute, merge_steps
+from qexport.export.rows import arranged_rows
+from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Values as they are, in float32."""
+
+    type_name: str = "F32"
+
+    def row_bytes(self, columns):
+        return 4 * columns
+
+    def encode(self, rows, first_row):
+        return rows.float().contiguous().numpy()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class CountingCheckpoint(MemoryCheckpoint):
+    """Counts how often each row was read."""
+
+    def __init__(self, label, tensors):
+        super().__init__(label, tensors)
+        self.reads = {
+            name: np.zeros(max(1, t.numel() // max(1, t.shape[-1])), int) for name, t in tensors.items()
+        }
+
+    def read_rows(self, name, start, stop):
+        self.reads[name][start:stop] += 1
+        return super().read_rows(name, start, stop)
+
+
+def plan_of(tensors, *, file="out.bin", header=b"HEAD", arrangement=None, gap=0):
+    planned, at = [], len(header)
+    for tensor in tensors:
+        how = arrangement or Arrangement()
+        shape = how.shape or tensor.shape
+        size = 4 * int(np.prod(shape))
+        planned.append(PlannedTensor(tensor.name, shape, tensor, how, Plain(), Region(0, at, size)))
+        at += size + gap
+    return ArtifactPlan("test", file, (PlannedFile(file, at, header),), tuple(planned))
+
+
+def checkpoint(**shapes):
+    generator = torch.Generator().manual_seed(7)
+    return CountingCheckpoint(
+        "made", {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    )
+
+
+def test_bytes_offsets_and_hash(tmp_path):
+    source = checkpoint(a=(3, 4), b=(5,))
+    plan = plan_of([source.logical("a"), source.logical("b")], gap=3)
+    ((file,),) = execute([plan], tmp_path)
+    data = (tmp_path / "out.bin").read_bytes()
+    a, b = source._data["a"].numpy().tobytes(), source._data["b"].numpy().tobytes()
+    assert data == b"HEAD" + a + b"\0" * 3 + b + b"\0" * 3
+    assert file.sha256 == hashlib.sha256(data).hexdigest()
+    assert file.size == len(data)
+    assert names(tmp_path) == ["out.bin"]
+
+
+def test_every_row_is_read_once_for_all_artifacts(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", 16)
+    source = checkpoint(a=(40, 8), b=(7, 8), c=(3,))
+    tensors = [source.logical(name) for name in "abc"]
+    execute([plan_of(tensors, file=f"{i}.bin") for i in range(3)], tmp_path)
+    for name, counts in source.reads.items():
+        assert (counts == 1).all(), name
+    assert len({(tmp_path / f"{i}.bin").read_bytes() for i in range(3)}) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_bytes_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", 32)
+    source = checkpoint(a=(100, 8), b=(9, 16))
+    plan = plan_of([source.logical("a"), source.logical("b")])
+    ((file,),) = execute([plan], tmp_path, threads=threads)
+    expected = b"HEAD" + b"".join(source._data[name].numpy().tobytes() for name in "ab")
+    assert file.sha256 == hashlib.sha256(expected).hexdigest()
+
+
+def test_nan_and_infinity_are_named_counted_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    source = checkpoint(good=(10, 4), first=(6, 4), second=(3,))
+    source._data["first"][1, 2] = float("nan")
+    source._data["first"][5, 0] = float("inf")
+    source._data["second"][0] = float("-inf")
+    plan = plan_of([source.logical(name) for name in ("good", "first", "second")])
+    with pytest.raises(InputError) as caught:
+        execute([plan], tmp_path)
+    assert "3 weights" in str(caught.value)
+    assert "first: 2 values" in str(caught.value)
+    assert "second: 1 values" in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_disk_full_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    source = checkpoint(a=(64, 64))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(EnvironmentProblem, match="disk is full"):
+        execute([plan_of([source.logical("a")])], tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_an_error_in_an_encoder_leaves_nothing(tmp_path):
+    @dataclass(frozen=True)
+    class Broken(Plain):
+        def encode(self, rows, first_row):
+            raise RuntimeError("boom")
+
+    source = checkpoint(a=(4, 4))
+    plan = plan_of([source.logical("a")])
+    broken = ArtifactPlan(
+        "test",
+        "x",
+        plan.files,
+        tuple(PlannedTensor(**{**vars(t), "encoder": Broken()}) for t in plan.tensors),
+    )
+    with pytest.raises(RuntimeError, match="boom"):
+        execute([broken], tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_an_existing_file_stays_until_its_successor_is_complete(tmp_path):
+    (tmp_path / "out.bin").write_bytes(b"old")
+    source = checkpoint(a=(4, 4))
+    source._data["a"][0, 0] = float("nan")
+    with pytest.raises(InputError):
+        execute([plan_of([source.logical("a")])], tmp_path)
+    assert (tmp_path / "out.bin").read_bytes() == b"old"
+
+
+def test_steps_of_two_plans_meet():
+    source = checkpoint(a=(1,), b=(1,), c=(1,), d=(1,))
+    first = plan_of([source.logical(n) for n in "acd"])
+    second = plan_of([source.logical(n) for n in "abd"])
+    steps = merge_steps([first, second])
+    assert [step.source.name for step in steps] == ["a", "c", "b", "d"]
+    assert [[number for number, _ in step.outputs] for step in steps] == [[0, 1], [0], [1], [0, 1]]
+
+
+def test_contradicting_orders_are_refused():
+    source = checkpoint(a=(1,), b=(1,))
+    with pytest.raises(ValueError, match="different orders"):
+        merge_steps([plan_of([source.logical(n) for n in order]) for order in ("ab", "ba")])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_arranged_runs_equal_the_whole(data):
+    """Any split into runs, of any stack of pieces, under any order, equals arranging the whole tensor."""
+    columns = data.draw(st.integers(1, 6))
+    counts = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    source = checkpoint(**{f"t{i}": (n + 2, columns) for i, n in enumerate(counts)})
+    parts = [
+        LogicalTensor(f"t{i}", (n, columns), "F32", (Piece(source, f"t{i}", 1, n + 1),))
+        for i, n in enumerate(counts)
+    ]
+    rows = sum(counts)
+    tensor = stack_rows("all", (rows, columns), parts)
+    whole = torch.cat([source._data[f"t{i}"][1 : n + 1] for i, n in enumerate(counts)])
+    order = np.array(data.draw(st.permutations(range(rows))))
+    across = np.array(data.draw(st.permutations(range(columns))))
+    op = data.draw(st.sampled_from(["none", "add_one", "neg_exp"]))
+    arrangement = Arrangement(row_order=order, column_order=across, op=op)
+    expected = whole[order][:, across]
+    expected = {"none": expected, "add_one": expected + 1, "neg_exp": -torch.exp(expected)}[op]
+    cut = data.draw(st.integers(0, rows))
+    got = [arranged_rows(tensor, arrangement, a, b) for a, b in ((0, cut), (cut, rows)) if a < b]
+    assert torch.equal(torch.cat(got), expected)
+
+
+def test_half_precision_arithmetic_stays_half_as_the_converter_does():
+    source = MemoryCheckpoint("made", {"w": torch.tensor([0.0003], dtype=torch.float16)})
+    (row,) = arranged_rows(source.logical("w"), Arrangement(op="add_one"), 0, 1)
+    assert row.dtype == torch.float16
+
+
+def test_parent_folders_are_made(tmp_path: Path):
+    source = checkpoint(a=(2, 2))
+    execute([plan_of([source.logical("a")])], tmp_path / "x" / "y")
+    assert (tmp_path / "x" / "y" / "out.bin").exists()

@@ -1,0 +1,135 @@
+"""The house's own rules: imports point down, nothing heavy at start, every module has a title."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "qexport"
+# Lowest first. A module may import from its own floor and from those before it.
+FLOORS = (
+    "errors",
+    "checkpoint",
+    "families",
+    "doctor",
+    "codecs",
+    "calibrate",
+    "formats",
+    "export",
+    "verify",
+    "pipeline",
+    "demo",
+    "cli",
+)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def floor_of(dotted: str) -> int | None:
+    parts = dotted.split(".")
+    if parts[0] != "qexport" or len(parts) < 2 or parts[1].startswith("__"):
+        return None
+    return FLOORS.index(parts[1])
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            assert node.module is not None
+            names.add(node.module)
+            if node.module == "qexport":
+                names |= {f"qexport.{alias.name}" for alias in node.names if alias.name in FLOORS}
+    return names
+
+
+def test_every_package_has_a_floor():
+    found = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert found <= set(FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    mine = floor_of(dotted)
+    for name in imported(ast.parse(path.read_text())):
+        theirs = floor_of(name)
+        if mine is None or theirs is None:
+            continue
+        assert theirs <= mine, f"{dotted} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_has_a_title(path):
+    doc = ast.get_docstring(ast.parse(path.read_text()))
+    assert doc, "no docstring"
+    assert "TODO" not in doc
+
+
+def test_no_cycle_between_modules():
+    graph = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): imported(
+            _without_type_checking(ast.parse(p.read_text()))
+        )
+        for p in MODULES
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name in done or name not in graph:
+            return
+        for target in sorted(graph[name]):
+            if target != name:
+                visit(target, (*path, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def _without_type_checking(tree: ast.Module) -> ast.Module:
+    """Imports under TYPE_CHECKING, or inside functions, make no cycle when the program starts."""
+    body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return ast.Module(body, [])
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from qexport.cli.main import cli\n"
+        "result = CliRunner().invoke(cli, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'gguf', 'numba', 'rich', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_exported_names_exist(path):
+    tree = ast.parse(path.read_text())
+    defined: set[str] = set()
+    exported: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    defined.add(target.id)
+                    if target.id == "__all__":
+                        exported = ast.literal_eval(node.value)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            defined.add(node.target.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {alias.asname or alias.name for alias in node.names}
+    assert set(exported) <= defined
+    assert len(exported) == len(set(exported))
