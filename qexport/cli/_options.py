@@ -100,7 +100,7 @@ def verify_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Tokens that the MTP head drafts at a time.",
         ),
         click.option("--tokens", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."),
-        click.option("--prompt", multiple=True, help="Prompt to run instead of the built-in ones; repeatable."),
+        click.option("--prompt", multiple=True, help="Prompt to run instead of the built-in ones."),
         click.option(
             "--llama-server",
             metavar="PATH",

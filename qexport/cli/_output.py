@@ -54,7 +54,9 @@ class Output:
         if not self.as_json:
             click.echo(message)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
+    ) -> None:
         """The result as a table (only without ``--json``): stdout. Numbers align right by their look."""
         if self.as_json or not rows:
             return

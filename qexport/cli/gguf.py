@@ -130,7 +130,6 @@ def _job(given: dict[str, Any]) -> GgufJob:
         embedding_type=given["token_embedding_type"],
         mtp_type=given["mtp_type"],
         imatrix=read_imatrix(imatrix) if imatrix else None,
-        imatrix_name=imatrix.name if imatrix else None,
         pre_tokenizer=given["pre_tokenizer"],
         split_max_size=given["split_max_size"],
         model_name=given["model_name"],

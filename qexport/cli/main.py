@@ -95,4 +95,5 @@ def _show(error: QexportError) -> None:
     if error.hint:
         click.echo(error.hint, err=True)
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}))
+        document = {"error": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+        click.echo(json.dumps(document))

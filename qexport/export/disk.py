@@ -28,7 +28,7 @@ def check_space(plans: Sequence[ArtifactPlan], folder: Path) -> None:
     needed, free = sum(plan.size for plan in plans), free_bytes(folder)
     if needed > free:
         raise EnvironmentProblem(
-            f"{needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free at {folder.name or folder}",
+            f"{needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free",
             hint="Free some space, choose another --out, or export fewer types at a time.",
         )
 

@@ -201,7 +201,10 @@ def _encode(run: _Run, *, scan_only: bool) -> tuple[_Run, int, list[Any]]:
             arranged = (tensor.arrangement, rows)
         if nonfinite or scan_only:
             return run, nonfinite, []
-        encoded.append(tensor.encoder.encode(arranged[1], run.start))
+        try:
+            encoded.append(tensor.encoder.encode(arranged[1], run.start))
+        except InputError as error:  # the encoder knows rows, not names
+            raise InputError(f"{tensor.name}: {error.message}", hint=error.hint) from error
     _release(run)
     return run, nonfinite, encoded
 

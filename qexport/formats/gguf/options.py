@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qexport.calibrate.imatrix_file import ImatrixFile
+    from qexport.calibrate.imatrix_file import ImportanceMatrix
 
 __all__ = ["GgufOptions"]
 
@@ -21,7 +21,6 @@ class GgufOptions:
         mtp_type: type of the MTP block: ``None`` for the mixture's own but never below Q6_K, ``mixture``
             for llama.cpp's own choice, or a type name.
         imatrix: an importance matrix, or ``None``.
-        imatrix_name: its file name, for the metadata.
         pre_tokenizer: llama.cpp's name of the BPE pre-tokenizer, to override what was recognised.
         split_max_size: bytes of tensors per shard; ``None`` for one file.
         model_name: ``general.name``, instead of what the folder or model card says.
@@ -33,8 +32,7 @@ class GgufOptions:
     output_type: str | None = None
     embedding_type: str | None = None
     mtp_type: str | None = None
-    imatrix: ImatrixFile | None = None
-    imatrix_name: str | None = None
+    imatrix: ImportanceMatrix | None = None
     pre_tokenizer: str | None = None
     split_max_size: int | None = None
     model_name: str | None = None

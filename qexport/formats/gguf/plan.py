@@ -1,26 +1,33 @@
 """The plan of a GGUF file: names, shapes, types, offsets, metadata and exact sizes, from headers alone.
 
-Order of tensors is the model's own (embedding, blocks, final norm, head, MTP block): a reader goes by
-name, and a single order for every type lets one pass write them all.
+Tensors stand in llama-quantize's order (what is outside blocks, then block by block, by name): readers go by
+name, but a single order for every type lets one pass write them all, and this one makes a quantized file
+equal to llama-quantize's from its first byte to its last.
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import matrix_shape
-from qexport.codecs.encoders import make_encoder
+from qexport.codecs.encoders import make_encoder, uses_importance
 from qexport.codecs.ggml_types import ggml_type
 from qexport.errors import InputError
-from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.families.roles import Block, Role
 from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.config_defaults import resolved_config
 from qexport.formats.gguf.file_name import file_stem, shard_names
-from qexport.formats.gguf.kv import KV, TensorInfo, header_bytes, padded, shard_metadata
-from qexport.formats.gguf.metadata import ParameterCounts, build_metadata
+from qexport.formats.gguf.kv import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
+from qexport.formats.gguf.metadata import (
+    GeneralOptions,
+    MetadataOptions,
+    ParameterCounts,
+    build_metadata,
+)
 from qexport.formats.gguf.mixture import (
     Choice,
     MixtureModel,
@@ -30,8 +37,10 @@ from qexport.formats.gguf.mixture import (
     file_type,
     protect_mtp,
     requires_importance,
+    walk_order,
 )
 from qexport.formats.gguf.rope import llama3_rope_factors
+from qexport.formats.gguf.tokenizer import token_embedding_rows
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 if TYPE_CHECKING:
@@ -43,6 +52,9 @@ if TYPE_CHECKING:
     from qexport.formats.gguf.options import GgufOptions
 
 __all__ = ["plan_gguf"]
+
+_QUANTIZE_KEYS = ("general.quantization_version", "general.file_type")
+_KV_STRING = 127  # llama-quantize passes these strings through a 128-byte buffer
 
 
 @dataclass(frozen=True)
@@ -90,16 +102,12 @@ def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
         shape = arrangement.shape or tensor.shape
         name = gguf_name(arch, view, tensor)
         outputs.append(_Output(name, shape, tensor.role, tensor.data, arrangement))
-    return outputs
+    return sorted(outputs, key=lambda output: walk_order(output.name))
 
 
 def _without_unused_rows(view: ModelView, tensor: ModelTensor, arrangement: Arrangement) -> Arrangement:
     """Gemma 3 pads its embedding beyond the last token; llama.cpp wants as many rows as tokens."""
-    if view.family != "gemma3" or "tokenizer.model" in view.files:
-        return arrangement
-    from qexport.formats.gguf.vocab import tokenizer_size
-
-    rows = min(tensor.shape[0], tokenizer_size(view))
+    rows = min(tensor.shape[0], token_embedding_rows(view) or tensor.shape[0])
     return arrangement if rows == tensor.shape[0] else Arrangement(shape=(rows, *tensor.shape[1:]))
 
 
@@ -110,13 +118,14 @@ def _plan_one(
     shapes = [TensorShape(output.name, output.shape) for output in outputs]
     choices = _choices(view, arch, file, shapes, options, notes)
     weights = _importance(file, outputs, choices, options, notes)
+    counts = ParameterCounts.of({output.name: output.shape for output in outputs})
     metadata, said = build_metadata(
-        view,
-        file_type=file.id,
-        parameters=_count(view, outputs),
-        options=options,
-        imatrix_used=bool(weights),
+        view, file_type=file.id, counts=counts, options=_metadata_options(options)
     )
+    if file.is_quantized:  # llama-quantize sets these anew, which moves them to the end
+        metadata |= {key: metadata.pop(key) for key in _QUANTIZE_KEYS}
+    if weights:
+        metadata |= _imatrix_metadata(options)
     notes += said
     tensors: list[PlannedTensor] = []
     shards = _shards(file, outputs, choices, options.split_max_size)
@@ -184,7 +193,7 @@ def _importance(
     notes: list[str],
 ) -> dict[str, np.ndarray]:
     """Importance by tensor name, for the types that use it. What is missing goes into the notes."""
-    quantized = [o for o in outputs if _uses_importance(choices[o.name].type)]
+    quantized = [o for o in outputs if uses_importance(choices[o.name].type)]
     if options.imatrix is None:
         needy = [o.name for o in quantized if requires_importance(o.name, choices[o.name].type, file.name)]
         if needy:
@@ -233,11 +242,6 @@ def _importance(
     return weights
 
 
-def _uses_importance(type_name: str) -> bool:
-    """Q8_0 and the float types have no freedom that importance could use."""
-    return ggml_type(type_name).is_quantized and type_name != "Q8_0"
-
-
 def _shards(
     file: FileType, outputs: Sequence[_Output], choices: Mapping[str, Choice], limit: int | None
 ) -> list[list[_Output]]:
@@ -255,7 +259,9 @@ def _shards(
     return shards
 
 
-def _infos(members: Sequence[_Output], choices: Mapping[str, Choice]) -> tuple[list[TensorInfo], int]:
+def _infos(
+    file: FileType, members: Sequence[_Output], choices: Mapping[str, Choice]
+) -> tuple[list[TensorInfo], int]:
     """Tensor records with offsets from the start of the data, and the size of the data."""
     infos: list[TensorInfo] = []
     at = 0
@@ -279,15 +285,24 @@ def _rows_per_matrix(output: _Output) -> int | None:
     return output.shape[1] if len(output.shape) == 3 else None
 
 
-def _count(view: ModelView, outputs: Sequence[_Output]) -> ParameterCounts:
-    total = sum(_size(output) for output in outputs)
-    experts = sum(_size(output) for output in outputs if output.role in EXPERT_ROLES)
-    return ParameterCounts(total=total, expert=experts)
+def _metadata_options(options: GgufOptions) -> MetadataOptions:
+    general = GeneralOptions(name=options.model_name, quantized_by=options.quantized_by)
+    return MetadataOptions(general=general, pre_tokenizer=options.pre_tokenizer)
 
 
-def _size(output: _Output) -> int:
-    rows, columns = matrix_shape(output.shape)
-    return rows * columns
+def _imatrix_metadata(options: GgufOptions) -> dict[str, KV]:
+    """What llama-quantize writes about the matrix (tools/quantize/quantize.cpp), without the host's path."""
+    matrix = options.imatrix
+    if matrix is None:
+        return {}
+    dataset = posixpath.basename(matrix.datasets[0].replace("\\", "/")) if matrix.datasets else ""
+    result = {"quantize.imatrix.file": string(matrix.label[:_KV_STRING])}
+    if dataset:
+        result["quantize.imatrix.dataset"] = string(dataset[:_KV_STRING])
+    result["quantize.imatrix.entries_count"] = u32(len(matrix.entries))
+    if matrix.chunk_count > 0:
+        result["quantize.imatrix.chunks_count"] = u32(matrix.chunk_count)
+    return result
 
 
 def _details(
@@ -306,7 +321,7 @@ def _details(
         "file_type": file.name,
         "tensor_types": dict(sorted(histogram.items(), key=lambda item: -item[1])),
         "mtp_type": options.mtp_type or "mixture, at least Q6_K",
-        "importance_matrix": options.imatrix_name if importance_used else None,
+        "importance_matrix": options.imatrix.label if options.imatrix and importance_used else None,
         "metadata_keys": len(metadata),
     }
 

@@ -1,0 +1,1 @@
+"""Calibration: importance matrices, read from files or collected from text."""

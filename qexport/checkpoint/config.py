@@ -1,0 +1,79 @@
+"""Reading a checkpoint's JSON files, and finding the language model's part of its config."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qexport.checkpoint.tensors import Checkpoint
+
+__all__ = ["parse_json", "read_json", "text_config"]
+
+# Multimodal configs keep the language model's settings one level down, under one of these names:
+# transformers' own (Qwen3.5, Gemma 3, Llama 4), InternVL's and DeepSeek-VL's.
+_TEXT_KEYS = ("text_config", "llm_config", "language_config")
+
+
+def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The JSON object in file ``name`` of ``checkpoint``.
+
+    ``NaN`` and ``Infinity`` are taken, as transformers writes them (``time_step_limit`` of Mamba configs).
+
+    Raises:
+        InputError: there is no such file, it is not UTF-8, starts with a byte order mark, is not JSON, or is
+            JSON but not an object.
+    """
+    return parse_json(checkpoint.read_file(name), f"{checkpoint.label}: {name}")
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in ``data``, called ``what`` in messages.
+
+    Raises:
+        InputError: as :func:`read_json`.
+    """
+    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        hint = "Save it again as UTF-8 without BOM; transformers cannot read it either."
+        raise InputError(f"{what} starts with a byte order mark.", hint=hint)
+    if data.startswith(b"version https://git-lfs"):
+        hint = "Fetch the real file with `git lfs pull`, or download it with `hf download`."
+        raise InputError(f"{what} is a Git LFS pointer, not the file itself.", hint=hint)
+    try:
+        loaded = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        hint = "Save it again as UTF-8."
+        raise InputError(f"{what} is not UTF-8 (byte {error.start}).", hint=hint) from error
+    except json.JSONDecodeError as error:
+        hint = "Correct the file, or copy it again from the base model."
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{what} is not JSON: {error.msg} ({where}).", hint=hint) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+        raise InputError(
+            f"{what} is not JSON that can be read: nested too deeply or a number too long."
+        ) from error
+    if not isinstance(loaded, dict):
+        hint = "Copy the file again from the base model."
+        raise InputError(f"{what} holds a JSON {type(loaded).__name__}, not an object.", hint=hint)
+    return loaded
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of ``config`` that describes the language model: a nested config, else ``config`` itself.
+
+    Raises:
+        InputError: the nested config is there and not an object.
+    """
+    for key in _TEXT_KEYS:
+        nested = config.get(key)
+        if nested is None:
+            continue
+        if not isinstance(nested, dict):
+            hint = "Copy config.json again from the base model."
+            raise InputError(f"config.json: {key} is not an object.", hint=hint)
+        return nested
+    return config

@@ -1,0 +1,169 @@
+"""A checkpoint on the Hugging Face Hub: known from headers, downloaded when its data is needed.
+
+A safetensors header is at the beginning of its file, so a ranged request per shard tells every tensor of a
+54 GB model in a few seconds. What is judged from that is judged as for a folder, by the same code. The
+commit is resolved once, at the start: a push in between cannot mix two versions.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from glob import escape
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qexport.checkpoint.hub_client import resolve
+from qexport.checkpoint.hub_errors import hub_errors
+from qexport.checkpoint.hub_progress import bar_class
+from qexport.checkpoint.index import INDEX_NAME, join_headers
+from qexport.checkpoint.layout import read_layout
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.refusals import refuse_dtypes
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from qexport.checkpoint.tensors import StoredTensor
+
+__all__ = ["HubCheckpoint"]
+
+_CONNECTIONS = 8
+
+
+class HubCheckpoint:
+    """A model repository on the Hub, read as headers and small files; implements ``Checkpoint``.
+
+    Args:
+        repo: ``org/name``.
+        revision: branch, tag or commit; the default branch when not given.
+        endpoint: another Hub; ``HF_ENDPOINT`` or huggingface.co when not given.
+        cache_dir: where downloads go; the Hugging Face cache when not given.
+
+    Attributes:
+        repo: the repository's id.
+        sha: the commit that everything is read from (40 hexadecimal digits).
+        unused: safetensors files in the repository that are no part of the model.
+
+    Raises:
+        InputError: there is no such repository or revision, it is gated or private, or nothing in it can be
+            exported; the message says which.
+        EnvironmentProblem: the Hub cannot be reached.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        revision: str | None = None,
+        *,
+        endpoint: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        self.repo = repo
+        with hub_errors(repo, revision):
+            self._hub = resolve(repo, revision, endpoint, cache_dir)
+            self.sha = self._hub.sha
+            self._label = f"{repo}@{self.sha[:8]}"
+            layout = read_layout(self._label, self._hub.listing, self._hub.fetch)
+            self._files = layout.files
+            self._weights = layout.weights
+            self.unused: tuple[str, ...] = layout.unused
+            with ThreadPoolExecutor(_CONNECTIONS) as pool:
+                headers = list(pool.map(self._hub.header, layout.weights))
+        self._tensors = join_headers(self._label, headers, layout.owners)
+        refuse_dtypes(self._label, self._tensors)
+
+    def __repr__(self) -> str:
+        return f"<HubCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._weights)} files>"
+
+    @property
+    def label(self) -> str:
+        """The repository's id and the first eight digits of the commit."""
+        return self._label
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every stored tensor by name, ordered by file and offset."""
+        return MappingProxyType(self._tensors)
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Small files (config, tokenizer, templates) by relative name, with their sizes in bytes."""
+        return MappingProxyType(dict(self._files))
+
+    @property
+    def download_size(self) -> int:
+        """Bytes that :meth:`download` fetches when nothing is in the cache yet."""
+        return sum(self._hub.listing[name] for name in self._needed())
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of one of ``files``, downloaded on first use.
+
+        Raises:
+            InputError: it is not one of them.
+            EnvironmentProblem: the Hub cannot be reached.
+        """
+        if name not in self._files:
+            raise InputError(f"{self._label} has no file {name}.", hint=f"It has: {', '.join(self._files)}.")
+        with hub_errors(self.repo, self.sha):
+            return self._hub.fetch(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Always refused: only headers are here.
+
+        Raises:
+            InputError: always; :meth:`download` gives a checkpoint that can be read.
+        """
+        message = f"The weights of {self._label} are not downloaded: {name} cannot be read yet."
+        raise InputError(message, hint="Call download() and read from the checkpoint that it returns.")
+
+    def release(self, name: str, start: int, stop: int) -> None:
+        """Nothing is held, so nothing is released."""
+
+    def download(self, progress: Callable[[int, int], None] | None = None) -> LocalCheckpoint:
+        """Fetch weights and small files of this commit into the cache, and open them there.
+
+        Files that are complete in the cache are not fetched again, and a broken connection goes on where it
+        stopped. The client does not keep half a file when the process ends.
+
+        Args:
+            progress: called as ``progress(done, total)`` in bytes from the downloading threads, one call at a
+                time. Without it the client draws its own bars on stderr.
+
+        Raises:
+            InputError: access was withdrawn, or what arrived is not what the headers said.
+            EnvironmentProblem: no network, or no room on the disk.
+        """
+        from huggingface_hub import snapshot_download
+
+        needed = self._needed()
+        with hub_errors(self.repo, self.sha):
+            cached = self._hub.cached(needed)
+            self._hub.check_room(sum(self._hub.listing[name] for name in needed if name not in cached))
+            done = sum(self._hub.listing[name] for name in cached)
+            bars = None if progress is None else bar_class(progress, done, self.download_size)
+            folder = snapshot_download(
+                self.repo,
+                revision=self.sha,
+                endpoint=self._hub.endpoint,
+                cache_dir=self._hub.cache_dir,
+                # Patterns, not names: a bracket in a file name must not become a character class.
+                allow_patterns=[escape(name) for name in needed],
+                tqdm_class=bars,
+            )
+        if progress is not None:
+            progress(self.download_size, self.download_size)
+        local = LocalCheckpoint(folder, label=self._label)
+        if dict(local.tensors) != self._tensors:
+            message = f"{self._label}: the downloaded weights do not have the headers that the Hub showed."
+            raise InputError(
+                message, hint="Remove the repository from the cache (`hf cache rm`) and try again."
+            )
+        return local
+
+    def _needed(self) -> list[str]:
+        index = [INDEX_NAME] if INDEX_NAME in self._hub.listing else []
+        return [*self._files, *index, *self._weights]

@@ -1,0 +1,170 @@
+"""Which files of a checkpoint hold its weights, which are small files, and which are neither.
+
+Works on a listing (name and size of each file), so that a folder and a Hub repository are judged alike and
+before any weight is read. What cannot be used is refused by :mod:`qexport.checkpoint.refusals`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from qexport.checkpoint.config import parse_json
+from qexport.checkpoint.index import INDEX_NAME, parse_index
+from qexport.checkpoint.refusals import refuse_quantized_config, refuse_without_weights
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["TEMPLATE_FOLDER", "Layout", "read_layout", "small_files"]
+
+SINGLE_NAME = "model.safetensors"
+# The only subfolder that transformers reads beside the files at the top:
+# https://github.com/huggingface/transformers/blob/main/src/transformers/utils/hub.py (CHAT_TEMPLATE_DIR)
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
+_WEIGHT_SUFFIXES = frozenset(
+    (
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".gguf",
+        ".h5",
+        ".msgpack",
+        ".onnx",
+        ".npz",
+        ".pkl",
+        ".distcp",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the files of a checkpoint are.
+
+    Attributes:
+        weights: the safetensors files that together are the model, sorted by name.
+        owners: the index's word on which file holds each tensor; ``None`` without an index.
+        files: the small files by relative name, with their sizes in bytes.
+        unused: safetensors files at the top that are no part of the model as it is loaded (a second copy in
+            another layout, an adapter beside merged weights, a stray file that no index names).
+    """
+
+    weights: tuple[str, ...]
+    owners: Mapping[str, str] | None
+    files: Mapping[str, int]
+    unused: tuple[str, ...]
+
+
+def read_layout(label: str, listing: Mapping[str, int], read: Callable[[str], bytes]) -> Layout:
+    """Sort the files of a checkpoint.
+
+    Args:
+        label: what to call the checkpoint in messages.
+        listing: file sizes by relative name: the top folder, and :data:`TEMPLATE_FOLDER` below it.
+        read: gives the bytes of a small file; called for the index and the config only.
+
+    Raises:
+        InputError: there is nothing to export here, or it is not clear what; see the message.
+    """
+    candidates = sorted(
+        name
+        for name in listing
+        if name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
+    )
+    usable = [name for name in candidates if not name.startswith("adapter_")]
+    refuse_quantized_config(label, listing, read)
+    owners: Mapping[str, str] | None = None
+    if INDEX_NAME in listing:
+        owners = parse_index(parse_json(read(INDEX_NAME), f"{label}: {INDEX_NAME}"), label)
+        weights = sorted(set(owners.values()))
+        _check_index_files(label, weights, usable, listing)
+    elif not usable:
+        refuse_without_weights(label, listing)
+    else:
+        weights = _without_index(label, usable)
+    if "config.json" not in listing:
+        hint = "Copy config.json from the base model: the merge saved the weights without it."
+        raise InputError(f"{label} has weights but no config.json.", hint=hint)
+    unused = tuple(name for name in candidates if name not in weights)
+    return Layout(tuple(weights), owners, small_files(listing), unused)
+
+
+def small_files(listing: Mapping[str, int]) -> dict[str, int]:
+    """Config, tokenizer, templates, documents: what is left without weights, indexes and hidden files."""
+    return {name: size for name, size in sorted(listing.items()) if _is_small(PurePosixPath(name))}
+
+
+def _is_small(path: PurePosixPath) -> bool:
+    if any(part.startswith(".") for part in path.parts) or path.suffix.lower() in _WEIGHT_SUFFIXES:
+        return False
+    if len(path.parts) > 1 and path.parts[:-1] != (TEMPLATE_FOLDER,):
+        return False
+    return not path.name.endswith(".index.json")
+
+
+def _check_index_files(label: str, weights: list[str], usable: list[str], listing: Mapping[str, int]) -> None:
+    missing = [name for name in weights if name not in listing]
+    if missing:
+        raise _missing(label, missing, len(weights))
+    if SINGLE_NAME in usable and SINGLE_NAME not in weights:
+        # transformers loads the single file, vLLM and llama.cpp what the index names.
+        message = f"{label} has both {SINGLE_NAME} and an index that does not name it: readers will disagree."
+        raise InputError(message, hint=f"Remove {SINGLE_NAME}, or remove {INDEX_NAME} and its shards.")
+    sets = {_set_of(name) for name in weights} - {None}
+    stray = [name for name in usable if name not in weights and _set_of(name) in sets]
+    if stray:
+        message = f"{label}: {INDEX_NAME} does not name {_some(stray)}, though the name says it belongs here."
+        raise InputError(message, hint=f"Save the checkpoint again, so that {INDEX_NAME} names every shard.")
+
+
+def _without_index(label: str, usable: list[str]) -> list[str]:
+    """One file, or one complete set of shards; anything else would be a guess."""
+    sets: dict[tuple[str, str], list[str]] = {}
+    for name in usable:
+        shard_set = _set_of(name)
+        if shard_set is not None:
+            sets.setdefault(shard_set, []).append(name)
+    if SINGLE_NAME in usable and not sets:
+        return [SINGLE_NAME]
+    if len(sets) == 1 and SINGLE_NAME not in usable:
+        ((stem, count), found) = sets.popitem()
+        wanted = [f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+        missing = sorted(set(wanted) - set(found))
+        if missing:
+            raise _missing(label, missing, len(wanted))
+        if len(found) == len(wanted):
+            return wanted
+    if len(usable) == 1 and not sets:
+        return list(usable)
+    # Mistral repositories carry a second copy of the weights in their own layout.
+    own = [name for name in usable if not name.startswith("consolidated")]
+    if len(own) == 1 and not sets:
+        return own
+    message = f"{label} has several safetensors files and no {INDEX_NAME} that says which belong together."
+    raise InputError(
+        f"{message} Found: {_some(usable)}.", hint="Keep the files of one model, or save it again."
+    )
+
+
+def _set_of(name: str) -> tuple[str, str] | None:
+    match = _SHARD.fullmatch(name)
+    return (match["stem"], match["count"]) if match else None
+
+
+def _missing(label: str, missing: list[str], count: int) -> InputError:
+    noun = "shard is" if len(missing) == 1 else "shards are"
+    message = f"{label}: {len(missing)} of {count} {noun} missing: {_some(missing)}."
+    return InputError(message, hint="Download or copy the missing files into the folder.")
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,158 @@
+"""A checkpoint in a folder: headers read at once, weights mapped when they are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qexport.checkpoint.header import read_header
+from qexport.checkpoint.index import join_headers
+from qexport.checkpoint.layout import TEMPLATE_FOLDER, read_layout
+from qexport.checkpoint.mapped import MappedFile
+from qexport.checkpoint.refusals import refuse_dtypes
+from qexport.checkpoint.tensors import DTYPE_BYTES, StoredTensor, matrix_shape
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+__all__ = ["LocalCheckpoint"]
+
+
+class LocalCheckpoint:
+    """A folder with safetensors weights and their config; implements ``Checkpoint``, usable from threads.
+
+    Opening it reads listing, config, index and headers; every check that needs no weights is made then.
+
+    Args:
+        path: the folder.
+        label: what to call it in messages and receipts; the folder's own name when not given.
+
+    Attributes:
+        on_read: called as ``on_read(name, start, stop)`` before rows of a tensor are handed out, from the
+            thread that asks for them; for tests and accounting.
+        unused: safetensors files in the folder that are no part of the model.
+
+    Raises:
+        InputError: there is no such folder, or nothing in it that can be exported; the message says which.
+    """
+
+    def __init__(self, path: str | Path, *, label: str | None = None) -> None:
+        self._folder = Path(path)
+        # absolute() and not resolve(): a symlink keeps the name that the user gave it.
+        self._label = label or self._folder.absolute().name or self._folder.resolve().name or "checkpoint"
+        self.on_read: Callable[[str, int, int], None] | None = None
+        listing = _listing(self._folder, self._label, str(path))
+        layout = read_layout(self._label, listing, self._read)
+        self._files = layout.files
+        self.unused: tuple[str, ...] = layout.unused
+        headers = [read_header(self._folder / file, file=file)[0] for file in layout.weights]
+        self._tensors = join_headers(self._label, headers, layout.owners)
+        refuse_dtypes(self._label, self._tensors)
+        self._maps = {file: MappedFile(self._folder / file, file, listing[file]) for file in layout.weights}
+
+    def __repr__(self) -> str:
+        return f"<LocalCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._maps)} files>"
+
+    @property
+    def label(self) -> str:
+        """The folder's name, or the label it was opened under."""
+        return self._label
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every stored tensor by name, ordered by file and offset."""
+        return MappingProxyType(self._tensors)
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Small files (config, tokenizer, templates) by relative name, with their sizes in bytes."""
+        return MappingProxyType(dict(self._files))
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of one of ``files``.
+
+        Raises:
+            InputError: it is not one of them, or cannot be read.
+        """
+        if name not in self._files:
+            raise InputError(f"{self._label} has no file {name}.", hint=f"It has: {', '.join(self._files)}.")
+        return self._read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``[start, stop)`` of tensor ``name``: a ``(stop - start, columns)`` view in its stored dtype.
+
+        Raises:
+            InputError: there is no such tensor, or its file changed.
+            EnvironmentProblem: its file cannot be mapped.
+            ValueError: rows outside the tensor.
+        """
+        tensor = self._checked(name, start, stop)
+        if self.on_read is not None:
+            self.on_read(name, start, stop)
+        return self._maps[tensor.file].rows(tensor, start, stop)
+
+    def release(self, name: str, start: int, stop: int) -> None:
+        """Let the pages of rows ``[start, stop)`` leave memory; reading them again is allowed, and slower.
+
+        Raises:
+            InputError: there is no such tensor.
+            ValueError: rows outside the tensor.
+        """
+        tensor = self._checked(name, start, stop)
+        width = matrix_shape(tensor.shape)[1] * DTYPE_BYTES[tensor.dtype]
+        self._maps[tensor.file].release(tensor.start + start * width, tensor.start + stop * width)
+
+    def _checked(self, name: str, start: int, stop: int) -> StoredTensor:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise InputError(f"{self._label} has no tensor {name!r}.")
+        rows = matrix_shape(tensor.shape)[0]
+        if not 0 <= start <= stop <= rows:
+            raise ValueError(f"rows [{start}, {stop}) of {name}, which has {rows}")
+        return tensor
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self._folder / name).read_bytes()
+        except OSError as error:
+            why = error.strerror or "input/output error"
+            raise InputError(f"{self._label}: {name} cannot be read: {why}.") from error
+
+
+def _listing(folder: Path, label: str, typed: str) -> dict[str, int]:
+    """Sizes of the files at the top and in the template folder; symlinks count as what they lead to."""
+    try:
+        if not folder.exists():
+            hint = "Check the path, or give a Hub repository as org/name."
+            raise InputError(f"There is no folder {typed}.", hint=hint)
+        if not folder.is_dir():
+            raise _not_a_folder(typed)
+        found = [entry for entry in folder.iterdir() if entry.is_file()]
+        templates = folder / TEMPLATE_FOLDER
+        if templates.is_dir():
+            found += [entry for entry in templates.iterdir() if entry.is_file()]
+        listing = {entry.relative_to(folder).as_posix(): entry.stat().st_size for entry in found}
+        if not listing:
+            inside = sorted(entry.parent.name for entry in folder.glob("*/config.json"))
+            hint = (
+                f"Did you mean {label}/{inside[0]}?" if inside else "Give the folder that holds config.json."
+            )
+            raise InputError(f"The folder {typed} has no files in it.", hint=hint)
+    except OSError as error:
+        raise InputError(
+            f"The folder {typed} cannot be read: {error.strerror or 'input/output error'}."
+        ) from error
+    return listing
+
+
+def _not_a_folder(typed: str) -> InputError:
+    if typed.lower().endswith(".gguf"):
+        hint = "Give the folder of the safetensors checkpoint that the GGUF was made from."
+        return InputError(f"{typed} is a GGUF file: an output here, not an input.", hint=hint)
+    return InputError(
+        f"{typed} is a file, not a folder.", hint="Give the folder that holds it and config.json."
+    )

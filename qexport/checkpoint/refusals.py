@@ -1,0 +1,129 @@
+"""Checkpoints that look like a model and are not one to export from: told apart, each with its way out.
+
+qexport starts from merged bf16, fp16 or fp32 safetensors. Pickles run code when they are opened, an adapter
+is not a model, and a quantized checkpoint has already lost what quantizing it again would need.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from qexport.checkpoint.config import parse_json, text_config
+from qexport.checkpoint.tensors import FLOAT_DTYPES
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from qexport.checkpoint.tensors import StoredTensor
+
+__all__ = ["refuse_dtypes", "refuse_quantized_config", "refuse_without_weights"]
+
+_PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
+# What a trainer leaves beside its weights; pickles too, but no weights.
+_TRAINER = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args*")
+# Where ModelOpt, AutoGPTQ and AutoAWQ declare a scheme; the config keys of transformers, MLX and older
+# compressed-tensors.
+_SCHEME_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+_SCHEME_KEYS = ("quantization_config", "quantization", "compression_config")
+# Names that packed values and their scales go by: GPTQ/AWQ, compressed-tensors, MLX, gpt-oss, bitsandbytes.
+_PACKED = (
+    ".qweight",
+    ".qzeros",
+    ".weight_packed",
+    ".scales",
+    ".biases",
+    "_blocks",
+    "_scales",
+    ".absmax",
+    ".weight",
+)
+_SOURCE = "Export from the bf16 source: quantizing twice loses quality, and no format here is read back."
+
+
+def refuse_quantized_config(label: str, listing: Mapping[str, int], read: Callable[[str], bytes]) -> None:
+    """Refuse a checkpoint whose config files declare a quantization.
+
+    Args:
+        label: what to call the checkpoint in messages.
+        listing: file sizes by relative name.
+        read: gives the bytes of a small file; called for ``config.json`` only.
+
+    Raises:
+        InputError: it declares one, or config.json is not a JSON object.
+    """
+    for name in _SCHEME_FILES:
+        if name in listing:
+            raise InputError(f"{label} is already quantized: it has a {name}.", hint=_SOURCE)
+    if "config.json" not in listing:
+        return
+    config = parse_json(read("config.json"), f"{label}: config.json")
+    for part in (config, text_config(config)):
+        for key in _SCHEME_KEYS:
+            if part.get(key):
+                scheme = _scheme(part[key])
+                raise InputError(
+                    f"{label} is already quantized: config.json has {key}{scheme}.", hint=_SOURCE
+                )
+
+
+def refuse_without_weights(label: str, listing: Mapping[str, int]) -> NoReturn:
+    """Say what a folder without safetensors weights holds instead.
+
+    Raises:
+        InputError: always.
+    """
+    top = [name for name in listing if "/" not in name]
+    pickles = [name for name in top if _any(name, _PICKLES) and not _any(name, _TRAINER)]
+    if "adapter_config.json" in top or any(name.startswith("adapter_model.") for name in top):
+        raise InputError(
+            f"{label} is a LoRA adapter, not a model.",
+            hint="Merge it first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
+            "save_pretrained(folder), and give that folder.",
+        )
+    if pickles:
+        raise InputError(
+            f"{label} has its weights as pickles only ({pickles[0]}), which can run code when opened.",
+            hint="If you trust them, convert with safetensors: AutoModelForCausalLM.from_pretrained(model, "
+            "dtype='auto').save_pretrained(folder), and copy the tokenizer files too.",
+        )
+    if any(name.lower().endswith(".gguf") for name in top):
+        hint = "Give the safetensors checkpoint that the GGUF was made from."
+        raise InputError(f"{label} has GGUF files only, which are an output here, not an input.", hint=hint)
+    hint = "Give the folder or Hub repository that holds config.json and *.safetensors."
+    raise InputError(f"{label} has no weights: there is no safetensors file in it.", hint=hint)
+
+
+def refuse_dtypes(label: str, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse tensors that are not bf16, fp16 or fp32.
+
+    Raises:
+        InputError: there are some; packed or 8-bit weights are told apart from stray integers.
+    """
+    others = [tensor for tensor in tensors.values() if tensor.dtype not in FLOAT_DTYPES]
+    if not others:
+        return
+    packed = [t for t in others if t.dtype.startswith("F8") or t.name.endswith(_PACKED)]
+    # A float64 weight is wide, not packed.
+    packed = [t for t in packed if t.dtype not in ("F64", "BOOL")]
+    if packed:
+        what = f"{packed[0].name} is {packed[0].dtype}"
+        raise InputError(f"{label} is already quantized: {what} ({len(packed)} such tensors).", hint=_SOURCE)
+    names = ", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in others[:8])
+    more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+    hint = "Save the model again in bfloat16, without buffers of other types."
+    raise InputError(f"{label} has tensors that are not BF16, F16 or F32: {names}{more}.", hint=hint)
+
+
+def _scheme(value: Any) -> str:
+    """The scheme's name in brackets, where the declaration gives one."""
+    if isinstance(value, dict):
+        for key in ("quant_method", "quant_algo", "bits"):
+            if key in value:
+                return f" ({key}: {value[key]!s:.40})"
+    return ""
+
+
+def _any(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

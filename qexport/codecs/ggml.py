@@ -1,0 +1,122 @@
+"""ggml's own encoders, called in the shared object that the xllamacpp wheel carries.
+
+llama-quantize ends in one C function per type; ``ggml_quantize_chunk`` is their door. Calling it writes the
+very bytes that llama-quantize writes, for every type, before any kernel of ours exists, and it is the oracle
+for those. ctypes releases the GIL during the call, so threads run in parallel.
+
+The library is found without importing xllamacpp (its import starts a server engine's worth of code). Only
+the C symbols are used: https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h
+
+A wrong argument makes ggml abort the process, so every shape and dtype is checked here first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import threading
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qexport.codecs.ggml_types import GgmlType, ggml_type
+from qexport.errors import EnvironmentProblem, UsageProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["find_library", "is_available", "quantize_rows", "rows_are_valid"]
+
+_PATTERNS = ("xllamacpp*.so", "xllamacpp*.dylib", "xllamacpp*.pyd")
+_INSTALL = "pip install 'qexport[llama]'"
+
+
+def find_library() -> Path:
+    """The shared object inside the installed xllamacpp package. Raises EnvironmentProblem."""
+    spec = importlib.util.find_spec("xllamacpp")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for pattern in _PATTERNS:
+            for path in sorted(Path(folder).glob(pattern)):
+                return path
+    raise EnvironmentProblem("ggml's encoders come with xllamacpp, which is not installed", hint=_INSTALL)
+
+
+def is_available() -> bool:
+    """Whether ggml's encoders can be used here."""
+    try:
+        _library()
+    except EnvironmentProblem:
+        return False
+    return True
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = find_library()
+    try:
+        library = ctypes.CDLL(str(path))
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        library.ggml_quantize_init.argtypes = [ctypes.c_int]
+        library.ggml_quantize_init.restype = None
+        # type, source, target, first value, rows, values per row, importance
+        library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
+        library.ggml_quantize_chunk.restype = ctypes.c_size_t
+        library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+        library.ggml_validate_row_data.restype = ctypes.c_bool
+    except (OSError, AttributeError) as error:
+        raise EnvironmentProblem(
+            f"{path.name} does not offer ggml's encoders here: {error}", hint=f"{_INSTALL}, on Linux or macOS"
+        ) from error
+    return library
+
+
+_init_lock = threading.Lock()
+_initialised: set[int] = set()
+
+
+def _ready(kind: GgmlType) -> ctypes.CDLL:
+    """The library with the tables of one type built; building them twice at once is not safe in ggml."""
+    with _init_lock:
+        library = _library()
+        if kind.id not in _initialised:
+            library.ggml_quantize_init(kind.id)
+            _initialised.add(kind.id)
+    return library
+
+
+def quantize_rows(type_name: str, rows: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+    """Rows packed by ggml's reference encoder.
+
+    Args:
+        type_name: a name of :data:`~qexport.codecs.ggml_types.GGML_TYPES`.
+        rows: float32 ``(n, columns)``, C-contiguous.
+        importance: float32 ``(columns,)``: mean squared input of each column, the weight of its error.
+
+    Returns:
+        uint8 ``(n, row_bytes)``.
+    """
+    import numpy as np
+
+    kind = ggml_type(type_name)
+    if rows.ndim != 2 or rows.dtype != np.float32 or not rows.flags.c_contiguous:
+        raise UsageProblem(f"ggml reads C-contiguous float32 rows, not {rows.dtype} of shape {rows.shape}")
+    n, columns = rows.shape
+    out = np.empty((n, kind.row_bytes(columns)), np.uint8)
+    weights = None
+    if importance is not None:
+        if importance.shape != (columns,) or importance.dtype != np.float32:
+            raise UsageProblem(
+                f"importance of {columns} columns must be float32 ({columns},), "
+                f"not {importance.dtype} {importance.shape}"
+            )
+        importance = np.ascontiguousarray(importance)
+        weights = importance.ctypes.data
+    if n:
+        library = _ready(kind)
+        library.ggml_quantize_chunk(kind.id, rows.ctypes.data, out.ctypes.data, 0, n, columns, weights)
+    return out
+
+
+def rows_are_valid(type_name: str, packed: np.ndarray) -> bool:
+    """Whether every scale of ``packed`` (C-contiguous) is finite: llama-quantize's check of each chunk."""
+    return bool(_library().ggml_validate_row_data(ggml_type(type_name).id, packed.ctypes.data, packed.nbytes))

@@ -1,0 +1,172 @@
+"""The table of pre-tokenizer rules: how ``tokenizer.json`` writes them, and llama.cpp's names for them.
+
+Left: the regexes as the models' publishers wrote them (checked against Hugging Face files, and against the
+regexes that llama.cpp gives to ``unicode_regex_split`` in
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp, which cannot say ``(?i:...)`` or
+``\\p{Lu}`` and paraphrases them). Right: the names that cut so, the usual one first, with what else they imply.
+
+To add one, append a :class:`Rule`. A rule belongs here only when llama.cpp's regex cuts the same pieces.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["GPT2_SPLIT", "KNOWN_NAMES", "RULES", "Candidate", "Rule", "canonical_regex"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of llama.cpp's names, and what it implies beyond the cuts; ``None`` where it does not matter."""
+
+    name: str
+    ignore_merges: bool | None = None
+    clean_spaces: bool | None = None
+    nfc: bool | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Spellings of one way to cut, each a tuple of canonical steps, and the names that cut so."""
+
+    spellings: tuple[tuple[str, ...], ...]
+    candidates: tuple[Candidate, ...]
+
+
+def canonical_regex(regex: str) -> str:
+    r"""One spelling for regexes that say the same.
+
+    Line ends may stand escaped or bare, English contractions in either order, and possessive quantifiers
+    may guard what cannot backtrack anyway (the classes before and after share no character).
+
+    >>> canonical_regex("'(?i:[sdmt]|ll|ve|re)|[^\r\n\\p{L}\\p{N}]?+\\p{L}+")
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
+    """
+    regex = regex.replace("\r", r"\r").replace("\n", r"\n")
+    regex = regex.replace("'(?i:[sdmt]|ll|ve|re)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
+    regex = regex.replace(
+        "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    )
+    regex = regex.replace(r"\p{N}]?+\p{L}+", r"\p{N}]?\p{L}+").replace(r"\p{N}]++[\r\n]*", r"\p{N}]+[\r\n]*")
+    regex = regex.replace(r"\p{N}{1}|", r"\p{N}|")
+    # `\s*` takes line ends too and gives back one: the last. A `+` after it finds nothing more.
+    regex = re.sub(r"\\s\*\[\\r\\n\]\|", lambda _: r"\s*[\r\n]+|", regex)
+    # The look-ahead branch is `\s+` cut short by one; written possessively it cannot be, so it stays as it is.
+    return regex
+
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+_QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_OTHERS}|{_TAIL}"
+_QWEN35 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_TAIL}"
+)
+_LLAMA3 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_OTHERS}|{_TAIL}"
+_MINICPM5 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}+|{_OTHERS}|{_TAIL}"
+_NO_CONTRACTIONS = rf"{_WORD}|\p{{N}}|{_OTHERS}|{_TAIL}"
+_SEED_CODER = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_TAIL}"
+_JAIS2 = (
+    rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_OTHERS}|\s*[\r\n]+"
+    + "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
+    + r"|\s{1,2}(?!\S)|\s{1}"
+)
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
+)
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
+)
+_DEEPSEEK_CJK = "[一-龥぀-ゟ゠-ヿ]+"
+_DEEPSEEK_WORD = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+".replace(
+        r"\"", '"'
+    )
+)
+_DEEPSEEK_V3 = rf"{_DEEPSEEK_WORD}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_TAIL}"
+_SPARK25 = rf"{_DEEPSEEK_WORD}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+"
+_DEEPSEEK_LATIN = (
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ"
+    r"Ὗ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲"
+    r"𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+)
+_DEEPSEEK_LLM = (
+    r"[\r\n]",
+    _DEEPSEEK_LATIN,
+    "\\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+",
+    r"\p{N}",
+)
+_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+_BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+
+RULES: tuple[Rule, ...] = (
+    Rule(((_QWEN2,),), (Candidate("qwen2"),)),
+    Rule(((_QWEN35,),), (Candidate("qwen35"),)),
+    # A Llama 3 tokenizer re-saved without ignore_merges merges its way to every token, as smaug-bpe does.
+    Rule(
+        ((_LLAMA3,),),
+        (Candidate("llama-bpe", ignore_merges=True), Candidate("smaug-bpe", ignore_merges=False)),
+    ),
+    Rule(((_TEKKEN,),), (Candidate("tekken"),)),
+    Rule(((_GPT4O,),), (Candidate("gpt-4o"),)),
+    Rule(
+        ((GPT2_SPLIT,),),
+        (Candidate("gpt-2", nfc=False), Candidate("olmo", nfc=True)),
+    ),
+    # Digits one by one, then GPT-2's words.
+    Rule(
+        ((r"\p{N}", GPT2_SPLIT),),
+        (
+            Candidate("smollm", clean_spaces=False, nfc=False),
+            Candidate("command-r", clean_spaces=False, nfc=True),
+            Candidate("starcoder", clean_spaces=True, nfc=False),
+        ),
+    ),
+    Rule(((r"\p{N}{1,3}", _DEEPSEEK_CJK, _DEEPSEEK_V3),), (Candidate("deepseek-v3"),)),
+    Rule(((r"\p{N}{1,3}", _DEEPSEEK_CJK, _SPARK25, r"\p{N}"),), (Candidate("spark2_5"),)),
+    # llama.cpp leaves digits together here; no vocabulary of these models has a token of two digits.
+    Rule((_DEEPSEEK_LLM,), (Candidate("deepseek-llm"),)),
+    Rule((_DEEPSEEK_CODER,), (Candidate("deepseek-coder"),)),
+    Rule((("<punctuation runs>", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]"),), (Candidate("falcon"),)),
+    Rule(((_BLOOM,),), (Candidate("bloom", clean_spaces=True), Candidate("poro-chat", clean_spaces=False))),
+    Rule(((_BLOOM, r"\p{N}"),), (Candidate("viking"),)),
+    Rule(((r"\p{N}{1,3}", _MINICPM5),), (Candidate("minicpm5"),)),
+    Rule(((_SEED_CODER,),), (Candidate("seed-coder"),)),
+    Rule(((_JAIS2,),), (Candidate("jais-2"),)),
+    Rule(((_NO_CONTRACTIONS,),), (Candidate("ufakzeka"),)),
+    # SentencePiece-style BPE: spaces become U+2581 and nothing is cut but at line ends.
+    Rule(
+        (
+            ("<spaces to U+2581>", "<byte fallback>", "<after each space>"),
+            ("<spaces to U+2581>", "<byte fallback>"),
+        ),
+        (Candidate("gemma4"),),
+    ),
+)
+
+# Every value of tokenizer.ggml.pre that src/llama-vocab.cpp accepts for a BPE vocabulary; a test reads them there.
+KNOWN_NAMES: frozenset[str] = frozenset(
+    """
+    default llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano deepseek-llm
+    deepseek-coder deepseek-v3 spark2_5 youtu falcon mpt starcoder gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es
+    jina-v2-de a.x-4.0 mellum modern-bert jais-2 gemma4 granite-embed-multi-311m sarvam-moe jina-v1-en jina-v2-code
+    roberta-bpe whitespace refact command-r qwen2 deepseek-r1-qwen kormo f2llmv2 qwen35 stablelm2 olmo dbrx smaug-bpe
+    poro-chat chatglm-bpe glm4 glm5 viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe
+    chameleon minerva-7b megrez gpt-4o llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe
+    trillion granite-docling bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense hy_v4 joyai-llm kimi-k2
+    ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2 minicpm5
+    """.split()
+)

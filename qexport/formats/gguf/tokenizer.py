@@ -1,0 +1,171 @@
+"""``tokenizer.*`` key-values: which kind of vocabulary a family has, and everything that goes with it.
+
+The families differ in what they try first, as in llama.cpp's converter (``set_vocab`` of conversion/llama.py,
+qwen.py and gemma.py): a ``tokenizer.model`` where one is used, else ``tokenizer.json`` as SentencePiece or as
+byte-level BPE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qexport.errors import InputError
+from qexport.families.roles import Role
+from qexport.families.view import ModelView
+from qexport.formats.gguf.chat_template import chat_template_metadata
+from qexport.formats.gguf.config_defaults import resolved_config
+from qexport.formats.gguf.kv import KV, boolean, u32
+from qexport.formats.gguf.pretokenizer import check_name, recognise
+from qexport.formats.gguf.special_tokens import read_special_tokens
+from qexport.formats.gguf.vocab_bpe import bpe_vocabulary
+from qexport.formats.gguf.vocab_spm import is_llama_style, llama_style_vocabulary, sentencepiece_vocabulary
+from qexport.formats.gguf.vocabulary import Vocabulary, read_json
+
+__all__ = ["token_embedding_rows", "tokenizer_metadata"]
+
+# Families whose tokenizer.model counts, and those that may be SentencePiece without one.
+_SENTENCEPIECE_FIRST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3"})
+_LLAMA_STYLE = frozenset({"llama", "mistral"})
+
+_CODE_LLAMA_VOCAB = 32016
+_CODE_LLAMA_EOT = 32010
+# Granite's small models and SmolLM share this size; neither begins a text with its bos token.
+_NO_BOS_VOCAB = 49152
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The tokenizer's files, parsed."""
+
+    tokenizer: dict[str, Any] | None
+    config: dict[str, Any] | None
+    added: dict[str, Any] | None
+    model: bytes | None
+
+
+def tokenizer_metadata(
+    view: ModelView, notes: list[str], *, pre_tokenizer: str | None = None, scores_from_merges: bool = False
+) -> dict[str, KV]:
+    """Every ``tokenizer.*`` key.
+
+    Args:
+        notes: what a user should know is appended here.
+        pre_tokenizer: llama.cpp's name, instead of the one that tokenizer.json's rules say.
+        scores_from_merges: see :mod:`qexport.formats.gguf.vocab_spm`.
+    """
+    files = _Files(
+        read_json(view.files, "tokenizer.json", view.label),
+        read_json(view.files, "tokenizer_config.json", view.label),
+        read_json(view.files, "added_tokens.json", view.label),
+        view.files.get("tokenizer.model"),
+    )
+    vocab_size = resolved_config(view).get("vocab_size")
+    _check_rows(view, vocab_size)
+    result: dict[str, KV] = {}
+    llama = view.family in _LLAMA_STYLE
+    prefix = (files.config or {}).get("add_prefix_space")
+    if llama and prefix is not None:
+        result["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+
+    vocabulary = _vocabulary(view, files, vocab_size, pre_tokenizer, scores_from_merges, notes)
+    result.update(vocabulary.metadata())
+    spm = vocabulary.model == "llama"
+    special = read_special_tokens(
+        files.tokenizer,
+        files.config,
+        view.config,
+        n_vocab=len(vocabulary.tokens) if spm else None,
+        notes=notes,
+    )
+    result.update(special.metadata())
+    result.update(chat_template_metadata(files.config, view.files, notes))
+    if files.tokenizer is not None:
+        _normalizer_flags(files.tokenizer.get("normalizer"), result)
+    if view.family == "gemma3" and spm:
+        result["tokenizer.ggml.add_space_prefix"] = boolean(False)
+    if llama and vocab_size == _CODE_LLAMA_VOCAB:
+        result["tokenizer.ggml.eot_token_id"] = u32(_CODE_LLAMA_EOT)
+    if llama and vocab_size == _NO_BOS_VOCAB:
+        result["tokenizer.ggml.add_bos_token"] = boolean(False)
+    return result
+
+
+def _vocabulary(
+    view: ModelView,
+    files: _Files,
+    vocab_size: int | None,
+    pre_tokenizer: str | None,
+    scores_from_merges: bool,
+    notes: list[str],
+) -> Vocabulary:
+    if files.model is not None and view.family in _SENTENCEPIECE_FIRST:
+        return sentencepiece_vocabulary(
+            files.model, files.added, files.config, vocab_size=vocab_size, notes=notes
+        )
+    if files.tokenizer is None:
+        raise InputError(
+            f"{view.label}: there is no tokenizer.json",
+            hint="Save the tokenizer with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+        )
+    if (files.tokenizer.get("model") or {}).get("type") != "BPE":
+        kind = (files.tokenizer.get("model") or {}).get("type")
+        raise InputError(f"{view.label}: tokenizer.json holds a {kind} model; GGUF export knows BPE ones")
+    if view.family in _LLAMA_STYLE and is_llama_style(files.tokenizer) and pre_tokenizer is None:
+        return llama_style_vocabulary(
+            files.tokenizer,
+            files.config,
+            vocab_size=vocab_size,
+            scores_from_merges=scores_from_merges,
+            label=view.label,
+            notes=notes,
+        )
+    cleans = (files.config or {}).get("clean_up_tokenization_spaces")
+    if pre_tokenizer is not None:
+        pre = check_name(pre_tokenizer)
+    else:
+        pre = recognise(files.tokenizer, cleans_up_spaces=cleans, label=view.label)
+        if view.family.startswith("qwen3_5") and pre == "qwen2":
+            notes.append(
+                "tokenizer.json cuts words as Qwen2 does, not as Qwen3.5 (which keeps combining marks with their "
+                "letters): a tool may have re-saved it; --pre-tokenizer qwen35 restores the original"
+            )
+    return bpe_vocabulary(
+        files.tokenizer, files.config, vocab_size=vocab_size, pre=pre, label=view.label, notes=notes
+    )
+
+
+def _check_rows(view: ModelView, vocab_size: int | None) -> None:
+    embedding = view.find(Role.TOKEN_EMBD)
+    if embedding is not None and vocab_size is not None and embedding.shape[0] != vocab_size:
+        raise InputError(
+            f"{view.label}: {embedding.name} has {embedding.shape[0]} rows, but vocab_size is {vocab_size}",
+            hint="llama.cpp loads only files where both agree: correct vocab_size in config.json.",
+        )
+
+
+def token_embedding_rows(view: ModelView) -> int | None:
+    """How many rows of the embedding belong to tokens, where the converter cuts the rest off (Gemma 3 without a
+    ``tokenizer.model``); ``None`` where all rows stay."""
+    if view.family != "gemma3" or "tokenizer.model" in view.files:
+        return None
+    tokenizer = read_json(view.files, "tokenizer.json", view.label) or {}
+    return len((tokenizer.get("model") or {}).get("vocab") or {}) + len(tokenizer.get("added_tokens") or [])
+
+
+def _normalizer_flags(normalizer: dict[str, Any] | None, result: dict[str, KV]) -> None:
+    """What llama.cpp can do to a text before it cuts it: lower case, and no accents."""
+    if not normalizer:
+        return
+    kind = normalizer.get("type")
+    if kind == "Sequence":
+        for step in normalizer.get("normalizers") or []:
+            _normalizer_flags(step, result)
+    elif kind == "Lowercase":
+        result["tokenizer.ggml.normalizer.lowercase"] = boolean(True)
+    elif kind == "StripAccents":
+        result["tokenizer.ggml.normalizer.strip_accents"] = boolean(True)
+    elif kind == "BertNormalizer":
+        for key in ("lowercase", "strip_accents"):
+            if normalizer.get(key) is not None:
+                result[f"tokenizer.ggml.normalizer.{key}"] = boolean(normalizer[key])

@@ -1,0 +1,57 @@
+"""Shared fixtures: checkpoints of the zoo, built once per run and handed out read-only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import zlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from zoo import build
+
+
+class Zoo(Protocol):
+    """Path of a zoo checkpoint; the same call gives the same folder."""
+
+    def __call__(self, name: str, **options: Any) -> Path: ...
+
+
+class ZooCopy(Protocol):
+    """A checkpoint of one's own to write into."""
+
+    def __call__(self, name: str, **options: Any) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """`zoo(name, **options)`: a read-only checkpoint folder named after the entry."""
+    cache = tmp_path_factory.mktemp("zoo")
+    made: dict[str, Path] = {}
+
+    def get(name: str, **options: Any) -> Path:
+        key = f"{name} {json.dumps(options, sort_keys=True)}"
+        if key not in made:
+            folder = build(name, cache / f"{zlib.crc32(key.encode()):08x}" / name, **options)
+            for file in folder.iterdir():
+                file.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+            made[key] = folder
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def zoo_copy(zoo: Zoo, tmp_path: Path) -> ZooCopy:
+    """`zoo_copy(name, **options)`: the same checkpoint in this test's own folder, writable."""
+
+    def get(name: str, **options: Any) -> Path:
+        source = zoo(name, **options)
+        number = sum(1 for _ in tmp_path.glob("zoo-*"))
+        target = tmp_path / f"zoo-{number}" / name
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+        return target
+
+    return get
