@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.checkpoint.finite import nonfinite_count
 from qexport.errors import InputError
-from qexport.export.rows import arranged_rows
+from qexport.export.rows import arranged_rows, source_ranges
 from qexport.export.sink import Sink, WrittenFile
 
 if TYPE_CHECKING:
@@ -127,21 +127,20 @@ def _run(
     """Encode and write everything; once a bad value is met, only look for more of them."""
     bad: dict[str, int] = {}
     flying: deque[Future[tuple[_Run, int, list[Any]]]] = deque()
-    room = threading.Semaphore(4 * threads)  # runs encoded but not yet on disk
+    room = threading.Semaphore(4 * threads)  # runs being encoded, or encoded and not yet written
 
     def land() -> None:
         run, nonfinite, encoded = flying.popleft().result()
         if nonfinite:
             name = run.step.source.name
             bad[name] = bad.get(name, 0) + nonfinite
+        landed = _Landed(run, room, waiting=0 if bad else len(encoded))
         if bad:
-            room.release()
             return
-        countdown = _Countdown(len(encoded), room.release)
         for (number, tensor), data in zip(run.step.outputs, encoded, strict=True):
             width = tensor.encoder.row_bytes(tensor.matrix_shape[1])
             offset = tensor.region.offset + run.start * width
-            sinks[number].write(tensor.region.file, offset, data, countdown)
+            sinks[number].write(tensor.region.file, offset, data, landed.written)
             if progress is not None:
                 progress.advance(memoryview(data).nbytes)
 
@@ -156,29 +155,44 @@ def _run(
     return bad
 
 
-class _Countdown:
-    """Calls ``action`` at the last of ``count`` calls, from whichever thread."""
-
-    def __init__(self, count: int, action: Any) -> None:
-        self._left = count
-        self._action = action
-        self._lock = threading.Lock()
-
-    def __call__(self) -> None:
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self._action()
-
-
 @dataclass(frozen=True)
 class _Run:
-    """Output rows ``[start, stop)`` of a step; ``last`` gives the source's pages back."""
+    """Output rows ``[start, stop)`` of a step."""
 
     step: Step
     start: int
     stop: int
+
+
+class _Landed:
+    """A run whose bytes are on their way to the files.
+
+    Only when all are written may its source's pages go: bytes that need no encoding are still those pages.
+    """
+
+    def __init__(self, run: _Run, room: threading.Semaphore, *, waiting: int) -> None:
+        self._run = run
+        self._room = room
+        self._waiting = waiting
+        self._lock = threading.Lock()
+        if not waiting:
+            self._finish()
+
+    def written(self) -> None:
+        """One of the run's outputs is written; called by that file's thread."""
+        with self._lock:
+            self._waiting -= 1
+            last = self._waiting == 0
+        if last:
+            self._finish()
+
+    def _finish(self) -> None:
+        step = self._run.step
+        arrangement = step.outputs[0][1].arrangement
+        for low, high in source_ranges(arrangement, self._run.start, self._run.stop):
+            for piece in step.source.rows(low, high):
+                piece.checkpoint.release(piece.name, piece.start, piece.stop)
+        self._room.release()
 
 
 def _runs(steps: Sequence[Step]) -> Iterator[_Run]:
@@ -205,15 +219,7 @@ def _encode(run: _Run, *, scan_only: bool) -> tuple[_Run, int, list[Any]]:
             encoded.append(tensor.encoder.encode(arranged[1], run.start))
         except InputError as error:  # the encoder knows rows, not names
             raise InputError(f"{tensor.name}: {error.message}", hint=error.hint) from error
-    _release(run)
     return run, nonfinite, encoded
-
-
-def _release(run: _Run) -> None:
-    """Give mapped pages back. Under a row order the rows of this run lie elsewhere; its own range, which
-    other runs may still need, costs them a page fault from the cache and nothing else."""
-    for piece in run.step.source.rows(run.start, run.stop):
-        piece.checkpoint.release(piece.name, piece.start, piece.stop)
 
 
 def _by_source(plan: ArtifactPlan) -> Iterator[tuple[Any, list[PlannedTensor]]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import Arrangement
 
-__all__ = ["arranged_rows", "arranged_shape", "read_rows"]
+__all__ = ["arranged_rows", "arranged_shape", "read_rows", "source_ranges"]
 
 
 def read_rows(tensor: LogicalTensor, start: int, stop: int) -> torch.Tensor:
@@ -37,16 +37,29 @@ def arranged_shape(tensor: LogicalTensor, arrangement: Arrangement) -> tuple[int
     return tensor.shape if arrangement.shape is None else arrangement.shape
 
 
-def arranged_rows(tensor: LogicalTensor, arrangement: Arrangement, start: int, stop: int) -> torch.Tensor:
-    """Output rows ``[start, stop)`` of ``tensor`` under ``arrangement``."""
-    import torch
+def source_ranges(arrangement: Arrangement, start: int, stop: int) -> list[tuple[int, int]]:
+    """The source rows behind output rows ``[start, stop)``, as few ranges as there are, ascending."""
+    import numpy as np
 
     if arrangement.row_order is None:
-        rows = read_rows(_reshaped(tensor, arrangement), start, stop)
-    else:
-        order = arrangement.row_order[start:stop]
-        low, high = int(order.min()), int(order.max()) + 1
-        rows = read_rows(_reshaped(tensor, arrangement), low, high)[torch.from_numpy(order - low)]
+        return [(start, stop)]
+    rows = np.unique(arrangement.row_order[start:stop])
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [(int(part[0]), int(part[-1]) + 1) for part in np.split(rows, breaks)]
+
+
+def arranged_rows(tensor: LogicalTensor, arrangement: Arrangement, start: int, stop: int) -> torch.Tensor:
+    """Output rows ``[start, stop)`` of ``tensor`` under ``arrangement``; reads each row it needs once."""
+    import numpy as np
+    import torch
+
+    ranges = source_ranges(arrangement, start, stop)
+    source = _reshaped(tensor, arrangement)
+    parts = [read_rows(source, low, high) for low, high in ranges]
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if arrangement.row_order is not None:
+        stored = np.concatenate([np.arange(low, high) for low, high in ranges])
+        rows = rows[torch.from_numpy(np.searchsorted(stored, arrangement.row_order[start:stop]))]
     if arrangement.column_order is not None:
         rows = rows[:, torch.from_numpy(arrangement.column_order)]
     if arrangement.op == "none":
