@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from glob import escape
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,6 @@ from qexport.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import torch
 
@@ -154,6 +154,7 @@ class HubCheckpoint:
                 allow_patterns=[escape(name) for name in needed],
                 tqdm_class=bars,
             )
+            self._hub.remember(Path(folder))
         if progress is not None:
             progress(self.download_size, self.download_size)
         local = LocalCheckpoint(folder, label=self._label)

@@ -48,7 +48,7 @@ def resolve(repo: str, revision: str | None, endpoint: str | None, cache_dir: st
     tree = api.list_repo_tree(repo, revision=sha, recursive=True)
     sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
     listing = {name: size for name, size in sizes.items() if _visible(name)}
-    return HubFiles(repo, sha, listing, endpoint, cache_dir)
+    return HubFiles(repo, sha, listing, endpoint, cache_dir, revision)
 
 
 def cached_folder(repo: str, revision: str | None, cache_dir: str | Path | None = None) -> Path | None:
@@ -74,6 +74,7 @@ class HubFiles:
     listing: dict[str, int]
     endpoint: str | None
     cache_dir: str | Path | None
+    revision: str | None = None
     _read: dict[str, bytes] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -118,6 +119,21 @@ class HubFiles:
             for name in names
         }
         return {name for name, path in found.items() if isinstance(path, str)}
+
+    def remember(self, folder: Path) -> None:
+        """Note in the cache which commit the revision stood for, so that the download is found offline.
+
+        The client notes it only when it resolved the name itself, and it was given the commit.
+        https://huggingface.co/docs/huggingface_hub/guides/manage-cache (refs)
+        """
+        name = self.revision or "main"
+        if name == self.sha or ".." in name:
+            return
+        note = folder.parent.parent / "refs" / name
+        note.parent.mkdir(parents=True, exist_ok=True)
+        fresh = note.with_name(f"{note.name}.{threading.get_ident()}.tmp")
+        fresh.write_text(self.sha)
+        fresh.replace(note)
 
     def check_room(self, missing: int) -> None:
         """Compare ``missing`` bytes with what is free where the cache is.

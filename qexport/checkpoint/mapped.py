@@ -27,7 +27,8 @@ __all__ = ["MappedFile"]
 # mapping counts as memory in use, and a file larger than RAM would be refused.
 _MAP_NORESERVE = 0x4000
 # A page fault maps this much around it at once (fault_around_bytes, 64 KiB by default), so pages just before
-# the rows being read come back after they were released; releasing to this boundary catches them.
+# the rows being read come back after they were released; releasing from this much earlier catches them.
+# What is mapped ahead (up to 2 MB where the page cache has huge folios) goes when its own rows do.
 _FAULT_AROUND = 1 << 16
 
 
@@ -82,8 +83,7 @@ class MappedFile:
         mapping = self._map
         if mapping is None or stop <= start or not hasattr(mmap, "MADV_DONTNEED"):
             return
-        step = max(mmap.PAGESIZE, _FAULT_AROUND)
-        low = start // step * step
+        low = max(start - _FAULT_AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
         high = min(-(-stop // mmap.PAGESIZE) * mmap.PAGESIZE, self._size)
         mapping.madvise(mmap.MADV_DONTNEED, low, high - low)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["SpelledName", "canonical_name", "is_expert_name", "is_ignorable"]
+from qexport.families.table import Family
+
+__all__ = ["SpelledName", "canonical_name", "is_expert_name", "is_ignorable", "published_name"]
 
 _VISION = re.compile(
     r"^(?:model\.)?(?:language_model\.)*(visual\.|vision_tower\.|vision_model\.|multi_modal_projector\.)"
@@ -68,6 +70,29 @@ def canonical_name(stored: str) -> SpelledName:
     if rest.startswith(_BARE):
         return SpelledName("model." + rest, prefix, peft=peft)
     return SpelledName(name, "", peft=peft)
+
+
+def published_name(canonical: str, family: Family, *, wrapper: bool) -> str:
+    """The name that the family's published checkpoints give a canonical tensor.
+
+    Args:
+        wrapper: the multimodal form; else the text-only one, whose names are the canonical ones.
+
+    >>> from qexport.families.table import FAMILIES
+    >>> published_name("model.norm.weight", FAMILIES["qwen3_5"], wrapper=True)
+    'model.language_model.norm.weight'
+    >>> published_name("visual.pos_embed.weight", FAMILIES["qwen3_5"], wrapper=True)
+    'model.visual.pos_embed.weight'
+    """
+    if not wrapper:
+        return canonical
+    if canonical.startswith("model."):
+        return family.wrapper_prefix + canonical.removeprefix("model.")
+    if canonical.startswith("lm_head."):
+        return family.wrapper_head + canonical
+    if _VISION.match(canonical):
+        return family.vision_prefix + canonical
+    return canonical
 
 
 def is_ignorable(name: str) -> bool:

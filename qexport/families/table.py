@@ -111,6 +111,8 @@ class Family:
         mtp, mtp_layer: tensors of the MTP head and of its decoder layer; empty where there is no head.
         gated_q: the query projection also makes an output gate, and is twice as wide.
         defaults: hyper-parameters that transformers takes when a config leaves them out.
+        wrapper_prefix, wrapper_head, vision_prefix: what published multimodal checkpoints write in front of
+            the language model's tensors, ``lm_head.`` and the vision tower.
     """
 
     name: str
@@ -124,6 +126,9 @@ class Family:
     mtp_layer: tuple[Template, ...] = ()
     gated_q: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    wrapper_prefix: str = "model.language_model."
+    wrapper_head: str = ""
+    vision_prefix: str = "model."
 
     @property
     def is_moe(self) -> bool:
@@ -140,6 +145,22 @@ _QWEN35_DEFAULTS = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
+}
+# The published Gemma 3 wrappers leave out whatever equals Gemma3TextConfig's defaults:
+# https://github.com/huggingface/transformers/blob/main/src/transformers/models/gemma3/configuration_gemma3.py
+_GEMMA3_DEFAULTS = {
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_local_base_freq": 10000.0,
+    "rope_theta": 1000000.0,
+    "sliding_window_pattern": 6,
+    "tie_word_embeddings": True,
+    "vocab_size": 262208,
 }
 _DENSE = (*_PRE_NORMS, *_ATTENTION, *_ATTENTION_BIAS, *_MLP, *_MLP_BIAS)
 
@@ -219,7 +240,10 @@ FAMILIES: Mapping[str, Family] = {
             text_model_type="gemma3_text",
             wrapper_model_type="gemma3",
             layers={"full": (*_SANDWICH_NORMS, *_ATTENTION, *_ATTENTION_BIAS, *_QK_NORM, *_MLP)},
-            defaults={"head_dim": 256},
+            defaults=_GEMMA3_DEFAULTS,
+            wrapper_prefix="language_model.model.",
+            wrapper_head="language_model.",
+            vision_prefix="",
         ),
     )
 }

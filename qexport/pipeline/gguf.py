@@ -10,6 +10,7 @@ from qexport.export.execute import execute
 from qexport.export.receipt import artifact_entry, source_entry, write_receipt
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
+from qexport.pipeline.verify import shared_reference
 from qexport.verify.run import VerifyOptions, verify_gguf
 
 if TYPE_CHECKING:
@@ -82,12 +83,15 @@ def finish_gguf(
 ) -> tuple[list[GgufResult], Path]:
     """Prove every file and write the receipt, whatever the verdicts. Returns results and the receipt."""
     view = diagnosis.repaired.view()
+    reference = None
+    if job.verify is not None and len(plans) > 1:
+        reference = shared_reference(view, job.verify)
     results = []
     for plan, files in zip(plans, written, strict=True):
         report = None
         if job.verify is not None:
-            first = job.out / files[0].name
-            report = verify_gguf(first, view=view, options=replace(job.verify, say=say))
+            path = job.out / files[0].name
+            report = verify_gguf(path, view=view, options=job.verify, reference=reference, progress=say)
         results.append(GgufResult(plan, files, report))
     receipt = write_receipt(
         job.out,

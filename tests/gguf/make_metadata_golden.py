@@ -2,9 +2,9 @@
 
     QEXPORT_LLAMA_CPP=/path/to/llama.cpp python tests/gguf/make_metadata_golden.py [CASE ...]
 
-Runs the tree's converter classes in this process (its gguf-py, not the installed one). Long arrays are stored as
-length and SHA-256. The tokenizers of the zoo are unknown to the converter's table of hashes, so the answer of
-that one function is given by the case.
+Runs the tree's converter classes in this process (its gguf-py, not the installed one). Long arrays are
+stored as length and SHA-256. The tokenizers of the zoo are unknown to the converter's table of hashes, so
+the answer of that one function is given by the case.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def convert(name: str, case: Any, folder: Path, out: Path) -> dict[str, Any]:
+    import gguf
     from conversion import get_model_class
     from conversion.base import ModelBase, ModelType, TextModel, get_model_architecture
-    import gguf
 
     TextModel.get_vocab_base_pre = lambda self, tokenizer: case.pre
     hparams = ModelBase.load_hparams(folder, False)

@@ -1,4 +1,5 @@
-"""Checkpoints whose metadata is compared with llama.cpp's converter: the zoo, and what goes wrong in the field."""
+"""Checkpoints whose metadata is compared with llama.cpp's converter: the zoo, and what goes wrong in the
+field."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from qexport.families.view import ModelView
 
 @dataclass(frozen=True)
 class Case:
-    """A zoo checkpoint, changed by ``edit``; ``pre`` answers for the converter, which knows tokenizers by hash."""
+    """A zoo checkpoint, changed by ``edit``; ``pre`` answers for the converter, which knows tokenizers by
+    hash."""
 
     zoo: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +107,8 @@ def no_sentencepiece(folder: Path) -> None:
 
 
 def user_tokens(folder: Path) -> None:
-    """Added tokens that are not special, normalised or not, plain or with a space, and new ids in the holes."""
+    """Added tokens that are not special, normalised or not, plain or with a space, and new ids in the
+    holes."""
 
     def grow(value: dict[str, Any]) -> None:
         size = max([*value["model"]["vocab"].values(), *(t["id"] for t in value["added_tokens"])]) + 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import zoo_tokenizers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Regex as Pattern
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from qexport.errors import InputError, UsageProblem
 from qexport.formats.gguf.pretokenizer import check_name, recognise
@@ -126,7 +126,7 @@ def test_equal_rules_written_otherwise() -> None:
     ],
 )
 def test_other_rules_are_refused(steps: tuple[Any, ...]) -> None:
-    with pytest.raises(InputError, match="no pre-tokenizer of llama.cpp") as caught:
+    with pytest.raises(InputError, match=r"no pre-tokenizer of llama\.cpp") as caught:
         name_of(*steps)
     assert "--pre-tokenizer" in str(caught.value)
     assert "pre-tokenizer: {'type': " in caught.value.message
@@ -191,3 +191,14 @@ def test_smollm2(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     clean = config.get("clean_up_tokenization_spaces")
     assert recognise(tokenizer, cleans_up_spaces=clean, label="SmolLM2") == "smollm"
+
+
+@pytest.mark.toolchain
+def test_deepseek_llm_has_llama_cpps_letters() -> None:
+    """The one regex that names its letters one by one."""
+    if "QEXPORT_LLAMA_CPP" not in os.environ:
+        pytest.skip("QEXPORT_LLAMA_CPP names no llama.cpp tree")
+    source = (Path(os.environ["QEXPORT_LLAMA_CPP"]) / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")
+    (rule,) = (rule for rule in RULES if rule.candidates[0].name == "deepseek-llm")
+    assert rule.spellings[0][1].replace("\\", "\\\\") in source
+    assert name_of(*map(split, rule.spellings[0][:-1]), DIGITS, byte_level()) == "deepseek-llm"

@@ -44,13 +44,13 @@ def test_holes_are_unused(zoo: Zoo) -> None:
 
 
 def test_no_tokenizer(zoo: Zoo) -> None:
-    with pytest.raises(InputError, match="no tokenizer.json"):
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
         metadata(without(view_of(zoo("qwen2"), mtp=False), "tokenizer.json"))
 
 
 def test_broken_json(zoo: Zoo) -> None:
     view = view_of(zoo("qwen2"), mtp=False)
-    with pytest.raises(InputError, match="tokenizer.json is not valid JSON"):
+    with pytest.raises(InputError, match=r"tokenizer\.json is not valid JSON"):
         metadata(replace(view, files={**view.files, "tokenizer.json": b"{"}))
 
 
@@ -63,7 +63,8 @@ def test_name_without_id_or_row_is_left_out(zoo_copy: ZooCopy) -> None:
 
 
 def test_llama_style_without_model(zoo: Zoo) -> None:
-    """Where the converter writes a file that llama.cpp refuses, ours is padded; scores can follow the merges."""
+    """Where the converter writes a file that llama.cpp refuses, ours is padded; scores can follow the
+    merges."""
     view = without(view_of(zoo("llama", vocab=512), mtp=False), "tokenizer.model")
     plain, notes = metadata(view)
     assert len(plain["tokenizer.ggml.tokens"].value) == 512

@@ -1,6 +1,6 @@
 """A GGUF file as a page of JSON, and two such pages compared.
 
-    {"file": {...}, "kv": {key: [type, value]}, "tensors": ["name TYPE 256x512 0123456789abcdef", ...]}
+    {"size": bytes, "kv": {key: [type, value]}, "tensors": ["name TYPE 256x512 0123456789abcdef", ...]}
 
 Shapes are in GGUF order (row length first); the last word is the start of the sha256 of the tensor's bytes.
 Strings over 120 characters and arrays over 16 elements are given as length and hash.

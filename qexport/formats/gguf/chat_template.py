@@ -1,8 +1,8 @@
 """The chat template, from wherever a checkpoint keeps it.
 
-``tokenizer_config.json`` wins where it has one (also a list of named ones), then ``chat_template.jinja`` with its
-siblings in ``additional_chat_templates/``, then ``chat_template.json``: the order of llama.cpp's converter.
-A file without ``tokenizer_config.json`` has no template for it; ours is read nevertheless.
+``tokenizer_config.json`` wins where it has one (also a list of named ones), then ``chat_template.jinja``
+with its siblings in ``additional_chat_templates/``, then ``chat_template.json``: the order of llama.cpp's
+converter. A file without ``tokenizer_config.json`` has no template for it; ours is read nevertheless.
 """
 
 from __future__ import annotations

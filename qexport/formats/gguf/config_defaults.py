@@ -1,9 +1,9 @@
 """What a config means when it does not say: transformers' defaults as data.
 
 ``config.json`` leaves out what equals the config class's default (a head size, a RoPE base, a number of
-experts), and llama.cpp's converter reads it through ``AutoConfig``, which fills them in. These tables hold the
-defaults that reach GGUF metadata, so that writing a GGUF needs no transformers; a test compares them with the
-config classes. Keys that are absent here and in the config stay absent.
+experts), and llama.cpp's converter reads it through ``AutoConfig``, which fills them in. These tables hold
+the defaults that reach GGUF metadata, so that writing a GGUF needs no transformers; a test compares them
+with the config classes. Keys that are absent here and in the config stay absent.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def resolved_config(view: ModelView) -> dict[str, Any]:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """One set of RoPE parameters, from the old spelling (``rope_scaling`` beside ``rope_theta``) or the new."""
+    """One set of RoPE parameters, from the old spelling (``rope_scaling``, ``rope_theta``) or the new."""
     rope: dict[str, Any] = copy.deepcopy(config.get("rope_scaling") or config.get("rope_parameters") or {})
     theta = config.get("rope_theta")
     sections = [rope[kind] for kind in ("full_attention", "sliding_attention") if rope.get(kind)] or [rope]

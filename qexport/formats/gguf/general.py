@@ -1,9 +1,9 @@
 """``general.*``: what the model is called, where it comes from, how to sample from it.
 
 Most of it is guessed, by the rules of llama.cpp's ``gguf.Metadata``
-(https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/metadata.py): the model card's front matter first,
-then the config's ``_name_or_path``, then the folder's name, each filling what is still missing. Those heuristics
-are called, not rewritten; sources are cleared of host paths before they see them.
+(https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/metadata.py): the model card's front matter
+first, then the config's ``_name_or_path``, then the folder's name, each filling what is still missing.
+Those heuristics are called, not rewritten; sources are cleared of host paths before they see them.
 """
 
 from __future__ import annotations

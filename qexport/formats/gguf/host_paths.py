@@ -1,30 +1,75 @@
 """Keeping paths of the machine that trained or exported out of published files.
 
-Training tools write where they ran: ``_name_or_path: ./outputs/merged`` in a config, ``base_model: /home/me/x``
-in a model card, ``base_model:adapter:/data/run3`` among its tags. None of that may reach a GGUF.
+Training tools write where they ran: ``_name_or_path: ./outputs/merged`` in a config, ``base_model:
+/home/me/x`` in a model card, ``base_model:adapter:/data/run3`` among its tags. None of that may reach a
+GGUF.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["holds_host_path", "is_hub_id", "is_local"]
+__all__ = ["holds_host_path", "is_local"]
 
 # First parts of "a/b" that are folders people train into, not organisations on the Hub.
 _FOLDERS = frozenset(
-    """
-    output outputs out checkpoint checkpoints ckpt ckpts model models result results run runs exp exps experiment
-    experiments save saves saved saved_model saved_models merged tmp temp data home root mnt workspace content kaggle
-    users var opt srv scratch work lora adapter adapters finetuned trained weights local export exports
-    """.split()
-)
-_HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+    {
+        "output",
+        "outputs",
+        "out",
+        "checkpoint",
+        "checkpoints",
+        "ckpt",
+        "ckpts",
+        "model",
+        "models",
+        "result",
+        "results",
+        "run",
+        "runs",
+        "exp",
+        "exps",
+        "experiment",
+        "experiments",
+        "save",
+        "saves",
+        "saved",
+        "saved_model",
+        "saved_models",
+        "merged",
+        "tmp",
+        "temp",
+        "data",
+        "home",
+        "root",
+        "mnt",
+        "workspace",
+        "content",
+        "kaggle",
+        "users",
+        "var",
+        "opt",
+        "srv",
+        "scratch",
+        "work",
+        "lora",
+        "adapter",
+        "adapters",
+        "finetuned",
+        "trained",
+        "weights",
+        "local",
+        "export",
+        "exports",
+    }
+)  # fmt: skip
 _CHECKPOINT_FOLDER = re.compile(r"(?:checkpoint|global_step|epoch|step)[-_]?\d+", re.IGNORECASE)
 _IN_TEXT = re.compile(
     r"""(?:^|[\s:=,;"'`(\[<])
-    (?: / (?:home|root|mnt|data|tmp|workspace|Users|opt|var|srv|media|scratch|content|kaggle|private|work|shared|lustre
-         |gpfs|nfs|storage|dev|usr|etc) (?:/|$)
-      | ~/ | \.{1,2}[/\\] | [A-Za-z]:[\\/](?!/) | \\\\ | file:// )""",
+    (?: /
+         (?:home|root|mnt|data|tmp|workspace|Users|opt|var|srv|media|scratch|content|kaggle|private|work|shared
+         |lustre|gpfs|nfs|storage|dev|usr|etc) (?:/|$) | ~/ | \.{1,2}[/\\] | [A-Za-z]:[\\/](?!/) | \\\\ |
+         file:// )""",
     re.VERBOSE,
 )
 
@@ -44,11 +89,6 @@ def is_local(name: str) -> bool:
     if not slash:
         return bool(_CHECKPOINT_FOLDER.fullmatch(name))
     return not second or first.lower() in _FOLDERS or bool(_CHECKPOINT_FOLDER.fullmatch(second))
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether ``name`` may be a repository on the Hub, ``org/name`` or a bare name."""
-    return bool(_HUB_ID.fullmatch(name)) and not is_local(name)
 
 
 def holds_host_path(text: str) -> bool:

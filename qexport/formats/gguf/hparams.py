@@ -20,7 +20,8 @@ from qexport.formats.gguf.rope import rope_metadata
 
 __all__ = ["hyper_parameters"]
 
-# Qwen3.5 always turns in three interleaved sections; the loader requires the key even where a config is silent.
+# Qwen3.5 always turns in three interleaved sections; the loader requires the key even where a config is
+# silent.
 _QWEN35_SECTIONS = (11, 11, 10, 0)
 
 _BEFORE_ROPE: tuple[tuple[str, Callable[[Any], KV], tuple[str, ...]], ...] = (

@@ -26,11 +26,10 @@ class MetadataOptions:
     """What can be said about a GGUF's metadata.
 
     Attributes:
-        general: authorship and names, instead of what is guessed.
-        pre_tokenizer: llama.cpp's name for the pre-tokenizer, instead of the recognised one.
-        scores_from_merges: for a Llama-style ``tokenizer.json`` without ``tokenizer.model``: scores that merge in
-            the tokenizer's order, instead of the converter's equal ones.
-        overrides: key-values that replace or extend the rest.
+        general: authorship and names, instead of what is guessed. pre_tokenizer: llama.cpp's name for the
+        pre-tokenizer, instead of the recognised one. scores_from_merges: for a Llama-style
+        ``tokenizer.json`` without ``tokenizer.model``: scores that merge in the tokenizer's order, instead
+        of the converter's equal ones. overrides: key-values that replace or extend the rest.
     """
 
     general: GeneralOptions = field(default_factory=GeneralOptions)

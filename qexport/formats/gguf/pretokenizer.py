@@ -2,13 +2,13 @@
 
 A byte-level BPE cuts text into pieces before it merges, and llama.cpp knows the ways to cut by name
 (``tokenizer.ggml.pre``; ``llama_vocab::impl::load`` in
-https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp). Its converter finds the name by hashing
-the tokens of one long string, so a tokenizer whose vocabulary was retrained or extended is unknown to it. Here
-the tokenizer's own rules are read: :func:`split_rules` writes them in one canonical way and
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp). Its converter finds the name by
+hashing the tokens of one long string, so a tokenizer whose vocabulary was retrained or extended is unknown
+to it. Here the tokenizer's own rules are read: :func:`split_rules` writes them in one canonical way and
 :data:`qexport.formats.gguf.pretokenizer_rules.RULES` says which name cuts so.
 
-Several names cut alike and differ in what happens beside it, which decides between them: whether a piece that is
-a token is taken without merging (``ignore_merges``), and whether detokenising cleans up spaces.
+Several names cut alike and differ in what happens beside it, which decides between them: whether a piece
+that is a token is taken without merging (``ignore_merges``), and whether detokenising cleans up spaces.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def recognise(tokenizer: Mapping[str, Any], *, cleans_up_spaces: bool | None, la
         seen = describe(tokenizer)
         raise InputError(
             f"{label}: no pre-tokenizer of llama.cpp is known to cut text as tokenizer.json does:\n{seen}",
-            hint="If you know that one does, name it: --pre-tokenizer NAME (for instance qwen2 or llama-bpe).",
+            hint="If you know that one does, name it: --pre-tokenizer NAME (qwen2, llama-bpe ...).",
         )
     return _choose(found[0], tokenizer, cleans_up_spaces)
 
@@ -78,7 +78,8 @@ def split_rules(tokenizer: Mapping[str, Any]) -> tuple[str, ...] | None:
     Each step is a regex that isolates its matches, or a word in angle brackets for what is not a regex.
     """
     # llama.cpp does not normalise text for BPE. NFC leaves almost all text as it is, and the published
-    # tokenizers that llama.cpp names (Qwen, OLMo, Command R) have it; any other normaliser is another tokenizer.
+    # tokenizers that llama.cpp names (Qwen, OLMo, Command R) have it; any other normaliser is another
+    # tokenizer.
     normalizers = [name for name in _normalizers(tokenizer) if name != "NFC"]
     steps: list[str] = []
     if normalizers:
@@ -109,7 +110,9 @@ def _digits_stand_alone(tokenizer: Mapping[str, Any]) -> bool:
     if len(vocab) < _TELLING_VOCABULARY:
         return False
     added = {token.get("content") for token in tokenizer.get("added_tokens") or []}
-    return not any(len(text) > 1 and text not in added and any(map(str.isdigit, text)) for text in vocab)
+    return not any(
+        len(text) > 1 and text not in added and any("0" <= c <= "9" for c in text) for text in vocab
+    )
 
 
 def _step(step: Mapping[str, Any]) -> tuple[str, ...] | None:

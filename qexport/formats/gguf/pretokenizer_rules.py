@@ -3,14 +3,14 @@
 Left: the regexes as the models' publishers wrote them (checked against Hugging Face files, and against the
 regexes that llama.cpp gives to ``unicode_regex_split`` in
 https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp, which cannot say ``(?i:...)`` or
-``\\p{Lu}`` and paraphrases them). Right: the names that cut so, the usual one first, with what else they imply.
+``\\p{Lu}`` and paraphrases them). Right: the names that cut so, the usual one first, with what else they
+imply.
 
 To add one, append a :class:`Rule`. A rule belongs here only when llama.cpp's regex cuts the same pieces.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 __all__ = ["GPT2_SPLIT", "KNOWN_NAMES", "RULES", "Candidate", "Rule", "canonical_regex"]
@@ -43,17 +43,14 @@ def canonical_regex(regex: str) -> str:
     >>> canonical_regex("'(?i:[sdmt]|ll|ve|re)|[^\r\n\\p{L}\\p{N}]?+\\p{L}+")
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
     """
+    contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     regex = regex.replace("\r", r"\r").replace("\n", r"\n")
-    regex = regex.replace("'(?i:[sdmt]|ll|ve|re)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
-    regex = regex.replace(
-        "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    )
+    regex = regex.replace("'(?i:[sdmt]|ll|ve|re)", contractions)
+    regex = regex.replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", contractions)
     regex = regex.replace(r"\p{N}]?+\p{L}+", r"\p{N}]?\p{L}+").replace(r"\p{N}]++[\r\n]*", r"\p{N}]+[\r\n]*")
     regex = regex.replace(r"\p{N}{1}|", r"\p{N}|")
     # `\s*` takes line ends too and gives back one: the last. A `+` after it finds nothing more.
-    regex = re.sub(r"\\s\*\[\\r\\n\]\|", lambda _: r"\s*[\r\n]+|", regex)
-    # The look-ahead branch is `\s+` cut short by one; written possessively it cannot be, so it stays as it is.
-    return regex
+    return regex.replace(r"\s*[\r\n]|", r"\s*[\r\n]+|")
 
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -90,16 +87,17 @@ _GPT4O = (
 )
 _DEEPSEEK_CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _DEEPSEEK_WORD = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+".replace(
-        r"\"", '"'
-    )
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    r"""|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
 )
 _DEEPSEEK_V3 = rf"{_DEEPSEEK_WORD}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_TAIL}"
 _SPARK25 = rf"{_DEEPSEEK_WORD}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+"
+# Letters whose Unicode normal form is another letter stand escaped: no editor may normalise them.
 _DEEPSEEK_LATIN = (
-    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ"
-    r"Ὗ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲"
-    r"𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ"
+    "-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126"
+    "ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+    "]+"
 )
 _DEEPSEEK_LLM = (
     r"[\r\n]",
@@ -157,16 +155,20 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-# Every value of tokenizer.ggml.pre that src/llama-vocab.cpp accepts for a BPE vocabulary; a test reads them there.
+# Every value of tokenizer.ggml.pre that src/llama-vocab.cpp accepts for BPE; a test reads them there.
 KNOWN_NAMES: frozenset[str] = frozenset(
-    """
-    default llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano deepseek-llm
-    deepseek-coder deepseek-v3 spark2_5 youtu falcon mpt starcoder gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es
-    jina-v2-de a.x-4.0 mellum modern-bert jais-2 gemma4 granite-embed-multi-311m sarvam-moe jina-v1-en jina-v2-code
-    roberta-bpe whitespace refact command-r qwen2 deepseek-r1-qwen kormo f2llmv2 qwen35 stablelm2 olmo dbrx smaug-bpe
-    poro-chat chatglm-bpe glm4 glm5 viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe
-    chameleon minerva-7b megrez gpt-4o llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe
-    trillion granite-docling bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense hy_v4 joyai-llm kimi-k2
-    ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2 minicpm5
-    """.split()
-)
+    {
+        "a.x-4.0", "afmoe", "bailingmoe", "bailingmoe2", "bloom", "chameleon", "chatglm-bpe", "codeshell",
+        "cohere2moe", "command-r", "dbrx", "deepseek-coder", "deepseek-llm", "deepseek-r1-qwen",
+        "deepseek-v3", "default", "exaone", "exaone-moe", "exaone4", "f2llmv2", "falcon", "falcon-h1",
+        "falcon3", "gemma4", "gigachat", "glm4", "glm5", "gpt-2", "gpt-4o", "gpt3-finnish",
+        "granite-docling", "granite-embed-multi-311m", "granite-embed-multi-97m", "grok-2", "hunyuan",
+        "hunyuan-dense", "hy_v4", "jais", "jais-2", "jina-de", "jina-es", "jina-v1-en", "jina-v2-code",
+        "jina-v2-de", "jina-v2-es", "jina-v5-nano", "joyai-llm", "kanana2", "kimi-k2", "kormo", "laguna",
+        "lfm2", "llada-moe", "llama-bpe", "llama-v3", "llama3", "llama4", "megrez", "mellum", "mellum2",
+        "midm-2.0", "minerva-7b", "minicpm5", "minimax-m2", "modern-bert", "mpt", "olmo", "phi-2",
+        "pixtral", "poro-chat", "qwen2", "qwen35", "refact", "roberta-bpe", "sarvam-moe", "seed-coder",
+        "smaug-bpe", "smollm", "solar-open", "spark2_5", "stablelm2", "starcoder", "superbpe", "talkie",
+        "tekken", "tiny_aya", "trillion", "ufakzeka", "viking", "whitespace", "youtu",
+    }
+)  # fmt: skip

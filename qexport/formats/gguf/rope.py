@@ -1,7 +1,7 @@
 """RoPE in GGUF: the scaling key-values, and Llama 3's frequency factors as a tensor.
 
-Linear and YaRN scaling are numbers that llama.cpp applies itself. Llama 3's piecewise rule is not known to it:
-the file carries one divisor per frequency in ``rope_freqs.weight`` instead
+Linear and YaRN scaling are numbers that llama.cpp applies itself. Llama 3's piecewise rule is not known to
+it: the file carries one divisor per frequency in ``rope_freqs.weight`` instead
 (https://github.com/ggml-org/llama.cpp/pull/8676).
 """
 

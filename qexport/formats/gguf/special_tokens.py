@@ -1,10 +1,10 @@
 """Special tokens: which id begins, ends and pads a text, and whether the runtime adds them.
 
 Three files have a say. ``tokenizer.json``'s post-processor says what is put around a text; names in
-``tokenizer_config.json`` find their ids among the added tokens; ids in ``config.json`` fill what is left. The
-order and its corners are those of llama.cpp's ``SpecialVocab``
-(https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/vocab.py), whose result the runtime's end-of-turn
-detection relies on.
+``tokenizer_config.json`` find their ids among the added tokens; ids in ``config.json`` fill what is left.
+The order and its corners are those of llama.cpp's ``SpecialVocab``
+(https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/vocab.py), whose result the runtime's
+end-of-turn detection relies on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qexport.formats.gguf.kv import KV, boolean, u32
 
 __all__ = ["SpecialTokens", "read_special_tokens"]
 
-TYPES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+TYPES: tuple[str, ...] = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 # GGUF's words. `cls` has none: llama.cpp takes bos where it needs one.
 _ID_KEYS = {
@@ -80,13 +80,12 @@ def read_special_tokens(
         added = (tokenizer or {}).get("added_tokens") or []
         for kind in types:
             flag = names.get(f"add_{kind}_token")
-            if isinstance(flag, bool):
-                # What the post-processor does is what happens; the flag is a wish.
-                if found.add.setdefault(kind, flag) != flag:
-                    notes.append(
-                        f"tokenizer_config.json says add_{kind}_token={str(flag).lower()}, tokenizer.json's "
-                        f"post-processor does the opposite: the latter is written"
-                    )
+            # What the post-processor does is what happens; the flag is a wish.
+            if isinstance(flag, bool) and found.add.setdefault(kind, flag) != flag:
+                notes.append(
+                    f"tokenizer_config.json says add_{kind}_token={str(flag).lower()}, tokenizer.json's "
+                    f"post-processor does the opposite: the latter is written"
+                )
             entry = names.get(f"{kind}_token")
             content = entry.get("content") if isinstance(entry, Mapping) else entry
             if isinstance(content, str):

@@ -106,7 +106,7 @@ def _vocabulary(
     if files.tokenizer is None:
         raise InputError(
             f"{view.label}: there is no tokenizer.json",
-            hint="Save the tokenizer with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+            hint="Save it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
         )
     if (files.tokenizer.get("model") or {}).get("type") != "BPE":
         kind = (files.tokenizer.get("model") or {}).get("type")
@@ -127,8 +127,8 @@ def _vocabulary(
         pre = recognise(files.tokenizer, cleans_up_spaces=cleans, label=view.label)
         if view.family.startswith("qwen3_5") and pre == "qwen2":
             notes.append(
-                "tokenizer.json cuts words as Qwen2 does, not as Qwen3.5 (which keeps combining marks with their "
-                "letters): a tool may have re-saved it; --pre-tokenizer qwen35 restores the original"
+                "tokenizer.json cuts words as Qwen2 does, not as Qwen3.5 (which keeps combining marks with "
+                "their letters): a tool may have re-saved it; --pre-tokenizer qwen35 restores the original"
             )
     return bpe_vocabulary(
         files.tokenizer, files.config, vocab_size=vocab_size, pre=pre, label=view.label, notes=notes
@@ -145,7 +145,8 @@ def _check_rows(view: ModelView, vocab_size: int | None) -> None:
 
 
 def token_embedding_rows(view: ModelView) -> int | None:
-    """How many rows of the embedding belong to tokens, where the converter cuts the rest off (Gemma 3 without a
+    """How many rows of the embedding belong to tokens, where the converter cuts the rest off (Gemma 3
+    without a
     ``tokenizer.model``); ``None`` where all rows stay."""
     if view.family != "gemma3" or "tokenizer.model" in view.files:
         return None

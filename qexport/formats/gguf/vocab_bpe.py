@@ -1,7 +1,8 @@
 """Byte-level BPE vocabularies from ``tokenizer.json``.
 
-Ids that no token has (a vocabulary padded to a round number of rows) become ``[PAD7]``. Added tokens are either
-control tokens, which llama.cpp takes apart from text, or user-defined ones, which it looks for in it.
+Ids that no token has (a vocabulary padded to a round number of rows) become ``[PAD7]``. Added tokens are
+either control tokens, which llama.cpp takes apart from text, or user-defined ones, which it looks for in
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def bpe_vocabulary(
     if max(texts) >= size:
         raise InputError(
             f"{label}: token {texts[max(texts)]!r} has the id {max(texts)}, but vocab_size is {size}",
-            hint="The tokenizer has grown past the embedding: resize the embedding, or use its own tokenizer.",
+            hint="The tokenizer has grown past the embedding: resize the embedding, or use its tokenizer.",
         )
     cleans = bool(config.get("clean_up_tokenization_spaces"))
     tokens: list[str] = []
@@ -67,7 +68,7 @@ def bpe_vocabulary(
 def load_tokenizer(
     tokenizer: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int | None, notes: list[str]
 ) -> Any:
-    """``tokenizer.json`` with the added tokens of ``tokenizer_config.json``, as transformers puts them together."""
+    """``tokenizer.json`` with the added tokens of ``tokenizer_config.json``, as transformers does it."""
     from tokenizers import AddedToken, Tokenizer
 
     backend = Tokenizer.from_str(json.dumps(tokenizer))

@@ -30,7 +30,7 @@ def sentencepiece_vocabulary(
     vocab_size: int | None,
     notes: list[str],
 ) -> Vocabulary:
-    """Pieces and scores of ``tokenizer.model``, then ``added_tokens.json``, then ``tokenizer_config.json``."""
+    """Pieces and scores of ``tokenizer.model``, ``added_tokens.json`` and ``tokenizer_config.json``."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
@@ -81,7 +81,7 @@ def _piece_type(pieces: Any, i: int) -> TokenType:
 
 
 def is_llama_style(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether ``tokenizer.json`` is a SentencePiece BPE in disguise: byte fallback and a chain of decoders."""
+    """Whether ``tokenizer.json`` is SentencePiece in disguise: byte fallback and a chain of decoders."""
     model = tokenizer.get("model") or {}
     decoder = tokenizer.get("decoder") or {}
     return (
@@ -128,7 +128,7 @@ def llama_style_vocabulary(
     if vocab_size is not None and len(tokens) > vocab_size:
         raise InputError(
             f"{label}: tokenizer.json has {len(tokens)} tokens, but vocab_size is {vocab_size}",
-            hint="The tokenizer has grown past the embedding: resize the embedding, or use its own tokenizer.",
+            hint="The tokenizer has grown past the embedding: resize the embedding, or use its tokenizer.",
         )
     if vocab_size is not None and len(tokens) < vocab_size:
         # The converter stops here, and llama.cpp refuses its file: the embedding has more rows than tokens.
@@ -140,8 +140,8 @@ def llama_style_vocabulary(
     else:
         scores = [_ADDED_SCORE] * len(tokens)
         notes.append(
-            "there is no tokenizer.model: every token gets the score -1000, as from llama.cpp's converter, and "
-            "llama.cpp may merge in another order than the model was trained with"
+            "there is no tokenizer.model: every token gets the score -1000, as from llama.cpp's converter, "
+            "and llama.cpp may merge in another order than the model was trained with"
         )
     return Vocabulary("llama", "default", tokens, types, scores=scores)
 

@@ -1,0 +1,137 @@
+"""Findings, plans and verdicts, in words and as JSON; shared by the commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qexport.cli._output import Output, human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+    from qexport.pipeline.gguf import GgufResult
+
+__all__ = ["plan_json", "say_findings", "say_plans", "show_plans", "show_results"]
+
+
+def say_findings(output: Output, diagnosis: Diagnosis) -> None:
+    """One line for each thing that was found or repaired, errors first."""
+    output.title(f"{diagnosis.subject.checkpoint.label}: {diagnosis.subject.family.name}")
+    for finding in diagnosis.findings:
+        output.say(f"  {finding.severity:<8}  {finding.id}: {finding.what}")
+
+
+def plan_json(plan: ArtifactPlan) -> dict[str, Any]:
+    """A plan as plain data: files with exact sizes, every tensor with its place."""
+    return {
+        "kind": plan.kind,
+        "label": plan.label,
+        "bytes": plan.size,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "files": [{"name": f.name, "bytes": f.size, "header_bytes": len(f.header)} for f in plan.files],
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "type": t.encoder.type_name,
+                "file": plan.files[t.region.file].name,
+                "offset": t.region.offset,
+                "bytes": t.region.nbytes,
+                "source": sorted({piece.name for piece in t.source.pieces}),
+            }
+            for t in plan.tensors
+        ],
+        "notes": list(plan.notes),
+        "details": dict(plan.details),
+    }
+
+
+def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None:
+    """The whole plan (``--dry-run``): stdout, or one JSON document."""
+    from qexport.export.disk import free_bytes
+
+    total, free = sum(plan.size for plan in plans), free_bytes(out)
+    output.document(
+        {
+            "out": out.name,
+            "bytes": total,
+            "free_bytes": free,
+            "fits": total <= free,
+            "artifacts": [plan_json(plan) for plan in plans],
+        }
+    )
+    if output.as_json:
+        return
+    for plan in plans:
+        output.text(f"{plan.label}: {len(plan.tensors)} tensors, {human_bytes(plan.size)}")
+        for file in plan.files:
+            output.text(f"  {file.name}  {file.size} bytes, header {len(file.header)}")
+        for tensor in plan.tensors:
+            shape = "x".join(map(str, tensor.shape))
+            where = f"{tensor.region.file}:{tensor.region.offset}"
+            output.text(f"    {tensor.name:<44} {shape:>16} {tensor.encoder.type_name:>6} {where:>16}")
+        for note in plan.notes:
+            output.text(f"  note: {note}")
+    _summary(output, plans)
+    verdict = "fits" if total <= free else "DOES NOT FIT"
+    output.text(f"{human_bytes(total)} to write, {human_bytes(free)} free: {verdict}.")
+
+
+def say_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None:
+    """What is about to be written, and what a user should know about it."""
+    total = sum(plan.size for plan in plans)
+    names = ", ".join(plan.label for plan in plans)
+    output.say(f"{len(plans)} artifact(s) ({names}), {human_bytes(total)}, into {out}")
+    for plan in plans:
+        for note in plan.notes:
+            output.say(f"  {plan.label}: {note}")
+
+
+def show_results(output: Output, results: Sequence[GgufResult], receipt: Path) -> None:
+    """What was written, how it ran, and the verdicts."""
+    from qexport.verify.table import COLUMNS, describe, rows
+
+    output.document(
+        {
+            "receipt": receipt.name,
+            "artifacts": [
+                {
+                    "label": r.plan.label,
+                    "files": [{"name": f.name, "bytes": f.size, "sha256": f.sha256} for f in r.written],
+                    "verified": None if r.report is None else r.report.passed,
+                    "verification": None if r.report is None else r.report.to_json(),
+                }
+                for r in results
+            ],
+        }
+    )
+    if output.as_json:
+        return
+    reports = [r.report for r in results if r.report is not None]
+    for report in reports:
+        if not report.passed:
+            for line in describe(report):
+                output.say(line)
+    if reports:
+        output.table(COLUMNS, rows(reports))
+    unproven = [r for r in results if r.report is None]
+    if unproven:
+        _summary(output, [r.plan for r in unproven])
+        output.text("Not verified: no runtime has loaded these files.")
+    output.text(f"Receipt: {receipt}")
+
+
+def _summary(output: Output, plans: Sequence[ArtifactPlan]) -> None:
+    rows = [
+        [
+            plan.files[0].name + (f" (+{len(plan.files) - 1})" if len(plan.files) > 1 else ""),
+            human_bytes(plan.size),
+            f"{plan.bits_per_weight:.2f}",
+            ", ".join(f"{count} {kind}" for kind, count in plan.details.get("tensor_types", {}).items()),
+        ]
+        for plan in plans
+    ]
+    output.table(("file", "size", "bits/weight", "tensors"), rows)

@@ -1,0 +1,30 @@
+"""From ``--prompt``, ``--tokens`` and the like to the value that verification takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qexport.verify.run import VerifyOptions
+
+__all__ = ["verify_options_from"]
+
+_NAMES = {
+    "tokens": "n_predict",
+    "draft_max": "draft_max",
+    "min_acceptance": "acceptance_floor",
+    "timeout": "time_limit",
+    "llama_server": "llama_server",
+    "threads": "threads",
+}
+
+
+def verify_options_from(given: dict[str, Any]) -> VerifyOptions:
+    """Options that were given replace the defaults; the rest stay."""
+    from qexport.verify.run import VerifyOptions
+
+    chosen = {field: given[name] for name, field in _NAMES.items() if given.get(name) is not None}
+    if given.get("prompt"):
+        chosen["prompts"] = tuple(given["prompt"])
+    return replace(VerifyOptions(), **chosen)

@@ -1,0 +1,118 @@
+"""``qexport inspect``: what a checkpoint is, what is wrong with it, what each format would weigh."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from qexport.cli._options import JSON, model_argument, mtp_options
+from qexport.cli._output import Output, human_bytes
+
+if TYPE_CHECKING:
+    from qexport.doctor.explain import Explanation
+    from qexport.doctor.finding import Finding
+    from qexport.formats.weights import Weight
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@model_argument
+@mtp_options
+@JSON
+def command(
+    model: str,
+    revision: str | None,
+    mtp: str,
+    mtp_from: str | None,
+    mtp_from_revision: str | None,
+    as_json: bool,
+) -> None:
+    """Explain MODEL without changing or downloading its weights: headers and small files are enough.
+
+    Each finding says whom it would hurt and with which error, and what qexport does about it.
+
+    \b
+    Examples:
+      qexport inspect ./merged
+      qexport inspect org/model --json
+    """
+    from qexport.doctor.explain import explain
+    from qexport.errors import InputError
+    from qexport.formats.weights import weights_of
+    from qexport.pipeline.model import ModelChoice, examine
+
+    output = Output(as_json=as_json)
+    choice = ModelChoice(model, revision, mtp, mtp_from, mtp_from_revision)  # type: ignore[arg-type]
+    diagnosis = examine(choice, download=False)
+    explanation = explain(diagnosis)
+    weights: list[Weight] = []
+    problem: str | None = None
+    try:
+        weights, problem = weights_of(diagnosis.repaired.view())
+    except InputError as error:
+        problem = error.message
+    output.document(
+        {
+            **explanation.to_json(),
+            "formats": [
+                {"format": w.format, "bytes": w.nbytes, "bits_per_weight": round(w.bits, 3), "exact": w.exact}
+                for w in weights
+            ],
+            "formats_problem": problem,
+        }
+    )
+    if as_json:
+        return
+    _what_it_is(output, explanation)
+    for finding in explanation.findings:
+        _show_finding(output, finding)
+    if not explanation.findings:
+        output.text("\nNothing is wrong with it.")
+    if weights:
+        rows = [
+            [w.format, human_bytes(w.nbytes), f"{w.bits:.2f}", "" if w.exact else "estimate"] for w in weights
+        ]
+        output.text("")
+        output.table(("format", "size", "bits/weight", ""), rows)
+    if problem and not any(f.severity == "error" for f in explanation.findings):
+        output.text(f"No GGUF sizes: {problem}")
+
+
+def _what_it_is(output: Output, e: Explanation) -> None:
+    p = e.parameters
+    layers = ", ".join(f"{count} {kind}" for kind, count in e.layers.items())
+    parts = f"{_count(p.total)} values: trunk {_count(p.trunk)}"
+    if p.active != p.trunk:
+        parts += f" ({_count(p.active)} active)"
+    parts += f", MTP {_count(p.mtp)}" if p.mtp else ", no MTP head" if e.mtp == 0 else ""
+    parts += f", vision {_count(p.vision)}" if p.vision else ""
+    output.text(f"{e.label}: {e.family} ({e.architecture})")
+    output.text(f"  layers      {layers}")
+    output.text(f"  weights     {parts}")
+    if e.experts:
+        output.text(f"  experts     {e.experts}, {e.experts_per_token} per token")
+    output.text(f"  stored as   {', '.join(f'{_count(n)} {kind}' for kind, n in e.dtypes.items())}")
+    output.text(f"  files       {len(e.files)} ({human_bytes(sum(e.files.values()))})")
+    output.text(f"  vocabulary  {e.vocabulary}{', tied to the output' if e.tied else ''}; {e.tokenizer}")
+    output.text(f"  context     {e.context_length}")
+    output.text(f"  template    {', '.join(e.chat_template) or 'none'}")
+
+
+def _show_finding(output: Output, finding: Finding) -> None:
+    marks = {"error": "ERROR", "repaired": "repaired", "note": "note"}
+    output.text(f"\n[{marks[finding.severity]}] {finding.id}: {finding.what}")
+    for breaks in finding.breaks:
+        output.text(f"    breaks {breaks.reader}: {breaks.message}")
+    if finding.repair:
+        output.text(f"    {'ways out' if finding.severity == 'error' else 'repair'}: {finding.repair}")
+    if finding.reference:
+        output.text(f"    see {finding.reference}")
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.2f}{unit}"
+    return str(number)

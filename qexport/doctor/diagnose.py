@@ -1,0 +1,106 @@
+"""The diagnosis: every finding, and the repaired checkpoint. Headers and small files are enough for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qexport.checkpoint.tensors import Checkpoint
+from qexport.doctor.draft import Draft
+from qexport.doctor.finding import Finding
+from qexport.doctor.mtp import MtpMode, MtpResult, settle_mtp
+from qexport.doctor.quirks import QUIRKS
+from qexport.doctor.repaired import Repaired, finish
+from qexport.doctor.subject import Subject, examine
+from qexport.errors import InputError
+
+__all__ = ["Diagnosis", "diagnose"]
+
+# Findings about a head that is then replaced or dropped are of no interest.
+_OLD_HEAD = ("experts.mtp_layout", "names.mtp_prefix")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor found.
+
+    Attributes:
+        subject: the checkpoint as it is.
+        findings: all of them, errors first.
+    """
+
+    subject: Subject = field(repr=False)
+    findings: tuple[Finding, ...]
+    _repaired: Repaired | None = field(default=None, repr=False)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that need a decision before anything can be exported."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def repaired(self) -> Repaired:
+        """The checkpoint after repairs.
+
+        Raises:
+            InputError: there are errors; all are named, each with its ways out.
+        """
+        if self._repaired is None or self.errors:
+            label = self.subject.checkpoint.label
+            what = "\n  ".join(finding.what for finding in self.errors)
+            ways = "\n".join(dict.fromkeys(finding.repair for finding in self.errors if finding.repair))
+            raise InputError(f"{label} cannot be exported as it is:\n  {what}", hint=ways or None)
+        return self._repaired
+
+    def to_json(self) -> dict[str, Any]:
+        """Findings and what became of the MTP head, as plain JSON values."""
+        repaired = self._repaired
+        return {
+            "findings": [finding.to_json() for finding in self.findings],
+            "mtp": None
+            if repaired is None
+            else {"layers": repaired.mtp_layers, "origin": repaired.mtp_origin},
+        }
+
+
+def diagnose(
+    checkpoint: Checkpoint, *, mtp: MtpMode = "auto", mtp_from: Checkpoint | None = None
+) -> Diagnosis:
+    """Examine ``checkpoint`` and repair what is known; the source is not touched.
+
+    Args:
+        checkpoint: local, or on the Hub with nothing but headers known.
+        mtp: what to do about the MTP head.
+        mtp_from: the base model: its head is grafted if asked for (or if there is none, with ``auto``), and
+            processor files that are missing are taken from it.
+
+    Raises:
+        InputError: there is no usable config, or no family that is known.
+        UsageProblem: ``mtp`` and ``mtp_from`` do not go together, or not with this family.
+    """
+    subject = examine(checkpoint, base=mtp_from)
+    base = examine(mtp_from) if mtp_from is not None and subject.family.mtp and mtp != "drop" else None
+    draft = Draft(subject)
+    seen = [(quirk, quirk.detect(subject)) for quirk in QUIRKS]
+    head = settle_mtp(draft, mtp, base)
+    if head.replaced:
+        seen = [(quirk, found) for quirk, found in seen if quirk.id not in _OLD_HEAD]
+    findings = [*head.findings, *(found for _, found in seen if found is not None)]
+    repaired = None
+    if not any(finding.severity == "error" for finding in findings):
+        try:
+            for quirk, found in seen:
+                if found is not None and quirk.fix is not None:
+                    quirk.fix(draft)
+            repaired = _checked(draft, head)
+        except InputError as error:
+            repair = error.hint or "Does config.json belong to these weights?"
+            findings.append(Finding("tensors.unfit", "error", error.message, repair=repair))
+    order = {"error": 0, "repaired": 1, "note": 2}
+    return Diagnosis(subject, tuple(sorted(findings, key=lambda f: order[f.severity])), repaired)
+
+
+def _checked(draft: Draft, head: MtpResult) -> Repaired:
+    repaired = finish(draft, head)
+    repaired.view()
+    return repaired

@@ -1,0 +1,124 @@
+"""What a checkpoint is, in numbers: the data behind ``qexport inspect``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qexport.doctor.diagnose import Diagnosis
+from qexport.doctor.finding import Finding
+from qexport.doctor.graft import head_layers
+from qexport.doctor.subject import Subject
+from qexport.doctor.tokens import template_places, tokenizer_kind
+from qexport.families.names import is_expert_name
+from qexport.families.table import layer_kinds
+
+__all__ = ["Explanation", "Parameters", "explain"]
+
+_KINDS = {"full": "full attention", "linear": "linear attention", "dense": "full attention, dense MLP"}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of stored values. ``active``: of the trunk, what a token passes through (and the embedding)."""
+
+    total: int
+    trunk: int
+    mtp: int
+    vision: int
+    active: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The checkpoint as it is, and what was found.
+
+    Attributes:
+        layers: number of trunk layers of each kind.
+        dtypes: stored values by dtype.
+        files: safetensors files, with bytes of tensor data.
+        chat_template: where the chat template is; empty if there is none.
+        mtp: MTP layers that there are tensors for.
+    """
+
+    label: str
+    family: str
+    architecture: str
+    multimodal: bool
+    layers: Mapping[str, int]
+    parameters: Parameters
+    dtypes: Mapping[str, int]
+    files: Mapping[str, int]
+    tied: bool
+    vocabulary: int | None
+    context_length: int | None
+    experts: int | None
+    experts_per_token: int | None
+    mtp: int
+    tokenizer: str
+    chat_template: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        value = asdict(self)
+        value["chat_template"] = list(self.chat_template)
+        value["findings"] = [finding.to_json() for finding in self.findings]
+        return value
+
+
+def explain(diagnosis: Diagnosis) -> Explanation:
+    """Put together what ``qexport inspect`` shows.
+
+    Raises:
+        InputError: config.json does not say how many layers there are.
+    """
+    subject = diagnosis.subject
+    text = {**subject.family.defaults, **subject.text}
+    kinds = Counter(_KINDS[kind] for kind in layer_kinds(subject.family, text))
+    stored = subject.checkpoint.tensors.values()
+    experts = text.get("num_experts") or text.get("num_local_experts")
+    per_token = text.get("num_experts_per_tok")
+    return Explanation(
+        label=subject.checkpoint.label,
+        family=subject.family.name,
+        architecture=", ".join(subject.config.get("architectures") or []) or "not named",
+        multimodal=bool(subject.vision),
+        layers=dict(kinds),
+        parameters=_parameters(subject, experts, per_token),
+        dtypes=_sums((tensor.dtype, tensor.numel) for tensor in stored),
+        files=_sums((tensor.file, tensor.nbytes) for tensor in stored),
+        tied="lm_head.weight" not in subject.tensors,
+        vocabulary=text.get("vocab_size"),
+        context_length=text.get("max_position_embeddings"),
+        experts=experts if subject.family.is_moe else None,
+        experts_per_token=per_token if subject.family.is_moe else None,
+        mtp=head_layers(subject.tensors) if subject.family.mtp else 0,
+        tokenizer=tokenizer_kind(subject),
+        chat_template=tuple(template_places(subject)),
+        findings=diagnosis.findings,
+    )
+
+
+def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for key, number in pairs:
+        found[key] += number
+    return dict(found)
+
+
+def _parameters(subject: Subject, experts: Any, per_token: Any) -> Parameters:
+    vision = set(subject.vision)
+    parts: Counter[str] = Counter()
+    for name, tensor in subject.tensors.items():
+        part = "vision" if name in vision else "mtp" if name.startswith("mtp.") else "trunk"
+        parts[part] += tensor.numel
+        if part == "trunk" and is_expert_name(name):
+            parts["experts"] += tensor.numel
+    idle = 0
+    if subject.family.is_moe and isinstance(experts, int) and isinstance(per_token, int) and experts:
+        idle = parts["experts"] - parts["experts"] * min(per_token, experts) // experts
+    total = parts["vision"] + parts["mtp"] + parts["trunk"]
+    return Parameters(total, parts["trunk"], parts["mtp"], parts["vision"], parts["trunk"] - idle)

@@ -1,0 +1,151 @@
+"""Taking the MTP head of the base model: does it fit this one, and its tensors as they lie in the base.
+
+Nothing is read: the grafted tensors point into the base checkpoint, so they are copied bit for bit when the
+pass gets to them. A head that does not fit loads in no runtime, or loads and is never right; so every reason
+is looked for, and all are named at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qexport.checkpoint.tensors import LogicalTensor
+from qexport.doctor import rope
+from qexport.doctor.layout import convert_experts, trunk_layout
+from qexport.doctor.subject import EMBEDDING, Subject
+from qexport.doctor.tokens import token_ids
+from qexport.errors import InputError
+from qexport.families.build import expert_tensor
+from qexport.families.roles import EXPERT_ROLES
+from qexport.families.table import Family, Template, dimensions
+
+__all__ = ["head_layers", "head_problems", "head_tensors", "misfits", "vocabulary_notes"]
+
+# What the head's decoder layer computes with, beyond what its shapes say.
+_COMPARED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "attention_bias",
+    "attn_output_gate",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "norm_topk_prob",
+)
+_ROPE = ("rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+
+
+def head_layers(tensors: Mapping[str, LogicalTensor]) -> int:
+    """How many MTP layers there are tensors for; a head without layers counts as one."""
+    numbers = [
+        int(n.split(".")[2]) for n in tensors if n.startswith("mtp.layers.") and n.split(".")[2].isdecimal()
+    ]
+    return max(numbers) + 1 if numbers else int(any(name.startswith("mtp.") for name in tensors))
+
+
+def head_problems(family: Family, text: Mapping[str, Any], tensors: Mapping[str, LogicalTensor]) -> list[str]:
+    """What is missing from the head in ``tensors``, or has another shape than ``text`` says."""
+    problems: list[str] = []
+    dims = dimensions(family, text)
+    for name, template in _templates(family):
+        shape = tuple(dims[word] for word in template.shape.split())
+        try:
+            found = _find(name, template, shape, tensors)
+        except InputError as error:
+            problems.append(error.message)
+            continue
+        if found is None:
+            if not template.optional:
+                problems.append(f"{name} is missing")
+        elif found.shape != shape:
+            problems.append(f"{name} has shape {list(found.shape)}, this model needs {list(shape)}")
+    return list(dict.fromkeys(problems))
+
+
+def _templates(family: Family) -> Iterator[tuple[str, Template]]:
+    for template in family.mtp:
+        yield f"mtp.{template.name}", template
+    for template in family.mtp_layer:
+        yield f"mtp.layers.0.{template.name}", template
+
+
+def _find(
+    name: str, template: Template, shape: tuple[int, ...], tensors: Mapping[str, LogicalTensor]
+) -> LogicalTensor | None:
+    if template.role in EXPERT_ROLES:
+        return expert_tensor("mtp.layers.0.", template.name, shape, tensors)[0]
+    return tensors.get(name)
+
+
+def head_tensors(base: Subject, trunk: Mapping[str, LogicalTensor]) -> dict[str, LogicalTensor]:
+    """The base's head with its experts laid out as those of ``trunk``."""
+    head = {name: tensor for name, tensor in base.tensors.items() if name.startswith("mtp.")}
+    layout = trunk_layout(trunk)
+    return head if layout is None else convert_experts(head, layout)
+
+
+def misfits(subject: Subject, base: Subject) -> list[str]:
+    """Every reason why the base's head cannot serve this model; empty if it can."""
+    reasons: list[str] = []
+    if base.family is not subject.family:
+        reasons.append(f"the base is {base.family.name}, this model is {subject.family.name}")
+    layers = head_layers(base.tensors)
+    if layers == 0:
+        reasons.append(f"{base.checkpoint.label} has no MTP head itself")
+    elif layers > 1:
+        reasons.append(f"its head has {layers} layers; llama.cpp runs exactly one")
+    own = [name for name in ("mtp.embed_tokens.weight", "mtp.lm_head.weight") if name in base.tensors]
+    reasons += [f"its head has a matrix of its own ({name})" for name in own]
+    reasons += _settings(subject, base)
+    if layers == 1 and base.family is subject.family:
+        reasons += head_problems(subject.family, {**subject.family.defaults, **subject.text}, base.tensors)
+    return reasons + _vocabulary(subject, base)[0]
+
+
+def vocabulary_notes(subject: Subject, base: Subject) -> list[str]:
+    """What differs between the two vocabularies without harm."""
+    return _vocabulary(subject, base)[1]
+
+
+def _settings(subject: Subject, base: Subject) -> list[str]:
+    mine = {**subject.family.defaults, **subject.text}
+    theirs = {**base.family.defaults, **base.text}
+    pairs = [(key, mine.get(key), theirs.get(key)) for key in _COMPARED]
+    ours, other = rope.parameters(subject.family, subject.text), rope.parameters(base.family, base.text)
+    pairs += [(f"rope {key}", ours.get(key), other.get(key)) for key in _ROPE]
+    return [
+        f"{key} is {here!r} here and {there!r} in the base"
+        for key, here, there in pairs
+        if here is not None and there is not None and here != there
+    ]
+
+
+def _vocabulary(subject: Subject, base: Subject) -> tuple[list[str], list[str]]:
+    reasons: list[str] = []
+    notes: list[str] = []
+    rows = [s.tensors[EMBEDDING].shape[0] if EMBEDDING in s.tensors else None for s in (subject, base)]
+    if rows[0] != rows[1]:
+        notes.append(f"the embedding has {rows[0]} rows here and {rows[1]} in the base")
+    if "tokenizer.json" not in subject.checkpoint.files or "tokenizer.json" not in base.checkpoint.files:
+        return reasons, [*notes, "the token ids could not be compared: one of the two has no tokenizer.json"]
+    if subject.checkpoint.read_file("tokenizer.json") == base.checkpoint.read_file("tokenizer.json"):
+        return reasons, notes
+    mine, theirs = token_ids(subject), token_ids(base)
+    by_id = {number: token for token, number in theirs.items()}
+    clash = [(t, n) for t, n in mine.items() if theirs.get(t, n) != n or by_id.get(n, t) != t]
+    if clash:
+        token, number = clash[0]
+        other = f"{by_id[number]!r} there" if number in by_id else f"{theirs[token]} there"
+        reasons.append(
+            f"{len(clash)} token ids differ from the base's, such as {token!r} ({number} here, {other})"
+        )
+    if added := len(mine.keys() - theirs.keys()) - len([t for t, _ in clash if t not in theirs]):
+        notes.append(f"{added} tokens were added; the head has not been trained on them")
+    return reasons, notes

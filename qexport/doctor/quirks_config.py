@@ -1,0 +1,399 @@
+"""Quirks of config.json: its form, RoPE in two spellings, dtypes, what readers need and savers leave out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from qexport.doctor import rope
+from qexport.doctor.draft import Draft
+from qexport.doctor.form import reshape, words
+from qexport.doctor.quirk import Quirk
+from qexport.doctor.subject import Subject
+
+__all__ = ["CONFIG_QUIRKS", "PROCESSOR_FILES"]
+
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+_DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
+
+
+def _reshape(draft: Draft) -> None:
+    draft.config = reshape(draft.config, draft.subject)
+
+
+def _vision_absent(subject: Subject) -> str | None:
+    config = subject.config
+    if subject.vision or not subject.says_wrapper or subject.family.wrapper_arch is None:
+        return None
+    named = f"architectures {config.get('architectures')!r}, model_type {config.get('model_type')!r}"
+    declared = "a vision_config" if subject.has_vision_config else "the multimodal form"
+    return f"config.json has {declared} ({named}), but there are no vision tensors"
+
+
+def _drop_vision(draft: Draft) -> None:
+    """Give the config the text-only form, with all that this form's readers look for."""
+    _write_rope(draft)
+    _write_dtype(draft)
+    _reshape(draft)
+    for name in PROCESSOR_FILES:
+        if name in draft.subject.checkpoint.files:
+            draft.remove(name)
+
+
+def _vision_undeclared(subject: Subject) -> str | None:
+    if not subject.vision or subject.has_vision_config:
+        return None
+    return (
+        f"there are {len(subject.vision)} vision tensors, such as {subject.vision[0]}, but no vision_config"
+    )
+
+
+def _flat_wrapper(subject: Subject) -> str | None:
+    if not subject.wants_wrapper or subject.nested:
+        return None
+    return "config.json has a vision_config, but the language model's settings are not in a text_config"
+
+
+def _model_type(subject: Subject) -> str | None:
+    _, wanted = words(subject.family, wrapper=subject.wants_wrapper)
+    found = subject.config.get("model_type")
+    if _vision_absent(subject) or _vision_undeclared(subject):
+        return None
+    if found != wanted:
+        return f"model_type is {found!r}; for these tensors it has to be {wanted!r}"
+    inner = subject.text.get("model_type")
+    if subject.wants_wrapper and subject.nested and inner != subject.family.text_model_type:
+        return f"text_config.model_type is {inner!r}; it has to be {subject.family.text_model_type!r}"
+    return None
+
+
+def _architecture(subject: Subject) -> str | None:
+    wanted, _ = words(subject.family, wrapper=subject.wants_wrapper)
+    found = subject.config.get("architectures")
+    if found == [wanted] or _vision_absent(subject) or _vision_undeclared(subject):
+        return None
+    return f"architectures is {found!r}; for these tensors it has to be {[wanted]!r}"
+
+
+def _text_only(subject: Subject) -> str | None:
+    # Gemma 3's text-only form has been with its readers for long; Qwen3.5's has not.
+    if not subject.family.mtp or subject.vision or subject.says_wrapper:
+        return None
+    return f"a text-only checkpoint of the multimodal family {subject.family.name}"
+
+
+# --- RoPE ---------------------------------------------------------------------------------------------------
+
+
+def _published_with_legacy(subject: Subject) -> bool:
+    """Whether readers of this form look for the legacy keys: all do but those of Qwen3.5's wrapper."""
+    return not (subject.family.mtp and subject.says_wrapper)
+
+
+def _legacy_missing(subject: Subject) -> str | None:
+    if not isinstance(subject.text.get("rope_parameters"), Mapping) or not _published_with_legacy(subject):
+        return None
+    wanted = rope.legacy_keys(rope.parameters(subject.family, subject.text))
+    missing = [f"{key} ({wanted[key]!r})" for key in wanted if subject.text.get(key) is None]
+    return f"rope_parameters without the older keys {', '.join(missing)}" if missing else None
+
+
+def _parameters_missing(subject: Subject) -> str | None:
+    # transformers 5 reads the older keys of the other families itself.
+    if not subject.family.mtp:
+        return None
+    given = subject.text.get("rope_parameters")
+    wanted = rope.parameters(subject.family, subject.text)
+    if not wanted:
+        return "config.json says nothing about RoPE"
+    if not isinstance(given, Mapping):
+        return "the older RoPE keys without rope_parameters"
+    missing = [key for key in wanted if key not in given]
+    return f"rope_parameters without {', '.join(missing)}" if missing else None
+
+
+def _no_rope(subject: Subject) -> str | None:
+    family = subject.family
+    if family.mtp or "rope_theta" in family.defaults or rope.parameters(family, subject.text):
+        return None
+    return "config.json says nothing about RoPE: all readers take a base of 10000"
+
+
+def _contradiction(subject: Subject) -> str | None:
+    return "; ".join(rope.disagreements(subject.family, subject.text)) or None
+
+
+def _write_rope(draft: Draft) -> None:
+    family = draft.subject.family
+    found = rope.complete(family, draft.text)
+    if not found and family.mtp:
+        # The values of every published Qwen3.5 and Qwen3.6.
+        found = rope.complete(family, {"rope_theta": 10000000, "partial_rotary_factor": 0.25})
+    if family.mtp and draft.subject.wants_wrapper:
+        found = {key: value for key, value in found.items() if key == "rope_parameters" or key in draft.text}
+    draft.text.update(found)
+
+
+# --- the rest -----------------------------------------------------------------------------------------------
+
+
+def _declared(subject: Subject) -> dict[str, Any]:
+    parts = {"": subject.config, "text_config.": subject.text} if subject.nested else {"": subject.config}
+    return {
+        prefix + key: part[key]
+        for prefix, part in parts.items()
+        for key in ("dtype", "torch_dtype")
+        if part.get(key) is not None
+    }
+
+
+def _dtype_missing(subject: Subject) -> str | None:
+    return None if _declared(subject) else f"config.json names no dtype; the tensors are {subject.dtype}"
+
+
+def _dtype_wrong(subject: Subject) -> str | None:
+    wanted = _DTYPE_WORDS.get(subject.dtype)
+    wrong = [
+        f"{key} is {value!r}"
+        for key, value in _declared(subject).items()
+        if isinstance(value, str) and value.removeprefix("torch.") != wanted
+    ]
+    return f"{', '.join(wrong)}, but the tensors are {subject.dtype}" if wrong else None
+
+
+def _dtype_new_only(subject: Subject) -> str | None:
+    declared = _declared(subject)
+    if subject.says_wrapper or not declared or any(key.endswith("torch_dtype") for key in declared):
+        return None
+    return "dtype without torch_dtype"
+
+
+def _write_dtype(draft: Draft) -> None:
+    word = _DTYPE_WORDS[draft.subject.dtype]
+    if not draft.subject.wants_wrapper:
+        draft.text.update({"dtype": word, "torch_dtype": word})
+        return
+    draft.config["dtype"] = word
+    for part in (draft.config, draft.text):
+        part.update({key: word for key in ("dtype", "torch_dtype") if key in part})
+
+
+def _interval(subject: Subject) -> str | None:
+    wanted = _regular_interval(subject.text)
+    given = subject.text.get("full_attention_interval")
+    if "linear" not in subject.family.layers or wanted is None or wanted == (given or 4):
+        return None
+    return f"layer_types has full attention every {wanted} layers, but full_attention_interval is {given!r}"
+
+
+def _regular_interval(text: Mapping[str, Any]) -> int | None:
+    kinds = text.get("layer_types")
+    if not isinstance(kinds, list) or "full_attention" not in kinds:
+        return None
+    every = kinds.index("full_attention") + 1
+    regular = all((kind == "full_attention") == ((i + 1) % every == 0) for i, kind in enumerate(kinds))
+    return every if regular else None
+
+
+def _write_interval(draft: Draft) -> None:
+    draft.text["full_attention_interval"] = _regular_interval(draft.text)
+
+
+def _paths(subject: Subject) -> list[tuple[str, str]]:
+    found = []
+    for file in ("config.json", "tokenizer_config.json"):
+        document = subject.json_file(file) or {}
+        for key in ("_name_or_path", "name_or_path"):
+            value = document.get(key)
+            if isinstance(value, str) and _PATH.match(value):
+                found.append((file, key))
+    return found
+
+
+def _host_path(subject: Subject) -> str | None:
+    found = _paths(subject)
+    return ", ".join(f"{key} in {file} is a path on somebody's machine" for file, key in found) or None
+
+
+def _drop_paths(draft: Draft) -> None:
+    for file, key in _paths(draft.subject):
+        target = draft.config if file == "config.json" else draft.edit_json(file)
+        target.pop(key, None)
+
+
+# Forms come last: the fixes before them work on a config as it was saved.
+CONFIG_QUIRKS = (
+    Quirk(
+        id="rope.legacy_missing",
+        title="rope_parameters without the older keys",
+        severity="repaired",
+        see=_legacy_missing,
+        fix=_write_rope,
+        repair="The older keys are written beside rope_parameters, which stays whole.",
+        breaks=(
+            (
+                "mlx-lm 0.32",
+                "reads the top level only, falls back to 10000 and talks nonsense, without any error",
+            ),
+            ("slime, SGLang on transformers 4", "KeyError: 'rope_theta'"),
+        ),
+        reference="https://github.com/sgl-project/sglang/issues/22739",
+    ),
+    Quirk(
+        id="rope.parameters_missing",
+        title="RoPE settings of Qwen3.5 that are not whole",
+        severity="repaired",
+        see=_parameters_missing,
+        fix=_write_rope,
+        repair="rope_parameters is written whole, from the older keys and the family's values.",
+        breaks=(("vLLM, SGLang", "AttributeError or KeyError: 'rope_parameters'; else a wrong base"),),
+        reference="https://github.com/THUDM/slime/issues/1720",
+    ),
+    Quirk(
+        id="rope.missing",
+        title="no RoPE settings",
+        severity="note",
+        see=_no_rope,
+        repair="10000 is taken, as all readers do. If the base has another, copy it into config.json.",
+        breaks=(("any", "nonsense beyond a few tokens, if the model was trained with another base"),),
+    ),
+    Quirk(
+        id="rope.contradicts",
+        title="the two spellings of RoPE differ",
+        severity="repaired",
+        see=_contradiction,
+        fix=_write_rope,
+        repair="rope_parameters is right, as in transformers 5; the older keys follow it.",
+        breaks=(
+            (
+                "mlx-lm, llama.cpp, transformers 4",
+                "another base than in training: nonsense beyond a few tokens",
+            ),
+        ),
+    ),
+    Quirk(
+        id="dtype.missing",
+        title="no dtype in config.json",
+        severity="repaired",
+        see=_dtype_missing,
+        fix=_write_dtype,
+        repair="dtype and torch_dtype are written, as the tensors are.",
+        breaks=(("transformers, vLLM", "loads in float32 or float16"),),
+        reference="https://github.com/ModelCloud/GPTQModel/issues/1804",
+    ),
+    Quirk(
+        id="dtype.contradicts",
+        title="config.json names another dtype than the tensors have",
+        severity="repaired",
+        see=_dtype_wrong,
+        fix=_write_dtype,
+        repair="dtype and torch_dtype become those of the tensors.",
+        breaks=(("transformers, vLLM", "casts on loading; bfloat16 to float16 overflows"),),
+    ),
+    Quirk(
+        id="dtype.new_key_only",
+        title="dtype without torch_dtype in a text-only config",
+        severity="repaired",
+        see=_dtype_new_only,
+        fix=_write_dtype,
+        repair="torch_dtype is written too.",
+        breaks=(("mlx-lm 0.32, transformers 4", "ignores dtype and takes float32 or float16"),),
+        reference="https://github.com/unslothai/unsloth/issues/3225",
+    ),
+    Quirk(
+        id="config.interval",
+        title="layer_types and full_attention_interval differ",
+        severity="repaired",
+        see=_interval,
+        fix=_write_interval,
+        repair="full_attention_interval is written as layer_types has it.",
+        breaks=(
+            ("llama.cpp's converter, mlx-lm", "takes 4 and expects other tensors: KeyError or wrong layers"),
+        ),
+    ),
+    Quirk(
+        id="config.host_path",
+        title="a path of the machine that saved it",
+        severity="repaired",
+        see=_host_path,
+        fix=_drop_paths,
+        repair="The entry is left out.",
+        breaks=(("any", "publishes a user name; some loaders try to follow it"),),
+    ),
+    Quirk(
+        id="vision.absent",
+        title="a vision tower declared, and none there",
+        severity="repaired",
+        see=_vision_absent,
+        fix=_drop_vision,
+        repair="The text-only form is written: flat config, text names, no processor files.",
+        breaks=(
+            (
+                "vLLM",
+                "ValueError: Following weights were not initialized from checkpoint: {'visual.blocks.0...'}",
+            ),
+            ("mlx-vlm, LM Studio", "ValueError: Missing 333 parameters: vision_tower..."),
+        ),
+        reference="https://github.com/Blaizzy/mlx-vlm/issues/1812",
+    ),
+    Quirk(
+        id="vision.undeclared",
+        title="vision tensors that no config describes",
+        severity="error",
+        see=_vision_undeclared,
+        repair=(
+            "Copy vision_config and the image_*, video_* and vision_* ids from the base's config.json; or, "
+            "for a text-only model, save it without the vision tower."
+        ),
+        breaks=(("transformers", "UNEXPECTED model.visual.blocks.0...: the tower is dropped"),),
+    ),
+    Quirk(
+        id="config.flat_wrapper",
+        title="a multimodal config with the language model's settings at the root",
+        severity="repaired",
+        see=_flat_wrapper,
+        fix=_reshape,
+        repair="They are moved into text_config.",
+        breaks=(("transformers, vLLM", "takes the default text_config: size mismatch for every tensor"),),
+    ),
+    Quirk(
+        id="config.model_type",
+        title="a model_type that does not fit the form",
+        severity="repaired",
+        see=_model_type,
+        fix=_reshape,
+        repair="model_type is written as the form has it.",
+        breaks=(
+            ("vLLM < 0.32", "TypeError: Invalid type of HuggingFace config. Expected type: ...Qwen3_5Config"),
+            ("transformers", "AttributeError: 'Qwen3_5TextConfig' object has no attribute 'vision_config'"),
+        ),
+        reference="https://github.com/vllm-project/vllm/issues/36236",
+    ),
+    Quirk(
+        id="config.architecture",
+        title="an architecture that does not fit the form",
+        severity="repaired",
+        see=_architecture,
+        fix=_reshape,
+        repair="architectures is written as the form has it.",
+        breaks=(
+            ("vLLM < 0.32", "ValueError: There is no module or parameter named 'language_model'"),
+            ("llama.cpp's converter", "Architecture '...' not supported!"),
+        ),
+        reference="https://github.com/vllm-project/vllm/pull/50355",
+    ),
+    Quirk(
+        id="config.text_only",
+        title="a text-only checkpoint of a multimodal family",
+        severity="note",
+        see=_text_only,
+        repair="Kept text only. Formats whose readers know the multimodal form alone write that.",
+        breaks=(
+            ("mlx-lm 0.32", "ValueError: Model type qwen3_5_text not supported."),
+            ("vLLM < 0.32", "TypeError: Invalid type of HuggingFace config. Expected type: ...Qwen3_5Config"),
+        ),
+        reference="https://github.com/vllm-project/vllm/pull/50210",
+    ),
+)

@@ -1,0 +1,353 @@
+"""Quirks of the small files: tokenizer, chat template, generation settings, processors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qexport.doctor.draft import Draft
+from qexport.doctor.quirk import Quirk
+from qexport.doctor.quirks_config import PROCESSOR_FILES
+from qexport.doctor.subject import Subject
+from qexport.doctor.tokens import chat_template, stop_ids, template_places, token_ids, tokenizer_kind
+
+__all__ = ["FILE_QUIRKS"]
+
+_TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
+_JINJA, _JSON = "chat_template.jinja", "chat_template.json"
+# What Qwen3.5's split rule has and Qwen2's has not: letters with their combining marks.
+_MARKS = r"[\p{L}\p{M}]+"
+
+
+# --- tokenizer ----------------------------------------------------------------------------------------------
+
+
+def _settings(subject: Subject) -> Mapping[str, Any]:
+    return subject.json_file(_TOKENIZER) or {}
+
+
+def _no_tokenizer(subject: Subject) -> str | None:
+    return (
+        "there is no tokenizer.json, tokenizer.model or vocab.json"
+        if tokenizer_kind(subject) == "none"
+        else None
+    )
+
+
+def _backend_class(subject: Subject) -> str | None:
+    found = _settings(subject).get("tokenizer_class")
+    return f"tokenizer_class is {found}" if found == "TokenizersBackend" else None
+
+
+def _name_class(draft: Draft) -> None:
+    """Name the class that both transformers 4 and 5 know and that takes tokenizer.json as it is.
+
+    Not Qwen2Tokenizer: transformers 5.17 rebuilds its split rule from the class, and Qwen3.5's differs.
+    """
+    settings = draft.edit_json(_TOKENIZER)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.pop("backend", None)
+    # transformers 4 would add token_type_ids otherwise, which generate() refuses.
+    settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
+
+
+def _special_list(subject: Subject) -> str | None:
+    found = _settings(subject).get("extra_special_tokens")
+    return f"extra_special_tokens is a list of {len(found)}" if isinstance(found, list) else None
+
+
+def _name_specials(draft: Draft) -> None:
+    settings = draft.edit_json(_TOKENIZER)
+    extra = settings.pop("extra_special_tokens")
+    have = settings.get("additional_special_tokens") or []
+    if merged := [*have, *(token for token in extra if token not in have)]:
+        settings["additional_special_tokens"] = merged
+
+
+def _split_rule(subject: Subject) -> str | None:
+    name = str(_settings(subject).get("tokenizer_class")).removesuffix("Fast")
+    document = subject.json_file("tokenizer.json") or {}
+    if name != "Qwen2Tokenizer" or _MARKS not in str(document.get("pre_tokenizer")):
+        return None
+    return "tokenizer_class is Qwen2Tokenizer, but tokenizer.json has Qwen3.5's split rule"
+
+
+# --- where a reply ends -------------------------------------------------------------------------------------
+
+
+def _as_list(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else [v for v in value if isinstance(v, int)] if value else []
+
+
+def _no_generation(subject: Subject) -> str | None:
+    return "there is no generation_config.json" if _GENERATION not in subject.checkpoint.files else None
+
+
+def _missing_stops(subject: Subject) -> list[int]:
+    have = _as_list((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
+    return [number for number in stop_ids(subject) if number not in have]
+
+
+def _generation_eos(subject: Subject) -> str | None:
+    generation = subject.json_file(_GENERATION)
+    if generation is None or not (missing := _missing_stops(subject)):
+        return None
+    words = {number: token for token, number in token_ids(subject).items()}
+    ends = ", ".join(f"{words[number]} ({number})" for number in missing)
+    return f"generation_config.json stops at {generation.get('eos_token_id')!r}, but a reply ends with {ends}"
+
+
+def _write_generation(draft: Draft) -> None:
+    subject, generation = draft.subject, draft.edit_json(_GENERATION)
+    have = _as_list(generation.get("eos_token_id"))
+    if _GENERATION not in subject.checkpoint.files:
+        have = _as_list(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
+        for key in ("bos_token_id", "pad_token_id"):
+            value = subject.text.get(key)
+            if value is not None:
+                generation[key] = value
+    ids = [*(number for number in stop_ids(subject) if number not in have), *have]
+    if ids:
+        generation["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+
+
+def _config_eos(subject: Subject) -> str | None:
+    given = _as_list(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
+    generation = _as_list((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
+    known = {*stop_ids(subject), *generation}
+    if _no_generation(subject) or not given or not known or known & set(given):
+        return None
+    return f"config.json stops at {given}, the tokenizer and generation_config.json at {sorted(known)}"
+
+
+def _write_config_eos(draft: Draft) -> None:
+    subject = draft.subject
+    ids = stop_ids(subject) or _as_list((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
+    value = ids[0] if len(ids) == 1 else ids
+    for part in (draft.config, draft.text):
+        if part.get("eos_token_id") is not None:
+            part["eos_token_id"] = value
+
+
+# --- chat template ------------------------------------------------------------------------------------------
+
+
+def _templates_differ(subject: Subject) -> str | None:
+    places = template_places(subject)
+    return f"the chat templates in {' and '.join(places)} differ" if len(set(places.values())) > 1 else None
+
+
+def _processor_only(subject: Subject) -> str | None:
+    return f"the chat template is in {_JSON} alone" if set(template_places(subject)) == {_JSON} else None
+
+
+def _inline_only(subject: Subject) -> str | None:
+    return (
+        f"the chat template is in {_TOKENIZER} alone"
+        if set(template_places(subject)) == {_TOKENIZER}
+        else None
+    )
+
+
+def _jinja_only(subject: Subject) -> str | None:
+    return f"the chat template is in {_JINJA} alone" if set(template_places(subject)) == {_JINJA} else None
+
+
+def _no_template(subject: Subject) -> str | None:
+    return "there is no chat template" if chat_template(subject) is None else None
+
+
+def _write_template(draft: Draft) -> None:
+    """Put the template that transformers 5 uses wherever there is one, and into a file of its own."""
+    places, text = template_places(draft.subject), chat_template(draft.subject)
+    if text is None:
+        return
+    if places.get(_JINJA) != text:
+        draft.write(_JINJA, text.encode())
+    for name in (_TOKENIZER, _JSON):
+        if name not in places or places[name] == text:
+            continue
+        document = draft.edit_json(name)
+        if isinstance(document["chat_template"], list):
+            for row in document["chat_template"]:
+                row["template"] = text if row.get("name") == "default" else row["template"]
+        else:
+            document["chat_template"] = text
+
+
+# --- processors ---------------------------------------------------------------------------------------------
+
+
+def _no_processor(subject: Subject) -> bool:
+    return subject.wants_wrapper and PROCESSOR_FILES[0] not in subject.checkpoint.files
+
+
+def _base_has_processor(subject: Subject) -> bool:
+    return subject.base is not None and PROCESSOR_FILES[0] in subject.base.files
+
+
+def _processor_missing(subject: Subject) -> str | None:
+    if not _no_processor(subject) or _base_has_processor(subject):
+        return None
+    return f"there is a vision tower, but no {PROCESSOR_FILES[0]}"
+
+
+def _processor_from_base(subject: Subject) -> str | None:
+    if not _no_processor(subject) or not _base_has_processor(subject) or subject.base is None:
+        return None
+    return f"there is a vision tower, but no {PROCESSOR_FILES[0]}; {subject.base.label} has one"
+
+
+def _copy_processor(draft: Draft) -> None:
+    base = draft.subject.base
+    for name in PROCESSOR_FILES:
+        if base is not None and name in base.files and name not in draft.subject.checkpoint.files:
+            draft.write(name, base.read_file(name))
+
+
+_PROCESSOR_BREAKS = (
+    ("vLLM, SGLang", "OSError: Can't load image processor for '...': preprocessor_config.json"),
+    ("LlamaFactory", "ValueError: Processor was not found, please check and update your model file."),
+)
+_PROCESSOR_REFERENCE = "https://github.com/hiyouga/LLaMA-Factory/issues/10539"
+
+FILE_QUIRKS = (
+    Quirk(
+        id="tokenizer.missing",
+        title="no tokenizer",
+        severity="error",
+        see=_no_tokenizer,
+        repair="Save it beside the model (`tokenizer.save_pretrained`), or copy the base model's files.",
+        breaks=(("any", "OSError: Can't load tokenizer"),),
+    ),
+    Quirk(
+        id="tokenizer.backend_class",
+        title="tokenizer_class: TokenizersBackend",
+        severity="repaired",
+        see=_backend_class,
+        fix=_name_class,
+        repair="PreTrainedTokenizerFast is written, with which any transformers takes tokenizer.json.",
+        breaks=(
+            (
+                "anything on transformers 4",
+                "ValueError: Tokenizer class TokenizersBackend does not exist or is not currently imported.",
+            ),
+        ),
+        reference="https://github.com/hiyouga/LLaMA-Factory/issues/10310",
+    ),
+    Quirk(
+        id="tokenizer.special_list",
+        title="extra_special_tokens as a list",
+        severity="repaired",
+        see=_special_list,
+        fix=_name_specials,
+        repair="The list goes to additional_special_tokens, which transformers 4 and 5 read.",
+        breaks=(("anything on transformers 4", "AttributeError: 'list' object has no attribute 'keys'"),),
+    ),
+    Quirk(
+        id="tokenizer.split_rule",
+        title="a tokenizer class whose split rule is another one",
+        severity="note",
+        see=_split_rule,
+        repair="The files are carried as they are; GGUF takes the rule from tokenizer.json.",
+        breaks=(
+            ("transformers 5", "splits words with combining marks (Hindi, Thai, ...) as Qwen2 did, silently"),
+        ),
+    ),
+    Quirk(
+        id="generation.missing",
+        title="no generation_config.json",
+        severity="repaired",
+        see=_no_generation,
+        fix=_write_generation,
+        repair="One is written with the ids at which a reply ends.",
+        breaks=(("all servers", "stops at config.json's eos alone: a chat model may never stop"),),
+    ),
+    Quirk(
+        id="eos.generation",
+        title="generation_config.json does not stop where a reply ends",
+        severity="repaired",
+        see=_generation_eos,
+        fix=_write_generation,
+        repair="The missing ids are added to eos_token_id.",
+        breaks=(("all servers", "never stops after <|im_end|>"),),
+        reference="https://github.com/Blaizzy/mlx-vlm/issues/2112",
+    ),
+    Quirk(
+        id="eos.config",
+        title="config.json stops elsewhere than tokenizer and generation_config.json",
+        severity="repaired",
+        see=_config_eos,
+        fix=_write_config_eos,
+        repair="config.json's eos_token_id becomes that of the tokenizer.",
+        breaks=(("readers of config.json alone", "stops at the wrong token or never"),),
+    ),
+    Quirk(
+        id="template.differs",
+        title="different chat templates in different places",
+        severity="repaired",
+        see=_templates_differ,
+        fix=_write_template,
+        repair="The one that transformers 5 uses (chat_template.jinja first) is written in all places.",
+        breaks=(
+            (
+                "transformers 4, vLLM, llama.cpp",
+                "each takes another of them: prompts unlike those of training",
+            ),
+        ),
+        reference="https://github.com/modelscope/ms-swift/issues/4358",
+    ),
+    Quirk(
+        id="template.processor_only",
+        title="the chat template in chat_template.json alone",
+        severity="repaired",
+        see=_processor_only,
+        fix=_write_template,
+        repair="chat_template.jinja is written too.",
+        breaks=(
+            ("transformers, vLLM", "ValueError: Cannot use chat template functions because ... is not set"),
+        ),
+    ),
+    Quirk(
+        id="template.inline_only",
+        title="the chat template in tokenizer_config.json alone",
+        severity="note",
+        see=_inline_only,
+        repair="Kept where it is: all readers look there.",
+    ),
+    Quirk(
+        id="template.jinja_only",
+        title="the chat template in chat_template.jinja alone",
+        severity="note",
+        see=_jinja_only,
+        repair="Kept where it is; readers of today look there.",
+        breaks=(("TGI, transformers before 4.51", "ValueError: ... tokenizer.chat_template is not set"),),
+        reference="https://github.com/huggingface/text-generation-inference/issues/3247",
+    ),
+    Quirk(
+        id="template.missing",
+        title="no chat template",
+        severity="note",
+        see=_no_template,
+        repair="Nothing is invented; verification then prompts without one.",
+    ),
+    Quirk(
+        id="vision.processor_missing",
+        title="a vision tower without its processor files",
+        severity="note",
+        see=_processor_missing,
+        repair="Copy preprocessor_config.json and its like from the base; --mtp-from BASE does it.",
+        breaks=_PROCESSOR_BREAKS,
+        reference=_PROCESSOR_REFERENCE,
+    ),
+    Quirk(
+        id="vision.processor_copied",
+        title="a vision tower without its processor files, which the base has",
+        severity="repaired",
+        see=_processor_from_base,
+        fix=_copy_processor,
+        repair="They are copied from the base.",
+        breaks=_PROCESSOR_BREAKS,
+        reference=_PROCESSOR_REFERENCE,
+    ),
+)

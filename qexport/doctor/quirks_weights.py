@@ -1,0 +1,298 @@
+"""Quirks of the tensors themselves: dtypes, expert layouts, the output head, the vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from qexport.checkpoint.tensors import LogicalTensor
+from qexport.doctor.draft import Draft
+from qexport.doctor.layout import ExpertLayout, convert_experts, expert_layouts, trunk_layout
+from qexport.doctor.quirk import Quirk
+from qexport.doctor.subject import EMBEDDING, HEAD, Subject
+from qexport.doctor.ties import Tie, tie_of
+from qexport.doctor.tokens import token_ids
+
+__all__ = ["WEIGHT_QUIRKS"]
+
+# In float32 on purpose, or too small to matter: decay rates, norms, the short convolution.
+_MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias)$")
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} tensors, such as {names[0]}"
+
+
+def _stray(tensors: dict[str, LogicalTensor], dtype: str) -> list[str]:
+    if dtype == "F32":
+        return []
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype == "F32" and len(tensor.shape) > 1 and not _MAY_BE_WIDE.search(name)
+    ]
+
+
+def _stray_fp32(subject: Subject) -> str | None:
+    stray = _stray(dict(subject.tensors), subject.dtype)
+    return f"{_some(stray)} in float32 in a checkpoint of {subject.dtype}" if stray else None
+
+
+def _round_stray(draft: Draft) -> None:
+    dtype = draft.subject.dtype
+    for name in _stray(draft.tensors, dtype):
+        draft.tensors[name] = replace(draft.tensors[name], dtype=dtype)
+
+
+def _mixed(subject: Subject) -> str | None:
+    half = {"BF16": "F16", "F16": "BF16"}.get(subject.dtype)
+    other = [name for name, tensor in subject.tensors.items() if tensor.dtype == half]
+    return f"{_some(other)} in {half} in a checkpoint of {subject.dtype}" if other else None
+
+
+def _a_log(subject: Subject) -> str | None:
+    narrow = [n for n, t in subject.tensors.items() if n.endswith("linear_attn.A_log") and t.dtype != "F32"]
+    if not narrow:
+        return None
+    dtype = subject.tensors[narrow[0]].dtype
+    return f"A_log is {dtype} in {len(narrow)} layers; the published models keep float32"
+
+
+def _other_experts(subject: Subject) -> str | None:
+    found = expert_layouts(subject.tensors)
+    odd = [block for block, layout in found.items() if layout is ExpertLayout.OTHER]
+    kinds = {layout for block, layout in found.items() if block.startswith("model.")} - {ExpertLayout.OTHER}
+    if odd:
+        return f"the experts of {odd[0]}* ({len(odd)} blocks) are neither fused nor one by one as published"
+    return "the experts of some layers are fused and those of others one by one" if len(kinds) > 1 else None
+
+
+def _single_experts(subject: Subject) -> str | None:
+    if not subject.family.mtp or trunk_layout(subject.tensors) is not ExpertLayout.SINGLE:
+        return None
+    return "the experts are stored one by one, as transformers 5 saves them; published models have them fused"
+
+
+def _mtp_experts(subject: Subject) -> str | None:
+    found, trunk = expert_layouts(subject.tensors), trunk_layout(subject.tensors)
+    heads = {layout for block, layout in found.items() if block.startswith("mtp.")} - {ExpertLayout.OTHER}
+    if trunk is None or not heads or heads == {trunk}:
+        return None
+    return f"the experts of the MTP head are {heads.pop()}, those of the model {trunk}"
+
+
+def _unify_experts(draft: Draft) -> None:
+    layout = trunk_layout(draft.tensors)
+    if layout is not None:
+        draft.tensors = convert_experts(draft.tensors, layout)
+
+
+def _tie(state: Tie) -> Callable[[Subject], str | None]:
+    def see(subject: Subject) -> str | None:
+        tie = tie_of(subject)
+        return tie.what if tie.state is state else None
+
+    return see
+
+
+def _settle_tie(draft: Draft) -> None:
+    """Write the same flag in both places, and drop a head that repeats the embedding."""
+    tied = tie_of(draft.subject).tied
+    if tied:
+        draft.tensors.pop(HEAD, None)
+    draft.config["tie_word_embeddings"] = tied
+    draft.text["tie_word_embeddings"] = tied
+
+
+def _vocabulary(subject: Subject) -> str | None:
+    embedding = subject.tensors.get(EMBEDDING)
+    size = subject.text.get("vocab_size", subject.family.defaults.get("vocab_size"))
+    if embedding is None or not isinstance(size, int) or embedding.shape[0] == size:
+        return None
+    return f"vocab_size is {size}, but the embedding has {embedding.shape[0]} rows"
+
+
+def _count_rows(draft: Draft) -> None:
+    rows = draft.tensors[EMBEDDING].shape[0]
+    draft.text["vocab_size"] = rows
+    if "vocab_size" in draft.config:
+        draft.config["vocab_size"] = rows
+
+
+def _head_rows(subject: Subject) -> str | None:
+    embedding, head = subject.tensors.get(EMBEDDING), subject.tensors.get(HEAD)
+    if embedding is None or head is None or embedding.shape[0] == head.shape[0]:
+        return None
+    return f"the embedding has {embedding.shape[0]} rows, lm_head {head.shape[0]}"
+
+
+def _more_tokens(subject: Subject) -> str | None:
+    embedding, ids = subject.tensors.get(EMBEDDING), token_ids(subject)
+    if embedding is None or not ids or max(ids.values()) < embedding.shape[0]:
+        return None
+    over = [token for token, number in ids.items() if number >= embedding.shape[0]]
+    rows = embedding.shape[0]
+    return f"the tokenizer has {len(over)} tokens beyond the {rows} rows of the embedding: {over[:3]}"
+
+
+WEIGHT_QUIRKS = (
+    Quirk(
+        id="dtype.stray_fp32",
+        title="a few matrices in float32 in a 16-bit checkpoint",
+        severity="repaired",
+        see=_stray_fp32,
+        fix=_round_stray,
+        repair="They are rounded to the dtype of the rest; A_log, dt_bias, norms and convolutions stay.",
+        breaks=(
+            ("vLLM, SGLang", "memory for twice the bytes; quantized loaders: unexpected dtype torch.float32"),
+            ("llama.cpp's converter", "writes F32 where the rest is BF16"),
+        ),
+    ),
+    Quirk(
+        id="dtype.mixed",
+        title="bfloat16 and float16 side by side",
+        severity="note",
+        see=_mixed,
+        repair="Each tensor is taken as it is stored.",
+        breaks=(("transformers", "casts all to config.json's dtype on loading"),),
+    ),
+    Quirk(
+        id="dtype.a_log",
+        title="A_log rounded to 16 bits",
+        severity="note",
+        see=_a_log,
+        repair="Nothing to repair: the rounding has happened. Save with the dtype of A_log kept to avoid it.",
+        breaks=(("any", "decay rates a little off; accuracy may drift on long contexts"),),
+    ),
+    Quirk(
+        id="experts.layout",
+        title="experts in a layout that readers do not take, or in two layouts",
+        severity="repaired",
+        see=_other_experts,
+        fix=_unify_experts,
+        repair="All layers get the published layout that the first usual one has, else fused.",
+        breaks=(("transformers", "packed experts stay randomly initialised, silently"),),
+        reference="https://github.com/huggingface/transformers/issues/47407",
+    ),
+    Quirk(
+        id="experts.one_by_one",
+        title="experts one by one in a family whose published models fuse them",
+        severity="note",
+        see=_single_experts,
+        repair="The repaired checkpoint keeps the layout; each format writes the one that its readers take.",
+        breaks=(
+            (
+                "mlx-lm 0.32",
+                "ValueError: Received parameters not in model: ...mlp.experts.0.gate_proj.weight",
+            ),
+        ),
+    ),
+    Quirk(
+        id="experts.mtp_layout",
+        title="experts of the MTP head in another layout than the model's",
+        severity="repaired",
+        see=_mtp_experts,
+        fix=_unify_experts,
+        repair="The head's experts get the model's layout; the values stay as they are.",
+        breaks=(("mlx and Megatron converters", "KeyError: 'mtp.layers.0.mlp.experts.gate_up_proj'"),),
+        reference="https://github.com/ISEEKYAN/mbridge/issues/145",
+    ),
+    Quirk(
+        id="tie.flags",
+        title="tie_word_embeddings differs between the root and text_config",
+        severity="repaired",
+        see=_tie(Tie.FLAGS),
+        fix=_settle_tie,
+        repair="The flag that fits the weights is written in both places.",
+        breaks=(
+            ("vLLM, SGLang, rtp-llm", 'repeated tokens or "!!!!": the head is not the one that was trained'),
+        ),
+        reference="https://github.com/vllm-project/vllm/pull/51063",
+    ),
+    Quirk(
+        id="tie.head_repeats",
+        title="tied, and the embedding stored again as lm_head",
+        severity="repaired",
+        see=_tie(Tie.REPEATS),
+        fix=_settle_tie,
+        repair="lm_head.weight is left out.",
+        breaks=(("any", "files larger than they need be"),),
+    ),
+    Quirk(
+        id="tie.head_differs",
+        title="tied by flag, with an lm_head of its own",
+        severity="repaired",
+        see=_tie(Tie.DIFFERS),
+        fix=_settle_tie,
+        repair="The weights win: tie_word_embeddings becomes false in both places.",
+        breaks=(
+            (
+                "transformers, llama.cpp",
+                "the trained lm_head is dropped silently and the embedding used instead",
+            ),
+        ),
+    ),
+    Quirk(
+        id="tie.unchecked",
+        title="tied by flag, with an lm_head that could not be compared",
+        severity="note",
+        see=_tie(Tie.UNCHECKED),
+        repair="Taken as tied until the data is at hand; an export compares the two.",
+    ),
+    Quirk(
+        id="tie.flag_missing",
+        title="no lm_head and no flag",
+        severity="repaired",
+        see=_tie(Tie.FLAG_MISSING),
+        fix=_settle_tie,
+        repair="tie_word_embeddings: true is written.",
+        breaks=(("transformers", "lm_head.weight is newly initialized"), ("vLLM", "repeated tokens")),
+    ),
+    Quirk(
+        id="tie.head_missing",
+        title="untied by flag, and no lm_head",
+        severity="error",
+        see=_tie(Tie.HEAD_MISSING),
+        repair=(
+            "If the base ties them, set tie_word_embeddings to true in config.json; if not, lm_head was "
+            "lost in saving: save the merged model again, or copy it from the base."
+        ),
+        breaks=(
+            ("transformers", "lm_head.weight is newly initialized"),
+            (
+                "vLLM",
+                "ValueError: Following weights were not initialized from checkpoint: {'lm_head.weight'}",
+            ),
+        ),
+        reference="https://github.com/vllm-project/vllm/issues/33359",
+    ),
+    Quirk(
+        id="vocab.rows",
+        title="vocab_size is not the number of embedding rows",
+        severity="repaired",
+        see=_vocabulary,
+        fix=_count_rows,
+        repair="vocab_size becomes the number of rows.",
+        breaks=(
+            ("transformers", "size mismatch for model.embed_tokens.weight"),
+            ("llama.cpp", "check_tensor_dims: tensor 'token_embd.weight' has wrong shape"),
+        ),
+    ),
+    Quirk(
+        id="vocab.head_rows",
+        title="embedding and lm_head of different heights",
+        severity="error",
+        see=_head_rows,
+        repair="Resize both with `model.resize_token_embeddings(n)` where you merge, and save again.",
+        breaks=(("transformers", "size mismatch for lm_head.weight"),),
+    ),
+    Quirk(
+        id="vocab.tokens",
+        title="more tokens than embedding rows",
+        severity="error",
+        see=_more_tokens,
+        repair="Copy the tokenizer that the model was trained with, or resize the embedding and train it.",
+        breaks=(("any", "IndexError: index out of range in self, on the first prompt with such a token"),),
+    ),
+)

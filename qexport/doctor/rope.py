@@ -1,0 +1,104 @@
+"""Rotary position settings in their two spellings.
+
+transformers 5 keeps everything in ``rope_parameters``; readers written for transformers 4 look for
+``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` beside the other hyper-parameters, and fall
+back to 10000 without a word when they do not find them. :func:`complete` gives both; which of the two wins
+when they disagree is transformers 5's order, since that is what the model was trained or merged with:
+https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
+(``convert_rope_params_to_dict``; Gemma 3 has its own, with one set of values per attention kind).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from qexport.families.table import Family
+
+__all__ = ["complete", "disagreements", "legacy_keys", "parameters"]
+
+_QWEN35 = ("qwen3_5", "qwen3_5_moe")
+_KINDS = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+_NOT_SCALING = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+
+
+def parameters(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_parameters`` as transformers 5 understands this config; empty if it says nothing about RoPE."""
+    given = text.get("rope_parameters")
+    params: dict[str, Any] = copy.deepcopy(dict(given)) if isinstance(given, Mapping) else {}
+    scaling = text.get("rope_scaling")
+    scaling = dict(scaling) if isinstance(scaling, Mapping) else {}
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    if family.name == "gemma3":
+        return _per_kind(params, scaling, text)
+    params |= scaling  # rope_scaling goes first in transformers 5 too
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if text.get(key) is not None:
+            params.setdefault(key, text[key])
+    if params:
+        params.setdefault("rope_type", "default")
+    if params and family.name in _QWEN35:
+        # What readers take when these are absent: a quarter of the head rotates, its pairs shared out evenly
+        # over time, height and width ([11, 11, 10] for heads of 256).
+        params.setdefault("partial_rotary_factor", 0.25)
+        head_dim = int(text.get("head_dim") or family.defaults["head_dim"])
+        pairs = int(head_dim * float(params["partial_rotary_factor"])) // 2
+        params.setdefault("mrope_section", [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3])
+        params.setdefault("mrope_interleaved", True)
+    return params
+
+
+def _per_kind(params: dict[str, Any], scaling: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    if params and not any(isinstance(value, Mapping) for value in params.values()):
+        params = {"full_attention": params}
+    for kind, legacy in _KINDS.items():
+        values = params.get(kind)
+        if values is None and text.get(legacy) is None and not (kind == "full_attention" and scaling):
+            continue
+        values = params[kind] = dict(values or {})
+        if kind == "full_attention":
+            values |= scaling
+        if text.get(legacy) is not None:
+            values.setdefault("rope_theta", text[legacy])
+        values.setdefault("rope_type", "default")
+    return params
+
+
+def legacy_keys(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that readers for transformers 4 need, from ``rope_parameters``."""
+    keys: dict[str, Any] = {}
+    main = params
+    if isinstance(params.get("full_attention"), Mapping) or isinstance(
+        params.get("sliding_attention"), Mapping
+    ):
+        main = params.get("full_attention") or {}
+        local = params.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            keys["rope_local_base_freq"] = local["rope_theta"]
+    if "rope_theta" in main:
+        keys["rope_theta"] = main["rope_theta"]
+    if "partial_rotary_factor" in main:
+        keys["partial_rotary_factor"] = main["partial_rotary_factor"]
+    if main.get("rope_type", "default") != "default":
+        keys["rope_scaling"] = {key: value for key, value in main.items() if key not in _NOT_SCALING}
+    return keys
+
+
+def complete(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
+    """Every RoPE key that ``text`` tells, in both spellings; empty if it says nothing about RoPE."""
+    params = parameters(family, text)
+    return {"rope_parameters": params, **legacy_keys(params)} if params else {}
+
+
+def disagreements(family: Family, text: Mapping[str, Any]) -> list[str]:
+    """Where the two spellings are both there and differ: ``key: value, but rope_parameters says value``."""
+    if not isinstance(text.get("rope_parameters"), Mapping):
+        return []
+    wanted = legacy_keys(parameters(family, text))
+    return [
+        f"{key} is {text[key]!r}, but rope_parameters says {wanted[key]!r}"
+        for key in ("rope_theta", "partial_rotary_factor", "rope_local_base_freq")
+        if key in wanted and text.get(key) is not None and float(text[key]) != float(wanted[key])
+    ]

@@ -1,0 +1,142 @@
+"""What is examined: a checkpoint's config, its tensors under canonical names, and its small files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qexport.checkpoint.config import read_json, text_config
+from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, LogicalTensor
+from qexport.doctor.compare import same_bits
+from qexport.errors import InputError
+from qexport.families.names import SpelledName, canonical_name, is_ignorable
+from qexport.families.table import Family, family_of
+
+__all__ = ["EMBEDDING", "HEAD", "Subject", "Twins", "examine"]
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two stored names of one tensor; the second is left out. ``compared``: their bits were found equal."""
+
+    canonical: str
+    kept: str
+    dropped: str
+    compared: bool
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint as it is, before any repair.
+
+    Attributes:
+        config: the parsed ``config.json``.
+        text: the language model's part of it (``config`` itself in a flat one).
+        tensors: stored tensors by canonical name, in stored order; buffers that no reader needs are left out.
+        spellings: how each stored name was read.
+        twins: tensors that are there twice.
+        base: the checkpoint given with ``--mtp-from``; repairs may copy processor files from it.
+    """
+
+    checkpoint: Checkpoint
+    family: Family
+    config: Mapping[str, Any]
+    text: Mapping[str, Any]
+    tensors: Mapping[str, LogicalTensor]
+    spellings: Mapping[str, SpelledName]
+    twins: tuple[Twins, ...] = ()
+    base: Checkpoint | None = None
+
+    @property
+    def nested(self) -> bool:
+        """Whether the language model's hyper-parameters are one level down, as in a multimodal config."""
+        return self.text is not self.config
+
+    @cached_property
+    def vision(self) -> tuple[str, ...]:
+        """Canonical names of the vision tensors."""
+        return tuple(s.canonical for s in self.spellings.values() if s.vision and s.canonical in self.tensors)
+
+    @property
+    def has_vision_config(self) -> bool:
+        return isinstance(self.config.get("vision_config"), Mapping)
+
+    @property
+    def says_wrapper(self) -> bool:
+        """Whether config.json has the multimodal form, vision tensors or not."""
+        return self.nested or self.has_vision_config
+
+    @property
+    def wants_wrapper(self) -> bool:
+        """Whether the repaired checkpoint takes the multimodal form: it has a vision tower and its config."""
+        return bool(self.vision) and self.has_vision_config and self.family.wrapper_arch is not None
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype of most values of the language model."""
+        sizes: Counter[str] = Counter()
+        for name, tensor in self.tensors.items():
+            if name.startswith(("model.", "lm_head.")):
+                sizes[tensor.dtype] += tensor.numel
+        return sizes.most_common(1)[0][0] if sizes else FLOAT_DTYPES[0]
+
+    @cached_property
+    def head_equals_embedding(self) -> bool | None:
+        """Whether ``lm_head`` and the embedding hold the same bits; ``None`` if the data is not at hand."""
+        if HEAD not in self.tensors or EMBEDDING not in self.tensors:
+            return None
+        return same_bits(self.tensors[HEAD], self.tensors[EMBEDDING])
+
+    def json_file(self, name: str) -> dict[str, Any] | None:
+        """The parsed small file ``name``, or ``None`` where there is none."""
+        if name not in self._parsed:
+            self._parsed[name] = read_json(self.checkpoint, name) if name in self.checkpoint.files else None
+        return self._parsed[name]
+
+    def text_file(self, name: str) -> str | None:
+        """The small file ``name`` as text, or ``None`` where there is none."""
+        if name not in self.checkpoint.files:
+            return None
+        try:
+            return self.checkpoint.read_file(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            message = f"{self.checkpoint.label}: {name} is not UTF-8 (byte {error.start})."
+            raise InputError(message, hint="Save it again as UTF-8.") from None
+
+    @cached_property
+    def _parsed(self) -> dict[str, dict[str, Any] | None]:
+        return {}
+
+
+def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subject:
+    """Read config.json and give every stored tensor its canonical name; no tensor data is needed.
+
+    Raises:
+        InputError: no usable config.json, an unknown family, or two names for one tensor with different
+            contents.
+    """
+    config = read_json(checkpoint, "config.json")
+    family = family_of(config)
+    spellings = {name: canonical_name(name) for name in checkpoint.tensors if not is_ignorable(name)}
+    tensors: dict[str, LogicalTensor] = {}
+    twins: list[Twins] = []
+    for name, spelled in spellings.items():
+        tensor = LogicalTensor.whole(checkpoint, checkpoint.tensors[name], name=spelled.canonical)
+        first = tensors.get(spelled.canonical)
+        if first is None:
+            tensors[spelled.canonical] = tensor
+            continue
+        kept = first.pieces[0].name
+        same = same_bits(first, tensor)
+        if same is False:
+            raise InputError(
+                f"{checkpoint.label}: {kept} and {name} are the same tensor with different contents.",
+                hint="Two saves were mixed; save the merged model again into an empty folder.",
+            )
+        twins.append(Twins(spelled.canonical, kept, name, compared=same is True))
+    return Subject(checkpoint, family, config, text_config(config), tensors, spellings, tuple(twins), base)

@@ -1,0 +1,71 @@
+"""What the tokenizer files say: token ids, where a turn ends, the chat template in its three places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qexport.doctor.subject import Subject
+
+__all__ = ["TEMPLATE_PLACES", "chat_template", "stop_ids", "template_places", "token_ids", "tokenizer_kind"]
+
+# In the order in which transformers 5 believes them.
+TEMPLATE_PLACES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
+# What ends a turn in the templates of the families here; looked for in the template, so that a base model's
+# tokenizer, which has them too, is not told to stop at them.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+
+
+def token_ids(subject: Subject) -> Mapping[str, int]:
+    """Every token's id from ``tokenizer.json``; empty without one."""
+    document = subject.json_file("tokenizer.json") or {}
+    model = document.get("model")
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(vocab, Mapping):
+        ids = dict(vocab)
+    else:  # Unigram: a list of [piece, score]
+        ids = {row[0]: i for i, row in enumerate(vocab or [])}
+    return ids | {row["content"]: row["id"] for row in document.get("added_tokens") or []}
+
+
+def tokenizer_kind(subject: Subject) -> str:
+    """``BPE (tokenizer.json)`` and the like, or ``none``."""
+    document = subject.json_file("tokenizer.json")
+    if document is not None:
+        model = document.get("model")
+        kind = model.get("type") if isinstance(model, Mapping) else None
+        return f"{kind or 'unknown'} (tokenizer.json)"
+    for name, kind in (("tokenizer.model", "SentencePiece"), ("vocab.json", "BPE")):
+        if name in subject.checkpoint.files:
+            return f"{kind} ({name})"
+    return "none"
+
+
+def template_places(subject: Subject) -> dict[str, str]:
+    """The chat template by the file it is in; where a file has several, the one called ``default``."""
+    found: dict[str, str] = {}
+    for name in TEMPLATE_PLACES:
+        if name.endswith(".jinja"):
+            text: Any = subject.text_file(name)
+        else:
+            text = (subject.json_file(name) or {}).get("chat_template")
+        if isinstance(text, list):
+            named = {row.get("name"): row.get("template") for row in text if isinstance(row, Mapping)}
+            text = named.get("default")
+        if isinstance(text, str):
+            found[name] = text
+    return found
+
+
+def chat_template(subject: Subject) -> str | None:
+    """The template that transformers 5 would use."""
+    return next(iter(template_places(subject).values()), None)
+
+
+def stop_ids(subject: Subject) -> list[int]:
+    """Ids at which a reply ends: the end of a turn in the chat template, then the tokenizer's own eos."""
+    ids, template = token_ids(subject), chat_template(subject) or ""
+    eos = (subject.json_file("tokenizer_config.json") or {}).get("eos_token")
+    eos = eos.get("content") if isinstance(eos, Mapping) else eos
+    words = [*(token for token in _TURN_ENDS if token in template), eos]
+    return list(dict.fromkeys(ids[word] for word in words if isinstance(word, str) and word in ids))

@@ -1,0 +1,56 @@
+"""The repaired checkpoint, end to end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.export.disk import check_collisions, check_space
+from qexport.export.execute import execute
+from qexport.export.receipt import artifact_entry, source_entry, write_receipt
+from qexport.formats.gguf.file_name import model_stem
+from qexport.formats.merged import plan_merged
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.export.execute import Progress
+    from qexport.export.sink import WrittenFile
+    from qexport.formats.plan import ArtifactPlan
+
+__all__ = ["fixed_name", "plan_fix", "write_fix"]
+
+
+def fixed_name(diagnosis: Diagnosis) -> str:
+    """The folder that ``fix`` writes to when it is not told."""
+    return f"{model_stem(diagnosis.subject.checkpoint.label)}-fixed"
+
+
+def plan_fix(diagnosis: Diagnosis) -> ArtifactPlan:
+    """The plan of the repaired checkpoint. Raises InputError where something needs a decision first."""
+    return plan_merged(diagnosis.repaired, findings=diagnosis.findings)
+
+
+def write_fix(
+    diagnosis: Diagnosis,
+    plan: ArtifactPlan,
+    folder: Path,
+    *,
+    threads: int | None,
+    overwrite: bool,
+    progress: Progress | None,
+) -> tuple[tuple[WrittenFile, ...], Path]:
+    """Write it, and a receipt; returns the files and the receipt's path."""
+    check_collisions([file.name for file in plan.files], folder, overwrite=overwrite)
+    check_space([plan], folder)
+    (written,) = execute([plan], folder, threads=threads, progress=progress)
+    source = source_entry(diagnosis.subject.checkpoint)
+    source["mtp"] = diagnosis.repaired.mtp_origin
+    receipt = write_receipt(
+        folder,
+        source=source,
+        findings=[finding.to_json() for finding in diagnosis.findings],
+        options={},
+        artifacts=[artifact_entry(plan, written, None)],
+    )
+    return written, receipt

@@ -1,0 +1,245 @@
+"""What a GGUF file says of itself: architecture, type, tensors, size, shards; read without its data.
+
+Not gguf's GGUFReader: that one makes a numpy view of every token of the vocabulary (seconds, and hundreds of
+MiB for 250 000 of them) and fails on a broken file with whatever error comes first. This one walks the header
+once, keeps scalars and strings, skips arrays, and says InputError for anything that does not add up, a file
+shorter than its tensors included.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and 3, little-endian).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
+
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["GgufInfo", "read_gguf", "shard_paths"]
+
+Scalar = int | float | bool | str
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+# Far above anything real; what a random file says instead of a count is usually astronomic.
+_MAX_COUNT = 1 << 24
+_MAX_STRING = 1 << 26
+_MAX_DIMS = 4
+_DEFAULT_ALIGNMENT = 32
+_SHARD = re.compile(r"^(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+@dataclass(frozen=True)
+class GgufInfo:
+    """The header of a GGUF, all shards together."""
+
+    name: str
+    size: int
+    shards: int
+    architecture: str
+    file_type: str
+    tensors: Mapping[str, str]
+    parameters: int
+    nextn_layers: int
+    chat_template: bool
+    metadata: Mapping[str, Scalar] = field(repr=False)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of file for each weight, metadata included: what a download costs."""
+        return 8 * self.size / self.parameters if self.parameters else 0.0
+
+    @property
+    def head_only(self) -> bool:
+        """An MTP head in a file of its own (``mtp-*.gguf``): it drafts for another file, it cannot answer."""
+        return self.nextn_layers > 0 and not any(name.startswith("blk.0.") for name in self.tensors)
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """Every file of the GGUF that ``path`` is a shard of, in order; ``[path]`` when it is whole."""
+    match = _SHARD.match(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    return [path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+
+
+def read_gguf(path: Path) -> GgufInfo:
+    """Read the header of ``path`` and of its other shards.
+
+    Raises:
+        InputError: a file is missing, is not a GGUF, or is shorter than its tensors.
+    """
+    paths = shard_paths(path)
+    metadata: dict[str, Scalar] = {}
+    tensors: dict[str, str] = {}
+    parameters = size = 0
+    for part in paths:
+        try:
+            with part.open("rb") as file:
+                size += part.stat().st_size
+                header = _Header(file, part.name, part.stat().st_size)
+                header.read()
+        except OSError as error:
+            raise InputError(f"{part.name}: {error.strerror or error}") from error
+        # The first shard has the model's metadata, the others only their own split.* keys.
+        metadata = {**header.metadata, **metadata}
+        tensors.update(header.tensors)
+        parameters += header.parameters
+    declared = metadata.get("split.tensors.count", len(tensors))
+    if declared != len(tensors):
+        raise InputError(
+            f"{path.name}: the shards hold {len(tensors)} tensors, their headers promise {declared}"
+        )
+    architecture = str(metadata.get("general.architecture", ""))
+    return GgufInfo(
+        name=paths[0].name,
+        size=size,
+        shards=len(paths),
+        architecture=architecture,
+        file_type=_file_type(metadata.get("general.file_type"), tensors),
+        tensors=tensors,
+        parameters=parameters,
+        nextn_layers=int(metadata.get(f"{architecture}.nextn_predict_layers", 0)),
+        chat_template=bool(metadata.get("tokenizer.chat_template")),
+        metadata=metadata,
+    )
+
+
+class _Header:
+    """One file's header, read front to back."""
+
+    def __init__(self, file: BinaryIO, name: str, size: int) -> None:
+        self._file = file
+        self._name = name
+        self._size = size
+        self.metadata: dict[str, Scalar] = {}
+        self.tensors: dict[str, str] = {}
+        self.parameters = 0
+
+    def read(self) -> None:
+        """Fill the attributes, or raise InputError."""
+        if self._take(4) != _MAGIC:
+            raise self._broken("not a GGUF file (its first four bytes are not 'GGUF')")
+        version = self._number("<I")
+        if version not in _VERSIONS:
+            raise self._broken(f"GGUF version {version}; known are {_VERSIONS}")
+        n_tensors, n_keys = self._count("tensors"), self._count("metadata keys")
+        for _ in range(n_keys):
+            key = self._string()
+            value = self._value(int(self._number("<I")))
+            if value is not None:
+                self.metadata[key] = value
+        end = 0
+        for _ in range(n_tensors):
+            end = max(end, self._tensor())
+        alignment = int(self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)) or _DEFAULT_ALIGNMENT
+        start = -(-self._file.tell() // alignment) * alignment
+        if n_tensors and start + end > self._size:
+            missing = start + end - self._size
+            raise self._broken(
+                f"the file is {missing} bytes shorter than its tensors: truncated or still copying"
+            )
+
+    def _tensor(self) -> int:
+        """Note one tensor; the offset just behind its data."""
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        name = self._string()
+        n_dims = int(self._number("<I"))
+        if n_dims > _MAX_DIMS:
+            raise self._broken(f"tensor {name!r} has {n_dims} dimensions")
+        values = math.prod(int(self._number("<Q")) for _ in range(n_dims))
+        number, offset = int(self._number("<I")), int(self._number("<Q"))
+        try:
+            kind = GGMLQuantizationType(number)
+        except ValueError:
+            raise self._broken(f"tensor {name!r} has an unknown type {number}") from None
+        per_block, block_bytes = GGML_QUANT_SIZES[kind]
+        self.tensors[name] = kind.name
+        self.parameters += values
+        return int(offset + values // per_block * block_bytes)
+
+    def _value(self, kind: int) -> Scalar | None:
+        if kind == _STRING:
+            return self._string()
+        if kind in _SCALARS:
+            return self._number(_SCALARS[kind])
+        if kind != _ARRAY:
+            raise self._broken(f"metadata of unknown kind {kind}")
+        inner, count = int(self._number("<I")), self._count("array elements")
+        if inner in _SCALARS:
+            self._skip(count * struct.calcsize(_SCALARS[inner]))
+            return None
+        if inner != _STRING:
+            raise self._broken(f"an array of unknown kind {inner}")
+        for _ in range(count):
+            self._skip(self._length())
+        return None
+
+    def _length(self) -> int:
+        length = int(self._number("<Q"))
+        if length > _MAX_STRING:
+            raise self._broken(f"a string of {length} bytes")
+        return length
+
+    def _string(self) -> str:
+        return self._take(self._length()).decode("utf-8", errors="replace")
+
+    def _count(self, what: str) -> int:
+        count = int(self._number("<Q"))
+        if count > _MAX_COUNT:
+            raise self._broken(f"{count} {what}")
+        return count
+
+    def _number(self, code: str) -> int | float | bool:
+        value: int | float | bool = struct.unpack(code, self._take(struct.calcsize(code)))[0]
+        return value
+
+    def _take(self, count: int) -> bytes:
+        data = self._file.read(count)
+        if len(data) != count:
+            raise self._broken("it ends inside its header")
+        return data
+
+    def _skip(self, count: int) -> None:
+        # Reading is faster than seeking for the short strings of a vocabulary, and notices the end.
+        self._take(count)
+
+    def _broken(self, reason: str) -> InputError:
+        return InputError(f"{self._name}: {reason}", hint="Export or download the file again.")
+
+
+def _file_type(number: Scalar | None, tensors: Mapping[str, str]) -> str:
+    """``Q4_K_M`` and the like from ``general.file_type``; the commonest tensor type where it says nothing."""
+    from gguf import LlamaFileType
+
+    try:
+        kind = LlamaFileType(number)
+        if kind is not LlamaFileType.GUESSED:
+            return str(kind.name).removeprefix("MOSTLY_").removeprefix("ALL_")
+    except ValueError:
+        pass
+    matrices = [kind for kind in tensors.values() if kind != "F32"] or ["F32"]
+    return max(sorted(set(matrices)), key=matrices.count)

@@ -1,0 +1,66 @@
+"""What a file is asked: prompts to answer, and strings to cut into tokens.
+
+The probe strings separate llama.cpp's pre-tokenizers from each other: digits (one by one, by three, all),
+runs of blanks and line ends, contractions in either case, combining marks (Qwen2's against Qwen3.5's),
+scripts without spaces, emoji joined by zero-width joiners. All are in NFC: llama.cpp does not normalize, so
+a decomposed string would accuse the file of something that is true of every GGUF.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qexport.errors import InputError
+
+__all__ = ["CHAT_PROMPTS", "RAW_PROMPTS", "source_probes"]
+
+CHAT_PROMPTS = (
+    "In two or three sentences: why is the sky blue?",
+    "Write a Python function that returns the n-th Fibonacci number.",
+)
+RAW_PROMPTS = (
+    "The water cycle begins when the sun",
+    "def fibonacci(n):\n    ",
+)
+
+_PROBES = (
+    "Hello, world! This is a test.",
+    "I've been told he'll go; they'RE not sure WE'D like it.",
+    "0 1 12 123 1234 12345 123456 1234567 3.14159 1,000,000 2026-11-22",
+    "a  b   c    d\t\te\n\nf\n \n  \n   g\r\nh ",
+    'def f(x: int) -> str:\n    if x >= 10:\n        return f"{x!r}"  # ok?\n\treturn None\n',
+    '{"key": [1, 2.5e-3, null], "s": "a\\nb"}; x+=1; y=x**2; !!! ??? ... ------ ====== ``` </div>',
+    "Größe, naïve façade, œuvre, Łódź, İstanbul, Ελληνικά, кошка не спит, Việt Nam",
+    "我想在苹果工作，因为天气很好。今日は良い天気ですね。안녕하세요 세계",
+    "مرحبا بالعالم שלום עולם नमस्ते दुनिया สวัสดีชาวโลก កាន់តែពិសេស",
+    "🚀 👩‍👩‍👧‍👦 ✅ 🦙🦙 ½ ² Ⅷ ٣٤٥ ℃ ™ — “quoted” …",
+    "https://example.com/a?b=c&d=%20e user@example.org C:\\path\\file.txt camelCaseWord snake_case_word",
+)
+_MAX_SPECIAL = 12
+
+
+def source_probes(files: Mapping[str, bytes]) -> list[tuple[str, list[int]]]:
+    """Probe strings with the ids that the source's own ``tokenizer.json`` gives them; empty without one.
+
+    Raises:
+        InputError: the ``tokenizer.json`` cannot be read.
+    """
+    if "tokenizer.json" not in files:
+        return []
+    from tokenizers import Tokenizer
+
+    raw = files["tokenizer.json"]
+    try:
+        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
+    except Exception as error:
+        raise InputError(f"tokenizer.json cannot be read: {error}") from error
+    probes = [*_PROBES, *_special_probes(json.loads(raw).get("added_tokens", ()))]
+    return [(text, list(tokenizer.encode(text, add_special_tokens=False).ids)) for text in probes]
+
+
+def _special_probes(added: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Special tokens of this tokenizer inside ordinary text: they must stay whole and leave it alone."""
+    names = [str(token["content"]) for token in added if token.get("special")]
+    return [f"a {name}b\n" for name in names[:_MAX_SPECIAL]]

@@ -1,0 +1,122 @@
+"""What verification asks of a runtime, and what a runtime answers.
+
+A :class:`Runtime` loads one file and gives a :class:`Session`; a session renders chats, tokenizes and
+generates greedily. Everything that goes wrong in the runtime's process (it aborts, hangs, refuses the file,
+answers nonsense) is one exception, :class:`RuntimeFailure`, which the caller turns into a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from qexport.errors import VerificationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+__all__ = ["Failure", "Generation", "Runtime", "RuntimeFailure", "Session", "Settings", "Step"]
+
+
+class Failure(StrEnum):
+    """How a runtime failed."""
+
+    REFUSED = "refused"  # it said no: the file, or a request
+    DIED = "died"  # abort, segmentation fault, or any exit that nobody asked for
+    TIMEOUT = "timeout"
+    NONSENSE = "nonsense"  # an answer that is not what the protocol promises
+
+
+class RuntimeFailure(VerificationError):
+    """The runtime could not do what was asked; ``log`` is the last of what it said."""
+
+    def __init__(self, kind: Failure, message: str, *, log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.log = tuple(log)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to load a file.
+
+    Attributes:
+        draft_max: tokens the MTP head drafts at a time; 0 runs without it.
+        context: tokens of context; small, because the key-value cache of a large model is not.
+        threads: threads of the runtime; 0 lets it choose.
+        time_limit: seconds from start to close, after which the process is killed.
+    """
+
+    draft_max: int = 0
+    context: int = 2048
+    threads: int = 0
+    time_limit: float = 900.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token; ``logprob`` is None where the runtime gave none, NaN where it gave no number."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer: what went in, what came out, and how fast."""
+
+    prompt_ids: tuple[int, ...]
+    steps: tuple[Step, ...]
+    text: str
+    stop: str
+    prompt_tok_s: float = 0.0
+    tok_s: float = 0.0
+    draft_n: int = 0
+    draft_accepted: int = 0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(step.token for step in self.steps)
+
+
+class Session(Protocol):
+    """A loaded file. Every method raises RuntimeFailure when the runtime fails."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def load_s(self) -> float: ...
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt that the file's own chat template makes of ``messages``, as the runtime applies it."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool) -> tuple[int, ...]:
+        """Token ids; special tokens written in ``text`` are always recognised."""
+        ...
+
+    def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
+        """Greedy continuation; ``n_probs`` log-probabilities a step, none for drafted tokens."""
+        ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Runtime(Protocol):
+    """Something that runs GGUF files."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, model: Path, settings: Settings) -> Session:
+        """Load ``model``. Raises RuntimeFailure, or EnvironmentProblem when the runtime is not there."""
+        ...

@@ -1,0 +1,158 @@
+"""The child process: whatever it does, the answer is a RuntimeFailure, and nothing of it stays behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import pytest
+from verify_fakes import write_llama
+
+from qexport.errors import EnvironmentProblem
+from qexport.verify.client import parse_generation
+from qexport.verify.runtime import Failure, RuntimeFailure, Settings
+from qexport.verify.runtimes import LlamaServer, Xllamacpp
+
+READY = 'print(\'{"event": "ready", "address": "http://127.0.0.1:1"}\', flush=True)\n'
+
+
+def child(code: str) -> Xllamacpp:
+    return Xllamacpp([sys.executable, "-c", "import sys, os, time\nsys.stdin.readline()\n" + code])
+
+
+def fails(runtime, path, limit=20.0) -> RuntimeFailure:
+    with pytest.raises(RuntimeFailure) as caught:
+        runtime.open(path, Settings(time_limit=limit))
+    return caught.value
+
+
+def test_an_aborting_child_is_told_by_its_signal_and_its_last_words(tmp_path):
+    path = tmp_path / "some" / "model.gguf"
+    code = f"print('ggml.c:1: GGML_ASSERT(x) failed in {path}', file=sys.stderr, flush=True)\nos.abort()\n"
+    failure = fails(child(code), path)
+    assert failure.kind is Failure.DIED
+    assert "SIGABRT" in failure.message
+    assert failure.log == ("ggml.c:1: GGML_ASSERT(x) failed in model.gguf",)  # no host paths
+
+
+def test_a_child_that_exits_is_told_by_its_code(tmp_path):
+    failure = fails(child("sys.exit(3)"), tmp_path / "m.gguf")
+    assert failure.kind is Failure.DIED
+    assert "code 3" in failure.message
+
+
+def test_a_hanging_child_is_killed_with_what_it_started(tmp_path):
+    note = tmp_path / "grandchild"
+    code = (
+        "import subprocess\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(note)!r}, 'w').write(str(other.pid))\n"
+        "time.sleep(60)\n"
+    )
+    started = time.monotonic()
+    failure = fails(child(code), tmp_path / "m.gguf", limit=2.0)
+    assert failure.kind is Failure.TIMEOUT
+    assert time.monotonic() - started < 10
+    deadline = time.monotonic() + 5
+    while _alive(int(note.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(int(note.read_text()))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+            return stat.read().split()[2] != "Z"  # nobody may be there to reap it
+    except OSError:
+        return False
+
+
+def test_a_child_that_says_it_is_ready_and_hangs_is_killed(tmp_path):
+    failure = fails(child(READY + "time.sleep(60)"), tmp_path / "m.gguf", limit=1.5)
+    assert failure.kind is Failure.TIMEOUT
+
+
+def test_noise_before_the_answer_is_no_answer(tmp_path):
+    failure = fails(child("print('[1, 2]')\nprint('hello')\n"), tmp_path / "m.gguf")
+    assert failure.kind is Failure.DIED
+
+
+def test_a_missing_package_names_the_extra(tmp_path):
+    runtime = child('print(\'{"event": "missing", "reason": "No module"}\', flush=True)')
+    with pytest.raises(EnvironmentProblem, match="xllamacpp cannot be imported") as caught:
+        runtime.open(tmp_path / "m.gguf", Settings(time_limit=20))
+    assert "qexport[llama]" in str(caught.value.hint)
+
+
+def test_a_missing_binary_is_the_environments_problem(tmp_path):
+    with pytest.raises(EnvironmentProblem, match="llama-server cannot be started"):
+        LlamaServer(tmp_path / "llama-server").open(tmp_path / "m.gguf", Settings(time_limit=5))
+
+
+def test_a_server_that_exits_is_told_by_its_code(tmp_path):
+    binary = tmp_path / "llama-server"
+    binary.write_text("#!/bin/sh\necho 'error: unknown argument' >&2\nexit 1\n")
+    binary.chmod(0o755)
+    failure = fails(LlamaServer(binary), tmp_path / "m.gguf")
+    assert "code 1" in failure.message
+    assert failure.log == ("error: unknown argument",)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("truncated", "not within the file bounds"), ("random", "invalid magic"), ("lost head", "not found")],
+)
+def test_llama_cpp_on_a_bad_file(tmp_path, name, words):
+    pytest.importorskip("xllamacpp")
+    path = tmp_path / "bad.gguf"
+    if name == "random":
+        path.write_bytes(os.urandom(50_000))
+    elif name == "truncated":
+        path.write_bytes(write_llama(tmp_path / "whole.gguf").read_bytes()[:-5000])
+    else:
+        write_llama(path, layers=1)
+        _declare_more_layers(path)
+    failure = fails(Xllamacpp(), path, limit=60)
+    assert failure.kind in (Failure.REFUSED, Failure.DIED)
+    assert any(words in line for line in failure.log), failure.log
+    assert not any(str(tmp_path) in line for line in failure.log)
+
+
+def _declare_more_layers(path):
+    """block_count counts a layer whose tensors are not there, as a lost MTP head leaves it."""
+    content = path.read_bytes()
+    key = b"llama.block_count"
+    at = content.index(key) + len(key) + 4
+    path.write_bytes(content[:at] + (2).to_bytes(4, "little") + content[at + 4 :])
+
+
+ANSWER = {
+    "tokens": [5, 6, 7, 8],
+    "content": "text",
+    "stop_type": "limit",
+    "timings": {"prompt_per_second": 10.0, "predicted_per_second": None, "draft_n": 6, "draft_n_accepted": 2},
+    "completion_probabilities": [
+        {"id": 5, "logprob": -0.25, "top_logprobs": [{"id": 5, "logprob": -0.25}, {"id": 9, "logprob": None}]},
+        {"id": 7, "logprob": 0.0, "top_logprobs": []},
+        {"id": 8, "logprob": -3.4028234663852886e38, "top_logprobs": [{"id": 8, "logprob": -1.0}]},
+    ],
+}
+
+
+def test_an_answer_is_matched_token_by_token():
+    answer = parse_generation([1], ANSWER)
+    assert answer.tokens == (5, 6, 7, 8)
+    assert answer.steps[0].logprob == -0.25
+    assert answer.steps[0].top[1][1] != answer.steps[0].top[1][1]  # null is NaN
+    assert answer.steps[1].logprob is None  # ended inside a character
+    assert answer.steps[2].logprob is None  # a draft that was accepted
+    assert answer.steps[3].logprob == float("-inf")
+    assert (answer.tok_s, answer.draft_n, answer.draft_accepted) == (0.0, 6, 2)
+
+
+@pytest.mark.parametrize("field", ["tokens", "content", "stop_type", "timings"])
+def test_an_answer_without_a_promised_field_is_refused(field):
+    with pytest.raises(KeyError):
+        parse_generation([1], {key: value for key, value in ANSWER.items() if key != field})
