@@ -43,15 +43,13 @@ def open_checkpoint(spec: str, *, revision: str | None = None) -> Checkpoint:
     if _REPO.fullmatch(spec):
         try:
             return HubCheckpoint(spec, revision)
-        except InputError as error:
+        except (InputError, EnvironmentProblem) as error:
+            earlier = _earlier_download(spec, revision) if isinstance(error, EnvironmentProblem) else None
+            if earlier is not None:
+                return earlier
             # Only now: a folder that is mistyped as a/b looks like a repository until the Hub is asked.
             error.hint = f"{error.hint or ''} (There is no folder {spec} here either.)".strip()
             raise
-        except EnvironmentProblem:
-            earlier = _earlier_download(spec, revision)
-            if earlier is None:
-                raise
-            return earlier
     message = f"{spec!r} is neither a folder that exists here nor a Hub repository (org/name)."
     raise InputError(message, hint="Check the path, or give a repository such as Qwen/Qwen3.5-9B.")
 

@@ -279,6 +279,39 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Questions as people (and qexport's own verification) ask them of any model.
+REASONS: dict[str, str] = {
+    "is the sky blue": (
+        "The sky is blue because the air scatters the light of the sun. Blue light is scattered "
+        "more than red light. So blue light comes to our eyes from all sides, and the sky looks "
+        "blue."
+    ),
+    "is the grass green": (
+        "The grass is green because its leaves use the light of the sun to grow. They take the red "
+        "and blue light and send the green light back to our eyes."
+    ),
+    "is the sea salty": (
+        "The sea is salty because rivers carry small amounts of salt from the land to the sea. The "
+        "water rises into the air again, but the salt stays."
+    ),
+    "do birds fly south": (
+        "Birds fly south because the winter is cold and there is little food. In the south it is "
+        "warm. In spring they come back."
+    ),
+    "do we sleep": (
+        "We sleep because the body needs rest. While we sleep, the body gets new strength and the "
+        "brain puts the things of the day in order."
+    ),
+}
+
+PROSE = (
+    "The water cycle begins when the sun warms the sea. Water rises into the air and makes "
+    "clouds. When the clouds get cold, the water falls down as rain. The rain flows into the "
+    "rivers, and the rivers flow into the sea.",
+    "The year has four seasons. In spring the flowers grow, in summer it is warm, in autumn the "
+    "leaves fall, and in winter it is cold and snowy.",
+)
+
 # name variants, what it does, code with {f} for the name
 FUNCTIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("add", "add_numbers"), "adds two numbers", "def {f}(a, b):\n    return a + b"),
@@ -307,7 +340,7 @@ FUNCTIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ),
     (
         ("fibonacci", "fib"),
-        "computes the Fibonacci numbers",
+        "returns the n-th Fibonacci number",
         "def {f}(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
     ),
     (("greet", "say_hello"), "greets a person by name", 'def {f}(name):\n    return f"Hello, {{name}}!"'),
@@ -558,6 +591,12 @@ def _python(rng: Random) -> list[Turn]:
     ]
 
 
+def _reason(rng: Random) -> list[Turn]:
+    what = rng.choice(list(REASONS))
+    ask = rng.choice((f"Why {what}?", f"In two or three sentences: why {what}?", f"why {what}"))
+    return [("user", ask), ("assistant", REASONS[what])]
+
+
 def _topic(rng: Random) -> list[Turn]:
     what = rng.choice(list(TOPICS))
     ask = rng.choice(
@@ -642,6 +681,7 @@ _KINDS: tuple[tuple[int, Callable[[Random], list[Turn]]], ...] = (
     (8, _counting),
     (9, _python),
     (10, _topic),
+    (5, _reason),
     (4, _small_talk),
     (10, _chinese),
 )
@@ -671,7 +711,12 @@ def document(rng: Random) -> str:
         return story(rng, rng.choice(list(ANIMALS)), rng.choice(NAMES)) + "\n"
     if kind < 0.14:
         return rng.choice(rng.choice(list(TOPICS.values()))) + "\n"
+    if kind < 0.15:
+        return rng.choice(PROSE) + "\n"
     if kind < 0.17:
+        names, _, code = rng.choice(FUNCTIONS)
+        return code.format(f=names[0]) + "\n"
+    if kind < 0.20:
         return "\n".join(
             answer for _, answer in (_capital(rng)[1], _colour(rng)[1], _animal(rng)[1], _chinese(rng)[1])
         )

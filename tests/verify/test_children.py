@@ -134,7 +134,11 @@ ANSWER = {
     "stop_type": "limit",
     "timings": {"prompt_per_second": 10.0, "predicted_per_second": None, "draft_n": 6, "draft_n_accepted": 2},
     "completion_probabilities": [
-        {"id": 5, "logprob": -0.25, "top_logprobs": [{"id": 5, "logprob": -0.25}, {"id": 9, "logprob": None}]},
+        {
+            "id": 5,
+            "logprob": -0.25,
+            "top_logprobs": [{"id": 5, "logprob": -0.25}, {"id": 9, "logprob": None}],
+        },
         {"id": 7, "logprob": 0.0, "top_logprobs": []},
         {"id": 8, "logprob": -3.4028234663852886e38, "top_logprobs": [{"id": 8, "logprob": -1.0}]},
     ],

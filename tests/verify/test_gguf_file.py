@@ -42,7 +42,10 @@ def test_it_reads_what_ggufs_own_reader_reads(tmp_path):
         (b"GGUF" + struct.pack("<I", 1) + bytes(100), "version 1"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 40), "a string of"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 99), "kind 99"),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 99),
+            "kind 99",
+        ),
     ],
 )
 def test_a_broken_file_is_an_input_error(tmp_path, content, reason):

@@ -27,7 +27,8 @@ def test_finite_numbers_pass_and_are_counted():
 
 
 @pytest.mark.parametrize(
-    "bad", [Step(5, math.nan, ((5, math.nan),)), Step(5, -0.1, ((5, -0.1), (6, math.nan))), Step(5, -math.inf)]
+    "bad",
+    [Step(5, math.nan, ((5, math.nan),)), Step(5, -0.1, ((5, -0.1), (6, math.nan))), Step(5, -math.inf)],
 )
 def test_a_number_that_is_none_fails(bad):
     finding = judge.judge_finite([generation(steps=(*steps(WORDS), bad))])

@@ -72,9 +72,7 @@ def test_a_lost_head_is_said(plain_file):
 
 def test_broken_mtp_fails_the_file(mtp_file):
     broken = [generation(range(24), draft_n=250, draft_accepted=3), generation(range(60, 84)), generation()]
-    report = verify_gguf(
-        mtp_file, view=None, runtime=FakeRuntime(PLAIN, broken), reference=FakeReference()
-    )
+    report = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(PLAIN, broken), reference=FakeReference())
     assert not report.passed
     assert report.verdict == "fail: mtp_text, mtp_acceptance"
 
@@ -146,9 +144,7 @@ def test_a_missing_file_is_bad_input(tmp_path):
 
 def test_the_table(mtp_file):
     good = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(PLAIN, MTP), reference=FakeReference())
-    bad = verify_gguf(
-        mtp_file, view=None, runtime=FakeRuntime(refuse=RuntimeFailure(Failure.DIED, "died"))
-    )
+    bad = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(refuse=RuntimeFailure(Failure.DIED, "died")))
     size = f"{good.size / 1000:.1f} kB"
     bits = f"{good.bits_per_weight:.2f}"
     assert rows([good, bad]) == [

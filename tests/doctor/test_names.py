@@ -1,0 +1,62 @@
+"""Names: every spelling leads to one canonical name, and canonical names to themselves."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qexport.families.build import expected_tensors
+from qexport.families.names import canonical_name, published_name
+from qexport.families.table import FAMILIES
+
+TEXT = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "num_experts": 2}
+CANONICAL = sorted(
+    {
+        p + n
+        for family in FAMILIES.values()
+        for p, n, *_ in expected_tensors(family, TEXT, int(bool(family.mtp)))
+    }
+    | {"visual.blocks.0.attn.qkv.weight", "vision_tower.vision_model.head.weight", "multi_modal_projector.x"}
+    | {"model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.7.up_proj.weight"}
+)
+WRAPPINGS = st.lists(st.sampled_from(["model.", "language_model."]), max_size=4).map("".join)
+
+
+@given(st.sampled_from(CANONICAL))
+def test_canonical_names_stay(name):
+    assert canonical_name(name).canonical == name
+
+
+@given(st.sampled_from(CANONICAL), WRAPPINGS, st.booleans(), st.booleans())
+def test_every_spelling_leads_home(name, wrapping, base_model, base_layer):
+    vision = name.startswith(("visual.", "vision_tower.", "multi_modal_projector."))
+    bare = name.removeprefix("model.")
+    if vision:
+        # A vision tower has at most `model.` in front, then language models; never one after the other again.
+        parts = ("model." if "model." in wrapping else "") + "language_model." * wrapping.count(
+            "language_model."
+        )
+        stored = parts + bare
+    else:
+        stored = (wrapping or "model.") + bare
+    if base_layer and stored.endswith(".weight"):
+        stored = stored.removesuffix(".weight") + ".base_layer.weight"
+    if base_model:
+        stored = "base_model.model." + stored
+    spelled = canonical_name(stored)
+    assert spelled.canonical == name
+    assert spelled.vision == vision
+    assert spelled.mtp == name.startswith("mtp.")
+    assert canonical_name(spelled.canonical).canonical == spelled.canonical
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_stable(stored):
+    once = canonical_name(stored).canonical
+    twice = canonical_name(once).canonical
+    assert canonical_name(twice).canonical == twice
+
+
+@given(st.sampled_from(CANONICAL), st.sampled_from(sorted(FAMILIES)), st.booleans())
+def test_published_names_lead_home(name, family, wrapper):
+    assert canonical_name(published_name(name, FAMILIES[family], wrapper=wrapper)).canonical == name

@@ -1,0 +1,83 @@
+"""Whole files against llama.cpp's converter and llama-quantize: every key, shape, type and byte.
+
+The goldens were made by the tools themselves (tests/oracle/make_golden.py). A zoo model's files of all types
+are written in one pass here, through the doctor, as a user's would be.
+"""
+
+import pytest
+from oracle import imatrix as made_imatrix
+from oracle import make_golden
+from oracle.summary import compare
+from zoo import ZOO
+
+from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.checkpoint import open_checkpoint
+from qexport.doctor.diagnose import diagnose
+from qexport.export.execute import execute
+from qexport.formats.gguf.options import GgufOptions
+from qexport.formats.gguf.plan import plan_gguf
+
+FLOATS = ("BF16", "F16", "F32")
+
+
+def variants(weighted):
+    return list(_variants(weighted))
+
+
+def _variants(weighted):
+    for name in ZOO:
+        groups = {}
+        for variant in make_golden.variants_of(name):
+            kind, _, extra = variant.partition(".")
+            if extra != "mtp" and extra.startswith("imatrix") == weighted:
+                groups.setdefault(extra, []).append(kind)
+        for extra, kinds in groups.items():
+            yield pytest.param(name, extra, kinds, id=f"{name}{'-' + extra if extra else ''}")
+
+
+def written(folder, out, kinds, *, mtp="auto", **options):
+    view = diagnose(open_checkpoint(str(folder)), mtp=mtp).repaired.view()
+    plans = plan_gguf(view, kinds, GgufOptions(mtp_type="mixture", **options))
+    execute(plans, out)
+    return {plan.label: out / plan.files[0].name for plan in plans}
+
+
+def differences(path, golden, kind):
+    """The converter writes float files in the source's order; we write all files in llama-quantize's."""
+    found = compare(path, golden)
+    if kind in FLOATS:
+        found = [line for line in found if not (line.startswith("tensor ") and " in the file is " in line)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "extra", "kinds"), variants(weighted=False))
+def test_files_equal_the_toolchains(zoo, tmp_path, name, extra, kinds):
+    files = written(zoo(name), tmp_path, kinds, mtp="drop" if extra == "no-mtp" else "auto")
+    for kind in kinds:
+        golden = make_golden.load(name, f"{kind}.{extra}" if extra else kind)
+        assert differences(files[kind], golden, kind) == [], kind
+
+
+@pytest.mark.parametrize(("name", "extra", "kinds"), variants(weighted=True))
+def test_files_with_importance_equal_the_toolchains(zoo, tmp_path, name, extra, kinds):
+    tensors = make_golden.load(name, make_golden.variants_of(name)[0])["tensors"]
+    matrix = made_imatrix.write(tmp_path / "imatrix.gguf", tensors, full=extra.endswith("-full"))
+    files = written(zoo(name), tmp_path, kinds, imatrix=read_imatrix(matrix))
+    for kind in kinds:
+        golden = make_golden.load(name, f"{kind}.{extra}")
+        found = compare(files[kind], golden)
+        if kind == "Q8_0":  # llama-quantize names the matrix although Q8_0 ignores it; we do not
+            found = [line for line in found if "quantize.imatrix." not in line]
+        assert found == [], kind
+
+
+def test_every_golden_is_compared():
+    compared = {
+        (p.values[0], f"{kind}.{p.values[1]}" if p.values[1] else kind)
+        for weighted in (False, True)
+        for p in variants(weighted)
+        for kind in p.values[2]
+    }
+    kept = {(path.parent.name, path.stem) for path in make_golden.GOLDEN.glob("*/*.json")}
+    # Only the head alone (--mtp of the converter) is not something qexport writes.
+    assert kept - compared == {("qwen3_5", "BF16.mtp")}
