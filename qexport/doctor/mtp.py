@@ -64,13 +64,13 @@ def settle_mtp(draft: Draft, mode: MtpMode, base: Subject | None) -> MtpResult:
         UsageProblem: a graft without a base, or of a family that has no heads.
     """
     subject = draft.subject
+    if not subject.family.mtp:
+        return _without_heads(subject, mode)
     if mode == "graft" and base is None:
         raise UsageProblem(
             "--mtp graft needs the checkpoint to take the head from.",
             hint="Add `--mtp-from BASE`: the model that was fine-tuned, a folder or a Hub id.",
         )
-    if not subject.family.mtp:
-        return _without_heads(subject, mode)
     present = head_layers(draft.tensors)
     if mode == "drop":
         return _drop(draft, present)

@@ -71,9 +71,17 @@ class GgufInfo:
         return 8 * self.size / self.parameters if self.parameters else 0.0
 
     @property
+    def head_tensors(self) -> bool:
+        """Whether an MTP head is there; llama.cpp names its tensors ``blk.N.nextn.*`` in every family."""
+        return any(".nextn." in name for name in self.tensors)
+
+    @property
     def head_only(self) -> bool:
-        """An MTP head in a file of its own (``mtp-*.gguf``): it drafts for another file, it cannot answer."""
-        return self.nextn_layers > 0 and not any(name.startswith("blk.0.") for name in self.tensors)
+        """An MTP head in a file of its own (``mtp-*.gguf``): it drafts for another file, it cannot answer.
+
+        llama.cpp tells one by the same missing tensor.
+        """
+        return self.head_tensors and "blk.0.attn_norm.weight" not in self.tensors
 
 
 def shard_paths(path: Path) -> list[Path]:

@@ -36,6 +36,9 @@ _MODEL_TYPES = {
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",
 }
+# The family decides the type; weights come from the view; and a dtype here would round Gemma's embedding
+# scale, a buffer, to bf16, which no GGUF runtime does.
+_NOT_FOR_THE_REFERENCE = ("model_type", "quantization_config", "dtype", "torch_dtype")
 # bf16 arithmetic moved mean differences by 0.008 on a model of 8 layers; deeper ones add up more.
 _BF16_NOISE = 0.03
 # Rows are copied in pieces of about this size, so that mapped memory can be let go behind us.
@@ -176,9 +179,7 @@ def _empty_model(transformers: Any, view: ModelView) -> Any:
         raise EnvironmentProblem(f"no reference for the family {view.family!r}; known are {known}")
     if model_type not in transformers.CONFIG_MAPPING:
         raise EnvironmentProblem(f"transformers {transformers.__version__} does not know {model_type!r}")
-    text = {
-        key: value for key, value in view.text.items() if key not in ("model_type", "quantization_config")
-    }
+    text = {key: value for key, value in view.text.items() if key not in _NOT_FOR_THE_REFERENCE}
     text["tie_word_embeddings"] = view.find(Role.OUTPUT) is None
     config = transformers.CONFIG_MAPPING[model_type].from_dict(text)
     with torch.device("meta"):

@@ -12,8 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
-from qexport.verify import judge
 from qexport.verify.gguf_file import GgufInfo, read_gguf, shard_paths
+from qexport.verify.judge import (
+    ACCEPTANCE_FLOOR,
+    MTP_TIE,
+    judge_acceptance,
+    judge_agreement,
+    judge_finite,
+    judge_mtp_text,
+    judge_text,
+    judge_tokens,
+    skipped,
+)
 from qexport.verify.memory import fit
 from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, source_probes
 from qexport.verify.reference import Reference, Scored, reference_from_view
@@ -55,8 +65,8 @@ class VerifyOptions:
     n_probs: int = 8
     mtp: bool = True
     draft_max: int = 3
-    acceptance_floor: float = judge.ACCEPTANCE_FLOOR
-    mtp_tie: float = judge.MTP_TIE
+    acceptance_floor: float = ACCEPTANCE_FLOOR
+    mtp_tie: float = MTP_TIE
     limits: Tolerance | None = None
     reference: bool = True
     context: int = 2048
@@ -96,9 +106,7 @@ def verify_gguf(
     run.read_file()
     if run.info is not None and run.info.head_only:
         run.add(
-            judge.skipped(
-                Check.LOADS, "an MTP head alone: it drafts for another file and cannot answer itself"
-            )
+            skipped(Check.LOADS, "an MTP head alone: it drafts for another file and cannot answer itself")
         )
         return run.report()
     run.plain()
@@ -138,6 +146,10 @@ class _Run:
             self.add(Finding(Check.FILE, Status.FAIL, error.message))
             return
         info = self.info
+        if info.nextn_layers and not info.head_tensors:
+            words = f"it declares {info.nextn_layers} MTP layer(s) and holds none of their tensors"
+            self.add(Finding(Check.FILE, Status.FAIL, words))
+            return
         words = f"{info.architecture} {info.file_type}, {len(info.tensors)} tensors"
         words += f", {info.bits_per_weight:.2f} bits/weight"
         data = {
@@ -178,13 +190,13 @@ class _Run:
         """The same prompts again with the MTP head drafting."""
         if self.info is None or not self.info.nextn_layers:
             if self.info is not None and self.view is not None and self.view.mtp_layers:
-                self.add(judge.skipped(Check.MTP_LOADS, "the source has an MTP head, the file has none"))
+                self.add(skipped(Check.MTP_LOADS, "the source has an MTP head, the file has none"))
             return
         if not self.options.mtp or not self.options.draft_max:
-            self.add(judge.skipped(Check.MTP_LOADS, "not asked for"))
+            self.add(skipped(Check.MTP_LOADS, "not asked for"))
             return
         if not self.answers:
-            self.add(judge.skipped(Check.MTP_LOADS, "the file does not run without MTP either"))
+            self.add(skipped(Check.MTP_LOADS, "the file does not run without MTP either"))
             return
         self.progress(f"{self.path.name}: loading again with MTP")
         stage = Check.MTP_LOADS
@@ -204,17 +216,17 @@ class _Run:
         if not self.answers:
             return
         limits = self.options.limits or tolerance(self.info.file_type if self.info else "")
-        self.add(judge.judge_finite(self.answers))
+        self.add(judge_finite(self.answers))
         scored = self._score(reference)
         scores = scored[1] if isinstance(scored, tuple) else None
-        self.add(judge.judge_text(self.answers, scores, near_tie=limits.near_tie))
+        self.add(judge_text(self.answers, scores, near_tie=limits.near_tie))
         if isinstance(scored, Finding):
             self.add(scored)
         else:
             self.add(self._agreement(*scored, limits))
         if self.mtp_answers:
-            self.add(judge.judge_mtp_text(self.answers, self.mtp_answers, tie=self.options.mtp_tie))
-            self.add(judge.judge_acceptance(self.mtp_answers, floor=self.options.acceptance_floor))
+            self.add(judge_mtp_text(self.answers, self.mtp_answers, tie=self.options.mtp_tie))
+            self.add(judge_acceptance(self.mtp_answers, floor=self.options.acceptance_floor))
 
     def report(self) -> Report:
         """All of it, frozen."""
@@ -246,15 +258,15 @@ class _Run:
 
     def _tokens(self, session: Session) -> Finding:
         if self.view is None:
-            return judge.skipped(Check.TOKENS, "no source was given to compare with")
+            return skipped(Check.TOKENS, "no source was given to compare with")
         try:
             probes = source_probes(self.view.files)
         except InputError as error:
-            return judge.skipped(Check.TOKENS, error.message)
+            return skipped(Check.TOKENS, error.message)
         if not probes:
-            return judge.skipped(Check.TOKENS, "the source has no tokenizer.json")
+            return skipped(Check.TOKENS, "the source has no tokenizer.json")
         cut = [(text, ids, session.tokenize(text, add_special=False)) for text, ids in probes]
-        return judge.judge_tokens(cut)
+        return judge_tokens(cut)
 
     def _prompts(self, session: Session) -> list[tuple[int, ...]]:
         """Prompt ids: through the file's chat template where it has one, else as they are."""
@@ -293,20 +305,20 @@ class _Run:
     def _score(self, reference: Reference | None) -> tuple[Reference, list[tuple[Scored, ...]]] | Finding:
         """The source's scores of every answer, or why there are none."""
         if not self.options.reference:
-            return judge.skipped(Check.AGREEMENT, "not asked for")
+            return skipped(Check.AGREEMENT, "not asked for")
         if reference is None:
             if self.view is None:
-                return judge.skipped(Check.AGREEMENT, "no source was given to compare with")
+                return skipped(Check.AGREEMENT, "no source was given to compare with")
             size = fit(self.view)
             if not size.ok:
                 words = f"the source needs about {size.needed / 1e9:.1f} GB in bf16"
                 words += f", {size.available / 1e9:.1f} GB are free"
-                return judge.skipped(Check.AGREEMENT, words, needed=size.needed, available=size.available)
+                return skipped(Check.AGREEMENT, words, needed=size.needed, available=size.available)
             self.progress(f"{self.path.name}: loading the source as {size.dtype}")
             try:
                 reference = reference_from_view(self.view, dtype=size.dtype)
             except (EnvironmentProblem, InputError) as error:
-                return judge.skipped(Check.AGREEMENT, error.message)
+                return skipped(Check.AGREEMENT, error.message)
         self.progress(f"{self.path.name}: comparing with {reference.label}")
         scores = [
             reference.score(
@@ -319,7 +331,7 @@ class _Run:
     def _agreement(
         self, reference: Reference, scores: Sequence[Sequence[Scored]], limits: Tolerance
     ) -> Finding:
-        return judge.judge_agreement(
+        return judge_agreement(
             self.answers,
             scores,
             limits,

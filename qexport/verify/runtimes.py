@@ -125,11 +125,15 @@ def _free_port() -> int:
 
 
 def _child_env() -> dict[str, str]:
-    """Our environment, less what would change llama.cpp's settings, plus the way to this package."""
+    """Our environment, less what would change llama.cpp's settings, plus the way to this package.
+
+    An aborting llama.cpp starts a debugger for a backtrace, which takes seconds and drowns its last words.
+    """
     env = {
         key: value for key, value in os.environ.items() if not key.startswith(("LLAMA_ARG_", "LLAMA_API_"))
     }
     home = str(Path(qexport.__file__).resolve().parent.parent)
+    env["GGML_NO_BACKTRACE"] = "1"
     env["PYTHONPATH"] = os.pathsep.join(part for part in (home, env.get("PYTHONPATH", "")) if part)
     return env
 

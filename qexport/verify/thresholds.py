@@ -11,9 +11,9 @@ Defects planted into one layer of its BF16 file, same two numbers (96 tokens, sh
     a norm without its +1 0.927 0.257          a query norm without it 0.885 0.159
     rope base 10 000 for 10 000 000 0.938 0.379    decays in reverse order 1.000 0.006
 
-So text and agreement hardly show a single defect; the mean difference does, in a strict type. The limits leave
-other models a factor of four to ten. From Q4 down they cannot tell one wrong layer from rounding, which is why
-an export's BF16 or Q8_0 file is the one that proves its mapping.
+So text and agreement hardly show a single defect; the mean difference does, in a strict type. The limits
+leave other models a factor of four to ten. From Q4 down they cannot tell one wrong layer from rounding, which
+is why an export's BF16 or Q8_0 file is the one that proves its mapping.
 """
 
 from __future__ import annotations

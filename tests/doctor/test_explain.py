@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from doctor.bench import HeadersOnly, opened, tensors_in
+from doctor_bench import HeadersOnly, opened, tensors_in
 from quirks_planted import PLANTS
 
 from qexport.doctor import diagnose, explain

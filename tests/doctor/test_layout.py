@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from doctor.bench import HeadersOnly, opened, same, tensors_in
+from doctor_bench import HeadersOnly, opened, same, tensors_in
 from quirks_planted import PLANTS
 from zoo import fuse_experts, split_experts
 

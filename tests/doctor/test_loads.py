@@ -1,10 +1,10 @@
-"""Repaired checkpoints are loaded by transformers with nothing missing, nothing unexpected, the same logits."""
+"""transformers loads repaired checkpoints: nothing missing, nothing unexpected, the same logits."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from doctor.bench import repair
+from doctor_bench import repair
 from quirks_planted import BASE, PLANTS
 from zoo import ZOO
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from doctor.bench import HeadersOnly, data_of, fingerprint, ids, opened, repair, same, tensors_in
+from doctor_bench import HeadersOnly, data_of, fingerprint, ids, opened, repair, same, tensors_in
 from quirks_planted import PLANTS, change_json, change_tensors, change_text_config
 from zoo import split_experts
 

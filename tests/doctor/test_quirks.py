@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from doctor.bench import HeadersOnly, fingerprint, ids, opened, repair, tensors_in, write
+from doctor_bench import HeadersOnly, fingerprint, ids, opened, repair, tensors_in, write
 from quirks_planted import BASE, PLANTS, change_config, change_json, change_tensors, change_text_config
 from zoo import ZOO
 

@@ -28,6 +28,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), CASES)
 def test_as_transformers_reads_it(name, text):
     """The completed config is what transformers 5 made of the incomplete one, and stays that."""

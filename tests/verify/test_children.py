@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from verify_fakes import write_llama
@@ -63,8 +64,8 @@ def test_a_hanging_child_is_killed_with_what_it_started(tmp_path):
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().split()[2] != "Z"  # nobody may be there to reap it
+        # A zombie is dead: nobody may be there to reap it.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").split()[2] != "Z"
     except OSError:
         return False
 

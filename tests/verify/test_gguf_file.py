@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 
@@ -13,7 +14,7 @@ from qexport.verify.gguf_file import read_gguf, shard_paths
 
 
 def test_a_whole_file(tmp_path):
-    path = write_llama(tmp_path / "tiny.gguf", nextn=1, template="{{ messages }}")
+    path = write_llama(tmp_path / "tiny.gguf", nextn=1, head=False, template="{{ messages }}")
     info = read_gguf(path)
     assert (info.architecture, info.file_type, info.shards) == ("llama", "F32", 1)
     assert info.size == path.stat().st_size
@@ -23,6 +24,8 @@ def test_a_whole_file(tmp_path):
     assert info.nextn_layers == 1
     assert info.chat_template
     assert not info.head_only
+    assert not info.head_tensors
+    assert read_gguf(write_llama(tmp_path / "head.gguf", nextn=1)).head_tensors
 
 
 def test_it_reads_what_ggufs_own_reader_reads(tmp_path):
@@ -72,10 +75,8 @@ def test_any_damage_to_the_header_reads_or_is_an_input_error(tmp_path):
         for _ in range(3):
             damaged[choose.randrange(9000)] = choose.randrange(256)
         path.write_bytes(damaged)
-        try:
+        with contextlib.suppress(InputError):
             read_gguf(path)
-        except InputError as error:
-            assert error.message.startswith("damaged.gguf")
 
 
 def test_shards_are_found_from_any_of_them(tmp_path):

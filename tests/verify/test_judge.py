@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -109,7 +110,7 @@ def test_nan_never_agrees():
 
 def test_tolerances_loosen_with_the_bits():
     order = [tolerance(name) for name in ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_S", "Q3_K_L", "IQ2_XS")]
-    for tight, loose in zip(order, order[1:], strict=False):
+    for tight, loose in itertools.pairwise(order):
         assert tight.agreement > loose.agreement or tight.mean_delta < loose.mean_delta
         assert tight.mean_delta < loose.mean_delta
         assert tight.near_tie <= loose.near_tie

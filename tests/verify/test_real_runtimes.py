@@ -85,7 +85,8 @@ def test_nan_weights_are_found(runtime, tmp_path):
 
 def test_a_head_that_is_declared_but_not_there(runtime, tmp_path):
     """Plain llamas have no MTP in llama.cpp: it loads, and says no when asked to draft."""
-    path = write_llama(tmp_path / "declared.gguf", nextn=1)
+    path = write_llama(tmp_path / "declared.gguf", nextn=1, head=False)
     report = verify_gguf(path, view=None, options=OPTIONS, runtime=runtime)
     failed = {finding.check for finding in report.failures}
+    assert Check.FILE in failed
     assert failed & {Check.LOADS, Check.MTP_LOADS}

@@ -62,6 +62,13 @@ def test_a_file_without_a_head_is_run_once_and_says_nothing_of_mtp(plain_file):
     assert report.acceptance is None
 
 
+def test_a_head_that_is_declared_but_not_there_fails(tmp_path):
+    path = write_llama(tmp_path / "tiny.gguf", nextn=1, head=False)
+    report = verify_gguf(path, view=None, runtime=FakeRuntime(PLAIN, MTP), reference=FakeReference())
+    assert report.verdict == "fail: file"
+    assert "holds none of their tensors" in report.failures[0].summary
+
+
 def test_a_lost_head_is_said(plain_file):
     report = verify_gguf(plain_file, view=view(mtp_layers=1), runtime=FakeRuntime(PLAIN))
     finding = report.finding(Check.MTP_LOADS)

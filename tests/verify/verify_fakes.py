@@ -99,9 +99,19 @@ def byte_vocabulary() -> list[str]:
 
 
 def write_llama(
-    path: Path, *, layers: int = 2, seed: int = 0, nextn: int = 0, nan: bool = False, template: str = ""
+    path: Path,
+    *,
+    layers: int = 2,
+    seed: int = 0,
+    nextn: int = 0,
+    head: bool | None = None,
+    nan: bool = False,
+    template: str = "",
 ) -> Path:
-    """A random llama of a few hundred kB that llama.cpp loads and runs."""
+    """A random llama of a few hundred kB that llama.cpp loads and runs.
+
+    ``nextn`` declares an MTP head, of which one tensor is there unless ``head`` is False.
+    """
     import gguf
 
     hidden, heads, inner = 64, 4, 128
@@ -146,6 +156,8 @@ def write_llama(
         add(f"blk.{layer}.ffn_down.weight", hidden, inner)
         add(f"blk.{layer}.attn_norm.weight", hidden)
         add(f"blk.{layer}.ffn_norm.weight", hidden)
+    if nextn and head is not False:
+        add(f"blk.{layers}.nextn.eh_proj.weight", hidden, 2 * hidden)
     add("output_norm.weight", hidden)
     add("output.weight", VOCABULARY, hidden)
     writer.write_header_to_file()

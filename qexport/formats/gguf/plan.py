@@ -287,7 +287,9 @@ def _rows_per_matrix(output: _Output) -> int | None:
 
 def _metadata_options(options: GgufOptions) -> MetadataOptions:
     general = GeneralOptions(name=options.model_name, quantized_by=options.quantized_by)
-    return MetadataOptions(general=general, pre_tokenizer=options.pre_tokenizer)
+    # The converter gives every token of a Llama-style tokenizer.json the same score, and llama.cpp then
+    # merges in another order than the model was trained with; a file that reads text wrongly is no export.
+    return MetadataOptions(general=general, pre_tokenizer=options.pre_tokenizer, scores_from_merges=True)
 
 
 def _imatrix_metadata(options: GgufOptions) -> dict[str, KV]:

@@ -1,4 +1,4 @@
-"""What the doctor's tests share: opening, writing a merged plan the plain way, and a checkpoint without data."""
+"""What the doctor's tests share: opening, writing a merged plan plainly, a checkpoint without data."""
 
 from __future__ import annotations
 
