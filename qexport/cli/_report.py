@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["plan_json", "say_findings", "say_plans", "show_plans", "show_results"]
 
 
-def say_findings(output: Output, diagnosis: Diagnosis) -> None:
-    """One line for each thing that was found or repaired, errors first."""
-    output.title(f"{diagnosis.subject.checkpoint.label}: {diagnosis.subject.family.name}")
+def say_findings(output: Output, diagnosis: Diagnosis, *, details: bool = False) -> None:
+    """One line for each thing that was found or repaired, errors first; ``details``: whom it breaks, too."""
+    output.say(f"{diagnosis.subject.checkpoint.label}: {diagnosis.subject.family.name}")
     for finding in diagnosis.findings:
         output.say(f"  {finding.severity:<8}  {finding.id}: {finding.what}")
+        if details:
+            for breaks in finding.breaks:
+                output.say(f"              breaks {breaks.reader}: {breaks.message}")
+            if finding.severity == "error":
+                output.say(f"              ways out: {finding.repair}")
 
 
 def plan_json(plan: ArtifactPlan) -> dict[str, Any]:

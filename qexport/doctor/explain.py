@@ -84,7 +84,7 @@ def explain(diagnosis: Diagnosis) -> Explanation:
     return Explanation(
         label=subject.checkpoint.label,
         family=subject.family.name,
-        architecture=", ".join(subject.config.get("architectures") or []) or "not named",
+        architecture=_named(subject.config.get("architectures")),
         multimodal=bool(subject.vision),
         layers=dict(kinds),
         parameters=_parameters(subject, experts, per_token),
@@ -100,6 +100,12 @@ def explain(diagnosis: Diagnosis) -> Explanation:
         chat_template=tuple(template_places(subject)),
         findings=diagnosis.findings,
     )
+
+
+def _named(architectures: Any) -> str:
+    if not isinstance(architectures, list) or not architectures:
+        return "not named"
+    return ", ".join(str(name) for name in architectures)
 
 
 def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

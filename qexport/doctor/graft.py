@@ -16,7 +16,7 @@ from qexport.doctor.layout import convert_experts, trunk_layout
 from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
 from qexport.errors import InputError
-from qexport.families.build import expert_tensor
+from qexport.families.build import expert_tensor, template_shape
 from qexport.families.roles import EXPERT_ROLES
 from qexport.families.table import Family, Template, dimensions
 
@@ -55,8 +55,8 @@ def head_problems(family: Family, text: Mapping[str, Any], tensors: Mapping[str,
     problems: list[str] = []
     dims = dimensions(family, text)
     for name, template in _templates(family):
-        shape = tuple(dims[word] for word in template.shape.split())
         try:
+            shape = template_shape(template, dims, name)
             found = _find(name, template, shape, tensors)
         except InputError as error:
             problems.append(error.message)

@@ -76,7 +76,8 @@ def _split_rule(subject: Subject) -> str | None:
 
 
 def _as_list(value: Any) -> list[int]:
-    return [value] if isinstance(value, int) else [v for v in value if isinstance(v, int)] if value else []
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
 
 
 def _no_generation(subject: Subject) -> str | None:

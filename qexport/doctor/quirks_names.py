@@ -107,7 +107,7 @@ NAME_QUIRKS = (
         fix=_rewritten,
         repair=f"Repeats are collapsed. {_PUBLISHED}",
         breaks=(
-            ("vLLM", "KeyError: 'layers.0.mlp.experts.w2_weight_packed'"),
+            ("vLLM", "KeyError: '...w2_weight_packed'"),
             ("prime-rl, SGLang", "parameters skipped silently, random weights"),
         ),
         reference="https://github.com/vllm-project/llm-compressor/issues/2568",
@@ -138,7 +138,6 @@ NAME_QUIRKS = (
         breaks=(
             ("transformers", "Some weights ... were newly initialized: ['model.embed_tokens.weight', ...]"),
         ),
-        reference="https://github.com/huggingface/peft/issues/1836",
     ),
     Quirk(
         id="names.mtp_prefix",

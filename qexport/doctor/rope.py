@@ -14,6 +14,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from qexport.errors import InputError
 from qexport.families.table import Family
 
 __all__ = ["complete", "disagreements", "legacy_keys", "parameters"]
@@ -43,8 +44,15 @@ def parameters(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
         # What readers take when these are absent: a quarter of the head rotates, its pairs shared out evenly
         # over time, height and width ([11, 11, 10] for heads of 256).
         params.setdefault("partial_rotary_factor", 0.25)
-        head_dim = int(text.get("head_dim") or family.defaults["head_dim"])
-        pairs = int(head_dim * float(params["partial_rotary_factor"])) // 2
+        head_dim, factor = (
+            text.get("head_dim") or family.defaults["head_dim"],
+            params["partial_rotary_factor"],
+        )
+        if not isinstance(head_dim, int) or not isinstance(factor, int | float):
+            raise InputError(
+                f"config.json: head_dim {head_dim!r} and partial_rotary_factor {factor!r} are no numbers"
+            )
+        pairs = int(head_dim * factor) // 2
         params.setdefault("mrope_section", [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3])
         params.setdefault("mrope_interleaved", True)
     return params
@@ -100,5 +108,5 @@ def disagreements(family: Family, text: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} is {text[key]!r}, but rope_parameters says {wanted[key]!r}"
         for key in ("rope_theta", "partial_rotary_factor", "rope_local_base_freq")
-        if key in wanted and text.get(key) is not None and float(text[key]) != float(wanted[key])
+        if key in wanted and text.get(key) is not None and text[key] != wanted[key]
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qexport.doctor.subject import Subject
+from qexport.errors import InputError
 
 __all__ = ["TEMPLATE_PLACES", "chat_template", "stop_ids", "template_places", "token_ids", "tokenizer_kind"]
 
@@ -21,11 +22,16 @@ def token_ids(subject: Subject) -> Mapping[str, int]:
     document = subject.json_file("tokenizer.json") or {}
     model = document.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
-    if isinstance(vocab, Mapping):
-        ids = dict(vocab)
-    else:  # Unigram: a list of [piece, score]
-        ids = {row[0]: i for i, row in enumerate(vocab or [])}
-    return ids | {row["content"]: row["id"] for row in document.get("added_tokens") or []}
+    try:
+        # Unigram has a list of [piece, score].
+        ids = dict(vocab) if isinstance(vocab, Mapping) else {row[0]: i for i, row in enumerate(vocab or [])}
+        ids |= {row["content"]: row["id"] for row in document.get("added_tokens") or []}
+        if all(isinstance(token, str) and isinstance(number, int) for token, number in ids.items()):
+            return ids
+    except (KeyError, TypeError, IndexError):
+        pass
+    hint = "Copy tokenizer.json again from the base model."
+    raise InputError(f"{subject.checkpoint.label}: tokenizer.json has no usable vocabulary.", hint=hint)
 
 
 def tokenizer_kind(subject: Subject) -> str:

@@ -12,7 +12,7 @@ from qexport.families.roles import EXPERT_ROLES, Block, Role
 from qexport.families.table import Family, Template, dimensions, layer_kinds
 from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["EXPERT_PARTS", "build_view", "expected_tensors", "expert_tensor"]
+__all__ = ["EXPERT_PARTS", "build_view", "expected_tensors", "expert_tensor", "template_shape"]
 
 # Stacked canonical name -> (fused name, which half of it, per-expert name)
 EXPERT_PARTS: Mapping[str, tuple[str, int | None, str]] = {
@@ -114,7 +114,7 @@ def build_view(
     wrong: list[str] = []
     for prefix, name, template, block, layer in expected_tensors(family, text, mtp_layers):
         canonical = prefix + name
-        shape = _shape(template, dims, canonical)
+        shape = template_shape(template, dims, canonical)
         if template.role in EXPERT_ROLES:
             data, names = expert_tensor(prefix, name, shape, tensors)
             used |= names
@@ -143,7 +143,12 @@ def build_view(
     )
 
 
-def _shape(template: Template, dims: Mapping[str, int], name: str) -> tuple[int, ...]:
+def template_shape(template: Template, dims: Mapping[str, int], name: str) -> tuple[int, ...]:
+    """The shape in numbers; ``name`` is for the message.
+
+    Raises:
+        InputError: the config does not give a size that it needs.
+    """
     try:
         return tuple(dims[word] for word in template.shape.split())
     except KeyError as error:

@@ -281,13 +281,18 @@ def layer_kinds(family: Family, text: Mapping[str, Any]) -> tuple[str, ...]:
     if "linear" in family.layers:
         types = text.get("layer_types")
         if types is None:
-            interval = int(text.get("full_attention_interval") or 4)
+            interval = _number({"full_attention_interval": 4, **_given(text)}, "full_attention_interval")
             return tuple("linear" if (i + 1) % interval else "full" for i in range(count))
-        if len(types) != count:
-            raise InputError(f"layer_types has {len(types)} entries, but num_hidden_layers is {count}")
+        if not isinstance(types, list) or len(types) != count:
+            found = f"{len(types)} entries" if isinstance(types, list) else f"the value {types!r}"
+            raise InputError(f"layer_types has {found}, but num_hidden_layers is {count}")
         return tuple("linear" if kind == "linear_attention" else "full" for kind in types)
     if "dense" in family.layers:
-        dense, step = set(text.get("mlp_only_layers") or []), int(text.get("decoder_sparse_step") or 1)
+        dense, step = text.get("mlp_only_layers") or [], text.get("decoder_sparse_step") or 1
+        if not isinstance(dense, list) or not isinstance(step, int):
+            raise InputError(
+                f"mlp_only_layers is {dense!r} and decoder_sparse_step {step!r}: not a list and a number"
+            )
         return tuple("dense" if i in dense or (i + 1) % step else "full" for i in range(count))
     return ("full",) * count
 
@@ -309,7 +314,7 @@ def dimensions(family: Family, text: Mapping[str, Any]) -> dict[str, int]:
     hidden, heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
     kv_heads = _number(text, "num_key_value_heads") if text.get("num_key_value_heads") else heads
     given = text.get("head_dim") or family.defaults.get("head_dim")
-    head_dim = int(given) if given else hidden // heads
+    head_dim = _number({"head_dim": given}, "head_dim") if given else hidden // heads
     dims = {
         "one": 1,
         "hidden": hidden,
@@ -341,6 +346,10 @@ def dimensions(family: Family, text: Mapping[str, Any]) -> dict[str, int]:
             "linear_conv": get("linear_conv_kernel_dim"),
         }
     return dims
+
+
+def _given(text: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in text.items() if value is not None}
 
 
 def _number(text: Mapping[str, Any], key: str) -> int:

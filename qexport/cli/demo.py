@@ -1,0 +1,84 @@
+"""``qexport demo``: the main job, end to end, on the tiny model inside the package."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
+from qexport.cli._output import Output
+from qexport.errors import UsageProblem, VerificationError
+
+__all__ = ["command"]
+
+_TYPES = ("Q4_K_M", "Q8_0")
+
+
+@click.command("demo")
+@OUT
+@click.option(
+    "-q",
+    "--quant",
+    "types",
+    multiple=True,
+    default=_TYPES,
+    show_default=True,
+    metavar="TYPE",
+    help="GGUF types to write.",
+)
+@THREADS
+@OVERWRITE
+@JSON
+def command(
+    out: Path | None, types: tuple[str, ...], threads: int | None, overwrite: bool, as_json: bool
+) -> None:
+    """Show everything on a model of a few million weights: it is merged as a fine-tune is (and so loses its
+    MTP head), inspected, given the head back, written as GGUF from one read, and proven by llama.cpp.
+
+    \b
+    Example:
+      qexport demo -o demo-out
+    """
+    from qexport.cli import _report
+    from qexport.demo import MODEL
+    from qexport.demo.merge import lora_like_merge
+    from qexport.pipeline import gguf as pipeline
+    from qexport.pipeline.model import ModelChoice, examine
+    from qexport.verify.run import VerifyOptions
+
+    output = Output(as_json=as_json)
+    folder = out or Path("demo-out")
+    merged, artifacts = folder / "Demo-Tuned", folder / "Demo-Tuned-GGUF"
+    if folder.exists() and not overwrite:
+        raise UsageProblem(f"{folder} is already there", hint="Add --overwrite, or choose another --out.")
+    for made in (merged, artifacts):
+        shutil.rmtree(made, ignore_errors=True)
+
+    output.title(f"1. Merging a LoRA-like change into the demo model, as transformers saves it: {merged}")
+    lora_like_merge(MODEL, merged, style="declared")
+
+    output.title("2. What is wrong with it")
+    lost = examine(ModelChoice(str(merged)), download=False)
+    _report.say_findings(output, lost, details=True)
+
+    output.title("3. The base's MTP head grafted; every type from one read")
+    choice = ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL))
+    job = pipeline.GgufJob(choice, types, artifacts, verify=VerifyOptions(), threads=threads)
+    diagnosis = examine(choice, download=False)
+    _report.say_findings(output, diagnosis)
+    plans = pipeline.plan_job(job, diagnosis)
+    _report.say_plans(output, plans, job.out)
+    with output.progress(sum(plan.size for plan in plans), "writing") as progress:
+        written = pipeline.write_gguf(job, plans, progress)
+
+    output.title("4. Proven by llama.cpp")
+    results, receipt = pipeline.finish_gguf(job, diagnosis, plans, written, output.say)
+    for result in results:
+        if result.report is not None and not as_json:
+            for text in result.report.texts:
+                output.say(f"  {result.plan.label} wrote: {' '.join(text.split())}")
+    _report.show_results(output, results, receipt)
+    if not all(result.passed for result in results):
+        raise VerificationError("the demo failed verification", hint=f"{receipt} says why.")

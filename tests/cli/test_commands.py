@@ -1,0 +1,126 @@
+"""The commands as a user meets them: output, exit codes, nothing left behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from quirks_planted import BAD, BASE, PLANTS
+
+from qexport.cli.main import COMMANDS
+
+
+def run(*words, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "qexport", *map(str, words)], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def contents(folder):
+    return {p.relative_to(folder): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
+
+
+def test_version_and_help():
+    assert run("--version").stdout.startswith("qexport, version 0.")
+    for name in COMMANDS:
+        result = run(name, "--help")
+        assert result.returncode == 0
+        assert "Example" in result.stdout
+
+
+def test_wrong_usage_is_2(tmp_path):
+    assert run("gguf", tmp_path).returncode == 2
+    assert run("nothing").returncode == 2
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    result = run("inspect", tmp_path / "absent")
+    assert result.returncode in (2, 3)
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("Error: ")
+
+
+def test_inspect_json_is_one_document(zoo):
+    result = run("inspect", zoo("qwen3_5_text"), "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["family"] == "qwen3_5"
+    assert {"mtp.none"} <= {finding["id"] for finding in document["findings"]}
+    exact = {entry["format"] for entry in document["formats"] if entry["exact"]}
+    assert "GGUF Q4_K_M" in exact
+
+
+def test_dry_run_states_exact_sizes_and_writes_nothing(zoo, tmp_path):
+    words = ("gguf", zoo("qwen3_5"), "-q", "Q4_K_M", "-q", "BF16", "-o", tmp_path / "out")
+    result = run(*words, "--dry-run", "--json")
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "out").exists()
+    planned = {
+        file["name"]: file["bytes"]
+        for plan in json.loads(result.stdout)["artifacts"]
+        for file in plan["files"]
+    }
+    result = run(*words, "--no-verify", "--json")
+    assert result.returncode == 0, result.stderr
+    written = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.gguf")}
+    assert written == planned
+    assert set(written) == {"qwen3_5-MTP-Q4_K_M.gguf", "qwen3_5-MTP-BF16.gguf"}
+
+
+def test_the_receipt_names_no_host_path_and_owns_up(zoo, tmp_path):
+    out = tmp_path / "out"
+    assert run("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", out, "--no-verify").returncode == 0
+    text = (out / "qexport.json").read_text()
+    assert str(tmp_path) not in text
+    receipt = json.loads(text)
+    (artifact,) = receipt["artifacts"]
+    assert artifact["verified"] is None
+    assert artifact["files"][0]["bytes"] == (out / "qwen3-Q8_0.gguf").stat().st_size
+
+
+def test_files_are_not_replaced_unasked(zoo, tmp_path):
+    words = ("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", tmp_path, "--no-verify")
+    assert run(*words).returncode == 0
+    before = contents(tmp_path)
+    result = run(*words)
+    assert result.returncode == 2
+    assert "--overwrite" in result.stderr
+    assert contents(tmp_path) == before
+    assert run(*words, "--overwrite").returncode == 0
+
+
+def test_split_files_carry_llama_cpps_names(zoo, tmp_path):
+    words = ("gguf", zoo("qwen3_5"), "-q", "Q8_0", "-o", tmp_path, "--no-verify", "--split-max-size", "1M")
+    assert run(*words).returncode == 0
+    names = sorted(path.name for path in tmp_path.glob("*.gguf"))
+    assert names[0].startswith("qwen3_5-MTP-Q8_0-00001-of-0000")
+    assert len(names) > 1
+
+
+def test_fix_writes_a_checkpoint_that_needs_no_fixing(zoo_copy, tmp_path):
+    source = zoo_copy("qwen3_5_text")
+    before = contents(source)
+    result = run("fix", source, "-o", tmp_path / "fixed", "--json")
+    assert result.returncode == 0, result.stderr
+    assert contents(source) == before
+    again = json.loads(run("inspect", tmp_path / "fixed", "--json").stdout)
+    assert [f for f in again["findings"] if f["severity"] != "note"] == []
+
+
+def test_fix_does_not_write_into_its_source(zoo_copy):
+    source = zoo_copy("qwen3")
+    result = run("fix", source, "-o", source, "--overwrite")
+    assert result.returncode == 2
+
+
+@pytest.mark.parametrize("plant", sorted(BAD))
+def test_bad_input_is_refused_and_leaves_nothing(zoo_copy, tmp_path, plant):
+    source = zoo_copy(BASE[plant])
+    PLANTS[plant](source)
+    before = contents(source)
+    out = tmp_path / "out"
+    result = run("gguf", source, "-q", "Q8_0", "-o", out, "--no-verify")
+    assert result.returncode == 3, (result.returncode, result.stderr)
+    assert "Traceback" not in result.stderr
+    assert contents(source) == before
+    assert not out.exists() or list(out.iterdir()) == []
