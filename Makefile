@@ -32,7 +32,7 @@ fast: venv
 	$(BIN)/python -m pytest -m "not slow"
 
 docs: venv
-	$(BIN)/python -m qexport.cli.reference > docs/cli.md
+	$(BIN)/python -m qexport.cli.reference docs
 
 clean:
 	rm -rf demo-out .mypy_cache .ruff_cache .pytest_cache

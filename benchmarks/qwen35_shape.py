@@ -26,7 +26,7 @@ SHARD_BYTES = 1 << 30
 
 def config_of(args: argparse.Namespace) -> dict:
     kinds = ["full_attention" if (i + 1) % 4 == 0 else "linear_attention" for i in range(args.layers)]
-    text = {
+    return {
         "model_type": "qwen3_5_text",
         "hidden_size": args.hidden,
         "intermediate_size": args.intermediate,
@@ -62,7 +62,6 @@ def config_of(args: argparse.Namespace) -> dict:
         "torch_dtype": "bfloat16",
         "architectures": ["Qwen3_5ForCausalLM"],
     }
-    return text
 
 
 def main() -> None:

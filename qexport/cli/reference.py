@@ -1,25 +1,42 @@
-"""The command line reference, docs/cli.md, made from the commands themselves: ``make docs``."""
+"""The pages of docs/ that are made from the program: the command line and the quirks. ``make docs``."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qexport.cli.main import COMMANDS, cli
+from qexport.doctor.quirks import QUIRKS
 
-__all__ = ["render"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-_HEAD = """# Command line
+    from qexport.doctor.quirk import Quirk
+
+__all__ = ["command_line", "main", "pages", "quirks"]
+
+_COMMAND_LINE = """# Command line
 
 Made from the program by `make docs`; a test checks that it is current.
 
 Data goes to stdout, words and progress bars to stderr; `--json` prints exactly one document.
 Shell completion: `eval "$(qexport completion bash)"` (or `zsh`, `fish`).
 """
+_QUIRKS = """# Quirks
+
+What the doctor knows, made from its table by `make docs`. MTP heads have [a page of their own](mtp.md).
+
+*repaired*: qexport repairs it in everything it writes. *error*: needs your decision first. *note*: worth knowing.
+The source is never touched; every finding and repair is in the receipt.
+"""
 
 
-def render() -> str:
-    """The whole page as Markdown; help texts as the program prints them, 100 columns wide."""
-    parts = [_HEAD, _section("qexport", cli)]
+def command_line() -> str:
+    """docs/cli.md; help texts as the program prints them, 100 columns wide."""
+    parts = [_COMMAND_LINE, _section("qexport", cli)]
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
@@ -27,11 +44,35 @@ def render() -> str:
     return "\n".join(parts)
 
 
+def quirks() -> str:
+    """docs/quirks.md."""
+    return "\n".join([_QUIRKS, *(_quirk(quirk) for quirk in QUIRKS)])
+
+
+def pages() -> Mapping[str, str]:
+    """File name under docs/ to content."""
+    return {"cli.md": command_line(), "quirks.md": quirks()}
+
+
+def main() -> None:
+    """Write the pages into the folder that is named."""
+    for name, text in pages().items():
+        (Path(sys.argv[1]) / name).write_text(text, encoding="utf-8")
+
+
 def _section(title: str, command: click.Command) -> str:
-    # info_name is what usage lines begin with; a parent would add the program's name twice.
     context = click.Context(command, info_name=title, terminal_width=100, max_content_width=100)
     return f"## {title}\n\n```\n{command.get_help(context)}\n```\n"
 
 
+def _quirk(quirk: Quirk) -> str:
+    lines = [f"## {quirk.id}", "", f"{quirk.title[0].upper()}{quirk.title[1:]} (*{quirk.severity}*).", ""]
+    lines += [f"- breaks {reader}: {error}" for reader, error in quirk.breaks]
+    lines.append(f"- {quirk.repair}")
+    if quirk.reference:
+        lines.append(f"- see <{quirk.reference}>")
+    return "\n".join([*lines, ""])
+
+
 if __name__ == "__main__":
-    print(render(), end="")
+    main()

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor
-from qexport.doctor import rope
 from qexport.doctor.layout import convert_experts, trunk_layout
+from qexport.doctor.rope import rope_parameters
 from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
 from qexport.errors import InputError
@@ -118,7 +118,7 @@ def _settings(subject: Subject, base: Subject) -> list[str]:
     mine = {**subject.family.defaults, **subject.text}
     theirs = {**base.family.defaults, **base.text}
     pairs = [(key, mine.get(key), theirs.get(key)) for key in _COMPARED]
-    ours, other = rope.parameters(subject.family, subject.text), rope.parameters(base.family, base.text)
+    ours, other = rope_parameters(subject.family, subject.text), rope_parameters(base.family, base.text)
     pairs += [(f"rope {key}", ours.get(key), other.get(key)) for key in _ROPE]
     return [
         f"{key} is {here!r} here and {there!r} in the base"

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qexport.doctor import rope
 from qexport.doctor.draft import Draft
 from qexport.doctor.form import reshape, words
 from qexport.doctor.quirk import Quirk
+from qexport.doctor.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.doctor.subject import Subject
 
 __all__ = ["CONFIG_QUIRKS", "PROCESSOR_FILES"]
@@ -95,7 +95,7 @@ def _published_with_legacy(subject: Subject) -> bool:
 def _legacy_missing(subject: Subject) -> str | None:
     if not isinstance(subject.text.get("rope_parameters"), Mapping) or not _published_with_legacy(subject):
         return None
-    wanted = rope.legacy_keys(rope.parameters(subject.family, subject.text))
+    wanted = legacy_rope_keys(rope_parameters(subject.family, subject.text))
     missing = [f"{key} ({wanted[key]!r})" for key in wanted if subject.text.get(key) is None]
     return f"rope_parameters without the older keys {', '.join(missing)}" if missing else None
 
@@ -105,7 +105,7 @@ def _parameters_missing(subject: Subject) -> str | None:
     if not subject.family.mtp:
         return None
     given = subject.text.get("rope_parameters")
-    wanted = rope.parameters(subject.family, subject.text)
+    wanted = rope_parameters(subject.family, subject.text)
     if not wanted:
         return "config.json says nothing about RoPE"
     if not isinstance(given, Mapping):
@@ -116,21 +116,21 @@ def _parameters_missing(subject: Subject) -> str | None:
 
 def _no_rope(subject: Subject) -> str | None:
     family = subject.family
-    if family.mtp or "rope_theta" in family.defaults or rope.parameters(family, subject.text):
+    if family.mtp or "rope_theta" in family.defaults or rope_parameters(family, subject.text):
         return None
     return "config.json says nothing about RoPE: all readers take a base of 10000"
 
 
 def _contradiction(subject: Subject) -> str | None:
-    return "; ".join(rope.disagreements(subject.family, subject.text)) or None
+    return "; ".join(rope_disagreements(subject.family, subject.text)) or None
 
 
 def _write_rope(draft: Draft) -> None:
     family = draft.subject.family
-    found = rope.complete(family, draft.text)
+    found = complete_rope(family, draft.text)
     if not found and family.mtp:
         # The values of every published Qwen3.5 and Qwen3.6.
-        found = rope.complete(family, {"rope_theta": 10000000, "partial_rotary_factor": 0.25})
+        found = complete_rope(family, {"rope_theta": 10000000, "partial_rotary_factor": 0.25})
     if family.mtp and draft.subject.wants_wrapper:
         found = {key: value for key, value in found.items() if key == "rope_parameters" or key in draft.text}
     draft.text.update(found)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qexport.checkpoint.tensors import Checkpoint, LogicalTensor
-from qexport.doctor import rope
 from qexport.doctor.draft import Draft, SmallFiles
 from qexport.doctor.mtp import MtpResult
+from qexport.doctor.rope import complete_rope, rope_parameters
 from qexport.families.build import build_view
 from qexport.families.table import Family
 from qexport.families.view import ModelView
@@ -82,8 +82,8 @@ def _whole(family: Family, draft: Draft) -> dict[str, Any]:
     given = {key: value for key, value in draft.text.items() if value is not None}
     text = {**draft.text, **family.defaults, **given}
     # All readers take 10000 where a plain transformer's config is silent.
-    text |= rope.complete(
-        family, {"rope_theta": 10000.0, **text} if not rope.parameters(family, text) else text
+    text |= complete_rope(
+        family, {"rope_theta": 10000.0, **text} if not rope_parameters(family, text) else text
     )
     flag = draft.text.get("tie_word_embeddings", draft.config.get("tie_word_embeddings"))
     text["tie_word_embeddings"] = (

@@ -2,8 +2,8 @@
 
 transformers 5 keeps everything in ``rope_parameters``; readers written for transformers 4 look for
 ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` beside the other hyper-parameters, and fall
-back to 10000 without a word when they do not find them. :func:`complete` gives both; which of the two wins
-when they disagree is transformers 5's order, since that is what the model was trained or merged with:
+back to 10000 without a word when they do not find them. :func:`complete_rope` gives both; when they disagree,
+transformers 5's order decides, since that is what the model was trained or merged with:
 https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
 (``convert_rope_params_to_dict``; Gemma 3 has its own, with one set of values per attention kind).
 """
@@ -17,14 +17,14 @@ from typing import Any
 from qexport.errors import InputError
 from qexport.families.table import Family
 
-__all__ = ["complete", "disagreements", "legacy_keys", "parameters"]
+__all__ = ["complete_rope", "legacy_rope_keys", "rope_disagreements", "rope_parameters"]
 
 _QWEN35 = ("qwen3_5", "qwen3_5_moe")
 _KINDS = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 
 
-def parameters(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
+def rope_parameters(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_parameters`` as transformers 5 understands this config; empty if it says nothing about RoPE."""
     given = text.get("rope_parameters")
     params: dict[str, Any] = copy.deepcopy(dict(given)) if isinstance(given, Mapping) else {}
@@ -74,7 +74,7 @@ def _per_kind(params: dict[str, Any], scaling: Mapping[str, Any], text: Mapping[
     return params
 
 
-def legacy_keys(params: Mapping[str, Any]) -> dict[str, Any]:
+def legacy_rope_keys(params: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that readers for transformers 4 need, from ``rope_parameters``."""
     keys: dict[str, Any] = {}
     main = params
@@ -94,17 +94,17 @@ def legacy_keys(params: Mapping[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def complete(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
+def complete_rope(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
     """Every RoPE key that ``text`` tells, in both spellings; empty if it says nothing about RoPE."""
-    params = parameters(family, text)
-    return {"rope_parameters": params, **legacy_keys(params)} if params else {}
+    params = rope_parameters(family, text)
+    return {"rope_parameters": params, **legacy_rope_keys(params)} if params else {}
 
 
-def disagreements(family: Family, text: Mapping[str, Any]) -> list[str]:
+def rope_disagreements(family: Family, text: Mapping[str, Any]) -> list[str]:
     """Where the two spellings are both there and differ: ``key: value, but rope_parameters says value``."""
     if not isinstance(text.get("rope_parameters"), Mapping):
         return []
-    wanted = legacy_keys(parameters(family, text))
+    wanted = legacy_rope_keys(rope_parameters(family, text))
     return [
         f"{key} is {text[key]!r}, but rope_parameters says {wanted[key]!r}"
         for key in ("rope_theta", "partial_rotary_factor", "rope_local_base_freq")

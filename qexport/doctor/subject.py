@@ -17,7 +17,8 @@ from qexport.families.table import Family, family_of
 
 __all__ = ["EMBEDDING", "HEAD", "Subject", "Twins", "examine"]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)

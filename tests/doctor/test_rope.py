@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qexport.doctor import rope
+from qexport.doctor.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.families.table import FAMILIES
 
 LLAMA3 = {
@@ -37,7 +37,7 @@ def test_as_transformers_reads_it(name, text):
     family = FAMILIES[name]
     kind = family.text_model_type
     given = AutoConfig.for_model(kind, **_copied(text)).rope_parameters
-    completed = rope.complete(family, text)
+    completed = complete_rope(family, text)
     again = AutoConfig.for_model(kind, **_copied({**text, **completed})).rope_parameters
     assert again == {**given, **{k: v for k, v in again.items() if k not in given and k.startswith("mrope")}}
 
@@ -49,9 +49,9 @@ def _copied(value):
 def test_legacy_keys_of_scaled_rope():
     family = FAMILIES["llama"]
     params = {**LLAMA3, "rope_theta": 500000.0}
-    assert rope.legacy_keys(params) == {"rope_theta": 500000.0, "rope_scaling": LLAMA3}
+    assert legacy_rope_keys(params) == {"rope_theta": 500000.0, "rope_scaling": LLAMA3}
     legacy = {"rope_theta": 500000.0, "rope_scaling": {**LLAMA3, "type": "llama3"}}
-    assert rope.parameters(family, legacy) == params
+    assert rope_parameters(family, legacy) == params
 
 
 def test_gemma_has_one_set_per_kind():
@@ -60,25 +60,25 @@ def test_gemma_has_one_set_per_kind():
         "full_attention": {"rope_theta": 1000000.0, "rope_type": "linear", "factor": 8.0},
         "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
     }
-    legacy = rope.legacy_keys(params)
+    legacy = legacy_rope_keys(params)
     assert legacy == {
         "rope_theta": 1000000.0,
         "rope_local_base_freq": 10000.0,
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     }
-    assert rope.parameters(family, legacy) == params
+    assert rope_parameters(family, legacy) == params
 
 
 @pytest.mark.parametrize(("head_dim", "section"), [(256, [11, 11, 10]), (64, [3, 3, 2])])
 def test_sections_are_filled_in(head_dim, section):
-    found = rope.parameters(FAMILIES["qwen3_5"], {"rope_parameters": QWEN, "head_dim": head_dim})
+    found = rope_parameters(FAMILIES["qwen3_5"], {"rope_parameters": QWEN, "head_dim": head_dim})
     assert found["mrope_section"] == section
 
 
 def test_disagreements_are_told():
     text = {"rope_parameters": {"rope_theta": 500000.0}, "rope_theta": 10000.0}
-    assert rope.disagreements(FAMILIES["llama"], text) == [
+    assert rope_disagreements(FAMILIES["llama"], text) == [
         "rope_theta is 10000.0, but rope_parameters says 500000.0"
     ]
-    assert rope.disagreements(FAMILIES["llama"], {"rope_theta": 10000.0}) == []
-    assert rope.complete(FAMILIES["llama"], {}) == {}
+    assert rope_disagreements(FAMILIES["llama"], {"rope_theta": 10000.0}) == []
+    assert complete_rope(FAMILIES["llama"], {}) == {}
