@@ -39,6 +39,9 @@ _PACKED = (
     ".absmax",
     ".weight",
 )
+# A QLoRA merge keeps the declaration of the 4-bit base it was trained on, a model that transformers read from
+# a GGUF that of the file, though the weights are bf16 again. Where they are not, the tensors give them away.
+_LEFT_BEHIND = ("bitsandbytes", "gguf")
 _SOURCE = "Export from the bf16 source: quantizing twice loses quality, and no format here is read back."
 
 
@@ -61,7 +64,7 @@ def refuse_quantized_config(label: str, listing: Mapping[str, int], read: Callab
     config = parse_json(read("config.json"), f"{label}: config.json")
     for part in (config, text_config(config)):
         for key in _SCHEME_KEYS:
-            if part.get(key):
+            if part.get(key) and not _left_behind(part[key]):
                 scheme = _scheme(part[key])
                 raise InputError(
                     f"{label} is already quantized: config.json has {key}{scheme}.", hint=_SOURCE
@@ -114,6 +117,10 @@ def refuse_dtypes(label: str, tensors: Mapping[str, StoredTensor]) -> None:
     more = f" and {len(others) - 8} more" if len(others) > 8 else ""
     hint = "Save the model again in bfloat16, without buffers of other types."
     raise InputError(f"{label} has tensors that are not BF16, F16 or F32: {names}{more}.", hint=hint)
+
+
+def _left_behind(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("quant_method") in _LEFT_BEHIND
 
 
 def _scheme(value: Any) -> str:

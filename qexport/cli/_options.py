@@ -22,10 +22,8 @@ __all__ = [
     "verify_options",
 ]
 
-_Decorator = "Callable[[Callable[..., Any]], Callable[..., Any]]"
 
-
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     """``2G``, ``500M``: bytes, in powers of 1000 as llama.cpp's --split-max-size takes them."""
 
     name = "size"

@@ -9,6 +9,7 @@ import click
 
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
+from qexport.cli._report import say_findings, say_plans, show_results
 from qexport.errors import UsageProblem, VerificationError
 
 __all__ = ["command"]
@@ -41,7 +42,6 @@ def command(
     Example:
       qexport demo -o demo-out
     """
-    from qexport.cli import _report
     from qexport.demo import MODEL
     from qexport.demo.merge import lora_like_merge
     from qexport.pipeline import gguf as pipeline
@@ -61,15 +61,15 @@ def command(
 
     output.title("2. What is wrong with it")
     lost = examine(ModelChoice(str(merged)), download=False)
-    _report.say_findings(output, lost, details=True)
+    say_findings(output, lost, details=True)
 
     output.title("3. The base's MTP head grafted; every type from one read")
     choice = ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL))
     job = pipeline.GgufJob(choice, types, artifacts, verify=VerifyOptions(), threads=threads)
     diagnosis = examine(choice, download=False)
-    _report.say_findings(output, diagnosis)
+    say_findings(output, diagnosis)
     plans = pipeline.plan_job(job, diagnosis)
-    _report.say_plans(output, plans, job.out)
+    say_plans(output, plans, job.out)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
         written = pipeline.write_gguf(job, plans, progress)
 
@@ -79,6 +79,6 @@ def command(
         if result.report is not None and not as_json:
             for text in result.report.texts:
                 output.say(f"  {result.plan.label} wrote: {' '.join(text.split())}")
-    _report.show_results(output, results, receipt)
+    show_results(output, results, receipt)
     if not all(result.passed for result in results):
         raise VerificationError("the demo failed verification", hint=f"{receipt} says why.")

@@ -9,6 +9,7 @@ import click
 
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS, model_argument, mtp_options
 from qexport.cli._output import Output
+from qexport.cli._report import say_findings, say_plans, show_plans
 from qexport.errors import UsageProblem
 
 __all__ = ["command"]
@@ -35,7 +36,6 @@ def command(
       qexport fix ./merged -o ./repaired
       qexport fix ./merged -o ./with-head --mtp graft --mtp-from Qwen/Qwen3.5-9B
     """
-    from qexport.cli import _report
     from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
     from qexport.pipeline.model import ModelChoice, examine
 
@@ -47,12 +47,12 @@ def command(
     folder = out or Path(fixed_name(diagnosis))
     if Path(choice.model).exists() and folder.resolve() == Path(choice.model).resolve():
         raise UsageProblem("the repaired checkpoint cannot replace its source", hint="Choose another --out.")
-    _report.say_findings(output, diagnosis)
+    say_findings(output, diagnosis)
     plan = plan_fix(diagnosis)
     if dry_run:
-        _report.show_plans(output, [plan], folder)
+        show_plans(output, [plan], folder)
         return
-    _report.say_plans(output, [plan], folder)
+    say_plans(output, [plan], folder)
     with output.progress(plan.size, "writing") as progress:
         written, receipt = write_fix(
             diagnosis, plan, folder, threads=threads, overwrite=overwrite, progress=progress

@@ -18,6 +18,7 @@ from qexport.cli._options import (
     verify_options,
 )
 from qexport.cli._output import Output
+from qexport.cli._report import say_findings, say_plans, show_plans, show_results
 from qexport.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -89,23 +90,22 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
       qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf
       qexport gguf org/model -q Q6_K --dry-run
     """
-    from qexport.cli import _report
     from qexport.pipeline import gguf as pipeline
     from qexport.pipeline.model import examine
 
     output = Output(as_json=as_json)
     job = _job(given)
     diagnosis = examine(job.choice, download=not dry_run)
-    _report.say_findings(output, diagnosis)
+    say_findings(output, diagnosis)
     plans = pipeline.plan_job(job, diagnosis)
     if dry_run:
-        _report.show_plans(output, plans, job.out)
+        show_plans(output, plans, job.out)
         return
-    _report.say_plans(output, plans, job.out)
+    say_plans(output, plans, job.out)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
         written = pipeline.write_gguf(job, plans, progress)
     results, receipt = pipeline.finish_gguf(job, diagnosis, plans, written, output.say)
-    _report.show_results(output, results, receipt)
+    show_results(output, results, receipt)
     failed = [r.plan.files[0].name for r in results if not r.passed]
     if failed:
         raise VerificationError(

@@ -29,7 +29,8 @@ _QUIRKS = """# Quirks
 
 What the doctor knows, made from its table by `make docs`. MTP heads have [a page of their own](mtp.md).
 
-*repaired*: qexport repairs it in everything it writes. *error*: needs your decision first. *note*: worth knowing.
+*repaired*: qexport repairs it in everything it writes. *error*: needs your decision first. *note*: worth
+knowing.
 The source is never touched; every finding and repair is in the receipt.
 """
 

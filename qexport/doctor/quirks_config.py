@@ -15,6 +15,7 @@ from qexport.doctor.subject import Subject
 __all__ = ["CONFIG_QUIRKS", "PROCESSOR_FILES"]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+_QUANTIZATION = "quantization_config"
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
@@ -223,6 +224,20 @@ def _drop_paths(draft: Draft) -> None:
         target.pop(key, None)
 
 
+def _quantization(subject: Subject) -> str | None:
+    """Packed weights were refused when the checkpoint was opened; what is left is only the declaration."""
+    for part in (subject.config, subject.text):
+        if declared := part.get(_QUANTIZATION):
+            method = declared.get("quant_method") if isinstance(declared, Mapping) else declared
+            return f"config.json still has {_QUANTIZATION} ({method}), but the weights are plain floats"
+    return None
+
+
+def _drop_quantization(draft: Draft) -> None:
+    for part in (draft.config, draft.text):
+        part.pop(_QUANTIZATION, None)
+
+
 # Forms come last: the fixes before them work on a config as it was saved.
 CONFIG_QUIRKS = (
     Quirk(
@@ -311,6 +326,17 @@ CONFIG_QUIRKS = (
         repair="full_attention_interval is written as layer_types has it.",
         breaks=(
             ("llama.cpp's converter, mlx-lm", "takes 4 and expects other tensors: KeyError or wrong layers"),
+        ),
+    ),
+    Quirk(
+        id="config.quantization",
+        title="a quantization declared that the weights no longer have",
+        severity="repaired",
+        see=_quantization,
+        fix=_drop_quantization,
+        repair="The declaration is left out.",
+        breaks=(
+            ("transformers, vLLM", "quantize the bf16 weights again while loading, or look for packed ones"),
         ),
     ),
     Quirk(

@@ -9,13 +9,24 @@ from qexport.doctor.draft import Draft
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.quirks_config import PROCESSOR_FILES
 from qexport.doctor.subject import Subject
-from qexport.doctor.tokens import chat_template, stop_ids, template_places, token_ids, tokenizer_kind
+from qexport.doctor.tokens import (
+    begins_something,
+    chat_template,
+    stop_ids,
+    template_places,
+    token_ids,
+    tokenizer_eos,
+    tokenizer_kind,
+    turn_ends,
+)
 
 __all__ = ["FILE_QUIRKS"]
 
 _TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
 _JINJA, _JSON = "chat_template.jinja", "chat_template.json"
 # What Qwen3.5's split rule has and Qwen2's has not: letters with their combining marks.
+# A small vocabulary has no tokens of several digits anyway, and shows nothing.
+_TELLING_VOCABULARY = 8192
 _MARKS = r"[\p{L}\p{M}]+"
 
 
@@ -72,12 +83,48 @@ def _split_rule(subject: Subject) -> str | None:
     return "tokenizer_class is Qwen2Tokenizer, but tokenizer.json has Qwen3.5's split rule"
 
 
+def _digits_lost(subject: Subject) -> str | None:
+    document = subject.json_file("tokenizer.json") or {}
+    model, cut = document.get("model"), document.get("pre_tokenizer")
+    if not isinstance(model, Mapping) or not isinstance(cut, Mapping) or cut.get("type") != "ByteLevel":
+        return None
+    vocab = model.get("vocab")
+    if not cut.get("use_regex", True) or not isinstance(vocab, Mapping) or len(vocab) < _TELLING_VOCABULARY:
+        return None
+    added = {row.get("content") for row in document.get("added_tokens") or [] if isinstance(row, Mapping)}
+    if any(len(text) > 1 and text not in added and any(c in "0123456789" for c in text) for text in vocab):
+        return None
+    return f"tokenizer.json keeps digits together, but none of its {len(vocab)} tokens has two"
+
+
+def _restore_digits(draft: Draft) -> None:
+    document = draft.edit_json("tokenizer.json")
+    digits = {"type": "Digits", "individual_digits": True}
+    document["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [digits, document["pre_tokenizer"]],
+    }
+
+
 # --- where a reply ends -------------------------------------------------------------------------------------
 
 
 def _as_list(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+
+
+def _eos_begins(subject: Subject) -> str | None:
+    eos, ends = tokenizer_eos(subject), turn_ends(subject)
+    if eos is None or not begins_something(eos) or not ends:
+        return None
+    return f"eos_token is {eos}, which begins a turn; the chat template ends one with {ends[0]}"
+
+
+def _write_eos(draft: Draft) -> None:
+    settings = draft.edit_json(_TOKENIZER)
+    settings["eos_token"] = turn_ends(draft.subject)[0]
+    settings.pop("eos_token_id", None)
 
 
 def _no_generation(subject: Subject) -> str | None:
@@ -254,6 +301,26 @@ FILE_QUIRKS = (
         breaks=(
             ("transformers 5", "splits words with combining marks (Hindi, Thai, ...) as Qwen2 did, silently"),
         ),
+    ),
+    Quirk(
+        id="tokenizer.digits_lost",
+        title="a split rule for digits that was lost",
+        severity="repaired",
+        see=_digits_lost,
+        fix=_restore_digits,
+        repair="Digits are cut one by one again, as the vocabulary was trained.",
+        breaks=(
+            ("llama.cpp", "the pre-tokenizer is taken for GPT-2's: digits of other scripts cut otherwise"),
+        ),
+    ),
+    Quirk(
+        id="eos.begins",
+        title="an end-of-text token that begins something",
+        severity="repaired",
+        see=_eos_begins,
+        fix=_write_eos,
+        repair="eos_token becomes the token that ends a turn.",
+        breaks=(("llama.cpp, all servers", "a reply ends only by luck, or goes on as the next speaker"),),
     ),
     Quirk(
         id="generation.missing",

@@ -8,13 +8,25 @@ from typing import Any
 from qexport.doctor.subject import Subject
 from qexport.errors import InputError
 
-__all__ = ["TEMPLATE_PLACES", "chat_template", "stop_ids", "template_places", "token_ids", "tokenizer_kind"]
+__all__ = [
+    "TEMPLATE_PLACES",
+    "begins_something",
+    "chat_template",
+    "stop_ids",
+    "template_places",
+    "token_ids",
+    "tokenizer_eos",
+    "tokenizer_kind",
+    "turn_ends",
+]
 
 # In the order in which transformers 5 believes them.
 TEMPLATE_PLACES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
 # What ends a turn in the templates of the families here; looked for in the template, so that a base model's
 # tokenizer, which has them too, is not told to stop at them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+# What begins a turn or a text, and so can end neither, whatever a tokenizer's settings say.
+_BEGINNINGS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|begin_of_text|>", "<s>", "<bos>")
 
 
 def token_ids(subject: Subject) -> Mapping[str, int]:
@@ -68,10 +80,27 @@ def chat_template(subject: Subject) -> str | None:
     return next(iter(template_places(subject).values()), None)
 
 
-def stop_ids(subject: Subject) -> list[int]:
-    """Ids at which a reply ends: the end of a turn in the chat template, then the tokenizer's own eos."""
-    ids, template = token_ids(subject), chat_template(subject) or ""
+def turn_ends(subject: Subject) -> list[str]:
+    """The tokens that end a turn in the chat template."""
+    template = chat_template(subject) or ""
+    return [token for token in _TURN_ENDS if token in template]
+
+
+def tokenizer_eos(subject: Subject) -> str | None:
+    """``eos_token`` of tokenizer_config.json."""
     eos = (subject.json_file("tokenizer_config.json") or {}).get("eos_token")
     eos = eos.get("content") if isinstance(eos, Mapping) else eos
-    words = [*(token for token in _TURN_ENDS if token in template), eos]
-    return list(dict.fromkeys(ids[word] for word in words if isinstance(word, str) and word in ids))
+    return eos if isinstance(eos, str) else None
+
+
+def begins_something(token: str) -> bool:
+    """Whether the token begins a turn or a text."""
+    return token in _BEGINNINGS
+
+
+def stop_ids(subject: Subject) -> list[int]:
+    """Ids at which a reply ends: the end of a turn in the chat template, then the tokenizer's own eos."""
+    ids, words, eos = token_ids(subject), turn_ends(subject), tokenizer_eos(subject)
+    if eos is not None and not begins_something(eos):
+        words.append(eos)
+    return list(dict.fromkeys(ids[word] for word in words if word in ids))

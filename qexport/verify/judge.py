@@ -77,11 +77,13 @@ def judge_text(
     scores: Sequence[Sequence[Scored]] | None = None,
     *,
     near_tie: float = 0.0,
+    agreement: float = 1.0,
 ) -> Finding:
     """The text is text: not empty, not one token or a short cycle over and over, not replacement characters.
 
     A source may itself be degenerate (a tiny model in a greedy loop). That is not the file's fault: where the
-    source's ``scores`` would have chosen every token of the answer too, it passes, and the summary says so.
+    source's ``scores`` would have chosen this share of the answer's tokens too, or been within ``near_tie``
+    nats of it, the text passes, and the summary says so.
     """
     if not generations:
         return skipped(Check.TEXT, "nothing was generated")
@@ -92,7 +94,8 @@ def judge_text(
         if fault is None:
             continue
         words = f"prompt {at + 1}: {fault}"
-        same = scores is not None and bool(scores[at]) and all(score.gap <= near_tie for score in scores[at])
+        gaps = [score.gap for score in scores[at]] if scores is not None else []
+        same = bool(gaps) and sum(gap <= near_tie for gap in gaps) >= agreement * len(gaps)
         (excused if same else faults).append(words)
     data = {"faults": faults, "same_in_source": excused}
     if faults:

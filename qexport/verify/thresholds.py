@@ -11,9 +11,14 @@ Defects planted into one layer of its BF16 file, same two numbers (96 tokens, sh
     a norm without its +1 0.927 0.257          a query norm without it 0.885 0.159
     rope base 10 000 for 10 000 000 0.938 0.379    decays in reverse order 1.000 0.006
 
-So text and agreement hardly show a single defect; the mean difference does, in a strict type. The limits
-leave other models a factor of four to ten. From Q4 down they cannot tell one wrong layer from rounding, which
-is why an export's BF16 or Q8_0 file is the one that proves its mapping.
+SmolLM2-135M (96 tokens, wheel of 2026-10, two cores), whose narrow rows suffer more:
+
+    BF16 1.000 0.005   F16 1.000 0.001   Q8_0 0.958 0.045   Q6_K 0.979 0.059   Q5_K_M 0.885 0.185
+    Q4_K_M 0.958 0.169
+
+So text and agreement hardly show a single defect; the mean difference does, in a strict type. The limits leave
+room of a factor of two above the worst of these. From Q6 down they cannot tell one wrong layer from rounding,
+which is why an export's BF16 or Q8_0 file is the one that proves its mapping.
 """
 
 from __future__ import annotations
@@ -47,21 +52,18 @@ _TABLE: tuple[tuple[str, Tolerance], ...] = (
         r"F32|F16|BF16",
         Tolerance(0.97, 0.10, 0.02, "the same weights: only the order of sums differs"),
     ),
-    (r"Q8_0", Tolerance(0.96, 0.10, 0.04, "8.5 bits: rounding noise well below what decides a token")),
-    (r"Q6_K", Tolerance(0.94, 0.15, 0.08, "6.6 bits: flips near-ties and nothing else")),
-    (
-        r"Q5_.*",
-        Tolerance(0.92, 0.20, 0.12, "5.5 bits: flips near-ties, sometimes wider ones in small models"),
-    ),
+    (r"Q8_0", Tolerance(0.92, 0.10, 0.10, "8.5 bits, and activations rounded to 8 bits as well")),
+    (r"Q6_K", Tolerance(0.88, 0.15, 0.20, "6.6 bits: flips near-ties and little else")),
+    (r"Q5_.*", Tolerance(0.80, 0.25, 0.40, "5.5 bits: flips near-ties, wider ones in small models")),
     (
         r"(I?Q4_|MXFP4|NVFP4).*",
-        Tolerance(0.85, 0.35, 0.30, "4 to 5 bits: small models visibly move, most tokens stay"),
+        Tolerance(0.72, 0.35, 0.60, "4 to 5 bits: small models visibly move, most tokens stay"),
     ),
-    (r"I?Q3_.*", Tolerance(0.75, 0.50, 0.50, "3 to 4 bits: wording changes, meaning should not")),
+    (r"I?Q3_.*", Tolerance(0.62, 0.50, 1.00, "3 to 4 bits: wording changes, meaning should not")),
     (
         r".*",
         Tolerance(
-            0.55, 0.80, 1.00, "below 3 bits, or unknown: only what still follows the source at all passes"
+            0.45, 0.80, 2.00, "below 3 bits, or unknown: only what still follows the source at all passes"
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""What the user may choose about a GGUF file. A value: made by the command line or a recipe, never by click."""
+"""What the user may choose about a GGUF file: a value, made by the command line or by a program."""
 
 from __future__ import annotations
 

@@ -21,9 +21,6 @@ from qexport.formats.gguf.pretokenizer_rules import GPT2_SPLIT, KNOWN_NAMES, RUL
 
 __all__ = ["check_name", "recognise", "split_rules"]
 
-# GPT-2's own 50257 tokens hold hundreds of two-digit ones.
-_TELLING_VOCABULARY = 8192
-
 
 def check_name(name: str) -> str:
     """``name`` if llama.cpp knows it as a pre-tokenizer."""
@@ -43,8 +40,6 @@ def recognise(tokenizer: Mapping[str, Any], *, cleans_up_spaces: bool | None, la
         label: what the model is called in messages.
     """
     rules = split_rules(tokenizer)
-    if rules == (GPT2_SPLIT,) and _digits_stand_alone(tokenizer):
-        rules, cleans_up_spaces = (r"\p{N}", GPT2_SPLIT), None
     found = [rule for rule in RULES if rules is not None and rules in rule.spellings]
     if not found:
         seen = describe(tokenizer)
@@ -98,21 +93,6 @@ def split_rules(tokenizer: Mapping[str, Any]) -> tuple[str, ...] | None:
             return None
         steps.extend(canonical)
     return tuple(steps)
-
-
-def _digits_stand_alone(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether no token holds a digit beside anything else, so that cutting digits apart changes nothing.
-
-    transformers turns a GGUF of SmolLM back into a ``tokenizer.json`` without its digit rule; the vocabulary
-    still shows it. A small vocabulary shows nothing.
-    """
-    vocab = (tokenizer.get("model") or {}).get("vocab") or {}
-    if len(vocab) < _TELLING_VOCABULARY:
-        return False
-    added = {token.get("content") for token in tokenizer.get("added_tokens") or []}
-    return not any(
-        len(text) > 1 and text not in added and any("0" <= c <= "9" for c in text) for text in vocab
-    )
 
 
 def _step(step: Mapping[str, Any]) -> tuple[str, ...] | None:
