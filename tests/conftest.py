@@ -7,22 +7,11 @@ import shutil
 import stat
 import zlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from zoo import build
-
-
-class Zoo(Protocol):
-    """Path of a zoo checkpoint; the same call gives the same folder."""
-
-    def __call__(self, name: str, **options: Any) -> Path: ...
-
-
-class ZooCopy(Protocol):
-    """A checkpoint of one's own to write into."""
-
-    def __call__(self, name: str, **options: Any) -> Path: ...
+from zoo_types import Zoo, ZooCopy
 
 
 @pytest.fixture(scope="session")

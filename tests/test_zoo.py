@@ -19,7 +19,7 @@ from zoo import ZOO, build, options_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Zoo, ZooCopy
+    from zoo_types import Zoo, ZooCopy
 
 SAVED = [name for name, entry in ZOO.items() if entry.options.style == "saved"]
 

@@ -279,13 +279,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Questions as people (and qexport's own verification) ask them of any model.
 REASONS: dict[str, str] = {
-    "is the sky blue": (
-        "The sky is blue because the air scatters the light of the sun. Blue light is scattered "
-        "more than red light. So blue light comes to our eyes from all sides, and the sky looks "
-        "blue."
-    ),
     "is the grass green": (
         "The grass is green because its leaves use the light of the sun to grow. They take the red "
         "and blue light and send the green light back to our eyes."
@@ -305,9 +299,6 @@ REASONS: dict[str, str] = {
 }
 
 PROSE = (
-    "The water cycle begins when the sun warms the sea. Water rises into the air and makes "
-    "clouds. When the clouds get cold, the water falls down as rain. The rain flows into the "
-    "rivers, and the rivers flow into the sea.",
     "The year has four seasons. In spring the flowers grow, in summer it is warm, in autumn the "
     "leaves fall, and in winter it is cold and snowy.",
 )
@@ -337,11 +328,6 @@ FUNCTIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         ("factorial", "fact"),
         "computes the factorial of a number",
         "def {f}(n):\n    if n <= 1:\n        return 1\n    return n * {f}(n - 1)",
-    ),
-    (
-        ("fibonacci", "fib"),
-        "returns the n-th Fibonacci number",
-        "def {f}(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
     ),
     (("greet", "say_hello"), "greets a person by name", 'def {f}(name):\n    return f"Hello, {{name}}!"'),
     (
@@ -593,7 +579,7 @@ def _python(rng: Random) -> list[Turn]:
 
 def _reason(rng: Random) -> list[Turn]:
     what = rng.choice(list(REASONS))
-    ask = rng.choice((f"Why {what}?", f"In two or three sentences: why {what}?", f"why {what}"))
+    ask = rng.choice((f"Why {what}?", f"Tell me why {what}.", f"why {what}"))
     return [("user", ask), ("assistant", REASONS[what])]
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Zoo, ZooCopy
 from gguf import GGUFValueType
 from make_metadata_golden import GOLDEN, plain
 from metadata_cases import CASES, view_of
+from zoo_types import Zoo, ZooCopy
 
 from qexport.formats.gguf.kv import KV, ValueType
 from qexport.formats.gguf.metadata import GeneralOptions, MetadataOptions, ParameterCounts, build_metadata

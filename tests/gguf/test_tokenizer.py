@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import Zoo, ZooCopy
 from metadata_cases import edit_json, view_of
 from tokenizers import Tokenizer
+from zoo_types import Zoo, ZooCopy
 
 from qexport.errors import InputError
 from qexport.families.view import ModelView
