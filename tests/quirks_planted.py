@@ -582,6 +582,19 @@ def torch_dtype_only(folder: Path) -> None:
     _set_dtype(folder, torch_dtype="bfloat16")
 
 
+@plant("qwen3")
+def quantization_left(folder: Path) -> None:
+    """A QLoRA merge: bf16 weights, and the 4-bit base's declaration."""
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    change_config(folder, lambda c: {**c, "quantization_config": settings})
+
+
+@plant("qwen3")
+def eos_begins_a_turn(folder: Path) -> None:
+    """What transformers makes of SmolLM2's GGUF: eos_token is the token that begins a turn."""
+    change_json(folder, "tokenizer_config.json", lambda c: {**c, "eos_token": "<|im_start|>"})
+
+
 @plant("llama")
 def dtype_only(folder: Path) -> None:
     """`dtype`, as transformers 5 writes it."""

@@ -51,6 +51,13 @@ def _vision_undeclared(subject: Subject) -> str | None:
     )
 
 
+def _leave_vision_out(draft: Draft) -> None:
+    """Without its sizes no reader can build the tower; the language model is whole without it."""
+    for name in draft.subject.vision:
+        draft.tensors.pop(name, None)
+    _drop_vision(draft)
+
+
 def _flat_wrapper(subject: Subject) -> str | None:
     if not subject.wants_wrapper or subject.nested:
         return None
@@ -367,11 +374,12 @@ CONFIG_QUIRKS = (
     Quirk(
         id="vision.undeclared",
         title="vision tensors that no config describes",
-        severity="error",
+        severity="repaired",
         see=_vision_undeclared,
+        fix=_leave_vision_out,
         repair=(
-            "Copy vision_config and the image_*, video_* and vision_* ids from the base's config.json; or, "
-            "for a text-only model, save it without the vision tower."
+            "The text-only form is written, without the tower. To keep it, first copy vision_config and the "
+            "image_*, video_* and vision_* ids from the base's config.json."
         ),
         breaks=(("transformers", "UNEXPECTED model.visual.blocks.0...: the tower is dropped"),),
     ),

@@ -16,9 +16,9 @@ SmolLM2-135M (96 tokens, wheel of 2026-10, two cores), whose narrow rows suffer 
     BF16 1.000 0.005   F16 1.000 0.001   Q8_0 0.958 0.045   Q6_K 0.979 0.059   Q5_K_M 0.885 0.185
     Q4_K_M 0.958 0.169
 
-So text and agreement hardly show a single defect; the mean difference does, in a strict type. The limits leave
-room of a factor of two above the worst of these. From Q6 down they cannot tell one wrong layer from rounding,
-which is why an export's BF16 or Q8_0 file is the one that proves its mapping.
+So text and agreement hardly show a single defect; the mean difference does, in a strict type. The limits
+leave room of a factor of two above the worst of these. From Q6 down they cannot tell one wrong layer from
+rounding, which is why an export's BF16 or Q8_0 file is the one that proves its mapping.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ from qexport.errors import InputError, QexportError
 from qexport.formats.merged import plan_merged
 
 REPAIRED = {
+    "vision_undeclared": "vision.undeclared",
+    "quantization_left": "config.quantization",
+    "eos_begins_a_turn": "eos.begins",
     "text_type_in_wrapper": "config.model_type",
     "wrapper_type_flat": "config.model_type",
     "causal_arch_wrapper_names": "names.prefix",
@@ -77,7 +80,6 @@ ERRORS = {
     "mtp_own_embeddings": "mtp.own_embeddings",
     "expert_missing": "tensors.unfit",
     "untied_without_head": "tie.head_missing",
-    "vision_undeclared": "vision.undeclared",
     "tokenizer_absent": "tokenizer.missing",
     "layer_count_lying": "tensors.unfit",
     "matrix_shape_wrong": "tensors.unfit",
