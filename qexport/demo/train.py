@@ -50,7 +50,8 @@ VOCAB_SIZE = 2048
 
 PAD_ROWS = 6
 
-DEFAULT_STEPS = 1400
+DEFAULT_STEPS = 900
+DEFAULT_THREADS = 1
 DEFAULT_LR = 3e-3
 
 PRETOKENIZE_REGEX = (
@@ -455,7 +456,7 @@ def train(
     steps: int = DEFAULT_STEPS,
     seed: int = 0,
     device: str = "cpu",
-    threads: int = 2,
+    threads: int = DEFAULT_THREADS,
     minutes: float = math.inf,
     lr: float = DEFAULT_LR,
     batch: int = 16,
@@ -519,11 +520,13 @@ def train(
     for question in PROMPTS:
         print(f"{question} -> {sample(model, tokenizer, question, device)!r}", file=sys.stderr, flush=True)
     command = f"python -m qexport.demo.train --out DIR --device {device} --seed {seed} --steps {steps}"
+    if threads != DEFAULT_THREADS and device == "cpu":
+        command += f" --threads {threads}"
     if lr != DEFAULT_LR:
         command += f" --lr {lr:g}"
     if minutes != math.inf:
         command += f" --minutes {minutes:g}"
-    hardware = "one GPU" if device == "cuda" else f"{threads} CPU threads"
+    hardware = "one GPU" if device == "cuda" else "one CPU core" if threads == 1 else f"{threads} CPU cores"
     save_checkpoint(out, model, mtp, tokenizer, _summary(result, command, step, batch * length, hardware))
     return result
 
@@ -538,7 +541,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="end the schedule early, after so long"
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=DEFAULT_THREADS)
     parser.add_argument("--lr", type=float, default=DEFAULT_LR)
     options = parser.parse_args(argv)
     result = train(
