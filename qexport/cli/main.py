@@ -6,6 +6,7 @@ neither torch nor any command's module.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
@@ -73,6 +74,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: known errors become a sentence, the next step and an exit code."""
+    gc.set_threshold(100_000, 20, 20)  # imports and vocabularies are millions of objects that all stay
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:

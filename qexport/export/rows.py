@@ -59,9 +59,10 @@ def arranged_rows(tensor: LogicalTensor, arrangement: Arrangement, start: int, s
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
     if arrangement.row_order is not None:
         stored = np.concatenate([np.arange(low, high) for low, high in ranges])
-        rows = rows[torch.from_numpy(np.searchsorted(stored, arrangement.row_order[start:stop]))]
+        places = np.searchsorted(stored, arrangement.row_order[start:stop])
+        rows = rows.index_select(0, torch.from_numpy(places))  # copies whole rows; indexing goes by value
     if arrangement.column_order is not None:
-        rows = rows[:, torch.from_numpy(arrangement.column_order)]
+        rows = rows.index_select(1, torch.from_numpy(arrangement.column_order))
     if arrangement.op == "none":
         return rows
     wide = rows if rows.dtype == torch.float16 else rows.float()
