@@ -19,11 +19,13 @@ from qexport.checkpoint.hub_progress import bar_class
 from qexport.checkpoint.index import INDEX_NAME, join_headers
 from qexport.checkpoint.layout import read_layout
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.mapped import MappedFile
 from qexport.checkpoint.refusals import refuse_dtypes
+from qexport.checkpoint.tensors import matrix_shape
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import torch
 
@@ -75,6 +77,7 @@ class HubCheckpoint:
                 headers = list(pool.map(self._hub.header, layout.weights))
         self._tensors = join_headers(self._label, headers, layout.owners)
         refuse_dtypes(self._label, self._tensors)
+        self._maps: dict[str, MappedFile] = {}
 
     def __repr__(self) -> str:
         return f"<HubCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._weights)} files>"
@@ -112,16 +115,38 @@ class HubCheckpoint:
             return self._hub.fetch(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Always refused: only headers are here.
+        """Rows ``[start, stop)`` of a tensor whose file was fetched; see :meth:`fetch`.
 
         Raises:
-            InputError: always; :meth:`download` gives a checkpoint that can be read.
+            InputError: only its header is here.
         """
+        stored = self._tensors[name]
+        if stored.file in self._maps:
+            return self._maps[stored.file].rows(stored, start, stop)
         message = f"The weights of {self._label} are not downloaded: {name} cannot be read yet."
         raise InputError(message, hint="Call download() and read from the checkpoint that it returns.")
 
     def release(self, name: str, start: int, stop: int) -> None:
-        """Nothing is held, so nothing is released."""
+        """Let the pages of rows ``[start, stop)`` leave memory, where they are here at all."""
+        stored = self._tensors[name]
+        if stored.file in self._maps:
+            width = stored.nbytes // max(1, matrix_shape(stored.shape)[0])
+            self._maps[stored.file].release(stored.start + start * width, stored.start + stop * width)
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Download only the files that hold these tensors, so that they can be read from here.
+
+        A base model whose MTP head is grafted is needed for a few of its shards, not for 54 GB.
+
+        Raises:
+            EnvironmentProblem: no network, or no room on the disk.
+        """
+        files = sorted({self._tensors[name].file for name in names} - self._maps.keys())
+        with hub_errors(self.repo, self.sha):
+            missing = set(files) - self._hub.cached(files)
+            self._hub.check_room(sum(self._hub.listing[file] for file in missing))
+            for file in files:
+                self._maps[file] = MappedFile(self._hub.weights(file), file, self._hub.listing[file])
 
     def download(self, progress: Callable[[int, int], None] | None = None) -> LocalCheckpoint:
         """Fetch weights and small files of this commit into the cache, and open them there.

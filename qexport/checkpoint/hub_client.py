@@ -96,6 +96,15 @@ class HubFiles:
                 self._read[name] = Path(path).read_bytes()
             return self._read[name]
 
+    def weights(self, file: str) -> Path:
+        """A weight file in the client's cache, downloaded (with the client's own bar) if it is not there."""
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(
+            self.repo, file, revision=self.sha, endpoint=self.endpoint, cache_dir=self.cache_dir
+        )
+        return Path(path)
+
     def header(self, file: str) -> dict[str, StoredTensor]:
         """The tensors of a safetensors file, from its first bytes.
 

@@ -31,10 +31,16 @@ class Output:
 
     Args:
         as_json: print exactly one JSON document on stdout, and nothing else there.
+
+    ``printed`` says whether this process has printed its document: an error that comes after it (a failed
+    verification, say) must not print another.
     """
+
+    printed = False
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        Output.printed = False
 
     def say(self, message: str = "") -> None:
         """Words for the person watching: stderr, not part of the result."""
@@ -48,6 +54,7 @@ class Output:
         """The result as JSON (only with ``--json``)."""
         if self.as_json:
             click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+            Output.printed = True
 
     def text(self, message: str) -> None:
         """The result in words (only without ``--json``): stdout."""

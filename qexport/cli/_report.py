@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qexport.cli._output import Output, human_bytes
+from qexport.export.disk import free_bytes
+from qexport.verify.table import COLUMNS, describe, rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,8 +58,6 @@ def plan_json(plan: ArtifactPlan) -> dict[str, Any]:
 
 def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None:
     """The whole plan (``--dry-run``): stdout, or one JSON document."""
-    from qexport.export.disk import free_bytes
-
     total, free = sum(plan.size for plan in plans), free_bytes(out)
     output.document(
         {
@@ -97,8 +97,6 @@ def say_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None:
 
 def show_results(output: Output, results: Sequence[GgufResult], receipt: Path) -> None:
     """What was written, how it ran, and the verdicts."""
-    from qexport.verify.table import COLUMNS, describe, rows
-
     output.document(
         {
             "receipt": receipt.name,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from qexport.verify.run import VerifyOptions
+from qexport.verify.run import VerifyOptions
 
 __all__ = ["verify_options_from"]
 
@@ -22,8 +21,6 @@ _NAMES = {
 
 def verify_options_from(given: dict[str, Any]) -> VerifyOptions:
     """Options that were given replace the defaults; the rest stay."""
-    from qexport.verify.run import VerifyOptions
-
     chosen = {field: given[name] for name, field in _NAMES.items() if given.get(name) is not None}
     if given.get("prompt"):
         chosen["prompts"] = tuple(given["prompt"])

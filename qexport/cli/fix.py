@@ -11,6 +11,8 @@ from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS, model_argument, 
 from qexport.cli._output import Output
 from qexport.cli._report import say_findings, say_plans, show_plans
 from qexport.errors import UsageProblem
+from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
+from qexport.pipeline.model import ModelChoice, examine
 
 __all__ = ["command"]
 
@@ -36,9 +38,6 @@ def command(
       qexport fix ./merged -o ./repaired
       qexport fix ./merged -o ./with-head --mtp graft --mtp-from Qwen/Qwen3.5-9B
     """
-    from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
-    from qexport.pipeline.model import ModelChoice, examine
-
     output = Output(as_json=as_json)
     choice = ModelChoice(
         given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.cli._options import (
     JSON,
     OUT,
@@ -19,10 +20,12 @@ from qexport.cli._options import (
 )
 from qexport.cli._output import Output
 from qexport.cli._report import say_findings, say_plans, show_plans, show_results
+from qexport.cli._verify import verify_options_from
 from qexport.errors import VerificationError
-
-if TYPE_CHECKING:
-    from qexport.pipeline.gguf import GgufJob
+from qexport.formats.gguf.file_name import model_stem
+from qexport.formats.gguf.options import GgufOptions
+from qexport.pipeline.gguf import GgufJob, finish_gguf, plan_job, write_gguf
+from qexport.pipeline.model import ModelChoice, examine
 
 __all__ = ["command"]
 
@@ -90,21 +93,18 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
       qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf
       qexport gguf org/model -q Q6_K --dry-run
     """
-    from qexport.pipeline import gguf as pipeline
-    from qexport.pipeline.model import examine
-
     output = Output(as_json=as_json)
     job = _job(given)
     diagnosis = examine(job.choice, download=not dry_run)
     say_findings(output, diagnosis)
-    plans = pipeline.plan_job(job, diagnosis)
+    plans = plan_job(job, diagnosis)
     if dry_run:
         show_plans(output, plans, job.out)
         return
     say_plans(output, plans, job.out)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = pipeline.write_gguf(job, plans, progress)
-    results, receipt = pipeline.finish_gguf(job, diagnosis, plans, written, output.say)
+        written = write_gguf(job, plans, progress)
+    results, receipt = finish_gguf(job, diagnosis, plans, written, output.say)
     show_results(output, results, receipt)
     failed = [r.plan.files[0].name for r in results if not r.passed]
     if failed:
@@ -116,13 +116,6 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
 
 def _job(given: dict[str, Any]) -> GgufJob:
     """Options into values; everything that can be wrong about them is found here."""
-    from qexport.calibrate.imatrix_file import read_imatrix
-    from qexport.cli._verify import verify_options_from
-    from qexport.formats.gguf.file_name import model_stem
-    from qexport.formats.gguf.options import GgufOptions
-    from qexport.pipeline.gguf import GgufJob
-    from qexport.pipeline.model import ModelChoice
-
     imatrix: Path | None = given["imatrix"]
     options = GgufOptions(
         tensor_types=tuple(_pair(text) for text in given["tensor_types"]),

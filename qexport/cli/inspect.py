@@ -8,11 +8,13 @@ import click
 
 from qexport.cli._options import JSON, model_argument, mtp_options
 from qexport.cli._output import Output, human_bytes
+from qexport.doctor.explain import Explanation, explain
+from qexport.errors import InputError
+from qexport.formats.weights import Weight, weights_of
+from qexport.pipeline.model import ModelChoice, examine
 
 if TYPE_CHECKING:
-    from qexport.doctor.explain import Explanation
     from qexport.doctor.finding import Finding
-    from qexport.formats.weights import Weight
 
 __all__ = ["command"]
 
@@ -38,11 +40,6 @@ def command(
       qexport inspect ./merged
       qexport inspect org/model --json
     """
-    from qexport.doctor.explain import explain
-    from qexport.errors import InputError
-    from qexport.formats.weights import weights_of
-    from qexport.pipeline.model import ModelChoice, examine
-
     output = Output(as_json=as_json)
     choice = ModelChoice(model, revision, mtp, mtp_from, mtp_from_revision)  # type: ignore[arg-type]
     diagnosis = examine(choice, download=False)

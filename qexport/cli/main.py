@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qexport import __version__
+from qexport.cli._output import Output
 from qexport.errors import ExitCode, QexportError
 
 if TYPE_CHECKING:
@@ -96,6 +97,6 @@ def _show(error: QexportError) -> None:
     click.echo(error.message, err=True)
     if error.hint:
         click.echo(error.hint, err=True)
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not Output.printed:
         document = {"error": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
         click.echo(json.dumps(document))

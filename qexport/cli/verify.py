@@ -9,7 +9,11 @@ import click
 
 from qexport.cli._options import JSON, THREADS, verify_options
 from qexport.cli._output import Output
+from qexport.cli._verify import verify_options_from
 from qexport.errors import VerificationError
+from qexport.pipeline.verify import view_to_compare
+from qexport.verify.run import verify_gguf
+from qexport.verify.table import COLUMNS, describe, rows
 
 __all__ = ["command"]
 
@@ -34,11 +38,6 @@ def command(artifact: Path, against: str | None, revision: str | None, as_json: 
       qexport verify Model-MTP-Q4_K_M.gguf --against ./merged
       qexport verify Model-Q8_0.gguf --llama-server ~/llama.cpp/build/bin/llama-server
     """
-    from qexport.cli._verify import verify_options_from
-    from qexport.pipeline.verify import view_to_compare
-    from qexport.verify.run import verify_gguf
-    from qexport.verify.table import COLUMNS, describe, rows
-
     output = Output(as_json=as_json)
     view = view_to_compare(against, revision) if against else None
     report = verify_gguf(artifact, view=view, options=verify_options_from(given), progress=output.say)

@@ -8,7 +8,7 @@ read by a person, so a broken export is visible at once.
 
     python -m qexport.demo.train --out DIR [--steps N] [--seed S] [--device cpu|cuda]
 
-On two CPU cores the default takes about a quarter of an hour. The vision tower is random and never trained:
+On one CPU core the default takes about a quarter of an hour. The vision tower is random and never trained:
 the demo shows that it is lost and kept, not that it sees.
 """
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
+from qexport.families.names import canonical_name
 
 if TYPE_CHECKING:
-    from qexport.checkpoint.tensors import Checkpoint
     from qexport.doctor.mtp import MtpMode
 
 __all__ = ["ModelChoice", "examine"]
@@ -35,20 +36,17 @@ class ModelChoice:
 def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:
     """Open and diagnose. With ``download`` a model on the Hub is fetched first; without, headers suffice.
 
+    Of a base on the Hub only the shards with its MTP head are fetched.
+
     Raises:
         InputError, UsageProblem, EnvironmentProblem: as checkpoint and doctor say.
     """
-    checkpoint = _open(choice.model, choice.revision, download=download)
+    checkpoint = open_checkpoint(choice.model, revision=choice.revision)
+    if download and isinstance(checkpoint, HubCheckpoint):
+        checkpoint = checkpoint.download()
     base = None
     if choice.mtp_from is not None:
-        base = _open(choice.mtp_from, choice.mtp_from_revision, download=download)
+        base = open_checkpoint(choice.mtp_from, revision=choice.mtp_from_revision)
+        if download and isinstance(base, HubCheckpoint) and choice.mtp != "drop":
+            base.fetch(name for name in base.tensors if canonical_name(name).mtp)
     return diagnose(checkpoint, mtp=choice.mtp, mtp_from=base)
-
-
-def _open(spec: str, revision: str | None, *, download: bool) -> Checkpoint:
-    from qexport.checkpoint.hub import HubCheckpoint
-
-    checkpoint = open_checkpoint(spec, revision=revision)
-    if download and isinstance(checkpoint, HubCheckpoint):
-        return checkpoint.download()
-    return checkpoint
