@@ -15,6 +15,12 @@ from qexport.errors import UsageProblem, VerificationError
 __all__ = ["command"]
 
 _TYPES = ("Q4_K_M", "Q8_0")
+# In the demo model's world (qexport/demo/corpus.py): it knows stories, capitals, small functions.
+_PROMPTS = (
+    "Tell me a story about a fox.",
+    "What is the capital of Japan?",
+    "Write a Python function that adds two numbers.",
+)
 
 
 @click.command("demo")
@@ -65,7 +71,7 @@ def command(
 
     output.title("3. The base's MTP head grafted; every type from one read")
     choice = ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL))
-    job = pipeline.GgufJob(choice, types, artifacts, verify=VerifyOptions(), threads=threads)
+    job = pipeline.GgufJob(choice, types, artifacts, verify=VerifyOptions(prompts=_PROMPTS), threads=threads)
     diagnosis = examine(choice, download=False)
     say_findings(output, diagnosis)
     plans = pipeline.plan_job(job, diagnosis)

@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from qexport.verify.quiet import quiet_transformers
+
 __all__ = ["RANK", "lora_like_merge"]
 
 RANK = 4
@@ -48,6 +50,11 @@ def lora_like_merge(
     Returns:
         ``out``.
     """
+    with quiet_transformers():
+        return _merge(src, out, seed=seed, scale=scale, style=style)
+
+
+def _merge(src: Path, out: Path, *, seed: int, scale: float, style: str) -> Path:
     model = AutoModelForCausalLM.from_pretrained(src, dtype=torch.bfloat16)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

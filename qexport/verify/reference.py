@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.families.roles import Role
 from qexport.verify.memory import SKIPPED_BLOCKS
+from qexport.verify.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ class TransformersReference(Reference):
         wanted = len(ids) - start
         if wanted == 0:
             return ()
-        with torch.inference_mode():
+        with quiet_transformers(), torch.inference_mode():
             tokens = torch.tensor([list(ids)])
             # Only the last positions' logits: a vocabulary of 250 000 makes each of them a megabyte.
             logits = self._model(tokens, logits_to_keep=wanted + 1, use_cache=False).logits[0, :-1]
@@ -126,7 +127,8 @@ def reference_from_folder(folder: Path, *, dtype: str = "float32") -> Transforme
     import torch
 
     transformers = _transformers()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    with quiet_transformers():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     return TransformersReference(model.eval(), _label(folder.name, transformers), dtype)
 
 
@@ -140,7 +142,8 @@ def reference_from_view(view: ModelView, *, dtype: str = "float32") -> Transform
     import torch
 
     transformers = _transformers()
-    model = _empty_model(transformers, view)
+    with quiet_transformers():
+        model = _empty_model(transformers, view)
     wanted: dict[str, torch.Tensor] = dict(model.named_parameters())
     filled: dict[str, torch.Tensor] = {}
     for tensor in view:

@@ -320,6 +320,11 @@ class _Run:
             except (EnvironmentProblem, InputError) as error:
                 return skipped(Check.AGREEMENT, error.message)
         self.progress(f"{self.path.name}: comparing with {reference.label}")
+        rows = self.view.text.get("vocab_size") if self.view is not None else None
+        highest = max(max((*answer.prompt_ids, *answer.tokens)) for answer in self.answers)
+        if rows is not None and highest >= rows:
+            words = f"token {highest} is beyond the source's vocabulary of {rows}: a file of another model"
+            return Finding(Check.AGREEMENT, Status.FAIL, words, {"token": highest, "vocabulary": rows})
         scores = [
             reference.score(
                 [*answer.prompt_ids, *answer.tokens], len(answer.prompt_ids), top=self.options.n_probs

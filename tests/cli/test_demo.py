@@ -1,0 +1,90 @@
+"""The demo, and verification from the command line, in the real runtime."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from qexport.demo import MODEL
+
+pytestmark = pytest.mark.slow
+
+
+def run(*words):
+    return subprocess.run([sys.executable, "-m", "qexport", *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    result = run("demo", "-o", out, "--json")
+    assert result.returncode == 0, result.stderr
+    return out, json.loads(result.stdout)
+
+
+def test_the_demo_ends_green_with_the_head_at_work(demo):
+    out, document = demo
+    assert [artifact["label"] for artifact in document["artifacts"]] == ["Q4_K_M", "Q8_0"]
+    for artifact in document["artifacts"]:
+        assert artifact["verified"] is True
+        report = artifact["verification"]
+        assert report["unverified"] == []
+        assert {"agreement", "mtp_text", "mtp_acceptance", "tokens", "template"} <= set(report["verified"])
+        assert report["acceptance"] > 0.4
+        assert (out / "Demo-Tuned-GGUF" / artifact["files"][0]["name"]).is_file()
+
+
+def test_the_merge_really_lost_its_head(demo):
+    out, _ = demo
+    found = json.loads(run("inspect", out / "Demo-Tuned", "--json").stdout)["findings"]
+    assert found[0]["id"] == "mtp.lost"
+    assert found[0]["severity"] == "error"
+    refused = run("gguf", out / "Demo-Tuned", "-q", "Q8_0", "-o", out / "refused")
+    assert refused.returncode == 3
+    assert "--mtp graft --mtp-from BASE" in refused.stderr
+    assert "--mtp drop" in refused.stderr
+    assert not (out / "refused").exists()
+
+
+def test_the_demo_model_fits_the_package():
+    files = [path for path in MODEL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10_000_000
+
+
+def test_a_gate_that_is_missed_fails_the_export_and_the_receipt_says_which(demo, tmp_path):
+    out, _ = demo
+    words = ("--mtp", "graft", "--mtp-from", MODEL, "--min-acceptance", "1", "--tokens", "40")
+    prompt = ("--prompt", "Tell me a story about a dragon and a gardener.")
+    result = run("gguf", out / "Demo-Tuned", "-q", "Q4_0", "-o", tmp_path, *words, *prompt, "--json")
+    assert result.returncode == 4
+    (artifact,) = json.loads(result.stdout)["artifacts"]  # one document, though an error follows it
+    assert artifact["verified"] is False
+    receipt = json.loads((tmp_path / "qexport.json").read_text())
+    failed = [
+        f["check"] for f in receipt["artifacts"][0]["verification"]["findings"] if f["status"] == "fail"
+    ]
+    assert failed == ["mtp_acceptance"]
+
+
+def test_verify_judges_any_file(demo, tmp_path):
+    out, _ = demo
+    (good,) = (out / "Demo-Tuned-GGUF").glob("*Q8_0.gguf")
+    result = run("verify", good, "--against", out / "Demo-Tuned", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["passed"] is True
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    result = run("verify", broken, "--json")
+    assert result.returncode == 4
+    assert json.loads(result.stdout)["passed"] is False
+
+
+def test_another_models_file_is_caught(demo, zoo):
+    """The file is sound and runs; it just is not what its source would have said."""
+    out, _ = demo
+    (good,) = (out / "Demo-Tuned-GGUF").glob("*Q8_0.gguf")
+    result = run("verify", good, "--against", zoo("qwen3_5"), "--json")
+    assert result.returncode == 4
+    failed = {f["check"] for f in json.loads(result.stdout)["findings"] if f["status"] == "fail"}
+    assert failed & {"tokens", "agreement"}
