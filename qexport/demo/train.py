@@ -127,8 +127,9 @@ tags:
 A Qwen3.5-style hybrid of {parameters} million weights (three Gated-DeltaNet layers, one full-attention
 layer, a native MTP head, a random one-block vision tower), made from scratch for the qexport project. It
 exists so that every export can be tried and verified in seconds. It tells short stories about animals,
-answers simple questions in English and some in Chinese, adds small numbers and writes small Python functions.
-It knows nothing else.
+answers simple questions in English and some in Chinese, adds small numbers (and is often wrong) and writes
+small Python functions. It knows nothing else. The prompts that `qexport verify` asks of any model are not in
+its training text.
 
 The training text comes from the templates in `qexport/demo/corpus.py`; no third-party text and no weights
 of any other model were used. The tokenizer was trained on the same text, with Qwen3.5's pre-tokenizer rules

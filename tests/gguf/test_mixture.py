@@ -15,19 +15,9 @@ import pytest
 
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.errors import InputError, UsageProblem
-from qexport.formats.gguf.mixture import (
-    FILE_TYPES,
-    Choice,
-    MixtureModel,
-    Overrides,
-    Reason,
-    TensorShape,
-    choose_types,
-    file_type,
-    protect_mtp,
-    requires_importance,
-    walk_order,
-)
+from qexport.formats.gguf.file_types import FILE_TYPES, file_type
+from qexport.formats.gguf.mixture import choose_types, protect_mtp, requires_importance, walk_order
+from qexport.formats.gguf.mixture_terms import Choice, MixtureModel, Overrides, Reason, TensorShape
 
 GOLDEN = Path(__file__).parent / "golden_mixture"
 MODELS = [

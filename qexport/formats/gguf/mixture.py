@@ -18,189 +18,26 @@ GLM5-next.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 
 from qexport.codecs.ggml_types import GGML_TYPES, ggml_type
-from qexport.errors import InputError, UsageProblem
+from qexport.formats.gguf.file_types import FileType, file_type
+from qexport.formats.gguf.mixture_terms import (
+    EMBEDDINGS,
+    OUTPUT,
+    Choice,
+    MixtureModel,
+    Overrides,
+    Reason,
+    TensorShape,
+    compile_pattern,
+)
+from qexport.formats.gguf.recipe import Walk, count_attn_v, is_tied
 
-__all__ = [
-    "FILE_TYPES",
-    "MTP_FLOOR",
-    "Choice",
-    "FileType",
-    "MixtureModel",
-    "Overrides",
-    "Reason",
-    "TensorShape",
-    "choose_types",
-    "file_type",
-    "protect_mtp",
-    "requires_importance",
-    "walk_order",
-]
+__all__ = ["MTP_FLOOR", "choose_types", "protect_mtp", "requires_importance", "walk_order"]
 
 MTP_FLOOR = "Q6_K"
-
-
-@dataclass(frozen=True)
-class FileType:
-    """A name for ``-q``: the number that goes into ``general.file_type`` and the type most tensors get."""
-
-    name: str
-    id: int
-    default: str
-
-    @property
-    def is_quantized(self) -> bool:
-        return GGML_TYPES[self.default].is_quantized
-
-
-# Numbers: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h (enum llama_ftype)
-FILE_TYPES: Mapping[str, FileType] = {
-    row.name: row
-    for row in (
-        FileType("F32", 0, "F32"),
-        FileType("F16", 1, "F16"),
-        FileType("BF16", 32, "BF16"),
-        FileType("Q8_0", 7, "Q8_0"),
-        FileType("Q4_0", 2, "Q4_0"),
-        FileType("Q4_1", 3, "Q4_1"),
-        FileType("Q5_0", 8, "Q5_0"),
-        FileType("Q5_1", 9, "Q5_1"),
-        FileType("Q2_K", 10, "Q2_K"),
-        FileType("Q2_K_S", 21, "Q2_K"),
-        FileType("Q3_K_S", 11, "Q3_K"),
-        FileType("Q3_K_M", 12, "Q3_K"),
-        FileType("Q3_K_L", 13, "Q3_K"),
-        FileType("Q4_K_S", 14, "Q4_K"),
-        FileType("Q4_K_M", 15, "Q4_K"),
-        FileType("Q5_K_S", 16, "Q5_K"),
-        FileType("Q5_K_M", 17, "Q5_K"),
-        FileType("Q6_K", 18, "Q6_K"),
-        FileType("IQ4_NL", 25, "IQ4_NL"),
-        FileType("IQ4_XS", 30, "IQ4_XS"),
-    )
-}
-_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
-
-
-def file_type(name: str) -> FileType:
-    """The file type called ``name`` (any case, aliases resolved); UsageProblem lists the known names."""
-    upper = name.upper()
-    found = FILE_TYPES.get(_ALIASES.get(upper, upper))
-    if found is None:
-        known = ", ".join([*FILE_TYPES, *_ALIASES])
-        raise UsageProblem(f"unknown GGUF type {name!r}", hint=f"known types: {known}")
-    return found
-
-
-@dataclass(frozen=True)
-class TensorShape:
-    """A tensor as it stands in the GGUF: name, shape in torch order (rows first)."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def columns(self) -> int:
-        return self.shape[-1] if self.shape else 1
-
-    @property
-    def ggml_dims(self) -> int:
-        """Dimensions as ggml counts them: outer ones of size 1 do not count, a vector has one."""
-        outer = next((i for i, size in enumerate(self.shape) if size > 1), len(self.shape) - 1)
-        return max(1, len(self.shape) - outer)
-
-    @property
-    def block(self) -> int:
-        """The number in ``blk.N.``, or -1."""
-        match = re.match(r"blk\.(\d+)", self.name)
-        return int(match[1]) if match else -1
-
-
-@dataclass(frozen=True)
-class MixtureModel:
-    """The hyper-parameters that decide, as the GGUF metadata has them.
-
-    ``layers`` is ``block_count``, the MTP blocks included; ``heads`` and ``kv_heads`` may be one number or
-    one per layer.
-    """
-
-    arch: str
-    layers: int
-    heads: int | Sequence[int]
-    kv_heads: int | Sequence[int] | None = None
-    experts: int = 0
-    mtp_layers: int = 0
-
-    @property
-    def trunk_layers(self) -> int:
-        return self.layers - self.mtp_layers
-
-    @property
-    def gqa(self) -> int:
-        """Query heads per KV head of layer 0, 0 where layer 0 has none: that is the layer llama.cpp asks."""
-        heads, kv_heads = self._first_heads
-        return heads // kv_heads if kv_heads else 0
-
-    @property
-    def is_70b(self) -> bool:
-        """Whether llama.cpp takes it for LLM_TYPE_70B (src/models/{llama,qwen2,deci,olmo,jais2}.cpp)."""
-        if self.arch == "llama":
-            heads, kv_heads = self._first_heads
-            return self.trunk_layers == 80 and self.experts != 8 and heads != kv_heads
-        return self.trunk_layers == {"qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}.get(self.arch)
-
-    @property
-    def _first_heads(self) -> tuple[int, int]:
-        heads = self.heads if isinstance(self.heads, int) else self.heads[0]
-        if self.kv_heads is None:
-            return heads, heads
-        return heads, self.kv_heads if isinstance(self.kv_heads, int) else self.kv_heads[0]
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the user asked for by name.
-
-    ``tensor_types`` are (pattern, type) pairs, searched in order, the first match wins. As in llama-quantize
-    patterns are lower-cased, apply to quantized file types only, and a tensor that one of them names does not
-    count when the mixture counts layers.
-    """
-
-    tensor_types: Sequence[tuple[str, str]] = ()
-    output: str | None = None
-    token_embedding: str | None = None
-
-    def __post_init__(self) -> None:
-        for pattern, type_name in self.tensor_types:
-            ggml_type(type_name)
-            _compile(pattern)
-        for name in (self.output, self.token_embedding):
-            if name is not None:
-                ggml_type(name)
-
-
-class Reason(StrEnum):
-    """Why a tensor got its type."""
-
-    KEPT = "kept"  # never quantized: vectors, norms, routers, convolutions
-    DEFAULT = "default"  # the type that the file is named after
-    MIXTURE = "mixture"  # a rule of the recipe
-    OVERRIDE = "override"  # --tensor-type, --output-tensor-type, --token-embedding-type
-    MTP = "mtp"  # our floor for the MTP block, or --mtp-type
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The type of one tensor; ``fallback_from`` is the type it would have if its rows were whole blocks."""
-
-    type: str
-    reason: Reason
-    fallback_from: str | None = None
 
 
 def walk_order(name: str) -> tuple[int, bytes]:
@@ -222,8 +59,8 @@ def choose_types(
     """
     file = file_type(name)
     wanted = overrides or Overrides()
-    patterns = [(_compile(pattern), ggml_type(t).name) for pattern, t in wanted.tensor_types]
-    walk = _Walk(file, model, has_imatrix, wanted, _tied(tensors), _count_attn_v(tensors))
+    patterns = [(compile_pattern(pattern), ggml_type(t).name) for pattern, t in wanted.tensor_types]
+    walk = Walk(file, model, has_imatrix, wanted, is_tied(tensors), count_attn_v(tensors))
     chosen: dict[str, Choice] = {}
     for tensor in sorted(tensors, key=lambda t: walk_order(t.name)):
         if not _quantizable(tensor):
@@ -269,13 +106,9 @@ def protect_mtp(
 
 def requires_importance(tensor: str, type_name: str, file: str) -> bool:
     """Whether llama-quantize refuses this tensor without importance data: Q2_K inside a Q2_K_S file."""
-    return type_name == "Q2_K" and file_type(file).name == "Q2_K_S" and tensor not in (*_EMBEDDINGS, _OUTPUT)
+    return type_name == "Q2_K" and file_type(file).name == "Q2_K_S" and tensor not in (*EMBEDDINGS, OUTPUT)
 
 
-# --- never quantized ----------------------------------------------------------------------------------------
-
-_OUTPUT = "output.weight"
-_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 # Small and sensitive. The converter writes these as float32 (conversion/base.py, prepare_tensors) ...
 _CONVERTER_F32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d", "shortconv.conv.weight")
 # ... and llama-quantize leaves these as they come (llama-quant.cpp, tensor_allows_quantization).
@@ -308,33 +141,13 @@ def _converter_type(tensor: TensorShape, file: FileType) -> str:
     return "BF16" if file.is_quantized else file.default
 
 
-# --- overrides and widths -----------------------------------------------------------------------------------
-
-# llama-quantize compiles patterns with std::regex (ECMAScript). Python's syntax contains what is used in
-# practice, but for POSIX classes.
-_POSIX = {"[:digit:]": "0-9", "[:alpha:]": "a-zA-Z", "[:alnum:]": "a-zA-Z0-9", "[:lower:]": "a-z"}
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    lowered = pattern.lower()
-    for posix, plain in _POSIX.items():
-        lowered = lowered.replace(posix, plain)
-    try:
-        return re.compile(lowered)
-    except re.error as error:
-        raise UsageProblem(
-            f"{pattern!r} is not a regular expression: {error}",
-            hint=r"write a pattern that is searched in tensor names, such as 'blk\.[0-3]\.ffn_down'",
-        ) from None
-
-
 def _explicit(tensor: TensorShape, overrides: Overrides, *, named: bool) -> str | None:
     """The type by ``--token-embedding-type`` or ``--output-tensor-type``, which hold for float files too."""
     # The per-layer table follows the token embeddings unless a --tensor-type names it.
-    embedding = tensor.name == _EMBEDDINGS[0] or (tensor.name == _EMBEDDINGS[1] and not named)
+    embedding = tensor.name == EMBEDDINGS[0] or (tensor.name == EMBEDDINGS[1] and not named)
     if embedding and overrides.token_embedding is not None:
         return ggml_type(overrides.token_embedding).name
-    if tensor.name == _OUTPUT and overrides.output is not None:
+    if tensor.name == OUTPUT and overrides.output is not None:
         return ggml_type(overrides.output).name
     return None
 
@@ -357,130 +170,3 @@ def _fall_back(choice: Choice, tensor: TensorShape) -> Choice:
     if not GGML_TYPES[stand_in].fits(tensor.columns):
         stand_in = "F16"
     return replace(choice, type=stand_in, fallback_from=choice.type)
-
-
-# --- the recipe ---------------------------------------------------------------------------------------------
-
-
-def _tied(tensors: Sequence[TensorShape]) -> bool:
-    return all(tensor.name != _OUTPUT for tensor in tensors)
-
-
-def _is_attn_v(name: str) -> bool:
-    return any(part in name for part in ("attn_v.weight", "attn_qkv.weight", "attn_kv_b.weight"))
-
-
-def _count_attn_v(tensors: Sequence[TensorShape]) -> int:
-    return sum(_is_attn_v(tensor.name) for tensor in tensors)
-
-
-def _more_bits(index: int, count: int) -> bool:
-    """The first and last eighth of the layers and every third one between."""
-    return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
-
-
-@dataclass
-class _Walk:
-    """One walk over the tensors; counts ``attn_v``-like and ``ffn_down`` tensors on the way."""
-
-    file: FileType
-    model: MixtureModel
-    has_imatrix: bool
-    overrides: Overrides
-    tied: bool
-    attn_v_count: int
-    attn_v_seen: int = field(default=0, init=False)
-    ffn_down_seen: int = field(default=0, init=False)
-
-    def choose(self, tensor: TensorShape) -> Choice:
-        name = tensor.name
-        special: str | None = None
-        if name == _OUTPUT or (self.tied and name in _EMBEDDINGS):
-            if self.overrides.output is not None:
-                return Choice(ggml_type(self.overrides.output).name, Reason.OVERRIDE)
-            special = self._output(tensor)
-        elif name in _EMBEDDINGS:
-            pass
-        elif _is_attn_v(name):
-            special = self._attn_v()
-            self.attn_v_seen += 1
-        elif "attn_k.weight" in name:
-            special = "Q8_0" if self.model.experts == 8 else None
-        elif "attn_q.weight" in name:
-            pass
-        elif "attn_output.weight" in name:
-            special = self._attn_output()
-        elif "ffn_up" in name or "ffn_gate" in name:
-            self._layer(tensor, 0)
-        elif "ffn_down" in name:
-            special = self._ffn_down(self._layer(tensor, self.ffn_down_seen))
-            self.ffn_down_seen += 1
-        if special is None or special == self.file.default:
-            return Choice(self.file.default, Reason.DEFAULT)
-        return Choice(special, Reason.MIXTURE)
-
-    def _layer(self, tensor: TensorShape, seen: int) -> int:
-        """Layer of a feed-forward tensor: the count so far, or the name's number where there are experts."""
-        if self.model.experts <= 1:
-            return seen
-        if not 0 <= tensor.block < self.model.layers:
-            raise InputError(f"{tensor.name}: an expert model needs a layer below {self.model.layers} here")
-        return tensor.block
-
-    def _output(self, tensor: TensorShape) -> str:
-        if not GGML_TYPES[self.file.default].fits(tensor.columns):
-            return "Q8_0"
-        return "Q8_0" if self.file.default == "Q8_0" else "Q6_K"
-
-    def _attn_v(self) -> str | None:
-        index, grouped = self.attn_v_seen, self.model.gqa >= 4
-        chosen: str | None = None
-        match self.file.name:
-            case "Q2_K":
-                chosen = "Q4_K" if grouped else "Q3_K"
-            case "Q2_K_S" if grouped:
-                chosen = "Q4_K"
-            case "Q3_K_M":
-                chosen = "Q5_K" if index < 2 else "Q4_K"
-            case "Q3_K_L":
-                chosen = "Q5_K"
-            case "IQ4_NL" | "IQ4_XS" if grouped:
-                chosen = "Q5_K"
-            case "Q4_K_S" if index < 4:
-                chosen = "Q5_K"
-            case "Q4_K_M" | "Q5_K_M" if _more_bits(index, self.attn_v_count):
-                chosen = "Q6_K"
-        # attn_v is an eighth of attn_q in a 70B model, and tiny next to the experts of an 8-expert one
-        if self.model.is_70b and (chosen or self.file.default) in ("Q3_K", "Q4_K"):
-            chosen = "Q5_K"
-        return "Q8_0" if self.model.experts == 8 else chosen
-
-    def _attn_output(self) -> str | None:
-        if self.model.experts == 8:
-            raised = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ4_XS")
-            return "Q5_K" if self.file.name in raised else None
-        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(self.file.name)
-
-    def _ffn_down(self, layer: int) -> str | None:
-        layers, first_eighth = self.model.layers, layer < self.model.layers // 8
-        match self.file.name:
-            case "Q2_K":
-                return "Q3_K"
-            case "Q2_K_S" if first_eighth:
-                return "Q4_K"
-            case "Q3_K_M":
-                return "Q5_K" if layer < layers // 16 else "Q4_K"
-            case "Q3_K_L":
-                return "Q5_K"
-            case "Q4_K_S" if first_eighth:
-                return "Q5_K"
-            case "Q4_K_M" | "Q5_K_M" if _more_bits(layer, layers):
-                return "Q6_K"
-            case "IQ4_NL" | "IQ4_XS" if first_eighth and not self.has_imatrix:
-                return "Q5_K"
-            # Q4_0 and Q5_0 with importance can go astray in the first layers; the offset variant does not
-            case "Q4_0" if first_eighth and self.has_imatrix:
-                return "Q4_1"
-            case "Q5_0" if first_eighth and self.has_imatrix:
-                return "Q5_1"
-        return None

@@ -21,6 +21,7 @@ from qexport.families.roles import Block, Role
 from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.config_defaults import resolved_config
 from qexport.formats.gguf.file_name import file_stem, shard_names
+from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.kv import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
 from qexport.formats.gguf.metadata import (
     GeneralOptions,
@@ -28,17 +29,8 @@ from qexport.formats.gguf.metadata import (
     ParameterCounts,
     build_metadata,
 )
-from qexport.formats.gguf.mixture import (
-    Choice,
-    MixtureModel,
-    Overrides,
-    TensorShape,
-    choose_types,
-    file_type,
-    protect_mtp,
-    requires_importance,
-    walk_order,
-)
+from qexport.formats.gguf.mixture import choose_types, protect_mtp, requires_importance, walk_order
+from qexport.formats.gguf.mixture_terms import Choice, MixtureModel, Overrides, TensorShape
 from qexport.formats.gguf.rope import llama3_rope_factors
 from qexport.formats.gguf.tokenizer import token_embedding_rows
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
@@ -48,7 +40,7 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import LogicalTensor
     from qexport.families.view import ModelTensor, ModelView
-    from qexport.formats.gguf.mixture import FileType
+    from qexport.formats.gguf.file_types import FileType
     from qexport.formats.gguf.options import GgufOptions
 
 __all__ = ["plan_gguf"]

@@ -1,0 +1,63 @@
+"""The GGUF file types, what ``-q`` takes: a name, a number, and the type that most tensors get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qexport.codecs.ggml_types import GGML_TYPES
+from qexport.errors import UsageProblem
+
+__all__ = ["FILE_TYPES", "FileType", "file_type"]
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A name for ``-q``: the number that goes into ``general.file_type`` and the type most tensors get."""
+
+    name: str
+    id: int
+    default: str
+
+    @property
+    def is_quantized(self) -> bool:
+        return GGML_TYPES[self.default].is_quantized
+
+
+# Numbers: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h (enum llama_ftype)
+FILE_TYPES: Mapping[str, FileType] = {
+    row.name: row
+    for row in (
+        FileType("F32", 0, "F32"),
+        FileType("F16", 1, "F16"),
+        FileType("BF16", 32, "BF16"),
+        FileType("Q8_0", 7, "Q8_0"),
+        FileType("Q4_0", 2, "Q4_0"),
+        FileType("Q4_1", 3, "Q4_1"),
+        FileType("Q5_0", 8, "Q5_0"),
+        FileType("Q5_1", 9, "Q5_1"),
+        FileType("Q2_K", 10, "Q2_K"),
+        FileType("Q2_K_S", 21, "Q2_K"),
+        FileType("Q3_K_S", 11, "Q3_K"),
+        FileType("Q3_K_M", 12, "Q3_K"),
+        FileType("Q3_K_L", 13, "Q3_K"),
+        FileType("Q4_K_S", 14, "Q4_K"),
+        FileType("Q4_K_M", 15, "Q4_K"),
+        FileType("Q5_K_S", 16, "Q5_K"),
+        FileType("Q5_K_M", 17, "Q5_K"),
+        FileType("Q6_K", 18, "Q6_K"),
+        FileType("IQ4_NL", 25, "IQ4_NL"),
+        FileType("IQ4_XS", 30, "IQ4_XS"),
+    )
+}
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+def file_type(name: str) -> FileType:
+    """The file type called ``name`` (any case, aliases resolved); UsageProblem lists the known names."""
+    upper = name.upper()
+    found = FILE_TYPES.get(_ALIASES.get(upper, upper))
+    if found is None:
+        known = ", ".join([*FILE_TYPES, *_ALIASES])
+        raise UsageProblem(f"unknown GGUF type {name!r}", hint=f"known types: {known}")
+    return found
