@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "Step", "default_threads", "execute", "merge_steps"]
 
-_RUN_VALUES = 1 << 20  # values per run of rows: 2 MB of bf16 in, 4 MB of float32 at work
+_RUN_VALUES = 1 << 21  # values per run of rows: 4 MB of bf16
 
 
 class Progress(Protocol):
@@ -127,7 +127,7 @@ def _run(
     """Encode and write everything; once a bad value is met, only look for more of them."""
     bad: dict[str, int] = {}
     flying: deque[Future[tuple[_Run, int, list[Any]]]] = deque()
-    room = threading.Semaphore(4 * threads)  # runs being encoded, or encoded and not yet written
+    room = threading.Semaphore(6 * threads)  # runs being encoded, or encoded and not yet written
 
     def land() -> None:
         run, nonfinite, encoded = flying.popleft().result()
@@ -148,7 +148,7 @@ def _run(
         while not room.acquire(blocking=not flying):
             land()
         flying.append(pool.submit(_encode, run, scan_only=bool(bad)))
-        while len(flying) > 2 * threads:
+        while len(flying) > 3 * threads:
             land()
     while flying:
         land()

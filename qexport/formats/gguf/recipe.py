@@ -1,8 +1,8 @@
 """llama-quantize's recipes: which tensors of a Q4_K_M file are not Q4_K, and the like.
 
 The rules are those of ``llama_tensor_get_type_impl`` in
-https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp; tests/gguf/test_mixture.py compares with
-what it answers.
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp. tests/gguf/test_mixture.py compares
+with what it answers.
 """
 
 from __future__ import annotations
