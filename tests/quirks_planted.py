@@ -590,6 +590,16 @@ def quantization_left(folder: Path) -> None:
 
 
 @plant("qwen3")
+def byte_fallback_claimed(folder: Path) -> None:
+    """What transformers makes of a byte-level GGUF vocabulary."""
+
+    def change(document: Config) -> Config:
+        return {**document, "model": {**document["model"], "byte_fallback": True}}
+
+    change_json(folder, "tokenizer.json", change)
+
+
+@plant("qwen3")
 def eos_begins_a_turn(folder: Path) -> None:
     """What transformers makes of SmolLM2's GGUF: eos_token is the token that begins a turn."""
     change_json(folder, "tokenizer_config.json", lambda c: {**c, "eos_token": "<|im_start|>"})

@@ -30,7 +30,9 @@ def smollm2(tmp_path_factory):
 
 def test_what_transformers_broke_is_repaired(smollm2):
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
-    assert {"tokenizer.digits_lost", "eos.begins"} <= {finding.id for finding in diagnosis.findings}
+    assert {"tokenizer.digits_lost", "tokenizer.byte_fallback", "eos.begins"} <= {
+        finding.id for finding in diagnosis.findings
+    }
     tokenizer = json.loads(diagnosis.repaired.files["tokenizer_config.json"])
     assert tokenizer["eos_token"] == "<|im_end|>"
 

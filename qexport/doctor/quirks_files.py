@@ -104,6 +104,23 @@ def _restore_digits(draft: Draft) -> None:
         "type": "Sequence",
         "pretokenizers": [digits, document["pre_tokenizer"]],
     }
+    # Made up in the same conversion; it would take spaces out of decoded text.
+    draft.edit_json(_TOKENIZER)["clean_up_tokenization_spaces"] = False
+
+
+def _byte_fallback(subject: Subject) -> str | None:
+    document = subject.json_file("tokenizer.json") or {}
+    model, cut = document.get("model"), document.get("pre_tokenizer")
+    if not isinstance(model, Mapping) or not isinstance(cut, Mapping) or not model.get("byte_fallback"):
+        return None
+    steps = [cut, *(step for step in cut.get("pretokenizers") or [] if isinstance(step, Mapping))]
+    if not any(step.get("type") == "ByteLevel" for step in steps):
+        return None
+    return "tokenizer.json claims byte fallback, but its alphabet is bytes already"
+
+
+def _no_byte_fallback(draft: Draft) -> None:
+    draft.edit_json("tokenizer.json")["model"]["byte_fallback"] = False
 
 
 # --- where a reply ends -------------------------------------------------------------------------------------
@@ -300,6 +317,20 @@ FILE_QUIRKS = (
         repair="The files are carried as they are; GGUF takes the rule from tokenizer.json.",
         breaks=(
             ("transformers 5", "splits words with combining marks (Hindi, Thai, ...) as Qwen2 did, silently"),
+        ),
+    ),
+    Quirk(
+        id="tokenizer.byte_fallback",
+        title="a byte-level tokenizer that claims byte fallback",
+        severity="repaired",
+        see=_byte_fallback,
+        fix=_no_byte_fallback,
+        repair="byte_fallback is switched off; text is cut as before.",
+        breaks=(
+            (
+                "llama.cpp's converter",
+                "takes it for SentencePiece and writes a file that cannot tokenize: _Map_base::at",
+            ),
         ),
     ),
     Quirk(

@@ -18,9 +18,9 @@ SmolLM2-135M (96 tokens, wheel of 2026-10, two cores), whose narrow rows suffer 
 
 A mixture of experts of random weights, whose router is always near a tie: BF16 0.990 0.050, Q8_0 0.857 0.147.
 
-So text and agreement hardly show a single defect; the mean difference does, in a strict type. From Q6 down the
-limits cannot tell one wrong layer from rounding, which is why an export's BF16 file (with less certainty Q8_0)
-is the one that proves its mapping.
+So text and agreement hardly show a single defect; the mean difference does, in a strict type. From Q6 down
+the limits cannot tell one wrong layer from rounding, which is why an export's BF16 file (with less certainty
+Q8_0) is the one that proves its mapping.
 """
 
 from __future__ import annotations

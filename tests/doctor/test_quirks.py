@@ -17,6 +17,7 @@ REPAIRED = {
     "vision_undeclared": "vision.undeclared",
     "quantization_left": "config.quantization",
     "eos_begins_a_turn": "eos.begins",
+    "byte_fallback_claimed": "tokenizer.byte_fallback",
     "text_type_in_wrapper": "config.model_type",
     "wrapper_type_flat": "config.model_type",
     "causal_arch_wrapper_names": "names.prefix",

@@ -83,16 +83,10 @@ def _piece_type(pieces: Any, i: int) -> TokenType:
 def is_llama_style(tokenizer: Mapping[str, Any]) -> bool:
     """Whether ``tokenizer.json`` is SentencePiece in disguise: byte fallback and a chain of decoders.
 
-    Byte fallback is also claimed by byte-level vocabularies that transformers rebuilt from a GGUF file; what
-    gives those away is how they cut text. (llama.cpp's converter is taken in and writes a file that cannot
-    tokenize: ``_Map_base::at``.)
+    A byte-level vocabulary that claims byte fallback has been repaired by the doctor before it comes here.
     """
     model = tokenizer.get("model") or {}
     decoder = tokenizer.get("decoder") or {}
-    cut = tokenizer.get("pre_tokenizer") or {}
-    steps = cut.get("pretokenizers") or [cut]
-    if any(step.get("type") == "ByteLevel" for step in steps):
-        return False
     return (
         model.get("type") == "BPE" and bool(model.get("byte_fallback")) and decoder.get("type") == "Sequence"
     )
