@@ -10,7 +10,6 @@ from enum import IntEnum
 __all__ = [
     "EnvironmentProblem",
     "ExitCode",
-    "GateError",
     "InputError",
     "QexportError",
     "UsageProblem",
@@ -26,7 +25,6 @@ class ExitCode(IntEnum):
     USAGE = 2
     INPUT = 3
     VERIFICATION = 4
-    GATE = 5
     ENVIRONMENT = 6
 
 
@@ -65,12 +63,6 @@ class VerificationError(QexportError):
     """An artifact was written, but a runtime could not load or run it as promised."""
 
     exit_code = ExitCode.VERIFICATION
-
-
-class GateError(QexportError):
-    """A gate set by the user (acceptance, size, agreement) refused the artifact."""
-
-    exit_code = ExitCode.GATE
 
 
 class EnvironmentProblem(QexportError):

@@ -9,7 +9,7 @@ from qexport.checkpoint import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
-from qexport.pipeline.gguf import GgufJob, finish_gguf, write_gguf
+from qexport.pipeline.gguf import GgufJob, prove_gguf, write_gguf
 from qexport.pipeline.model import ModelChoice
 from qexport.verify.runtime import Settings
 from qexport.verify.runtimes import Xllamacpp
@@ -42,9 +42,9 @@ def test_q4_k_m_is_verified_and_answers(smollm2, tmp_path):
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
     plans = plan_gguf(diagnosis.repaired.view(), job.types, GgufOptions())
     assert any("no whole number of Q4_K blocks" in note for note in plans[0].notes)  # rows of 576
-    written = write_gguf(job, plans, None)
-    ((result,), _) = finish_gguf(job, diagnosis, plans, written, print)
+    written = write_gguf(job, diagnosis, plans, None)
+    ((result,), _) = prove_gguf(job, diagnosis, written, print)
     assert result.report.passed, result.report.verdict
-    with Xllamacpp().open(tmp_path / written[0][0].name, Settings(0, 512, 2, 120)) as session:
+    with Xllamacpp().open(tmp_path / result.written[0].name, Settings(0, 512, 2, 120)) as session:
         answer = session.generate(session.tokenize(QUESTION, add_special=True), n_predict=16, n_probs=0)
     assert "Paris" in answer.text

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImportanceMatrix", "read_imatrix"]
 
-_HINT = "make one with `qexport imatrix MODEL -o FILE` or llama.cpp's llama-imatrix"
+_HINT = "make one with llama.cpp's llama-imatrix"
 
 
 @dataclass(frozen=True)

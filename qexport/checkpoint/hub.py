@@ -47,7 +47,7 @@ class HubCheckpoint:
 
     Attributes:
         repo: the repository's id.
-        sha: the commit that everything is read from (40 hexadecimal digits).
+        sha, revision: the commit that everything is read from (40 hexadecimal digits).
         unused: safetensors files in the repository that are no part of the model.
 
     Raises:
@@ -67,7 +67,7 @@ class HubCheckpoint:
         self.repo = repo
         with hub_errors(repo, revision):
             self._hub = resolve(repo, revision, endpoint, cache_dir)
-            self.sha = self._hub.sha
+            self.sha = self.revision = self._hub.sha
             self._label = f"{repo}@{self.sha[:8]}"
             layout = read_layout(self._label, self._hub.listing, self._hub.fetch)
             self._files = layout.files
@@ -183,6 +183,7 @@ class HubCheckpoint:
         if progress is not None:
             progress(self.download_size, self.download_size)
         local = LocalCheckpoint(folder, label=self._label)
+        local.revision = self.sha
         if dict(local.tensors) != self._tensors:
             message = f"{self._label}: the downloaded weights do not have the headers that the Hub showed."
             raise InputError(

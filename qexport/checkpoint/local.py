@@ -34,6 +34,7 @@ class LocalCheckpoint:
     Attributes:
         on_read: called as ``on_read(name, start, stop)`` before rows of a tensor are handed out, from the
             thread that asks for them; for tests and accounting.
+        revision: the commit, where it was downloaded from the Hub.
         unused: safetensors files in the folder that are no part of the model.
 
     Raises:
@@ -45,6 +46,7 @@ class LocalCheckpoint:
         # absolute() and not resolve(): a symlink keeps the name that the user gave it.
         self._label = label or self._folder.absolute().name or self._folder.resolve().name or "checkpoint"
         self.on_read: Callable[[str, int, int], None] | None = None
+        self.revision: str | None = None
         listing = _listing(self._folder, self._label, str(path))
         layout = read_layout(self._label, listing, self._read)
         self._files = layout.files

@@ -10,7 +10,12 @@ import click
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.cli._report import say_findings, say_plans, show_results
-from qexport.errors import UsageProblem, VerificationError
+from qexport.demo import MODEL
+from qexport.errors import EnvironmentProblem, UsageProblem, VerificationError
+from qexport.formats.gguf.file_types import file_type
+from qexport.pipeline import gguf as pipeline
+from qexport.pipeline.model import ModelChoice, examine
+from qexport.verify.run import VerifyOptions
 
 __all__ = ["command"]
 
@@ -48,13 +53,16 @@ def command(
     Example:
       qexport demo -o demo-out
     """
-    from qexport.demo import MODEL
-    from qexport.demo.merge import lora_like_merge
-    from qexport.pipeline import gguf as pipeline
-    from qexport.pipeline.model import ModelChoice, examine
-    from qexport.verify.run import VerifyOptions
-
+    try:
+        from qexport.demo.merge import lora_like_merge
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"the demo merges with transformers, which is not installed ({error.name})",
+            hint="pip install 'qexport[all]'",
+        ) from error
     output = Output(as_json=as_json)
+    for name in types:
+        file_type(name)  # a type that does not exist is said before anything is made
     folder = out or Path("demo-out")
     merged, artifacts = folder / "Demo-Tuned", folder / "Demo-Tuned-GGUF"
     if folder.exists() and not overwrite:
@@ -77,10 +85,10 @@ def command(
     plans = pipeline.plan_job(job, diagnosis)
     say_plans(output, plans, job.out)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = pipeline.write_gguf(job, plans, progress)
+        written = pipeline.write_gguf(job, diagnosis, plans, progress)
 
     output.title("4. Proven by llama.cpp")
-    results, receipt = pipeline.finish_gguf(job, diagnosis, plans, written, output.say)
+    results, receipt = pipeline.prove_gguf(job, diagnosis, written, output.say)
     for result in results:
         if result.report is not None and not as_json:
             for text in result.report.texts:

@@ -12,7 +12,7 @@ from qexport.cli._output import Output
 from qexport.cli._report import say_findings, say_plans, show_plans
 from qexport.errors import UsageProblem
 from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.pipeline.model import ModelChoice, examine, fetched
 
 __all__ = ["command"]
 
@@ -42,7 +42,7 @@ def command(
     choice = ModelChoice(
         given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
     )
-    diagnosis = examine(choice, download=not dry_run)
+    diagnosis = examine(choice, download=False)
     folder = out or Path(fixed_name(diagnosis))
     if Path(choice.model).exists() and folder.resolve() == Path(choice.model).resolve():
         raise UsageProblem("the repaired checkpoint cannot replace its source", hint="Choose another --out.")
@@ -51,6 +51,8 @@ def command(
     if dry_run:
         show_plans(output, [plan], folder)
         return
+    diagnosis = fetched(choice, diagnosis)
+    plan = plan_fix(diagnosis)
     say_plans(output, [plan], folder)
     with output.progress(plan.size, "writing") as progress:
         written, receipt = write_fix(

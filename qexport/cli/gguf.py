@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,8 +24,11 @@ from qexport.cli._verify import verify_options_from
 from qexport.errors import VerificationError
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.gguf.options import GgufOptions
-from qexport.pipeline.gguf import GgufJob, finish_gguf, plan_job, write_gguf
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.pipeline.gguf import GgufJob, check_job, plan_job, prove_gguf, write_gguf
+from qexport.pipeline.model import ModelChoice, examine, fetched
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
 
 __all__ = ["command"]
 
@@ -94,17 +97,24 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
       qexport gguf org/model -q Q6_K --dry-run
     """
     output = Output(as_json=as_json)
-    job = _job(given)
-    diagnosis = examine(job.choice, download=not dry_run)
+    choice = ModelChoice(
+        given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
+    )
+    options = _options(given)
+    diagnosis = examine(choice, download=False)
     say_findings(output, diagnosis)
+    job = _job(choice, options, given, diagnosis)
     plans = plan_job(job, diagnosis)
     if dry_run:
         show_plans(output, plans, job.out)
         return
+    check_job(job, plans)
+    diagnosis = fetched(choice, diagnosis)
+    plans = plan_job(job, diagnosis)
     say_plans(output, plans, job.out)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = write_gguf(job, plans, progress)
-    results, receipt = finish_gguf(job, diagnosis, plans, written, output.say)
+        written = write_gguf(job, diagnosis, plans, progress)
+    results, receipt = prove_gguf(job, diagnosis, written, output.say)
     show_results(output, results, receipt)
     failed = [r.plan.files[0].name for r in results if not r.passed]
     if failed:
@@ -114,10 +124,10 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
         )
 
 
-def _job(given: dict[str, Any]) -> GgufJob:
-    """Options into values; everything that can be wrong about them is found here."""
+def _options(given: dict[str, Any]) -> GgufOptions:
+    """Options into a value; what is wrong about them alone is found here."""
     imatrix: Path | None = given["imatrix"]
-    options = GgufOptions(
+    return GgufOptions(
         tensor_types=tuple(_pair(text) for text in given["tensor_types"]),
         output_type=given["output_tensor_type"],
         embedding_type=given["token_embedding_type"],
@@ -129,14 +139,13 @@ def _job(given: dict[str, Any]) -> GgufJob:
         file_name=given["file_name"],
         quantized_by=given["quantized_by"],
     )
-    choice = ModelChoice(
-        given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
-    )
-    label = Path(choice.model).resolve().name if Path(choice.model).exists() else choice.model
+
+
+def _job(choice: ModelChoice, options: GgufOptions, given: dict[str, Any], diagnosis: Diagnosis) -> GgufJob:
     return GgufJob(
         choice=choice,
         types=given["types"],
-        out=given["out"] or Path(f"{model_stem(label)}-GGUF"),
+        out=given["out"] or Path(f"{model_stem(diagnosis.subject.checkpoint.label)}-GGUF"),
         options=options,
         verify=None if given["no_verify"] else verify_options_from(given),
         threads=given["threads"],

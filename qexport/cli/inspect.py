@@ -47,7 +47,7 @@ def command(
     weights: list[Weight] = []
     problem: str | None = None
     try:
-        weights, problem = weights_of(diagnosis.repaired.view())
+        weights, problem = weights_of(diagnosis.repaired)
     except InputError as error:
         problem = error.message
     output.document(

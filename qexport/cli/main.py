@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 2 wrong usage, 3 the input cannot be used, 4 an artifact failed "
-    "verification, 5 a gate refused, 6 the machine (disk, missing runtime, network).",
+    "verification, 6 the machine (disk, missing runtime, network), 130 stopped.",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="qexport")
 def cli() -> None:
@@ -76,12 +77,13 @@ def cli() -> None:
 def main() -> None:
     """Run the command line: known errors become a sentence, the next step and an exit code."""
     gc.set_threshold(100_000, 20, 20)  # imports and vocabularies are millions of objects that all stay
+    signal.signal(signal.SIGTERM, _interrupt)  # clean up as for Ctrl-C: no partial files, no orphans
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.Abort:
-        click.echo("Stopped. Nothing was left under a final name.", err=True)
+        click.echo("Stopped. Files that were not complete have been removed.", err=True)
         code = 130
     except click.ClickException as error:
         error.show()
@@ -90,6 +92,10 @@ def main() -> None:
         _show(error)
         code = int(error.exit_code)
     sys.exit(code if isinstance(code, int) else int(ExitCode.OK))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _show(error: QexportError) -> None:

@@ -62,7 +62,13 @@ def main() -> None:
 
 
 def _section(title: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=title, terminal_width=100, max_content_width=100)
+    context = click.Context(
+        command,
+        info_name=title,
+        terminal_width=100,
+        max_content_width=100,
+        help_option_names=["-h", "--help"],
+    )
     return f"## {title}\n\n```\n{command.get_help(context)}\n```\n"
 
 

@@ -12,9 +12,10 @@ from qexport.doctor.subject import Subject
 
 __all__ = ["CARRIED", "Draft", "SmallFiles", "dump_json"]
 
-# What readers look for beside the weights. Model cards, trainer state and pictures stay behind: an artifact
-# gets a card of its own.
+# What readers look for beside the weights, and the model card, whose front matter holds licence and lineage.
+# Trainer state and pictures stay behind.
 CARRIED = (
+    "README.md",
     "config.json",
     "generation_config.json",
     "tokenizer.json",

@@ -13,14 +13,25 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["check_collisions", "check_space", "free_bytes"]
+__all__ = ["check_collisions", "check_space", "free_bytes", "make_folder"]
 
 
 def free_bytes(folder: Path) -> int:
     """Free bytes where ``folder`` is or would be."""
-    while not folder.exists():
+    while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` where it is not there; EnvironmentProblem says why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the folder {folder.name or folder} cannot be made: {error.strerror or error}",
+            hint="Choose another --out.",
+        ) from error
 
 
 def check_space(plans: Sequence[ArtifactPlan], folder: Path) -> None:
@@ -28,7 +39,7 @@ def check_space(plans: Sequence[ArtifactPlan], folder: Path) -> None:
     needed, free = sum(plan.size for plan in plans), free_bytes(folder)
     if needed > free:
         raise EnvironmentProblem(
-            f"{needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free",
+            f"{needed:,} bytes are needed, but only {free:,} are free at {folder.name or folder}",
             hint="Free some space, choose another --out, or export fewer types at a time.",
         )
 
@@ -41,6 +52,9 @@ def check_collisions(names: Sequence[str], folder: Path, *, overwrite: bool) -> 
             f"two artifacts would have the name {twice[0]}",
             hint="Put {type} into the file name template.",
         )
+    blocked = next((name for name in names if (folder / name).is_dir()), None)
+    if blocked is not None:
+        raise UsageProblem(f"{blocked} is a folder in {folder.name or folder}", hint="Choose another --out.")
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise UsageProblem(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.checkpoint.finite import nonfinite_count
 from qexport.errors import InputError
+from qexport.export.disk import make_folder
 from qexport.export.rows import arranged_rows, source_ranges
 from qexport.export.sink import Sink, WrittenFile
 
@@ -73,6 +74,8 @@ def merge_steps(plans: Sequence[ArtifactPlan]) -> list[Step]:
             if queue and queue[0][0] == chosen:
                 key, members = queue.popleft()
                 ahead[number].discard(key)
+                if outputs and members[0].matrix_shape != outputs[0][1].matrix_shape:
+                    raise ValueError(f"{members[0].name}: outputs of one source differ in shape")
                 outputs.extend((number, tensor) for tensor in members)
         steps.append(Step(outputs[0][1].source, tuple(outputs)))
     return steps
@@ -98,10 +101,10 @@ def execute(
     Raises:
         InputError: NaN or infinite weights; every such tensor is named and counted.
         EnvironmentProblem: the disk is full or a file cannot be written.
-    On any error no file is left behind, under its final name or another.
+    On any error before the last file is complete nothing is left behind, under a final name or another.
     """
     threads = threads or default_threads()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     steps = merge_steps(plans)
     with ExitStack() as stack:
         sinks: list[Sink] = []

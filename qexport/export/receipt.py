@@ -1,7 +1,8 @@
 """The receipt, ``qexport.json``: what was made from what, how, and whether it was proven.
 
-It is written last, and its presence means done. It holds no host paths. A folder may be filled by several
-runs: artifacts of earlier ones stay in the receipt as long as their files are there.
+It is written when all files are under their final names, and again with the verdicts. It holds no host paths.
+A folder may be filled by several runs, so everything is said per artifact; those of earlier runs stay as long
+as their files are there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
+from qexport.export.sink import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,13 +49,20 @@ def source_entry(checkpoint: Checkpoint) -> dict[str, Any]:
         name: {"tensors": e["tensors"], "bytes": e["bytes"], "layout_sha256": e["hash"].hexdigest()}
         for name, e in layout.items()
     }
-    return {"label": checkpoint.label, "files": files}
+    revision = getattr(checkpoint, "revision", None)
+    return {"label": checkpoint.label, "revision": revision, "files": files}
 
 
 def artifact_entry(
-    plan: ArtifactPlan, written: Sequence[WrittenFile], verification: Mapping[str, Any] | None
+    plan: ArtifactPlan,
+    written: Sequence[WrittenFile],
+    *,
+    source: Mapping[str, Any],
+    findings: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    verification: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """One artifact: its files with hashes, what the plan said, and the verdict (``None``: not verified)."""
+    """One artifact: its files with hashes, where it came from, and the verdict (``None``: not verified)."""
     return {
         "kind": plan.kind,
         "label": plan.label,
@@ -63,29 +72,19 @@ def artifact_entry(
         "notes": list(plan.notes),
         "verified": None if verification is None else bool(verification["passed"]),
         "verification": verification,
-    }
-
-
-def write_receipt(
-    folder: Path,
-    *,
-    source: Mapping[str, Any],
-    findings: Sequence[Mapping[str, Any]],
-    options: Mapping[str, Any],
-    artifacts: Sequence[Mapping[str, Any]],
-) -> Path:
-    """Write ``qexport.json`` beside the artifacts (beside its final name first, then renamed)."""
-    kept = _earlier(folder, {file["name"] for artifact in artifacts for file in artifact["files"]})
-    receipt = {
-        "schema": _SCHEMA,
-        "qexport": __version__,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "libraries": _versions(),
         "source": source,
         "options": options,
-        "findings": findings,
-        "artifacts": [*kept, *artifacts],
+        "findings": list(findings),
+        "qexport": __version__,
+        "libraries": _versions(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def write_receipt(folder: Path, artifacts: Sequence[Mapping[str, Any]]) -> Path:
+    """Write ``qexport.json`` beside the artifacts (beside its final name first, then renamed)."""
+    kept = _earlier(folder, {file["name"] for artifact in artifacts for file in artifact["files"]})
+    receipt = {"schema": _SCHEMA, "artifacts": [*kept, *artifacts]}
     path = folder / RECEIPT_NAME
     part = folder / f".{RECEIPT_NAME}.part"
     with part.open("w", encoding="utf-8") as file:
@@ -94,6 +93,7 @@ def write_receipt(
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+    sync_folder(folder)
     return path
 
 

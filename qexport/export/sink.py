@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import ArtifactPlan, PlannedFile
 
-__all__ = ["Sink", "WrittenFile", "temporary_name"]
+__all__ = ["Sink", "WrittenFile", "sync_folder", "temporary_name"]
 
 _QUEUE = 8  # chunks waiting per file: enough to keep the disk busy, small beside the chunks in flight
 _BEHIND = 128 << 20  # bytes before that which should be on disk by then
+_MOST_PADDING = 4096  # zeros that a file may end with: alignment, nothing more
 _FLUSH = 32 << 20  # bytes after which the kernel is asked to start writing, so that fsync has little left
 
 
@@ -81,7 +82,7 @@ class Sink:
         for writer in self._writers:
             writer.rename()
             written.append(WrittenFile(writer.file.name, writer.file.size, writer.digest.hexdigest()))
-        _fsync_folder(self._folder)
+        sync_folder(self._folder)
         return written
 
     def abort(self) -> None:
@@ -98,13 +99,17 @@ class _FileWriter:
         self._part = self._final.with_name(temporary_name(self._final.name))
         self._part.parent.mkdir(parents=True, exist_ok=True)
         self._queue: queue.Queue[tuple[int, Any, Callable[[], object]] | None] = queue.Queue(_QUEUE)
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
+        self._complete = False
+        self._committed = False
         self._at = 0
         self._flushed = 0
         try:
-            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise _problem(error, file.name) from error
+        _claim(self._fd, file.name)
+        os.ftruncate(self._fd, 0)
         self._thread = threading.Thread(target=self._run, name=f"write {file.name}", daemon=True)
         self._thread.start()
         self.put(0, file.header, lambda: None)
@@ -116,25 +121,35 @@ class _FileWriter:
 
     def close(self) -> None:
         self._stop()
+        if self._error is None and self.file.size - self._at >= _MOST_PADDING:
+            self._error = ValueError(f"{self.file.name}: {self._at} of {self.file.size} bytes were written")
         if self._error is None:
             try:
                 self._append(b"\0" * (self.file.size - self._at))
                 os.fsync(self._fd)
+                self._complete = True
             except OSError as error:
                 self._error = error
         if self._error is not None:
             raise _problem(self._error, self.file.name) from self._error
 
     def rename(self) -> None:
+        if not self._complete:
+            raise ValueError(f"{self.file.name} is not complete")
+        try:
+            self._part.replace(self._final)
+        except OSError as error:
+            raise _problem(error, self.file.name) from error
+        self._committed = True
         os.close(self._fd)
         self._fd = -1
-        self._part.replace(self._final)
 
     def discard(self) -> None:
         self._stop()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if not self._committed:
             self._part.unlink(missing_ok=True)
 
     def _stop(self) -> None:
@@ -145,12 +160,15 @@ class _FileWriter:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             offset, data, done = item
-            if self._error is None:
-                try:
+            try:
+                if self._error is None:
                     self._write(offset, memoryview(data).cast("B"))
-                except (OSError, ValueError) as error:
-                    self._error = error  # told to the producer at its next put, or at close
-            done()
+            except BaseException as error:  # noqa: BLE001  # told to the producer at its next put, or at close
+                self._error = error
+            try:
+                done()
+            except BaseException as error:  # noqa: BLE001  # this thread must go on, or the producer waits for ever
+                self._error = self._error or error
 
     def _write(self, offset: int, data: memoryview) -> None:
         if offset < self._at or offset + len(data) > self.file.size:
@@ -184,7 +202,8 @@ def _start_writeback(fd: int, start: int, stop: int) -> None:
         os.posix_fadvise(fd, behind, stop - behind, os.POSIX_FADV_DONTNEED)
 
 
-def _fsync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable."""
     if os.name != "posix":
         return
     fd = os.open(folder, os.O_RDONLY)
@@ -194,7 +213,22 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _problem(error: Exception, name: str) -> Exception:
+def _claim(fd: int, name: str) -> None:
+    """One writer per file: two runs into one folder would weave their bytes."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise EnvironmentProblem(
+            f"another run is writing {name}", hint="Wait for it, or choose another --out."
+        ) from error
+
+
+def _problem(error: BaseException, name: str) -> BaseException:
     if not isinstance(error, OSError):
         return error  # a plan that contradicts itself is a defect and keeps its traceback
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -14,10 +14,12 @@ from qexport.errors import QexportError
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
+from qexport.formats.merged import plan_merged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor, ModelView
 
 __all__ = ["GGUF_LADDER", "Weight", "weights_of"]
@@ -57,9 +59,11 @@ class Weight:
     exact: bool
 
 
-def weights_of(view: ModelView) -> tuple[list[Weight], str | None]:
+def weights_of(repaired: Repaired) -> tuple[list[Weight], str | None]:
     """The weights of every format, and why GGUF has none (an unknown tokenizer, say), if so."""
-    found = [_merged(view)]
+    view = repaired.view()
+    merged = plan_merged(repaired)
+    found = [Weight("safetensors, repaired", merged.size, merged.bits_per_weight, exact=True)]
     problem = None
     try:
         plans = plan_gguf(view, GGUF_LADDER, GgufOptions())
@@ -67,11 +71,6 @@ def weights_of(view: ModelView) -> tuple[list[Weight], str | None]:
     except QexportError as error:
         problem = error.message
     return [*found, *_estimates(view)], problem
-
-
-def _merged(view: ModelView) -> Weight:
-    size = sum(t.data.nbytes for t in view)
-    return Weight("safetensors, repaired", size, 8 * size / max(1, view.parameters), exact=True)
 
 
 def _estimates(view: ModelView) -> Iterator[Weight]:

@@ -46,11 +46,12 @@ def write_fix(
     (written,) = execute([plan], folder, threads=threads, progress=progress)
     source = source_entry(diagnosis.subject.checkpoint)
     source["mtp"] = diagnosis.repaired.mtp_origin
-    receipt = write_receipt(
-        folder,
+    entry = artifact_entry(
+        plan,
+        written,
         source=source,
         findings=[finding.to_json() for finding in diagnosis.findings],
         options={},
-        artifacts=[artifact_entry(plan, written, None)],
+        verification=None,
     )
-    return written, receipt
+    return written, write_receipt(folder, [entry])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from qexport.errors import EnvironmentProblem
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
 from qexport.export.receipt import artifact_entry, source_entry, write_receipt
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from qexport.pipeline.model import ModelChoice
     from qexport.verify.report import Report
 
-__all__ = ["GgufJob", "GgufResult", "finish_gguf", "plan_job", "write_gguf"]
+__all__ = ["GgufJob", "GgufResult", "check_job", "plan_job", "prove_gguf", "write_gguf"]
 
 
 @dataclass(frozen=True)
@@ -64,56 +66,68 @@ def plan_job(job: GgufJob, diagnosis: Diagnosis) -> tuple[ArtifactPlan, ...]:
     return plan_gguf(diagnosis.repaired.view(), job.types, job.options)
 
 
-def write_gguf(
-    job: GgufJob, plans: Sequence[ArtifactPlan], progress: Progress | None
-) -> list[tuple[WrittenFile, ...]]:
-    """Check room and names, then the one pass."""
+def check_job(job: GgufJob, plans: Sequence[ArtifactPlan]) -> None:
+    """Everything that can be known to fail before the first byte: names, room, the runtime.
+
+    Raises:
+        UsageProblem, EnvironmentProblem: what is in the way, and the way out.
+    """
     names = [file.name for plan in plans for file in plan.files]
     check_collisions(names, job.out, overwrite=job.overwrite)
     check_space(plans, job.out)
-    return execute(plans, job.out, threads=job.threads, progress=progress)
+    if job.verify is not None and job.verify.llama_server is None and find_spec("xllamacpp") is None:
+        raise EnvironmentProblem(
+            "the files could not be verified: xllamacpp is not installed",
+            hint="pip install 'qexport[llama]', name a build of yours with --llama-server, or --no-verify.",
+        )
 
 
-def finish_gguf(
-    job: GgufJob,
-    diagnosis: Diagnosis,
-    plans: Sequence[ArtifactPlan],
-    written: Sequence[tuple[WrittenFile, ...]],
-    say: Callable[[str], None],
+def write_gguf(
+    job: GgufJob, diagnosis: Diagnosis, plans: Sequence[ArtifactPlan], progress: Progress | None
+) -> list[GgufResult]:
+    """The one pass, and a receipt that calls nothing verified yet."""
+    written = execute(plans, job.out, threads=job.threads, progress=progress)
+    results = [GgufResult(plan, files, None) for plan, files in zip(plans, written, strict=True)]
+    _write_receipt(job, diagnosis, results)
+    return results
+
+
+def prove_gguf(
+    job: GgufJob, diagnosis: Diagnosis, results: Sequence[GgufResult], say: Callable[[str], None]
 ) -> tuple[list[GgufResult], Path]:
-    """Prove every file and write the receipt, whatever the verdicts. Returns results and the receipt."""
-    view = diagnosis.repaired.view()
-    reference = None
-    if job.verify is not None and len(plans) > 1:
-        reference = shared_reference(view, job.verify)
-    results = []
-    for plan, files in zip(plans, written, strict=True):
-        report = None
-        if job.verify is not None:
-            path = job.out / files[0].name
+    """Run every file, unless that was not asked for, and write the verdicts into the receipt."""
+    proven = list(results)
+    if job.verify is not None:
+        view = diagnosis.repaired.view()
+        reference = shared_reference(view, job.verify) if len(results) > 1 else None
+        for number, result in enumerate(proven):
+            path = job.out / result.written[0].name
             report = verify_gguf(path, view=view, options=job.verify, reference=reference, progress=say)
-        results.append(GgufResult(plan, files, report))
-    receipt = write_receipt(
-        job.out,
-        source=_source(diagnosis),
-        findings=[finding.to_json() for finding in diagnosis.findings],
-        options=_options(job),
-        artifacts=[
-            artifact_entry(r.plan, r.written, r.report.to_json() if r.report is not None else None)
-            for r in results
-        ],
-    )
-    return results, receipt
+            proven[number] = replace(result, report=report)
+    return proven, _write_receipt(job, diagnosis, proven)
 
 
-def _source(diagnosis: Diagnosis) -> dict[str, Any]:
+def _write_receipt(job: GgufJob, diagnosis: Diagnosis, results: Sequence[GgufResult]) -> Path:
     source = source_entry(diagnosis.subject.checkpoint)
     source["mtp"] = diagnosis.repaired.mtp_origin
-    return source
+    findings = [finding.to_json() for finding in diagnosis.findings]
+    entries = [
+        artifact_entry(
+            result.plan,
+            result.written,
+            source=source,
+            findings=findings,
+            options=_options(job),
+            verification=result.report.to_json() if result.report is not None else None,
+        )
+        for result in results
+    ]
+    return write_receipt(job.out, entries)
 
 
 def _options(job: GgufJob) -> dict[str, Any]:
     """What was asked for, without paths: a receipt travels with the files."""
     options = asdict(replace(job.options, imatrix=None))
-    del options["imatrix"]
+    matrix = job.options.imatrix
+    options["imatrix"] = None if matrix is None else {"file": matrix.label, "sha256": matrix.sha256}
     return {"types": list(job.types), "mtp": job.choice.mtp, **options}

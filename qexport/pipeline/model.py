@@ -13,7 +13,7 @@ from qexport.families.names import canonical_name
 if TYPE_CHECKING:
     from qexport.doctor.mtp import MtpMode
 
-__all__ = ["ModelChoice", "examine"]
+__all__ = ["ModelChoice", "examine", "fetched"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,10 @@ def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:
         if download and isinstance(base, HubCheckpoint) and choice.mtp != "drop":
             base.fetch(name for name in base.tensors if canonical_name(name).mtp)
     return diagnose(checkpoint, mtp=choice.mtp, mtp_from=base)
+
+
+def fetched(choice: ModelChoice, diagnosis: Diagnosis) -> Diagnosis:
+    """The same diagnosis with all data at hand: what is on the Hub is downloaded now, and looked at again."""
+    on_hub = isinstance(diagnosis.subject.checkpoint, HubCheckpoint)
+    base = diagnosis.subject.base
+    return examine(choice, download=True) if on_hub or isinstance(base, HubCheckpoint) else diagnosis

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import gguf
 import pytest
 from quirks_planted import BAD, BASE, PLANTS
 
@@ -123,4 +124,48 @@ def test_bad_input_is_refused_and_leaves_nothing(zoo_copy, tmp_path, plant):
     assert result.returncode == 3, (result.returncode, result.stderr)
     assert "Traceback" not in result.stderr
     assert contents(source) == before
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+CARD = """---
+license: apache-2.0
+base_model: Qwen/Qwen3.5-9B
+tags: [code]
+language: [en]
+---
+# Mine
+"""
+
+
+def test_licence_and_lineage_of_the_model_card_are_in_the_file(zoo_copy, tmp_path):
+    source = zoo_copy("qwen3_5")
+    (source / "README.md").write_text(CARD)
+    assert run("gguf", source, "-q", "Q8_0", "-o", tmp_path / "out", "--no-verify").returncode == 0
+    (path,) = (tmp_path / "out").glob("*.gguf")
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+    assert fields["general.license"] == "apache-2.0"
+    assert fields["general.base_model.0.repo_url"] == "https://huggingface.co/Qwen/Qwen3.5-9B"
+    assert fields["general.tags"] == ["code"]
+    assert fields["general.languages"] == ["en"]
+
+
+def test_a_run_that_is_told_to_stop_leaves_nothing(zoo, tmp_path):
+    """Ctrl-C in the middle of the pass."""
+    out = tmp_path / "out"
+    code = (
+        "import os, signal\n"
+        "from qexport.export import sink\n"
+        "write = sink._FileWriter._write\n"
+        "def stop(self, offset, data):\n"
+        "    write(self, offset, data)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "sink._FileWriter._write = stop\n"
+        "from qexport.cli.main import main\n"
+        "main()\n"
+    )
+    words = ("gguf", str(zoo("qwen3")), "-q", "BF16", "-o", str(out), "--no-verify")
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 130, result.stderr
+    assert "Stopped" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not out.exists() or list(out.iterdir()) == []

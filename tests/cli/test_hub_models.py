@@ -62,7 +62,9 @@ def test_export_of_a_hub_model(served, tmp_path):
     tensors = 1 << 20  # beyond both headers, which differ in the organization that a Hub id names
     assert a[-tensors:] == b[-tensors:]
     receipt = json.loads((tmp_path / "far" / "qexport.json").read_text())
-    assert receipt["source"]["label"].startswith("org/Tuned-4B@")
+    source = receipt["artifacts"][0]["source"]
+    assert source["label"] == f"org/Tuned-4B@{source['revision'][:8]}"
+    assert len(source["revision"]) == 40
 
 
 def test_a_grafted_head_needs_only_its_own_shards(served, zoo, tmp_path):

@@ -17,6 +17,7 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.export import execute as execute_module
 from qexport.export.execute import execute, merge_steps
 from qexport.export.rows import arranged_rows
+from qexport.export.sink import Sink
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 
@@ -145,6 +146,52 @@ def test_an_error_in_an_encoder_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="boom"):
         execute([broken], tmp_path)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_after_writing_a_run_is_no_success_and_no_hang(tmp_path, monkeypatch, late):
+    """Giving pages back may fail too, in the thread that writes; it must be heard of, early or at the end."""
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    source = checkpoint(a=(400, 4))
+    seen = []
+
+    def fail(name, start, stop):
+        seen.append(start)
+        if not late or len(seen) == 200:
+            raise OSError(22, "madvise")
+
+    monkeypatch.setattr(source, "release", fail)
+    with pytest.raises(EnvironmentProblem):
+        execute([plan_of([source.logical("a")])], tmp_path, threads=2)
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_lacks_bytes_is_never_complete(tmp_path):
+    plan = plan_of([checkpoint(a=(64, 64)).logical("a")])
+    sink = Sink(plan, tmp_path)
+    sink.write(0, 4, b"x" * 100, lambda: None)
+    with pytest.raises(ValueError, match="104 of 16388 bytes"):
+        sink.finish()
+    with pytest.raises(ValueError, match="not complete"):
+        sink.commit()
+    sink.abort()
+    assert names(tmp_path) == []
+
+
+def test_two_runs_do_not_weave_one_file(tmp_path):
+    plan = plan_of([checkpoint(a=(4, 4)).logical("a")])
+    first = Sink(plan, tmp_path)
+    with pytest.raises(EnvironmentProblem, match="another run"):
+        Sink(plan, tmp_path)
+    first.abort()
+    execute([plan], tmp_path)
+    assert names(tmp_path) == ["out.bin"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EnvironmentProblem, match="cannot be made"):
+        execute([plan_of([checkpoint(a=(4, 4)).logical("a")])], tmp_path / "file" / "x")
 
 
 def test_an_existing_file_stays_until_its_successor_is_complete(tmp_path):

@@ -34,13 +34,14 @@ def file_stem(view: ModelView, type_name: str, options: GgufOptions, *, imatrix:
         "type": type_name,
         "imatrix": "-imatrix" if imatrix else "",
     }
-    try:
-        stem = options.file_name.format(**fields).removesuffix(".gguf")
-    except (KeyError, IndexError, ValueError) as error:
+    stem = options.file_name.removesuffix(".gguf")
+    for field, value in fields.items():
+        stem = stem.replace(f"{{{field}}}", value)
+    if "{" in stem or "}" in stem:
         raise UsageProblem(
-            f"the file name template {options.file_name!r} cannot be filled in ({error})",
+            f"the file name template {options.file_name!r} cannot be filled in",
             hint="It may use {name}, {mtp}, {type} and {imatrix}.",
-        ) from None
+        )
     if "/" in stem or "\\" in stem or stem.startswith("."):
         raise UsageProblem(f"{stem!r} is no file name: choose the folder with --out")
     return stem
