@@ -589,6 +589,13 @@ def quantization_left(folder: Path) -> None:
     change_config(folder, lambda c: {**c, "quantization_config": settings})
 
 
+@plant("gemma3")
+def added_tokens_unlisted(folder: Path) -> None:
+    """transformers 5 re-saved the tokenizer, and tokenizer.model was copied beside it again."""
+    listed = ("added_tokens_decoder",)
+    change_json(folder, "tokenizer_config.json", lambda c: {k: v for k, v in c.items() if k not in listed})
+
+
 @plant("qwen3")
 def byte_fallback_claimed(folder: Path) -> None:
     """What transformers makes of a byte-level GGUF vocabulary."""

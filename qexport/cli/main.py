@@ -84,9 +84,11 @@ def main() -> None:
         code = error.exit_code
     except click.Abort:
         click.echo("Stopped. Files that were not complete have been removed.", err=True)
+        _document("stopped", None, 130)
         code = 130
     except click.ClickException as error:
         error.show()
+        _document(error.format_message(), None, error.exit_code)
         code = error.exit_code
     except QexportError as error:
         _show(error)
@@ -103,6 +105,10 @@ def _show(error: QexportError) -> None:
     click.echo(error.message, err=True)
     if error.hint:
         click.echo(error.hint, err=True)
+    _document(error.message, error.hint, int(error.exit_code))
+
+
+def _document(message: str, hint: str | None, code: int) -> None:
+    """The one document of a command that was asked for JSON and has printed none."""
     if "--json" in sys.argv and not Output.printed:
-        document = {"error": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
-        click.echo(json.dumps(document))
+        click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}))

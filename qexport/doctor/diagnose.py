@@ -78,6 +78,17 @@ def diagnose(
         InputError: there is no usable config, or no family that is known.
         UsageProblem: ``mtp`` and ``mtp_from`` do not go together, or not with this family.
     """
+    try:
+        return _diagnose(checkpoint, mtp, mtp_from)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        # Config and tokenizer files come from anywhere; a value of another kind than any reader expects.
+        raise InputError(
+            f"{checkpoint.label}: config.json or a tokenizer file has a value that cannot be used: {error!r}",
+            hint="Compare them with the base model's.",
+        ) from error
+
+
+def _diagnose(checkpoint: Checkpoint, mtp: MtpMode, mtp_from: Checkpoint | None) -> Diagnosis:
     subject = examine(checkpoint, base=mtp_from)
     base = examine(mtp_from) if mtp_from is not None and subject.family.mtp and mtp != "drop" else None
     draft = Draft(subject)

@@ -25,6 +25,14 @@ __all__ = ["FILE_QUIRKS"]
 _TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
 _JINJA, _JSON = "chat_template.jinja", "chat_template.json"
 # What Qwen3.5's split rule has and Qwen2's has not: letters with their combining marks.
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN35_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # A small vocabulary has no tokens of several digits anyway, and shows nothing.
 _TELLING_VOCABULARY = 8192
 _MARKS = r"[\p{L}\p{M}]+"
@@ -106,6 +114,52 @@ def _restore_digits(draft: Draft) -> None:
     }
     # Made up in the same conversion; it would take spaces out of decoded text.
     draft.edit_json(_TOKENIZER)["clean_up_tokenization_spaces"] = False
+
+
+def _marks_lost(subject: Subject) -> str | None:
+    if not subject.family.name.startswith("qwen3_5"):
+        return None
+    document = subject.json_file("tokenizer.json") or {}
+    model = document.get("model")
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(vocab, Mapping) or len(vocab) < _TELLING_VOCABULARY:
+        return None  # a tokenizer of somebody's own may cut as it likes
+    if _QWEN2_SPLIT not in [rule.get("pattern", {}).get("Regex") for rule in _splits(document)]:
+        return None
+    return "tokenizer.json cuts words as Qwen2 does; Qwen3.5 keeps combining marks with their letters"
+
+
+def _restore_marks(draft: Draft) -> None:
+    for rule in _splits(draft.edit_json("tokenizer.json")):
+        if rule.get("pattern", {}).get("Regex") == _QWEN2_SPLIT:
+            rule["pattern"]["Regex"] = _QWEN35_SPLIT
+
+
+def _splits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    cut = document.get("pre_tokenizer") or {}
+    steps = [cut, *(cut.get("pretokenizers") or [])]
+    return [step for step in steps if step.get("type") == "Split" and isinstance(step.get("pattern"), dict)]
+
+
+def _unlisted_tokens(subject: Subject) -> list[Mapping[str, Any]]:
+    """Added tokens of tokenizer.json that readers of tokenizer.model never hear of."""
+    if "tokenizer.model" not in subject.checkpoint.files or "added_tokens_decoder" in _settings(subject):
+        return []
+    document = subject.json_file("tokenizer.json") or {}
+    return [row for row in document.get("added_tokens") or [] if isinstance(row, Mapping)]
+
+
+def _added_unlisted(subject: Subject) -> str | None:
+    if not (rows := _unlisted_tokens(subject)):
+        return None
+    return f"{len(rows)} added tokens are in tokenizer.json alone, beside a tokenizer.model"
+
+
+def _list_added(draft: Draft) -> None:
+    rows = _unlisted_tokens(draft.subject)
+    draft.edit_json(_TOKENIZER)["added_tokens_decoder"] = {
+        str(row["id"]): {key: value for key, value in row.items() if key != "id"} for row in rows
+    }
 
 
 def _byte_fallback(subject: Subject) -> str | None:
@@ -317,6 +371,31 @@ FILE_QUIRKS = (
         repair="The files are carried as they are; GGUF takes the rule from tokenizer.json.",
         breaks=(
             ("transformers 5", "splits words with combining marks (Hindi, Thai, ...) as Qwen2 did, silently"),
+        ),
+    ),
+    Quirk(
+        id="tokenizer.marks_lost",
+        title="Qwen3.5's split rule replaced by Qwen2's",
+        severity="repaired",
+        see=_marks_lost,
+        fix=_restore_marks,
+        repair="Qwen3.5's rule is written again.",
+        breaks=(
+            ("all readers", "words with combining marks (Hindi, Thai, ...) become tokens never trained"),
+        ),
+    ),
+    Quirk(
+        id="tokenizer.added_unlisted",
+        title="added tokens that tokenizer_config.json does not list",
+        severity="repaired",
+        see=_added_unlisted,
+        fix=_list_added,
+        repair="added_tokens_decoder is written from tokenizer.json.",
+        breaks=(
+            (
+                "llama.cpp's converter",
+                "turn markers become ordinary text: <start_of_turn> is cut into letters",
+            ),
         ),
     ),
     Quirk(

@@ -18,9 +18,15 @@ __all__ = ["check_collisions", "check_space", "free_bytes", "make_folder"]
 
 def free_bytes(folder: Path) -> int:
     """Free bytes where ``folder`` is or would be."""
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    try:
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{folder.name or folder} cannot be looked into: {error.strerror or error}",
+            hint="Choose another --out.",
+        ) from error
 
 
 def make_folder(folder: Path) -> None:

@@ -249,6 +249,10 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+# Far above any model; numbers beyond come from damaged files, and would be counted to one by one.
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a config's ``model_type`` or architecture names.
 
@@ -260,7 +264,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     for family in FAMILIES.values():
         if any(word in family.model_types for word in words if word):
             return family
-    architectures = config.get("architectures") or []
+    architectures = config.get("architectures")
+    architectures = architectures if isinstance(architectures, list) else []
     for family in FAMILIES.values():
         if family.causal_arch in architectures or family.wrapper_arch in architectures:
             return family
@@ -278,6 +283,8 @@ def layer_kinds(family: Family, text: Mapping[str, Any]) -> tuple[str, ...]:
         InputError: ``num_hidden_layers`` is missing or ``layer_types`` has another length.
     """
     count = _number(text, "num_hidden_layers")
+    if count > _MOST_LAYERS:
+        raise InputError(f"config.json: num_hidden_layers is {count}, which no model has")
     if "linear" in family.layers:
         types = text.get("layer_types")
         if types is None:
@@ -330,6 +337,8 @@ def dimensions(family: Family, text: Mapping[str, Any]) -> dict[str, int]:
     if family.is_moe:
         experts = "num_experts" if "num_experts" in text else "num_local_experts"
         dims["experts"] = _number(text, experts)
+        if dims["experts"] > _MOST_EXPERTS:
+            raise InputError(f"config.json: {experts} is {dims['experts']}, which no model has")
         dims["expert_inter"] = _number(text, "moe_intermediate_size")
         if text.get("shared_expert_intermediate_size"):
             dims["shared_inter"] = _number(text, "shared_expert_intermediate_size")

@@ -31,6 +31,21 @@ __all__ = ["HttpSession", "parse_generation"]
 _LOWEST_FLOAT = -3.0e38
 _OK = 200
 _SEED = 1
+# Everything that a file's metadata (general.sampling.*) or a server's defaults could change about the choice.
+# The sampler chain alone would do in llama.cpp of today; builds of many months are asked.
+_GREEDY: Mapping[str, Any] = {
+    "temperature": 0,
+    "top_k": 1,
+    "seed": _SEED,
+    "samplers": ["top_k"],
+    "min_p": 0,
+    "repeat_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "dry_multiplier": 0,
+    "xtc_probability": 0,
+    "mirostat": 0,
+}
 
 
 class HttpSession(Session):
@@ -80,10 +95,8 @@ class HttpSession(Session):
             "n_predict": n_predict,
             "n_probs": n_probs,
             "return_tokens": True,
-            "temperature": 0,
-            "top_k": 1,
-            "seed": _SEED,
             "cache_prompt": False,
+            **_GREEDY,
         }
         return self._call("POST", "/completion", body, lambda answer: parse_generation(prompt_ids, answer))
 

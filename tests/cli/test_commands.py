@@ -6,7 +6,9 @@ import sys
 
 import gguf
 import pytest
+import torch
 from quirks_planted import BAD, BASE, PLANTS
+from safetensors.torch import load_file, save_file
 
 from qexport.cli.main import COMMANDS
 
@@ -169,3 +171,53 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(zoo, tmp_path):
     assert "Stopped" in result.stderr
     assert "Traceback" not in result.stderr
     assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_wrong_usage_with_json_is_one_document_too(zoo):
+    result = run("gguf", zoo("qwen3"), "--json")
+    assert result.returncode == 2
+    assert json.loads(result.stdout)["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 2**31),
+        ("max_position_embeddings", "many"),
+        ("rms_norm_eps", 1e400),
+        ("rope_parameters", [1]),
+        ("head_dim", "64"),
+        ("eos_token_id", {"a": 1}),
+    ],
+)
+def test_absurd_values_in_config_are_refused_quickly(zoo_copy, tmp_path, key, value):
+    source = zoo_copy("qwen3")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, key: value}))
+    words = ("gguf", str(source), "-q", "Q8_0", "-o", str(tmp_path / "out"), "--no-verify")
+    command = [sys.executable, "-m", "qexport", *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert "Traceback" not in result.stderr
+    assert result.returncode in (0, 3), result.stderr  # some readers can do without the key
+
+
+def test_a_moe_with_dense_layers_is_not_written_as_gguf(zoo_copy, tmp_path):
+    """llama.cpp has no tensors for them: nothing could load the file."""
+    source = zoo_copy("qwen3_moe")
+    tensors = {}
+    for path in source.glob("*.safetensors"):
+        tensors |= load_file(path)
+    dense = {name: t for name, t in tensors.items() if not name.startswith("model.layers.1.mlp.")}
+    hidden = tensors["model.norm.weight"].shape[0]
+    for name, shape in (("gate", (512, hidden)), ("up", (512, hidden)), ("down", (hidden, 512))):
+        dense[f"model.layers.1.mlp.{name}_proj.weight"] = torch.zeros(shape, dtype=torch.bfloat16)
+    for path in source.glob("*.safetensors*"):
+        path.unlink()
+    save_file(dense, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(
+        json.dumps({**config, "mlp_only_layers": [1], "intermediate_size": 512})
+    )
+    result = run("gguf", source, "-q", "Q8_0", "-o", tmp_path / "out", "--no-verify")
+    assert result.returncode == 3
+    assert "layers without experts" in result.stderr

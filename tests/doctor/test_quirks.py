@@ -10,6 +10,7 @@ from quirks_planted import BASE, PLANTS, change_config, change_json, change_tens
 from zoo import ZOO
 
 from qexport.doctor import QUIRKS, diagnose
+from qexport.doctor.draft import Draft
 from qexport.errors import InputError, QexportError
 from qexport.formats.merged import plan_merged
 
@@ -17,6 +18,7 @@ REPAIRED = {
     "vision_undeclared": "vision.undeclared",
     "quantization_left": "config.quantization",
     "eos_begins_a_turn": "eos.begins",
+    "added_tokens_unlisted": "tokenizer.added_unlisted",
     "byte_fallback_claimed": "tokenizer.byte_fallback",
     "text_type_in_wrapper": "config.model_type",
     "wrapper_type_flat": "config.model_type",
@@ -210,7 +212,7 @@ def test_untouched_files_are_the_same_bytes(zoo_copy, tmp_path):
     _, out = repair(folder, tmp_path / "out")
     assert (out / "generation_config.json").read_bytes() == odd
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    assert not (out / "README.md").exists()
+    assert (out / "README.md").read_bytes() == (folder / "README.md").read_bytes()  # licence and lineage
 
 
 def test_special_tokens_as_a_list(zoo_copy, tmp_path):
@@ -333,3 +335,26 @@ def test_plan_is_made_without_data(zoo, tmp_path):
     plan = plan_merged(diagnose(HeadersOnly(source)).repaired)
     out = write(plan_merged(diagnose(source).repaired), tmp_path / "out")
     assert {f.name: f.size for f in plan.files} == {p.name: p.stat().st_size for p in out.iterdir()}
+
+
+def test_qwen35s_split_rule_is_restored_in_a_real_vocabulary(zoo_copy, tmp_path):
+    """AutoTokenizer under transformers 5 writes Qwen2's rule; a tiny tokenizer may cut as it likes."""
+    folder = zoo_copy("qwen3_5")
+    marks, plain = r"[\p{L}\p{M}]+", r"\p{L}+"
+
+    def lose(document, filler):
+        text = json.dumps(document["pre_tokenizer"])
+        text = text.replace(json.dumps(marks)[1:-1], json.dumps(plain)[1:-1])
+        text = text.replace(json.dumps(r"[^\s\p{L}\p{M}\p{N}]")[1:-1], json.dumps(r"[^\s\p{L}\p{N}]")[1:-1])
+        vocab = document["model"]["vocab"] | {f"filler{i}": 10_000 + i for i in range(filler)}
+        return {**document, "pre_tokenizer": json.loads(text), "model": {**document["model"], "vocab": vocab}}
+
+    before = json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"]
+    change_json(folder, "tokenizer.json", lambda document: lose(document, 0))
+    assert "tokenizer.marks_lost" not in ids(diagnose(opened(folder)))
+    change_json(folder, "tokenizer.json", lambda document: lose(document, 9000))
+    diagnosis = diagnose(opened(folder))
+    assert "tokenizer.marks_lost" in ids(diagnosis, "repaired", "note", "error")
+    draft = Draft(diagnosis.subject)
+    next(quirk for quirk in QUIRKS if quirk.id == "tokenizer.marks_lost").fix(draft)
+    assert json.loads(draft.files()["tokenizer.json"])["pre_tokenizer"] == before

@@ -114,6 +114,11 @@ def arch_of(view: ModelView) -> Arch:
     arch = ARCHES.get(view.family)
     if arch is None:
         raise InputError(f"GGUF export does not know the {view.family} family; it knows {', '.join(ARCHES)}")
+    if FAMILIES[view.family].is_moe and any(tensor.role is Role.FFN_GATE for tensor in view):
+        raise InputError(
+            f"{view.label} has layers without experts among those with them (mlp_only_layers, "
+            "decoder_sparse_step): llama.cpp cannot load such a file",
+        )
     return arch
 
 

@@ -5,9 +5,11 @@ The order is the converter's: general, hyper-parameters, tokenizer.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from qexport.errors import InputError
 from qexport.families.view import ModelView
 from qexport.formats.gguf.arch import arch_of
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts, general_metadata
@@ -54,7 +56,19 @@ def build_metadata(
     Raises:
         InputError: the tokenizer or config cannot be written as GGUF.
     """
-    options = options or MetadataOptions()
+    try:
+        return _build(view, file_type, counts, options or MetadataOptions())
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, struct.error) as error:
+        # Values come from files that anything may have written; each has dozens of places to be wrong in.
+        raise InputError(
+            f"{view.label}: config.json or a tokenizer file has a value that cannot be used: {error!r}",
+            hint="Compare them with the base model's; `qexport inspect` says what it sees.",
+        ) from error
+
+
+def _build(
+    view: ModelView, file_type: int, counts: ParameterCounts, options: MetadataOptions
+) -> tuple[dict[str, KV], list[str]]:
     notes: list[str] = []
     result = general_metadata(view, arch_of(view).name, counts, options.general, notes)
     result.update(hyper_parameters(view, file_type, notes))

@@ -30,7 +30,13 @@ from qexport.formats.gguf.metadata import (
     build_metadata,
 )
 from qexport.formats.gguf.mixture import choose_types, protect_mtp, requires_importance, walk_order
-from qexport.formats.gguf.mixture_terms import Choice, MixtureModel, Overrides, TensorShape
+from qexport.formats.gguf.mixture_terms import (
+    Choice,
+    MixtureModel,
+    Overrides,
+    TensorShape,
+    compile_pattern,
+)
 from qexport.formats.gguf.rope import llama3_rope_factors
 from qexport.formats.gguf.tokenizer import token_embedding_rows
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
@@ -81,7 +87,10 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
 
 def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
     outputs: list[_Output] = []
-    factors = llama3_rope_factors(resolved_config(view))
+    try:
+        factors = llama3_rope_factors(resolved_config(view))
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, KeyError) as error:
+        raise InputError(f"{view.label}: rope_parameters in config.json cannot be used: {error}") from error
     if factors is not None:
         made = MemoryCheckpoint("rope factors", {"rope_freqs.weight": factors}).logical("rope_freqs.weight")
         outputs.append(_Output(made.name, made.shape, None, made, Arrangement()))
@@ -167,6 +176,9 @@ def _choices(
         file.name, shapes, model, has_imatrix=options.imatrix is not None, overrides=overrides
     )
     chosen = protect_mtp(chosen, shapes, model, options.mtp_type)
+    for pattern, _ in options.tensor_types if file.is_quantized else ():
+        if not any(compile_pattern(pattern).search(shape.name) for shape in shapes):
+            notes.append(f"--tensor-type {pattern!r} matches no tensor")
     fallen = [(name, choice) for name, choice in chosen.items() if choice.fallback_from]
     for wanted, got in sorted({(c.fallback_from or "", c.type) for _, c in fallen}):
         names = [name for name, c in fallen if (c.fallback_from, c.type) == (wanted, got)]

@@ -71,7 +71,12 @@ def load_tokenizer(
     """``tokenizer.json`` with the added tokens of ``tokenizer_config.json``, as transformers does it."""
     from tokenizers import AddedToken, Tokenizer
 
-    backend = Tokenizer.from_str(json.dumps(tokenizer))
+    try:
+        backend = Tokenizer.from_str(json.dumps(tokenizer))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(
+            f"tokenizer.json cannot be used: {error}", hint="Copy it again from the base model."
+        ) from error
     # Padding and truncation are about batches.
     backend.no_padding()
     backend.no_truncation()

@@ -37,7 +37,13 @@ def sentencepiece_vocabulary(
         raise EnvironmentProblem(
             "tokenizer.model needs the sentencepiece package", hint="pip install 'qexport[reference]'"
         ) from None
-    pieces = SentencePieceProcessor(model_proto=model)
+    try:
+        pieces = SentencePieceProcessor(model_proto=model)
+        _ = [pieces.IdToPiece(i) for i in range(pieces.vocab_size())]
+    except (RuntimeError, UnicodeDecodeError, IndexError) as error:
+        raise InputError(
+            f"tokenizer.model cannot be used: {error}", hint="Copy it again from the base model."
+        ) from error
     size = vocab_size or pieces.vocab_size()
     tokens = [f"[PAD{i}]" for i in range(size)]
     scores = [_HOLE_SCORE] * size
