@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qexport.verify.redact import redact
 from qexport.verify.runtime import Failure, Generation, RuntimeFailure, Session, Step
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _LOWEST_FLOAT = -3.0e38
 _OK = 200
 _SEED = 1
 # Everything that a file's metadata (general.sampling.*) or a server's defaults could change about the choice.
-# The sampler chain alone would do in llama.cpp of today; builds of many months are asked.
+# The sampler chain and mirostat would do for llama.cpp of today; builds of many months are asked.
 _GREEDY: Mapping[str, Any] = {
     "temperature": 0,
     "top_k": 1,
@@ -183,7 +184,7 @@ def _align(tokens: Sequence[int], probabilities: Iterable[Any]) -> tuple[Step, .
 def _reason(status: int, raw: bytes) -> str:
     """llama.cpp's own words for an HTTP error where it sends them."""
     try:
-        return f"{_mapping(_mapping(json.loads(raw))['error'])['message']} (HTTP {status})"
+        return redact(f"{_mapping(_mapping(json.loads(raw))['error'])['message']} (HTTP {status})")
     except (KeyError, TypeError, ValueError):
         return f"HTTP {status}"
 

@@ -62,6 +62,7 @@ class GgufInfo:
     tensors: Mapping[str, str]
     parameters: int
     nextn_layers: int
+    context_length: int
     chat_template: bool
     metadata: Mapping[str, Scalar] = field(repr=False)
 
@@ -87,7 +88,7 @@ class GgufInfo:
 def shard_paths(path: Path) -> list[Path]:
     """Every file of the GGUF that ``path`` is a shard of, in order; ``[path]`` when it is whole."""
     match = _SHARD.match(path.name)
-    if match is None:
+    if match is None or not _counts(match):
         return [path]
     count = int(match["count"])
     return [path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
@@ -99,6 +100,9 @@ def read_gguf(path: Path) -> GgufInfo:
     Raises:
         InputError: a file is missing, is not a GGUF, or is shorter than its tensors.
     """
+    match = _SHARD.match(path.name)
+    if match is not None and not _counts(match):
+        raise InputError(f"{path.name}: there is no shard {match['index']} of {match['count']}")
     paths = shard_paths(path)
     metadata: dict[str, Scalar] = {}
     tensors: dict[str, str] = {}
@@ -115,7 +119,9 @@ def read_gguf(path: Path) -> GgufInfo:
         metadata = {**header.metadata, **metadata}
         tensors.update(header.tensors)
         parameters += header.parameters
-    declared = metadata.get("split.tensors.count", len(tensors))
+    for key in ("split.no", "split.count"):
+        _whole(metadata, key, 0, path.name)
+    declared = _whole(metadata, "split.tensors.count", len(tensors), path.name)
     if declared != len(tensors):
         raise InputError(
             f"{path.name}: the shards hold {len(tensors)} tensors, their headers promise {declared}"
@@ -129,7 +135,8 @@ def read_gguf(path: Path) -> GgufInfo:
         file_type=_file_type(metadata.get("general.file_type"), tensors),
         tensors=tensors,
         parameters=parameters,
-        nextn_layers=int(metadata.get(f"{architecture}.nextn_predict_layers", 0)),
+        nextn_layers=_whole(metadata, f"{architecture}.nextn_predict_layers", 0, path.name),
+        context_length=_whole(metadata, f"{architecture}.context_length", 0, path.name),
         chat_template=bool(metadata.get("tokenizer.chat_template")),
         metadata=metadata,
     )
@@ -162,7 +169,7 @@ class _Header:
         end = 0
         for _ in range(n_tensors):
             end = max(end, self._tensor())
-        alignment = int(self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)) or _DEFAULT_ALIGNMENT
+        alignment = _whole(self.metadata, "general.alignment", 0, self._name) or _DEFAULT_ALIGNMENT
         start = -(-self._file.tell() // alignment) * alignment
         if n_tensors and start + end > self._size:
             missing = start + end - self._size
@@ -237,6 +244,21 @@ class _Header:
 
     def _broken(self, reason: str) -> InputError:
         return InputError(f"{self._name}: {reason}", hint="Export or download the file again.")
+
+
+def _counts(match: re.Match[str]) -> bool:
+    """Whether a shard's name makes sense: 1 of 0 does not."""
+    return 1 <= int(match["index"]) <= int(match["count"])
+
+
+def _whole(metadata: Mapping[str, Scalar], key: str, default: int, name: str) -> int:
+    """A count from the metadata; InputError for what is none."""
+    value = metadata.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(
+            f"{name}: {key} is {str(value)[:40]!r}, not a count", hint="Export or download the file again."
+        )
+    return value
 
 
 def _file_type(number: Scalar | None, tensors: Mapping[str, str]) -> str:

@@ -1,9 +1,9 @@
 """The child process that holds llama.cpp: ``python -m qexport.verify.llama_child``.
 
 One JSON line in (model, context, threads, draft_max), JSON lines out: ``ready`` with the loopback address
-that xllamacpp's server listens on, or ``refused`` / ``missing`` with a reason. It then serves until its input
-ends, so it goes when its parent goes, even by kill -9. llama.cpp writes to both standard streams; ours is
-moved away first so that no log line can be taken for an answer.
+that xllamacpp's server listens on, or ``refused`` / ``missing`` with a reason. It loads and serves until its
+input ends, so it goes when its parent goes, even by kill -9. llama.cpp writes to both standard streams; ours
+is moved away first so that no log line can be taken for an answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -27,6 +28,7 @@ def main() -> None:
         answers.write(json.dumps({"event": event, **fields}) + "\n")
         answers.flush()
 
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         import xllamacpp
     except ImportError as error:
@@ -40,8 +42,18 @@ def main() -> None:
         return
     load_s = time.monotonic() - started  # without the import, which the file is not to blame for
     tell("ready", address=server.listening_address, version=str(xllamacpp.__version__), load_s=load_s)
-    sys.stdin.read()
-    # The answers are out and the parent is done: no need to wait for llama.cpp to put its memory back.
+    threading.Event().wait()
+
+
+def _leave_with_parent() -> None:
+    """End the process, in whatever it is, when standard input ends: the parent is done, or gone.
+
+    Read from the descriptor: a lock on ``sys.stdin`` would be in the way of an orderly end.
+    xllamacpp loads without letting other threads run: until that is done only the tether (Linux) ends us.
+    """
+    while os.read(0, 4096):
+        pass
+    # Whether loading or serving: no need to wait for llama.cpp to put its memory back.
     os._exit(0)
 
 

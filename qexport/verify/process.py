@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qexport.errors import EnvironmentProblem
+from qexport.verify.redact import redact
 from qexport.verify.runtime import Failure, RuntimeFailure
 
 __all__ = ["ServerProcess"]
@@ -40,7 +41,7 @@ class ServerProcess:
         time_limit: seconds it may live.
         first_line: written to its standard input, which then stays open until :meth:`kill`: a child that
             reads to the end of its input leaves when we die, however we die.
-        secrets: strings (host paths) replaced in quoted log lines.
+        secrets: strings replaced in quoted log lines before what looks like a host path is.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ServerProcess:
         self.started = time.monotonic()
         self.time_limit = time_limit
         self._secrets = dict(secrets or {})
+        self._killed = False
         self._folder = tempfile.TemporaryDirectory(prefix="qexport-verify-", ignore_cleanup_errors=True)
         self._answers = Path(self._folder.name) / "answers"
         self._log = Path(self._folder.name) / "log"
@@ -138,12 +140,16 @@ class ServerProcess:
             plain = _PREFIX.sub("", line).strip()
             for secret, public in self._secrets.items():
                 plain = plain.replace(secret, public)
+            plain = redact(plain)
             if plain and plain not in kept:
                 kept.append(plain)
         return tuple(kept[-_LOG_LINES:])
 
     def kill(self) -> None:
         """End the child and whatever it started. Safe to call twice."""
+        if self._killed:
+            return  # reaped: by now its number may be somebody else's
+        self._killed = True
         if self._child.poll() is None or hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if hasattr(os, "killpg"):

@@ -26,6 +26,7 @@ from qexport.verify.judge import (
 )
 from qexport.verify.memory import fit
 from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, source_probes
+from qexport.verify.redact import redact
 from qexport.verify.reference import Reference, Scored, reference_from_view
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.runtime import Failure, Generation, Runtime, RuntimeFailure, Session, Settings
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["VerifyOptions", "verify_gguf"]
 
 Progress = Callable[[str], None]
+
+_TEMPLATE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class VerifyOptions:
         mtp_tie: nats between two tokens below which MTP may choose the other.
         limits: instead of the table's limits for the file's type.
         reference: compare with the bf16 source, where a view is given and fits into memory.
-        context: tokens of context.
+        context: tokens of context, at least; more where the prompts may need it and the model has it.
         threads: threads of the runtime; 0 lets it choose.
         time_limit: seconds for each of the two runs.
         llama_server: the user's own llama-server instead of xllamacpp.
@@ -94,7 +97,7 @@ def verify_gguf(
 
     Raises:
         InputError: there is no such file.
-        UsageProblem: a prompt does not fit into the context.
+        UsageProblem: a prompt fits neither into the context asked for nor into the model's own.
         EnvironmentProblem: the runtime is not installed or cannot be started.
     """
     options = options or VerifyOptions()
@@ -143,7 +146,7 @@ class _Run:
         try:
             self.info = read_gguf(self.path)
         except InputError as error:
-            self.add(Finding(Check.FILE, Status.FAIL, error.message))
+            self.add(Finding(Check.FILE, Status.FAIL, redact(error.message)))
             return
         info = self.info
         if info.nextn_layers and not info.head_tensors:
@@ -251,7 +254,18 @@ class _Run:
 
     def _settings(self, draft_max: int) -> Settings:
         options = self.options
-        return Settings(draft_max, options.context, options.threads, options.time_limit)
+        return Settings(draft_max, self._context(), options.threads, options.time_limit)
+
+    def _context(self) -> int:
+        """Tokens of context: as asked for, more where the prompts may need it and the model has it."""
+        asked = self.options.context
+        limit = self.info.context_length if self.info is not None else 0
+        # A token is a byte at least; what the chat template adds is not known before the file is loaded.
+        longest = max(
+            len(prompt.encode()) for prompt in self.options.prompts or (*CHAT_PROMPTS, *RAW_PROMPTS)
+        )
+        wanted = -(-(longest + _TEMPLATE_TOKENS + self.options.n_predict) // 256) * 256
+        return max(asked, min(wanted, limit))
 
     def _generate(self, session: Session, ids: Sequence[int], *, n_probs: int) -> Generation:
         return session.generate(ids, n_predict=self.options.n_predict, n_probs=n_probs)
@@ -262,7 +276,7 @@ class _Run:
         try:
             probes = source_probes(self.view.files)
         except InputError as error:
-            return skipped(Check.TOKENS, error.message)
+            return skipped(Check.TOKENS, redact(error.message))
         if not probes:
             return skipped(Check.TOKENS, "the source has no tokenizer.json")
         cut = [(text, ids, session.tokenize(text, add_special=False)) for text, ids in probes]
@@ -275,11 +289,12 @@ class _Run:
             texts = list(self.options.prompts or RAW_PROMPTS)
         prompts = [session.tokenize(text, add_special=True) for text in texts]
         longest = max(len(ids) for ids in prompts)
-        if longest + self.options.n_predict > self.options.context:
+        context = self._context()
+        if longest + self.options.n_predict > context:
             raise UsageProblem(
                 f"a prompt of {longest} tokens and {self.options.n_predict} to generate do not fit "
-                f"into a context of {self.options.context}",
-                hint="Use a shorter prompt.",
+                f"into a context of {context}",
+                hint="Use a shorter prompt, or generate fewer tokens.",
             )
         if not all(prompts):
             raise RuntimeFailure(Failure.NONSENSE, "a prompt became no tokens at all")
@@ -295,7 +310,7 @@ class _Run:
                     raise
                 self.add(_failed(Check.TEMPLATE, failure))
                 return None
-            if prompt not in text:
+            if prompt.strip() not in text:  # many templates trim it
                 self.add(Finding(Check.TEMPLATE, Status.FAIL, "the chat template loses the user's message"))
                 return None
             texts.append(text)
@@ -318,7 +333,7 @@ class _Run:
             try:
                 reference = reference_from_view(self.view, dtype=size.dtype)
             except (EnvironmentProblem, InputError) as error:
-                return skipped(Check.AGREEMENT, error.message)
+                return skipped(Check.AGREEMENT, redact(error.message))
         self.progress(f"{self.path.name}: comparing with {reference.label}")
         rows = self.view.text.get("vocab_size") if self.view is not None else None
         highest = max(max((*answer.prompt_ids, *answer.tokens)) for answer in self.answers)

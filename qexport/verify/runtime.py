@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from qexport.errors import VerificationError
+from qexport.verify.redact import redact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,12 +32,12 @@ class Failure(StrEnum):
 
 
 class RuntimeFailure(VerificationError):
-    """The runtime could not do what was asked; ``log`` is the last of what it said."""
+    """The runtime could not do what was asked; ``log`` is the last it said. Neither has host paths."""
 
     def __init__(self, kind: Failure, message: str, *, log: Sequence[str] = ()) -> None:
-        super().__init__(message)
+        super().__init__(redact(message))
         self.kind = kind
-        self.log = tuple(log)
+        self.log = tuple(redact(line) for line in log)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ import qexport
 from qexport.errors import EnvironmentProblem
 from qexport.verify.client import HttpSession
 from qexport.verify.process import ServerProcess
+from qexport.verify.redact import redact
 from qexport.verify.runtime import Failure, Runtime, RuntimeFailure, Session, Settings
+from qexport.verify.tether import NOT_STARTED, tethered
 
 __all__ = ["LlamaServer", "Xllamacpp"]
 
@@ -46,7 +48,7 @@ class Xllamacpp(Runtime):
             "draft_max": settings.draft_max,
         }
         process = ServerProcess(
-            self._command,
+            tethered(self._command),
             what="llama.cpp (xllamacpp)",
             time_limit=settings.time_limit,
             first_line=json.dumps(request),
@@ -57,7 +59,7 @@ class Xllamacpp(Runtime):
             ready = process.wait_until(lambda: _first_answer(process.answers()))
             if ready.get("event") == "missing":
                 raise EnvironmentProblem(
-                    f"xllamacpp cannot be imported: {ready.get('reason')}",
+                    f"xllamacpp cannot be imported: {redact(str(ready.get('reason')))}",
                     hint="pip install 'qexport[llama]', or name your own binary with --llama-server PATH",
                 )
             if ready.get("event") == "refused":
@@ -86,13 +88,18 @@ class LlamaServer(Runtime):
     name = "llama-server"
 
     def __init__(self, binary: Path) -> None:
-        self._binary = binary
+        # Absolute: a bare name would be looked up in PATH. Not resolved: links may choose a program by name.
+        self._binary = binary.expanduser().absolute()
 
     def open(self, model: Path, settings: Settings) -> Session:
         """Start the server on ``model`` and wait until it is healthy."""
+        if not self._binary.is_file():
+            raise EnvironmentProblem(
+                "llama-server cannot be started: no such file", hint="Give the path of the binary."
+            )
         port = _free_port()
         process = ServerProcess(
-            [str(self._binary), *_server_options(model, settings, port)],
+            tethered([str(self._binary), *_server_options(model, settings, port)]),
             what="llama-server",
             time_limit=settings.time_limit,
             env=_child_env(),
@@ -100,7 +107,15 @@ class LlamaServer(Runtime):
         )
         try:
             session = HttpSession(process, _LOOPBACK, port)
-            session.ready()
+            try:
+                session.ready()
+            except RuntimeFailure as failure:
+                # The environment's problem, not the file's: nothing of llama.cpp ever ran.
+                said = process.answers() if failure.kind is Failure.DIED else ""
+                if said.startswith(NOT_STARTED):
+                    reason = said.removeprefix(NOT_STARTED).strip()
+                    raise EnvironmentProblem(f"llama-server cannot be started: {reason}") from failure
+                raise
         except BaseException:
             process.kill()
             raise
@@ -139,8 +154,12 @@ def _child_env() -> dict[str, str]:
 
 
 def _hide(*paths: Path) -> dict[str, str]:
-    """Host paths to cut out of quoted log lines: receipts carry none."""
-    return {f"{folder}{os.sep}": "" for path in paths for folder in {path.resolve().parent, path.parent}}
+    """The folders we name to the runtime, to cut out of quoted log lines: they may have spaces in them."""
+    return {
+        f"{folder}{os.sep}": ""
+        for path in paths
+        for folder in {path.resolve().parent, path.absolute().parent}
+    }
 
 
 def _first_answer(lines: str) -> dict[str, Any] | None:

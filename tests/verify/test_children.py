@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 from verify_fakes import write_llama
 
 from qexport.errors import EnvironmentProblem
-from qexport.verify.client import parse_generation
+from qexport.verify.client import HttpSession, parse_generation
+from qexport.verify.process import ServerProcess
 from qexport.verify.runtime import Failure, RuntimeFailure, Settings
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 
@@ -161,3 +165,92 @@ def test_an_answer_is_matched_token_by_token():
 def test_an_answer_without_a_promised_field_is_refused(field):
     with pytest.raises(KeyError):
         parse_generation([1], {key: value for key, value in ANSWER.items() if key != field})
+
+
+def test_greedy_is_asked_for_whatever_the_file_recommends(monkeypatch):
+    asked = {}
+
+    def request(_, method, path, body, *, timeout):
+        asked.update(body)
+        return 200, json.dumps(ANSWER).encode()
+
+    monkeypatch.setattr(HttpSession, "_request", request)
+    process = ServerProcess([sys.executable, "-c", "input()"], what="child", time_limit=20)
+    with HttpSession(process, "127.0.0.1", 1) as session:
+        session.generate([1], n_predict=4, n_probs=2)
+    neutral = {"temperature": 0, "top_k": 1, "min_p": 0, "repeat_penalty": 1, "presence_penalty": 0}
+    neutral |= {"frequency_penalty": 0, "dry_multiplier": 0, "mirostat": 0, "xtc_probability": 0}
+    assert neutral.items() <= asked.items()
+    assert asked["samplers"] == ["top_k"]
+
+
+def test_no_group_is_killed_twice(monkeypatch):
+    process = ServerProcess([sys.executable, "-c", "input()"], what="child", time_limit=20)
+    killed = []
+    kill = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda *given: (killed.append(given), kill(*given)))
+    process.kill()
+    process.kill()
+    assert len(killed) == 1
+
+
+def test_a_server_in_the_folder_is_not_looked_up_in_path(tmp_path, monkeypatch):
+    for folder, code in (("here", 4), ("path", 5)):
+        binary = tmp_path / folder / "llama-server"
+        binary.parent.mkdir()
+        binary.write_text(f"#!/bin/sh\nexit {code}\n")
+        binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path / "here")
+    assert "code 4" in fails(LlamaServer(Path("./llama-server")), tmp_path / "m.gguf").message
+
+
+def test_a_binary_that_is_no_program_is_the_environments_problem(tmp_path):
+    binary = tmp_path / "llama-server"
+    binary.write_bytes(b"\x00nothing")
+    binary.chmod(0o755)
+    with pytest.raises(EnvironmentProblem, match="llama-server cannot be started: Exec format error"):
+        LlamaServer(binary).open(tmp_path / "m.gguf", Settings(time_limit=20))
+
+
+def _orphan(code: str, note: Path) -> int:
+    """Start a parent that opens a session and never gets to close it, kill it, and name what it started."""
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 20
+        while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    pid = int(note.read_text())
+    deadline = time.monotonic() + 5
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return pid
+
+
+def test_the_child_goes_with_its_parent_even_while_loading(tmp_path):
+    note = tmp_path / "pid"
+    fake = tmp_path / "xllamacpp.py"
+    # Like the real one, which loads without letting other threads run.
+    load = "ctypes.PyDLL(None)" if sys.platform.startswith("linux") else "time"
+    fake.write_text(
+        f"import ctypes, os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\n{load}.sleep(60)\n"
+    )
+    code = f"import os\nos.environ['PYTHONPATH'] = {str(tmp_path)!r}\n"
+    code += "from pathlib import Path\nfrom qexport.verify.runtimes import Xllamacpp\n"
+    code += "from qexport.verify.runtime import Settings\nXllamacpp().open(Path('m.gguf'), Settings())\n"
+    assert not _alive(_orphan(code, note))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG")
+def test_the_server_goes_with_its_parent(tmp_path):
+    note = tmp_path / "pid"
+    binary = tmp_path / "llama-server"
+    binary.write_text(f"#!/bin/sh\necho $$ > {note}\nexec sleep 60\n")
+    binary.chmod(0o755)
+    code = "from pathlib import Path\nfrom qexport.verify.runtimes import LlamaServer\n"
+    code += "from qexport.verify.runtime import Settings\n"
+    code += f"LlamaServer(Path({str(binary)!r})).open(Path('m.gguf'), Settings())\n"
+    assert not _alive(_orphan(code, note))

@@ -89,3 +89,27 @@ def test_a_missing_shard_is_named(tmp_path):
     write_llama(tmp_path / "m-00001-of-00002.gguf")
     with pytest.raises(InputError, match="m-00002-of-00002"):
         read_gguf(tmp_path / "m-00001-of-00002.gguf")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "general.alignment",
+        "llama.nextn_predict_layers",
+        "split.no",
+        "split.count",
+        "split.tensors.count",
+    ],
+)
+def test_a_count_that_is_a_string_is_an_input_error(tmp_path, key):
+    path = write_llama(tmp_path / "tiny.gguf", strings=[key])
+    with pytest.raises(InputError, match=f"{key} is 'many', not a count"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize("name", ["x-00001-of-00000.gguf", "x-00000-of-00002.gguf", "x-00003-of-00002.gguf"])
+def test_a_shard_that_cannot_be_is_an_input_error(tmp_path, name):
+    path = write_llama(tmp_path / name)
+    assert shard_paths(path) == [path]
+    with pytest.raises(InputError, match="there is no shard"):
+        read_gguf(path)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from verify_fakes import FakeReference, FakeRuntime, generation, scored, tokenizer_json, write_llama
+from verify_fakes import (
+    FakeReference,
+    FakeRuntime,
+    FakeSession,
+    generation,
+    scored,
+    tokenizer_json,
+    write_llama,
+)
 
 from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
@@ -140,8 +148,41 @@ def test_prompts_of_the_user_are_asked(plain_file):
 
 
 def test_a_prompt_that_does_not_fit_is_bad_usage(plain_file):
-    with pytest.raises(UsageProblem, match="do not fit"):
-        verify_gguf(plain_file, view=None, runtime=FakeRuntime(PLAIN), options=VerifyOptions(context=50))
+    options = VerifyOptions(context=50, n_predict=600)
+    with pytest.raises(UsageProblem, match="into a context of 512"):  # all that the model has
+        verify_gguf(plain_file, view=None, runtime=FakeRuntime(PLAIN), options=options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_predict", "prompt", "given"),
+    [
+        (50, 48, "Why?", 1280),
+        (2048, 48, "Why?", 2048),
+        (2048, 1500, "Why?", 2560),
+        (100, 48, "x" * 9000, 8192),
+    ],
+)
+def test_the_context_grows_with_the_prompts(tmp_path, asked, n_predict, prompt, given):
+    path = write_llama(tmp_path / "tiny-F32.gguf", context_length=8192)
+    runtime = FakeRuntime([generation(), generation(tok_s=9.0)])
+    options = VerifyOptions(prompts=(prompt,), context=asked, n_predict=n_predict)
+    verify_gguf(path, view=None, runtime=runtime, options=options)
+    assert [settings.context for settings in runtime.opened] == [given]
+
+
+def test_a_template_may_trim_the_prompt(mtp_file, monkeypatch):
+    monkeypatch.setattr(FakeSession, "render_chat", lambda _, messages: f"<{messages[0]['content'].strip()}>")
+    runtime = FakeRuntime([generation(), generation(tok_s=9.0)])
+    options = VerifyOptions(prompts=(" Why? \n",), mtp=False)
+    report = verify_gguf(mtp_file, view=None, runtime=runtime, options=options)
+    assert report.finding(Check.TEMPLATE).status is Status.PASS
+
+
+def test_a_senseless_shard_name_is_a_finding(tmp_path):
+    path = write_llama(tmp_path / "x-00001-of-00000.gguf")
+    report = verify_gguf(path, view=None, runtime=FakeRuntime(PLAIN), reference=FakeReference())
+    assert report.verdict == "fail: file"
+    assert "no shard 00001 of 00000" in report.failures[0].summary
 
 
 def test_a_missing_file_is_bad_input(tmp_path):

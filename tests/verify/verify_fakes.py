@@ -104,13 +104,16 @@ def write_llama(
     layers: int = 2,
     seed: int = 0,
     nextn: int = 0,
+    context_length: int = 512,
+    strings: Sequence[str] = (),
     head: bool | None = None,
     nan: bool = False,
     template: str = "",
 ) -> Path:
     """A random llama of a few hundred kB that llama.cpp loads and runs.
 
-    ``nextn`` declares an MTP head, of which one tensor is there unless ``head`` is False.
+    ``nextn`` declares an MTP head, of which one tensor is there unless ``head`` is False;
+    ``strings`` are metadata keys that say "many".
     """
     import gguf
 
@@ -118,7 +121,9 @@ def write_llama(
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(layers)
-    writer.add_context_length(512)
+    writer.add_context_length(context_length)
+    for key in strings:
+        writer.add_string(key, "many")
     writer.add_embedding_length(hidden)
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
