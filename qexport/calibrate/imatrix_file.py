@@ -20,6 +20,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,8 +39,9 @@ class ImportanceMatrix:
     """An importance matrix, ready for encoders.
 
     Attributes:
-        entries: by tensor name, float32 ``(matrices, columns)``; legacy files have one row for all experts.
-        counts: by tensor name, tokens seen by each matrix (legacy: calls).
+        sums: by tensor name, sums of squared inputs, float32 ``(matrices, columns)``; legacy files have one
+            row for all experts, scaled to calls.
+        counts: by tensor name, int64 ``(matrices,)``: tokens seen by each matrix (legacy: calls).
         datasets: what it was collected from, as the file says.
         chunk_count: chunks of text, 0 if the file does not say.
         chunk_size: tokens in a chunk, 0 if the file does not say.
@@ -48,7 +50,7 @@ class ImportanceMatrix:
         sha256: of the file.
     """
 
-    entries: Mapping[str, np.ndarray] = field(repr=False)
+    sums: Mapping[str, np.ndarray] = field(repr=False)
     counts: Mapping[str, np.ndarray] = field(repr=False)
     datasets: tuple[str, ...]
     chunk_count: int
@@ -56,6 +58,22 @@ class ImportanceMatrix:
     form: Literal["gguf", "legacy"]
     label: str
     sha256: str
+
+    @cached_property
+    def entries(self) -> Mapping[str, np.ndarray]:
+        """Mean squared inputs by tensor name, float32 ``(matrices, columns)``; ones where nothing was seen.
+
+        A legacy entry without calls holds means already.
+        """
+        return {name: self._means(name) for name in self.sums}
+
+    def _means(self, name: str) -> np.ndarray:
+        import numpy as np
+
+        sums, counts = self.sums[name], self.counts[name][:, None]
+        means = sums / np.maximum(counts, 1).astype(np.float32)
+        unseen = sums if self.form == "legacy" else np.float32(1)
+        return np.where(counts > 0, means, unseen).astype(np.float32)
 
     def rows_for(self, name: str, matrices: int, columns: int) -> np.ndarray | None:
         """Importance of tensor ``name`` as ``(matrices, columns)``, ``None`` if there is none.
@@ -88,9 +106,9 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
             matrix = read(cursor, hashlib.sha256(data).hexdigest())
     except UnicodeDecodeError:
         raise cursor.bad("a name is not text") from None
-    if not matrix.entries:
+    if not matrix.sums:
         raise cursor.bad("it has no entries")
-    for name, values in matrix.entries.items():
+    for name, values in matrix.sums.items():
         if not (np.isfinite(values).all() and values.min() >= 0):
             raise InputError(
                 f"{path.name}: {name} has values that are negative or not finite",
@@ -139,7 +157,7 @@ class _Cursor:
 def _read_legacy(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
     import numpy as np
 
-    entries: dict[str, np.ndarray] = {}
+    sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
     number_of_entries = cursor.number("i")
     # The smallest entry: a length, one letter, calls, one value and its count.
@@ -149,14 +167,13 @@ def _read_legacy(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
         name, calls, values = cursor.text("i"), cursor.number("i"), cursor.floats(cursor.number("i"))
         if not name or not values.size:
             raise cursor.bad("an entry without a name or values")
-        scaled = values / np.float32(calls) if calls > 0 else values
-        entries[name] = scaled.reshape(1, -1).astype(np.float32)
-        counts[name] = np.array([calls])
+        sums[name] = values.reshape(1, -1).astype(np.float32)
+        counts[name] = np.array([max(0, calls)])
     # The rest came later and is optional: number of chunks, name of the data set.
     chunks = cursor.number("i") if cursor.left >= 4 else 0
     dataset = cursor.text("i") if cursor.left > 4 else ""
     datasets = (dataset.rstrip("\0"),) if dataset else ()
-    return ImportanceMatrix(entries, counts, datasets, chunks, 0, "legacy", cursor.label, sha256)
+    return ImportanceMatrix(sums, counts, datasets, chunks, 0, "legacy", cursor.label, sha256)
 
 
 # Struct codes of GGUF's scalar types: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -184,21 +201,19 @@ def _read_gguf(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
     chunks, size = metadata.get("imatrix.chunk_count"), metadata.get("imatrix.chunk_size")
     if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(size, int)):
         raise cursor.bad("imatrix.datasets, imatrix.chunk_count or imatrix.chunk_size is missing")
-    entries: dict[str, np.ndarray] = {}
+    sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
     for name in names:
-        sums, seen = tensors[f"{name}.in_sum2"], tensors.get(f"{name}.counts")
-        if seen is None or not seen.size or not sums.size or sums.size % seen.size:
-            raise cursor.bad(f"{name} has {sums.size} sums and {0 if seen is None else seen.size} counts")
+        found, seen = tensors[f"{name}.in_sum2"], tensors.get(f"{name}.counts")
+        if seen is None or not seen.size or not found.size or found.size % seen.size:
+            raise cursor.bad(f"{name} has {found.size} sums and {0 if seen is None else seen.size} counts")
         if not ((seen >= 0).all() and (seen < 2**62).all()):
             raise cursor.bad(f"{name} has counts that are negative or not finite")
         whole = np.floor(seen.astype(np.float64) + 0.5).astype(np.int64)  # lround: halves away from zero
-        rows = sums.reshape(len(whole), -1)
-        divisor = np.maximum(whole, 1).astype(np.float32)[:, None]
-        entries[name] = np.where(whole[:, None] > 0, rows / divisor, np.float32(1)).astype(np.float32)
+        sums[name] = found.reshape(len(whole), -1)
         counts[name] = whole
     texts = tuple(str(text) for text in datasets)
-    return ImportanceMatrix(entries, counts, texts, chunks, size, "gguf", cursor.label, sha256)
+    return ImportanceMatrix(sums, counts, texts, chunks, size, "gguf", cursor.label, sha256)
 
 
 def _plausible(cursor: _Cursor, count: int, smallest: int) -> int:

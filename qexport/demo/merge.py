@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from qexport.verify.quiet import quiet_transformers
+from qexport.calibrate.quiet import quiet_transformers
 
 __all__ = ["RANK", "lora_like_merge"]
 

@@ -176,7 +176,7 @@ def test_a_view_that_lacks_a_tensor_is_refused():
 
 
 def test_an_unknown_family_is_said():
-    with pytest.raises(EnvironmentProblem, match="no reference for the family 'mamba'"):
+    with pytest.raises(EnvironmentProblem, match="no modules to run for the family 'mamba'"):
         reference_from_view(ModelView("mamba", "tiny", {}, {}, (), 2, 0))
 
 

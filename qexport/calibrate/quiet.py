@@ -1,4 +1,4 @@
-"""transformers without its hints about faster kernels and its bars: here it judges, in a second or two."""
+"""transformers without its hints about faster kernels and its bars: it is run here, not served."""
 
 from __future__ import annotations
 

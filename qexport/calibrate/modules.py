@@ -1,0 +1,180 @@
+"""transformers' own modules of a family, built empty and filled from the model view.
+
+Whatever has to run the bf16 source (calibration a layer at a time, the reference of verification as a whole)
+runs the code that the model was trained with. The module tree is made on the meta device, where it weighs
+nothing; tensors come out of the view, so repairs are applied and it does not matter how the checkpoint stores
+its experts or names its tensors. An MTP head, which transformers leaves out, is added under the names that
+checkpoints use (``mtp.fc`` and so on) from the family's own norm and decoder layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from qexport.calibrate.quiet import quiet_transformers
+from qexport.errors import EnvironmentProblem, InputError
+from qexport.families.roles import EXPERT_ROLES, Role
+
+if TYPE_CHECKING:
+    import torch
+
+    from qexport.checkpoint.tensors import LogicalTensor
+    from qexport.families.view import ModelTensor, ModelView
+
+__all__ = ["add_mtp", "empty_model", "fill", "import_transformers", "parameter_of"]
+
+# Family -> transformers' model_type of the language model alone.
+_MODEL_TYPES = {
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "gemma3": "gemma3_text",
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+}
+# The family decides the type; weights come from the view; and a dtype here would round Gemma's embedding
+# scale, a buffer, to bf16, which no GGUF runtime does.
+_NOT_OURS = ("model_type", "quantization_config", "dtype", "torch_dtype")
+# Rows are copied in pieces of about this size, so that mapped memory can be let go behind us.
+_CHUNK_VALUES = 16 << 20
+
+
+def import_transformers() -> Any:
+    """transformers, or EnvironmentProblem with the way to get it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "running the model needs transformers, which is not installed",
+            hint="pip install 'qexport[reference]'",
+        ) from error
+    return transformers
+
+
+def empty_model(view: ModelView) -> Any:
+    """The family's causal language model: parameters on the meta device, buffers (rotary tables) computed.
+
+    Raises:
+        EnvironmentProblem: transformers is missing, or too old for this family.
+    """
+    import torch
+
+    transformers = import_transformers()
+    model_type = _MODEL_TYPES.get(view.family)
+    if model_type is None:
+        known = ", ".join(sorted(_MODEL_TYPES))
+        raise EnvironmentProblem(f"no modules to run for the family {view.family!r}; known are {known}")
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise EnvironmentProblem(f"transformers {transformers.__version__} does not know {model_type!r}")
+    text = {key: value for key, value in view.text.items() if key not in _NOT_OURS}
+    text["tie_word_embeddings"] = view.find(Role.OUTPUT) is None
+    with quiet_transformers():
+        config = transformers.CONFIG_MAPPING[model_type].from_dict(text)
+        # One product per expert, each with its own input: what calibration looks at, and the plain path.
+        options = {"experts_implementation": "eager"} if view.find(Role.ROUTER) is not None else {}
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, **options)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    module._buffers[name] = torch.empty_like(buffer, device="cpu")
+            # Parameters are still on meta, where initialising does nothing: this computes the buffers alone.
+            model._init_weights(module)
+    return model.eval()
+
+
+def add_mtp(model: Any, view: ModelView) -> Any:
+    """The MTP head as ``model.mtp``, parameters on the meta device: fc, three norms, one decoder layer.
+
+    What it computes is vLLM's reading of the checkpoints, which llama.cpp shares:
+    https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/models/qwen3_5_mtp.py
+    """
+    import torch
+
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = view.layers + view.mtp_layers
+    config.layer_types = [*config.layer_types, *["full_attention"] * view.mtp_layers]
+    decoder, norm = type(model.model.layers[0]), type(model.model.norm)
+    hidden, epsilon = config.hidden_size, config.rms_norm_eps
+    head = torch.nn.Module()
+    with torch.device("meta"):
+        head.fc = torch.nn.Linear(2 * hidden, hidden, bias=False)
+        head.pre_fc_norm_embedding = norm(hidden, eps=epsilon)
+        head.pre_fc_norm_hidden = norm(hidden, eps=epsilon)
+        head.layers = torch.nn.ModuleList(
+            decoder(config, layer) for layer in range(view.layers, view.layers + view.mtp_layers)
+        )
+        head.norm = norm(hidden, eps=epsilon)
+    model.mtp = head.eval()
+    return model.mtp
+
+
+def parameter_of(tensor: ModelTensor) -> tuple[str, slice | None]:
+    """The parameter that holds ``tensor``, and which of each expert's rows if it holds another one, too.
+
+    transformers stacks gate and up of each expert into one matrix and names neither ``.weight``.
+    """
+    if tensor.role not in EXPERT_ROLES:
+        return tensor.name, None
+    stem = tensor.name.removesuffix(".weight")
+    if tensor.role is Role.EXPERTS_DOWN:
+        return stem, None
+    inner = tensor.shape[1]
+    rows = slice(0, inner) if tensor.role is Role.EXPERTS_GATE else slice(inner, 2 * inner)
+    return stem.rpartition(".")[0] + ".gate_up_proj", rows
+
+
+def fill(
+    tensors: Iterable[ModelTensor],
+    wanted: Mapping[str, torch.Tensor],
+    dtype_of: Callable[[ModelTensor], torch.dtype],
+    device: torch.device | str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Copies of ``tensors`` under the names and shapes of the parameters ``wanted``.
+
+    Raises:
+        InputError: a tensor has no place in the module, or another shape than it.
+    """
+    import torch
+
+    filled: dict[str, torch.Tensor] = {}
+    for tensor in tensors:
+        name, half = parameter_of(tensor)
+        if name not in wanted:
+            raise InputError(f"{tensor.name}: transformers has no such tensor in this model")
+        shape = wanted[name].shape
+        if name not in filled:
+            filled[name] = torch.empty(shape, dtype=dtype_of(tensor), device=device)
+        target = filled[name]
+        if half is not None:
+            if target.shape[1] != 2 * tensor.shape[1] or target[:, half].shape != tensor.shape:
+                raise InputError(f"{tensor.name}: shape {tensor.shape} does not fit into {tuple(shape)}")
+            rows = tensor.shape[1]
+            for expert in range(tensor.shape[0]):
+                _copy_rows(target[expert, half], tensor.data, expert * rows, (expert + 1) * rows)
+            continue
+        if target.numel() != tensor.data.numel:
+            raise InputError(f"{tensor.name}: shape {tensor.shape}, transformers expects {tuple(shape)}")
+        rows, columns = tensor.data.matrix_shape
+        _copy_rows(target.view(rows, columns), tensor.data, 0, rows)
+    return filled
+
+
+def _copy_rows(target: torch.Tensor, data: LogicalTensor, start: int, stop: int) -> None:
+    """Copy rows ``[start, stop)`` of ``data`` into ``target``."""
+    import torch
+
+    stored = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[data.dtype]
+    step = max(1, _CHUNK_VALUES // target.shape[-1])
+    at = 0
+    for piece in data.rows(start, stop):
+        for low in range(piece.start, piece.stop, step):
+            high = min(low + step, piece.stop)
+            rows = piece.checkpoint.read_rows(piece.name, low, high)
+            target[at : at + high - low] = rows.to(stored)
+            piece.checkpoint.release(piece.name, low, high)
+            at += high - low

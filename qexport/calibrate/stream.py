@@ -1,0 +1,384 @@
+"""The layer-streamed forward pass: a model of any size runs in the memory of two layers.
+
+A whole model need not be in memory to see what flows through it. The pass goes layer by layer: one layer's
+weights are copied out of the mapped checkpoint, every batch of the text goes through it, its results replace
+its inputs, the layer is let go. While it computes, the next one is read. Every weight is read once, however
+long the text.
+
+The layers are transformers' own (``calibrate.modules``). What each is called with besides hidden states
+(masks, rotary tables, positions) is asked of the family's own forward, once: it runs with layers that only
+take notes. So attention windows, layer kinds and scalings are right for every family without being named.
+
+The MTP block comes last. It sees what it sees in use: the hidden state after the final norm, and the
+embedding of the token that follows.
+
+Numbers: activations are float32, as in llama.cpp, and so are routers, which it stores so: a rounded router
+sends tokens elsewhere. For products see ``calibrate.observe``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+
+from qexport.calibrate.activations import HiddenStates
+from qexport.calibrate.machine import multiplies_bf16, return_freed_memory
+from qexport.calibrate.modules import add_mtp, empty_model, fill, parameter_of
+from qexport.calibrate.observe import Observer, Products
+from qexport.calibrate.quiet import quiet_transformers
+from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.families.roles import NORM_ROLES, Block, Role
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from qexport.families.view import ModelTensor, ModelView
+
+__all__ = ["LayerStream", "Precision", "StreamOptions"]
+
+_FLOAT32_ROLES = NORM_ROLES | {
+    Role.LINEAR_A_LOG,
+    Role.LINEAR_CONV,
+    Role.LINEAR_DT_BIAS,
+    Role.ROUTER,
+    Role.SHARED_EXPERT_ROUTER,
+}
+_MAIN_ROLES = {Role.ATTN_OUTPUT, Role.LINEAR_OUT, Role.FFN_DOWN, Role.EXPERTS_DOWN}
+# Tokens that go through a layer at once: enough for matrix products at full speed, little beside a layer.
+# An expert sees a few of them only, so it takes more to keep its products wide.
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+_MOE_FACTOR = 4
+
+Precision = Literal["auto", "mixed", "bfloat16", "float32"]
+Context = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Progress(Protocol):
+    """Told of the pass: one unit is one batch through one layer."""
+
+    def advance(self, units: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How to run the pass.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: how products are done: ``mixed`` takes bf16 and gives float32, ``bfloat16`` gives bf16,
+            ``float32`` rounds nothing. ``auto`` is float32 for a checkpoint that is not bf16; bfloat16 for a
+            dense one on a CPU that multiplies it; else mixed (rounded results send tokens to other experts).
+        threads: processors for the CPU's products; all by default.
+        batch_tokens: tokens that go through a layer at once; a default for the device.
+        activation_memory: bytes of hidden states that may stay in memory; more spill to a file.
+        spill_folder: where that file goes; the system's folder for temporary files by default.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "auto"
+    threads: int | None = None
+    batch_tokens: int | None = None
+    activation_memory: int = 8 << 30
+    spill_folder: Path | None = None
+
+
+class LayerStream:
+    """A model whose layers are in memory one after the other.
+
+    Args:
+        view: the repaired model, its data at hand.
+
+    Raises:
+        EnvironmentProblem: transformers is missing or too old, or there is no such device.
+    """
+
+    def __init__(self, view: ModelView, options: StreamOptions | None = None) -> None:
+        self.view = view
+        self.options = options or StreamOptions()
+        self._device = _device(self.options.device)
+        self._moe = view.find(Role.ROUTER) is not None
+        self.precision = self._precision()
+        self._model = empty_model(view)
+        self._base = self._model.model
+        self._mtp = add_mtp(self._model, view) if view.mtp_layers else None
+        for child in self._base.children():  # rotary tables
+            if not any(True for _ in child.parameters()):
+                child.to(self._device)
+        self._wanted: Mapping[str, torch.Tensor] = dict(self._model.named_parameters())
+
+    def _precision(self) -> Precision:
+        """What ``auto`` means for this checkpoint and machine."""
+        if self.options.precision != "auto":
+            return self.options.precision
+        stored = {tensor.data.dtype for tensor in self.view if tensor.role in _MAIN_ROLES}
+        if not stored <= {"BF16"}:
+            return "float32"
+        return "bfloat16" if self._device.type == "cpu" and not self._moe and multiplies_bf16() else "mixed"
+
+    def units(self, tokens: np.ndarray) -> int:
+        """What progress counts to: batches times layers, with embedding, final norm and MTP block."""
+        return len(self._batches(*tokens.shape)) * (self.view.layers + 2 + bool(self._mtp))
+
+    def run(
+        self,
+        tokens: np.ndarray,
+        observer: Observer,
+        *,
+        progress: Progress | None = None,
+        final: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> None:
+        """Send ``tokens`` through the model.
+
+        Args:
+            tokens: ids, integers ``(chunks, chunk)``; every chunk is a text of its own, beginning at
+                position 0.
+            observer: told of the inputs of every product, layer by layer (``settle`` after each).
+            final: called with the first chunk's number and the hidden states after the final norm,
+                float32 ``(chunks, chunk, width)`` on the device, batch by batch.
+
+        Raises:
+            InputError: ids beyond the vocabulary, chunks too short, weights that give NaN.
+            EnvironmentProblem: no memory or disk for the hidden states.
+        """
+        ids = torch.from_numpy(tokens.astype("int64"))
+        self._check(ids)
+        batches = self._batches(*ids.shape)
+        advance = progress.advance if progress is not None else _nobody
+        width = self._model.config.hidden_size
+        limit, folder = self.options.activation_memory, self.options.spill_folder
+        return_freed_memory()
+        with (
+            _threads(self.options.threads),
+            quiet_transformers(),
+            torch.no_grad(),
+            closing(HiddenStates((len(ids), ids.shape[1], width), limit=limit, folder=folder)) as states,
+        ):
+            for start, stop in batches:
+                states.write(start, self._embed(ids[start:stop]))
+                advance(1)
+            self._trunk(states, batches, observer, advance)
+            norm = self._base.norm
+            self._place(norm, self._weights(self._named(Role.OUTPUT_NORM)), "model.norm.")
+            for start, stop in batches:
+                hidden = norm(states.read(start, stop).to(self._device))
+                states.write(start, hidden)
+                if final is not None:
+                    final(start, hidden)
+                advance(1)
+            norm.to("meta")
+            if self._mtp is not None:
+                self._draft(self._mtp, ids, states, batches, observer, advance)
+
+    def _trunk(
+        self,
+        states: HiddenStates,
+        batches: Sequence[tuple[int, int]],
+        observer: Observer,
+        advance: Callable[[int], None],
+    ) -> None:
+        contexts = self._contexts(batches, states.shape[1])
+        products = Products(observer, wide=self.precision != "bfloat16")
+        for layer, tensors, weights in self._layers():
+            module = self._base.layers[layer]
+            prefix = f"model.layers.{layer}."
+            self._place(module, weights, prefix)
+            products.watch(*_matrices(tensors, weights))
+            with products:
+                for start, stop in batches:
+                    args, kwargs = contexts[stop - start][layer]
+                    hidden = states.read(start, stop).to(self._device)
+                    states.write(start, _only(module(hidden, *args, **kwargs)))
+                    advance(1)
+            observer.settle(f"layer {layer}")
+            module.to("meta")
+
+    def _draft(
+        self,
+        head: Any,
+        ids: torch.Tensor,
+        states: HiddenStates,
+        batches: Sequence[tuple[int, int]],
+        observer: Observer,
+        advance: Callable[[int], None],
+    ) -> None:
+        """The MTP block over every position that has a next token."""
+        tensors = [tensor for tensor in self.view if tensor.block is Block.MTP]
+        weights = self._weights(tensors)
+        self._place(head, weights, "mtp.")
+        contexts = self._contexts(batches, ids.shape[1] - 1)
+        full = list(self._model.config.layer_types).index("full_attention")
+        products = Products(observer, wide=self.precision != "bfloat16")
+        products.watch(*_matrices(tensors, weights))
+        with products:
+            for start, stop in batches:
+                following = self._embed(ids[start:stop, 1:])
+                hidden = states.read(start, stop)[:, :-1].to(self._device)
+                both = (head.pre_fc_norm_embedding(following), head.pre_fc_norm_hidden(hidden))
+                hidden = head.fc(torch.cat(both, dim=-1))
+                args, kwargs = contexts[stop - start][full]
+                for module in head.layers:
+                    hidden = _only(module(hidden, *args, **kwargs))
+                advance(1)
+        observer.settle("the MTP block")
+        head.to("meta")
+
+    def _layers(self) -> Iterator[tuple[int, list[ModelTensor], dict[str, torch.Tensor]]]:
+        """Every trunk layer with its weights; the next one is read meanwhile."""
+        by_layer: list[list[ModelTensor]] = [[] for _ in range(self.view.layers)]
+        for tensor in self.view:
+            if tensor.block is Block.TRUNK and tensor.layer is not None:
+                by_layer[tensor.layer].append(tensor)
+        with ThreadPoolExecutor(1, thread_name_prefix="read layer") as reader:
+            ahead = reader.submit(self._weights, by_layer[0])
+            for layer, tensors in enumerate(by_layer):
+                weights = ahead.result()
+                if layer + 1 < len(by_layer):
+                    ahead = reader.submit(self._weights, by_layer[layer + 1])
+                yield layer, tensors, weights
+
+    def _weights(self, tensors: Sequence[ModelTensor]) -> dict[str, torch.Tensor]:
+        return fill(tensors, self._wanted, self._stored_as, self._device)
+
+    def _stored_as(self, tensor: ModelTensor) -> torch.dtype:
+        small = tensor.role in _FLOAT32_ROLES or tensor.role.value.endswith("_bias")
+        return torch.float32 if small or self.precision == "float32" else torch.bfloat16
+
+    def _place(self, module: Any, weights: Mapping[str, torch.Tensor], prefix: str) -> None:
+        """Give a module its parameters, under names relative to it, and its buffers the device."""
+        mine = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+        missing = {name for name, _ in module.named_parameters()} - set(mine)
+        if missing:
+            name = f"{prefix}{min(missing)}"
+            raise InputError(f"{self.view.label}: transformers expects {name}, which the model does not have")
+        module.load_state_dict(mine, strict=False, assign=True)
+        for part in module.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                part._buffers[name] = buffer.to(self._device)
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of ``(chunks, tokens)``: only rows that occur are read; the module scales if it does."""
+        (table,) = self._named(Role.TOKEN_EMBD)
+        rows, places = torch.unique(ids, return_inverse=True)
+        found = torch.empty((len(rows), table.shape[1]), dtype=torch.float32)
+        at = 0
+        for piece in table.data.pieces:
+            inside = (rows >= at) & (rows < at + piece.rows)
+            if inside.any():
+                stored = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)
+                found[inside] = stored[rows[inside] - at].float()
+                piece.checkpoint.release(piece.name, piece.start, piece.stop)
+            at += piece.rows
+        module = self._base.embed_tokens
+        module.padding_idx = None  # a row of the whole table, and of interest to gradients only
+        module.weight = torch.nn.Parameter(found.to(self._device), requires_grad=False)
+        embedded: torch.Tensor = module(places.to(self._device))
+        return embedded
+
+    def _named(self, role: Role) -> list[ModelTensor]:
+        tensor = self.view.find(role)
+        if tensor is None:
+            raise InputError(f"{self.view.label} has no {role.value}")
+        return [tensor]
+
+    def _contexts(self, batches: Sequence[tuple[int, int]], tokens: int) -> dict[int, list[Context]]:
+        """For each size of batch, what the family's forward calls every layer with besides hidden states."""
+        layers, norm = self._base.layers, self._base.norm
+        found: dict[int, list[Context]] = {}
+        try:
+            for size in {stop - start for start, stop in batches}:
+                notes = [_Notes(layer) for layer in layers]
+                self._base.layers, self._base.norm = torch.nn.ModuleList(notes), torch.nn.Identity()
+                width = self._model.config.hidden_size
+                zeros = torch.zeros((size, tokens, width), device=self._device)
+                self._base(inputs_embeds=zeros, use_cache=False)
+                found[size] = [(note.args, note.kwargs) for note in notes]
+        finally:
+            self._base.layers, self._base.norm = layers, norm
+        return found
+
+    def _batches(self, chunks: int, tokens: int) -> list[tuple[int, int]]:
+        factor = _MOE_FACTOR if self._moe else 1
+        wanted = self.options.batch_tokens or factor * _BATCH_TOKENS[self._device.type]
+        size = max(1, wanted // tokens)
+        return [(start, min(chunks, start + size)) for start in range(0, chunks, size)]
+
+    def _check(self, ids: torch.Tensor) -> None:
+        if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+            raise UsageProblem(f"tokens must be (chunks, at least 2), not {tuple(ids.shape)}")
+        vocabulary = self._named(Role.TOKEN_EMBD)[0].shape[0]
+        if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+            raise InputError(
+                f"token {int(ids.max())} is beyond the model's vocabulary of {vocabulary}",
+                hint="Were the tokens made with another model's tokenizer?",
+            )
+
+
+class _Notes(torch.nn.Module):
+    """Stands in for a layer: remembers what it was called with, and gives hidden states back as they came."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer  # not a submodule: it is only asked for attributes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.__dict__.update(args=args, kwargs=kwargs)
+        return hidden
+
+
+class _threads:  # noqa: N801  # a context manager, used like a function
+    """torch's own number of threads comes back afterwards."""
+
+    def __init__(self, count: int | None) -> None:
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        if self._count is not None:
+            torch.set_num_threads(self._count)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+
+
+def _matrices(
+    tensors: Sequence[ModelTensor], weights: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
+    """The parameters that products use, and the canonical names of what each holds."""
+    names: dict[str, tuple[str, ...]] = {}
+    for tensor in tensors:
+        parameter, _ = parameter_of(tensor)
+        if weights[parameter].ndim >= 2:
+            names[parameter] = (*names.get(parameter, ()), tensor.name)
+    return {parameter: weights[parameter] for parameter in names}, names
+
+
+def _only(result: Any) -> torch.Tensor:
+    """Hidden states, from a layer that gives them alone or in front of other things."""
+    first: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return first
+
+
+def _nobody(_: int) -> None:
+    pass
+
+
+def _device(name: str) -> torch.device:
+    kind = name.split(":")[0]
+    if kind not in _BATCH_TOKENS:
+        raise UsageProblem(f"no device {name!r}", hint="It is cpu, cuda or cuda:N.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            f"torch {torch.__version__} sees no CUDA device here",
+            hint="Leave --device out, or install torch for CUDA.",
+        )
+    return torch.device(name)
