@@ -1,0 +1,219 @@
+"""Conversations as the model reads them: through its own chat template.
+
+transformers' renderer does the work, as in training and in vLLM. Templates refuse what their authors had no
+use for, aloud (an exception) or in silence (tools that appear nowhere), so there are three steps: the
+conversation as it is; without tools and system turns, whose text goes to the user; and the contents as plain
+text. How many conversations needed which is reported.
+
+Reasoning that a template leaves out is put in front of the answer in think tags, if the model has such a
+token. The date that some templates write is fixed, so that the same corpus gives the same tokens tomorrow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from qexport.calibrate.records import Chat
+from qexport.doctor.tokens import TEMPLATE_PLACES
+from qexport.errors import EnvironmentProblem, InputError
+
+__all__ = ["ChatRenderer", "How", "json_file", "special_words"]
+
+How = Literal["template", "simplified", "plain"]
+
+_TODAY = datetime(2026, 1, 1, tzinfo=UTC)
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_THINK = "<think>"
+# What a template, which is a program of a stranger, has been seen to raise besides jinja2's own errors.
+_TEMPLATE_FAILS = (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError, OverflowError)
+
+
+def json_file(files: Mapping[str, bytes], name: str, label: str) -> dict[str, Any]:
+    """A parsed small file, empty where there is none. Raises InputError where it is not a JSON object."""
+    if name not in files:
+        return {}
+    try:
+        parsed = json.loads(files[name])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{label}: {name} is not valid JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InputError(f"{label}: {name} is not a JSON object")
+    return parsed
+
+
+def special_words(files: Mapping[str, bytes], label: str) -> dict[str, str]:
+    """``bos_token`` and the like as templates are given them."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        document = json_file(files, name, label)
+        for key in _SPECIAL:
+            value = document.get(key)
+            value = value.get("content") if isinstance(value, Mapping) else value
+            if isinstance(value, str):
+                found[key] = value
+    return found
+
+
+class ChatRenderer:
+    """Renders conversations for one model.
+
+    Args:
+        files: the model's small files.
+        thinks: whether ``<think>`` is a token of its tokenizer.
+        label: what to call the model in errors.
+
+    Attributes:
+        counts: conversations rendered, by how.
+        reason: why the first of them was not rendered as it is.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], *, thinks: bool, label: str) -> None:
+        self._templates = _templates(files, label)
+        self._words = special_words(files, label) if self._templates else {}
+        self._thinks = thinks
+        self.counts: dict[How, int] = {"template": 0, "simplified": 0, "plain": 0}
+        self.reason = "" if self._templates else "the model has no chat template"
+
+    def render(self, chat: Chat) -> tuple[str, How]:
+        """The conversation's text, and which of the three steps made it.
+
+        Raises:
+            EnvironmentProblem: there is a template, and no transformers to render it.
+        """
+        text, how = self._render(chat)
+        self.counts[how] += 1
+        return text, how
+
+    def _render(self, chat: Chat) -> tuple[str, How]:
+        if self._templates:
+            text = self._with_reasoning(chat)
+            missing = [word for word in _must_appear(chat) if word not in text] if text is not None else []
+            if text is not None and not missing:
+                return text, "template"
+            if missing:
+                self.reason = self.reason or f"the template leaves out {missing[0][:40]!r}"
+            text = self._with_reasoning(_simplified(chat))
+            if text is not None:
+                return text, "simplified"
+        return _plain(chat), "plain"
+
+    def _with_reasoning(self, chat: Chat) -> str | None:
+        text = self._through_template(chat)
+        lost = _last_reasoning(chat)
+        if text is None or not lost or lost in text or not self._thinks:
+            return text
+        inline = [
+            {
+                **message,
+                "content": f"{_THINK}\n{message['reasoning_content']}\n</think>\n\n{message['content']}",
+            }
+            if message.get("reasoning_content")
+            else message
+            for message in chat.messages
+        ]
+        return self._through_template(Chat(tuple(inline), chat.tools)) or text
+
+    def _through_template(self, chat: Chat) -> str | None:
+        try:
+            from jinja2.exceptions import TemplateError
+            from transformers.utils.chat_template_utils import render_jinja_template
+        except ImportError:
+            raise EnvironmentProblem(
+                "rendering conversations needs transformers",
+                hint="pip install 'qexport[reference]', or calibrate with plain text",
+            ) from None
+
+        default = self._templates.get("default") or next(iter(self._templates.values()))
+        template = self._templates.get("tool_use", default) if chat.tools else default
+        messages = [dict(message) for message in chat.messages]
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[messages],
+                tools=[dict(tool) for tool in chat.tools] or None,
+                chat_template=template,
+                strftime_now=_TODAY.strftime,
+                **self._words,
+            )
+        except (TemplateError, *_TEMPLATE_FAILS) as error:
+            self.reason = self.reason or f"the template refuses it: {_first_line(error)}"
+            return None
+        return str(rendered[0]) or None
+
+
+def _templates(files: Mapping[str, bytes], label: str) -> dict[str, str]:
+    """Templates by name, from the first place that has any; in the order in which transformers 5 looks."""
+    for name in TEMPLATE_PLACES:
+        if name not in files:
+            continue
+        found: Any
+        if name.endswith(".jinja"):
+            try:
+                found = files[name].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{label}: {name} is not UTF-8 (byte {error.start})") from None
+        else:
+            found = json_file(files, name, label).get("chat_template")
+        if isinstance(found, str):
+            found = [{"name": "default", "template": found}]
+        rows = [row for row in found or () if isinstance(row, Mapping)] if isinstance(found, list) else []
+        named = {
+            str(row.get("name")): row["template"] for row in rows if isinstance(row.get("template"), str)
+        }
+        if any(named.values()):
+            return named
+    return {}
+
+
+def _must_appear(chat: Chat) -> list[str]:
+    """What a template that ignores tools or system turns leaves out. Names only: contents may be escaped."""
+    names = [str(tool["function"]["name"]) for tool in chat.tools]
+    names += [call["function"]["name"] for m in chat.messages for call in m.get("tool_calls", ())]
+    system = [m["content"].strip().split("\n", 1)[0] for m in chat.messages if m["role"] == "system"]
+    return names + system
+
+
+def _last_reasoning(chat: Chat) -> str:
+    """The last answer's reasoning; templates drop earlier ones by design."""
+    return str(chat.messages[-1].get("reasoning_content", "")).strip()
+
+
+def _simplified(chat: Chat) -> Chat:
+    """User and assistant by turns, nothing else: what the plainest template takes."""
+    preface = ["Functions:\n" + "\n".join(map(_json, chat.tools))] if chat.tools else []
+    turns: list[dict[str, Any]] = []
+    for message in chat.messages:
+        role = "assistant" if message["role"] == "assistant" else "user"
+        parts = [message["content"], *(_json(call["function"]) for call in message.get("tool_calls", ()))]
+        turn: dict[str, Any] = {"role": role, "content": "\n".join(part for part in parts if part)}
+        if message.get("reasoning_content"):
+            turn["reasoning_content"] = message["reasoning_content"]
+        if message["role"] in ("system", "developer") and not turns:
+            preface.insert(0, turn["content"])
+        elif turns and turns[-1]["role"] == role:
+            turn["content"] = f"{turns[-1]['content']}\n\n{turn['content']}"
+            turns[-1] |= turn
+        else:
+            turns.append(turn)
+    if preface and turns and turns[0]["role"] == "user":
+        turns[0]["content"] = "\n\n".join((*preface, turns[0]["content"]))
+    elif preface:
+        turns.insert(0, {"role": "user", "content": "\n\n".join(preface)})
+    return Chat(tuple(turns))
+
+
+def _plain(chat: Chat) -> str:
+    parts: list[str] = []
+    for turn in _simplified(chat).messages:
+        parts += [turn.get("reasoning_content", ""), turn["content"]]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

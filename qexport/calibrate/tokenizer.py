@@ -1,0 +1,168 @@
+"""The model's own tokenizer, for calibration: ``tokenizer.json``, or ``tokenizer.model`` where that is all.
+
+Two ways to read a text: as text, where the names of special tokens are only letters (llama.cpp's
+``parse_special = false``), and as a rendered conversation, where they are the tokens.
+
+``tokenizers`` is what the model was trained with and is taken for the truth. llama.cpp differs from it in
+that it does not normalize (NFC) and in a few pre-tokenizers, which qexport's verification looks for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from qexport.calibrate.chat import json_file, special_words
+from qexport.errors import EnvironmentProblem, InputError
+
+__all__ = ["TextTokenizer", "model_tokenizer"]
+
+
+class TextTokenizer(Protocol):
+    """Text to ids.
+
+    Attributes:
+        bos: the id that the tokenizer puts before a text, ``None`` where it puts none.
+        size: ids are below it.
+    """
+
+    bos: int | None
+    size: int
+
+    def text(self, text: str) -> list[int]:
+        """Ids of a plain text, with what the tokenizer adds around it."""
+        ...
+
+    def chat(self, text: str) -> list[int]:
+        """Ids of a rendered conversation: special tokens are found, nothing is added."""
+        ...
+
+    def id_of(self, word: str) -> int | None:
+        """The id of a token by its name."""
+        ...
+
+
+def model_tokenizer(files: Mapping[str, bytes], label: str) -> TextTokenizer:
+    """The tokenizer in a model's small files.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+        EnvironmentProblem: it is a ``tokenizer.model`` and sentencepiece is not installed.
+    """
+    if "tokenizer.json" in files:
+        return _Tokenizers(files, label)
+    if "tokenizer.model" in files:
+        return _SentencePiece(files, label)
+    raise InputError(
+        f"{label} has no tokenizer: neither tokenizer.json nor tokenizer.model",
+        hint="Copy them from the base model, or calibrate with records of input_ids.",
+    )
+
+
+class _Tokenizers(TextTokenizer):
+    """``tokenizer.json``."""
+
+    def __init__(self, files: Mapping[str, bytes], label: str) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+        except Exception as error:  # the library raises nothing more special
+            raise InputError(
+                f"{label}: tokenizer.json cannot be read: {error}", hint="Copy it again from the base model."
+            ) from error
+        # A training script may have left its own limits in the file.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        self.size = max(self.size, 1 + max(self._tokenizer.get_vocab().values(), default=0))
+        self.bos, self._missing = self._find_bos(files, label)
+
+    def _find_bos(self, files: Mapping[str, bytes], label: str) -> tuple[int | None, bool]:
+        """What the post-processor puts in front; without one, what tokenizer_config.json asks for."""
+        bare = self._ids("a", add=False)
+        added = self._ids("a", add=True)
+        if added[: len(bare)] != bare:
+            return added[0], False
+        if self._tokenizer.post_processor is None:
+            config = json_file(files, "tokenizer_config.json", label)
+            word = special_words(files, label).get("bos_token")
+            if config.get("add_bos_token") is True and word is not None:
+                return self.id_of(word), True
+        return None, False
+
+    def _ids(self, text: str, *, add: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add).ids)
+
+    def text(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = True
+        ids = self._ids(text, add=True)
+        return [self.bos, *ids] if self._missing and self.bos is not None else ids
+
+    def chat(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = False
+        return self._ids(text, add=False)
+
+    def id_of(self, word: str) -> int | None:
+        found = self._tokenizer.token_to_id(word)
+        return None if found is None else int(found)
+
+
+class _SentencePiece(TextTokenizer):
+    """``tokenizer.model``, with tokens that were added beside it."""
+
+    def __init__(self, files: Mapping[str, bytes], label: str) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise EnvironmentProblem(
+                f"{label} has only a tokenizer.model, which needs sentencepiece",
+                hint="pip install 'qexport[reference]'",
+            ) from None
+        try:
+            self._pieces: Any = SentencePieceProcessor(model_proto=files["tokenizer.model"])
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{label}: tokenizer.model cannot be read: {error}", hint="Copy it again from the base model."
+            ) from None
+        config = json_file(files, "tokenizer_config.json", label)
+        count = self._pieces.get_piece_size()
+        self._special = {
+            self._pieces.id_to_piece(number): number
+            for number in range(count)
+            if self._pieces.is_control(number)
+        }
+        self._special |= {
+            word: number
+            for word, number in json_file(files, "added_tokens.json", label).items()
+            if isinstance(number, int)
+        }
+        for number, row in (config.get("added_tokens_decoder") or {}).items():
+            if isinstance(row, Mapping) and isinstance(row.get("content"), str) and str(number).isdigit():
+                self._special[row["content"]] = int(number)
+        self.size = max(count, 1 + max(self._special.values(), default=0))
+        # llama.cpp adds it to SentencePiece models unless they say no; so does transformers.
+        adds = config.get("add_bos_token", True) and self._pieces.bos_id() >= 0
+        self.bos = int(self._pieces.bos_id()) if adds else None
+
+    def text(self, text: str) -> list[int]:
+        ids = list(map(int, self._pieces.encode(text)))
+        return ids if self.bos is None else [self.bos, *ids]
+
+    def chat(self, text: str) -> list[int]:
+        words = sorted(self._special, key=len, reverse=True)
+        parts = re.split("(" + "|".join(map(re.escape, words)) + ")", text) if words else [text]
+        ids: list[int] = []
+        for part in parts:
+            if part in self._special:
+                ids.append(self._special[part])
+            elif part:
+                ids += map(int, self._pieces.encode(part))
+        return ids
+
+    def id_of(self, word: str) -> int | None:
+        if word in self._special:
+            return self._special[word]
+        found = int(self._pieces.piece_to_id(word))
+        return None if found == self._pieces.unk_id() else found
