@@ -21,8 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -30,18 +29,17 @@ from qexport.calibrate.activations import HiddenStates
 from qexport.calibrate.machine import multiplies_bf16, return_freed_memory
 from qexport.calibrate.modules import add_mtp, empty_model, fill, parameter_of
 from qexport.calibrate.observe import Observer, Products
+from qexport.calibrate.options import Precision, StreamOptions
 from qexport.calibrate.quiet import quiet_transformers
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.families.roles import NORM_ROLES, Block, Role
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
 
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["LayerStream", "Precision", "StreamOptions"]
+__all__ = ["LayerStream", "Progress"]
 
 _FLOAT32_ROLES = NORM_ROLES | {
     Role.LINEAR_A_LOG,
@@ -56,7 +54,6 @@ _MAIN_ROLES = {Role.ATTN_OUTPUT, Role.LINEAR_OUT, Role.FFN_DOWN, Role.EXPERTS_DO
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 _MOE_FACTOR = 4
 
-Precision = Literal["auto", "mixed", "bfloat16", "float32"]
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -64,29 +61,6 @@ class Progress(Protocol):
     """Told of the pass: one unit is one batch through one layer."""
 
     def advance(self, units: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """How to run the pass.
-
-    Attributes:
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: how products are done: ``mixed`` takes bf16 and gives float32, ``bfloat16`` gives bf16,
-            ``float32`` rounds nothing. ``auto`` is float32 for a checkpoint that is not bf16; bfloat16 for a
-            dense one on a CPU that multiplies it; else mixed (rounded results send tokens to other experts).
-        threads: processors for the CPU's products; all by default.
-        batch_tokens: tokens that go through a layer at once; a default for the device.
-        activation_memory: bytes of hidden states that may stay in memory; more spill to a file.
-        spill_folder: where that file goes; the system's folder for temporary files by default.
-    """
-
-    device: str = "cpu"
-    precision: Precision = "auto"
-    threads: int | None = None
-    batch_tokens: int | None = None
-    activation_memory: int = 8 << 30
-    spill_folder: Path | None = None
 
 
 class LayerStream:

@@ -17,6 +17,7 @@ __all__ = [
     "OVERWRITE",
     "SIZE",
     "THREADS",
+    "calibration_options",
     "model_argument",
     "mtp_options",
     "verify_options",
@@ -73,6 +74,50 @@ def mtp_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="What becomes of the MTP head. auto keeps one that is there, grafts when --mtp-from is "
             "given, and refuses a checkpoint that declares a head it lacks.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How an importance matrix is collected."""
+    for option in (
+        click.option(
+            "--activation-memory",
+            type=SIZE,
+            default="8G",
+            show_default=True,
+            help="Hidden states that may stay in memory while collecting; more go to a temporary file.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "mixed", "bfloat16", "float32"]),
+            default="auto",
+            show_default=True,
+            help="Arithmetic of the collecting pass. mixed is llama.cpp's (bf16 in, float32 out), bfloat16 "
+            "faster on CPUs that have it; auto is one of these for a bf16 checkpoint.",
+        ),
+        click.option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="Where the collecting pass runs: cpu, cuda or cuda:N.",
+        ),
+        click.option(
+            "--calib-seed", type=int, default=0, show_default=True, help="Order of the corpus's records."
+        ),
+        click.option(
+            "--calib-chunk",
+            type=click.IntRange(2),
+            default=512,
+            show_default=True,
+            help="Tokens in a chunk; every chunk is read as a text of its own.",
+        ),
+        click.option(
+            "--calib-tokens",
+            type=click.IntRange(2),
+            help="The most tokens to read.  [default: all of a corpus of yours, 131072 of the built-in one]",
         ),
     ):
         function = option(function)

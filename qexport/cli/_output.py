@@ -81,24 +81,30 @@ class Output:
         console.print(table, markup=False)
 
     @contextmanager
-    def progress(self, total: int, label: str) -> Iterator[Progress]:
-        """A bar with bytes, speed and time left on stderr; silent where stderr is no terminal."""
+    def progress(self, total: int, label: str, *, steps: bool = False) -> Iterator[Progress]:
+        """A bar with what is done and time left on stderr; silent where stderr is no terminal.
+
+        Args:
+            steps: ``total`` counts steps; else bytes, and their speed is shown.
+        """
         from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             Progress,
+            ProgressColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
 
+        amounts: tuple[ProgressColumn, ...] = (DownloadColumn(binary_units=True), TransferSpeedColumn())
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            *((MofNCompleteColumn(),) if steps else amounts),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -106,8 +112,8 @@ class Output:
             task = bar.add_task(label, total=total)
 
             class Bar:
-                def advance(self, nbytes: int) -> None:
-                    bar.advance(task, nbytes)
+                def advance(self, amount: int) -> None:
+                    bar.advance(task, amount)
 
             yield Bar()
 

@@ -27,6 +27,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS: Mapping[str, str] = {
     "inspect": "Explain a checkpoint: what it is, what is wrong with it, what each format would weigh.",
     "fix": "Write the repaired bf16 checkpoint (config quirks, MTP head grafted).",
+    "imatrix": "Collect an importance matrix, one layer in memory at a time.",
     "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
     "verify": "Load and run a GGUF file in llama.cpp and judge what comes out.",
     "demo": "All of it on the tiny model inside the package.",

@@ -1,0 +1,173 @@
+"""Importance matrices in llama.cpp's words: names and column orders of GGUF tensors, and the file itself.
+
+Calibration sums squared inputs under canonical names, in the column order of the checkpoint. A GGUF tensor
+has another name, and ``ssm_out`` its columns in another order (value heads tiled); its importance likewise.
+The MTP block stands behind the trunk's layers (``blk.N.nextn.eh_proj.weight`` and so on); llama-imatrix has
+nothing for it.
+
+The file is what llama-imatrix writes (``save_imatrix`` in
+https://github.com/ggml-org/llama.cpp/blob/master/tools/imatrix/imatrix.cpp): sums and counts in float32,
+names sorted by their bytes, means left to the reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qexport.calibrate.imatrix_file import ImportanceMatrix
+from qexport.families.roles import NORM_ROLES, Block, Role
+from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
+from qexport.formats.gguf.kv import (
+    KV,
+    TensorInfo,
+    ValueType,
+    array,
+    header_bytes,
+    padded,
+    string,
+    u32,
+)
+from qexport.formats.plan import ArtifactPlan, PlannedFile
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+
+    from qexport.families.view import ModelTensor, ModelView
+
+__all__ = ["cold_experts", "gguf_importance", "imatrix_bytes", "plan_imatrix", "sealed", "uncollected"]
+
+_F32 = 0
+_NO_PRODUCT = NORM_ROLES | {Role.LINEAR_CONV, Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS}
+
+
+def gguf_importance(
+    view: ModelView,
+    sums: Mapping[str, np.ndarray],
+    counts: Mapping[str, np.ndarray],
+    *,
+    datasets: Iterable[str],
+    chunk_count: int,
+    chunk_size: int,
+    label: str,
+) -> ImportanceMatrix:
+    """Statistics of canonical tensors as an importance matrix of the GGUF file.
+
+    Args:
+        sums: sums of squared inputs, ``(matrices, columns)`` by canonical name.
+        counts: tokens seen, ``(matrices,)`` by canonical name.
+    """
+    import numpy as np
+
+    arch = arch_of(view)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for tensor in _products(view):
+        if tensor.name not in sums:
+            continue
+        order = arrangement_of(arch, view, tensor).column_order
+        rows = sums[tensor.name] if order is None else sums[tensor.name][:, order]
+        found[gguf_name(arch, view, tensor)] = (rows.astype(np.float32), counts[tensor.name])
+    matrix = ImportanceMatrix(
+        sums={name: found[name][0] for name in sorted(found, key=str.encode)},
+        counts={name: found[name][1] for name in sorted(found, key=str.encode)},
+        datasets=tuple(datasets),
+        chunk_count=chunk_count,
+        chunk_size=chunk_size,
+        form="gguf",
+        label=label,
+        sha256="",
+    )
+    return sealed(matrix)
+
+
+def uncollected(view: ModelView) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Sums and counts as a pass would collect them, all ones: enough to plan sizes before it has run."""
+    import numpy as np
+
+    sums, counts = {}, {}
+    for tensor in _products(view):
+        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        sums[tensor.name] = np.ones((matrices, tensor.shape[-1]), np.float32)
+        counts[tensor.name] = np.ones(matrices, np.int64)
+    return sums, counts
+
+
+def _products(view: ModelView) -> Iterable[ModelTensor]:
+    """The matrices inside blocks that something is multiplied with."""
+    for tensor in view:
+        inside = tensor.block in (Block.TRUNK, Block.MTP)
+        if inside and tensor.role not in _NO_PRODUCT and len(tensor.shape) >= 2:
+            yield tensor
+
+
+def cold_experts(matrix: ImportanceMatrix, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Of these tensors, those with experts that saw no token: how many, of how many."""
+    found = {}
+    for name in names:
+        counts = matrix.counts.get(name)
+        if counts is not None and len(counts) > 1 and not counts.all():
+            found[name] = (int((counts == 0).sum()), len(counts))
+    return found
+
+
+def sealed(matrix: ImportanceMatrix) -> ImportanceMatrix:
+    """The matrix with the hash of the file that :func:`imatrix_bytes` makes of it."""
+    return replace(matrix, sha256=hashlib.sha256(imatrix_bytes(matrix)).hexdigest())
+
+
+def imatrix_bytes(matrix: ImportanceMatrix) -> bytes:
+    """The whole file, as llama-imatrix would write it."""
+    import numpy as np
+
+    metadata: dict[str, KV] = {"general.type": string("imatrix")}
+    if matrix.datasets:
+        metadata["imatrix.datasets"] = array(ValueType.STRING, matrix.datasets)
+    metadata["imatrix.chunk_count"] = u32(matrix.chunk_count)
+    metadata["imatrix.chunk_size"] = u32(matrix.chunk_size)
+    infos: list[TensorInfo] = []
+    data: list[bytes] = []
+    at = 0
+    for name in sorted(matrix.sums, key=str.encode):
+        sums, counts = matrix.sums[name], matrix.counts[name]
+        for suffix, values in (("in_sum2", sums), ("counts", counts[:, None])):
+            raw = np.ascontiguousarray(values, "<f4").tobytes()
+            shape = values.shape if len(values) > 1 else values.shape[1:]  # ggml leaves outer ones out
+            infos.append(TensorInfo(f"{name}.{suffix}", shape, _F32, at))
+            data += [raw, bytes(padded(len(raw)) - len(raw))]
+            at = padded(at + len(raw))
+    return b"".join([header_bytes(metadata, infos), *data])
+
+
+def plan_imatrix(
+    matrix: ImportanceMatrix, name: str, details: Mapping[str, Any] | None = None
+) -> ArtifactPlan:
+    """The matrix as an artifact of one file; its bytes are known, so they are its header.
+
+    Args:
+        name: of the file.
+        details: where it came from, for the receipt.
+    """
+    data = imatrix_bytes(matrix)
+    cold = cold_experts(matrix, matrix.sums)
+    notes = [
+        f"{name}: {few} of {many} experts saw no token; they are quantized as if all columns mattered alike"
+        for name, (few, many) in cold.items()
+    ]
+    return ArtifactPlan(
+        kind="imatrix",
+        label="imatrix",
+        files=(PlannedFile(name, len(data), data),),
+        tensors=(),
+        notes=tuple(notes),
+        details={
+            "entries": len(matrix.sums),
+            "datasets": list(matrix.datasets),
+            "chunks": matrix.chunk_count,
+            "chunk_size": matrix.chunk_size,
+            **(details or {}),
+        },
+    )

@@ -1,0 +1,173 @@
+"""An importance matrix, from a corpus or from a file: what ``qexport imatrix`` and ``gguf --imatrix`` share.
+
+Everything that can be refused is refused before the pass: the corpus is read and tokenized first, and a
+matrix of ones with the names, sizes and metadata of the real one lets files be planned to the byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from qexport.calibrate.corpus import builtin_corpus, read_corpus
+from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.calibrate.imatrix_sums import merged
+from qexport.calibrate.kinds import kind_of
+from qexport.calibrate.options import StreamOptions
+from qexport.calibrate.tokens import tokenize
+from qexport.errors import InputError
+from qexport.families.roles import Role
+from qexport.formats.gguf.file_name import model_stem
+from qexport.formats.gguf.importance import gguf_importance, sealed, uncollected
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.calibrate.stream import LayerStream, Progress
+    from qexport.calibrate.tokens import Chunks
+    from qexport.families.view import ModelView
+
+__all__ = ["CalibrationJob", "Collected", "chunks_of", "collect", "expected", "imatrix_name", "stream_of"]
+
+
+@dataclass(frozen=True)
+class CalibrationJob:
+    """What to calibrate with, and how.
+
+    Attributes:
+        corpus: a text or records (see ``calibrate.corpus``); ``None`` for the built-in corpus.
+        tokens: the most to read; ``None``: all of a file, a default amount of the built-in corpus.
+        chunk: tokens in a chunk; every chunk is a text of its own.
+        seed: order of records.
+        merge: matrices that are added to the result.
+        stream: how the pass is run.
+    """
+
+    corpus: Path | None = None
+    tokens: int | None = None
+    chunk: int = 512
+    seed: int = 0
+    merge: Sequence[Path] = ()
+    stream: StreamOptions = field(default_factory=StreamOptions)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A matrix that was collected here, and how: ``facts`` go into receipts."""
+
+    matrix: ImportanceMatrix
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def imatrix_name(view: ModelView, name: str | None = None) -> str:
+    """The file name of a model's matrix: ``Name-MTP-imatrix.gguf``."""
+    return f"{model_stem(name or view.label)}{'-MTP' if view.mtp_layers else ''}-imatrix.gguf"
+
+
+def chunks_of(job: CalibrationJob, view: ModelView) -> Chunks:
+    """The corpus in this model's tokens.
+
+    Raises:
+        InputError: the corpus is empty, too short, not text, or its columns are not known.
+    """
+    if job.corpus is not None and kind_of(job.corpus) == "imatrix":
+        raise InputError(
+            f"{job.corpus.name} is an importance matrix, not a corpus",
+            hint="To add to it, give it with --merge.",
+        )
+    corpus = builtin_corpus() if job.corpus is None else read_corpus(job.corpus)
+    embedding = view.find(Role.TOKEN_EMBD)
+    return tokenize(
+        corpus,
+        view.files,
+        tokens=job.tokens,
+        chunk=job.chunk,
+        seed=job.seed,
+        vocab_size=embedding.shape[0] if embedding is not None else None,
+        model=view.label,
+    )
+
+
+def expected(job: CalibrationJob, view: ModelView, chunks: Chunks, label: str) -> ImportanceMatrix:
+    """A matrix like the one that will be collected, but for its numbers."""
+    sums, counts = uncollected(view)
+    return _matrix(job, view, chunks, label, sums, counts)
+
+
+def stream_of(job: CalibrationJob, view: ModelView) -> LayerStream:
+    """The pass, ready to run. Raises EnvironmentProblem: no transformers, no such device."""
+    from qexport.calibrate.stream import LayerStream  # brings torch
+
+    return LayerStream(view, job.stream)
+
+
+def collect(
+    job: CalibrationJob, stream: LayerStream, chunks: Chunks, label: str, progress: Progress | None
+) -> Collected:
+    """Run the pass and make the matrix.
+
+    Raises:
+        InputError: damaged weights; a matrix to merge belongs to another model.
+        EnvironmentProblem: no room for activations.
+    """
+    from qexport.calibrate.observe import InputSquares  # brings torch
+
+    squares = InputSquares()
+    begun = monotonic()
+    stream.run(chunks.ids, squares, progress=progress)
+    seconds = monotonic() - begun
+    matrix = _matrix(job, stream.view, chunks, label, squares.sums, squares.counts)
+    facts = {
+        **_facts(chunks),
+        "device": stream.options.device,
+        "precision": stream.precision,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(chunks.tokens / max(seconds, 1e-9), 1),
+    }
+    return Collected(matrix, facts)
+
+
+def _matrix(
+    job: CalibrationJob,
+    view: ModelView,
+    chunks: Chunks,
+    label: str,
+    sums: dict[str, Any],
+    counts: dict[str, Any],
+) -> ImportanceMatrix:
+    fresh = gguf_importance(
+        view,
+        sums,
+        counts,
+        datasets=[chunks.dataset],
+        chunk_count=len(chunks.ids),
+        chunk_size=chunks.size,
+        label=label,
+    )
+    if not job.merge:
+        return fresh
+    others = [read_imatrix(path) for path in job.merge]
+    for other in others:
+        if not set(other.sums) & set(fresh.sums):
+            raise InputError(
+                f"{other.label} names none of this model's tensors: it was made for another model",
+                hint="Leave it out of --merge.",
+            )
+    return sealed(merged([fresh, *others], label, chunks.size))
+
+
+def _facts(chunks: Chunks) -> dict[str, Any]:
+    return {
+        "corpus": chunks.label,
+        "corpus_sha256": chunks.corpus_sha256,
+        "tokens": chunks.tokens,
+        "chunk": chunks.size,
+        "seed": chunks.seed,
+        "bos": chunks.bos,
+        "tokens_sha256": chunks.sha256,
+        "chats": {str(how): count for how, count in chunks.chats.items()},
+        "chat_fallback": chunks.fallback_reason or None,
+    }

@@ -1,0 +1,69 @@
+"""An importance matrix end to end: checked, collected, written under its name, with a receipt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.export.disk import check_collisions, check_space
+from qexport.export.execute import execute
+from qexport.export.receipt import artifact_entry, source_entry, write_receipt
+from qexport.formats.gguf.importance import plan_imatrix
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.export.sink import WrittenFile
+    from qexport.pipeline.calibrate import CalibrationJob, Collected
+    from qexport.pipeline.model import ModelChoice
+
+__all__ = ["ImatrixJob", "check_imatrix", "write_imatrix"]
+
+
+@dataclass(frozen=True)
+class ImatrixJob:
+    """A matrix to collect and the file it goes to."""
+
+    choice: ModelChoice
+    target: Path
+    calibration: CalibrationJob
+    overwrite: bool = False
+
+
+def check_imatrix(job: ImatrixJob, expected: ImportanceMatrix, *, dry_run: bool) -> int:
+    """The file's exact size; before a real run also whether it is in nobody's way and there is room.
+
+    Raises:
+        UsageProblem, EnvironmentProblem: what is in the way, and the way out.
+    """
+    plan = plan_imatrix(expected, job.target.name)
+    if not dry_run:
+        check_collisions([job.target.name], job.target.parent, overwrite=job.overwrite)
+        check_space([plan], job.target.parent)
+    return plan.size
+
+
+def write_imatrix(
+    job: ImatrixJob, diagnosis: Diagnosis, collected: Collected
+) -> tuple[WrittenFile, Path, tuple[str, ...]]:
+    """Write the matrix and its receipt; returns the file, the receipt's path and what a user should know."""
+    folder = job.target.parent
+    plan = plan_imatrix(collected.matrix, job.target.name, collected.facts)
+    ((written,),) = execute([plan], folder)
+    source = source_entry(diagnosis.subject.checkpoint)
+    source["mtp"] = diagnosis.repaired.mtp_origin
+    options: dict[str, Any] = {
+        "mtp": job.choice.mtp,
+        "merged": [path.name for path in job.calibration.merge],
+    }
+    entry = artifact_entry(
+        plan,
+        [written],
+        source=source,
+        findings=[finding.to_json() for finding in diagnosis.findings],
+        options=options,
+        verification=None,
+    )
+    return written, write_receipt(folder, [entry]), tuple(plan.notes)
