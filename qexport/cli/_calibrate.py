@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.calibrate.options import StreamOptions
 from qexport.cli._output import human_bytes
-from qexport.pipeline.calibrate import CalibrationJob, Collected, collect, stream_of
+from qexport.pipeline.calibrate import CalibrationJob, Collected, Prepared, collect, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from qexport.calibrate.tokens import Chunks
     from qexport.cli._output import Output
     from qexport.families.view import ModelView
 
@@ -37,22 +36,21 @@ def calibration_job(given: dict[str, Any], corpus: Path | None, merge: Sequence[
     )
 
 
-def run_calibration(
-    output: Output, job: CalibrationJob, view: ModelView, chunks: Chunks, label: str
-) -> Collected:
+def run_calibration(output: Output, prepared: Prepared, view: ModelView) -> Collected:
     """Collect, saying what is read and how fast it went."""
-    stream = stream_of(job, view)
+    stream = stream_of(prepared, view)
+    chunks, options = prepared.chunks, prepared.job.stream
     states = chunks.tokens * int(view.text["hidden_size"]) * 4
     output.say(
         f"importance matrix: {chunks.dataset}, {len(chunks.ids)} chunks of {chunks.size}, "
-        f"{stream.precision} on {job.stream.device}, {human_bytes(states)} of hidden states"
-        f"{' in a temporary file' if states > job.stream.activation_memory else ''}"
+        f"{stream.precision} on {options.device}, {human_bytes(states)} of hidden states"
+        f"{' in a temporary file' if states > options.activation_memory else ''}"
     )
     if chunks.fallback_reason:
         counts = ", ".join(f"{count} {how}" for how, count in chunks.chats.items() if count)
         output.say(f"  conversations: {counts}; the first that was not as it is: {chunks.fallback_reason}")
     with output.progress(stream.units(chunks.ids), "collecting", steps=True) as progress:
-        collected = collect(job, stream, chunks, label, progress)
+        collected = collect(prepared, stream, progress)
     facts = collected.facts
     output.say(f"  collected in {facts['seconds']} s, {facts['tokens_per_second']} tokens/s")
     return collected

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.calibrate.kinds import kind_of
+from qexport.cli._calibrate import calibration_job, run_calibration
 from qexport.cli._options import (
     JSON,
     OUT,
     OVERWRITE,
     SIZE,
     THREADS,
+    calibration_options,
     model_argument,
     mtp_options,
     verify_options,
@@ -24,13 +27,27 @@ from qexport.cli._verify import verify_options_from
 from qexport.errors import VerificationError
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.gguf.options import GgufOptions
-from qexport.pipeline.gguf import GgufJob, check_job, plan_job, prove_gguf, write_gguf
+from qexport.pipeline.calibrate import imatrix_name, prepare
+from qexport.pipeline.gguf import (
+    GgufJob,
+    check_job,
+    matrix_plan,
+    plan_job,
+    prove_gguf,
+    uses_matrix,
+    without_matrix,
+    write_gguf,
+    write_matrix,
+)
 from qexport.pipeline.model import ModelChoice, examine, fetched
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
 
 __all__ = ["command"]
+
+BUILT_IN = "the corpus inside the package"
+"""What ``--imatrix`` alone stands for; no file has this name by accident."""
 
 
 @click.command("gguf")
@@ -49,9 +66,14 @@ __all__ = ["command"]
 @mtp_options
 @click.option(
     "--imatrix",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Importance matrix (GGUF or legacy .dat) as llama-imatrix writes it.",
+    is_flag=False,
+    flag_value=BUILT_IN,
+    metavar="[FILE]",
+    help="Weigh rounding errors by how much each input column matters. FILE is an importance matrix (GGUF or "
+    "legacy .dat), or a corpus to collect one from (text, JSON lines); alone, after MODEL, one is collected "
+    "with the corpus inside the package.",
 )
+@calibration_options
 @click.option(
     "--tensor-type",
     "tensor_types",
@@ -93,6 +115,7 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
     \b
     Examples:
       qexport gguf ./merged -q Q4_K_M -q Q8_0 --mtp-from Qwen/Qwen3.5-9B
+      qexport gguf ./merged -q Q4_K_M -q Q5_K_M -q Q6_K -q Q8_0 --imatrix
       qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf
       qexport gguf org/model -q Q6_K --dry-run
     """
@@ -100,16 +123,28 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
     choice = ModelChoice(
         given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
     )
-    options = _options(given)
+    options, corpus = _options(given)
     diagnosis = examine(choice, download=False)
     say_findings(output, diagnosis)
     job = _job(choice, options, given, diagnosis)
+    if corpus is not None:
+        view = diagnosis.repaired.view()
+        calibration = calibration_job(given, None if corpus == BUILT_IN else Path(corpus))
+        job = job.expecting(prepare(calibration, view, imatrix_name(view, options.model_name)), view)
     plans = plan_job(job, diagnosis)
+    if job.calibration is not None and not uses_matrix(plans):
+        output.say("none of these types uses an importance matrix; none is collected")
+        job = without_matrix(job)
+        plans = plan_job(job, diagnosis)
     if dry_run:
-        show_plans(output, plans, job.out)
+        show_plans(output, [*matrix_plan(job), *plans], job.out)
         return
     check_job(job, plans)
     diagnosis = fetched(choice, diagnosis)
+    if job.calibration is not None:
+        job = job.having(run_calibration(output, job.calibration, diagnosis.repaired.view()))
+        for note in write_matrix(job, diagnosis):
+            output.say(f"  {note}")
     plans = plan_job(job, diagnosis)
     say_plans(output, plans, job.out)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
@@ -124,21 +159,23 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
         )
 
 
-def _options(given: dict[str, Any]) -> GgufOptions:
-    """Options into a value; what is wrong about them alone is found here."""
-    imatrix: Path | None = given["imatrix"]
-    return GgufOptions(
+def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:
+    """Options into a value, and the corpus of a matrix to collect; what is wrong with them is found here."""
+    source: str | None = given["imatrix"]
+    corpus = source if source == BUILT_IN or (source and kind_of(Path(source)) == "corpus") else None
+    options = GgufOptions(
         tensor_types=tuple(_pair(text) for text in given["tensor_types"]),
         output_type=given["output_tensor_type"],
         embedding_type=given["token_embedding_type"],
         mtp_type=given["mtp_type"],
-        imatrix=read_imatrix(imatrix) if imatrix else None,
+        imatrix=read_imatrix(Path(source)) if source and corpus is None else None,
         pre_tokenizer=given["pre_tokenizer"],
         split_max_size=given["split_max_size"],
         model_name=given["model_name"],
         file_name=given["file_name"],
         quantized_by=given["quantized_by"],
     )
+    return options, corpus
 
 
 def _job(choice: ModelChoice, options: GgufOptions, given: dict[str, Any], diagnosis: Diagnosis) -> GgufJob:

@@ -15,7 +15,7 @@ from qexport.cli._options import JSON, OVERWRITE, THREADS, calibration_options, 
 from qexport.cli._output import Output, human_bytes
 from qexport.cli._report import say_findings
 from qexport.errors import InputError
-from qexport.pipeline.calibrate import chunks_of, expected, imatrix_name
+from qexport.pipeline.calibrate import expected, imatrix_name, prepare
 from qexport.pipeline.imatrix import ImatrixJob, check_imatrix, write_imatrix
 from qexport.pipeline.model import ModelChoice, examine, fetched
 
@@ -77,8 +77,8 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
     job = calibration_job(given, given["corpus"], given["merge"])
     view = diagnosis.repaired.view()
     target: Path = given["out"] or Path(imatrix_name(view))
-    chunks = chunks_of(job, view)
-    plan = expected(job, view, chunks, target.name)
+    prepared = prepare(job, view, target.name)
+    chunks, plan = prepared.chunks, expected(prepared, view)
     imatrix = ImatrixJob(choice, target, job, overwrite=given["overwrite"])
     size = check_imatrix(imatrix, plan, dry_run=dry_run)
     if dry_run:
@@ -89,7 +89,7 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
         )
         return
     diagnosis = fetched(choice, diagnosis)
-    collected = run_calibration(output, job, diagnosis.repaired.view(), chunks, target.name)
+    collected = run_calibration(output, prepared, diagnosis.repaired.view())
     written, receipt, notes = write_imatrix(imatrix, diagnosis, collected)
     for note in notes:
         output.say(f"  {note}")

@@ -22,15 +22,26 @@ from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.gguf.importance import gguf_importance, sealed, uncollected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.calibrate.stream import LayerStream, Progress
     from qexport.calibrate.tokens import Chunks
     from qexport.families.view import ModelView
 
-__all__ = ["CalibrationJob", "Collected", "chunks_of", "collect", "expected", "imatrix_name", "stream_of"]
+__all__ = [
+    "CalibrationJob",
+    "Collected",
+    "Prepared",
+    "collect",
+    "expected",
+    "imatrix_name",
+    "prepare",
+    "stream_of",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,18 @@ class CalibrationJob:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A calibration whose text is in the model's tokens: all that can be refused has been.
+
+    ``label`` is the name of the matrix's file.
+    """
+
+    job: CalibrationJob
+    chunks: Chunks
+    label: str
+
+
+@dataclass(frozen=True)
 class Collected:
     """A matrix that was collected here, and how: ``facts`` go into receipts."""
 
@@ -67,8 +90,8 @@ def imatrix_name(view: ModelView, name: str | None = None) -> str:
     return f"{model_stem(name or view.label)}{'-MTP' if view.mtp_layers else ''}-imatrix.gguf"
 
 
-def chunks_of(job: CalibrationJob, view: ModelView) -> Chunks:
-    """The corpus in this model's tokens.
+def prepare(job: CalibrationJob, view: ModelView, label: str) -> Prepared:
+    """Read the corpus and tokenize it.
 
     Raises:
         InputError: the corpus is empty, too short, not text, or its columns are not known.
@@ -80,7 +103,7 @@ def chunks_of(job: CalibrationJob, view: ModelView) -> Chunks:
         )
     corpus = builtin_corpus() if job.corpus is None else read_corpus(job.corpus)
     embedding = view.find(Role.TOKEN_EMBD)
-    return tokenize(
+    chunks = tokenize(
         corpus,
         view.files,
         tokens=job.tokens,
@@ -89,24 +112,22 @@ def chunks_of(job: CalibrationJob, view: ModelView) -> Chunks:
         vocab_size=embedding.shape[0] if embedding is not None else None,
         model=view.label,
     )
+    return Prepared(job, chunks, label)
 
 
-def expected(job: CalibrationJob, view: ModelView, chunks: Chunks, label: str) -> ImportanceMatrix:
+def expected(prepared: Prepared, view: ModelView) -> ImportanceMatrix:
     """A matrix like the one that will be collected, but for its numbers."""
-    sums, counts = uncollected(view)
-    return _matrix(job, view, chunks, label, sums, counts)
+    return _matrix(prepared, view, *uncollected(view))
 
 
-def stream_of(job: CalibrationJob, view: ModelView) -> LayerStream:
+def stream_of(prepared: Prepared, view: ModelView) -> LayerStream:
     """The pass, ready to run. Raises EnvironmentProblem: no transformers, no such device."""
     from qexport.calibrate.stream import LayerStream  # brings torch
 
-    return LayerStream(view, job.stream)
+    return LayerStream(view, prepared.job.stream)
 
 
-def collect(
-    job: CalibrationJob, stream: LayerStream, chunks: Chunks, label: str, progress: Progress | None
-) -> Collected:
+def collect(prepared: Prepared, stream: LayerStream, progress: Progress | None) -> Collected:
     """Run the pass and make the matrix.
 
     Raises:
@@ -115,11 +136,11 @@ def collect(
     """
     from qexport.calibrate.observe import InputSquares  # brings torch
 
-    squares = InputSquares()
+    squares, chunks = InputSquares(), prepared.chunks
     begun = monotonic()
     stream.run(chunks.ids, squares, progress=progress)
     seconds = monotonic() - begun
-    matrix = _matrix(job, stream.view, chunks, label, squares.sums, squares.counts)
+    matrix = _matrix(prepared, stream.view, squares.sums, squares.counts)
     facts = {
         **_facts(chunks),
         "device": stream.options.device,
@@ -131,13 +152,9 @@ def collect(
 
 
 def _matrix(
-    job: CalibrationJob,
-    view: ModelView,
-    chunks: Chunks,
-    label: str,
-    sums: dict[str, Any],
-    counts: dict[str, Any],
+    prepared: Prepared, view: ModelView, sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]
 ) -> ImportanceMatrix:
+    chunks = prepared.chunks
     fresh = gguf_importance(
         view,
         sums,
@@ -145,18 +162,18 @@ def _matrix(
         datasets=[chunks.dataset],
         chunk_count=len(chunks.ids),
         chunk_size=chunks.size,
-        label=label,
+        label=prepared.label,
     )
-    if not job.merge:
+    if not prepared.job.merge:
         return fresh
-    others = [read_imatrix(path) for path in job.merge]
+    others = [read_imatrix(path) for path in prepared.job.merge]
     for other in others:
         if not set(other.sums) & set(fresh.sums):
             raise InputError(
                 f"{other.label} names none of this model's tensors: it was made for another model",
                 hint="Leave it out of --merge.",
             )
-    return sealed(merged([fresh, *others], label, chunks.size))
+    return sealed(merged([fresh, *others], prepared.label, chunks.size))
 
 
 def _facts(chunks: Chunks) -> dict[str, Any]:

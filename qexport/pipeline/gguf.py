@@ -10,23 +10,38 @@ from qexport.errors import EnvironmentProblem
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
 from qexport.export.receipt import artifact_entry, source_entry, write_receipt
+from qexport.formats.gguf.importance import plan_imatrix
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
+from qexport.pipeline.calibrate import expected
 from qexport.pipeline.verify import shared_reference
 from qexport.verify.run import VerifyOptions, verify_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
     from qexport.export.execute import Progress
     from qexport.export.sink import WrittenFile
+    from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
+    from qexport.pipeline.calibrate import Collected, Prepared
     from qexport.pipeline.model import ModelChoice
     from qexport.verify.report import Report
 
-__all__ = ["GgufJob", "GgufResult", "check_job", "plan_job", "prove_gguf", "write_gguf"]
+__all__ = [
+    "GgufJob",
+    "GgufResult",
+    "check_job",
+    "matrix_plan",
+    "plan_job",
+    "prove_gguf",
+    "uses_matrix",
+    "without_matrix",
+    "write_gguf",
+    "write_matrix",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,9 @@ class GgufJob:
         types: file types, such as ``Q4_K_M``.
         out: the folder for the files and the receipt.
         verify: how to prove them; ``None`` skips that, and the receipt says so.
+        calibration: how to collect the importance matrix, where that is wanted; until it has been,
+            ``options.imatrix`` is the one that is expected (:meth:`expecting`).
+        facts: how the matrix was collected, for the receipt.
     """
 
     choice: ModelChoice
@@ -46,6 +64,17 @@ class GgufJob:
     verify: VerifyOptions | None = field(default_factory=VerifyOptions)
     threads: int | None = None
     overwrite: bool = False
+    calibration: Prepared | None = None
+    facts: Mapping[str, Any] | None = None
+
+    def expecting(self, prepared: Prepared, view: ModelView) -> GgufJob:
+        """The job with a matrix of the right names and sizes, so that files can be planned to the byte."""
+        options = replace(self.options, imatrix=expected(prepared, view))
+        return replace(self, calibration=prepared, options=options)
+
+    def having(self, collected: Collected) -> GgufJob:
+        """The job with the matrix that was collected."""
+        return replace(self, options=replace(self.options, imatrix=collected.matrix), facts=collected.facts)
 
 
 @dataclass(frozen=True)
@@ -61,6 +90,11 @@ class GgufResult:
         return self.report is None or self.report.passed
 
 
+def uses_matrix(plans: Sequence[ArtifactPlan]) -> bool:
+    """Whether any of the files has a use for an importance matrix."""
+    return any(plan.details["importance_matrix"] for plan in plans)
+
+
 def plan_job(job: GgufJob, diagnosis: Diagnosis) -> tuple[ArtifactPlan, ...]:
     """The plans of a job. Reads no tensor data."""
     return plan_gguf(diagnosis.repaired.view(), job.types, job.options)
@@ -72,14 +106,37 @@ def check_job(job: GgufJob, plans: Sequence[ArtifactPlan]) -> None:
     Raises:
         UsageProblem, EnvironmentProblem: what is in the way, and the way out.
     """
-    names = [file.name for plan in plans for file in plan.files]
+    every = [*plans, *matrix_plan(job)]
+    names = [file.name for plan in every for file in plan.files]
     check_collisions(names, job.out, overwrite=job.overwrite)
-    check_space(plans, job.out)
+    check_space(every, job.out)
     if job.verify is not None and job.verify.llama_server is None and find_spec("xllamacpp") is None:
         raise EnvironmentProblem(
             "the files could not be verified: xllamacpp is not installed",
             hint="pip install 'qexport[llama]', name a build of yours with --llama-server, or --no-verify.",
         )
+
+
+def without_matrix(job: GgufJob) -> GgufJob:
+    """The job for types that have no use for one."""
+    return replace(job, calibration=None, options=replace(job.options, imatrix=None))
+
+
+def matrix_plan(job: GgufJob) -> list[ArtifactPlan]:
+    """The matrix as a file of its own, where one is collected: who runs again need not collect again."""
+    matrix = job.options.imatrix
+    if job.calibration is None or matrix is None:
+        return []
+    return [plan_imatrix(matrix, matrix.label, job.facts)]
+
+
+def write_matrix(job: GgufJob, diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Write the collected matrix beside the files to come; returns what a user should know about it."""
+    (plan,) = matrix_plan(job)
+    (written,) = execute([plan], job.out)
+    entry = _entry(job, diagnosis, GgufResult(plan, written, None))
+    write_receipt(job.out, [entry])
+    return tuple(plan.notes)
 
 
 def write_gguf(
@@ -108,26 +165,32 @@ def prove_gguf(
 
 
 def _write_receipt(job: GgufJob, diagnosis: Diagnosis, results: Sequence[GgufResult]) -> Path:
+    return write_receipt(job.out, [_entry(job, diagnosis, result) for result in results])
+
+
+def _entry(job: GgufJob, diagnosis: Diagnosis, result: GgufResult) -> dict[str, Any]:
     source = source_entry(diagnosis.subject.checkpoint)
     source["mtp"] = diagnosis.repaired.mtp_origin
-    findings = [finding.to_json() for finding in diagnosis.findings]
-    entries = [
-        artifact_entry(
-            result.plan,
-            result.written,
-            source=source,
-            findings=findings,
-            options=_options(job),
-            verification=result.report.to_json() if result.report is not None else None,
-        )
-        for result in results
-    ]
-    return write_receipt(job.out, entries)
+    return artifact_entry(
+        result.plan,
+        result.written,
+        source=source,
+        findings=[finding.to_json() for finding in diagnosis.findings],
+        options=_options(job),
+        verification=result.report.to_json() if result.report is not None else None,
+    )
 
 
 def _options(job: GgufJob) -> dict[str, Any]:
     """What was asked for, without paths: a receipt travels with the files."""
     options = asdict(replace(job.options, imatrix=None))
     matrix = job.options.imatrix
-    options["imatrix"] = None if matrix is None else {"file": matrix.label, "sha256": matrix.sha256}
+    options["imatrix"] = None
+    if matrix is not None:
+        options["imatrix"] = {
+            "file": matrix.label,
+            "sha256": matrix.sha256,
+            "datasets": list(matrix.datasets),
+            "calibration": None if job.facts is None else dict(job.facts),
+        }
     return {"types": list(job.types), "mtp": job.choice.mtp, **options}
