@@ -31,8 +31,8 @@ pytestmark = [
     ),
 ]
 SIZE = 64
-# Special tokens as text, an umlaut, blanks, a line end too many at the end.
-ODD = "\nIt said <s> and </s> and <|im_start|>user and <|eot_id|> and <bos>, naïve  as   it was.\n\n"
+# Special tokens as text, a diaeresis, blanks; first, so that it is not in the part that is dropped.
+ODD = "\nIt said <s> and </s> and <|im_start|>user and <|eot_id|> and <bos>, naïve  as   it was.\n"
 QUERY = "blk.0.attn_q.weight"
 
 
@@ -41,7 +41,7 @@ def test_same_tokens_as_llama_imatrix(zoo: Zoo, tmp_path: Path, name: str) -> No
     folder = zoo(name)
     model = toolchain.convert(folder, tmp_path / "model.gguf", "f32", pre=ZOO[name].pre)
     text = tmp_path / "text.txt"
-    text.write_text(zoo_tokenizers.TEXT + ODD, encoding="utf-8")
+    text.write_text(ODD + zoo_tokenizers.TEXT, encoding="utf-8")
     command = [str(toolchain.tool("llama-imatrix")), "-m", str(model), "-f", str(text), "-o", "out.gguf"]
     # Flash attention and GPU layers make no difference to the first layer's input; threads neither.
     run = subprocess.run(
