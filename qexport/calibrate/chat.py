@@ -12,6 +12,7 @@ token. The date that some templates write is fixed, so that the same corpus give
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -89,12 +90,13 @@ class ChatRenderer:
 
     def _render(self, chat: Chat) -> tuple[str, How]:
         if self._templates:
+            chat = _numbered(chat)
             text = self._with_reasoning(chat)
-            missing = [word for word in _must_appear(chat) if word not in text] if text is not None else []
-            if text is not None and not missing:
+            missing = None if text is None else _left_out(chat, text)
+            if text is not None and missing is None:
                 return text, "template"
-            if missing:
-                self.reason = self.reason or f"the template leaves out {missing[0][:40]!r}"
+            if missing is not None:
+                self.reason = self.reason or f"the template leaves out {missing[:40]!r}"
             text = self._with_reasoning(_simplified(chat))
             if text is not None:
                 return text, "simplified"
@@ -138,7 +140,10 @@ class ChatRenderer:
                 **self._words,
             )
         except (TemplateError, *_TEMPLATE_FAILS) as error:
-            self.reason = self.reason or f"the template refuses it: {_first_line(error)}"
+            self.reason = (
+                self.reason
+                or f"the template refuses it: {_first_line(str(error))[:120] or type(error).__name__}"
+            )
             return None
         return str(rendered[0]) or None
 
@@ -167,12 +172,32 @@ def _templates(files: Mapping[str, bytes], label: str) -> dict[str, str]:
     return {}
 
 
-def _must_appear(chat: Chat) -> list[str]:
-    """What a template that ignores tools or system turns leaves out. Names only: contents may be escaped."""
-    names = [str(tool["function"]["name"]) for tool in chat.tools]
-    names += [call["function"]["name"] for m in chat.messages for call in m.get("tool_calls", ())]
-    system = [m["content"].strip().split("\n", 1)[0] for m in chat.messages if m["role"] == "system"]
-    return names + system
+def _numbered(chat: Chat) -> Chat:
+    """The same with an id on every call and result, which some templates insist on: Mistral's want nine
+    letters or digits."""
+    messages: list[Mapping[str, Any]] = []
+    made, open_ids = 0, list[str]()
+    for message in chat.messages:
+        if message.get("tool_calls"):
+            calls = []
+            for call in message["tool_calls"]:
+                made += 1
+                calls.append({"id": f"call{made:05}", **call})
+            open_ids = [call["id"] for call in calls]
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool" and open_ids:
+            message = {"tool_call_id": open_ids.pop(0), **message}
+        messages.append(message)
+    return Chat(tuple(messages), chat.tools)
+
+
+def _left_out(chat: Chat, text: str) -> str | None:
+    """What a template ignored in silence: a tool or a call, by name (contents may be escaped), or the first
+    line of a system turn. A call of a tool that is also declared has to appear twice."""
+    words = Counter(tool["function"]["name"] for tool in chat.tools)
+    words.update(call["function"]["name"] for turn in chat.messages for call in turn.get("tool_calls", ()))
+    words.update(_first_line(turn["content"]) for turn in chat.messages if turn["role"] == "system")
+    return next((word for word, count in words.items() if text.count(word) < count), None)
 
 
 def _last_reasoning(chat: Chat) -> str:
@@ -215,5 +240,5 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def _first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0]

@@ -47,6 +47,7 @@ class Chunks:
             that were read until there was enough.
         seed: the records' order; ``None`` for plain text, which has its own.
         bos: the id at every chunk's start, ``None`` where none was put.
+        categories: tokens read by category; one category, called "", where there are none.
         chats: conversations by how they were rendered; only those that were read.
         fallback_reason: why the first was not rendered as it is, empty if all were.
     """
@@ -57,6 +58,7 @@ class Chunks:
     available: int
     seed: int | None
     bos: int | None
+    categories: Mapping[str, int]
     chats: Mapping[How, int]
     fallback_reason: str = ""
 
@@ -123,9 +125,11 @@ def tokenize(
 
     pieces: list[list[int]] = []
     available = 0
-    for _, ids in _in_order(corpus, reader, seed):
+    categories: dict[str, int] = {}
+    for record, ids in _in_order(corpus, reader, seed):
         pieces.append(ids)
         available += len(ids)
+        categories[record.category] = categories.get(record.category, 0) + len(ids)
         if tokens is not None and available >= tokens:
             break
     count = min(available, available if tokens is None else tokens) // chunk
@@ -147,6 +151,7 @@ def tokenize(
         available=available,
         seed=None if corpus.kind == "text" else seed,
         bos=bos,
+        categories=categories,
         chats=dict(reader.renderer.counts) if reader.renderer else {},
         fallback_reason=reader.fallback_reason,
     )
