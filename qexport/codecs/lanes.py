@@ -1,0 +1,323 @@
+"""Lanes: 32 numbers side by side in one variable, so that 32 sub-blocks are searched at once.
+
+ggml's searches are sums in a fixed order, and a different order is different bytes, so one search cannot be
+spread over a processor's vector. Thirty-two searches can: lane ``k`` of every variable belongs to row ``k``,
+each lane does ggml's operations in ggml's order, and a kernel reads like the scalar code it stands for::
+
+    low = select(value < low, value, low)
+
+Inside a compiled kernel a variable is an LLVM vector ``<32 x float>``, ``<32 x i32>`` or ``<32 x i1>`` (the
+result of a comparison, for :func:`select`, ``&``, ``|`` and :func:`any_lane`). LLVM cuts it into the registers
+that the processor has: two with AVX-512, four with AVX2, eight with SSE2 or NEON. Nothing here asks which
+processor that is, so nothing changes bytes, and nothing has to be set for the process. Two registers rather
+than one because a sum waits for its last addition: the second sum fills the wait.
+
+A number beside lanes counts for all of them; Python's floats are rounded to float32 first. Arithmetic is
+IEEE, no operation is fused or reordered. Outside a kernel none of these functions can be called.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typeconv import Conversion
+from numba.core.typing import signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    lower_cast,
+    models,
+    register_model,
+)
+
+__all__ = [
+    "LANES",
+    "Lanes",
+    "absolute",
+    "any_lane",
+    "float_lanes",
+    "int_lanes",
+    "load",
+    "raw_bits",
+    "root",
+    "select",
+    "splat",
+    "splat_int",
+    "store",
+    "to_float",
+    "transpose_square",
+]
+
+LANES = 32
+
+Lanes = Any
+"""32 float32, 32 int32 or 32 truth values: what the functions below take and return."""
+
+_I32, _F32, _I1 = ir.IntType(32), ir.FloatType(), ir.IntType(1)
+_ELEMENTS = {"float32": _F32, "int32": _I32, "bool": _I1}
+
+
+class LanesType(types.Type):  # type: ignore[misc]
+    """numba's type of such a variable; ``element`` is a key of ``_ELEMENTS``."""
+
+    def __init__(self, element: str) -> None:
+        self.element = element
+        super().__init__(f"Lanes({element})")
+
+    def can_convert_from(self, typingctx: Any, other: Any) -> Any:
+        if isinstance(other, types.Integer) or (isinstance(other, types.Float) and self.element == "float32"):
+            return Conversion.safe
+        return None
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: LanesType) -> None:
+        super().__init__(manager, kind, ir.VectorType(_ELEMENTS[kind.element], LANES))
+
+
+FLOATS, INTS, TRUTHS = LanesType("float32"), LanesType("int32"), LanesType("bool")
+
+
+def _broadcast(builder: Any, value: Any) -> Any:
+    one = ir.VectorType(value.type, LANES)
+    first = builder.insert_element(ir.Constant(one, ir.Undefined), value, _I32(0))
+    return builder.shuffle_vector(
+        first, ir.Constant(one, ir.Undefined), ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    )
+
+
+@lower_cast(types.Number, LanesType)  # type: ignore[untyped-decorator]
+def _number_to_lanes(context: Any, builder: Any, source: Any, target: LanesType, value: Any) -> Any:
+    scalar = types.float32 if target.element == "float32" else types.int32
+    return _broadcast(builder, context.cast(builder, value, source, scalar))
+
+
+# Operators: what lanes of one kind, or lanes and a number, give.
+
+
+def _binary(symbol: Any, kind: LanesType, result: LanesType, emit: Callable[[Any, Any, Any], Any]) -> None:
+    def generic(self: Any, arguments: Any, keywords: Any) -> Any:
+        others = [a for a in arguments if a is not kind]
+        if len(arguments) != 2 or len(others) == 2 or (others and not kind.can_convert_from(None, others[0])):
+            return None
+        return signature(result, kind, kind)
+
+    name = f"{symbol.__name__}_{kind.element}"
+    infer_global(symbol)(type(name, (AbstractTemplate,), {"key": symbol, "generic": generic}))
+    lower_builtin(symbol, kind, kind)(lambda _context, builder, _signature, pair: emit(builder, *pair))
+
+
+_ARITHMETIC: dict[Any, tuple[str, str]] = {
+    operator.add: ("fadd", "add"),
+    operator.sub: ("fsub", "sub"),
+    operator.mul: ("fmul", "mul"),
+}
+for _symbol, (_on_floats, _on_ints) in _ARITHMETIC.items():
+    _binary(_symbol, FLOATS, FLOATS, lambda b, x, y, name=_on_floats: getattr(b, name)(x, y))
+    _binary(_symbol, INTS, INTS, lambda b, x, y, name=_on_ints: getattr(b, name)(x, y))
+_binary(operator.truediv, FLOATS, FLOATS, lambda b, x, y: b.fdiv(x, y))
+for _symbol, _name in ((operator.and_, "and_"), (operator.or_, "or_"), (operator.xor, "xor")):
+    _binary(_symbol, INTS, INTS, lambda b, x, y, name=_name: getattr(b, name)(x, y))
+    _binary(_symbol, TRUTHS, TRUTHS, lambda b, x, y, name=_name: getattr(b, name)(x, y))
+_binary(operator.lshift, INTS, INTS, lambda b, x, y: b.shl(x, y))
+_binary(operator.rshift, INTS, INTS, lambda b, x, y: b.lshr(x, y))  # bits, not numbers: zeros come in
+for _symbol, _sign in (
+    (operator.lt, "<"),
+    (operator.le, "<="),
+    (operator.gt, ">"),
+    (operator.ge, ">="),
+    (operator.eq, "=="),
+    (operator.ne, "!="),
+):
+    _floats = "fcmp_unordered" if _sign == "!=" else "fcmp_ordered"  # as in C: only != holds with a NaN
+    _binary(_symbol, FLOATS, TRUTHS, lambda b, x, y, f=_floats, s=_sign: getattr(b, f)(s, x, y))
+    _binary(_symbol, INTS, TRUTHS, lambda b, x, y, s=_sign: b.icmp_signed(s, x, y))
+
+
+@infer_global(operator.neg)
+class _Negated(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, arguments: Any, keywords: Any) -> Any:
+        return signature(FLOATS, FLOATS) if arguments == (FLOATS,) else None
+
+
+@lower_builtin(operator.neg, FLOATS)  # type: ignore[untyped-decorator]
+def _negate(context: Any, builder: Any, kind: Any, arguments: Any) -> Any:
+    return builder.fneg(arguments[0])
+
+
+# Functions of lanes.
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def select(context: Any, truth: Any, yes: Any, no: Any) -> Any:
+    """``yes`` in the lanes where ``truth`` holds, ``no`` in the others."""
+    kind = yes if isinstance(yes, LanesType) else no
+    return kind(TRUTHS, kind, kind), lambda _c, builder, _s, values: builder.select(*values)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def any_lane(context: Any, truth: Any) -> Any:
+    """Whether ``truth`` holds in any lane."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        word = builder.bitcast(values[0], ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", word, ir.Constant(word.type, 0))
+
+    return types.boolean(TRUTHS), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def splat(context: Any, value: Any) -> Any:
+    """A number in all lanes, as float32."""
+    return FLOATS(FLOATS), lambda _c, _b, _s, values: values[0]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def splat_int(context: Any, value: Any) -> Any:
+    """A whole number in all lanes, as int32."""
+    return INTS(INTS), lambda _c, _b, _s, values: values[0]
+
+
+def _reinterpreted(source: LanesType, target: LanesType) -> Any:
+    def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], context.get_value_type(target))
+
+    return target(source), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def raw_bits(context: Any, value: Any) -> Any:
+    """The bits of float32 lanes, as int32."""
+    return _reinterpreted(FLOATS, INTS)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float_lanes(context: Any, bits: Any) -> Any:
+    """The float32 lanes that have these bits."""
+    return _reinterpreted(INTS, FLOATS)
+
+
+def _converted(target: LanesType, source: LanesType, method: str) -> Any:
+    def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        return getattr(builder, method)(values[0], context.get_value_type(target))
+
+    return target(source), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_float(context: Any, value: Any) -> Any:
+    """int32 lanes as numbers in float32."""
+    return _converted(FLOATS, INTS, "sitofp")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def int_lanes(context: Any, truth: Any) -> Any:
+    """1 where ``truth`` holds, 0 elsewhere."""
+    return _converted(INTS, TRUTHS, "zext")
+
+
+def _llvm_function(name: str) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind]), f"{name}.v{LANES}f32"
+        )
+        return builder.call(function, values)
+
+    return FLOATS(FLOATS), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def root(context: Any, value: Any) -> Any:
+    """The square root, correctly rounded."""
+    return _llvm_function("llvm.sqrt")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def absolute(context: Any, value: Any) -> Any:
+    """The magnitude: the sign bit cleared."""
+    return _llvm_function("llvm.fabs")
+
+
+# Memory: arrays ``(n, LANES)``, C-contiguous, of float32 or int32.
+
+
+def _row_pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any, count: int = LANES) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    start = builder.gep(data, [builder.mul(row, ir.Constant(row.type, LANES))])
+    return builder.bitcast(start, ir.VectorType(data.type.pointee, count).as_pointer())
+
+
+def _kind_of(array: Any) -> LanesType:
+    return FLOATS if array.dtype == types.float32 else INTS
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(context: Any, array: Any, row: Any) -> Any:
+    """``array[row]`` as lanes."""
+
+    def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        return builder.load(_row_pointer(context, builder, sig.args[0], *values), align=4)
+
+    return _kind_of(array)(array, types.intp), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(context: Any, array: Any, row: Any, value: Any) -> Any:
+    """``array[row] = value``."""
+
+    def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        builder.store(values[2], _row_pointer(context, builder, sig.args[0], *values[:2]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _kind_of(array)), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def transpose_square(
+    context: Any, source: Any, row: Any, column: Any, target: Any, to_row: Any, to_column: Any
+) -> Any:
+    """``target[to_row + i, to_column + k] = source[row + k, column + i]`` for i, k < 16.
+
+    Both are C-contiguous and two-dimensional, of one 4-byte dtype. Sixteen loads, sixteen stores, and
+    between them four rounds that each swap halves of pairs of vectors: 8 apart, 4, 2 and 1.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        source, row, column, target, to_row, to_column = values
+        size = 16
+
+        def places(kind: Any, array: Any, row: Any, column: Any) -> list[Any]:
+            view = context.make_array(kind)(context, builder, array)
+            width = cgutils.unpack_tuple(builder, view.shape)[1]
+            vector = ir.VectorType(view.data.type.pointee, size).as_pointer()
+            pointers = []
+            for k in range(size):
+                offset = builder.add(builder.mul(builder.add(row, row.type(k)), width), column)
+                pointers.append(builder.bitcast(builder.gep(view.data, [offset]), vector))
+            return pointers
+
+        lines = [builder.load(p, align=4) for p in places(sig.args[0], source, row, column)]
+        for step in (8, 4, 2, 1):
+            low = [k if not k & step else size + k - step for k in range(size)]
+            high = [k + step if not k & step else size + k for k in range(size)]
+            swapped = list(lines)
+            for k in range(size):
+                if not k & step:
+                    for place, order in ((k, low), (k + step, high)):
+                        mask = ir.Constant(ir.VectorType(_I32, size), order)
+                        swapped[place] = builder.shuffle_vector(lines[k], lines[k + step], mask)
+            lines = swapped
+        for pointer, line in zip(places(sig.args[3], target, to_row, to_column), lines, strict=True):
+            builder.store(line, pointer, align=4)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(source, index, index, target, index, index), emit
