@@ -40,6 +40,7 @@ __all__ = [
     "LANES",
     "Lanes",
     "absolute",
+    "all_lanes",
     "any_lane",
     "float_lanes",
     "int_lanes",
@@ -51,6 +52,7 @@ __all__ = [
     "splat_int",
     "store",
     "to_float",
+    "to_int",
     "transpose_square",
 ]
 
@@ -101,8 +103,16 @@ def _number_to_lanes(context: Any, builder: Any, source: Any, target: LanesType,
 
 # Operators: what lanes of one kind, or lanes and a number, give.
 
+Emit = Callable[[Any, Any, Any], Any]
+"""builder, left, right -> value"""
 
-def _binary(symbol: Any, kind: LanesType, result: LanesType, emit: Callable[[Any, Any, Any], Any]) -> None:
+
+def _by(method: str, *before: str) -> Emit:
+    """The builder's method of that name, with ``before`` ahead of its operands."""
+    return lambda builder, left, right: getattr(builder, method)(*before, left, right)
+
+
+def _operator(symbol: Any, kind: LanesType, result: LanesType, emit: Emit) -> None:
     def generic(self: Any, arguments: Any, keywords: Any) -> Any:
         others = [a for a in arguments if a is not kind]
         if len(arguments) != 2 or len(others) == 2 or (others and not kind.can_convert_from(None, others[0])):
@@ -114,20 +124,19 @@ def _binary(symbol: Any, kind: LanesType, result: LanesType, emit: Callable[[Any
     lower_builtin(symbol, kind, kind)(lambda _context, builder, _signature, pair: emit(builder, *pair))
 
 
-_ARITHMETIC: dict[Any, tuple[str, str]] = {
-    operator.add: ("fadd", "add"),
-    operator.sub: ("fsub", "sub"),
-    operator.mul: ("fmul", "mul"),
-}
-for _symbol, (_on_floats, _on_ints) in _ARITHMETIC.items():
-    _binary(_symbol, FLOATS, FLOATS, lambda b, x, y, name=_on_floats: getattr(b, name)(x, y))
-    _binary(_symbol, INTS, INTS, lambda b, x, y, name=_on_ints: getattr(b, name)(x, y))
-_binary(operator.truediv, FLOATS, FLOATS, lambda b, x, y: b.fdiv(x, y))
-for _symbol, _name in ((operator.and_, "and_"), (operator.or_, "or_"), (operator.xor, "xor")):
-    _binary(_symbol, INTS, INTS, lambda b, x, y, name=_name: getattr(b, name)(x, y))
-    _binary(_symbol, TRUTHS, TRUTHS, lambda b, x, y, name=_name: getattr(b, name)(x, y))
-_binary(operator.lshift, INTS, INTS, lambda b, x, y: b.shl(x, y))
-_binary(operator.rshift, INTS, INTS, lambda b, x, y: b.lshr(x, y))  # bits, not numbers: zeros come in
+_operator(operator.add, FLOATS, FLOATS, _by("fadd"))
+_operator(operator.sub, FLOATS, FLOATS, _by("fsub"))
+_operator(operator.mul, FLOATS, FLOATS, _by("fmul"))
+_operator(operator.truediv, FLOATS, FLOATS, _by("fdiv"))
+_operator(operator.add, INTS, INTS, _by("add"))
+_operator(operator.sub, INTS, INTS, _by("sub"))
+_operator(operator.mul, INTS, INTS, _by("mul"))
+_operator(operator.lshift, INTS, INTS, _by("shl"))
+_operator(operator.rshift, INTS, INTS, _by("lshr"))  # of bits, not of numbers: zeros come in from above
+for _kind in (INTS, TRUTHS):
+    _operator(operator.and_, _kind, _kind, _by("and_"))
+    _operator(operator.or_, _kind, _kind, _by("or_"))
+    _operator(operator.xor, _kind, _kind, _by("xor"))
 for _symbol, _sign in (
     (operator.lt, "<"),
     (operator.le, "<="),
@@ -136,9 +145,10 @@ for _symbol, _sign in (
     (operator.eq, "=="),
     (operator.ne, "!="),
 ):
-    _floats = "fcmp_unordered" if _sign == "!=" else "fcmp_ordered"  # as in C: only != holds with a NaN
-    _binary(_symbol, FLOATS, TRUTHS, lambda b, x, y, f=_floats, s=_sign: getattr(b, f)(s, x, y))
-    _binary(_symbol, INTS, TRUTHS, lambda b, x, y, s=_sign: b.icmp_signed(s, x, y))
+    # As in C: of a NaN only != is true.
+    _on_floats = "fcmp_unordered" if _sign == "!=" else "fcmp_ordered"
+    _operator(_symbol, FLOATS, TRUTHS, _by(_on_floats, _sign))
+    _operator(_symbol, INTS, TRUTHS, _by("icmp_signed", _sign))
 
 
 @infer_global(operator.neg)
@@ -169,6 +179,17 @@ def any_lane(context: Any, truth: Any) -> Any:
     def emit(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         word = builder.bitcast(values[0], ir.IntType(LANES))
         return builder.icmp_unsigned("!=", word, ir.Constant(word.type, 0))
+
+    return types.boolean(TRUTHS), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def all_lanes(context: Any, truth: Any) -> Any:
+    """Whether ``truth`` holds in every lane."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        word = builder.bitcast(values[0], ir.IntType(LANES))
+        return builder.icmp_unsigned("==", word, ir.Constant(word.type, 2**LANES - 1))
 
     return types.boolean(TRUTHS), emit
 
@@ -215,6 +236,12 @@ def _converted(target: LanesType, source: LanesType, method: str) -> Any:
 def to_float(context: Any, value: Any) -> Any:
     """int32 lanes as numbers in float32."""
     return _converted(FLOATS, INTS, "sitofp")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_int(context: Any, value: Any) -> Any:
+    """float32 lanes cut to int32; what does not fit gives different results on different processors."""
+    return _converted(INTS, FLOATS, "fptosi")
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -23,27 +23,19 @@ Left out: values that are not finite, and blocks whose scales float16 cannot hol
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import code, from_half_bits, half_bits
-from qexport.codecs.lanes import (
-    LANES,
-    absolute,
-    any_lane,
-    load,
-    root,
-    select,
-    splat,
-    splat_int,
-    store,
-    to_float,
-)
-from qexport.codecs.range_search import fit_scales, round_scales, search_range, steps_around
-from qexport.codecs.tiles import NOT_FINITE, read_tile, scratch, write_blocks
+from qexport.codecs.lane_numbers import from_half_bits, half_bits
+from qexport.codecs.lanes import LANES, any_lane, load, select, splat_int, store
+from qexport.codecs.range_search import fit_scales, round_scales, steps_around
+from qexport.codecs.super_blocks import BLOCK, final_codes, search_sub_blocks, work_arrays
+from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, write_blocks
 
-__all__ = ["STEPS", "encode_blocks"]
+__all__ = ["quantize_into"]
 
-STEPS = {
+_TOPS = {"Q4_K": 15, "Q5_K": 31}
+_STEPS = {
     ("Q4_K", False): steps_around(15, -1.0, 0.1, 20),
     ("Q4_K", True): steps_around(15, -0.9, 0.05, 36),
     ("Q5_K", False): steps_around(31, -0.5, 0.1, 15),
@@ -51,16 +43,82 @@ STEPS = {
 }
 """The trials of each search, by type and whether there is importance."""
 
-_SUBS, _SIZE, _BLOCK = 8, 32, 256
-_TOP_CODE = 63
+_SUBS, _SIZE, _TOP_CODE = 8, 32, 63
+
+
+def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | None, out: np.ndarray) -> int:
+    """Fill ``out``; see :data:`qexport.codecs.encoders.Quantize`."""
+    weights = np.empty(0, np.float32) if importance is None else importance
+    steps = _STEPS[type_name, importance is not None]
+    return int(_encode(*row_bits(rows), weights, steps, _TOPS[type_name], out))
 
 
 @compiled
-def _pack_scales(scales: np.ndarray, minima: np.ndarray, packed: np.ndarray, top: int) -> None:
+def _encode(
+    halves: np.ndarray,
+    words: np.ndarray,
+    importance: np.ndarray,
+    steps: np.ndarray,
+    top: int,
+    out: np.ndarray,
+) -> int:
+    fifth = 8 if top > 15 else 0  # words of fifth bits
+    block_words = 4 + fifth + 32
+    work = work_arrays(_SUBS)
+    scales, minima, packed = work.scale_codes, work.minimum_codes, work.packed
+    weighted = len(importance) > 0
+    bad = 0
+    for first in range(0, len(out), LANES):
+        for block in range(out.shape[1] // (4 * block_words)):
+            column = block * BLOCK
+            if read_tile(halves, words, first, column, BLOCK, work.lines, work.tile) >= NOT_FINITE:
+                bad += 1
+            search_sub_blocks(
+                work, importance[column : column + BLOCK], steps, top, np.float32(2), False
+            )
+            if weighted:
+                d = half_bits(fit_scales(work.scales, work.totals, _TOP_CODE, scales))
+                d_min = half_bits(fit_scales(work.minima, work.totals, _TOP_CODE, minima))
+            else:
+                d = half_bits(round_scales(work.scales, _TOP_CODE, scales))
+                d_min = half_bits(round_scales(work.minima, _TOP_CODE, minima))
+            if any_lane(((d & 0x7C00) == 0x7C00) | ((d_min & 0x7C00) == 0x7C00)):
+                bad += 1
+            if top > 15 or not weighted:
+                _limit(scales)
+                _limit(minima)
+            store(packed, 0, d | d_min << 16)
+            _pack_scales(scales, minima, packed)
+            final_codes(work, from_half_bits(d), from_half_bits(d_min), top)
+
+            for i in range(4, block_words):
+                store(packed, i, splat_int(0))
+            for sub in range(_SUBS):
+                for i in range(_SIZE):
+                    found, byte = load(work.codes, sub * _SIZE + i), 8 * (i & 3)
+                    place = 4 + fifth + 8 * (sub >> 1) + (i >> 2)
+                    store(packed, place, load(packed, place) | (found & 15) << byte + 4 * (sub & 1))
+                    if fifth:
+                        place = 4 + (i >> 2)
+                        store(packed, place, load(packed, place) | found >> 4 << byte + sub)
+            write_blocks(packed, work.packed_lines, out, first, block * 4 * block_words, 4 * block_words)
+    return bad
+
+
+@compiled
+def _limit(codes: np.ndarray) -> None:
+    """Codes above 63 become 63: a negative scale, from a degenerate search, has left 255 or less."""
+    for i in range(_SUBS):
+        found = load(codes, i)
+        store(codes, i, select(found > _TOP_CODE, _TOP_CODE, found))
+
+
+@compiled
+def _pack_scales(scales: np.ndarray, minima: np.ndarray, packed: np.ndarray) -> None:
     """Words 1 to 3 of the block; ``scales`` and ``minima`` become what a reader will find there.
 
-    The same numbers, but where a degenerate search has left a negative scale: ggml lets all eight bits of
-    such a code into the block for Q4_K with importance, and takes 63 for it otherwise.
+    Those are the same numbers, but for a code that :func:`_limit` would have cut: for Q4_K with importance
+    ggml does not, and lets all eight bits into the block.
     """
     for first in range(3):
         word = splat_int(0)
@@ -80,115 +138,3 @@ def _pack_scales(scales: np.ndarray, minima: np.ndarray, packed: np.ndarray, top
         store(minima, j, high & 63)
         store(scales, j + 4, rest & 15 | (low >> 6 & 3) << 4)
         store(minima, j + 4, rest >> 4 & 15 | (high >> 6 & 3) << 4)
-
-
-@compiled
-def encode_blocks(
-    halves: np.ndarray,
-    words: np.ndarray,
-    importance: np.ndarray,
-    steps: np.ndarray,
-    top: int,
-    out: np.ndarray,
-) -> int:
-    """Fill ``out``; returns the number of places that hold what the type cannot.
-
-    Args:
-        halves, words: rows from :func:`qexport.codecs.tiles.row_bits`.
-        importance: float32 ``(columns,)``, or empty.
-        steps: from ``STEPS``.
-        top: 15 for Q4_K, 31 for Q5_K.
-        out: uint8 ``(rows, columns / 256 * block bytes)``.
-    """
-    bits_above = 8 if top > 15 else 0  # words of fifth bits
-    block_words = 4 + bits_above + 32
-    tile, weights = scratch(_BLOCK, LANES), scratch(_SIZE, LANES)
-    codes = tile.view(np.int32)  # take the place of their values
-    levels, lines = scratch(_SIZE, LANES), scratch(LANES, _BLOCK)
-    scales, minima, totals = scratch(_SUBS, LANES), scratch(_SUBS, LANES), scratch(_SUBS, LANES)
-    inverses, origins = scratch(_SUBS, LANES), scratch(_SUBS, LANES)
-    scale_codes, minimum_codes = (
-        scratch(_SUBS, LANES).view(np.int32),
-        scratch(_SUBS, LANES).view(np.int32),
-    )
-    packed, packed_lines = scratch(48, LANES).view(np.int32), scratch(LANES, 48).view(np.int32)
-    weighted = len(importance) > 0
-    bad = 0
-    for first in range(0, len(out), LANES):
-        for block in range(out.shape[1] // (4 * block_words)):
-            column = block * _BLOCK
-            if read_tile(halves, words, first, column, _BLOCK, lines, tile) >= NOT_FINITE:
-                bad += 1
-            sigma2 = splat(0)
-            if weighted:
-                for i in range(_BLOCK):
-                    x = load(tile, i)
-                    sigma2 = sigma2 + x * x
-                sigma2 = 2 * sigma2 / _BLOCK
-            for sub in range(_SUBS):
-                start = sub * _SIZE
-                total = splat(0)
-                if weighted:
-                    for i in range(_SIZE):
-                        x = load(tile, start + i)
-                        weight = importance[column + start + i] * root(sigma2 + x * x)
-                        total = total + weight
-                        store(weights, i, weight)
-                else:
-                    for i in range(_SIZE):
-                        x = load(tile, start + i)
-                        total = total + x * x
-                    spread = root(total / _SIZE)
-                    for i in range(_SIZE):
-                        store(weights, i, spread + absolute(load(tile, start + i)))
-                store(totals, sub, total)
-                scale, minimum, inverse, origin = search_range(
-                    tile, start, weights, levels, steps, top, False
-                )
-                store(scales, sub, scale)
-                store(minima, sub, minimum)
-                store(inverses, sub, inverse)
-                store(origins, sub, origin)
-
-            if weighted:
-                d = fit_scales(scales, totals, _TOP_CODE, scale_codes)
-                d_min = fit_scales(minima, totals, _TOP_CODE, minimum_codes)
-            else:
-                d = round_scales(scales, _TOP_CODE, scale_codes)
-                d_min = round_scales(minima, _TOP_CODE, minimum_codes)
-            if top > 15 or not weighted:
-                for sub in range(_SUBS):
-                    for codes_ in (scale_codes, minimum_codes):
-                        found = load(codes_, sub)
-                        store(codes_, sub, select(found > _TOP_CODE, _TOP_CODE, found))
-            d, d_min = half_bits(d), half_bits(d_min)
-            if any_lane(((d & 0x7C00) == 0x7C00) | ((d_min & 0x7C00) == 0x7C00)):
-                bad += 1
-            store(packed, 0, d | (d_min << 16))
-            _pack_scales(scale_codes, minimum_codes, packed, top)
-
-            d, d_min = from_half_bits(d), from_half_bits(d_min)
-            for i in range(4, block_words):
-                store(packed, i, splat_int(0))
-            for sub in range(_SUBS):
-                scale = d * to_float(load(scale_codes, sub))
-                minimum = d_min * to_float(load(minimum_codes, sub))
-                gone = scale == 0
-                if any_lane(gone):  # those levels stay as the search left them
-                    for i in range(sub * _SIZE, (sub + 1) * _SIZE):
-                        x = load(tile, i)
-                        kept = code(load(inverses, sub) * (x - load(origins, sub)), top)
-                        store(codes, i, select(gone, kept, code((x + minimum) / scale, top)))
-                else:
-                    for i in range(sub * _SIZE, (sub + 1) * _SIZE):
-                        store(codes, i, code((load(tile, i) + minimum) / scale, top))
-                for i in range(_SIZE):
-                    found = load(codes, sub * _SIZE + i)
-                    byte = 8 * (i & 3)
-                    place = 4 + bits_above + 8 * (sub >> 1) + (i >> 2)
-                    store(packed, place, load(packed, place) | (found & 15) << (byte + 4 * (sub & 1)))
-                    if bits_above:
-                        place = 4 + (i >> 2)
-                        store(packed, place, load(packed, place) | (found >> 4) << (byte + sub))
-            write_blocks(packed, packed_lines, out, first, block * 4 * block_words, 4 * block_words)
-    return bad

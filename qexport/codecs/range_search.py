@@ -20,10 +20,11 @@ from __future__ import annotations
 import numpy as np
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import level, nearest
+from qexport.codecs.lane_numbers import level, level_nearby, nearest
 from qexport.codecs.lanes import (
     Lanes,
     absolute,
+    all_lanes,
     any_lane,
     load,
     select,
@@ -33,6 +34,8 @@ from qexport.codecs.lanes import (
 )
 
 __all__ = ["fit_scales", "round_scales", "search_range", "steps_around"]
+
+_NEARBY = np.float32(2**22 - 1)
 
 
 def steps_around(top: int, lowest: float, spacing: float, last: int) -> np.ndarray:
@@ -76,6 +79,7 @@ def search_range(
         high = select(x > high, x, high)
         sum_w = sum_w + w
         sum_x = sum_x + w * x
+    lowest = low
     low = select(low > 0, 0, low)
     flat, lively = high <= low, high > low
     inverse = splat(top) / (high - low)
@@ -89,13 +93,17 @@ def search_range(
         least = least + load(weights, i) * error
 
     for step in steps:
-        trial = splat(step) / (high - low)
+        trial = select(flat, 0, splat(step) / (high - low))
+        # A running minimum may leave the values far away; nearly always their quotients are small.
+        reach = absolute(trial * (high - low)) < _NEARBY
+        nearby = all_lanes(reach & (absolute(trial * (lowest - low)) < _NEARBY))
         sum_l = splat(0)
         sum_l2 = splat(0)
         sum_xl = splat(0)
         for i in range(n):
             x = load(tile, first + i)
-            found = level(trial * (x - low), top)
+            value = trial * (x - low)
+            found = level_nearby(value, top) if nearby else level(value, top)
             store(levels, i, found)
             weighted = load(weights, i) * found
             sum_l = sum_l + weighted

@@ -1,0 +1,162 @@
+"""Q4_1 and Q5_1: 32 values share a float16 scale and a float16 minimum.
+
+A value is ``d * l + m`` with ``l`` of 4 or 5 bits, and a block is stored as
+
+    d, m         float16 each
+    4 bytes      Q5_1 only: bit ``i`` is the fifth bit of value ``i``
+    16 bytes     byte ``i`` holds values ``i`` and ``i + 16``
+
+Without importance ``m`` is the least value, ``d`` the extent in ``top`` steps, and codes are rounded by adding
+a half and cutting. With it every block is searched (:mod:`qexport.codecs.range_search`); an error's weight is
+the column's importance times ``sqrt(mean square of the row + x * x)``.
+
+The bytes are those of ``quantize_row_q4_1_ref``, ``quantize_row_q4_1_impl`` and their like for Q5_1 in
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c
+
+Left out: values that are not finite, and blocks whose scales float16 cannot hold; both are counted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from qexport.codecs.jit import compiled
+from qexport.codecs.lane_numbers import code, half_bits
+from qexport.codecs.lanes import (
+    LANES,
+    Lanes,
+    any_lane,
+    load,
+    raw_bits,
+    root,
+    select,
+    splat,
+    splat_int,
+    store,
+    to_int,
+)
+from qexport.codecs.range_search import search_range, steps_around
+from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, scratch, write_blocks
+
+__all__ = ["quantize_into"]
+
+_TOPS = {"Q4_1": 15, "Q5_1": 31}
+_STEPS = {"Q4_1": steps_around(15, -0.9, 0.05, 36), "Q5_1": steps_around(31, -0.9, 0.05, 36)}
+_SIZE = 32
+_GROUP = 8  # blocks turned into lanes at once
+
+
+def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | None, out: np.ndarray) -> int:
+    """Fill ``out``; see :data:`qexport.codecs.encoders.Quantize`."""
+    top = _TOPS[type_name]
+    if importance is None:
+        return int(_encode_plain(*row_bits(rows), top, out))
+    return int(_encode_weighted(*row_bits(rows), importance, _STEPS[type_name], top, out))
+
+
+@compiled
+def _encode_plain(halves: np.ndarray, words: np.ndarray, top: int, out: np.ndarray) -> int:
+    block_words = 6 if top > 15 else 5
+    tile, lines = scratch(_GROUP * _SIZE, LANES), scratch(LANES, _GROUP * _SIZE)
+    packed = scratch(_GROUP * 6, LANES).view(np.int32)
+    packed_lines = scratch(LANES, _GROUP * 6).view(np.int32)
+    blocks = halves.shape[1] // _SIZE
+    bad = 0
+    for first in range(0, len(out), LANES):
+        for start in range(0, blocks, _GROUP):
+            count = min(_GROUP, blocks - start)
+            if read_tile(halves, words, first, start * _SIZE, count * _SIZE, lines, tile) >= NOT_FINITE:
+                bad += 1
+            for block in range(count):
+                at = block * _SIZE
+                low = load(tile, at)
+                high = low
+                for i in range(1, _SIZE):
+                    x = load(tile, at + i)
+                    low = select(x < low, x, low)
+                    high = select(x > high, x, high)
+                scale = (high - low) / np.float32(top)
+                inverse = select(scale == 0, 0, splat(1) / scale)
+                bad += _store_scales(packed, block * block_words, scale, low)
+                for i in range(_SIZE):
+                    store(tile.view(np.int32), at + i, _cut((load(tile, at + i) - low) * inverse, top))
+                _pack(tile.view(np.int32), at, packed, block * block_words + 1, top)
+            offset, size = start * block_words * 4, count * block_words * 4
+            write_blocks(packed, packed_lines, out, first, offset, size)
+    return bad
+
+
+@compiled
+def _encode_weighted(
+    halves: np.ndarray,
+    words: np.ndarray,
+    importance: np.ndarray,
+    steps: np.ndarray,
+    top: int,
+    out: np.ndarray,
+) -> int:
+    block_words = 6 if top > 15 else 5
+    tile, lines = scratch(_SIZE, LANES), scratch(LANES, _SIZE)
+    weights, levels = scratch(_SIZE, LANES), scratch(_SIZE, LANES)
+    packed, packed_lines = scratch(16, LANES).view(np.int32), scratch(LANES, 16).view(np.int32)
+    columns = halves.shape[1]
+    bad = 0
+    for first in range(0, len(out), LANES):
+        spread = splat(0)
+        for column in range(0, columns, _SIZE):
+            if read_tile(halves, words, first, column, _SIZE, lines, tile) >= NOT_FINITE:
+                bad += 1
+            for i in range(_SIZE):
+                x = load(tile, i)
+                spread = spread + x * x
+        spread = spread / np.float32(columns)
+        for column in range(0, columns, _SIZE):
+            read_tile(halves, words, first, column, _SIZE, lines, tile)
+            for i in range(_SIZE):
+                x = load(tile, i)
+                store(weights, i, importance[column + i] * root(spread + x * x))
+            scale, minimum, inverse, origin = search_range(tile, 0, weights, levels, steps, top, False)
+            bad += _store_scales(packed, 0, scale, -minimum)
+            for i in range(_SIZE):
+                store(tile.view(np.int32), i, code(inverse * (load(tile, i) - origin), top))
+            _pack(tile.view(np.int32), 0, packed, 1, top)
+            size = block_words * 4
+            write_blocks(packed, packed_lines, out, first, column // _SIZE * size, size)
+    return bad
+
+
+@compiled
+def _cut(value: Lanes, top: int) -> Lanes:
+    """``value + 0.5`` without its fraction, at most ``top``; zero for what an infinite inverse has made.
+
+    That, because ggml converts to an int and takes the low byte, which is zero for infinity and NaN.
+    """
+    nudged = value + np.float32(0.5)
+    whole = to_int(select(nudged < 256, nudged, 0))
+    return select(whole > top, top, whole)
+
+
+@compiled
+def _store_scales(packed: np.ndarray, place: int, scale: Lanes, minimum: Lanes) -> int:
+    """The first word of a block; returns whether float16 cannot hold it."""
+    d, m = half_bits(scale), half_bits(minimum)
+    store(packed, place, d | m << 16)
+    return int(any_lane(((d & 0x7C00) == 0x7C00) | ((m & 0x7C00) == 0x7C00)))
+
+
+@compiled
+def _pack(codes: np.ndarray, at: int, packed: np.ndarray, place: int, top: int) -> None:
+    """The other words of a block from ``codes[at : at + 32]``."""
+    if top > 15:
+        fifth = splat_int(0)
+        for i in range(_SIZE):
+            fifth = fifth | load(codes, at + i) >> 4 << i
+        store(packed, place, fifth)
+        place += 1
+    for word in range(4):
+        together = splat_int(0)
+        for i in range(4):
+            low, high = load(codes, at + 4 * word + i), load(codes, at + 4 * word + i + 16)
+            together = together | (low & 15 | (high & 15) << 4) << 8 * i
+        store(packed, place + word, together)
