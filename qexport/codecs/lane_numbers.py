@@ -13,7 +13,7 @@ import numpy as np
 from qexport.codecs.jit import compiled
 from qexport.codecs.lanes import Lanes, float_lanes, raw_bits, select
 
-__all__ = ["code", "from_half_bits", "half_bits", "level", "nearest"]
+__all__ = ["code", "from_half_bits", "half_bits", "level", "nearest", "value_of_half"]
 
 _MAGIC = np.float32(1.5 * 2**23)
 _MANTISSA = 0x7FFFFF
@@ -70,3 +70,9 @@ def half_bits(value: Lanes) -> Lanes:
 def from_half_bits(bits: Lanes) -> Lanes:
     """The float32 of a finite, non-negative float16."""
     return float_lanes(bits << 13) * np.float32(2.0**112)
+
+
+@compiled
+def value_of_half(bits: Lanes) -> Lanes:
+    """The float32 of a finite float16 of either sign."""
+    return float_lanes(raw_bits(from_half_bits(bits & 0x7FFF)) | (bits & 0x8000) << 16)
