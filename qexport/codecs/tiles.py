@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from qexport.codecs.jit import compiled, float_of
+from qexport.codecs.lane_moves import SQUARE, copy_bytes, turn_rows
 from qexport.codecs.lanes import LANES, transpose_square
 
 __all__ = ["NOT_FINITE", "read_tile", "row_bits", "scratch", "write_blocks"]
@@ -19,7 +20,6 @@ NOT_FINITE = np.uint32(0x7F800000)
 """Magnitude bits of infinity; those of a NaN are higher."""
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
-_SQUARE = 16  # what transpose_square turns
 
 
 def row_bits(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -61,22 +61,13 @@ def read_tile(
         tile: float32 ``(at least count, LANES)``; ``count`` is a multiple of 16.
     """
     highest = np.uint32(0)
-    for lane in range(LANES):
+    for lane in range(0, LANES, SQUARE):
         if len(halves):
-            row = min(first + lane, len(halves) - 1)
-            for i in range(count):
-                bits = np.uint32(halves[row, column + i]) << np.uint32(16)
-                highest = max(highest, bits & _MAGNITUDE)
-                lines[lane, i] = float_of(bits)
+            for i in range(0, count, 2 * SQUARE):
+                highest = max(highest, turn_rows(halves, first + lane, column + i, tile, i, lane))
         else:
-            row = min(first + lane, len(words) - 1)
-            for i in range(count):
-                bits = words[row, column + i]
-                highest = max(highest, bits & _MAGNITUDE)
-                lines[lane, i] = float_of(bits)
-    for lane in range(0, LANES, _SQUARE):
-        for i in range(0, count, _SQUARE):
-            transpose_square(lines, lane, i, tile, i, lane)
+            for i in range(0, count, SQUARE):
+                highest = max(highest, turn_rows(words, first + lane, column + i, tile, i, lane))
     return highest
 
 
@@ -91,10 +82,8 @@ def write_blocks(
         lines: int32 scratch ``(LANES, n)``.
         out: uint8 ``(rows, row_bytes)``.
     """
-    for lane in range(0, LANES, _SQUARE):
-        for i in range(0, len(words), _SQUARE):
+    for lane in range(0, LANES, SQUARE):
+        for i in range(0, len(words), SQUARE):
             transpose_square(words, i, lane, lines, lane, i)
-    packed = lines.view(np.uint8)
     for lane in range(min(LANES, len(out) - first)):
-        for i in range(count):
-            out[first + lane, offset + i] = packed[lane, i]
+        copy_bytes(lines, lane, out, first + lane, offset, count)
