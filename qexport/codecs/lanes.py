@@ -38,6 +38,7 @@ from numba.extending import (
 
 __all__ = [
     "LANES",
+    "SQUARE",
     "Lanes",
     "absolute",
     "all_lanes",
@@ -46,6 +47,7 @@ __all__ = [
     "int_lanes",
     "load",
     "raw_bits",
+    "read_square",
     "root",
     "select",
     "splat",
@@ -53,7 +55,7 @@ __all__ = [
     "store",
     "to_float",
     "to_int",
-    "transpose_square",
+    "write_square",
 ]
 
 LANES = 32
@@ -276,10 +278,10 @@ def absolute(context: Any, value: Any) -> Any:
 # Memory: arrays ``(n, LANES)``, C-contiguous, of float32 or int32.
 
 
-def _row_pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any, count: int = LANES) -> Any:
+def _row_pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     start = builder.gep(data, [builder.mul(row, ir.Constant(row.type, LANES))])
-    return builder.bitcast(start, ir.VectorType(data.type.pointee, count).as_pointer())
+    return builder.bitcast(start, ir.VectorType(data.type.pointee, LANES).as_pointer())
 
 
 def _kind_of(array: Any) -> LanesType:
@@ -307,44 +309,87 @@ def store(context: Any, array: Any, row: Any, value: Any) -> Any:
     return types.void(array, types.intp, _kind_of(array)), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def transpose_square(
-    context: Any, source: Any, row: Any, column: Any, target: Any, to_row: Any, to_column: Any
-) -> Any:
-    """``target[to_row + i, to_column + k] = source[row + k, column + i]`` for i, k < 16.
+# Squares: 16 rows of 16 numbers turned into 16 times 16 lanes, and back. 16 words are one cache line.
 
-    Both are C-contiguous and two-dimensional, of one 4-byte dtype. Sixteen loads, sixteen stores, and
-    between them four rounds that each swap halves of pairs of vectors: 8 apart, 4, 2 and 1.
+SQUARE = 16
+_WORDS = ir.VectorType(_I32, SQUARE)
+
+
+def _turned(builder: Any, lines: list[Any]) -> list[Any]:
+    """The transpose of 16 vectors of 16: four rounds that swap halves of pairs, 8 apart, 4, 2 and 1."""
+    for step in (8, 4, 2, 1):
+        firsts = [k if not k & step else SQUARE + k - step for k in range(SQUARE)]
+        seconds = [k + step if not k & step else SQUARE + k for k in range(SQUARE)]
+        swapped = list(lines)
+        for k in range(SQUARE):
+            if not k & step:
+                for place, order in ((k, firsts), (k + step, seconds)):
+                    mask = ir.Constant(_WORDS, order)
+                    swapped[place] = builder.shuffle_vector(lines[k], lines[k + step], mask)
+        lines = swapped
+    return lines
+
+
+def _line_pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any, column: Any, to: Any) -> Any:
+    view = context.make_array(kind)(context, builder, array)
+    width = cgutils.unpack_tuple(builder, view.shape)[1]
+    start = builder.gep(view.data, [builder.add(builder.mul(row, width), column)])
+    return builder.bitcast(start, to.as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def read_square(
+    context: Any, source: Any, row: Any, column: Any, last: Any, tile: Any, place: Any, lane: Any
+) -> Any:
+    """``tile[place + i, lane + k] = source[min(row + k, last), column + i]`` for ``i``, ``k`` below 16.
+
+    ``source`` holds the bits of bfloat16 (uint16) or float32 (uint32), ``tile`` float32.
     """
 
     def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        source, row, column, target, to_row, to_column = values
-        size = 16
-
-        def places(kind: Any, array: Any, row: Any, column: Any) -> list[Any]:
-            view = context.make_array(kind)(context, builder, array)
-            width = cgutils.unpack_tuple(builder, view.shape)[1]
-            vector = ir.VectorType(view.data.type.pointee, size).as_pointer()
-            pointers = []
-            for k in range(size):
-                offset = builder.add(builder.mul(builder.add(row, row.type(k)), width), column)
-                pointers.append(builder.bitcast(builder.gep(view.data, [offset]), vector))
-            return pointers
-
-        lines = [builder.load(p, align=4) for p in places(sig.args[0], source, row, column)]
-        for step in (8, 4, 2, 1):
-            low = [k if not k & step else size + k - step for k in range(size)]
-            high = [k + step if not k & step else size + k for k in range(size)]
-            swapped = list(lines)
-            for k in range(size):
-                if not k & step:
-                    for place, order in ((k, low), (k + step, high)):
-                        mask = ir.Constant(ir.VectorType(_I32, size), order)
-                        swapped[place] = builder.shuffle_vector(lines[k], lines[k + step], mask)
-            lines = swapped
-        for pointer, line in zip(places(sig.args[3], target, to_row, to_column), lines, strict=True):
-            builder.store(line, pointer, align=4)
+        source, row, column, last, tile, place, lane = values
+        bits = ir.IntType(sig.args[0].dtype.bitwidth)
+        lines = []
+        for k in range(SQUARE):
+            wanted = builder.add(row, row.type(k))
+            there = builder.select(builder.icmp_signed("<", wanted, last), wanted, last)
+            vector = ir.VectorType(bits, SQUARE)
+            pointer = _line_pointer(context, builder, sig.args[0], source, there, column, vector)
+            line = builder.load(pointer, align=bits.width // 8)
+            if bits.width == 16:
+                line = builder.shl(builder.zext(line, _WORDS), ir.Constant(_WORDS, [16] * SQUARE))
+            lines.append(line)
+        for i, line in enumerate(_turned(builder, lines)):
+            to = builder.add(place, place.type(i))
+            builder.store(line, _line_pointer(context, builder, sig.args[4], tile, to, lane, _WORDS), align=4)
         return context.get_dummy_value()
 
     index = types.intp
-    return types.void(source, index, index, target, index, index), emit
+    return types.void(source, index, index, index, tile, index, index), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def write_square(
+    context: Any, words: Any, place: Any, lane: Any, out: Any, row: Any, offset: Any, last: Any
+) -> Any:
+    """``words[place + i, lane + k]``, ``i`` below 16, as 64 bytes at ``out[row + k, offset]``, for ``k`` below 16.
+
+    ``words`` is int32 ``(n, LANES)``, ``out`` uint8 of any alignment. Rows above ``last`` are not written.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        words, place, lane, out, row, offset, last = values
+        lines = []
+        for i in range(SQUARE):
+            at = builder.add(place, place.type(i))
+            pointer = _line_pointer(context, builder, sig.args[0], words, at, lane, _WORDS)
+            lines.append(builder.load(pointer, align=4))
+        for k, line in enumerate(_turned(builder, lines)):
+            there = builder.add(row, row.type(k))
+            with builder.if_then(builder.icmp_signed("<=", there, last), likely=True):
+                pointer = _line_pointer(context, builder, sig.args[3], out, there, offset, _WORDS)
+                builder.store(line, pointer, align=1)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(words, index, index, out, index, index, index), emit

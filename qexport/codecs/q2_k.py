@@ -25,7 +25,7 @@ from qexport.codecs.lane_numbers import from_half_bits, half_bits
 from qexport.codecs.lanes import LANES, any_lane, load, splat_int, store
 from qexport.codecs.range_search import fit_scales, round_scales, steps_around
 from qexport.codecs.super_blocks import BLOCK, final_codes, search_sub_blocks, work_arrays
-from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, row_bits, write_blocks
 
 __all__ = ["quantize_into"]
 
@@ -52,8 +52,8 @@ def _encode(
     for first in range(0, len(out), LANES):
         for block in range(out.shape[1] // (4 * _WORDS)):
             column = block * BLOCK
-            if read_tile(halves, words, first, column, BLOCK, work.lines, work.tile) >= NOT_FINITE:
-                bad += 1
+            read_tile(halves, words, first, column, BLOCK, work.tile)
+            bad += 1 - is_finite(work.tile)
             search_sub_blocks(
                 work, importance[column : column + BLOCK], steps, _TOP, np.float32(1), not weighted
             )
@@ -80,5 +80,5 @@ def _encode(
                 shift = 8 * (i & 3) + 2 * ((i & 127) >> 5)
                 store(packed, place, load(packed, place) | load(work.codes, i) << shift)
             store(packed, _WORDS - 1, d | d_min << 16)
-            write_blocks(packed, work.packed_lines, out, first, block * 4 * _WORDS, 4 * _WORDS)
+            write_blocks(packed, work.rest, out, first, block * 4 * _WORDS, 4 * _WORDS)
     return bad

@@ -37,7 +37,7 @@ from qexport.codecs.lanes import (
     to_int,
 )
 from qexport.codecs.range_search import search_range, steps_around
-from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, row_bits, scratch, write_blocks
 
 __all__ = ["quantize_into"]
 
@@ -58,16 +58,16 @@ def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | N
 @compiled
 def _encode_plain(halves: np.ndarray, words: np.ndarray, top: int, out: np.ndarray) -> int:
     block_words = 6 if top > 15 else 5
-    tile, lines = scratch(_GROUP * _SIZE, LANES), scratch(LANES, _GROUP * _SIZE)
+    tile, rest = scratch(_GROUP * _SIZE, LANES), scratch(LANES, 16).view(np.uint8)
     packed = scratch(_GROUP * 6, LANES).view(np.int32)
-    packed_lines = scratch(LANES, _GROUP * 6).view(np.int32)
+    codes = tile.view(np.int32)
     blocks = halves.shape[1] // _SIZE
     bad = 0
     for first in range(0, len(out), LANES):
         for start in range(0, blocks, _GROUP):
             count = min(_GROUP, blocks - start)
-            if read_tile(halves, words, first, start * _SIZE, count * _SIZE, lines, tile) >= NOT_FINITE:
-                bad += 1
+            read_tile(halves, words, first, start * _SIZE, count * _SIZE, tile)
+            bad += 1 - is_finite(tile[: count * _SIZE])
             for block in range(count):
                 at = block * _SIZE
                 low = load(tile, at)
@@ -77,13 +77,16 @@ def _encode_plain(halves: np.ndarray, words: np.ndarray, top: int, out: np.ndarr
                     low = select(x < low, x, low)
                     high = select(x > high, x, high)
                 scale = (high - low) / np.float32(top)
-                inverse = select(scale == 0, 0, splat(1) / scale)
+                # A scale too small to invert gives zeros: so do ggml's bytes of infinite and NaN quotients.
+                inverse = splat(1) / scale
+                inverse = select(inverse < np.float32(np.inf), inverse, 0)
                 bad += _store_scales(packed, block * block_words, scale, low)
                 for i in range(_SIZE):
-                    store(tile.view(np.int32), at + i, _cut((load(tile, at + i) - low) * inverse, top))
-                _pack(tile.view(np.int32), at, packed, block * block_words + 1, top)
+                    nudged = (load(tile, at + i) - low) * inverse + np.float32(0.5)
+                    store(codes, at + i, to_int(nudged))
+                _pack(codes, at, packed, block * block_words + 1, top)
             offset, size = start * block_words * 4, count * block_words * 4
-            write_blocks(packed, packed_lines, out, first, offset, size)
+            write_blocks(packed, rest, out, first, offset, size)
     return bad
 
 
@@ -97,22 +100,22 @@ def _encode_weighted(
     out: np.ndarray,
 ) -> int:
     block_words = 6 if top > 15 else 5
-    tile, lines = scratch(_SIZE, LANES), scratch(LANES, _SIZE)
+    tile = scratch(_SIZE, LANES)
     weights, levels = scratch(_SIZE, LANES), scratch(_SIZE, LANES)
-    packed, packed_lines = scratch(16, LANES).view(np.int32), scratch(LANES, 16).view(np.int32)
+    packed, rest = scratch(16, LANES).view(np.int32), scratch(LANES, 16).view(np.uint8)
     columns = halves.shape[1]
     bad = 0
     for first in range(0, len(out), LANES):
         spread = splat(0)
         for column in range(0, columns, _SIZE):
-            if read_tile(halves, words, first, column, _SIZE, lines, tile) >= NOT_FINITE:
-                bad += 1
+            read_tile(halves, words, first, column, _SIZE, tile)
+            bad += 1 - is_finite(tile)
             for i in range(_SIZE):
                 x = load(tile, i)
                 spread = spread + x * x
         spread = spread / np.float32(columns)
         for column in range(0, columns, _SIZE):
-            read_tile(halves, words, first, column, _SIZE, lines, tile)
+            read_tile(halves, words, first, column, _SIZE, tile)
             for i in range(_SIZE):
                 x = load(tile, i)
                 store(weights, i, importance[column + i] * root(spread + x * x))
@@ -122,19 +125,8 @@ def _encode_weighted(
                 store(tile.view(np.int32), i, code(inverse * (load(tile, i) - origin), top))
             _pack(tile.view(np.int32), 0, packed, 1, top)
             size = block_words * 4
-            write_blocks(packed, packed_lines, out, first, column // _SIZE * size, size)
+            write_blocks(packed, rest, out, first, column // _SIZE * size, size)
     return bad
-
-
-@compiled
-def _cut(value: Lanes, top: int) -> Lanes:
-    """``value + 0.5`` without its fraction, at most ``top``; zero for what an infinite inverse has made.
-
-    That, because ggml converts to an int and takes the low byte, which is zero for infinity and NaN.
-    """
-    nudged = value + np.float32(0.5)
-    whole = to_int(select(nudged < 256, nudged, 0))
-    return select(whole > top, top, whole)
 
 
 @compiled

@@ -30,7 +30,7 @@ from qexport.codecs.lane_numbers import from_half_bits, half_bits
 from qexport.codecs.lanes import LANES, any_lane, load, select, splat_int, store
 from qexport.codecs.range_search import fit_scales, round_scales, steps_around
 from qexport.codecs.super_blocks import BLOCK, final_codes, search_sub_blocks, work_arrays
-from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, row_bits, write_blocks
 
 __all__ = ["quantize_into"]
 
@@ -71,8 +71,8 @@ def _encode(
     for first in range(0, len(out), LANES):
         for block in range(out.shape[1] // (4 * block_words)):
             column = block * BLOCK
-            if read_tile(halves, words, first, column, BLOCK, work.lines, work.tile) >= NOT_FINITE:
-                bad += 1
+            read_tile(halves, words, first, column, BLOCK, work.tile)
+            bad += 1 - is_finite(work.tile)
             search_sub_blocks(
                 work, importance[column : column + BLOCK], steps, top, np.float32(2), False
             )
@@ -101,7 +101,7 @@ def _encode(
                     if fifth:
                         place = 4 + (i >> 2)
                         store(packed, place, load(packed, place) | found >> 4 << byte + sub)
-            write_blocks(packed, work.packed_lines, out, first, block * 4 * block_words, 4 * block_words)
+            write_blocks(packed, work.rest, out, first, block * 4 * block_words, 4 * block_words)
     return bad
 
 

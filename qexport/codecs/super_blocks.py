@@ -28,7 +28,6 @@ class Work(NamedTuple):
 
     tile: np.ndarray  # the values, float32 (256, LANES)
     codes: np.ndarray  # int32 in the same place: a code replaces its value
-    lines: np.ndarray  # float32 (LANES, 256): the values before they are turned into lanes
     weights: np.ndarray  # of one sub-block
     levels: np.ndarray
     scales: np.ndarray  # per sub-block, found by the search: float32
@@ -39,7 +38,7 @@ class Work(NamedTuple):
     scale_codes: np.ndarray  # per sub-block, as stored: int32
     minimum_codes: np.ndarray
     packed: np.ndarray  # the block, int32 (48, LANES)
-    packed_lines: np.ndarray  # int32 (LANES, 48)
+    rest: np.ndarray  # uint8 (LANES, 64): the end of a row
 
 
 @compiled
@@ -50,7 +49,6 @@ def work_arrays(subs: int) -> Work:
     return Work(
         tile,
         tile.view(np.int32),
-        scratch(LANES, BLOCK),
         scratch(size, LANES),
         scratch(size, LANES),
         scratch(subs, LANES),
@@ -61,7 +59,7 @@ def work_arrays(subs: int) -> Work:
         scratch(subs, LANES).view(np.int32),
         scratch(subs, LANES).view(np.int32),
         scratch(48, LANES).view(np.int32),
-        scratch(LANES, 48).view(np.int32),
+        scratch(LANES, 16).view(np.uint8),
     )
 
 

@@ -10,16 +10,22 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qexport.codecs.jit import compiled, float_of
-from qexport.codecs.lane_moves import SQUARE, copy_bytes, turn_rows
-from qexport.codecs.lanes import LANES, transpose_square
+from qexport.codecs.jit import compiled
+from qexport.codecs.lanes import (
+    LANES,
+    SQUARE,
+    all_lanes,
+    load,
+    raw_bits,
+    read_square,
+    select,
+    splat_int,
+    write_square,
+)
 
-__all__ = ["NOT_FINITE", "read_tile", "row_bits", "scratch", "write_blocks"]
+__all__ = ["is_finite", "read_tile", "row_bits", "scratch", "write_blocks"]
 
-NOT_FINITE = np.uint32(0x7F800000)
-"""Magnitude bits of infinity; those of a NaN are higher."""
-
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_LINE = 64  # bytes
 
 
 def row_bits(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -46,44 +52,48 @@ def scratch(rows: int, columns: int) -> np.ndarray:
 
 @compiled
 def read_tile(
-    halves: np.ndarray,
-    words: np.ndarray,
-    first: int,
-    column: int,
-    count: int,
-    lines: np.ndarray,
-    tile: np.ndarray,
-) -> np.uint32:
-    """Fill ``tile[:count]`` from ``column`` on; returns the largest magnitude's bits.
+    halves: np.ndarray, words: np.ndarray, first: int, column: int, count: int, tile: np.ndarray
+) -> None:
+    """Fill ``tile[:count]`` with the values from ``column`` on; ``count`` is a multiple of 16."""
+    for i in range(0, count, SQUARE):
+        for lane in range(0, LANES, SQUARE):
+            if len(halves):
+                read_square(halves, first + lane, column + i, len(halves) - 1, tile, i, lane)
+            else:
+                read_square(words, first + lane, column + i, len(words) - 1, tile, i, lane)
 
-    Args:
-        lines: scratch ``(LANES, at least count)``.
-        tile: float32 ``(at least count, LANES)``; ``count`` is a multiple of 16.
-    """
-    highest = np.uint32(0)
-    for lane in range(0, LANES, SQUARE):
-        if len(halves):
-            for i in range(0, count, 2 * SQUARE):
-                highest = max(highest, turn_rows(halves, first + lane, column + i, tile, i, lane))
-        else:
-            for i in range(0, count, SQUARE):
-                highest = max(highest, turn_rows(words, first + lane, column + i, tile, i, lane))
-    return highest
+
+@compiled
+def is_finite(tile: np.ndarray) -> bool:
+    """Whether every value is."""
+    highest = splat_int(0)
+    for i in range(len(tile)):
+        bits = raw_bits(load(tile, i)) & 0x7FFFFFFF
+        highest = select(bits > highest, bits, highest)
+    return bool(all_lanes(highest < 0x7F800000))
 
 
 @compiled
 def write_blocks(
-    words: np.ndarray, lines: np.ndarray, out: np.ndarray, first: int, offset: int, count: int
+    words: np.ndarray, rest: np.ndarray, out: np.ndarray, first: int, offset: int, count: int
 ) -> None:
-    """Write ``count`` bytes of every lane at ``offset`` of its row.
+    """Write the first ``count`` bytes of every lane at ``offset`` of its row.
+
+    Blocks of a row are written from left to right: whole cache lines are stored, and what a block leaves
+    beyond its end, its neighbour writes over. Only at the end of the row is the last line cut.
 
     Args:
         words: int32 ``(n, LANES)``: little-endian words, ``n`` a multiple of 16 with at least ``count`` bytes.
-        lines: int32 scratch ``(LANES, n)``.
+        rest: uint8 scratch ``(LANES, 64)``.
         out: uint8 ``(rows, row_bytes)``.
     """
-    for lane in range(0, LANES, SQUARE):
-        for i in range(0, len(words), SQUARE):
-            transpose_square(words, i, lane, lines, lane, i)
-    for lane in range(min(LANES, len(out) - first)):
-        copy_bytes(lines, lane, out, first + lane, offset, count)
+    last = len(out) - 1
+    for start in range(0, count, _LINE):
+        for lane in range(0, LANES, SQUARE):
+            if offset + start + _LINE <= out.shape[1]:
+                write_square(words, start // 4, lane, out, first + lane, offset + start, last)
+            else:
+                write_square(words, start // 4, lane, rest, lane, 0, LANES - 1)
+                for k in range(lane, min(lane + SQUARE, len(out) - first)):
+                    for i in range(count - start):
+                        out[first + k, offset + start + i] = rest[k, i]
