@@ -43,7 +43,7 @@ from qexport.codecs.lanes import (
     to_float,
 )
 from qexport.codecs.scale_search import NOTHING, factors_around, largest, levels_of, search_scale
-from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, row_bits, scratch, write_blocks
 
 __all__ = ["quantize_into"]
 
@@ -71,23 +71,24 @@ def quantize_into(rows: torch.Tensor, importance: np.ndarray | None, out: np.nda
 
 @compiled
 def _quantize(halves: np.ndarray, words: np.ndarray, out: np.ndarray) -> int:
-    lines, tile = scratch(LANES, _BLOCK), scratch(_BLOCK, LANES)
+    tile = scratch(_BLOCK, LANES)
     levels = scratch(_BLOCK, LANES).view(np.int32)
     moving, scales = scratch(2 * _SUB, LANES), scratch(_SUB, LANES)
     codes = scratch(_SUB, LANES).view(np.int32)
     packed = scratch(_WORDS, LANES).view(np.int32)
-    turned = scratch(LANES, _WORDS).view(np.int32)
+    rest = scratch(LANES, 16).view(np.uint8)
     bad = 0
     for first in range(0, len(out), LANES):
         for block in range(halves.shape[1] // _BLOCK):
-            bad += read_tile(halves, words, first, block * _BLOCK, _BLOCK, lines, tile) >= NOT_FINITE
+            read_tile(halves, words, first, block * _BLOCK, _BLOCK, tile)
+            bad += not is_finite(tile)
             for j in range(0, _SUB, 2):
                 one, two = _descend(tile, _SUB * j, moving, levels)
                 store(scales, j, one)
                 store(scales, j + 1, two)
             half = _largest_to_lowest(scales, codes)
             bad += _finish(tile, levels, codes, half, packed)
-            write_blocks(packed, turned, out, first, block * _NBYTES, _NBYTES)
+            write_blocks(packed, rest, out, first, block * _NBYTES, _NBYTES)
     return bad
 
 
@@ -100,18 +101,19 @@ def _quantize_weighted(
     scale_factors: np.ndarray,
     out: np.ndarray,
 ) -> int:
-    lines, tile = scratch(LANES, _BLOCK), scratch(_BLOCK, LANES)
+    tile = scratch(_BLOCK, LANES)
     levels = scratch(_BLOCK, LANES).view(np.int32)
     weights, products = scratch(_SUB, LANES), scratch(_SUB, LANES)
     scales, sums = scratch(_SUB, LANES), scratch(_SUB, LANES)
     codes = scratch(_SUB, LANES).view(np.int32)
     packed = scratch(_WORDS, LANES).view(np.int32)
-    turned = scratch(LANES, _WORDS).view(np.int32)
+    rest = scratch(LANES, 16).view(np.uint8)
     bad = 0
     for first in range(0, len(out), LANES):
         for block in range(halves.shape[1] // _BLOCK):
             column = block * _BLOCK
-            bad += read_tile(halves, words, first, column, _BLOCK, lines, tile) >= NOT_FINITE
+            read_tile(halves, words, first, column, _BLOCK, tile)
+            bad += not is_finite(tile)
             squares = splat(0)
             for i in range(_BLOCK):
                 x = load(tile, i)
@@ -134,7 +136,7 @@ def _quantize_weighted(
             for j in range(_SUB):
                 store(codes, j, levels_of(load(scales, j), inverse, _SCALE_TOP))
             bad += _finish(tile, levels, codes, half_bits(d), packed)
-            write_blocks(packed, turned, out, first, block * _NBYTES, _NBYTES)
+            write_blocks(packed, rest, out, first, block * _NBYTES, _NBYTES)
     return bad
 
 

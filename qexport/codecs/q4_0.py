@@ -42,7 +42,7 @@ from qexport.codecs.lanes import (
     to_int,
 )
 from qexport.codecs.scale_search import factors_around, largest, levels_of, search_scale
-from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, row_bits, scratch, write_blocks
 
 __all__ = ["FACTORS", "encode_blocks"]
 
@@ -74,10 +74,10 @@ def encode_blocks(
     parts = 11 if top > 8 else 9  # 16-bit halves of a block
     group = _GROUP * _SIZE
     columns = halves.shape[1]
-    lines, tile = scratch(LANES, group), scratch(group, LANES)
+    tile = scratch(group, LANES)
     weights, products = scratch(_SIZE, LANES), scratch(_SIZE, LANES)
     levels = scratch(_SIZE, LANES).view(np.int32)
-    packed, turned = scratch(48, LANES).view(np.int32), scratch(LANES, 48).view(np.int32)
+    packed, rest = scratch(48, LANES).view(np.int32), scratch(LANES, 16).view(np.uint8)
     weighted = len(importance) > 0
     bad = 0
     for first in range(0, len(out), LANES):
@@ -85,14 +85,15 @@ def encode_blocks(
         if weighted:
             for column in range(0, columns, group):
                 here = min(group, columns - column)
-                read_tile(halves, words, first, column, here, lines, tile)
+                read_tile(halves, words, first, column, here, tile)
                 for i in range(here):
                     x = load(tile, i)
                     sigma2 = sigma2 + x * x
             sigma2 = sigma2 / columns
         for column in range(0, columns, group):
             here = min(group, columns - column)
-            bad += read_tile(halves, words, first, column, here, lines, tile) >= NOT_FINITE
+            read_tile(halves, words, first, column, here, tile)
+            bad += not is_finite(tile[:here])
             for block in range(here // _SIZE):
                 start = block * _SIZE
                 if weighted:
@@ -108,7 +109,7 @@ def encode_blocks(
                 bad += any_lane((half & 0x7C00) == 0x7C00)
                 _pack(half, levels, packed, block * parts, parts)
             count = here // _SIZE * parts * 2
-            write_blocks(packed, turned, out, first, column // _SIZE * parts * 2, count)
+            write_blocks(packed, rest, out, first, column // _SIZE * parts * 2, count)
     return bad
 
 

@@ -34,7 +34,7 @@ from qexport.codecs.lanes import (
     to_float,
 )
 from qexport.codecs.scale_search import NO_LEVELS, NOTHING, factors_around, largest, levels_of, search_scale
-from qexport.codecs.tiles import NOT_FINITE, read_tile, row_bits, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, row_bits, scratch, write_blocks
 
 __all__ = ["quantize_into"]
 
@@ -60,18 +60,18 @@ def quantize_into(rows: torch.Tensor, importance: np.ndarray | None, out: np.nda
 def _quantize(
     halves: np.ndarray, words: np.ndarray, importance: np.ndarray, factors: np.ndarray, out: np.ndarray
 ) -> int:
-    lines = scratch(LANES, _BLOCK)
     tile = scratch(_BLOCK, LANES)
     levels = scratch(_BLOCK, LANES).view(np.int32)
     weights, products = scratch(_SUB, LANES), scratch(_SUB, LANES)
     scales, inverses = scratch(_SUB, LANES), scratch(_SUB, LANES)
     packed = scratch(_WORDS, LANES).view(np.int32)
-    turned = scratch(LANES, _WORDS).view(np.int32)
+    rest = scratch(LANES, 16).view(np.uint8)
     bad = 0
     for first in range(0, len(out), LANES):
         for block in range(halves.shape[1] // _BLOCK):
             column = block * _BLOCK
-            bad += read_tile(halves, words, first, column, _BLOCK, lines, tile) >= NOT_FINITE
+            read_tile(halves, words, first, column, _BLOCK, tile)
+            bad += not is_finite(tile)
             for j in range(_SUB):
                 for i in range(_SUB):
                     x = load(tile, _SUB * j + i)
@@ -86,7 +86,7 @@ def _quantize(
             for j in range(_SUB):
                 _store_levels(tile, j, load(scales, j), load(inverses, j), levels)
             _pack_levels(levels, packed)
-            write_blocks(packed, turned, out, first, block * _NBYTES, _NBYTES)
+            write_blocks(packed, rest, out, first, block * _NBYTES, _NBYTES)
     return bad
 
 
