@@ -1,16 +1,17 @@
 """Lanes: 32 numbers side by side in one variable, so that 32 sub-blocks are searched at once.
 
-ggml's searches are sums in a fixed order, and a different order is different bytes, so one search cannot be
-spread over a processor's vector. Thirty-two searches can: lane ``k`` of every variable belongs to row ``k``,
-each lane does ggml's operations in ggml's order, and a kernel reads like the scalar code it stands for::
+ggml's searches are sums in a fixed order, and a different order is different bytes, so one search cannot
+be spread over a processor's vector. Thirty-two searches can: lane ``k`` of every variable belongs to row
+``k``, each lane does ggml's operations in ggml's order, and a kernel reads like the scalar code it stands
+for::
 
     low = select(value < low, value, low)
 
-Inside a compiled kernel a variable is an LLVM vector ``<32 x float>``, ``<32 x i32>`` or ``<32 x i1>`` (the
-result of a comparison, for :func:`select`, ``&``, ``|`` and :func:`any_lane`). LLVM cuts it into the registers
-that the processor has: two with AVX-512, four with AVX2, eight with SSE2 or NEON. Nothing here asks which
-processor that is, so nothing changes bytes, and nothing has to be set for the process. Two registers rather
-than one because a sum waits for its last addition: the second sum fills the wait.
+Inside a compiled kernel a variable is an LLVM vector ``<32 x float>``, ``<32 x i32>`` or ``<32 x i1>``
+(the result of a comparison, for :func:`select`, ``&``, ``|`` and :func:`any_lane`). LLVM cuts it into the
+registers that the processor has: two with AVX-512, four with AVX2, eight with SSE2 or NEON. Nothing here
+asks which processor that is, so nothing changes bytes, and nothing has to be set for the process. Two
+registers rather than one because a sum waits for its last addition: the second sum fills the wait.
 
 A number beside lanes counts for all of them; Python's floats are rounded to float32 first. Arithmetic is
 IEEE, no operation is fused or reordered. Outside a kernel none of these functions can be called.
@@ -372,7 +373,7 @@ def read_square(
 def write_square(
     context: Any, words: Any, place: Any, lane: Any, out: Any, row: Any, offset: Any, last: Any
 ) -> Any:
-    """``words[place + i, lane + k]``, ``i`` below 16, as 64 bytes at ``out[row + k, offset]``, for ``k`` below 16.
+    """For ``k`` below 16: ``words[place : place + 16, lane + k]`` as 64 bytes at ``out[row + k, offset]``.
 
     ``words`` is int32 ``(n, LANES)``, ``out`` uint8 of any alignment. Rows above ``last`` are not written.
     """

@@ -6,8 +6,9 @@ A value is ``d * scale * l - dmin * minimum`` with ``l`` of 2 bits, and a block 
     64 bytes     byte ``32 * h + i`` holds values ``i``, ``i + 32``, ``i + 64`` and ``i + 96`` of half ``h``
     d, dmin      float16 each
 
-Each sub-block is searched (:mod:`qexport.codecs.super_blocks`). Without importance magnitudes of errors are
-weighed by ``|x|``; with it squares, by the column's importance times ``sqrt(mean square of the block + x * x)``.
+Each sub-block is searched (:mod:`qexport.codecs.super_blocks`). Without importance magnitudes of errors
+are weighed by ``|x|``; with it squares, by the column's importance times ``sqrt(mean square of the block +
+x * x)``.
 
 The bytes are those of ``quantize_row_q2_K_ref`` and ``quantize_row_q2_K_impl`` in
 https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c
@@ -18,27 +19,27 @@ Left out: values that are not finite, and blocks whose scales float16 cannot hol
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from qexport.codecs.jit import compiled
 from qexport.codecs.lane_numbers import from_half_bits, half_bits
 from qexport.codecs.lanes import LANES, any_lane, load, splat_int, store
 from qexport.codecs.range_search import fit_scales, round_scales, steps_around
 from qexport.codecs.super_blocks import BLOCK, final_codes, search_sub_blocks, work_arrays
-from qexport.codecs.tiles import is_finite, read_tile, row_bits, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, write_blocks
 
-__all__ = ["quantize_into"]
+__all__ = ["encode"]
 
 _PLAIN, _WEIGHTED = steps_around(3, -0.5, 0.1, 15), steps_around(3, -0.9, 0.05, 36)
 _SUBS, _WORDS = 16, 21
 _TOP, _TOP_CODE = 3, 15
 
 
-def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | None, out: np.ndarray) -> int:
-    """Fill ``out``; see :data:`qexport.codecs.encoders.Quantize`."""
-    weights = np.empty(0, np.float32) if importance is None else importance
-    steps = _PLAIN if importance is None else _WEIGHTED
-    return int(_encode(*row_bits(rows), weights, steps, out))
+def encode(
+    type_name: str, halves: np.ndarray, words: np.ndarray, importance: np.ndarray, out: np.ndarray
+) -> int:
+    """Fill ``out``; the contract is in :mod:`qexport.codecs.native`."""
+    steps = _WEIGHTED if len(importance) else _PLAIN
+    return int(_encode(halves, words, importance, steps, out))
 
 
 @compiled
@@ -54,9 +55,7 @@ def _encode(
             column = block * BLOCK
             read_tile(halves, words, first, column, BLOCK, work.tile)
             bad += 1 - is_finite(work.tile)
-            search_sub_blocks(
-                work, importance[column : column + BLOCK], steps, _TOP, np.float32(1), not weighted
-            )
+            search_sub_blocks(work, importance[column : column + BLOCK], steps, _TOP, 1.0, not weighted)
             if weighted:
                 d = half_bits(fit_scales(work.scales, work.totals, _TOP_CODE, scales))
                 d_min = half_bits(fit_scales(work.minima, work.totals, _TOP_CODE, minima))

@@ -6,9 +6,9 @@ A value is ``d * l + m`` with ``l`` of 4 or 5 bits, and a block is stored as
     4 bytes      Q5_1 only: bit ``i`` is the fifth bit of value ``i``
     16 bytes     byte ``i`` holds values ``i`` and ``i + 16``
 
-Without importance ``m`` is the least value, ``d`` the extent in ``top`` steps, and codes are rounded by adding
-a half and cutting. With it every block is searched (:mod:`qexport.codecs.range_search`); an error's weight is
-the column's importance times ``sqrt(mean square of the row + x * x)``.
+Without importance ``m`` is the least value, ``d`` the extent in ``top`` steps, and codes are rounded by
+adding a half and cutting. With it every block is searched (:mod:`qexport.codecs.range_search`); an error's
+weight is the column's importance times ``sqrt(mean square of the row + x * x)``.
 
 The bytes are those of ``quantize_row_q4_1_ref``, ``quantize_row_q4_1_impl`` and their like for Q5_1 in
 https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c
@@ -19,7 +19,6 @@ Left out: values that are not finite, and blocks whose scales float16 cannot hol
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from qexport.codecs.jit import compiled
 from qexport.codecs.lane_numbers import code, half_bits
@@ -28,7 +27,6 @@ from qexport.codecs.lanes import (
     Lanes,
     any_lane,
     load,
-    raw_bits,
     root,
     select,
     splat,
@@ -37,9 +35,9 @@ from qexport.codecs.lanes import (
     to_int,
 )
 from qexport.codecs.range_search import search_range, steps_around
-from qexport.codecs.tiles import is_finite, read_tile, row_bits, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
 
-__all__ = ["quantize_into"]
+__all__ = ["encode"]
 
 _TOPS = {"Q4_1": 15, "Q5_1": 31}
 _STEPS = {"Q4_1": steps_around(15, -0.9, 0.05, 36), "Q5_1": steps_around(31, -0.9, 0.05, 36)}
@@ -47,12 +45,14 @@ _SIZE = 32
 _GROUP = 8  # blocks turned into lanes at once
 
 
-def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | None, out: np.ndarray) -> int:
-    """Fill ``out``; see :data:`qexport.codecs.encoders.Quantize`."""
+def encode(
+    type_name: str, halves: np.ndarray, words: np.ndarray, importance: np.ndarray, out: np.ndarray
+) -> int:
+    """Fill ``out``; the contract is in :mod:`qexport.codecs.native`."""
     top = _TOPS[type_name]
-    if importance is None:
-        return int(_encode_plain(*row_bits(rows), top, out))
-    return int(_encode_weighted(*row_bits(rows), importance, _STEPS[type_name], top, out))
+    if len(importance):
+        return int(_encode_weighted(halves, words, importance, _STEPS[type_name], top, out))
+    return int(_encode_plain(halves, words, top, out))
 
 
 @compiled

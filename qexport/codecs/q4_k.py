@@ -6,12 +6,12 @@ A value is ``d * scale * l - dmin * minimum`` with ``l`` of 4 or 5 bits, and a b
     12 bytes     eight scales and eight minima of 6 bits: bytes 0-3 and 4-7 hold those of sub-blocks 0-3 in
                  their low six bits and the upper two bits of sub-blocks 4-7, bytes 8-11 their lower four
     32 bytes     Q5_K only: bit ``j`` of byte ``i`` is the fifth bit of value ``i`` of sub-block ``j``
-    128 bytes    four bits a value: byte ``32 * p + i`` holds value ``i`` of sub-blocks ``2 p`` and ``2 p + 1``
+    128 bytes    four bits a value: byte ``32 * p + i`` holds values ``i`` of sub-blocks ``2 p``, ``2 p + 1``
 
-Each sub-block is searched (:mod:`qexport.codecs.range_search`), its scale and minimum are rounded to 6 bits of
-the largest, or fitted to them with importance, and the values are rounded once more with what was stored. How
-much an error counts: with importance the column's times ``sqrt(sigma2 + x * x)``, ``sigma2`` twice the mean
-square of the block; without it the sub-block's root mean square plus ``|x|``.
+Each sub-block is searched (:mod:`qexport.codecs.range_search`), its scale and minimum are rounded to 6
+bits of the largest, or fitted to them with importance, and the values are rounded once more with what was
+stored. How much an error counts: with importance the column's times ``sqrt(sigma2 + x * x)``, ``sigma2``
+twice the mean square of the block; without it the sub-block's root mean square plus ``|x|``.
 
 The bytes are those of ``quantize_row_q4_K_ref``, ``quantize_row_q4_K_impl`` and their like for Q5_K in
 https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. The same kernel serves both types,
@@ -23,16 +23,15 @@ Left out: values that are not finite, and blocks whose scales float16 cannot hol
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from qexport.codecs.jit import compiled
 from qexport.codecs.lane_numbers import from_half_bits, half_bits
 from qexport.codecs.lanes import LANES, any_lane, load, select, splat_int, store
 from qexport.codecs.range_search import fit_scales, round_scales, steps_around
 from qexport.codecs.super_blocks import BLOCK, final_codes, search_sub_blocks, work_arrays
-from qexport.codecs.tiles import is_finite, read_tile, row_bits, write_blocks
+from qexport.codecs.tiles import is_finite, read_tile, write_blocks
 
-__all__ = ["quantize_into"]
+__all__ = ["encode"]
 
 _TOPS = {"Q4_K": 15, "Q5_K": 31}
 _STEPS = {
@@ -46,11 +45,12 @@ _STEPS = {
 _SUBS, _SIZE, _TOP_CODE = 8, 32, 63
 
 
-def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | None, out: np.ndarray) -> int:
-    """Fill ``out``; see :data:`qexport.codecs.encoders.Quantize`."""
-    weights = np.empty(0, np.float32) if importance is None else importance
-    steps = _STEPS[type_name, importance is not None]
-    return int(_encode(*row_bits(rows), weights, steps, _TOPS[type_name], out))
+def encode(
+    type_name: str, halves: np.ndarray, words: np.ndarray, importance: np.ndarray, out: np.ndarray
+) -> int:
+    """Fill ``out``; the contract is in :mod:`qexport.codecs.native`."""
+    steps = _STEPS[type_name, len(importance) > 0]
+    return int(_encode(halves, words, importance, steps, _TOPS[type_name], out))
 
 
 @compiled
@@ -73,9 +73,7 @@ def _encode(
             column = block * BLOCK
             read_tile(halves, words, first, column, BLOCK, work.tile)
             bad += 1 - is_finite(work.tile)
-            search_sub_blocks(
-                work, importance[column : column + BLOCK], steps, top, np.float32(2), False
-            )
+            search_sub_blocks(work, importance[column : column + BLOCK], steps, top, 2.0, False)
             if weighted:
                 d = half_bits(fit_scales(work.scales, work.totals, _TOP_CODE, scales))
                 d_min = half_bits(fit_scales(work.minima, work.totals, _TOP_CODE, minima))

@@ -1,19 +1,19 @@
 """The search behind types with a scale and a minimum: Q2_K, Q4_K, Q5_K, and Q4_1 and Q5_1 with importance.
 
-A sub-block of 16 or 32 values becomes ``x = scale * l + low`` with whole ``l`` from 0 to ``top``. ggml tries a
-few dozen steps around ``(max - low) / top``. Each gives levels ``l``; for those the scale and minimum of least
-weighted squared error follow from five sums; then the error itself is summed, and the best is kept. Later
-trials start at the best minimum so far, so their order matters. 37 trials of two sums over every value are
-nearly all the time an encoder takes, which is why they run in lanes (:mod:`qexport.codecs.lanes`).
+A sub-block of 16 or 32 values becomes ``x = scale * l + low`` with whole ``l`` from 0 to ``top``. ggml
+tries a few dozen steps around ``(max - low) / top``. Each gives levels ``l``; for those the scale and
+minimum of least weighted squared error follow from five sums; then the error itself is summed, and the
+best is kept. Later trials start at the best minimum so far, so their order matters. 37 trials of two sums
+over every value are nearly all the time an encoder takes, which is why they run in lanes
+(:mod:`qexport.codecs.lanes`).
 
 With importance the scales of a super-block are themselves fitted to 4 or 6 bits under the weights of their
 sub-blocks (:func:`fit_scales`).
 
 The oracle is ``make_qkx2_quants``, ``make_qkx3_quants`` (the same search) and ``make_qp_quants`` in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. Levels are not kept but found again
-from the step and minimum that gave them: they are wanted only where the float16 scale came out as zero, and by
-Q4_1 and Q5_1.
-"""
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. Levels are not kept but found
+again from the step and minimum that gave them: they are wanted only where the float16 scale came out as
+zero, and by Q4_1 and Q5_1."""
 
 from __future__ import annotations
 

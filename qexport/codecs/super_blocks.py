@@ -14,7 +14,7 @@ import numpy as np
 
 from qexport.codecs.jit import compiled
 from qexport.codecs.lane_numbers import code
-from qexport.codecs.lanes import LANES, absolute, any_lane, Lanes, load, root, select, splat, store, to_float
+from qexport.codecs.lanes import LANES, Lanes, absolute, any_lane, load, root, select, splat, store, to_float
 from qexport.codecs.range_search import search_range
 from qexport.codecs.tiles import scratch
 

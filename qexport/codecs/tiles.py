@@ -2,13 +2,15 @@
 
 A tile is ``LANES`` rows wide and some values long: ``tile[i, k]`` is value ``i`` of row ``first + k``. Where
 fewer rows are left, the last one fills the remaining lanes and is not written. Rows are read where they lie,
-as the bits of bfloat16 or float32; packed blocks leave as 32-bit words, a lane a row.
+and packed blocks leave as 32-bit words, a lane a row.
+
+Rows come as ``halves`` and ``words``, the bits of bfloat16 and of float32: the one has the rows, the other is
+empty. A kernel passes both on, and is compiled once for both dtypes.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from qexport.codecs.jit import compiled
 from qexport.codecs.lanes import (
@@ -23,23 +25,9 @@ from qexport.codecs.lanes import (
     write_square,
 )
 
-__all__ = ["is_finite", "read_tile", "row_bits", "scratch", "write_blocks"]
+__all__ = ["is_finite", "read_tile", "scratch", "write_blocks"]
 
 _LINE = 64  # bytes
-
-
-def row_bits(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """bfloat16 or float32 rows as ``(halves, words)``: their bits in the one, the other empty.
-
-    A kernel takes both and looks which one has the rows, so that it is compiled once for both dtypes.
-    """
-    empty = (0, rows.shape[1])
-    if rows.dtype == torch.bfloat16:
-        bits = rows.contiguous().view(torch.uint16).numpy()
-        return np.require(bits, requirements=["C", "A"]), np.empty(empty, np.uint32)
-    bits = rows.contiguous().view(torch.uint32).numpy()
-    # A file may place a tensor at any byte; numba would compile a second kernel for unaligned rows.
-    return np.empty(empty, np.uint16), np.require(bits, requirements=["C", "A"])
 
 
 @compiled
@@ -83,7 +71,7 @@ def write_blocks(
     beyond its end, its neighbour writes over. Only at the end of the row is the last line cut.
 
     Args:
-        words: int32 ``(n, LANES)``: little-endian words, ``n`` a multiple of 16 with at least ``count`` bytes.
+        words: int32 ``(n, LANES)``, little-endian; ``n`` a multiple of 16 with at least ``count`` bytes.
         rest: uint8 scratch ``(LANES, 64)``.
         out: uint8 ``(rows, row_bytes)``.
     """
