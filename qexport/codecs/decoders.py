@@ -1,8 +1,8 @@
 """The other way: packed rows of any ggml type back to float32, as ggml decodes them, bit for bit.
 
-Verification runs the numbers that a file stands for through the original model, and tests measure errors with
-them. Decoding is arithmetic on blocks that do not depend on each other, so a plain loop per type is as fast as
-memory is. The kernels release the GIL and each call uses one thread.
+Verification runs the numbers that a file stands for through the original model, and tests measure errors
+with them. Decoding is arithmetic on blocks that do not depend on each other: a plain loop per type is nearly
+as fast as memory is. The kernels release the GIL and each call uses one thread.
 
 Left out: bfloat16 and other results, which are a ``torch.Tensor.to`` away.
 """
@@ -38,7 +38,8 @@ def decode_rows(type_name: str, packed: np.ndarray, columns: int) -> np.ndarray:
     width = kind.row_bytes(columns)
     if packed.ndim != 2 or packed.dtype != np.uint8 or packed.shape[1] != width:
         raise UsageProblem(
-            f"{columns} values of {kind.name} are uint8 rows of {width} bytes, not {packed.dtype} {packed.shape}"
+            f"{columns} values of {kind.name} are uint8 rows of {width} bytes, "
+            f"not {packed.dtype} {packed.shape}"
         )
     packed = np.ascontiguousarray(packed)
     if kind.name == "F32":

@@ -13,7 +13,16 @@ import numpy as np
 from qexport.codecs.jit import compiled
 from qexport.codecs.lanes import Lanes, float_lanes, raw_bits, select
 
-__all__ = ["code", "from_half_bits", "half_bits", "level", "nearest", "value_of_half"]
+__all__ = [
+    "code",
+    "from_half_bits",
+    "half_bits",
+    "level",
+    "level_nearby",
+    "nearest",
+    "signed_code",
+    "value_of_half",
+]
 
 _MAGIC = np.float32(1.5 * 2**23)
 _MANTISSA = 0x7FFFFF
@@ -36,8 +45,16 @@ def code(value: Lanes, top: int) -> Lanes:
 
 
 @compiled
+def signed_code(value: Lanes, top: int) -> Lanes:
+    """The nearest whole number within ``-top`` and ``top - 1``, as int32."""
+    whole = nearest(value)
+    whole = select(whole < -top, -top, whole)
+    return select(whole > top - 1, top - 1, whole)
+
+
+@compiled
 def level(value: Lanes, top: int) -> Lanes:
-    """The same as float32."""
+    """As :func:`code`, in float32."""
     bits = raw_bits(value + _MAGIC) & _MANTISSA
     bits = select(bits < _ORIGIN, _ORIGIN, bits)
     bits = select(bits > _ORIGIN + top, _ORIGIN + top, bits)

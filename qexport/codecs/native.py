@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["KERNELS", "quantize_into"]
 
 KERNELS: Mapping[str, str] = {
+    "Q4_0": "q4_0",
+    "Q5_0": "q4_0",
     "Q2_K": "q2_k",
+    "Q3_K": "q3_k",
     "Q4_K": "q4_k",
     "Q5_K": "q4_k",
+    "Q6_K": "q6_k",
     "Q4_1": "q4_1",
     "Q5_1": "q4_1",
 }

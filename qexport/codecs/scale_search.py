@@ -1,17 +1,17 @@
 """The search behind types with a scale and no minimum: Q6_K, and Q3_K, Q4_0 and Q5_0 with importance.
 
 A sub-block becomes ``x = scale * l`` with whole ``l`` from ``-top`` to ``top - 1``. The value of largest
-magnitude is mapped to ``-top``, the end that reaches further, and then to 18 places nearby: ``-(top + 0.1 k)``
-for ``k`` from -9 to 9. Each gives levels ``l``; for those the scale of least weighted squared error is
-``sum(w x l) / sum(w l l)``, and the error is smallest where ``sum(w x l)**2 / sum(w l l)`` is largest. Two sums
-over every value, 19 times, are nearly all the time an encoder takes, which is why they run in lanes
-(:mod:`qexport.codecs.lanes`).
+magnitude is mapped to ``-top``, the end that reaches further, and then to 18 places nearby,
+``-(top + 0.1 k)`` for ``k`` from -9 to 9. Each gives levels ``l``; for those the scale of least weighted
+squared error is ``sum(w x l) / sum(w l l)``, and the error is smallest where
+``sum(w x l)**2 / sum(w l l)`` is largest. Two sums over every value, 19 times, are nearly all the time an
+encoder takes, which is why they run in lanes (:mod:`qexport.codecs.lanes`).
 
 The oracle is ``make_qx_quants`` with ``rmse_type`` 1 in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. It fixes the order of the sums and of
-the trials (a later one has to be better), that the first of two equal magnitudes counts, and that magnitudes
-below 1e-15 are zero. Levels are not kept but found again (:func:`levels_of`) from the factor that gave them:
-they are wanted only by Q4_0 and Q5_0, and where a float16 scale came out as zero.
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. It fixes the order of the sums and
+of the trials (a later one has to be better), that the first of two equal magnitudes counts, and that
+magnitudes below 1e-15 are zero. Levels are not kept but found again (:func:`levels_of`) from the factor that
+gave them: they are wanted only by Q4_0 and Q5_0, and where a float16 scale came out as zero.
 
 Left out: the other weightings of ``rmse_type``, which no encoder uses.
 """
@@ -21,8 +21,8 @@ from __future__ import annotations
 import numpy as np
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import nearest
-from qexport.codecs.lanes import Lanes, absolute, load, select, splat, splat_int, store, to_float
+from qexport.codecs.lane_numbers import signed_code
+from qexport.codecs.lanes import Lanes, absolute, load, select, splat, store, to_float
 
 __all__ = ["NOTHING", "NO_LEVELS", "factors_around", "largest", "levels_of", "search_scale"]
 
@@ -56,10 +56,7 @@ def largest(tile: np.ndarray, first: int, count: int) -> tuple[Lanes, Lanes]:
 @compiled
 def levels_of(x: Lanes, inverse: Lanes, top: int) -> Lanes:
     """Levels as int32 from 0 to ``2 * top - 1``; 0, the lowest, where ``inverse`` is NaN."""
-    level = nearest(inverse * x)
-    level = select(level < -top, splat_int(-top), level)
-    level = select(level > top - 1, splat_int(top - 1), level)
-    return select(inverse == inverse, level + top, splat_int(0))
+    return select(inverse == inverse, signed_code(inverse * x, top) + top, 0)
 
 
 @compiled
@@ -68,15 +65,15 @@ def _sums(
 ) -> tuple[Lanes, Lanes]:
     """``sum(w x l)`` and ``sum(w l l)`` of the levels that ``inverse`` gives.
 
-    ``|inverse * x|`` is at most ``top + 1``, so rounding can stay in float32: nearest_int's result as a number.
+    ``|inverse * x|`` is at most ``top + 1``, so rounding can stay in float32: signed_code's result as a
+    number, in fewer operations.
     """
     low, high = _ROUNDER - np.float32(top), _ROUNDER + np.float32(top - 1)
     sum_xl, sum_l2 = splat(0), splat(0)
     for i in range(len(weights)):
         shifted = inverse * load(tile, first + i) + _ROUNDER
         shifted = select(shifted < low, low, shifted)
-        shifted = select(shifted > high, high, shifted)
-        level = shifted - _ROUNDER
+        level = select(shifted > high, high, shifted) - _ROUNDER
         sum_xl = sum_xl + load(products, i) * level
         sum_l2 = sum_l2 + load(weights, i) * level * level
     return sum_xl, sum_l2
@@ -89,9 +86,7 @@ def _sums_of_anything(
     """As :func:`_sums`, for numbers that may be infinite or NaN: those round to zero."""
     sum_xl, sum_l2 = splat(0), splat(0)
     for i in range(len(weights)):
-        whole = nearest(inverse * load(tile, first + i))
-        whole = select(whole < -top, splat_int(-top), whole)
-        level = to_float(select(whole > top - 1, splat_int(top - 1), whole))
+        level = to_float(signed_code(inverse * load(tile, first + i), top))
         sum_xl = sum_xl + load(products, i) * level
         sum_l2 = sum_l2 + load(weights, i) * level * level
     return sum_xl, sum_l2
@@ -118,8 +113,8 @@ def search_scale(
         finite: whether all values are known to be.
 
     Returns:
-        ``scale``, and ``inverse`` of the best levels, for :func:`levels_of`. Where all values are zero or as
-        good as, these are 0 and NaN.
+        ``scale``, and the ``inverse`` of the best levels, for :func:`levels_of`. Where all values are zero
+        or as good as, these are 0 and ``NO_LEVELS``.
     """
     for i in range(len(weights)):
         store(products, i, load(weights, i) * load(tile, first + i))
@@ -133,13 +128,13 @@ def search_scale(
             sum_xl, sum_l2 = _sums_of_anything(tile, first, weights, products, trial, top)
         ratio = sum_xl / sum_l2
         if k == 0:  # what the others have to beat, whatever it is
-            scale = select(sum_l2 != 0, ratio, splat(0))
+            scale = select(sum_l2 != 0, ratio, 0)
             best = scale * sum_xl
             inverse = trial
-            continue
-        better = (sum_l2 > 0) & (sum_xl * sum_xl > best * sum_l2)
-        scale = select(better, ratio, scale)
-        best = select(better, ratio * sum_xl, best)
-        inverse = select(better, trial, inverse)
+        else:
+            better = (sum_l2 > 0) & (sum_xl * sum_xl > best * sum_l2)
+            scale = select(better, ratio, scale)
+            best = select(better, ratio * sum_xl, best)
+            inverse = select(better, trial, inverse)
     empty = size < NOTHING
-    return select(empty, splat(0), scale), select(empty, splat(NO_LEVELS), inverse)
+    return select(empty, 0, scale), select(empty, NO_LEVELS, inverse)
