@@ -81,7 +81,7 @@ def _encode(
             read_tile(halves, words, first, column, _BLOCK, tile)
             bad += 1 - is_finite(tile)
             if len(importance):
-                sigma2 = _mean_square(tile) * 2
+                sigma2 = _sum_of_squares(tile) * 2 / _BLOCK  # in this order: huge values overflow
                 for sub in range(_SUBS):
                     start = sub * _SIZE
                     total = splat(0)
@@ -116,12 +116,12 @@ def _encode(
 
 
 @compiled
-def _mean_square(tile: np.ndarray) -> Lanes:
+def _sum_of_squares(tile: np.ndarray) -> Lanes:
     total = splat(0)
     for i in range(_BLOCK):
         x = load(tile, i)
         total = total + x * x
-    return total / _BLOCK
+    return total
 
 
 @compiled
