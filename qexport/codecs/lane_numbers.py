@@ -1,9 +1,11 @@
 """What ggml's encoders do to numbers, in lanes: rounding as ggml rounds, float16 scales.
 
 ggml rounds by adding 1.5 * 2**23, which leaves the rounded number (nearest, ties to even) in the low bits of
-the sum, and reads 23 of them back. That is exact while the magnitude is below 2**22; beyond, the bits wrap
-around, and a search that runs into a degenerate sub-block goes on with what they give. So the same bits are
-read here: https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c (nearest_int)
+the sum, and reads 23 of them back. That is exact while the magnitude is below 2**22. Beyond, the bits wrap
+around, and a search that has run into a degenerate sub-block goes on with what they give; so :func:`nearest`
+reads the same bits. Where ggml limits a quotient before it rounds, that cannot happen (:func:`within`).
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
+(nearest_int)
 """
 
 from __future__ import annotations
@@ -13,21 +15,11 @@ import numpy as np
 from qexport.codecs.jit import compiled
 from qexport.codecs.lanes import Lanes, float_lanes, raw_bits, select
 
-__all__ = [
-    "code",
-    "from_half_bits",
-    "half_bits",
-    "level",
-    "level_nearby",
-    "nearest",
-    "signed_code",
-    "value_of_half",
-]
+__all__ = ["code", "from_half_bits", "half_bits", "nearest", "rounded", "signed_code", "within"]
 
 _MAGIC = np.float32(1.5 * 2**23)
 _MANTISSA = 0x7FFFFF
 _ORIGIN = 0x400000  # the mantissa of _MAGIC: where zero lies
-_EXPONENT = 0x4B000000  # the exponent of _MAGIC
 
 
 @compiled
@@ -38,7 +30,7 @@ def nearest(value: Lanes) -> Lanes:
 
 @compiled
 def code(value: Lanes, top: int) -> Lanes:
-    """The nearest whole number within 0 and ``top``, as int32."""
+    """The nearest whole number, then limited to 0 and ``top``, as int32."""
     whole = nearest(value)
     whole = select(whole < 0, 0, whole)
     return select(whole > top, top, whole)
@@ -46,27 +38,23 @@ def code(value: Lanes, top: int) -> Lanes:
 
 @compiled
 def signed_code(value: Lanes, top: int) -> Lanes:
-    """The nearest whole number within ``-top`` and ``top - 1``, as int32."""
+    """The nearest whole number, then limited to ``-top`` and ``top - 1``, as int32."""
     whole = nearest(value)
     whole = select(whole < -top, -top, whole)
     return select(whole > top - 1, top - 1, whole)
 
 
 @compiled
-def level(value: Lanes, top: int) -> Lanes:
-    """As :func:`code`, in float32."""
-    bits = raw_bits(value + _MAGIC) & _MANTISSA
-    bits = select(bits < _ORIGIN, _ORIGIN, bits)
-    bits = select(bits > _ORIGIN + top, _ORIGIN + top, bits)
-    return float_lanes(bits | _EXPONENT) - _MAGIC
+def within(value: Lanes, top: int) -> Lanes:
+    """``value`` limited to 0 and ``top``; 0 for a NaN."""
+    value = select(value > 0, value, 0)
+    return select(value < top, value, top)
 
 
 @compiled
-def level_nearby(value: Lanes, top: int) -> Lanes:
-    """The same for magnitudes below 2**22, with fewer operations."""
-    whole = (value + _MAGIC) - _MAGIC
-    whole = select(whole < 0, 0, whole)
-    return select(whole > top, top, whole)
+def rounded(value: Lanes) -> Lanes:
+    """The nearest whole number as float32, for magnitudes below 2**22."""
+    return (value + _MAGIC) - _MAGIC
 
 
 @compiled
@@ -85,11 +73,5 @@ def half_bits(value: Lanes) -> Lanes:
 
 @compiled
 def from_half_bits(bits: Lanes) -> Lanes:
-    """The float32 of a finite, non-negative float16."""
-    return float_lanes(bits << 13) * np.float32(2.0**112)
-
-
-@compiled
-def value_of_half(bits: Lanes) -> Lanes:
-    """The float32 of a finite float16 of either sign."""
-    return float_lanes(raw_bits(from_half_bits(bits & 0x7FFF)) | (bits & 0x8000) << 16)
+    """The float32 of a finite float16."""
+    return float_lanes((bits & 0x8000) << 16 | (bits & 0x7FFF) << 13) * np.float32(2.0**112)

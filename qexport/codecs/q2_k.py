@@ -73,7 +73,7 @@ def _encode(
                 store(packed, sub >> 2, load(packed, sub >> 2) | both << 8 * (sub & 3))
                 store(scales, sub, both & 15)
                 store(minima, sub, both >> 4)
-            final_codes(work, from_half_bits(d), from_half_bits(d_min), _TOP)
+            final_codes(work, from_half_bits(d), from_half_bits(d_min), _TOP, weighted)
             for i in range(BLOCK):
                 place = 4 + (i >> 7) * 8 + ((i & 31) >> 2)
                 shift = 8 * (i & 3) + 2 * ((i & 127) >> 5)

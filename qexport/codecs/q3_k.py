@@ -28,7 +28,7 @@ from __future__ import annotations
 import numpy as np
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import half_bits, nearest, signed_code, value_of_half
+from qexport.codecs.lane_numbers import from_half_bits, half_bits, nearest, signed_code
 from qexport.codecs.lanes import (
     LANES,
     Lanes,
@@ -109,7 +109,7 @@ def _encode(
             bad += int(any_lane((half & 0x7C00) == 0x7C00))
             store(packed, _D, half)
             _pack_scales(scale_codes, packed)
-            _round_again(tile, codes, scale_codes, value_of_half(half))
+            _round_again(tile, codes, scale_codes, from_half_bits(half))
             _pack(codes, packed)
             write_blocks(packed, rest, out, first, block * _NBYTES, _NBYTES)
     return bad

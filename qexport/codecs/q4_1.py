@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import code, half_bits
+from qexport.codecs.lane_numbers import half_bits
 from qexport.codecs.lanes import (
     LANES,
     Lanes,
@@ -34,7 +34,7 @@ from qexport.codecs.lanes import (
     store,
     to_int,
 )
-from qexport.codecs.range_search import search_range, steps_around
+from qexport.codecs.range_search import found_codes, search_range, steps_around
 from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
 
 __all__ = ["encode"]
@@ -119,10 +119,10 @@ def _encode_weighted(
             for i in range(_SIZE):
                 x = load(tile, i)
                 store(weights, i, importance[column + i] * root(spread + x * x))
-            scale, minimum, inverse, origin = search_range(tile, 0, weights, levels, steps, top, False)
+            scale, minimum, inverse, origin = search_range(tile, 0, weights, levels, steps, top, False, True)
             bad += _store_scales(packed, 0, scale, -minimum)
             for i in range(_SIZE):
-                store(tile.view(np.int32), i, code(inverse * (load(tile, i) - origin), top))
+                store(tile.view(np.int32), i, found_codes(load(tile, i), inverse, origin, top, True))
             _pack(tile.view(np.int32), 0, packed, 1, top)
             size = block_words * 4
             write_blocks(packed, rest, out, first, column // _SIZE * size, size)

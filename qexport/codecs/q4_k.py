@@ -87,7 +87,7 @@ def _encode(
                 _limit(minima)
             store(packed, 0, d | d_min << 16)
             _pack_scales(scales, minima, packed)
-            final_codes(work, from_half_bits(d), from_half_bits(d_min), top)
+            final_codes(work, from_half_bits(d), from_half_bits(d_min), top, weighted)
 
             for i in range(4, block_words):
                 store(packed, i, splat_int(0))

@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import half_bits, nearest, signed_code, value_of_half
+from qexport.codecs.lane_numbers import from_half_bits, half_bits, nearest, signed_code
 from qexport.codecs.lanes import LANES, any_lane, load, select, splat, splat_int, store, to_float
 from qexport.codecs.scale_search import (
     NO_LEVELS,
@@ -101,7 +101,7 @@ def _store_scales(scales: np.ndarray, inverses: np.ndarray, packed: np.ndarray) 
     inverse = splat(-128) / value
     half = select(empty, 0, half_bits(splat(1) / inverse))
     store(packed, _D, half)
-    d = value_of_half(half)
+    d = from_half_bits(half)
     for first in range(0, _SUBS, 4):
         word = splat_int(0)
         for place in range(4):

@@ -10,17 +10,19 @@ over every value are nearly all the time an encoder takes, which is why they run
 With importance the scales of a super-block are themselves fitted to 4 or 6 bits under the weights of their
 sub-blocks (:func:`fit_scales`).
 
-The oracle is ``make_qkx2_quants``, ``make_qkx3_quants`` (the same search) and ``make_qp_quants`` in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. Levels are not kept but found
-again from the step and minimum that gave them: they are wanted only where the float16 scale came out as
-zero, and by Q4_1 and Q5_1."""
+The oracle is ``make_qkx2_quants`` without importance, ``make_qkx3_quants`` with it, and
+``make_qp_quants``, in
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
+The first two are one search, but for a quotient that is beyond all levels: releases before that one
+wrapped it around in both. Levels are not kept but found again (:func:`found_codes`): they are wanted only
+where the float16 scale came out as zero, and by Q4_1 and Q5_1."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import level, level_nearby, nearest
+from qexport.codecs.lane_numbers import code, nearest, rounded, within
 from qexport.codecs.lanes import (
     Lanes,
     absolute,
@@ -33,7 +35,7 @@ from qexport.codecs.lanes import (
     to_float,
 )
 
-__all__ = ["fit_scales", "round_scales", "search_range", "steps_around"]
+__all__ = ["fit_scales", "found_codes", "round_scales", "search_range", "steps_around"]
 
 _NEARBY = np.float32(2**22 - 1)
 
@@ -53,6 +55,7 @@ def search_range(
     steps: np.ndarray,
     top: int,
     by_magnitude: bool,
+    limited: bool,
 ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
     """The best scale and minimum of values ``tile[first : first + n]``, ``n = len(weights)``.
 
@@ -63,10 +66,10 @@ def search_range(
         steps: float32, from :func:`steps_around`.
         top: the highest level.
         by_magnitude: weigh magnitudes of errors, not squares.
+        limited: trials limit a quotient before they round it (``make_qkx3_quants``), not after.
 
     Returns:
-        ``scale``, ``-low``, and the ``inverse`` and ``origin`` of the best levels
-        ``level(inverse * (x - origin), top)``.
+        ``scale``, ``-low``, and the ``inverse`` and ``origin`` that :func:`found_codes` takes.
     """
     n = len(weights)
     low = load(tile, first)
@@ -83,27 +86,29 @@ def search_range(
     low = select(low > 0, 0, low)
     flat, lively = high <= low, high > low
     inverse = splat(top) / (high - low)
-    origin = low
     scale = splat(1) / inverse
     least = splat(0)
     for i in range(n):
         x = load(tile, first + i)
-        error = scale * level(inverse * (x - low), top) + low - x
+        error = scale * to_float(code(inverse * (x - low), top)) + low - x
         error = absolute(error) if by_magnitude else error * error
         least = least + load(weights, i) * error
+    origin = low
+    # An extent too small to invert has given zeros, which infinity would not when it is limited first.
+    inverse = select(inverse < np.float32(np.inf), inverse, 0)
 
     for step in steps:
         trial = select(flat, 0, splat(step) / (high - low))
-        # A running minimum may leave the values far away; nearly always their quotients are small.
+        # The best minimum so far may lie anywhere, but nearly always the quotients are small.
         reach = absolute(trial * (high - low)) < _NEARBY
-        nearby = all_lanes(reach & (absolute(trial * (lowest - low)) < _NEARBY))
+        nearby = limited or all_lanes(reach & (absolute(trial * (lowest - low)) < _NEARBY))
         sum_l = splat(0)
         sum_l2 = splat(0)
         sum_xl = splat(0)
         for i in range(n):
             x = load(tile, first + i)
             value = trial * (x - low)
-            found = level_nearby(value, top) if nearby else level(value, top)
+            found = rounded(within(value, top)) if nearby else to_float(code(value, top))
             store(levels, i, found)
             weighted = load(weights, i) * found
             sum_l = sum_l + weighted
@@ -132,6 +137,13 @@ def search_range(
     inverse = select(flat, 0, inverse)
     origin = select(flat, 0, origin)
     return scale, -low, inverse, origin
+
+
+@compiled
+def found_codes(x: Lanes, inverse: Lanes, origin: Lanes, top: int, limited: bool) -> Lanes:
+    """The levels that a search ended with, of one value of each lane, as int32."""
+    value = inverse * (x - origin)
+    return nearest(within(value, top)) if limited else code(value, top)
 
 
 @compiled

@@ -15,7 +15,7 @@ import numpy as np
 from qexport.codecs.jit import compiled
 from qexport.codecs.lane_numbers import code
 from qexport.codecs.lanes import LANES, Lanes, absolute, any_lane, load, root, select, splat, store, to_float
-from qexport.codecs.range_search import search_range
+from qexport.codecs.range_search import found_codes, search_range
 from qexport.codecs.tiles import scratch
 
 __all__ = ["BLOCK", "Work", "final_codes", "search_sub_blocks", "work_arrays"]
@@ -106,7 +106,7 @@ def search_sub_blocks(
                 store(weights, i, spread + absolute(load(tile, start + i)))
         store(work.totals, sub, total)
         scale, minimum, inverse, origin = search_range(
-            tile, start, weights, work.levels, steps, top, by_magnitude
+            tile, start, weights, work.levels, steps, top, by_magnitude, len(importance) > 0
         )
         store(work.scales, sub, scale)
         store(work.minima, sub, minimum)
@@ -115,7 +115,7 @@ def search_sub_blocks(
 
 
 @compiled
-def final_codes(work: Work, d: Lanes, d_min: Lanes, top: int) -> None:
+def final_codes(work: Work, d: Lanes, d_min: Lanes, top: int, weighted: bool) -> None:
     """Round every value with its stored scale and minimum: ``work.codes`` from ``work.tile``.
 
     Where a scale has come out as zero the codes are those of the search, as in ggml; they decode to the
@@ -131,7 +131,7 @@ def final_codes(work: Work, d: Lanes, d_min: Lanes, top: int) -> None:
             inverse, origin = load(work.inverses, sub), load(work.origins, sub)
             for i in range(sub * size, (sub + 1) * size):
                 x = load(tile, i)
-                kept = code(inverse * (x - origin), top)
+                kept = found_codes(x, inverse, origin, top, weighted)
                 store(codes, i, select(gone, kept, code((x + minimum) / scale, top)))
         else:
             for i in range(sub * size, (sub + 1) * size):
