@@ -2,8 +2,9 @@
 
 What a block holds is described where it is encoded (:mod:`qexport.codecs.q8_0`, :mod:`qexport.codecs.q4_0`,
 :mod:`qexport.codecs.q4_1`); IQ4_NL is Q4_0 with a table of values. A kernel takes uint8
-``(blocks, block bytes)`` and fills float32 ``(blocks, 32)``, with the arithmetic of ``dequantize_row_*`` in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c, so every bit is the same.
+``(blocks, block bytes)`` and fills float32 ``(blocks, 32)``. Every bit is ggml's, as the arithmetic is that
+of its ``dequantize_row_*`` functions:
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
 
 Levels are cast to a byte before they become float32: numba's whole numbers are 64 bits wide, and a processor
 converts few of those at a time.

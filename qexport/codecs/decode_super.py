@@ -2,9 +2,9 @@
 
 What a block holds is described where it is encoded (:mod:`qexport.codecs.q2_k`, :mod:`qexport.codecs.q3_k`,
 :mod:`qexport.codecs.q4_k`, :mod:`qexport.codecs.q6_k`). A kernel takes uint8 ``(blocks, block bytes)`` and
-fills float32 ``(blocks, 256)``, with the operations of ``dequantize_row_*`` in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c, so every bit is the same: the scale
-of a sub-block is multiplied out first, a minimum is subtracted last.
+fills float32 ``(blocks, 256)``. Every bit is ggml's, as the order of operations is that of its
+``dequantize_row_*`` functions: the scale of a sub-block is multiplied out first, a minimum subtracted last.
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
 
 Where 16 values share a scale, 32 are still decoded in one loop, each with its own copy of the scale: loops of
 16 are unrolled by the compiler, and then no longer vectors.

@@ -7,9 +7,10 @@ or until no level moves. Two sums describe the state, ``sum(w x l)`` and ``sum(w
 scale, and the error is smallest where ``sum(w x l)**2 / sum(w l l)`` is largest.
 
 The oracle is ``make_q3_quants`` in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. In lanes a sub-block cannot stop by
-itself, but one that has come to rest stays as it is: the next round finds the same sums and the same levels.
-Every step waits for a division in the one before, so two sub-blocks take turns.
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
+In lanes a sub-block cannot stop by itself, but one that has come to rest stays as it is: the next round finds
+the same sums and the same levels. Every step waits for a division in the one before, so two sub-blocks take
+turns.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ the scales as stored; where such a scale is zero, the levels of the search stay,
 they are.
 
 The bytes are those of ``quantize_row_q3_K_ref`` and ``quantize_row_q3_K_impl`` in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c.
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
 
 Left out: values that are not finite, and blocks whose scale float16 cannot hold; both are counted.
 """

@@ -8,7 +8,7 @@ stored as
     16 bytes     four bits a value: byte ``i`` holds value ``i`` and, above it, value ``i + 16``
 
 The bytes are those of ``quantize_row_q4_0_ref``, ``quantize_row_q4_0_impl`` and their like for Q5_0 in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c:
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
 
 - Without importance the value of largest magnitude is mapped to -8 (-16) and nothing is searched. Halves go
   up, as ``x * (1 / d) + 8.5`` is cut off; a zero block has the scale -0 and all levels 8 (16). Where

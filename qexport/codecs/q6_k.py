@@ -14,9 +14,9 @@ importance or, without, by the square of the value. The largest of the 16 scales
 values are rounded again to what was stored.
 
 The bytes are those of ``quantize_row_q6_K_ref`` and ``quantize_row_q6_K_impl`` in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. Details that they fix: a block whose
-scales are all below 1e-15 is all zero bytes; a sub-block whose stored scale is zero keeps the levels of its
-search, which decode to zero whatever they are.
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
+They fix two details: a block whose scales are all below 1e-15 is all zero bytes; a sub-block whose stored
+scale is zero keeps the levels of its search, which decode to zero whatever they are.
 
 Left out: values that are not finite, and blocks whose scale float16 cannot hold; both are counted.
 """

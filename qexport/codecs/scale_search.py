@@ -8,10 +8,11 @@ squared error is ``sum(w x l) / sum(w l l)``, and the error is smallest where
 encoder takes, which is why they run in lanes (:mod:`qexport.codecs.lanes`).
 
 The oracle is ``make_qx_quants`` with ``rmse_type`` 1 in
-https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c. It fixes the order of the sums and
-of the trials (a later one has to be better), that the first of two equal magnitudes counts, and that
-magnitudes below 1e-15 are zero. Levels are not kept but found again (:func:`levels_of`) from the factor that
-gave them: they are wanted only by Q4_0 and Q5_0, and where a float16 scale came out as zero.
+https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
+It fixes the order of the sums and of the trials (a later one has to be better), that the first of two equal
+magnitudes counts, and that magnitudes below 1e-15 are zero. Levels are not kept but found again
+(:func:`levels_of`) from the factor that gave them: they are wanted only by Q4_0 and Q5_0, and where a float16
+scale came out as zero.
 
 Left out: the other weightings of ``rmse_type``, which no encoder uses.
 """
