@@ -28,7 +28,7 @@ from __future__ import annotations
 import numpy as np
 
 from qexport.codecs.jit import compiled
-from qexport.codecs.lane_numbers import from_half_bits, half_bits, nearest, signed_code
+from qexport.codecs.lane_numbers import from_half_bits, half_bits, signed_code
 from qexport.codecs.lanes import (
     LANES,
     Lanes,
@@ -131,10 +131,7 @@ def _round_scales(scales: np.ndarray, scale_codes: np.ndarray) -> Lanes:
     inverse = splat(-_SCALE_TOP) / value
     empty = size == 0
     for sub in range(_SUBS):
-        code = nearest(inverse * load(scales, sub))
-        code = ((code & 0xFF) ^ 0x80) - 0x80  # ggml keeps it in a signed byte before it is limited
-        code = select(code < -_SCALE_TOP, -_SCALE_TOP, code)
-        code = select(code > _SCALE_TOP - 1, _SCALE_TOP - 1, code)
+        code = signed_code(inverse * load(scales, sub), _SCALE_TOP)
         store(scale_codes, sub, select(empty, 0, code + _SCALE_TOP))
     return select(empty, 0, half_bits(splat(1) / inverse))
 

@@ -107,6 +107,15 @@ def test_every_order_of_magnitude(type_name: str, weights: str) -> None:
 
 @needs_ggml
 @pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("weights", ["none", "squares"])
+def test_a_million_values(type_name: str, weights: str) -> None:
+    """What is rare happens here, such as a fifth round of Q3_K that still moves a level."""
+    rows = torch.from_numpy(make_rows("normal", 7, 512, 2048))
+    check(type_name, rows, make_importance(weights, 7, 2048))
+
+
+@needs_ggml
+@pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_encoder_equals_ggml(type_name: str, dtype: torch.dtype) -> None:
     rows = torch.from_numpy(make_rows("heavy", 3, 300, 1024)).to(dtype)  # float16 takes more than one chunk
