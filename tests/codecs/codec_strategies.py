@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-KINDS = ["normal", "heavy", "zero", "constant", "subnormal", "tiny", "huge", "sparse", "ties", "bits"]
+KINDS = [
+    *("normal", "heavy", "zero", "constant", "subnormal", "tiny", "huge", "sparse", "ties", "bits"),
+    *("negative", "positive", "one-sided", "two values", "mixed", "near"),
+]
+IMPORTANCE_KINDS = [
+    *("none", "squares", "zeros", "tiny", "huge", "one-hot", "few", "blocks of 32", "blocks of 16"),
+    *("mostly zero", "heavy", "any scale", "negative"),
+]
 
 
 def make_rows(kind: str, seed: int, n: int, columns: int) -> np.ndarray:
@@ -32,11 +39,62 @@ def make_rows(kind: str, seed: int, n: int, columns: int) -> np.ndarray:
         case "ties":  # multiples of half a step
             rows = (rng.integers(-254, 255, (n, columns)) * 0.5).astype(np.float32)
             rows[:, ::32] = 127
+        case "negative":
+            rows = -np.abs(normal) - np.float32(rng.choice([0, 1, 100]))
+        case "positive":
+            rows = np.abs(normal) + np.float32(rng.choice([0, 1, 100]))
+        case "one-sided":
+            rows = np.where(rng.random((n, columns)) < 0.5, np.float32(0), -np.abs(normal))
+        case "two values":
+            rows = rng.choice(np.float32([-1, 0.5, 0]), (n, columns))
+        case "mixed":  # each 16 values at a scale of their own
+            rows = normal * np.exp(rng.normal(0, 10, (n, columns // 16))).repeat(16, 1)
+            rows = rows.clip(-1e37, 1e37)
+        case "near":  # differences in the last bits only
+            rows = np.float32(1) + normal * np.float32(1e-6)
         case _:  # any finite bits
             bits = rng.integers(0, 1 << 32, (n, columns), dtype=np.uint64).astype(np.uint32)
             rows = bits.view(np.float32)
             rows = np.where(np.isfinite(rows), rows, np.float32(1))
     return np.ascontiguousarray(rows, np.float32)
+
+
+def make_importance(kind: str, seed: int, columns: int) -> np.ndarray | None:
+    """Float32 importance of one kind, or None. Zeros let the searches degenerate, signs are no one's idea."""
+    rng = np.random.default_rng(seed)
+    squares = np.square(rng.standard_normal(columns)).astype(np.float32)
+    match kind:
+        case "none":
+            return None
+        case "squares":
+            return squares
+        case "zeros":
+            return np.zeros(columns, np.float32)
+        case "tiny":
+            return squares * np.float32(rng.choice([1e-38, 1e-20]))
+        case "huge":
+            return squares * np.float32(1e30)
+        case "one-hot":
+            return (np.arange(columns) == rng.integers(columns)).astype(np.float32)
+        case "few":
+            return (rng.random(columns) < 1 / 16).astype(np.float32)
+        case "blocks of 32" | "blocks of 16":
+            size = int(kind[-2:])
+            return squares * (rng.random(columns // size) < 0.5).repeat(size).astype(np.float32)
+        case "mostly zero":
+            return squares * (rng.random(columns) < 0.1).astype(np.float32)
+        case "heavy":
+            return squares**8
+        case "any scale":
+            return np.exp(rng.normal(0, 20, columns)).astype(np.float32)
+        case _:
+            return squares * np.sign(rng.standard_normal(columns)).astype(np.float32)
+
+
+def importance_of(columns: int) -> st.SearchStrategy[np.ndarray | None]:
+    return st.builds(
+        make_importance, st.sampled_from(IMPORTANCE_KINDS), st.integers(0, 2**32 - 1), st.just(columns)
+    )
 
 
 def rows_of(columns: int, max_rows: int = 4, kinds: list[str] = KINDS) -> st.SearchStrategy[np.ndarray]:

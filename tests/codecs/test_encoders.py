@@ -11,7 +11,7 @@ import pytest
 import torch
 from codec_strategies import golden_rows, make_rows
 
-from qexport.codecs import encoders, ggml
+from qexport.codecs import encoder_parts, ggml
 from qexport.codecs.encoders import make_encoder, uses_importance
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.errors import InputError, UsageProblem
@@ -62,8 +62,8 @@ def test_experts_have_their_own_importance(dtype: torch.dtype) -> None:
 @needs_ggml
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.from_numpy(make_rows("heavy", 3, 9, 256)).to(torch.float16)
-    whole = {name: make_encoder(name).encode(rows, 0) for name in ("Q4_K", "Q8_0")}
-    monkeypatch.setattr(encoders, "CHUNK_VALUES", 700)
+    whole = {name: make_encoder(name).encode(rows, 0) for name in ("Q4_K", "IQ4_XS", "Q8_0")}
+    monkeypatch.setattr(encoder_parts, "CHUNK_VALUES", 700)
     for name, expected in whole.items():
         assert np.array_equal(make_encoder(name).encode(rows, 0), expected)
 
@@ -89,6 +89,7 @@ def test_importance_shapes() -> None:
 
 
 def test_repr() -> None:
-    assert repr(make_encoder("q5_k")) == "GgmlEncoder('Q5_K')"
+    assert repr(make_encoder("q5_k")) == "NativeEncoder('Q5_K')"
+    assert repr(make_encoder("iq4_nl")) == "GgmlEncoder('IQ4_NL')"
     weighted = make_encoder("IQ4_XS", np.ones((4, 256), np.float32), 8)
     assert repr(weighted) == "GgmlEncoder('IQ4_XS', importance=<4x256>, rows_per_matrix=8)"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numba import config
 
 from qexport.codecs import jit
 
@@ -20,6 +22,18 @@ def test_reinterpreting_is_exact() -> None:
     for value in (0.0, 1.0, -1.0, 65504.0, 1e-40):
         bits = np.float32(value).view(np.uint32) + np.uint32(1)
         assert np.float32(next_one(np.float32(value))).view(np.uint32) == bits
+
+
+def test_a_cached_kernel_goes_with_all_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A kernel is loaded from the cache, unless a file of the package has changed since."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    compiled = []
+    for digest in ("before", "before", "after", "after"):
+        monkeypatch.setattr(jit, "_sources_digest", lambda digest=digest: digest)
+        count = jit.compilations()
+        jit.compiled(_through_bits)(np.float32(1))
+        compiled.append(jit.compilations() - count)
+    assert compiled == [1, 0, 1, 0]
 
 
 def test_no_place_for_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:

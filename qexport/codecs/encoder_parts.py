@@ -1,0 +1,48 @@
+"""What the encoders have in common: their protocol, the size of a chunk, the empty output, the refusal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["CHUNK_VALUES", "RowEncoder", "chunk_rows", "empty_output", "unrepresentable"]
+
+CHUNK_VALUES = 1 << 18  # one megabyte of float32: stays in the cache between widening and encoding
+
+
+class RowEncoder(Protocol):
+    """What ``encoders.make_encoder`` returns; the same shape as the protocol in ``qexport.formats.plan``."""
+
+    @property
+    def type_name(self) -> str: ...
+
+    def row_bytes(self, columns: int) -> int: ...
+
+    def encode(self, rows: torch.Tensor, first_row: int) -> np.ndarray: ...
+
+
+def chunk_rows(rows: torch.Tensor, multiple: int = 1) -> int:
+    """How many rows to widen at a time, a multiple of ``multiple``."""
+    whole = CHUNK_VALUES // max(1, rows.shape[1])
+    return max(multiple, whole - whole % multiple)
+
+
+def empty_output(encoder: RowEncoder, rows: torch.Tensor) -> np.ndarray:
+    """Room for the packed ``rows``."""
+    import numpy as np
+
+    return np.empty((len(rows), encoder.row_bytes(rows.shape[1])), np.uint8)
+
+
+def unrepresentable(type_name: str, first_row: int, count: int) -> InputError:
+    """The error for rows that a type cannot store."""
+    return InputError(
+        f"rows {first_row} to {first_row + count - 1} hold values that {type_name} cannot store: "
+        "NaN, infinity, or too large for a float16 scale",
+        hint="check the checkpoint for damaged weights, or store this tensor as BF16",
+    )

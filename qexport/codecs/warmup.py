@@ -1,0 +1,69 @@
+"""Kernels compiled before they are needed, so that the seconds it takes are seen and told.
+
+numba compiles a kernel when it is first called and keeps the result on disk, beside the module or in the
+user's cache folder; later processes load it in a fraction of a second. Without this, the first rows would
+wait for the compiler and nobody would know why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.codecs.encoders import make_encoder
+from qexport.codecs.ggml_types import ggml_type
+from qexport.codecs.native import KERNELS
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One type made ready: how long it took, and whether the compiler ran or a cache had the kernel."""
+
+    type_name: str
+    seconds: float
+    compiled: bool
+
+
+def prepare(
+    type_names: Iterable[str],
+    dtypes: Iterable[torch.dtype],
+    *,
+    importance: bool = False,
+    announce: Callable[[Prepared], None] | None = None,
+) -> list[Prepared]:
+    """Encode one row of zeros with our kernels of these types; types that need none are left out.
+
+    Args:
+        type_names: names of ggml types, in any order and number.
+        dtypes: of the rows that will be encoded.
+        importance: whether there will be importance.
+        announce: called after each type.
+
+    Returns:
+        What was announced.
+    """
+    import numpy as np
+    import torch
+
+    from qexport.codecs.jit import compilations
+
+    done: list[Prepared] = []
+    dtypes = tuple(dict.fromkeys(dtypes))
+    for kind in dict.fromkeys(ggml_type(name) for name in type_names):
+        if kind.name != "Q8_0" and kind.name not in KERNELS:
+            continue
+        start, before = time.perf_counter(), compilations()
+        for weights in (None, np.ones(kind.block, np.float32)) if importance else (None,):
+            encoder = make_encoder(kind.name, weights)
+            for dtype in dtypes:
+                encoder.encode(torch.zeros((1, kind.block), dtype=dtype), 0)
+        done.append(Prepared(kind.name, time.perf_counter() - start, compilations() > before))
+        if announce:
+            announce(done[-1])
+    return done
