@@ -34,6 +34,7 @@ from qexport.pipeline.gguf import (
     matrix_plan,
     plan_job,
     prove_gguf,
+    ready_kernels,
     uses_matrix,
     without_matrix,
     write_gguf,
@@ -147,6 +148,7 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
             output.say(f"  {note}")
     plans = plan_job(job, diagnosis)
     say_plans(output, plans, job.out)
+    ready_kernels(plans, output.say)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
         written = write_gguf(job, diagnosis, plans, progress)
     results, receipt = prove_gguf(job, diagnosis, written, output.say)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "Step", "default_threads", "execute", "merge_steps"]
 
 _RUN_VALUES = 1 << 21  # values per run of rows: 4 MB of bf16
+_EVEN_ROWS = 32  # encoders take rows by this many; runs of a multiple waste nothing
 
 
 class Progress(Protocol):
@@ -202,6 +203,7 @@ def _runs(steps: Sequence[Step]) -> Iterator[_Run]:
     for step in steps:
         rows, columns = step.outputs[0][1].matrix_shape
         count = max(1, _RUN_VALUES // max(1, columns))
+        count = max(count // _EVEN_ROWS * _EVEN_ROWS, min(count, _EVEN_ROWS))
         for start in range(0, rows, count):
             yield _Run(step, start, min(rows, start + count))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import Arrangement
 
-__all__ = ["arranged_rows", "arranged_shape", "read_rows", "source_ranges"]
+__all__ = ["arranged_rows", "arranged_shape", "read_rows", "source_ranges", "torch_dtype"]
 
 
 def read_rows(tensor: LogicalTensor, start: int, stop: int) -> torch.Tensor:
@@ -29,7 +29,7 @@ def read_rows(tensor: LogicalTensor, start: int, stop: int) -> torch.Tensor:
         piece.checkpoint.read_rows(piece.name, piece.start, piece.stop) for piece in tensor.rows(start, stop)
     ]
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return rows.to(_dtype(tensor.dtype))
+    return rows.to(torch_dtype(tensor.dtype))
 
 
 def arranged_shape(tensor: LogicalTensor, arrangement: Arrangement) -> tuple[int, ...]:
@@ -77,7 +77,8 @@ def _reshaped(tensor: LogicalTensor, arrangement: Arrangement) -> LogicalTensor:
     return tensor
 
 
-def _dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
+    """``BF16``, ``F16`` or ``F32`` as torch calls it."""
     import torch
 
     return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]

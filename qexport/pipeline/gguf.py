@@ -37,6 +37,7 @@ __all__ = [
     "matrix_plan",
     "plan_job",
     "prove_gguf",
+    "ready_kernels",
     "uses_matrix",
     "without_matrix",
     "write_gguf",
@@ -137,6 +138,27 @@ def write_matrix(job: GgufJob, diagnosis: Diagnosis) -> tuple[str, ...]:
     entry = _entry(job, diagnosis, GgufResult(plan, written, None))
     write_receipt(job.out, [entry])
     return tuple(plan.notes)
+
+
+def ready_kernels(plans: Sequence[ArtifactPlan], say: Callable[[str], None]) -> None:
+    """Compile the encoders that the plans need where no cache has them, saying what took how long."""
+    from qexport.codecs.warmup import prepare  # brings numba
+    from qexport.export.rows import torch_dtype
+
+    tensors = [tensor for plan in plans for tensor in plan.tensors]
+
+    def announce(ready: Ready) -> None:
+        if ready.compiled:
+            say(
+                f"  compiled the {ready.type_name} encoder in {ready.seconds:.1f} s; it is kept for next time"
+            )
+
+    prepare(
+        sorted({tensor.encoder.type_name for tensor in tensors}),
+        sorted({torch_dtype(tensor.source.dtype) for tensor in tensors}, key=str),
+        importance=any(getattr(tensor.encoder, "importance", None) is not None for tensor in tensors),
+        announce=announce,
+    )
 
 
 def write_gguf(
