@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from qexport.codecs import warmup
 from qexport.errors import EnvironmentProblem
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
 from qexport.export.receipt import artifact_entry, source_entry, write_receipt
+from qexport.export.rows import torch_dtype
 from qexport.formats.gguf.importance import plan_imatrix
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
@@ -142,18 +144,15 @@ def write_matrix(job: GgufJob, diagnosis: Diagnosis) -> tuple[str, ...]:
 
 def ready_kernels(plans: Sequence[ArtifactPlan], say: Callable[[str], None]) -> None:
     """Compile the encoders that the plans need where no cache has them, saying what took how long."""
-    from qexport.codecs.warmup import prepare  # brings numba
-    from qexport.export.rows import torch_dtype
-
     tensors = [tensor for plan in plans for tensor in plan.tensors]
 
-    def announce(ready: Ready) -> None:
+    def announce(ready: warmup.Prepared) -> None:
         if ready.compiled:
             say(
                 f"  compiled the {ready.type_name} encoder in {ready.seconds:.1f} s; it is kept for next time"
             )
 
-    prepare(
+    warmup.prepare(
         sorted({tensor.encoder.type_name for tensor in tensors}),
         sorted({torch_dtype(tensor.source.dtype) for tensor in tensors}, key=str),
         importance=any(getattr(tensor.encoder, "importance", None) is not None for tensor in tensors),
