@@ -3,6 +3,7 @@
     python benchmarks/qwen35_shape.py /somewhere/big
     python benchmarks/gguf_pass.py /somewhere/big --types BF16 Q8_0 \
         --llama-cpp LLAMA_CPP_TREE --llama-bin FOLDER_WITH_llama-quantize [--rounds 2]
+    python benchmarks/gguf_pass.py /somewhere/big --types Q4_K_M Q5_K_M Q6_K Q8_0 --imatrix FILE ...
 
 The toolchain converts once to BF16 and runs llama-quantize for each further type, as publishers do. Its
 converter knows pre-tokenizers by a hash of their output and refuses a padded one, so it is run through
@@ -51,8 +52,9 @@ def toolchain(args: argparse.Namespace, out: Path) -> tuple[float, float]:
     for kind in args.types:
         if kind != "BF16":
             target = out / f"peer-{kind}.gguf"
-            command = [str(peer.tool("llama-quantize")), str(bf16), str(target), kind, str(args.threads)]
-            more, memory = timed(command)
+            matrix = ["--imatrix", str(args.imatrix)] if args.imatrix else []
+            quantize = [str(peer.tool("llama-quantize")), *matrix]
+            more, memory = timed([*quantize, str(bf16), str(target), kind, str(args.threads)])
             seconds, peak = seconds + more, max(peak, memory)
     return seconds, peak
 
@@ -71,6 +73,8 @@ def qexport(args: argparse.Namespace, out: Path) -> tuple[float, float]:
         str(out),
         "--no-verify",
     ]
+    if args.imatrix:
+        command += ["--imatrix", str(args.imatrix)]
     return timed([*command, "--threads", str(args.threads)], PYTHONPATH=str(ROOT))
 
 
@@ -78,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--types", nargs="+", default=["BF16", "Q8_0"])
+    parser.add_argument("--imatrix", type=Path, help="An importance matrix for both.")
     parser.add_argument("--llama-cpp", required=True)
     parser.add_argument("--llama-bin", required=True)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

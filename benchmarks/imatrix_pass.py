@@ -1,0 +1,90 @@
+"""The layer-streamed pass against llama-imatrix: the same text, the same chunks, one run.
+
+    python benchmarks/imatrix_pass.py MODEL TEXT --llama-bin FOLDER_WITH_llama-imatrix [--chunks 16]
+        [--chunk 512] [--rounds 2] [--precision auto]
+
+llama-imatrix reads a BF16 GGUF that qexport writes first (not counted). Both are timed as whole processes.
+Prints tokens per second, peak memory, and how far the two matrices are apart: the worst correlation and the
+worst mean relative difference of mean squares over all tensors, and what only one of the two has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from gguf_pass import ROOT, timed
+
+from qexport.calibrate.imatrix_file import read_imatrix
+
+
+def compare(ours: Path, theirs: Path) -> None:
+    """Print the distance of two matrices."""
+    mine, peers = read_imatrix(ours).entries, read_imatrix(theirs).entries
+    rows = []
+    for name in sorted(set(mine) & set(peers)):
+        a, b = mine[name].ravel().astype(np.float64), peers[name].ravel().astype(np.float64)
+        relative = float((np.abs(a - b) / np.maximum(np.abs(b), 1e-30)).mean())
+        rows.append((name, float(np.corrcoef(a, b)[0, 1]), relative))
+    low, high = min(rows, key=lambda row: row[1]), max(rows, key=lambda row: row[2])
+    print(f"{len(rows)} tensors in both; lowest correlation {low[1]:.7f} ({low[0]})")
+    print(f"  mean relative difference at most {high[2]:.2e} ({high[0]}),", end=" ")
+    print(f"median {statistics.median(row[2] for row in rows):.2e}")
+    print(f"  only ours: {len(set(mine) - set(peers))}, only theirs: {len(set(peers) - set(mine))}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--llama-bin", type=Path, required=True)
+    parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, help="Where files go; on a disk with room.")
+    args = parser.parse_args()
+    tokens = args.chunks * args.chunk
+    qexport = [sys.executable, "-m", "qexport"]
+    env = {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory(dir=args.work) as name:
+        folder = Path(name)
+        timed([*qexport, "gguf", str(args.model), "-q", "BF16", "-o", name, "--no-verify"], **env)
+        (bf16,) = folder.glob("*.gguf")
+        ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
+        limits = ["--calib-tokens", str(tokens), "--calib-chunk", str(args.chunk)]
+        mine = [*qexport, "imatrix", str(args.model), "--corpus", str(args.text), "-o", str(ours), *limits]
+        mine += ["--threads", str(args.threads), "--precision", args.precision, "--overwrite"]
+        peer = [str(args.llama_bin / "llama-imatrix"), "-m", str(bf16), "-f", str(args.text), "--no-ppl"]
+        peer += [
+            "-c",
+            str(args.chunk),
+            "--chunks",
+            str(args.chunks),
+            "-t",
+            str(args.threads),
+            "-o",
+            str(theirs),
+        ]
+        seconds: dict[str, list[float]] = {"qexport": [], "llama-imatrix": []}
+        for _ in range(args.rounds):
+            for label, command in (("qexport", mine), ("llama-imatrix", peer)):
+                taken, peak = timed(command, **env)
+                seconds[label].append(taken)
+                print(
+                    f"{label:>14}: {taken:6.1f} s, {tokens / taken:7.0f} tokens/s, {peak:6.0f} MiB",
+                    flush=True,
+                )
+        ratio = statistics.median(seconds["llama-imatrix"]) / statistics.median(seconds["qexport"])
+        print(f"{tokens} tokens, {args.threads} threads: {ratio:.2f} times as fast as llama-imatrix")
+        compare(ours, theirs)
+
+
+if __name__ == "__main__":
+    main()
