@@ -1,4 +1,4 @@
-"""Q6_K, Q3_K, Q4_0 and Q5_0: blocks by hand, rare branches, magnitudes. test_native.py has what all types share."""
+"""Q6_K, Q3_K, Q4_0, Q5_0: blocks by hand, rare branches, all magnitudes. test_native.py has the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from codec_strategies import make_rows
+from codec_strategies import IMPORTANCE_KINDS, make_importance, make_rows
 
 from qexport.codecs import ggml
 from qexport.codecs.ggml_types import GGML_TYPES
