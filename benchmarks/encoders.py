@@ -1,11 +1,11 @@
 """Our encoders against ggml's reference encoders: million weights per second, in one process, in turns.
 
-    python benchmarks/encoders.py [--types Q4_K Q5_K] [--rounds 5] [--threads 1] [--rows 4096] [--columns 2048]
+    python benchmarks/encoders.py [--types Q4_K Q5_K] [--rounds 5] [--threads 1] [--rows 4096]
 
 Rows are bfloat16, bell-shaped, as checkpoints have them; importance is squares of such numbers. Ours reads
 them as they are. ggml reads float32 only: "ggml" is its time on rows that are float32 already, "ggml+widen"
-includes widening them a megabyte at a time, which is what a bfloat16 checkpoint takes. A number is the best of
-the rounds, a ratio that of ours to "ggml"; "median" is the ratio of medians. With more threads every one
+includes widening them a megabyte at a time, which is what a bfloat16 checkpoint takes. A number is the best
+of the rounds, a ratio that of ours to "ggml"; "median" is the ratio of medians. With more threads every one
 encodes its share of the rows, for both. Bytes are compared before anything is timed.
 """
 
