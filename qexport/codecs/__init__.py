@@ -3,4 +3,5 @@
 The contract of every codec: rows ``(n, columns)`` in, ``(n, row_bytes)`` uint8 out, the input untouched, the
 same bytes on every thread and in every split of the rows. Where llama.cpp has the type, its reference
 encoder is the oracle and the bytes are equal. ``encoders.make_encoder`` is the door for formats.
+``decoders.decode_rows`` is the way back.
 """

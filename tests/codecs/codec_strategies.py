@@ -11,7 +11,7 @@ KINDS = [
 ]
 IMPORTANCE_KINDS = [
     *("none", "squares", "zeros", "tiny", "huge", "one-hot", "few", "blocks of 32", "blocks of 16"),
-    *("mostly zero", "heavy", "any scale", "negative"),
+    *("mostly zero", "heavy", "any scale", "negative", "overflowing"),
 ]
 
 
@@ -74,6 +74,8 @@ def make_importance(kind: str, seed: int, columns: int) -> np.ndarray | None:
             return squares * np.float32(rng.choice([1e-38, 1e-20]))
         case "huge":
             return squares * np.float32(1e30)
+        case "overflowing":  # float32 cannot hold their sums
+            return np.minimum(squares, 1) * np.float32(3e38)
         case "one-hot":
             return (np.arange(columns) == rng.integers(columns)).astype(np.float32)
         case "few":

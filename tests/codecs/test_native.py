@@ -120,7 +120,7 @@ def test_minimum_keeps_the_sign_of_zero() -> None:
     assert pack("Q4_1", values)[0][0, 2:4].tolist() == [0, 0x80]  # the first of the two
 
 
-@pytest.mark.parametrize("type_name", KERNELS)
+@pytest.mark.parametrize("type_name", [name for name in KERNELS if name not in ("Q4_0", "Q5_0")])
 def test_zero_rows(type_name: str) -> None:
     for weights in (None, np.ones(COLUMNS, np.float32)):
         packed, bad = pack(type_name, torch.zeros(2, COLUMNS), weights)
@@ -129,7 +129,7 @@ def test_zero_rows(type_name: str) -> None:
         assert pack(type_name, torch.zeros(0, COLUMNS), weights)[0].shape[0] == 0
 
 
-@pytest.mark.parametrize("type_name", KERNELS)
+@pytest.mark.parametrize("type_name", STEPS)  # test_symmetric_types.py has the others
 @pytest.mark.parametrize("kind", ["normal", "heavy", "negative", "positive"])
 def test_independent_decoder_bounds_the_error(type_name: str, kind: str) -> None:
     """The worst error of a block: half a step of its extent, zero included, and what stored scales add."""
