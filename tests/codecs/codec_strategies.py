@@ -88,7 +88,7 @@ def make_importance(kind: str, seed: int, columns: int) -> np.ndarray | None:
         case "heavy":
             return squares**8
         case "any scale":
-            return np.exp(rng.normal(0, 20, columns)).astype(np.float32)
+            return np.minimum(np.exp(rng.normal(0, 20, columns)), 3e38).astype(np.float32)
         case _:
             return squares * np.sign(rng.standard_normal(columns)).astype(np.float32)
 
