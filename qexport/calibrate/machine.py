@@ -1,14 +1,17 @@
-"""What the pass asks of the machine: bf16 instructions, and memory that goes back when it is freed."""
+"""What is asked of the machine: bf16 instructions, free memory, and that freed memory goes back."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
-__all__ = ["multiplies_bf16", "return_freed_memory"]
+__all__ = ["available_memory", "multiplies_bf16", "return_freed_memory"]
 
 _M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 _THRESHOLD = 4 << 20
+_NO_LIMIT = 1 << 62
 
 
 def multiplies_bf16() -> bool:
@@ -33,3 +36,36 @@ def return_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _THRESHOLD)
+
+
+def available_memory() -> int:
+    """Bytes that could be used now: what Linux calls MemAvailable, else the free pages, else nothing."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(int(line.split()[1]) * 1024, _cgroup_left())
+    except OSError:
+        pass
+    try:
+        # macOS counts no available pages here; half of the machine is the careful guess.
+        names = os.sysconf_names
+        if "SC_AVPHYS_PAGES" in names:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (OSError, ValueError):
+        return 0
+
+
+def _cgroup_left() -> int:
+    """What a container's limit leaves (cgroup v2); no limit is a very large number."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        inactive = 0
+        for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
+            if line.startswith("inactive_file "):
+                inactive = int(line.split()[1])  # cache that the kernel gives back
+    except (OSError, ValueError):
+        return _NO_LIMIT
+    return _NO_LIMIT if limit == "max" else max(0, int(limit) - used + inactive)

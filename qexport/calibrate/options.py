@@ -24,7 +24,8 @@ class StreamOptions:
             dense one on a CPU that multiplies it; else mixed (rounded results send tokens to other experts).
         threads: processors for the CPU's products; all by default.
         batch_tokens: tokens that go through a layer at once; a default for the device.
-        activation_memory: bytes of hidden states that may stay in memory; more spill to a file.
+        activation_memory: bytes of hidden states that may stay in memory; more spill to a file. Half of what
+            is free by default.
         spill_folder: where that file goes; the system's folder for temporary files by default.
     """
 
@@ -32,5 +33,5 @@ class StreamOptions:
     precision: Precision = "auto"
     threads: int | None = None
     batch_tokens: int | None = None
-    activation_memory: int = 8 << 30
+    activation_memory: int | None = None
     spill_folder: Path | None = None

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from qexport.calibrate.activations import HiddenStates
-from qexport.calibrate.machine import multiplies_bf16, return_freed_memory
+from qexport.calibrate.machine import available_memory, multiplies_bf16, return_freed_memory
 from qexport.calibrate.modules import add_mtp, empty_model, fill, parameter_of
 from qexport.calibrate.observe import Observer, Products
 from qexport.calibrate.options import Precision, StreamOptions
@@ -96,6 +96,12 @@ class LayerStream:
             return "float32"
         return "bfloat16" if self._device.type == "cpu" and not self._moe and multiplies_bf16() else "mixed"
 
+    @property
+    def state_limit(self) -> int:
+        """Bytes of hidden states that stay in memory."""
+        given = self.options.activation_memory
+        return available_memory() // 2 if given is None else given
+
     def units(self, tokens: np.ndarray) -> int:
         """What progress counts to: batches times layers, with embedding, final norm and MTP block."""
         return len(self._batches(*tokens.shape)) * (self.view.layers + 2 + bool(self._mtp))
@@ -126,7 +132,7 @@ class LayerStream:
         batches = self._batches(*ids.shape)
         advance = progress.advance if progress is not None else _nobody
         width = self._model.config.hidden_size
-        limit, folder = self.options.activation_memory, self.options.spill_folder
+        limit, folder = self.state_limit, self.options.spill_folder
         return_freed_memory()
         with (
             _threads(self.options.threads),

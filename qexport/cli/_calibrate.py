@@ -44,7 +44,7 @@ def run_calibration(output: Output, prepared: Prepared, view: ModelView) -> Coll
     output.say(
         f"importance matrix: {chunks.dataset}, {len(chunks.ids)} chunks of {chunks.size}, "
         f"{stream.precision} on {options.device}, {human_bytes(states)} of hidden states"
-        f"{' in a temporary file' if states > options.activation_memory else ''}"
+        f"{' in a temporary file' if states > stream.state_limit else ''}"
     )
     if chunks.fallback_reason:
         counts = ", ".join(f"{count} {how}" for how, count in chunks.chats.items() if count)

@@ -86,9 +86,8 @@ def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--activation-memory",
             type=SIZE,
-            default="8G",
-            show_default=True,
-            help="Hidden states that may stay in memory while collecting; more go to a temporary file.",
+            help="Hidden states that may stay in memory while collecting; more go to a temporary file.  "
+            "[default: half of what is free]",
         ),
         click.option(
             "--precision",
