@@ -1,10 +1,10 @@
-"""The MTP block written out in plain torch, from the checkpoint's own tensors: the oracle of the streamed one.
+"""The MTP block written out in plain torch from the checkpoint's tensors: the oracle of the streamed one.
 
     h = fc([norm(embedding of the next token), norm(hidden state after the final norm)])
     h = h + attention(norm(h));  h + mlp(norm(h))
 
-with zero-centred norms, a rotated quarter of each head, and a sigmoid gate that comes out of the query matrix.
-Nothing here comes from transformers or from `qexport`.
+with zero-centred norms, a rotated quarter of each head, and a sigmoid gate that comes out of the query
+matrix. Nothing here comes from transformers or from `qexport`.
 """
 
 from __future__ import annotations

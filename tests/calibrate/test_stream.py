@@ -24,6 +24,7 @@ from qexport.calibrate.observe import InputSquares
 from qexport.calibrate.options import StreamOptions
 from qexport.calibrate.stream import LayerStream
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.families.roles import Block
 from qexport.families.view import ModelView
 from qexport.pipeline.model import ModelChoice, examine
 
@@ -139,6 +140,27 @@ def test_rounding_is_where_it_is_said_to_be(zoo: Zoo, name: str, precision: Any)
         assert squares.counts[tensor].sum() == expected.counts[tensor].sum()
         if "experts" not in tensor:
             assert np.abs(squares.sums[tensor] - sums).mean() < 0.02 * sums.mean(), tensor
+
+
+def test_routers_and_small_tensors_stay_float32(zoo: Zoo) -> None:
+    """A router rounded to bf16 sends tokens elsewhere; llama.cpp keeps these in float32, too."""
+    view = view_of(zoo("qwen3_5_moe"))
+    stream = LayerStream(view, StreamOptions(precision="mixed"))
+    weights = stream._weights([t for t in view if t.block is Block.TRUNK and t.layer in (0, 3)])
+    wide = {name.split(".", 3)[3] for name, tensor in weights.items() if tensor.dtype == torch.float32}
+    assert wide == {
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+        "linear_attn.A_log",
+        "linear_attn.dt_bias",
+        "linear_attn.conv1d.weight",
+        "linear_attn.norm.weight",
+        "self_attn.q_norm.weight",
+        "self_attn.k_norm.weight",
+        "mlp.gate.weight",
+        "mlp.shared_expert_gate.weight",
+    }
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.bfloat16}
 
 
 # --- the MTP block ---------------------------------------------------------------------------------------
