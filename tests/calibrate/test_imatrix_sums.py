@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import make_imatrix_golden as golden
 import numpy as np
 import pytest
+from oracle import toolchain
 
 from qexport.calibrate.imatrix_file import ImportanceMatrix, read_imatrix
 from qexport.calibrate.imatrix_sums import merged, statistics
@@ -187,3 +191,78 @@ def test_entries_without_tokens_are_ones() -> None:
     """Sums without a count are no data: every column matters alike."""
     entries = matrix({EXPERTS: ([[9, 9], [4, 2]], [0, 2])}).entries
     assert entries[EXPERTS].tolist() == [[1, 1], [2, 1]]
+
+
+# --- against llama-imatrix -------------------------------------------------------------------------------
+
+
+def legacy_of(matrix: ImportanceMatrix) -> bytes:
+    """The same matrix in the older form: every expert's means, scaled to one number of calls."""
+    data = struct.pack("<i", len(matrix.sums))
+    for name, means in matrix.entries.items():
+        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 8, means.size)
+        data += (means * 8).astype("<f4").tobytes()
+    return data + struct.pack("<ii8s", 8, 8, b"text.txt")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A golden, and another matrix of the same model with a data set of its own."""
+    one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
+    one.write_bytes(golden.load("hybrid_moe"))
+    two.write_bytes(golden.load("hybrid_moe").replace(b"text.txt", b"more.txt"))
+    return one, two
+
+
+def llama_imatrix(*words: Any, cwd: Path) -> str:
+    command = [str(toolchain.tool("llama-imatrix")), "-m", "none", *map(str, words)]
+    run = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return run.stdout + run.stderr
+
+
+@pytest.mark.toolchain
+@pytest.mark.skipif(not toolchain.available(), reason="QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set")
+class TestToolchain:
+    def test_the_sum_is_llama_imatrixs_byte_for_byte(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        words = ("--in-file", "one.gguf,two.gguf", "-o", "both.gguf", "-c", golden.CHUNK)
+        said = llama_imatrix(*words, cwd=tmp_path)
+        both = merged([read_imatrix(path) for path in files], "both.gguf", golden.CHUNK)
+        assert imatrix_bytes(both) == (tmp_path / "both.gguf").read_bytes(), said
+
+    def test_so_is_the_sum_of_legacy_files(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        """Stacks keep one count there; we write one for each expert, which reads the same."""
+        (tmp_path / "a.dat").write_bytes(legacy_of(read_imatrix(files[0])))
+        (tmp_path / "b.dat").write_bytes(legacy_of(read_imatrix(files[1])).replace(b"text.txt", b"more.txt"))
+        llama_imatrix("--in-file", "a.dat,b.dat", "-o", "both.gguf", "-c", golden.CHUNK, cwd=tmp_path)
+        ours = merged(
+            [read_imatrix(tmp_path / name) for name in ("a.dat", "b.dat")], "both.gguf", golden.CHUNK
+        )
+        theirs = read_imatrix(tmp_path / "both.gguf")
+        assert list(ours.sums) == list(theirs.sums)
+        assert (ours.datasets, ours.chunk_count) == (theirs.datasets, theirs.chunk_count)
+        for name in ours.sums:
+            np.testing.assert_allclose(ours.entries[name], theirs.entries[name], rtol=1e-6)
+
+    def test_statistics(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        """Its table: a layer, a tensor's name, and the numbers named below. Sums by layer follow."""
+        said = llama_imatrix("--in-file", "one.gguf", "--show-statistics", cwd=tmp_path)
+        rows = [re.sub(r"^\S+ I ", "", line).split("\t") for line in said.splitlines() if "%" in line]
+        rows = [
+            [cell.strip().rstrip("%") for cell in row]
+            for row in rows
+            if len(row) == 13 and row[0].strip() != "Layer"
+        ]
+        found = {s.name: s for s in statistics(read_imatrix(files[0]))}
+        assert len(rows) == len(found)
+        for layer, tensor, *numbers in rows:
+            total, low, high, mean, _, active, columns, entropy, _, above, cosine = map(float, numbers)
+            mine = found[f"blk.{layer}.{tensor}.weight"]
+            assert mine.total == pytest.approx(total, abs=0.006, rel=1e-4)
+            assert mine.smallest == pytest.approx(low, abs=6e-5)
+            assert mine.largest == pytest.approx(high, abs=6e-5, rel=1e-4)
+            assert mine.mean == pytest.approx(mean, abs=0.006)
+            assert 100 * mine.active == pytest.approx(active, abs=0.006)
+            assert mine.columns == columns
+            assert mine.entropy == pytest.approx(entropy, abs=6e-4)
+            assert 100 * mine.outliers == pytest.approx(above, abs=0.006)
+            assert (mine.similarity or 0.0) == pytest.approx(cosine, abs=6e-4)
