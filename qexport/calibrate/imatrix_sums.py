@@ -39,13 +39,15 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
         scale = chunk_size if matrix.form == "legacy" else 1
         for name in matrix.sums:
             found, seen = matrix.sums[name].astype(np.float64) * scale, matrix.counts[name] * scale
-            if name in sums and sums[name].size != found.size:
+            before = counts.get(name, seen)
+            stacks = {len(seen), len(before)} - {1}  # one count may stand for all experts of a stack
+            if sums.get(name, found).size != found.size or len(stacks) > 1:
+                shape, wanted = (_shape(part) for part in (found, sums[name]))
                 raise InputError(
-                    f"{matrix.label}: {name} has {found.size} values, not {sums[name].size} as in "
-                    f"{matrices[0].label}",
+                    f"{matrix.label}: {name} has {shape} values, not {wanted} as in {matrices[0].label}",
                     hint="These importance matrices were made for different models.",
                 )
-            rows = max(len(seen), len(counts.get(name, seen)))
+            rows = max(len(seen), len(before))
             total = sums.get(name, np.zeros(found.size)).reshape(-1) + found.reshape(-1)
             sums[name] = total.reshape(rows, -1)
             counts[name] = _spread(counts.get(name, np.zeros(rows, np.int64)), rows) + _spread(seen, rows)
@@ -61,6 +63,11 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
         label=label,
         sha256="",
     )
+
+
+def _shape(values: np.ndarray) -> str:
+    rows, columns = values.shape
+    return f"{columns}" if rows == 1 else f"{rows} x {columns}"
 
 
 def _spread(counts: np.ndarray, rows: int) -> np.ndarray:

@@ -293,9 +293,10 @@ class LayerStream:
         if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
             raise UsageProblem(f"tokens must be (chunks, at least 2), not {tuple(ids.shape)}")
         vocabulary = self._named(Role.TOKEN_EMBD)[0].shape[0]
-        if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        worst = int(ids.max() if ids.min() >= 0 else ids.min())
+        if not 0 <= worst < vocabulary:
             raise InputError(
-                f"token {int(ids.max())} is beyond the model's vocabulary of {vocabulary}",
+                f"token {worst} is beyond the model's vocabulary of {vocabulary}",
                 hint="Were the tokens made with another model's tokenizer?",
             )
 
@@ -353,12 +354,14 @@ def _nobody(_: int) -> None:
 
 
 def _device(name: str) -> torch.device:
-    kind = name.split(":")[0]
-    if kind not in _BATCH_TOKENS:
+    kind, _, number = name.partition(":")
+    if kind not in _BATCH_TOKENS or (":" in name and not number.isdecimal()):
         raise UsageProblem(f"no device {name!r}", hint="It is cpu, cuda or cuda:N.")
     if kind == "cuda" and not torch.cuda.is_available():
         raise EnvironmentProblem(
             f"torch {torch.__version__} sees no CUDA device here",
             hint="Leave --device out, or install torch for CUDA.",
         )
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise EnvironmentProblem(f"there is no {name!r} here; CUDA devices: {torch.cuda.device_count()}")
     return torch.device(name)

@@ -117,7 +117,11 @@ def prepare(job: CalibrationJob, view: ModelView, label: str) -> Prepared:
 
 def expected(prepared: Prepared, view: ModelView) -> ImportanceMatrix:
     """A matrix like the one that will be collected, but for its numbers."""
-    return _matrix(prepared, view, *uncollected(view))
+    sums, counts = uncollected(view)
+    # As many tokens as every matrix of the trunk sees: merging counts chunks by them.
+    return _matrix(
+        prepared, view, sums, {name: ones * prepared.chunks.tokens for name, ones in counts.items()}
+    )
 
 
 def stream_of(prepared: Prepared, view: ModelView) -> LayerStream:
