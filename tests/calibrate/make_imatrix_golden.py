@@ -8,6 +8,7 @@ byte for byte where only the form is at stake. Needs QEXPORT_LLAMA_CPP and QEXPO
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ GOLDEN = Path(__file__).parent / "golden"
 CHUNK = 128
 CHUNKS = 8
 TEXT_NAME = "text.txt"
+STATISTICS = "hybrid_moe"
+"""The case whose statistics are kept, too."""
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # Value heads are twice the key heads in both hybrids: ssm_out's columns are in another order than here.
@@ -70,6 +73,26 @@ def make(case: str, work: Path) -> Path:
     return collect(out, work)
 
 
+def table(case: str, work: Path) -> list[list[str]]:
+    """What `llama-imatrix --show-statistics` prints of a golden: the cells of each tensor's row.
+
+    Its log is written by a thread that it seldom waits for at its end, so it is asked until all is there.
+    """
+    (work / "imatrix.gguf").write_bytes(load(case))
+    command = [str(toolchain.tool("llama-imatrix")), "-m", "none", "--in-file", "imatrix.gguf"]
+    for _ in range(1000):
+        run = subprocess.run(
+            [*command, "--show-statistics"], cwd=work, capture_output=True, text=True, check=True
+        )
+        lines = [re.sub(r"^\S+ I ", "", line) for line in run.stderr.splitlines()]
+        wanted = re.search(r"imatrix\.gguf \((\d+) tensors\)", run.stderr)
+        rows = [[cell.strip().rstrip("%") for cell in line.split("\t")] for line in lines]
+        rows = [row for row in rows if len(row) == 13 and row[0].isdigit()]
+        if wanted and len(rows) == int(wanted[1]):
+            return rows
+    raise toolchain.ToolchainError("llama-imatrix never printed all of its table")
+
+
 def load(case: str) -> bytes:
     """A golden from the repository; a missing one is an error."""
     return gzip.decompress((GOLDEN / f"{case}.gguf.gz").read_bytes())
@@ -83,6 +106,10 @@ def main() -> None:
             data = make(case, Path(work)).read_bytes()
         path = GOLDEN / f"{case}.gguf.gz"
         path.write_bytes(gzip.compress(data, 9, mtime=0))
+        if case == STATISTICS:
+            with tempfile.TemporaryDirectory(prefix="qexport-imatrix-") as work:
+                rows = table(case, Path(work))
+            (GOLDEN / f"{case}.statistics.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
         print(f"{case}: {len(data)} bytes, {path.stat().st_size} compressed", flush=True)
 
 

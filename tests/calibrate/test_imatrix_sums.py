@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 import subprocess
 from pathlib import Path
@@ -220,6 +219,27 @@ def llama_imatrix(*words: Any, cwd: Path) -> str:
     return run.stdout + run.stderr
 
 
+def test_statistics_are_llama_imatrixs(tmp_path: Path) -> None:
+    """Its table has a layer and a tensor's name in each row, then the numbers named below."""
+    (tmp_path / "m.gguf").write_bytes(golden.load(golden.STATISTICS))
+    found = {s.name: s for s in statistics(read_imatrix(tmp_path / "m.gguf"))}
+    kept = (golden.GOLDEN / f"{golden.STATISTICS}.statistics.tsv").read_text()
+    rows = [line.split("\t") for line in kept.splitlines()]
+    assert {f"blk.{row[0]}.{row[1]}.weight" for row in rows} == set(found)
+    for layer, tensor, *numbers in rows:
+        total, low, high, mean, _, active, columns, entropy, _, above, cosine = map(float, numbers)
+        mine = found[f"blk.{layer}.{tensor}.weight"]
+        assert mine.total == pytest.approx(total, abs=0.006, rel=1e-4)
+        assert mine.smallest == pytest.approx(low, abs=6e-5)
+        assert mine.largest == pytest.approx(high, abs=6e-5, rel=1e-4)
+        assert mine.mean == pytest.approx(mean, abs=0.006)
+        assert 100 * mine.active == pytest.approx(active, abs=0.006)
+        assert mine.columns == columns
+        assert mine.entropy == pytest.approx(entropy, abs=6e-4)
+        assert 100 * mine.outliers == pytest.approx(above, abs=0.006)
+        assert (mine.similarity or 0.0) == pytest.approx(cosine, abs=6e-4)
+
+
 @pytest.mark.toolchain
 @pytest.mark.skipif(not toolchain.available(), reason="QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set")
 class TestToolchain:
@@ -242,27 +262,3 @@ class TestToolchain:
         assert (ours.datasets, ours.chunk_count) == (theirs.datasets, theirs.chunk_count)
         for name in ours.sums:
             np.testing.assert_allclose(ours.entries[name], theirs.entries[name], rtol=1e-6)
-
-    def test_statistics(self, files: tuple[Path, Path], tmp_path: Path) -> None:
-        """Its table: a layer, a tensor's name, and the numbers named below. Sums by layer follow."""
-        said = llama_imatrix("--in-file", "one.gguf", "--show-statistics", cwd=tmp_path)
-        rows = [re.sub(r"^\S+ I ", "", line).split("\t") for line in said.splitlines() if "%" in line]
-        rows = [
-            [cell.strip().rstrip("%") for cell in row]
-            for row in rows
-            if len(row) == 13 and row[0].strip() != "Layer"
-        ]
-        found = {s.name: s for s in statistics(read_imatrix(files[0]))}
-        assert len(rows) == len(found)
-        for layer, tensor, *numbers in rows:
-            total, low, high, mean, _, active, columns, entropy, _, above, cosine = map(float, numbers)
-            mine = found[f"blk.{layer}.{tensor}.weight"]
-            assert mine.total == pytest.approx(total, abs=0.006, rel=1e-4)
-            assert mine.smallest == pytest.approx(low, abs=6e-5)
-            assert mine.largest == pytest.approx(high, abs=6e-5, rel=1e-4)
-            assert mine.mean == pytest.approx(mean, abs=0.006)
-            assert 100 * mine.active == pytest.approx(active, abs=0.006)
-            assert mine.columns == columns
-            assert mine.entropy == pytest.approx(entropy, abs=6e-4)
-            assert 100 * mine.outliers == pytest.approx(above, abs=0.006)
-            assert (mine.similarity or 0.0) == pytest.approx(cosine, abs=6e-4)
