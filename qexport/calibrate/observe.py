@@ -11,7 +11,7 @@ which is llama.cpp's arithmetic, or bf16, which a CPU with bf16 instructions doe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,9 +58,11 @@ class Products(TorchFunctionMode):
         self._wide = wide
         self._names: Mapping[int, tuple[str, ...]] = {}
         self._weights: Mapping[str, torch.Tensor] = {}
+        self._rounded = _Latest()
 
     def watch(self, weights: Mapping[str, torch.Tensor], names: Mapping[str, tuple[str, ...]]) -> None:
         """From now on these parameters, under these canonical names."""
+        self._rounded = _Latest()
         self._weights = weights  # keeps the memory that the addresses below stand for
         self._names = {weights[name].untyped_storage().data_ptr(): names[name] for name in weights}
 
@@ -84,18 +86,37 @@ class Products(TorchFunctionMode):
             matrices = weight.untyped_storage().nbytes() // (weight.element_size() * rows * columns)
             matrix = weight.storage_offset() // (rows * columns)
             self._observer.saw(names, matrix, matrices, inputs)
-        out = self._product(inputs.to(weight.dtype), weight).to(input.dtype)
+        out = self._product(inputs, weight).to(input.dtype)
         if bias is not None:
             out += bias.to(out.dtype)
         return out.view(*input.shape[:-1], rows)
 
     def _product(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if not self._wide or weight.dtype == torch.float32:
+        if weight.dtype == torch.float32:
             return torch._C._nn.linear(inputs, weight)
-        if weight.is_cuda:
-            return torch.mm(inputs, weight.t(), out_dtype=torch.float32)
-        with _onednn():
-            return torch._C._nn.linear(inputs.float(), weight.float())
+        if self._wide and not weight.is_cuda:
+            operand = self._rounded.of(inputs, lambda: inputs.to(weight.dtype).float())
+            with _onednn():
+                return torch._C._nn.linear(operand, weight.float())
+        operand = self._rounded.of(inputs, lambda: inputs.to(weight.dtype))
+        if self._wide:
+            return torch.mm(operand, weight.t(), out_dtype=torch.float32)
+        return torch._C._nn.linear(operand, weight)
+
+
+class _Latest:
+    """What was made of the latest tensor: query, key and value see the same one, and so do gate and up."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._inputs: torch.Tensor | None = None  # held, so that its address stays its own
+        self._made: torch.Tensor | None = None
+
+    def of(self, inputs: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        key = (inputs.data_ptr(), inputs.shape, inputs._version)
+        if self._made is None or self._key != key:
+            self._key, self._inputs, self._made = key, inputs, make()
+        return self._made
 
 
 @contextmanager
@@ -128,10 +149,11 @@ class InputSquares(Observer):
     sums: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     _totals: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
-    _last: tuple[Any, torch.Tensor] | None = field(default=None, repr=False)
+    _squares: _Latest = field(default_factory=_Latest, repr=False)
 
     def saw(self, names: tuple[str, ...], matrix: int, matrices: int, inputs: torch.Tensor) -> None:
-        squares = self._squares(inputs)
+        # A batch is summed in float32: 2e-7 of the sum, and ten times as fast as in float64.
+        squares = self._squares.of(inputs, lambda: inputs.float().square().sum(0))
         for name in names:
             if name not in self._totals:
                 shape = (matrices, inputs.shape[1] + 1)
@@ -139,14 +161,6 @@ class InputSquares(Observer):
             total = self._totals[name]
             total[matrix, :-1] += squares
             total[matrix, -1] += len(inputs)
-
-    def _squares(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Query, key and value see the same tensor; it is squared once."""
-        key = (inputs.data_ptr(), inputs.shape, inputs._version)
-        if self._last is None or self._last[0][0] != key:
-            squares = inputs.float().square().sum(0, dtype=torch.float64)
-            self._last = ((key, inputs), squares)  # holding the inputs keeps their address theirs
-        return self._last[1]
 
     def settle(self, label: str) -> None:
         """Move what was collected since the last time into ``sums`` and ``counts``.
@@ -156,7 +170,7 @@ class InputSquares(Observer):
         """
         import numpy as np
 
-        self._last = None
+        self._squares = _Latest()
         for name, total in self._totals.items():
             table = total.cpu().numpy()
             if not np.isfinite(table).all():

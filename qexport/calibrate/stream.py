@@ -51,8 +51,9 @@ _FLOAT32_ROLES = NORM_ROLES | {
 _MAIN_ROLES = {Role.ATTN_OUTPUT, Role.LINEAR_OUT, Role.FFN_DOWN, Role.EXPERTS_DOWN}
 # Tokens that go through a layer at once: enough for matrix products at full speed, little beside a layer.
 # An expert sees a few of them only, so it takes more to keep its products wide.
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 _MOE_FACTOR = 4
+_WORTH_RETURNING = 64 << 20  # bytes of layers that were let go
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -133,7 +134,6 @@ class LayerStream:
         advance = progress.advance if progress is not None else _nobody
         width = self._model.config.hidden_size
         limit, folder = self.state_limit, self.options.spill_folder
-        return_freed_memory()
         with (
             _threads(self.options.threads),
             quiet_transformers(),
@@ -165,6 +165,7 @@ class LayerStream:
     ) -> None:
         contexts = self._contexts(batches, states.shape[1])
         products = Products(observer, wide=self.precision != "bfloat16")
+        freed = 0
         for layer, tensors, weights in self._layers():
             module = self._base.layers[layer]
             prefix = f"model.layers.{layer}."
@@ -178,6 +179,12 @@ class LayerStream:
                     advance(1)
             observer.settle(f"layer {layer}")
             module.to("meta")
+            freed += sum(weight.nbytes for weight in weights.values())
+            products.watch({}, {})
+            del weights  # before the layer after next is read
+            if freed >= _WORTH_RETURNING:
+                return_freed_memory()
+                freed = 0
 
     def _draft(
         self,
