@@ -1,16 +1,16 @@
 """The encoder of each ggml type, behind the protocol that plans hold (``qexport.formats.plan.Encoder``).
 
-Floats go through torch, Q8_0 and the types of ``native.KERNELS`` through our own kernels, the others
-through ggml's reference encoders. Whatever the source's dtype, the numbers are those of float32: llama.cpp
+Floats go through torch, the types of ``native.KERNELS`` through our own kernels, the others through ggml's
+reference encoders. Whatever the source's dtype, the numbers are those of float32: llama.cpp
 widens first, too. Our kernels widen bfloat16 as they read it; otherwise it happens a few hundred thousand
 values at a time, so an encoder needs about a megabyte besides its rows and its output."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.codecs.encoder_parts import RowEncoder, chunk_rows, empty_output, unrepresentable
+from qexport.codecs.encoder_parts import RowEncoder
 from qexport.codecs.floats import FLOAT_CODECS
 from qexport.codecs.ggml_types import GGML_TYPES, ggml_type
 from qexport.codecs.native import KERNELS
@@ -25,7 +25,6 @@ __all__ = [
     "FloatEncoder",
     "GgmlEncoder",
     "NativeEncoder",
-    "Q8Encoder",
     "RowEncoder",
     "make_encoder",
     "uses_importance",
@@ -51,10 +50,8 @@ def make_encoder(
     kind = ggml_type(type_name)
     if kind.name in FLOAT_CODECS:
         return FloatEncoder(kind.name)
-    if kind.name == "Q8_0":
-        return Q8Encoder()
     encoder = NativeEncoder if kind.name in KERNELS else GgmlEncoder
-    if importance is None:
+    if importance is None or not uses_importance(kind.name):
         return encoder(kind.name)
     table = importance[None, :] if importance.ndim == 1 else importance
     return encoder(kind.name, table, rows_per_matrix)
@@ -82,32 +79,4 @@ class FloatEncoder:
                     f"F16 cannot hold {lost} of the values, the largest is {float(rows.abs().max()):g}",
                     hint="use BF16 or F32 for this tensor",
                 )
-        return packed
-
-
-@dataclass(frozen=True)
-class Q8Encoder:
-    """Q8_0, by our own kernel."""
-
-    type_name: str = field(default="Q8_0", init=False, repr=False)
-
-    def row_bytes(self, columns: int) -> int:
-        return GGML_TYPES["Q8_0"].row_bytes(columns)
-
-    def encode(self, rows: torch.Tensor, first_row: int) -> np.ndarray:
-        """Packed rows. Raises InputError for values that are not finite or too large for the type."""
-        import torch
-
-        from qexport.codecs import q8_0
-
-        packed = empty_output(self, rows)
-        direct = rows.dtype in (torch.bfloat16, torch.float32)
-        chunk = max(1, len(rows)) if direct else chunk_rows(rows)
-        bad = 0
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk]
-            part = part if direct else part.to(torch.float32)
-            bad += q8_0.quantize_into(part, packed[start : start + chunk])
-        if bad:
-            raise unrepresentable("Q8_0", first_row, len(rows))
         return packed

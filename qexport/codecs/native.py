@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["KERNELS", "quantize_into"]
 
 KERNELS: Mapping[str, str] = {
+    "Q8_0": "q8_0",
     "Q4_0": "q4_0",
     "Q5_0": "q4_0",
     "Q2_K": "q2_k",

@@ -42,7 +42,7 @@ from qexport.codecs.lanes import (
     to_int,
 )
 from qexport.codecs.scale_search import factors_around, largest, levels_of, search_scale
-from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, put_half, read_tile, scratch, write_blocks
 
 __all__ = ["encode"]
 
@@ -135,22 +135,14 @@ def _round_block(tile: np.ndarray, start: int, codes: np.ndarray, top: int) -> L
 @compiled
 def _pack(d: Lanes, codes: np.ndarray, start: int, packed: np.ndarray, at: int, parts: int) -> None:
     """One block as ``parts`` halves, from half ``at`` of ``packed`` on."""
-    _put(packed, at, d)
+    put_half(packed, at, d)
     if parts > 9:
         for half in range(2):
             bits = splat_int(0)
             for i in range(16):
                 bits = bits | load(codes, start + 16 * half + i) >> 4 << i
-            _put(packed, at + 1 + half, bits)
+            put_half(packed, at + 1 + half, bits)
     for i in range(0, 16, 2):
         low = load(codes, start + i) & 15 | (load(codes, start + i + 16) & 15) << 4
         high = load(codes, start + i + 1) & 15 | (load(codes, start + i + 17) & 15) << 4
-        _put(packed, at + parts - 8 + i // 2, low | high << 8)
-
-
-@compiled
-def _put(packed: np.ndarray, at: int, half: Lanes) -> None:
-    """Half ``at`` of the words; those before it are there already."""
-    if at & 1:
-        half = load(packed, at >> 1) | half << 16
-    store(packed, at >> 1, half)
+        put_half(packed, at + parts - 8 + i // 2, low | high << 8)

@@ -16,16 +16,18 @@ from qexport.codecs.jit import compiled
 from qexport.codecs.lanes import (
     LANES,
     SQUARE,
+    Lanes,
     all_lanes,
     load,
     raw_bits,
     read_square,
     select,
     splat_int,
+    store,
     write_square,
 )
 
-__all__ = ["is_finite", "read_tile", "scratch", "write_blocks"]
+__all__ = ["is_finite", "put_half", "read_tile", "scratch", "write_blocks"]
 
 _LINE = 64  # bytes
 
@@ -59,6 +61,14 @@ def is_finite(tile: np.ndarray) -> bool:
         bits = raw_bits(load(tile, i)) & 0x7FFFFFFF
         highest = select(bits > highest, bits, highest)
     return bool(all_lanes(highest < 0x7F800000))
+
+
+@compiled
+def put_half(packed: np.ndarray, at: int, half: Lanes) -> None:
+    """16 bits into half ``at`` of the words; those before it are there already."""
+    if at & 1:
+        half = load(packed, at >> 1) | half << 16
+    store(packed, at >> 1, half)
 
 
 @compiled

@@ -56,7 +56,7 @@ def prepare(
     done: list[Prepared] = []
     dtypes = tuple(dict.fromkeys(dtypes))
     for kind in dict.fromkeys(ggml_type(name) for name in type_names):
-        if kind.name != "Q8_0" and kind.name not in KERNELS:
+        if kind.name not in KERNELS:
             continue
         start, before = time.perf_counter(), compilations()
         for weights in (None, np.ones(kind.block, np.float32)) if importance else (None,):

@@ -85,7 +85,7 @@ def test_importance_shapes() -> None:
         make_encoder("Q4_K", np.ones(256))
     # shared by all rows, however it is spelled; ignored where it has no use
     assert make_encoder("Q4_K", np.ones((1, 256), np.float32)).type_name == "Q4_K"
-    assert repr(make_encoder("Q8_0", np.ones(32, np.float32))) == "Q8Encoder()"
+    assert repr(make_encoder("Q8_0", np.ones(32, np.float32))) == "NativeEncoder('Q8_0')"
 
 
 def test_repr() -> None:
