@@ -85,8 +85,9 @@ class ImportanceMatrix:
             return None
         if found.size != matrices * columns:
             raise InputError(
-                f"{self.label}: {name} has {found.size} values, the tensor needs {matrices} x {columns}",
-                hint="this importance matrix was made for another model",
+                f"{self.label} has {found.size} values for {name}, which needs {matrices * columns}: "
+                "it was made for another model",
+                hint="Make one for this model, or leave --imatrix out.",
             )
         return found.reshape(matrices, columns)
 

@@ -108,7 +108,7 @@ def test_rows_for(tmp_path: Path) -> None:
     assert found is not None
     assert found.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert matrix.rows_for("other.weight", 2, 2) is None
-    with pytest.raises(InputError, match=r"exps\.weight has 4 values, the tensor needs 3 x 2"):
+    with pytest.raises(InputError, match=r"has 4 values for exps\.weight, which needs 6"):
         matrix.rows_for("exps.weight", 3, 2)
 
 

@@ -22,6 +22,7 @@ from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.config_defaults import resolved_config
 from qexport.formats.gguf.file_name import file_stem, shard_names
 from qexport.formats.gguf.file_types import file_type
+from qexport.formats.gguf.importance import cold_experts
 from qexport.formats.gguf.kv import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
 from qexport.formats.gguf.metadata import (
     GeneralOptions,
@@ -217,16 +218,12 @@ def _importance(
             missing.append(output.name)
             continue
         matrices, columns = (output.shape[0] if len(output.shape) == 3 else 1), output.shape[-1]
-        if values.size != matrices * columns:
-            if output.role is Role.TOKEN_EMBD:
-                missing.append(output.name)
-                continue
-            raise InputError(
-                f"the importance matrix has {values.size} values for {output.name}, which needs "
-                f"{matrices * columns}: it was made for another model",
-                hint="Make one for this model, or leave --imatrix out.",
-            )
-        weights[output.name] = values.reshape(matrices, columns)
+        if output.role is Role.TOKEN_EMBD and values.size != columns:
+            missing.append(output.name)  # llama-quantize lets it pass
+            continue
+        found = options.imatrix.rows_for(output.name, matrices, columns)
+        if found is not None:
+            weights[output.name] = found
     if not weights:
         raise InputError(
             "the importance matrix names none of this model's tensors: it was made for another model",
@@ -237,6 +234,13 @@ def _importance(
         raise InputError(
             f"{file.name} needs importance data for {_some(needy)}, which the matrix lacks",
             hint=r"Give those tensors a larger type (--tensor-type 'REGEX=Q4_K'), or choose Q2_K.",
+        )
+    cold = cold_experts(options.imatrix, weights)
+    if cold:
+        unseen, experts = (sum(counts) for counts in zip(*cold.values(), strict=True))
+        notes.append(
+            f"{unseen} of {experts} experts in {len(cold)} tensors saw no token; they are quantized as if "
+            f"all columns mattered alike: {_some(list(cold))}"
         )
     if missing:
         notes.append(
