@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from qexport.codecs.jit import bits_of, compiled, float_of
-from qexport.codecs.source_bits import SOURCE_DTYPES, source_bits
+from qexport.codecs.source_bits import SOURCE_DTYPES, source_bits, widen
 from qexport.errors import UsageProblem
 
 __all__ = ["BITS", "GROUPS", "AffineRows", "dequantize", "quantize"]
@@ -128,14 +128,14 @@ def _quantize(
     biases: np.ndarray,
 ) -> int:
     top = np.float32((1 << bits) - 1)
-    codes = np.empty(128, np.uint8)
+    values, codes = np.empty(group, np.uint32), np.empty(group, np.uint8)
     bad = 0
     for row in range(source.shape[0]):
         for g in range(source.shape[1] // group):
-            values = source[row, g * group : (g + 1) * group]
+            widen(source[row, g * group : (g + 1) * group], shift, values)
             low, high = np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
             for i in range(group):
-                key = _key(np.uint32(np.uint32(values[i]) << shift))
+                key = _key(values[i])
                 low, high = min(low, key), max(high, key)
             least = float_of(np.uint32(_key(np.uint32(low))))
             most = float_of(np.uint32(_key(np.uint32(high))))
@@ -156,11 +156,11 @@ def _quantize(
             biases[row, g] = bias
 
             for i in range(group):
-                found = (float_of(np.uint32(np.uint32(values[i]) << shift)) - bias) / step
+                found = (float_of(values[i]) - bias) / step
                 found = found if found > _ZERO else _ZERO
                 found = found if found < top else top
                 codes[i] = np.uint8(bits_of(found + _ROUNDER) & np.uint32(0xFF))
-            _pack(codes[:group], bits, packed[row, g * group * bits // 8 : (g + 1) * group * bits // 8])
+            _pack(codes, bits, packed[row, g * group * bits // 8 : (g + 1) * group * bits // 8])
     return bad
 
 

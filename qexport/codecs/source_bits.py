@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from qexport.codecs.jit import compiled
 from qexport.errors import UsageProblem
 
-__all__ = ["SOURCE_DTYPES", "source_bits"]
+__all__ = ["SOURCE_DTYPES", "source_bits", "widen"]
 
 SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -30,3 +31,10 @@ def source_bits(rows: torch.Tensor) -> tuple[np.ndarray, np.uint32]:
         bits, shift = rows.to(torch.float32).contiguous().view(torch.uint32).numpy(), 0
     # A file may place a tensor at any byte; numba would compile a second kernel for unaligned rows.
     return np.require(bits, requirements=["C", "A"]), np.uint32(shift)
+
+
+@compiled
+def widen(values: np.ndarray, shift: np.uint32, out: np.ndarray) -> None:
+    """Bits as they lie, to those of float32 in ``out``, uint32 of the same length."""
+    for i in range(len(out)):
+        out[i] = np.uint32(values[i]) << shift
