@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits, e4m3_value
-from qexport.codecs.jit import compiled, float_of
-from qexport.codecs.source_bits import source_bits
+from qexport.codecs.jit import bits_of, compiled, float_of
+from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
 __all__ = ["BLOCK", "LEVELS", "Nvfp4Rows", "dequantize", "global_scale", "quantize"]
@@ -37,9 +37,9 @@ LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _ZERO, _ONE, _TOP_LEVEL = np.float32(0), np.float32(1), np.float32(6)
 _SMALLEST_SCALE = np.float32(2.0**-9)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-# Halfway between levels; at the second of a pair the even code is the upper one.
-_B0, _B1, _B2, _B3 = np.float32(0.25), np.float32(0.75), np.float32(1.25), np.float32(1.75)
-_B4, _B5, _B6 = np.float32(2.5), np.float32(3.5), np.float32(5)
+# E2M1 as e4m3.py does it: levels from 1 on have one bit of mantissa, below it the step is one half.
+_REBIAS = np.uint32((127 - 1) << 23)
+_ALIGN, _ALIGN_BITS = np.float32(2.0**22), np.uint32(0x4A800000)
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,16 @@ def dequantize(packed: np.ndarray, scales: np.ndarray, shared: np.float32) -> to
 
 
 @compiled
-def _code(bits: np.uint32, divisor: np.float32) -> np.uint8:
+def _code(bits: np.uint32, divisor: np.float32) -> np.uint32:
     """The four bits of the float32 with these bits."""
     level = float_of(np.uint32(bits & _MAGNITUDE)) / divisor
-    code = np.uint8(level > _B0) + np.uint8(level >= _B1) + np.uint8(level > _B2) + np.uint8(level >= _B3)
-    code += np.uint8(level > _B4) + np.uint8(level >= _B5) + np.uint8(level > _B6)
-    negative = np.uint32(bits >> np.uint32(31)) & np.uint32(level > _ZERO)
-    return np.uint8(np.uint32(code) | negative << np.uint32(3))
+    negative = np.uint32(8) if level > _ZERO else np.uint32(0)
+    level = level if level < _TOP_LEVEL else _TOP_LEVEL
+    rebased = np.uint32(bits_of(level) - _REBIAS)
+    normal = np.uint32(rebased + np.uint32(0x1FFFFF) + ((rebased >> np.uint32(22)) & np.uint32(1)))
+    small = np.uint32(bits_of(level + _ALIGN) - _ALIGN_BITS)
+    code = np.uint32(small if level < _ONE else normal >> np.uint32(22))
+    return np.uint32(code | (np.uint32(bits >> np.uint32(28)) & negative))
 
 
 @compiled
@@ -126,24 +129,30 @@ def _quantize(
 ) -> int:
     bad = 0
     unit = np.float32(_TOP_LEVEL * shared)
+    columns, blocks = source.shape[1], source.shape[1] // BLOCK
+    values, codes = np.empty(columns, np.uint32), np.empty(BLOCK, np.uint32)
+    tops, divisors = np.empty(blocks, np.uint32), np.empty(blocks, np.float32)
     for row in range(source.shape[0]):
-        for block in range(source.shape[1] // BLOCK):
-            values = source[row, block * BLOCK : (block + 1) * BLOCK]
-            out = packed[row, block * BLOCK // 2 : (block + 1) * BLOCK // 2]
+        # A step at a time for all blocks: they do not wait for each other's divisions.
+        widen(source[row], shift, values)
+        for block in range(blocks):
             top = np.uint32(0)
             for i in range(BLOCK):
-                top = max(top, np.uint32((np.uint32(values[i]) << shift) & _MAGNITUDE))
-            if top >= _INFINITY:
-                bad += 1
-            scale = np.float32(float_of(top) / unit)
+                top = max(top, np.uint32(values[block * BLOCK + i] & _MAGNITUDE))
+            tops[block] = top
+        for block in range(blocks):
+            bad += tops[block] >= _INFINITY
+            scale = np.float32(float_of(tops[block]) / unit)
             scale = scale if scale != _ZERO else _ONE
             scale = scale if scale > _SMALLEST_SCALE else _SMALLEST_SCALE
             scale = scale if scale < E4M3_MAX else E4M3_MAX
             byte = e4m3_bits(scale)
             scales[row, block] = byte
-            divisor = np.float32(e4m3_value(byte) * shared)
+            divisors[block] = e4m3_value(byte) * shared
+        for block in range(blocks):
+            for i in range(BLOCK):
+                codes[i] = _code(values[block * BLOCK + i], divisors[block])
             for i in range(BLOCK // 2):
-                low = _code(np.uint32(np.uint32(values[2 * i]) << shift), divisor)
-                high = _code(np.uint32(np.uint32(values[2 * i + 1]) << shift), divisor)
-                out[i] = np.uint8(low | high << np.uint8(4))
+                pair = codes[2 * i] | codes[2 * i + 1] << np.uint32(4)
+                packed[row, block * (BLOCK // 2) + i] = np.uint8(pair)
     return bad
