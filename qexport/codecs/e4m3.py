@@ -1,8 +1,8 @@
 """FP8 E4M3 in a register: four bits of exponent, three of mantissa, no infinity, 448 the largest number.
 
 Numbers from 2**-6 on have eight steps per power of two; below it the step is 2**-9. The rounding is to
-nearest even, as in torch's ``float8_e4m3fn``. Left out: numbers above 448. torch makes NaN of those from
-464.0 on, and so a caller limits them first.
+nearest even, as in torch's ``float8_e4m3fn``. Left out: what lies beyond 464, where the number after 448
+would be nearer if there were one. torch makes NaN of it; a caller has none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SCALE = np.float32(2.0**120)
 
 @compiled
 def e4m3_bits(value: np.float32) -> np.uint8:
-    """The byte of a float32 from 0 to 448."""
+    """The byte of a float32 from 0 to 464."""
     bits = bits_of(value)
     rebased = np.uint32(bits - _REBIAS)
     normal = np.uint32(rebased + np.uint32(0x7FFFF) + ((rebased >> np.uint32(20)) & np.uint32(1)))

@@ -113,8 +113,8 @@ def _quantize(source: np.ndarray, shift: np.uint32, codes: np.ndarray, scales: n
                 values, found = tile[row], out[row]
                 for i in range(TILE):
                     bits = np.uint32(np.uint32(values[i]) << shift)
+                    # At most 448 * (1 + 2**-8), by the rounding of the scale: its code is that of 448.
                     level = float_of(np.uint32(bits & _MAGNITUDE)) / divisor
-                    level = level if level < E4M3_MAX else E4M3_MAX
                     sign = np.uint8((bits >> np.uint32(24)) & np.uint32(0x80))
                     found[i] = np.uint8(e4m3_bits(level) | sign)
     return bad

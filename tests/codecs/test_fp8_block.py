@@ -76,7 +76,7 @@ def test_rounding_is_torchs() -> None:
     steps = torch.from_numpy(CODES[CODES < 0x7F]).view(torch.float8_e4m3fn).float().numpy()
     middles = (steps[1:] + steps[:-1]) / 2
     near = [steps, middles, np.nextafter(middles, np.float32(0)), np.nextafter(middles, np.float32(448))]
-    values = np.concatenate([*near, np.float32([1e-40, 1e-20])])
+    values = np.concatenate([*near, np.float32([1e-40, 1e-20, 463.9, 464])])
     expected = torch.from_numpy(values).to(torch.float8_e4m3fn).view(torch.uint8).tolist()
     assert [int(e4m3_bits(np.float32(value))) for value in values] == expected
     assert [float(e4m3_value(np.uint8(code))) for code in range(0x7F)] == steps.tolist()
@@ -88,6 +88,14 @@ def test_the_scale_is_rounded_before_it_divides() -> None:
     made = quantize(rows)
     assert made.scales.item() == 1.0
     assert dequantize(made.codes, made.scales)[0, :2].tolist() == [448.0, -224.0]
+
+
+def test_scales_halfway_go_to_the_even_one() -> None:
+    rows = torch.zeros(TILE, 2 * TILE)
+    rows[1, 2], rows[3, TILE] = 448 * (1 + 2.0**-8), -448 * (1 + 3 * 2.0**-8)
+    made = quantize(rows)
+    assert made.scales.tolist() == [[1.0, 1 + 2.0**-6]]
+    assert (made.codes[1, 2], made.codes[3, TILE]) == (0x7E, 0xFE)
 
 
 def test_zeros_and_the_smallest_scale() -> None:

@@ -138,6 +138,11 @@ def test_what_is_not_finite_is_counted(wrong: float, dtype: torch.dtype) -> None
     assert torch.equal(made.scales[untouched], clean.scales[untouched])
 
 
+def test_nothing_but_infinity_is_counted() -> None:
+    rows = torch.full((2, 64), float("inf"))
+    assert quantize(rows, 4, 32).bad == quantize(-rows, 4, 32).bad == 4
+
+
 def test_too_wide_a_range_is_counted() -> None:
     rows = torch.zeros(1, 64)
     rows[0, 0], rows[0, 1], rows[0, 32] = 3e38, -3e38, 3e38
