@@ -27,6 +27,7 @@ __all__ = ["ServerProcess"]
 Answer = TypeVar("Answer")
 
 _POLL_S = 0.02
+_LOG_LAG_S = 1.0
 _LOG_LINES = 12
 # llama.cpp's own log prefix, "0.00.011.116 E llama_model_load: ...", carries nothing for a reader.
 _PREFIX = re.compile(r"^\d+\.\d+\.\d+\.\d+ (?P<level>[A-Z]) ")
@@ -130,7 +131,7 @@ class ServerProcess:
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines worth quoting: warnings and errors where the log marks them, else the last lines."""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-400:]
+        lines = self._log_lines()[-400:]
         marked = [_PREFIX.match(line) for line in lines]
         loud = [
             line for line, mark in zip(lines, marked, strict=True) if mark is None or mark["level"] in "EF"
@@ -144,6 +145,15 @@ class ServerProcess:
             if plain and plain not in kept:
                 kept.append(plain)
         return tuple(kept[-_LOG_LINES:])
+
+    def _log_lines(self) -> list[str]:
+        """What the child has logged; llama.cpp logs in a thread that may lag behind its answer."""
+        patience = time.monotonic() + _LOG_LAG_S
+        while True:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines or time.monotonic() > patience:
+                return lines
+            time.sleep(_POLL_S)
 
     def kill(self) -> None:
         """End the child and whatever it started. Safe to call twice."""

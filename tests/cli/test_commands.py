@@ -156,6 +156,7 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(zoo, tmp_path):
     out = tmp_path / "out"
     code = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
         "from qexport.export import sink\n"
         "write = sink._FileWriter._write\n"
         "def stop(self, offset, data):\n"
