@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["LayerStream", "Progress"]
+__all__ = ["LayerStream", "Progress", "device_of"]
 
 _FLOAT32_ROLES = NORM_ROLES | {
     Role.LINEAR_A_LOG,
@@ -77,7 +77,7 @@ class LayerStream:
     def __init__(self, view: ModelView, options: StreamOptions | None = None) -> None:
         self.view = view
         self.options = options or StreamOptions()
-        self._device = _device(self.options.device)
+        self._device = device_of(self.options.device)
         self._moe = view.find(Role.ROUTER) is not None
         self.precision = self._precision()
         self._model = empty_model(view)
@@ -360,7 +360,8 @@ def _nobody(_: int) -> None:
     pass
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device called ``name``. Raises UsageProblem or EnvironmentProblem where there is none."""
     kind, _, number = name.partition(":")
     if kind not in _BATCH_TOKENS or (":" in name and not number.isdecimal()):
         raise UsageProblem(f"no device {name!r}", hint="It is cpu, cuda or cuda:N.")

@@ -14,6 +14,7 @@ from qexport.calibrate.corpus import builtin_corpus, read_corpus
 from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.calibrate.imatrix_sums import merged
 from qexport.calibrate.kinds import kind_of
+from qexport.calibrate.modules import import_transformers
 from qexport.calibrate.options import StreamOptions
 from qexport.calibrate.tokens import tokenize
 from qexport.errors import InputError
@@ -91,11 +92,16 @@ def imatrix_name(view: ModelView, name: str | None = None) -> str:
 
 
 def prepare(job: CalibrationJob, view: ModelView, label: str) -> Prepared:
-    """Read the corpus and tokenize it.
+    """Read the corpus and tokenize it, and see that the pass can run here.
 
     Raises:
         InputError: the corpus is empty, too short, not text, or its columns are not known.
+        EnvironmentProblem: transformers is missing, or there is no such device.
     """
+    from qexport.calibrate.stream import device_of  # brings torch
+
+    import_transformers()
+    device_of(job.stream.device)
     if job.corpus is not None and kind_of(job.corpus) == "imatrix":
         raise InputError(
             f"{job.corpus.name} is an importance matrix, not a corpus",
