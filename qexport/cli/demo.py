@@ -84,6 +84,7 @@ def command(
     say_findings(output, diagnosis)
     plans = pipeline.plan_job(job, diagnosis)
     say_plans(output, plans, job.out)
+    pipeline.ready_kernels(plans, output.say)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
         written = pipeline.write_gguf(job, diagnosis, plans, progress)
 
