@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qexport.calibrate.quiet import quiet_transformers
+from qexport.checkpoint.tensors import torch_dtype
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.families.roles import EXPERT_ROLES, Role
 
@@ -166,9 +167,7 @@ def fill(
 
 def _copy_rows(target: torch.Tensor, data: LogicalTensor, start: int, stop: int) -> None:
     """Copy rows ``[start, stop)`` of ``data`` into ``target``."""
-    import torch
-
-    stored = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[data.dtype]
+    stored = torch_dtype(data.dtype)
     step = max(1, _CHUNK_VALUES // target.shape[-1])
     at = 0
     for piece in data.rows(start, stop):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -145,7 +145,7 @@ class LayerStream:
                 advance(1)
             self._trunk(states, batches, observer, advance)
             norm = self._base.norm
-            self._place(norm, self._weights(self._named(Role.OUTPUT_NORM)), "model.norm.")
+            self._place(norm, self._weights([self._named(Role.OUTPUT_NORM)]), "model.norm.")
             for start, stop in batches:
                 hidden = norm(states.read(start, stop).to(self._device))
                 states.write(start, hidden)
@@ -251,7 +251,7 @@ class LayerStream:
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of ``(chunks, tokens)``: only rows that occur are read; the module scales if it does."""
-        (table,) = self._named(Role.TOKEN_EMBD)
+        table = self._named(Role.TOKEN_EMBD)
         rows, places = torch.unique(ids, return_inverse=True)
         found = torch.empty((len(rows), table.shape[1]), dtype=torch.float32)
         at = 0
@@ -268,11 +268,11 @@ class LayerStream:
         embedded: torch.Tensor = module(places.to(self._device))
         return embedded
 
-    def _named(self, role: Role) -> list[ModelTensor]:
+    def _named(self, role: Role) -> ModelTensor:
         tensor = self.view.find(role)
         if tensor is None:
             raise InputError(f"{self.view.label} has no {role.value}")
-        return [tensor]
+        return tensor
 
     def _contexts(self, batches: Sequence[tuple[int, int]], tokens: int) -> dict[int, list[Context]]:
         """For each size of batch, what the family's forward calls every layer with besides hidden states."""
@@ -299,7 +299,7 @@ class LayerStream:
     def _check(self, ids: torch.Tensor) -> None:
         if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
             raise UsageProblem(f"tokens must be (chunks, at least 2), not {tuple(ids.shape)}")
-        vocabulary = self._named(Role.TOKEN_EMBD)[0].shape[0]
+        vocabulary = self._named(Role.TOKEN_EMBD).shape[0]
         worst = int(ids.max() if ids.min() >= 0 else ids.min())
         if not 0 <= worst < vocabulary:
             raise InputError(
@@ -323,19 +323,16 @@ class _Notes(torch.nn.Module):
         return hidden
 
 
-class _threads:  # noqa: N801  # a context manager, used like a function
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
     """torch's own number of threads comes back afterwards."""
-
-    def __init__(self, count: int | None) -> None:
-        self._count = count
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        if self._count is not None:
-            torch.set_num_threads(self._count)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _matrices(

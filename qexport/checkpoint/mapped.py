@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from qexport.checkpoint.tensors import matrix_shape
+from qexport.checkpoint.tensors import matrix_shape, torch_dtype
 from qexport.errors import EnvironmentProblem, InputError
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class MappedFile:
         """
         import torch
 
-        dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-        dtype = dtypes[tensor.dtype]
+        dtype = torch_dtype(tensor.dtype)
         columns = matrix_shape(tensor.shape)[1]
         count = (stop - start) * columns
         if count == 0:

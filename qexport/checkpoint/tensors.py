@@ -28,6 +28,7 @@ __all__ = [
     "StoredTensor",
     "matrix_shape",
     "stack_rows",
+    "torch_dtype",
 ]
 
 # Names and sizes as in the safetensors format:
@@ -51,6 +52,13 @@ DTYPE_BYTES: Mapping[str, int] = {
     "U64": 8,
 }
 FLOAT_DTYPES = ("BF16", "F16", "F32")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """``BF16``, ``F16`` or ``F32`` as torch calls it."""
+    import torch
+
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.checkpoint.tensors import LogicalTensor, matrix_shape
+from qexport.checkpoint.tensors import LogicalTensor, matrix_shape, torch_dtype
 
 if TYPE_CHECKING:
     import torch
 
     from qexport.formats.plan import Arrangement
 
-__all__ = ["arranged_rows", "arranged_shape", "read_rows", "source_ranges", "torch_dtype"]
+__all__ = ["arranged_rows", "arranged_shape", "read_rows", "source_ranges"]
 
 
 def read_rows(tensor: LogicalTensor, start: int, stop: int) -> torch.Tensor:
@@ -75,10 +75,3 @@ def _reshaped(tensor: LogicalTensor, arrangement: Arrangement) -> LogicalTensor:
     if tensor.matrix_shape[1] != columns:
         raise ValueError(f"{tensor.name}: rows of {tensor.matrix_shape[1]} cannot become rows of {columns}")
     return tensor
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """``BF16``, ``F16`` or ``F32`` as torch calls it."""
-    import torch
-
-    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
-from qexport.export.receipt import artifact_entry, source_entry, write_receipt
+from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.merged import plan_merged
+from qexport.pipeline.receipts import artifact_entries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,14 +45,4 @@ def write_fix(
     check_collisions([file.name for file in plan.files], folder, overwrite=overwrite)
     check_space([plan], folder)
     (written,) = execute([plan], folder, threads=threads, progress=progress)
-    source = source_entry(diagnosis.subject.checkpoint)
-    source["mtp"] = diagnosis.repaired.mtp_origin
-    entry = artifact_entry(
-        plan,
-        written,
-        source=source,
-        findings=[finding.to_json() for finding in diagnosis.findings],
-        options={},
-        verification=None,
-    )
-    return written, write_receipt(folder, [entry])
+    return written, write_receipt(folder, artifact_entries(diagnosis, [(plan, written, None)], {}))

@@ -6,16 +6,17 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs import warmup
 from qexport.errors import EnvironmentProblem
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
-from qexport.export.receipt import artifact_entry, source_entry, write_receipt
-from qexport.export.rows import torch_dtype
+from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.importance import plan_imatrix
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.pipeline.calibrate import expected
+from qexport.pipeline.receipts import artifact_entries
 from qexport.pipeline.verify import shared_reference
 from qexport.verify.run import VerifyOptions, verify_gguf
 
@@ -137,8 +138,7 @@ def write_matrix(job: GgufJob, diagnosis: Diagnosis) -> tuple[str, ...]:
     """Write the collected matrix beside the files to come; returns what a user should know about it."""
     (plan,) = matrix_plan(job)
     (written,) = execute([plan], job.out)
-    entry = _entry(job, diagnosis, GgufResult(plan, written, None))
-    write_receipt(job.out, [entry])
+    _write_receipt(job, diagnosis, [GgufResult(plan, written, None)])
     return tuple(plan.notes)
 
 
@@ -186,20 +186,8 @@ def prove_gguf(
 
 
 def _write_receipt(job: GgufJob, diagnosis: Diagnosis, results: Sequence[GgufResult]) -> Path:
-    return write_receipt(job.out, [_entry(job, diagnosis, result) for result in results])
-
-
-def _entry(job: GgufJob, diagnosis: Diagnosis, result: GgufResult) -> dict[str, Any]:
-    source = source_entry(diagnosis.subject.checkpoint)
-    source["mtp"] = diagnosis.repaired.mtp_origin
-    return artifact_entry(
-        result.plan,
-        result.written,
-        source=source,
-        findings=[finding.to_json() for finding in diagnosis.findings],
-        options=_options(job),
-        verification=result.report.to_json() if result.report is not None else None,
-    )
+    artifacts = [(result.plan, result.written, result.report) for result in results]
+    return write_receipt(job.out, artifact_entries(diagnosis, artifacts, _options(job)))
 
 
 def _options(job: GgufJob) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
-from qexport.export.receipt import artifact_entry, source_entry, write_receipt
+from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.importance import plan_imatrix
+from qexport.pipeline.receipts import artifact_entries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,18 +53,9 @@ def write_imatrix(
     folder = job.target.parent
     plan = plan_imatrix(collected.matrix, job.target.name, collected.facts)
     ((written,),) = execute([plan], folder)
-    source = source_entry(diagnosis.subject.checkpoint)
-    source["mtp"] = diagnosis.repaired.mtp_origin
     options: dict[str, Any] = {
         "mtp": job.choice.mtp,
         "merged": [path.name for path in job.calibration.merge],
     }
-    entry = artifact_entry(
-        plan,
-        [written],
-        source=source,
-        findings=[finding.to_json() for finding in diagnosis.findings],
-        options=options,
-        verification=None,
-    )
-    return written, write_receipt(folder, [entry]), tuple(plan.notes)
+    entries = artifact_entries(diagnosis, [(plan, [written], None)], options)
+    return written, write_receipt(folder, entries), tuple(plan.notes)
