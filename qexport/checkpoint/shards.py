@@ -104,6 +104,9 @@ def plan_shards(
     *,
     metadata: Mapping[str, str] | None = None,
     parameters: int | None = None,
+    keep_order: bool = False,
+    always_index: bool = False,
+    index_indent: int = 2,
 ) -> CheckpointPlan:
     """Plan one file per group.
 
@@ -113,6 +116,10 @@ def plan_shards(
 
     Args:
         groups: tensors of each file, in order.
+        keep_order: only tensors whose size is no multiple of 8 bytes leave their place, for the end of the
+            file; the others then begin at multiples of 8.
+        always_index: an index for a single file, too, as mlx-lm writes it.
+        index_indent: of the index's JSON.
         metadata: text for the header; ``{"format": "pt"}``, which transformers asks for, when not given.
         parameters: the model's parameter count for the index; the number of stored values when not given
             (not the same once values are packed).
@@ -133,8 +140,11 @@ def plan_shards(
         else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     )
     text = {"format": "pt"} if metadata is None else dict(metadata)
-    shards = tuple(_plan_file(file, group, text) for file, group in zip(files, groups, strict=True))
-    if count == 1:
+    shards = tuple(
+        _plan_file(file, _kept(group) if keep_order else _wide_first(group), text)
+        for file, group in zip(files, groups, strict=True)
+    )
+    if count == 1 and not always_index:
         return CheckpointPlan(shards, None)
     specs = [spec for group in groups for spec in group]
     index = {
@@ -145,11 +155,21 @@ def plan_shards(
         "weight_map": {spec.name: file for file, group in zip(files, groups, strict=True) for spec in group},
     }
     # Layout of save_pretrained's own index file.
-    return CheckpointPlan(shards, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    return CheckpointPlan(shards, (json.dumps(index, indent=index_indent, sort_keys=True) + "\n").encode())
 
 
-def _plan_file(file: str, group: Sequence[TensorSpec], metadata: Mapping[str, str]) -> ShardPlan:
-    specs = sorted(group, key=lambda spec: -DTYPE_BYTES[spec.dtype])  # stable
+def _wide_first(group: Sequence[TensorSpec]) -> list[TensorSpec]:
+    return sorted(group, key=lambda spec: -DTYPE_BYTES[spec.dtype])  # stable
+
+
+def _kept(group: Sequence[TensorSpec]) -> list[TensorSpec]:
+    return [
+        *(spec for spec in group if spec.nbytes % 8 == 0),
+        *_wide_first([spec for spec in group if spec.nbytes % 8]),
+    ]
+
+
+def _plan_file(file: str, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> ShardPlan:
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     starts: dict[str, int] = {}
     at = 0

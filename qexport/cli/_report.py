@@ -44,9 +44,9 @@ def plan_json(plan: ArtifactPlan) -> dict[str, Any]:
                 "name": t.name,
                 "shape": list(t.shape),
                 "type": t.encoder.type_name,
-                "file": plan.files[t.region.file].name,
-                "offset": t.region.offset,
-                "bytes": t.region.nbytes,
+                "file": plan.files[t.streams[0][0].file].name,
+                "offset": t.streams[0][0].offset,
+                "bytes": t.nbytes,
                 "source": sorted({piece.name for piece in t.source.pieces}),
             }
             for t in plan.tensors
@@ -76,7 +76,8 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
             output.text(f"  {file.name}  {file.size} bytes, header {len(file.header)}")
         for tensor in plan.tensors:
             shape = "x".join(map(str, tensor.shape))
-            where = f"{tensor.region.file}:{tensor.region.offset}"
+            first = tensor.streams[0][0]
+            where = f"{first.file}:{first.offset}"
             output.text(f"    {tensor.name:<44} {shape:>16} {tensor.encoder.type_name:>6} {where:>16}")
         for note in plan.notes:
             output.text(f"  note: {note}")

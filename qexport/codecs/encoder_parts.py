@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["CHUNK_VALUES", "RowEncoder", "chunk_rows", "empty_output", "unrepresentable"]
+__all__ = ["CHUNK_VALUES", "RowByRow", "RowEncoder", "chunk_rows", "empty_output", "unrepresentable"]
 
 CHUNK_VALUES = 1 << 18  # one megabyte of float32: stays in the cache between widening and encoding
 
@@ -23,7 +23,25 @@ class RowEncoder(Protocol):
 
     def row_bytes(self, columns: int) -> int: ...
 
+    @property
+    def rows_together(self) -> int: ...
+
+    @property
+    def survey(self) -> None: ...
+
     def encode(self, rows: torch.Tensor, first_row: int) -> np.ndarray: ...
+
+
+class RowByRow:
+    """An encoder whose rows do not depend on each other: any run of them may be encoded alone."""
+
+    @property
+    def rows_together(self) -> int:
+        return 1
+
+    @property
+    def survey(self) -> None:
+        return None
 
 
 def chunk_rows(rows: torch.Tensor, multiple: int = 1) -> int:

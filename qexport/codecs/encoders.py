@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.codecs.encoder_parts import RowEncoder
+from qexport.codecs.encoder_parts import RowByRow, RowEncoder
 from qexport.codecs.floats import FLOAT_CODECS
 from qexport.codecs.ggml_types import GGML_TYPES, ggml_type
 from qexport.codecs.native import KERNELS
@@ -58,7 +58,7 @@ def make_encoder(
 
 
 @dataclass(frozen=True)
-class FloatEncoder:
+class FloatEncoder(RowByRow):
     """F32, F16 or BF16."""
 
     type_name: str

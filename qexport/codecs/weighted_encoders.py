@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.codecs import ggml, native
-from qexport.codecs.encoder_parts import chunk_rows, empty_output, unrepresentable
+from qexport.codecs.encoder_parts import RowByRow, chunk_rows, empty_output, unrepresentable
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.errors import UsageProblem
 
@@ -24,7 +24,7 @@ _EVEN = 32  # rows that a kernel works on at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Weighted:
+class _Weighted(RowByRow):
     """A type and its ``importance``, float32 ``(matrices, columns)`` or None."""
 
     type_name: str

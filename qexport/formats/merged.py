@@ -45,7 +45,7 @@ def plan_merged(repaired: Repaired, *, findings: Iterable[Finding] = ()) -> Arti
             source = named[name]
             region = Region(number, offset, source.nbytes)
             encoder = FloatEncoder(source.dtype)
-            tensors.append(PlannedTensor(name, source.shape, source, Arrangement(), encoder, region))
+            tensors.append(PlannedTensor(name, source.shape, source, Arrangement(), encoder, ((region,),)))
     small = dict(repaired.files)
     if layout.index is not None:
         small[layout.index_file] = layout.index

@@ -6,14 +6,16 @@ executor (``qexport.export``) walks the plan and knows nothing about formats.
 
 Every output tensor is described by rows: the rows of a logical tensor, rearranged (:class:`Arrangement`),
 encoded a run of rows at a time. That covers GGUF permutations, stacked experts, bit packing and block
-scales, and it lets a 54 GB model pass through a few megabytes of memory.
+scales, and it lets a 54 GB model pass through a few megabytes of memory. An encoder may give several
+streams of bytes for the same rows (codes, scales, biases); each stream fills regions of its own, several of
+them where a stack of experts is stored one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from qexport.checkpoint.tensors import LogicalTensor, matrix_shape
 
@@ -21,8 +23,19 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["Arrangement", "ArtifactPlan", "Encoder", "Op", "PlannedFile", "PlannedTensor", "Region"]
+__all__ = [
+    "Arrangement",
+    "ArtifactPlan",
+    "Encoded",
+    "Encoder",
+    "Op",
+    "PlannedFile",
+    "PlannedTensor",
+    "Region",
+    "Survey",
+]
 
+Encoded: TypeAlias = "bytes | np.ndarray"
 Op = Literal["none", "add_one", "neg_exp"]
 
 
@@ -61,6 +74,19 @@ def _same_order(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return one is other or (len(one) == len(other) and bool((one == other).all()))
 
 
+class Survey(Protocol):
+    """What has to be known of all rows of some tensors before any of them is encoded: their largest value.
+
+    Tensors that a runtime fuses share one (an NVFP4 global scale). The pass shows it every row of every
+    planned tensor whose encoder has it, from several threads at once, and only then encodes.
+    """
+
+    def observe(self, rows: torch.Tensor, first_row: int) -> None:
+        """Look at ``rows``, as :meth:`Encoder.encode` will get them. Values that are not finite are ignored:
+        the pass itself reports them."""
+        ...
+
+
 class Encoder(Protocol):
     """Rows of numbers in, packed bytes out. Pure: the same rows give the same bytes on any thread."""
 
@@ -69,13 +95,20 @@ class Encoder(Protocol):
         """The stored type as the format spells it: ``Q4_K``, ``BF16``."""
         ...
 
-    def row_bytes(self, columns: int) -> int:
-        """Bytes of one encoded row of ``columns`` values."""
+    @property
+    def rows_together(self) -> int:
+        """Runs of rows begin at multiples of this: 1, or the height of a tile."""
         ...
 
-    def encode(self, rows: torch.Tensor, first_row: int) -> bytes | np.ndarray:
+    @property
+    def survey(self) -> Survey | None:
+        """What the encoder needs to know beforehand, if anything."""
+        ...
+
+    def encode(self, rows: torch.Tensor, first_row: int) -> Encoded | tuple[Encoded, ...]:
         """Encode ``rows``, ``(n, columns)`` in the source's dtype; ``first_row`` is the index of its first
-        row in the output tensor (an importance matrix may differ per expert). Returns n * row_bytes bytes."""
+        row in the output tensor (an importance matrix may differ per expert). Returns the bytes for each
+        stream of the planned tensor, in order; runs come in order, so what a stream gives is appended."""
         ...
 
 
@@ -90,18 +123,28 @@ class Region:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One output tensor: identity, source, arrangement, encoder, and where its bytes go."""
+    """One output tensor: identity, source, arrangement, encoder, and where its bytes go.
+
+    Attributes:
+        streams: for each stream of bytes that the encoder gives, the regions that it fills one after
+            another. One region in most cases; one for each expert where a stack is stored one by one.
+    """
 
     name: str
     shape: tuple[int, ...]
     source: LogicalTensor
     arrangement: Arrangement
     encoder: Encoder
-    region: Region
+    streams: tuple[tuple[Region, ...], ...]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return matrix_shape(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all regions."""
+        return sum(region.nbytes for stream in self.streams for region in stream)
 
 
 @dataclass(frozen=True)
@@ -117,9 +160,9 @@ class PlannedFile:
 class ArtifactPlan:
     """One artifact (a GGUF file or its shards, a folder of safetensors), complete before a byte is written.
 
-    ``tensors`` are in file order: regions of one file ascend, so that files are written front to back and
-    hashed on the way. ``notes`` are the things a user should know: fallback types, tensors without
-    importance data, what was left out. ``details`` are facts for the receipt.
+    ``tensors`` come in the order of the pass (``qexport.formats.order``), and files are best laid out in it:
+    then they are written front to back and hashed on the way. ``notes`` are the things a user should know:
+    fallback types, tensors without importance data, what was left out. ``details`` are facts for the receipt.
     """
 
     kind: str
@@ -138,4 +181,4 @@ class ArtifactPlan:
     def bits_per_weight(self) -> float:
         """Bits of the encoded tensors (no header) per value."""
         values = sum(rows * columns for rows, columns in (t.matrix_shape for t in self.tensors))
-        return 8 * sum(t.region.nbytes for t in self.tensors) / values if values else 0.0
+        return 8 * sum(t.nbytes for t in self.tensors) / values if values else 0.0

@@ -33,9 +33,10 @@ def write(plan: ArtifactPlan, out: Path) -> Path:
     for tensor in plan.tensors:
         rows = [p.checkpoint.read_rows(p.name, p.start, p.stop) for p in tensor.source.pieces]
         data = b"".join(tensor.encoder.encode(part, 0).tobytes() for part in rows)
-        assert len(data) == tensor.region.nbytes
-        start = tensor.region.offset
-        blobs[tensor.region.file][start : start + len(data)] = data
+        assert len(data) == tensor.nbytes
+        region = tensor.streams[0][0]
+        start = region.offset
+        blobs[region.file][start : start + len(data)] = data
     for file, blob in zip(plan.files, blobs, strict=True):
         assert len(blob) == file.size
         (out / file.name).write_bytes(blob)

@@ -58,7 +58,7 @@ def plan_of(tensors, *, file="out.bin", header=b"HEAD", arrangement=None, gap=0)
         how = arrangement or Arrangement()
         shape = how.shape or tensor.shape
         size = 4 * int(np.prod(shape))
-        planned.append(PlannedTensor(tensor.name, shape, tensor, how, Plain(), Region(0, at, size)))
+        planned.append(PlannedTensor(tensor.name, shape, tensor, how, Plain(), ((Region(0, at, size),),)))
         at += size + gap
     return ArtifactPlan("test", file, (PlannedFile(file, at, header),), tuple(planned))
 

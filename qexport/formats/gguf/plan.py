@@ -143,7 +143,9 @@ def _plan_one(
             encoder = make_encoder(kind.name, weights.get(output.name), _rows_per_matrix(output))
             region = Region(index, len(header) + info.offset, rows * kind.row_bytes(columns))
             tensors.append(
-                PlannedTensor(output.name, info.shape, output.source, output.arrangement, encoder, region)
+                PlannedTensor(
+                    output.name, info.shape, output.source, output.arrangement, encoder, ((region,),)
+                )
             )
     return ArtifactPlan(
         kind="gguf",
