@@ -78,13 +78,13 @@ def cli() -> None:
 def main() -> None:
     """Run the command line: known errors become a sentence, the next step and an exit code."""
     gc.set_threshold(100_000, 20, 20)  # imports and vocabularies are millions of objects that all stay
-    signal.signal(signal.SIGTERM, _interrupt)  # clean up as for Ctrl-C: no partial files, no orphans
+    signal.signal(signal.SIGTERM, _interrupt)  # as for Ctrl-C: what is written is recorded, no orphans
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.Abort:
-        click.echo("Stopped. Files that were not complete have been removed.", err=True)
+        click.echo("Stopped. The same command again goes on where this one was.", err=True)
         _document("stopped", None, 130)
         code = 130
     except click.ClickException as error:
