@@ -99,6 +99,24 @@ def _modelopt():
         return NVFP4QTensor
 
 
+def modelopt_fp8(rows: torch.Tensor) -> tuple[np.ndarray, float]:
+    """What the exporter makes of a linear layer quantized with FP8_DEFAULT_CFG: codes and scale."""
+    _modelopt()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import modelopt.torch.quantization as mtq
+        from modelopt.torch.export.unified_export_hf import _export_quantized_weight
+
+        linear = torch.nn.Linear(rows.shape[1], rows.shape[0], bias=False).to(rows.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(rows)
+        model = torch.nn.Sequential(linear)
+        one = torch.ones(1, rows.shape[1], dtype=rows.dtype)
+        mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda m: m(one))
+        _export_quantized_weight(model[0], rows.dtype)
+    return model[0].weight.view(torch.uint8).numpy(), model[0].weight_scale.item()
+
+
 def ct_nvfp4(rows: torch.Tensor, shared: np.float32) -> Bytes:
     """compressed-tensors' nvfp4-pack-quantized with the global scale ``1 / shared``."""
     helpers, _, args, scheme = _ct_fp4()
