@@ -161,6 +161,15 @@ def ct_fp8_codes(rows: torch.Tensor, scales: torch.Tensor) -> np.ndarray:
     return codes.view(torch.uint8).numpy()
 
 
+def ct_fp8_block(rows: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """FP8_BLOCK as llm-compressor calls it, in the dtype of the rows: codes and scales."""
+    helpers, forward, args = _ct_fp8()
+    tiles = rows.view(len(rows) // 128, 128, -1, 128)
+    scales, _ = helpers.calculate_qparams(tiles.amin((1, 3)), tiles.amax((1, 3)), args)
+    codes = forward.quantize(rows, scale=scales, zero_point=None, args=args, dtype=torch.float8_e4m3fn)
+    return codes.view(torch.uint8).numpy(), scales
+
+
 def ct_fp8_dequantized(codes: np.ndarray, scales: torch.Tensor) -> torch.Tensor:
     """The converter that reads ``weight_scale_inv``, in float32."""
     _ct_fp8()
