@@ -63,18 +63,18 @@ def global_scale(amax: float) -> np.float32:
 
 
 def divisor(amax: float, dtype: torch.dtype) -> np.float32:
-    """The inverse scale, as llm-compressor stores it: ``2688 / amax``, rounded to the rows' dtype.
+    """The inverse scale as llm-compressor stores it: 2688 times ``1 / amax``, both rounded to the rows' dtype.
 
-    Where that is no finite number, the scale is 1, as there; but with float16 rows, whose numbers end at
-    65504, it is left in float32: 1 would be far from right.
+    Where that is no finite number the scale is 1, as there. With float16 rows, whose numbers end at 65504, it
+    is computed in float32 then: 1 would be far from right.
 
     Raises:
         UsageProblem: ``amax`` is negative or not finite.
     """
-    exact = torch.tensor(float(_TOP)) / max(_magnitude(amax), float(_TINY))
-    rounded = exact.to(dtype).to(torch.float32)
-    inverse = float(rounded if rounded.isfinite() else exact)
-    return np.float32(inverse if inverse < np.inf else 1)
+    inverse = _inverse(_magnitude(amax), dtype)
+    if dtype == torch.float16 and not np.isfinite(inverse):
+        inverse = _inverse(amax, torch.float32)
+    return np.float32(inverse if np.isfinite(inverse) else 1)
 
 
 def quantize(rows: torch.Tensor, shared: np.float32, *, divides: bool = False) -> Nvfp4Rows:
@@ -129,6 +129,11 @@ def prepared(rows: torch.Tensor, shared: np.float32) -> tuple[np.ndarray, np.uin
         raise UsageProblem(f"{shared} cannot be a global scale")
     packed, scales = np.empty((n, columns // 2), np.uint8), np.empty((n, columns // BLOCK), np.uint8)
     return source, shift, Nvfp4Rows(packed, scales, 0)
+
+
+def _inverse(amax: float, dtype: torch.dtype) -> float:
+    one = torch.tensor(max(amax, torch.finfo(dtype).tiny), dtype=dtype)
+    return float(one.reciprocal() * float(_TOP))  # how torch divides a number by a tensor
 
 
 def _magnitude(amax: float) -> float:

@@ -2,8 +2,8 @@
 
 Streams: packed levels, uint8 ``(n, columns / 2)``; block scales, E4M3 ``(n, columns / 16)``; and float32
 global scales, one for each matrix, given with its first row. The global scale follows from the largest
-magnitude of all matrices that a runtime fuses, so the encoder comes with a survey which they share; a stack of
-experts has one magnitude, and one global scale, for each expert.
+magnitude of all matrices that a runtime fuses, so the encoder comes with a survey which they share; a stack
+of experts has one magnitude, and one global scale, for each expert.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def row_tops(values: np.ndarray, tops: np.ndarray) -> int:
         for i in range(BLOCK):
             top = max(top, np.uint32(values[block * BLOCK + i] & MAGNITUDE))
         tops[block] = top
-        bad += top >= INFINITY
+        bad += 1 if top >= INFINITY else 0
     return bad
 
 

@@ -49,9 +49,7 @@ def quantize_searched(
     source, shift, made = prepared(rows, shared)
     weights = np.ones(rows.shape[1], np.float32) if importance is None else importance
     if weights.shape != (rows.shape[1],) or weights.dtype != np.float32:
-        raise UsageProblem(
-            f"importance of {rows.shape[1]} columns cannot be {weights.dtype} {weights.shape}"
-        )
+        raise UsageProblem(f"importance of {rows.shape[1]} columns cannot be {weights.dtype} {weights.shape}")
     weights = np.require(weights, requirements=["C", "A", "W"])
     rounding = rounding_of(rows.dtype) if divides else AS_IT_IS
     bad = _quantize(source, shift, np.float32(shared), divides, rounding, weights, made.packed, made.scales)

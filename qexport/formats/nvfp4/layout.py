@@ -34,9 +34,7 @@ class Layout:
 
 LAYOUTS: Mapping[Literal["modelopt", "compressed-tensors"], Layout] = {
     "modelopt": Layout("weight", "weight_scale", "weight_scale_2", (), divides=False),
-    "compressed-tensors": Layout(
-        "weight_packed", "weight_scale", "weight_global_scale", (1,), divides=True
-    ),
+    "compressed-tensors": Layout("weight_packed", "weight_scale", "weight_global_scale", (1,), divides=True),
 }
 
 

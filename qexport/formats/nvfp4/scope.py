@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Literal
 
 from qexport.errors import InputError, UsageProblem
 from qexport.families.roles import EXPERT_ROLES, Block, Role
-from qexport.formats.linears import ATTENTION_ROLES, DELTA_ROLES, LINEAR_ROLES, MLP_ROLES, fused_roles, modules_of
+from qexport.formats.linears import (
+    ATTENTION_ROLES,
+    DELTA_ROLES,
+    LINEAR_ROLES,
+    MLP_ROLES,
+    fused_roles,
+    modules_of,
+)
 from qexport.formats.nvfp4.options import NVIDIA
 
 if TYPE_CHECKING:
@@ -81,7 +88,9 @@ def _by_pattern(repaired: Repaired, view: ModelView, pattern: str) -> dict[str, 
         wanted = re.compile(pattern)
     except re.error as error:
         known = ", ".join(_BY_ROLE)
-        raise UsageProblem(f"scope {pattern!r} is neither one of {known} nor a regular expression: {error}") from None
+        raise UsageProblem(
+            f"scope {pattern!r} is neither one of {known} nor a regular expression: {error}"
+        ) from None
     groups: dict[tuple[int | None, frozenset[Role]], list[tuple[str, bool]]] = defaultdict(list)
     chosen: dict[str, Algo] = {}
     for tensor in view:
