@@ -119,10 +119,21 @@ def modelopt_fp8(rows: torch.Tensor) -> tuple[np.ndarray, float]:
 
 def ct_nvfp4(rows: torch.Tensor, shared: np.float32) -> Bytes:
     """compressed-tensors' nvfp4-pack-quantized with the global scale ``1 / shared``."""
+    return ct_nvfp4_divided(rows, np.float32(1) / shared)
+
+
+def ct_nvfp4_divisor(rows: torch.Tensor) -> np.float32:
+    """The global scale of rows, as compressed-tensors stores it."""
+    helpers, *_ = _ct_fp4()
+    return np.float32(helpers.generate_gparam(rows.amin(), rows.amax()).item())
+
+
+def ct_nvfp4_divided(rows: torch.Tensor, divisor: np.float32) -> Bytes:
+    """nvfp4-pack-quantized with a global scale as it is stored."""
     helpers, _, args, scheme = _ct_fp4()
     from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
 
-    inverse = torch.tensor([1 / shared], dtype=torch.float32)
+    inverse = torch.tensor([divisor], dtype=torch.float32)
     blocks = rows.view(len(rows), -1, 16)
     scales, _ = helpers.calculate_qparams(blocks.amin(-1), blocks.amax(-1), args, global_scale=inverse)
     state = {"weight": rows, "weight_scale": scales, "weight_global_scale": inverse}
