@@ -30,8 +30,9 @@ from qexport.codecs.lanes import (
     raw_bits,
     select,
     splat,
+    splat_int,
     store,
-    to_float,
+    to_int,
 )
 from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
 
@@ -237,13 +238,13 @@ def _fit(
 @compiled
 def _write_codes(codes: np.ndarray, bits: int, stream: np.ndarray) -> None:
     """Codes as one stream of bits a lane: 32 codes fill ``bits`` words."""
-    word, held, at = splat_zero(), 0, 0
+    word, held, at = splat_int(0), 0, 0
     for i in range(len(codes)):
-        code = _as_int(load(codes, i))
+        code = to_int(load(codes, i))
         word = word | code << held
         held += bits
         if held >= 32:
             store(stream, at, word)
             at += 1
             held -= 32
-            word = code >> (bits - held) if held else splat_zero()
+            word = code >> (bits - held) if held else splat_int(0)
