@@ -54,6 +54,22 @@ def mlx_dequantized(quantized: Affine, bits: int, group: int) -> torch.Tensor:
     )
 
 
+def mlx_float(rows: torch.Tensor, mode: str) -> Bytes:
+    """mx.quantize of a float mode: the packed bytes and the scales."""
+    import mlx.core as mx
+
+    packed, scales = mx.quantize(_to_mlx(rows), mode=mode)
+    return np.array(packed).view(np.uint8), np.array(scales)
+
+
+def mlx_float_dequantized(quantized: Bytes, mode: str) -> torch.Tensor:
+    """mx.dequantize of what :func:`mlx_float` gave, in float32."""
+    import mlx.core as mx
+
+    packed, scales = mx.array(quantized[0].view(np.uint32)), mx.array(quantized[1])
+    return _from_mlx(mx.dequantize(packed, scales, mode=mode, dtype=mx.float32))
+
+
 def _to_mlx(rows: torch.Tensor):
     import mlx.core as mx
 
