@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from qexport.calibrate.activations import HiddenStates
     from qexport.calibrate.options import StreamOptions
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
@@ -39,7 +40,8 @@ class Divergence:
     Attributes:
         positions: how many predictions were compared.
         same_top: share of them where the likeliest token is the same.
-        source_loss, loss: mean negative log-probability of the text's own next token.
+        source_loss, loss: mean negative log-probability of the text's own next token (of the one after, for
+            heads).
         vocabulary: tokens that both know; others are left out.
     """
 
@@ -92,11 +94,17 @@ def divergence(
         return compare_runs(one, other, first=first)
 
 
-def compare_runs(source: TextRun, artifact: TextRun, *, first: int | None = None) -> Divergence:
+def compare_runs(
+    source: TextRun, artifact: TextRun, *, first: int | None = None, head: bool = False
+) -> Divergence:
     """Compare two runs over the same text.
 
+    Args:
+        first: see :func:`divergence`.
+        head: compare what the MTP heads say of the token after next, not what the models say of the next.
+
     Raises:
-        InputError: they are not over the same text.
+        InputError: they are not over the same text, or there are no two heads to compare.
     """
     import torch
 
@@ -107,33 +115,40 @@ def compare_runs(source: TextRun, artifact: TextRun, *, first: int | None = None
     chunks, chunk = source.tokens.shape
     first = chunk // 2 if first is None else first
     device, rows = source.device, min(vocabulary(source.view), vocabulary(artifact.view))
-    # The last position of a chunk predicts a token that is not in it; it is compared, not scored.
-    count = chunks * (chunk - first)
+    ours, theirs = (_states(run, head) for run in (source, artifact))
+    # The last position predicts a token that the text does not have; it is run along and not counted.
+    count = chunks * (ours.shape[1] - first)
     one, other = Tally(count), Tally(count)
     excess = torch.zeros(count, dtype=torch.float64)  # sum of exp(a - top) * (a - b)
     with torch.no_grad():
         for start, stop in slices(rows):
-            ours = output_rows(source.view, start, stop, device)
-            theirs = output_rows(artifact.view, start, stop, device)
-            pairs = zip(
-                batches(source.final, first, device), batches(artifact.final, first, device), strict=True
-            )
+            rows_a = output_rows(source.view, start, stop, device)
+            rows_b = output_rows(artifact.view, start, stop, device)
+            pairs = zip(batches(ours, first, device), batches(theirs, first, device), strict=True)
             for (at, states), (_, others) in pairs:
-                a, b = logits(source.view, states, ours), logits(artifact.view, others, theirs)
+                a, b = logits(source.view, states, rows_a), logits(artifact.view, others, rows_b)
                 shares, shrink = one.add(at, a, start)
                 other.add(at, b, start)
                 added = (shares * (a - b)).sum(-1, dtype=torch.float64).cpu()
                 excess[at] = excess[at] * shrink + added
         found = excess / one.mass - one.log_sum + other.log_sum
-        following = torch.from_numpy(source.tokens.astype("int64"))[:, first:].roll(-1, dims=1)
-        targets = following.clamp(max=rows - 1).reshape(-1)
+        text = torch.from_numpy(source.tokens.astype("int64")).clamp(max=rows - 1)
+        targets = text[:, int(head) :][:, first:].roll(-1, dims=1).reshape(-1)
         losses = [
-            (tally.log_sum - picked(run.view, run.final, first, targets, device)).view(chunks, -1)[:, :-1]
-            for run, tally in ((source, one), (artifact, other))
+            (tally.log_sum - picked(run.view, states, first, targets, device)).view(chunks, -1)[:, :-1]
+            for run, states, tally in ((source, ours, one), (artifact, theirs, other))
         ]
     inside = found.view(chunks, -1)[:, :-1].reshape(-1)
     same = (one.token == other.token).view(chunks, -1)[:, :-1]
     return _summary(inside, same, losses, rows)
+
+
+def _states(run: TextRun, head: bool) -> HiddenStates:
+    if not head:
+        return run.final
+    if run.draft is None:
+        raise InputError(f"{run.view.label} has no MTP head")
+    return run.draft
 
 
 def _summary(found: torch.Tensor, same: torch.Tensor, losses: list[torch.Tensor], rows: int) -> Divergence:

@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
-from qexport.verify.judge import ACCEPTANCE_FLOOR, skipped
-from qexport.verify.report import Check, Finding, Status
 from qexport.verify.text_run import TextRun, run_text
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
 
-__all__ = ["HeadScore", "judge_head", "measure_head", "score_head"]
+__all__ = ["HeadScore", "measure_head", "score_head"]
 
 
 @dataclass(frozen=True)
@@ -117,34 +115,3 @@ def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
         logprob=float(given.mean()),
         chance=commonest / count,
     )
-
-
-def judge_head(score: HeadScore | None, source: HeadScore | None, *, loss: float = 0.03) -> Finding:
-    """The head of an artifact beside that of its source.
-
-    Args:
-        score: of the artifact; ``None``: it has no head.
-        source: of the source; ``None``: not known, or it has none.
-        loss: acceptance that the stored type may cost.
-    """
-    check = Check.MTP_HEAD
-    if score is None:
-        if source is None:
-            return skipped(check, "there is no MTP head")
-        return Finding(check, Status.FAIL, "the source has an MTP head, the artifact has none")
-    data: dict[str, Any] = {**score.to_json(), "source": source.to_json() if source else None}
-    words = f"{score.acceptance:.1%} of {score.positions} drafts are the model's own choice"
-    if source is None:
-        data["floor"] = ACCEPTANCE_FLOOR
-        if score.acceptance < ACCEPTANCE_FLOOR:
-            return Finding(check, Status.FAIL, f"{words}; at least {ACCEPTANCE_FLOOR:.0%} expected", data)
-        return Finding(check, Status.PASS, f"{words}; no source to compare with", data)
-    # Both are counted over the same text, so this is more than chance would part them by.
-    least = source.acceptance - loss - 2 * score.error
-    data["least"] = least
-    words += f" ({source.acceptance:.1%} in the source), log-probability {score.logprob:.2f}"
-    words += f" ({source.logprob:.2f})"
-    # Written so that NaN fails.
-    if not score.acceptance >= least:
-        return Finding(check, Status.FAIL, f"{words}; at least {least:.1%} expected", data)
-    return Finding(check, Status.PASS, words, data)
