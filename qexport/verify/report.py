@@ -19,6 +19,11 @@ class Check(StrEnum):
     """Everything that can be found about a file, in the order in which it is looked at."""
 
     FILE = "file"
+    TENSORS = "tensors"
+    STORED = "stored"
+    DECLARED = "declared"
+    FUSED = "fused"
+    MTP_DECLARED = "mtp_declared"
     LOADS = "loads"
     TOKENS = "tokens"
     TEMPLATE = "template"
@@ -29,6 +34,8 @@ class Check(StrEnum):
     MTP_LOADS = "mtp_loads"
     MTP_TEXT = "mtp_text"
     MTP_ACCEPTANCE = "mtp_acceptance"
+    MTP_HEAD = "mtp_head"
+    DIVERGENCE = "divergence"
 
 
 REQUIRED = (Check.FILE, Check.LOADS, Check.GENERATES, Check.FINITE, Check.TEXT)
