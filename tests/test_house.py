@@ -18,6 +18,7 @@ FLOORS = (
     "codecs",
     "calibrate",
     "formats",
+    "artifacts",
     "export",
     "verify",
     "pipeline",

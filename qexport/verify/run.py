@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.artifacts.gguf_file import GgufInfo, read_gguf, shard_paths
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
-from qexport.verify.gguf_file import GgufInfo, read_gguf, shard_paths
 from qexport.verify.judge import (
     ACCEPTANCE_FLOOR,
     MTP_TIE,
