@@ -41,7 +41,9 @@ def quantize(source: Path, out: Path, kind: str) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(source.glob("*.safetensors")):
         tensors |= load_file(file)
-    for prefix in [name.removesuffix("experts.gate_up_proj") for name in tensors if "experts.gate_up" in name]:
+    for prefix in [
+        name.removesuffix("experts.gate_up_proj") for name in tensors if "experts.gate_up" in name
+    ]:
         _split(tensors, prefix + "experts.")
     chosen = [name for name in tensors if _chosen(name, kind)]
     stored, plain = dict(tensors), dict(tensors)
@@ -85,7 +87,9 @@ def _amax(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     for pattern in FUSED:
         if re.search(pattern, name):
             stem = re.sub(pattern + r"\.weight", "", name)
-            group = [other for other in tensors if re.fullmatch(re.escape(stem) + pattern + r"\.weight", other)]
+            group = [
+                other for other in tensors if re.fullmatch(re.escape(stem) + pattern + r"\.weight", other)
+            ]
     return torch.stack([tensors[other].float().abs().max() for other in group]).max()
 
 
@@ -159,7 +163,13 @@ def _config(kind: str, kept: list[str]) -> dict:
     common = {"symmetric": True, "type": "float"}
     if kind == "ct-fp8":
         form, name = "float-quantized", "FP8_BLOCK"
-        weights = {"num_bits": 8, "strategy": "block", "block_structure": [128, 128], "dynamic": False, **common}
+        weights = {
+            "num_bits": 8,
+            "strategy": "block",
+            "block_structure": [128, 128],
+            "dynamic": False,
+            **common,
+        }
         inputs = {"num_bits": 8, "strategy": "group", "group_size": 128, "dynamic": True, **common}
     else:
         form, name, inputs = "nvfp4-pack-quantized", "NVFP4A16", None

@@ -20,6 +20,7 @@ class Check(StrEnum):
 
     FILE = "file"
     LOADS = "loads"
+    USED = "used"
     TOKENS = "tokens"
     TEMPLATE = "template"
     GENERATES = "generates"

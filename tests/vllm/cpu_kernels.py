@@ -39,7 +39,7 @@ def fp8_blocks(weight, scale, block):
 
 
 def nvfp4(packed, scale, factor):
-    """[..., out, in/2] bytes, [..., out, in/16] e4m3, a factor that broadcasts over [..., out, in] -> bf16."""
+    """[..., out, in/2] bytes, [..., out, in/16] e4m3, a factor that broadcasts over them -> bf16."""
     codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
     values = LEVELS[codes.long()].unflatten(-1, (-1, 16)) * scale.float()[..., None]
     return (values.flatten(-2) * factor).bfloat16()

@@ -7,6 +7,8 @@ rounded to an eighth.
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from typing import Any
 
@@ -23,15 +25,17 @@ class Loaded:
     """A model and its tokenizer."""
 
     def __init__(self, request: dict[str, Any]) -> None:
+        with open(os.path.join(request["model"], "config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
+            if json.load(file).get("model_file"):
+                # mlx-lm before 0.32 runs it without asking.
+                raise ValueError("its config.json names a Python file of its own to be run")
         self.version = str(mlx_lm.__version__)
         self.model, self.tokenizer = load_folder(request["model"])
         names = [name for name, _ in tree_flatten(self.model.parameters())]
         self.facts = {"strict": True, "parameters": len(names), "device": str(mx.default_device())}
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        )
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=add_special)]
@@ -51,7 +55,9 @@ class Loaded:
         for token, logprobs in answer:
             if not steps:
                 first = time.monotonic()
-            steps.append([int(token), *(_probabilities(logprobs, int(token), n_probs) if n_probs else [None, []])])
+            steps.append(
+                [int(token), *(_probabilities(logprobs, int(token), n_probs) if n_probs else [None, []])]
+            )
             if int(token) in ends:
                 stop = "eos"
                 break
@@ -76,8 +82,8 @@ class Loaded:
 
 def _probabilities(logprobs: Any, token: int, top: int) -> list[Any]:
     """The token's own, and the ``top`` likeliest with theirs."""
-    order = mx.argsort(-logprobs)[:top]
-    return [float(logprobs[token]), [[int(other), float(logprobs[other])] for other in order.tolist()]]
+    likeliest: Any = mx.argsort(-logprobs)[:top].tolist()
+    return [float(logprobs[token]), [[int(other), float(logprobs[other])] for other in likeliest]]
 
 
 def load(request: dict[str, Any]) -> Loaded:

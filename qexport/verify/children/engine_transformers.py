@@ -43,9 +43,7 @@ class Loaded:
         self.ends = set(ends if isinstance(ends, list) else [ends])
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        )
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=add_special)]

@@ -65,9 +65,7 @@ class Loaded:
             self.facts["no_drafts"] = "vLLM's CPU build loads and checks the head, but cannot draft with it"
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        )
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=add_special)]
@@ -97,9 +95,7 @@ class Loaded:
 
     def score(self, ids: list[int], start: int, top: int) -> list[Any]:
         out = self._ask(ids, max_tokens=1, prompt_logprobs=min(top, _MOST_PROBS))
-        return [
-            [ids[at], *_probabilities(out.prompt_logprobs[at], ids[at])] for at in range(start, len(ids))
-        ]
+        return [[ids[at], *_probabilities(out.prompt_logprobs[at], ids[at])] for at in range(start, len(ids))]
 
     def _ask(self, ids: list[int], **options: Any) -> Any:
         if not self.runs:
