@@ -25,6 +25,7 @@ class Check(StrEnum):
     FUSED = "fused"
     MTP_DECLARED = "mtp_declared"
     LOADS = "loads"
+    USED = "used"
     TOKENS = "tokens"
     TEMPLATE = "template"
     GENERATES = "generates"
