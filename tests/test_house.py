@@ -20,6 +20,7 @@ FLOORS = (
     "formats",
     "export",
     "verify",
+    "publish",
     "pipeline",
     "demo",
     "cli",
