@@ -47,7 +47,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=click.FloatRange(0, min_open=True),
     default=120.0,
     show_default=True,
     help="Seconds without an answer before a request is made again.",

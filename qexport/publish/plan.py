@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.publish.artifacts import read_artifacts, select
 from qexport.publish.card import CardOptions, render_card
-from qexport.publish.folder import survey
+from qexport.publish.folder import LeftOut, survey
 from qexport.publish.gate import check_proofs, unproven
-from qexport.publish.kept import read_kept
+from qexport.publish.kept import KEEP_START, Kept, read_kept
 from qexport.publish.leaks import check_text, is_small_file
 from qexport.publish.names import CARD_NAME, RECEIPT_NAME, SUMS_NAME
 from qexport.publish.remote import still_there
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from qexport.export.execute import Progress
     from qexport.publish.artifacts import Artifact
-    from qexport.publish.folder import LeftOut
     from qexport.publish.remote import Remote
 
     Bar = Callable[[int], AbstractContextManager[Progress]]
@@ -164,7 +163,9 @@ def plan_push(options: PushOptions, remote: Remote, *, secrets: Iterable[str] = 
     receipt = _receipt(together)
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
     sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
-    card = _card(options, remote, together, found.included).encode()
+    kept, unused = _kept(options, remote)
+    facts = CardOptions(options.repo, options.base_model, options.quantized_by, kept, found.included)
+    card = render_card(together, facts).encode()
     check_text(RECEIPT_NAME, receipt, secrets=secrets)
     check_text(CARD_NAME, card, secrets=secrets, prose=True)
     uploads = [
@@ -172,21 +173,20 @@ def plan_push(options: PushOptions, remote: Remote, *, secrets: Iterable[str] = 
     ]
     made = ((CARD_NAME, card), (SUMS_NAME, sums), (RECEIPT_NAME, receipt))
     uploads += [Upload(name, len(data), _sha256(data), data=data) for name, data in made]
-    return PushPlan(options.repo, tuple(uploads), chosen, earlier, found.left_out, card.decode())
+    return PushPlan(options.repo, tuple(uploads), chosen, earlier, (*found.left_out, *unused), card.decode())
 
 
-def _card(
-    options: PushOptions, remote: Remote, artifacts: Sequence[Artifact], included: tuple[str, ...]
-) -> str:
-    """The card; what is kept comes from the repository's, and from the folder's where that has none."""
-    earlier, where = remote.card, options.repo
+def _kept(options: PushOptions, remote: Remote) -> tuple[Kept, tuple[LeftOut, ...]]:
+    """What the card keeps: of the repository's, or of the folder's where that has none.
+
+    A card here without markers is left alone and said: only one that would be replaced must be refused.
+    """
     local = options.folder / CARD_NAME
-    if earlier is None and local.is_file():
-        earlier, where = local.read_text(encoding="utf-8", errors="replace"), "the folder"
-    kept = read_kept(earlier, where, replace=options.replace_card)
-    return render_card(
-        artifacts, CardOptions(options.repo, options.base_model, options.quantized_by, kept, included)
-    )
+    text = local.read_text(encoding="utf-8", errors="replace") if local.is_file() else None
+    if remote.card is None and text is not None and KEEP_START in text:
+        return read_kept(text, "the folder"), ()
+    unused = (LeftOut(CARD_NAME, "the card is made from receipts"),) if text is not None else ()
+    return read_kept(remote.card, options.repo, replace=options.replace_card), unused
 
 
 def _receipt(artifacts: Sequence[Artifact]) -> bytes:

@@ -16,6 +16,8 @@ from qexport.errors import EnvironmentProblem, InputError, QexportError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from huggingface_hub.errors import HfHubHTTPError
+
 __all__ = ["client_errors", "is_conflict", "is_passing", "problem", "without_secrets"]
 
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -48,9 +50,11 @@ def without_secrets(text: str) -> str:
 def is_passing(error: BaseException) -> bool:
     """Whether trying again may help: the server's own trouble, or the network's."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
         if isinstance(cause, HfHubHTTPError):
             return cause.response.status_code in _PASSING or _is_stale_address(cause)
         if isinstance(cause, httpx.TransportError | json.JSONDecodeError):
@@ -71,7 +75,11 @@ def problem(error: BaseException, repo: str, doing: str, *, invisible: bool = Tr
         doing: what was being done, such as ``uploading``.
         invisible: nothing has been committed yet, which the message then says.
     """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     status, said = _status(error), _said(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return EnvironmentProblem(f"{repo} cannot be reached: HF_HUB_OFFLINE is set.", hint="Unset it.")
     state = f" {_INVISIBLE}" if invisible else ""
     if status == 401 or type(error).__name__ == "XetAuthenticationError":
         return EnvironmentProblem(
@@ -128,10 +136,10 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _is_stale_address(error: BaseException) -> bool:
+def _is_stale_address(error: HfHubHTTPError) -> bool:
     """A signed upload address has run out (S3 says 403); the next attempt is given new ones."""
-    request = getattr(error, "request", None)
-    return request is not None and request.method == "PUT" and "/api/" not in str(request.url)
+    request = error.response.request
+    return request.method == "PUT" and "/api/" not in str(request.url)
 
 
 def _said(error: BaseException) -> str:

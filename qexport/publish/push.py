@@ -115,7 +115,6 @@ def push(
             done = commit(api, options, made, plan.uploads, parent, _message(options, plan))
         except client_errors() as error:
             raise _problem(error, options, "committing") from None
-        sha = done if isinstance(done, str) else done.oid
         private = bool(remote.private)
         if options.public and private:
             _publish(api, options, say)
@@ -123,10 +122,10 @@ def push(
     return Pushed(
         plan,
         f"{api.endpoint}/{options.repo}",
-        sha,
+        done.sha,
         private,
-        changed=sha != parent,
-        pull_request=None if isinstance(done, str) else done.pr_url,
+        changed=done.sha != parent,
+        pull_request=done.pull_request,
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from qexport.publish.artifacts import Artifact
 
-__all__ = ["Remote", "RemoteFile", "files_at", "look", "still_there"]
+__all__ = ["Remote", "RemoteFile", "look", "still_there"]
 
 _LARGEST_TEXT = 32 << 20
 
@@ -50,34 +50,28 @@ def look(api: HfApi, repo: str, branch: str | None, timeout: float) -> Remote:
     """Read the repository's state; an absent one gives an empty ``Remote``.
 
     Raises:
-        Exception: whatever the client raises when it cannot ask.
+        Exception: what the client raises when it cannot ask.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        info = api.model_info(repo, revision=branch, timeout=timeout)
+        # One request for commit and files: the client's own listing of a tree waits without limit.
+        info = api.model_info(repo, revision=branch, files_metadata=True, timeout=timeout)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
         return Remote()
     except RevisionNotFoundError:
         return Remote(exists=True, private=api.model_info(repo, timeout=timeout).private)
-    files = files_at(api, repo, info.sha)
+    files = {
+        sibling.rfilename: RemoteFile(
+            sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None, sibling.blob_id or ""
+        )
+        for sibling in info.siblings or ()
+    }
     card = _text(api, repo, info.sha, CARD_NAME, files)
     receipt = _text(api, repo, info.sha, RECEIPT_NAME, files)
     return Remote(True, info.private, info.sha, files, card, _artifacts(receipt))
-
-
-def files_at(api: HfApi, repo: str, sha: str | None) -> dict[str, RemoteFile]:
-    """Every file of a commit."""
-    from huggingface_hub.hf_api import RepoFile
-
-    tree = api.list_repo_tree(repo, revision=sha, recursive=True)
-    return {
-        entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
-        for entry in tree
-        if isinstance(entry, RepoFile)
-    }
 
 
 def still_there(remote: Remote, ours: Sequence[Artifact]) -> tuple[Artifact, ...]:

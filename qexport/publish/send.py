@@ -9,24 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from qexport.publish.problems import client_errors, is_conflict, is_passing
-from qexport.publish.remote import files_at
+from qexport.publish.remote import look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     from qexport.publish.plan import PushOptions, Upload
 
-__all__ = ["WAITS", "commit", "operations", "retried", "upload"]
+__all__ = ["WAITS", "Committed", "commit", "operations", "retried", "upload"]
 
 _T = TypeVar("_T")
 # Seconds before the second, third and fourth attempt. The client's own five retries of a request, which
 # take half a minute, come before each.
 WAITS = (2.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The branch's commit that holds the push, and the pull request's address if one was opened."""
+
+    sha: str
+    pull_request: str | None = None
 
 
 def retried(call: Callable[[], _T], say: Callable[[str], None], doing: str) -> _T:
@@ -89,18 +98,18 @@ def commit(
     uploads: Sequence[Upload],
     parent: str,
     message: str,
-) -> CommitInfo | str:
+) -> Committed:
     """One commit on top of ``parent``; when nothing differs, the client makes none.
 
     A commit is the one request that must not be repeated blindly: when its answer was lost, the branch is
-    looked at first. Returns the commit's address where that shows that it had arrived.
+    looked at first.
 
     Raises:
         Exception: the client's; on a conflict, with the branch as somebody else left it.
     """
     for attempt in range(len(WAITS) + 1):
         try:
-            return api.create_commit(
+            done = api.create_commit(
                 options.repo,
                 made,
                 commit_message=message,
@@ -109,12 +118,13 @@ def commit(
                 parent_commit=parent,
                 num_threads=options.workers,
             )
+            return Committed(done.oid, done.pr_url)
         except client_errors() as error:
             # A second pull request is worse than an error.
             if options.create_pr or not (is_passing(error) or (attempt and is_conflict(error))):
                 raise
             if (landed := _landed(api, options, uploads, parent)) is not None:
-                return landed
+                return Committed(landed)
             if is_conflict(error) or attempt == len(WAITS):
                 raise
         time.sleep(WAITS[attempt])
@@ -124,19 +134,18 @@ def commit(
 def _landed(api: HfApi, options: PushOptions, uploads: Sequence[Upload], parent: str) -> str | None:
     """The branch's commit where it is not ``parent`` and holds all that is sent."""
     try:
-        sha = api.model_info(options.repo, revision=options.branch, timeout=options.timeout).sha
-        if sha is None or sha == parent:
-            return None
-        files = files_at(api, options.repo, sha)
+        now = look(api, options.repo, options.branch, options.timeout)
     except client_errors():
         return None
+    if now.sha is None or now.sha == parent:
+        return None
     for upload in uploads:
-        found = files.get(upload.name)
+        found = now.files.get(upload.name)
         if found is None or found.size != upload.size:
             return None
         if found.sha256 != upload.sha256 and (found.sha256 or found.blob != _git_blob(upload.content())):
             return None
-    return sha
+    return now.sha
 
 
 def _git_blob(data: bytes) -> str:

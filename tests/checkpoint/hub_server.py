@@ -132,6 +132,7 @@ class HubServer:
 
 class HubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes, and a client waits 40 ms before it acks
     hub: HubServer
 
     def log_message(self, format, *args):  # noqa: A002 -- the base class's name
