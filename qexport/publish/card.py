@@ -167,8 +167,8 @@ def _verification_intro(models: Sequence[Artifact]) -> str:
         return "None of these files has been run by the tool that wrote them."
     return (
         "Each export was loaded and run after it was written, and what came out was judged. Every number "
-        "must be finite and the text sane; where it could be compared with the unquantized source, tokens and "
-        "probabilities must agree with it."
+        "must be finite and the text sane; where it could be compared with the unquantized source, tokens "
+        "and probabilities must agree with it."
     )
 
 

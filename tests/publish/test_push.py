@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from conftest import FAILED, entry, export, gguf, noise
+from exported_folders import FAILED, entry, export, gguf, noise
 from in_process import ok, run
 from push_server import TOKEN, Fault
 

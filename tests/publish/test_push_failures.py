@@ -1,7 +1,7 @@
 """Pushes against a Hub that fails: resumed, or stopped with nothing to be seen."""
 
 import pytest
-from conftest import export, gguf
+from exported_folders import export, gguf
 from in_process import ok, run
 from push_server import TOKEN, Fault
 
