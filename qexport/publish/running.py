@@ -63,9 +63,7 @@ def _llama_cpp(files: Sequence[Artifact], repo: str) -> HowTo:
             "# Faster: the model's own MTP head drafts tokens ahead, the model checks them.",
             f"{plain[0]} --spec-type draft-mtp --spec-draft-n-max {_LLAMA_DRAFTS}",
         ]
-        note = (
-            "MTP needs a llama.cpp that knows `draft-mtp`; older ones ignore the head and run the same file."
-        )
+        note = "MTP needs a llama.cpp whose `llama-server --help` lists `draft-mtp` under `--spec-type`."
     lines += ["", "# Or fetch one file and run it.", _download(repo, chosen.files[0].name, len(chosen.files))]
     lines.append(f"llama-cli -m {shlex.quote(chosen.files[0].name)}")
     return HowTo("llama.cpp", "\n".join(lines), note)
