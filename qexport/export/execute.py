@@ -2,18 +2,25 @@
 
 The plans of all artifacts are walked together, a source tensor at a time. Its rows go through the encoders
 in runs of a few megabytes, in worker threads (numba, torch and ggml release the interpreter lock); results
-are taken in order, so files are written front to back and the bytes do not depend on the number of threads.
-Memory is the runs in flight, not the tensor: rows come from mapped files whose pages are given back.
+are taken in order, so a stream of bytes is written front to back, whatever the number of threads. is
+the runs in flight, not the tensor: rows come from mapped files whose pages are given back.
+
+Two things keep pages longer. Where encoders must know all rows of some tensors first (:class:`Survey`), those
+tensors are looked at just before, and their pages stay until they are encoded: a few tensors of one layer.
+And where two artifacts want one tensor's rows in different orders, each walks over it in turn, and its pages
+go after the last.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.checkpoint.finite import nonfinite_count
@@ -21,15 +28,14 @@ from qexport.errors import InputError
 from qexport.export.disk import make_folder
 from qexport.export.rows import arranged_rows, source_ranges
 from qexport.export.sink import Sink, WrittenFile
+from qexport.export.steps import Lane, Step, merge_steps, surveys_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from qexport.checkpoint.tensors import LogicalTensor
-    from qexport.formats.plan import ArtifactPlan, PlannedTensor
+    from qexport.formats.plan import ArtifactPlan, PlannedTensor, Survey
 
-__all__ = ["Progress", "Step", "default_threads", "execute", "merge_steps"]
+__all__ = ["Progress", "default_threads", "execute"]
 
 _RUN_VALUES = 1 << 21  # values per run of rows: 4 MB of bf16
 _EVEN_ROWS = 32  # encoders take rows by this many; runs of a multiple waste nothing
@@ -43,14 +49,6 @@ class Progress(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Step:
-    """One source tensor, and the output tensors made from it: (artifact number, planned tensor)."""
-
-    source: LogicalTensor
-    outputs: tuple[tuple[int, PlannedTensor], ...]
-
-
 def default_threads() -> int:
     """The processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -58,33 +56,9 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def merge_steps(plans: Sequence[ArtifactPlan]) -> list[Step]:
-    """Walk several plans at once, so that tensors of one source come together.
-
-    Each plan's own order is kept. Raises ValueError when two plans order the same sources differently.
-    """
-    pending = [deque(_by_source(plan)) for plan in plans]
-    ahead = [{key for key, _ in queue} for queue in pending]
-    steps: list[Step] = []
-    while any(pending):
-        chosen = next((q[0][0] for q in pending if q and _is_next(q[0][0], pending, ahead)), None)
-        if chosen is None:
-            raise ValueError("two plans want the same source tensors in different orders")
-        outputs: list[tuple[int, PlannedTensor]] = []
-        for number, queue in enumerate(pending):
-            if queue and queue[0][0] == chosen:
-                key, members = queue.popleft()
-                ahead[number].discard(key)
-                if outputs and members[0].matrix_shape != outputs[0][1].matrix_shape:
-                    raise ValueError(f"{members[0].name}: outputs of one source differ in shape")
-                outputs.extend((number, tensor) for tensor in members)
-        steps.append(Step(outputs[0][1].source, tuple(outputs)))
-    return steps
-
-
 def execute(
     plans: Sequence[ArtifactPlan],
-    folder: Path,
+    folder: Path | Sequence[Path],
     *,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -93,7 +67,7 @@ def execute(
 
     Args:
         plans: from formats; all over one model.
-        folder: made if it is not there.
+        folder: made if it is not there; or one folder for each plan.
         threads: encoder threads; as many as there are processors by default.
 
     Returns:
@@ -105,15 +79,17 @@ def execute(
     On any error before the last file is complete nothing is left behind, under a final name or another.
     """
     threads = threads or default_threads()
-    make_folder(folder)
+    folders = [folder] * len(plans) if isinstance(folder, Path) else list(folder)
+    for each in dict.fromkeys(folders):
+        make_folder(each)
     steps = merge_steps(plans)
     with ExitStack() as stack:
         sinks: list[Sink] = []
-        for plan in plans:
-            sinks.append(Sink(plan, folder))
+        for plan, its_folder in zip(plans, folders, strict=True):
+            sinks.append(Sink(plan, its_folder))
             stack.callback(sinks[-1].abort)  # removes what was not committed; nothing after a commit
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
-        bad = _run(steps, sinks, pool, threads, progress)
+        bad = _Pass(steps, sinks, pool, threads, progress).run()
         if bad:
             raise _nonfinite_error(bad)
         for sink in sinks:
@@ -121,51 +97,123 @@ def execute(
         return [tuple(sink.commit()) for sink in sinks]
 
 
-def _run(
-    steps: Sequence[Step],
-    sinks: Sequence[Sink],
-    pool: ThreadPoolExecutor,
-    threads: int,
-    progress: Progress | None,
-) -> dict[str, int]:
+class _Pass:
     """Encode and write everything; once a bad value is met, only look for more of them."""
-    bad: dict[str, int] = {}
-    flying: deque[Future[tuple[_Run, int, list[Any]]]] = deque()
-    room = threading.Semaphore(6 * threads)  # runs being encoded, or encoded and not yet written
 
-    def land() -> None:
-        run, nonfinite, encoded = flying.popleft().result()
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        sinks: Sequence[Sink],
+        pool: ThreadPoolExecutor,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self._steps = steps
+        self._sinks = sinks
+        self._pool = pool
+        self._most_flying = 3 * threads
+        self._progress = progress
+        self._room = threading.Semaphore(6 * threads)  # runs being encoded, or encoded and not yet written
+        self._flying: deque[Future[tuple[_Run, int, list[Any]]]] = deque()
+        self._pours: dict[tuple[int, int], list[_Pour]] = {}
+        self._bad: dict[str, int] = {}
+
+    def run(self) -> dict[str, int]:
+        """Counts of values that are not finite, by tensor."""
+        surveyed: set[int] = set()
+        for step in self._steps:
+            wanted = [survey for survey in surveys_of(step.outputs) if id(survey) not in surveyed]
+            if wanted and not self._bad:
+                self._survey(wanted)
+                surveyed |= {id(survey) for survey in wanted}
+            for run in _runs_of(step):
+                while not self._room.acquire(blocking=not self._flying):
+                    self._land()
+                self._flying.append(self._pool.submit(_encode, run, scan_only=bool(self._bad)))
+                while len(self._flying) > self._most_flying:
+                    self._land()
+        while self._flying:
+            self._land()
+        return self._bad
+
+    def _survey(self, wanted: Sequence[Survey]) -> None:
+        """Show the surveys every row of every tensor that has them."""
+        ids = {id(survey) for survey in wanted}
+        watching = []
+        for step in self._steps:
+            for lane in step.lanes:
+                mine = [tensor for _, tensor in lane.outputs if id(tensor.encoder.survey) in ids]
+                watching += [self._pool.submit(_observe, mine, *span) for span in _spans(lane) if mine]
+        for future in watching:
+            future.result()
+
+    def _land(self) -> None:
+        run, nonfinite, encoded = self._flying.popleft().result()
         if nonfinite:
             name = run.step.source.name
-            bad[name] = bad.get(name, 0) + nonfinite
-        landed = _Landed(run, room, waiting=0 if bad else len(encoded))
-        if bad:
-            return
-        for (number, tensor), data in zip(run.step.outputs, encoded, strict=True):
-            width = tensor.encoder.row_bytes(tensor.matrix_shape[1])
-            offset = tensor.region.offset + run.start * width
-            sinks[number].write(tensor.region.file, offset, data, landed.written)
-            if progress is not None:
-                progress.advance(memoryview(data).nbytes)
+            self._bad[name] = self._bad.get(name, 0) + nonfinite
+        pieces: list[tuple[int, int, int, memoryview]] = []
+        if not self._bad:
+            for (number, tensor), data in zip(run.lane.outputs, encoded, strict=True):
+                key = (number, id(tensor))
+                if key not in self._pours:
+                    self._pours[key] = [_Pour(tensor, stream) for stream in range(len(tensor.streams))]
+                streams = data if isinstance(data, tuple) else (data,)
+                for pour, stream in zip(self._pours[key], streams, strict=True):
+                    pieces += [(number, *piece) for piece in pour.take(memoryview(stream).cast("B"))]
+        landed = _Landed(run, self._room, waiting=len(pieces))
+        for number, file, offset, view in pieces:
+            self._sinks[number].write(file, offset, view, landed.written)
+            if self._progress is not None:
+                self._progress.advance(len(view))
 
-    for run in _runs(steps):
-        while not room.acquire(blocking=not flying):
-            land()
-        flying.append(pool.submit(_encode, run, scan_only=bool(bad)))
-        while len(flying) > 3 * threads:
-            land()
-    while flying:
-        land()
-    return bad
+
+class _Pour:
+    """Bytes of one stream, poured into its regions one after another."""
+
+    def __init__(self, tensor: PlannedTensor, stream: int) -> None:
+        self._name = tensor.name
+        self._regions = tensor.streams[stream]
+        self._at = 0  # region
+        self._filled = 0  # bytes of it
+
+    def take(self, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+        """(file, offset, bytes) for the next ``data`` of the stream."""
+        while len(data):
+            if self._at == len(self._regions):
+                raise ValueError(f"{self._name}: the encoder gives more than the plan has room for")
+            region = self._regions[self._at]
+            count = min(len(data), region.nbytes - self._filled)
+            if count:
+                yield region.file, region.offset + self._filled, data[:count]
+            data = data[count:]
+            self._filled += count
+            if self._filled == region.nbytes:
+                self._at, self._filled = self._at + 1, 0
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Output rows ``[start, stop)`` of a step."""
+    """Output rows ``[start, stop)`` of a lane. ``turn`` counts the runs of a step with several lanes."""
 
     step: Step
+    lane: Lane
     start: int
     stop: int
+    turn: _Turn | None
+
+
+class _Turn:
+    """How many runs of a step with several lanes are still to land."""
+
+    def __init__(self, runs: int) -> None:
+        self._left = runs
+        self._lock = threading.Lock()
+
+    def last(self) -> bool:
+        with self._lock:
+            self._left -= 1
+            return self._left == 0
 
 
 class _Landed:
@@ -183,7 +231,7 @@ class _Landed:
             self._finish()
 
     def written(self) -> None:
-        """One of the run's outputs is written; called by that file's thread."""
+        """One of the run's pieces is written; called by that file's thread."""
         with self._lock:
             self._waiting -= 1
             last = self._waiting == 0
@@ -191,21 +239,45 @@ class _Landed:
             self._finish()
 
     def _finish(self) -> None:
-        step = self._run.step
-        arrangement = step.outputs[0][1].arrangement
-        for low, high in source_ranges(arrangement, self._run.start, self._run.stop):
-            for piece in step.source.rows(low, high):
+        run, source = self._run, self._run.step.source
+        if run.turn is None:
+            ranges = source_ranges(run.lane.outputs[0][1].arrangement, run.start, run.stop)
+        else:
+            ranges = [(0, source.matrix_shape[0])] if run.turn.last() else []
+        for low, high in ranges:
+            for piece in source.rows(low, high):
                 piece.checkpoint.release(piece.name, piece.start, piece.stop)
         self._room.release()
 
 
-def _runs(steps: Sequence[Step]) -> Iterator[_Run]:
-    for step in steps:
-        rows, columns = step.outputs[0][1].matrix_shape
-        count = max(1, _RUN_VALUES // max(1, columns))
-        count = max(count // _EVEN_ROWS * _EVEN_ROWS, min(count, _EVEN_ROWS))
-        for start in range(0, rows, count):
-            yield _Run(step, start, min(rows, start + count))
+def _runs_of(step: Step) -> Iterator[_Run]:
+    spans = [list(_spans(lane)) for lane in step.lanes]
+    turn = _Turn(sum(map(len, spans))) if len(spans) > 1 else None
+    for lane, its_spans in zip(step.lanes, spans, strict=True):
+        for start, stop in its_spans:
+            yield _Run(step, lane, start, stop, turn)
+
+
+def _spans(lane: Lane) -> Iterator[tuple[int, int]]:
+    rows, columns = lane.outputs[0][1].matrix_shape
+    tile = math.lcm(*(tensor.encoder.rows_together for _, tensor in lane.outputs))
+    even = math.lcm(tile, _EVEN_ROWS)
+    count = max(1, _RUN_VALUES // max(1, columns))
+    count = max(count // even * even, tile if tile > 1 else min(count, _EVEN_ROWS))
+    for start in range(0, rows, count):
+        yield start, min(rows, start + count)
+
+
+def _observe(tensors: Sequence[PlannedTensor], start: int, stop: int) -> None:
+    arranged: tuple[Any, Any] | None = None
+    for tensor in tensors:
+        if arranged is None or not arranged[0].same_as(tensor.arrangement):
+            arranged = (
+                tensor.arrangement,
+                arranged_rows(tensor.source, tensor.arrangement, start, stop),
+            )
+        if tensor.encoder.survey is not None:
+            tensor.encoder.survey.observe(arranged[1], start)
 
 
 def _encode(run: _Run, *, scan_only: bool) -> tuple[_Run, int, list[Any]]:
@@ -213,7 +285,7 @@ def _encode(run: _Run, *, scan_only: bool) -> tuple[_Run, int, list[Any]]:
     encoded: list[Any] = []
     nonfinite = 0
     arranged: tuple[Any, Any] | None = None
-    for _, tensor in run.step.outputs:
+    for _, tensor in run.lane.outputs:
         if arranged is None or not arranged[0].same_as(tensor.arrangement):
             rows = arranged_rows(tensor.source, tensor.arrangement, run.start, run.stop)
             nonfinite = nonfinite or nonfinite_count(rows)
@@ -225,25 +297,6 @@ def _encode(run: _Run, *, scan_only: bool) -> tuple[_Run, int, list[Any]]:
         except InputError as error:  # the encoder knows rows, not names
             raise InputError(f"{tensor.name}: {error.message}", hint=error.hint) from error
     return run, nonfinite, encoded
-
-
-def _by_source(plan: ArtifactPlan) -> Iterator[tuple[Any, list[PlannedTensor]]]:
-    """Neighbouring tensors of one source, keyed by where its rows are."""
-    key: Any = None
-    members: list[PlannedTensor] = []
-    for tensor in plan.tensors:
-        mine = tuple((id(p.checkpoint), p.name, p.start, p.stop) for p in tensor.source.pieces)
-        if mine != key:
-            if members:
-                yield key, members
-            key, members = mine, []
-        members.append(tensor)
-    if members:
-        yield key, members
-
-
-def _is_next(key: Any, pending: Sequence[deque[Any]], ahead: Sequence[set[Any]]) -> bool:
-    return all(key not in keys or queue[0][0] == key for queue, keys in zip(pending, ahead, strict=True))
 
 
 def _nonfinite_error(bad: dict[str, int]) -> InputError:

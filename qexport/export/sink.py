@@ -1,12 +1,15 @@
 """Files written beside their final name, hashed on the way, fsynced, renamed.
 
 Every file has a thread of its own for writing and hashing, so that neither holds up the encoders; both
-release the interpreter lock. Writing is front to back at the offsets of the plan; gaps (alignment) are
-zeros. Until :meth:`Sink.commit` nothing stands under a final name; :meth:`Sink.abort` leaves no trace.
+release the interpreter lock. Bytes may come in any order, at the offsets of the plan; gaps (alignment) are
+zeros. What comes front to back is hashed as it passes; the rest is read back when the gap before it closes,
+which is soon after for files laid out in the order of the pass. Until :meth:`Sink.commit` nothing stands
+under a final name; :meth:`Sink.abort` leaves no trace.
 """
 
 from __future__ import annotations
 
+import bisect
 import errno
 import hashlib
 import os
@@ -27,7 +30,7 @@ __all__ = ["Sink", "WrittenFile", "sync_folder", "temporary_name"]
 
 _QUEUE = 8  # chunks waiting per file: enough to keep the disk busy, small beside the chunks in flight
 _BEHIND = 128 << 20  # bytes before that which should be on disk by then
-_MOST_PADDING = 4096  # zeros that a file may end with: alignment, nothing more
+_READ_BACK = 4 << 20  # bytes read at a time to hash what did not come in order
 _FLUSH = 32 << 20  # bytes after which the kernel is asked to start writing, so that fsync has little left
 
 
@@ -57,8 +60,8 @@ class Sink:
         self._folder = folder
         self._writers: list[_FileWriter] = []
         try:
-            for file in plan.files:
-                self._writers.append(_FileWriter(file, folder))
+            for file, gaps in zip(plan.files, _gaps(plan), strict=True):
+                self._writers.append(_FileWriter(file, gaps, folder))
         except BaseException:
             self.abort()
             raise
@@ -91,8 +94,24 @@ class Sink:
             writer.discard()
 
 
+def _gaps(plan: ArtifactPlan) -> list[list[tuple[int, int]]]:
+    """For each file, the spans that no header and no tensor fills."""
+    filled = [[(0, len(file.header))] for file in plan.files]
+    for tensor in plan.tensors:
+        for stream in tensor.streams:
+            for region in stream:
+                filled[region.file].append((region.offset, region.offset + region.nbytes))
+    gaps: list[list[tuple[int, int]]] = []
+    for file, spans in zip(plan.files, filled, strict=True):
+        spans.sort()
+        stops = [0, *(stop for _, stop in spans)]
+        starts = [*(start for start, _ in spans), file.size]
+        gaps.append([(stop, start) for stop, start in zip(stops, starts, strict=True) if stop < start])
+    return gaps
+
+
 class _FileWriter:
-    def __init__(self, file: PlannedFile, folder: Path) -> None:
+    def __init__(self, file: PlannedFile, gaps: list[tuple[int, int]], folder: Path) -> None:
         self.file = file
         self.digest = hashlib.sha256()
         self._final = folder / file.name
@@ -102,7 +121,8 @@ class _FileWriter:
         self._error: BaseException | None = None
         self._complete = False
         self._committed = False
-        self._at = 0
+        self._hashed = 0  # everything before is written and hashed
+        self._ahead = gaps  # spans behind that which are written, ascending, none touching another
         self._flushed = 0
         try:
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
@@ -110,6 +130,7 @@ class _FileWriter:
             raise _problem(error, file.name) from error
         _claim(self._fd, file.name)
         os.ftruncate(self._fd, 0)
+        os.ftruncate(self._fd, file.size)  # gaps are zeros
         self._thread = threading.Thread(target=self._run, name=f"write {file.name}", daemon=True)
         self._thread.start()
         self.put(0, file.header, lambda: None)
@@ -121,11 +142,12 @@ class _FileWriter:
 
     def close(self) -> None:
         self._stop()
-        if self._error is None and self.file.size - self._at >= _MOST_PADDING:
-            self._error = ValueError(f"{self.file.name}: {self._at} of {self.file.size} bytes were written")
+        if self._error is None and self._hashed != self.file.size:
+            self._error = ValueError(
+                f"{self.file.name}: {self._hashed} of {self.file.size} bytes were written"
+            )
         if self._error is None:
             try:
-                self._append(b"\0" * (self.file.size - self._at))
                 os.fsync(self._fd)
                 self._complete = True
             except OSError as error:
@@ -171,23 +193,50 @@ class _FileWriter:
                 self._error = self._error or error
 
     def _write(self, offset: int, data: memoryview) -> None:
-        if offset < self._at or offset + len(data) > self.file.size:
-            span = f"{offset}..{offset + len(data)}"
-            raise ValueError(f"{self.file.name}: bytes for {span} after {self._at} of {self.file.size}")
-        if offset > self._at:
-            self._append(b"\0" * (offset - self._at))
-        self._append(data)
-
-    def _append(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        self.digest.update(view)
+        stop = offset + len(data)
+        if offset == stop:
+            return
+        place = bisect.bisect_left(self._ahead, (offset, stop))
+        taken = place > 0 and self._ahead[place - 1][1] > offset
+        taken = taken or (place < len(self._ahead) and self._ahead[place][0] < stop)
+        if offset < self._hashed or stop > self.file.size or taken:
+            raise ValueError(
+                f"{self.file.name}: bytes for {offset}..{stop} after {self._hashed} of {self.file.size}"
+            )
+        at, view = offset, data
         while view:
-            count = os.pwrite(self._fd, view, self._at)
-            self._at += count
-            view = view[count:]
-        if self._at - self._flushed >= _FLUSH:
-            _start_writeback(self._fd, self._flushed, self._at)
-            self._flushed = self._at
+            count = os.pwrite(self._fd, view, at)
+            at, view = at + count, view[count:]
+        if offset == self._hashed:
+            self.digest.update(data)
+            self._hashed = stop
+            self._catch_up()
+        else:
+            self._ahead.insert(place, (offset, stop))
+            self._join(place)
+        if self._hashed - self._flushed >= _FLUSH:
+            _start_writeback(self._fd, self._flushed, self._hashed)
+            self._flushed = self._hashed
+
+    def _join(self, place: int) -> None:
+        """Make one span of those that touch, around ``place``."""
+        spans = self._ahead
+        while place + 1 < len(spans) and spans[place][1] == spans[place + 1][0]:
+            spans[place : place + 2] = [(spans[place][0], spans[place + 1][1])]
+        while place > 0 and spans[place - 1][1] == spans[place][0]:
+            spans[place - 1 : place + 1] = [(spans[place - 1][0], spans[place][1])]
+            place -= 1
+
+    def _catch_up(self) -> None:
+        """Hash what was written ahead and has been reached."""
+        while self._ahead and self._ahead[0][0] == self._hashed:
+            _, stop = self._ahead.pop(0)
+            while self._hashed < stop:
+                data = os.pread(self._fd, min(_READ_BACK, stop - self._hashed), self._hashed)
+                if not data:
+                    raise OSError(errno.EIO, "what was written cannot be read back")
+                self.digest.update(data)
+                self._hashed += len(data)
 
 
 def _start_writeback(fd: int, start: int, stop: int) -> None:

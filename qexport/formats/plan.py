@@ -63,9 +63,13 @@ class Arrangement:
         return (
             self.shape == other.shape
             and self.op == other.op
-            and _same_order(self.row_order, other.row_order)
+            and self.same_rows(other)
             and _same_order(self.column_order, other.column_order)
         )
+
+    def same_rows(self, other: Arrangement) -> bool:
+        """Whether both take the source's rows in the same order."""
+        return _same_order(self.row_order, other.row_order)
 
 
 def _same_order(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+import tempfile
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor, Piece, stack_rows
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.export import execute as execute_module
-from qexport.export.execute import execute, merge_steps
+from qexport.export.execute import execute
 from qexport.export.rows import arranged_rows
 from qexport.export.sink import Sink
+from qexport.export.steps import merge_steps
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 
@@ -26,9 +29,8 @@ class Plain:
     """Values as they are, in float32."""
 
     type_name: str = "F32"
-
-    def row_bytes(self, columns):
-        return 4 * columns
+    rows_together: int = 1
+    survey: object = None
 
     def encode(self, rows, first_row):
         return rows.float().contiguous().numpy()
@@ -43,13 +45,23 @@ class CountingCheckpoint(MemoryCheckpoint):
 
     def __init__(self, label, tensors):
         super().__init__(label, tensors)
-        self.reads = {
-            name: np.zeros(max(1, t.numel() // max(1, t.shape[-1])), int) for name, t in tensors.items()
-        }
+        self.reads, self.loads, self._held = (
+            {name: np.zeros(max(1, t.numel() // max(1, t.shape[-1])), int) for name, t in tensors.items()}
+            for _ in range(3)
+        )  # calls, calls for rows that were given back or never read, rows held
+        self._lock = threading.Lock()
 
     def read_rows(self, name, start, stop):
-        self.reads[name][start:stop] += 1
+        with self._lock:
+            self.reads[name][start:stop] += 1
+            self.loads[name][start:stop] += 1 - self._held[name][start:stop]
+            self._held[name][start:stop] = 1
         return super().read_rows(name, start, stop)
+
+    def release(self, name, start, stop):
+        with self._lock:
+            self._held[name][start:stop] = 0
+        super().release(name, start, stop)
 
 
 def plan_of(tensors, *, file="out.bin", header=b"HEAD", arrangement=None, gap=0):
@@ -212,10 +224,169 @@ def test_steps_of_two_plans_meet():
     assert [[number for number, _ in step.outputs] for step in steps] == [[0, 1], [0], [1], [0, 1]]
 
 
-def test_contradicting_orders_are_refused():
-    source = checkpoint(a=(1,), b=(1,))
-    with pytest.raises(ValueError, match="different orders"):
-        merge_steps([plan_of([source.logical(n) for n in order]) for order in ("ab", "ba")])
+def test_contradicting_orders_are_written_and_hashed_all_the_same(tmp_path, monkeypatch):
+    """The second file gets its bytes back to front; each row is read once for both."""
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    source = checkpoint(a=(64, 3), b=(5, 4), c=(7,))
+    orders = ("abc", "cba")
+    plans = [plan_of([source.logical(n) for n in order], file=order, gap=5) for order in orders]
+    for order, (file,) in zip(orders, execute(plans, tmp_path), strict=True):
+        data = (tmp_path / order).read_bytes()
+        assert data == b"HEAD" + b"".join(source._data[n].numpy().tobytes() + b"\0" * 5 for n in order)
+        assert file.sha256 == hashlib.sha256(data).hexdigest()
+    assert all((count == 1).all() for count in source.reads.values())
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Values, and the sum of each tile of 4 rows: two streams."""
+
+    type_name: str = "TILED"
+    rows_together: int = 4
+    survey: object = None
+
+    def encode(self, rows, first_row):
+        assert first_row % 4 == 0
+        sums = rows.float().view(-1, 4 * rows.shape[1]).sum(1)
+        return rows.float().contiguous().numpy(), sums.numpy()
+
+
+def tiled_plan(tensor, encoder=None, *, pieces=1):
+    """Sums first in the file, then the values; each stream cut into ``pieces`` regions, with gaps."""
+    rows, columns = tensor.matrix_shape
+    sizes = (rows * columns * 4, rows)
+    regions, at = {}, 4
+    for stream in (1, 0):
+        size = sizes[stream] // pieces
+        regions[stream] = tuple(Region(0, at + i * (size + 3), size) for i in range(pieces))
+        at += pieces * (size + 3)
+    planned = PlannedTensor(
+        tensor.name, tensor.shape, tensor, Arrangement(), encoder or Tiled(), (regions[0], regions[1])
+    )
+    return ArtifactPlan("test", "tiled", (PlannedFile("tiled.bin", at, b"HEAD"),), (planned,))
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("run", [1, 100, 1 << 21])
+def test_streams_fill_their_regions_in_order(tmp_path, monkeypatch, pieces, run):
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", run)
+    source = checkpoint(a=(96, 5))
+    plan = tiled_plan(source.logical("a"), pieces=pieces)
+    ((file,),) = execute([plan], tmp_path, threads=3)
+    data = (tmp_path / "tiled.bin").read_bytes()
+    assert file.sha256 == hashlib.sha256(data).hexdigest()
+    (planned,) = plan.tensors
+    values, sums = (
+        b"".join(data[r.offset : r.offset + r.nbytes] for r in stream) for stream in planned.streams
+    )
+    assert values == source._data["a"].numpy().tobytes()
+    assert np.frombuffer(sums, np.float32) == pytest.approx(
+        source._data["a"].view(24, 20).sum(1).numpy(), abs=1e-5
+    )
+
+
+def test_an_encoder_that_gives_too_much_is_a_defect(tmp_path):
+    class Generous(Tiled):
+        def encode(self, rows, first_row):
+            values, sums = super().encode(rows, first_row)
+            return values, np.concatenate([sums, sums[:1]])
+
+    with pytest.raises(ValueError, match="more than the plan has room for"):
+        execute([tiled_plan(checkpoint(a=(8, 2)).logical("a"), Generous())], tmp_path)
+    assert names(tmp_path) == []
+
+
+class Largest:
+    def __init__(self):
+        self.values, self.lock = [], threading.Lock()
+
+    def observe(self, rows, first_row):
+        with self.lock:
+            self.values.append((first_row, len(rows), float(rows.abs().max())))
+
+
+@dataclass(frozen=True)
+class Scaled(Plain):
+    def encode(self, rows, first_row):
+        return (rows.float() / max(value for _, _, value in self.survey.values)).contiguous().numpy()
+
+
+def test_a_survey_sees_all_rows_of_all_its_tensors_before_one_is_encoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    source = checkpoint(a=(64, 3), b=(9, 4), c=(70, 2))
+    source._data["c"][69, 1] = -50.0
+    plan, survey = plan_of([source.logical(n) for n in "abc"]), Largest()
+    tensors = [replace(t, encoder=Scaled(survey=survey)) if t.name in "ac" else t for t in plan.tensors]
+    execute([replace(plan, tensors=tuple(tensors))], tmp_path, threads=3)
+    assert sum(count for _, count, _ in survey.values) == 64 + 70
+    values = np.frombuffer((tmp_path / "out.bin").read_bytes()[4:], np.float32)
+    a, b, c = (source._data[n].numpy().ravel() for n in "abc")
+    assert np.array_equal(values, np.concatenate([a / np.float32(50), b, c / np.float32(50)]))
+    # Read for the survey, and again for encoding, from pages that were not given back between the two.
+    assert source.loads["a"].max() == source.loads["c"].max() == 1
+
+
+def test_two_orders_of_one_tensor_are_two_walks_over_pages_that_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    source = checkpoint(a=(64, 3))
+    backwards = Arrangement(row_order=np.arange(63, -1, -1))
+    half = Arrangement(shape=(32, 3), row_order=np.arange(32))
+    plans = [
+        plan_of([source.logical("a")], file="one"),
+        plan_of([source.logical("a")], file="two", arrangement=backwards),
+        plan_of([source.logical("a")], file="three", arrangement=half),
+    ]
+    execute(plans, tmp_path, threads=2)
+    whole = source._data["a"].numpy()
+    for name, expected in {"one": whole, "two": whole[::-1], "three": whole[:32]}.items():
+        assert (tmp_path / name).read_bytes() == b"HEAD" + expected.tobytes()
+    assert source.loads["a"].max() == 1
+
+
+def test_a_folder_for_each_plan(tmp_path):
+    source = checkpoint(a=(4, 4))
+    plans = [plan_of([source.logical("a")]) for _ in range(2)]
+    execute(plans, [tmp_path / "x", tmp_path / "y"])
+    assert (tmp_path / "x" / "out.bin").read_bytes() == (tmp_path / "y" / "out.bin").read_bytes()
+    assert all((count == 1).all() for count in source.reads.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_file_written_in_any_order_has_its_bytes_and_its_hash(data):
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=8))
+    gaps = data.draw(st.lists(st.integers(0, 3), min_size=len(sizes), max_size=len(sizes)))
+    regions, at, content = [], 2, b"hd"
+    for number, (size, gap) in enumerate(zip(sizes, gaps, strict=True)):
+        regions.append((Region(0, at, size), bytes([65 + number]) * size))
+        content += regions[-1][1] + b"\0" * gap
+        at += size + gap
+    tensor = checkpoint(a=(1,)).logical("a")
+    planned = tuple(
+        PlannedTensor(f"t{i}", (r.nbytes,), tensor, Arrangement(), Plain(), ((r,),))
+        for i, (r, _) in enumerate(regions)
+    )
+    plan = ArtifactPlan("test", "t", (PlannedFile("f", at, b"hd"),), planned)
+    with tempfile.TemporaryDirectory() as name:
+        sink = Sink(plan, Path(name))
+        for region, text in data.draw(st.permutations(regions)):
+            cut = data.draw(st.integers(0, region.nbytes))
+            for low, high in data.draw(st.permutations([(0, cut), (cut, region.nbytes)])):
+                sink.write(0, region.offset + low, text[low:high], lambda: None)
+        sink.finish()
+        (file,) = sink.commit()
+        assert (Path(name) / "f").read_bytes() == content
+        assert file.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_bytes_twice_in_one_place_are_a_defect(tmp_path):
+    plan = plan_of([checkpoint(a=(64, 64)).logical("a")])
+    sink = Sink(plan, tmp_path)
+    sink.write(0, 100, b"x" * 100, lambda: None)
+    sink.write(0, 150, b"x" * 10, lambda: None)
+    with pytest.raises(ValueError, match=r"bytes for 150\.\.160"):
+        sink.finish()
+    sink.abort()
 
 
 @settings(max_examples=60, deadline=None)
