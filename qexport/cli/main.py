@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "imatrix": "Collect an importance matrix, one layer in memory at a time.",
     "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
     "verify": "Load and run a GGUF file in llama.cpp and judge what comes out.",
+    "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
     "completion": "Print the shell completion script.",
 }
