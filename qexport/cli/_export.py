@@ -42,9 +42,14 @@ def write_and_prove(
     *,
     threads: int | None,
     overwrite: bool,
+    measure: int = 0,
     home: Path | None = None,
 ) -> list[Item]:
     """Write from one read what is not there yet, prove what is not proven, show what came out.
+
+    Args:
+        measure: tokens of held-out text on which artifacts are compared with the source (0: none).
+        home: where the ledger lies; the first target's folder by default.
 
     Raises:
         VerificationError: one of them failed; the files stay, and the receipt says so.
@@ -61,10 +66,10 @@ def write_and_prove(
         with output.progress(sum(plan.size for plan in plans), "writing") as progress:
             todo = export.write(todo, diagnosis, home=home, threads=threads, progress=progress)
     unproven = [*(item for item in done if item.report is None), *todo]
-    proven, receipts = export.prove(unproven, diagnosis, output.say)
+    proven, receipts = export.prove(unproven, diagnosis, output.say, measure=measure)
     results = [*(item for item in done if item.report is not None), *proven]
     show_results(output, results, receipts or [items[0].folder / RECEIPT_NAME])
-    failed = [item.name for item in results if not item.passed]
+    failed = [item.name for item in results if item.failed]
     if failed:
         raise VerificationError(
             f"{', '.join(failed)} failed verification; {RECEIPT_NAME} says why",

@@ -18,6 +18,7 @@ from qexport.cli._options import (
     SIZE,
     THREADS,
     calibration_options,
+    measure_option,
     model_argument,
     mtp_options,
     verify_options,
@@ -99,6 +100,7 @@ BUILT_IN = "the corpus inside the package"
 @click.option("--quantized-by", metavar="NAME", help="general.quantized_by.")
 @click.option("--no-verify", is_flag=True, help="Do not run the files. The receipt says so.")
 @verify_options
+@measure_option
 @click.option("--dry-run", is_flag=True, help="Print the plan: every tensor, exact sizes. Writes nothing.")
 @THREADS
 @OVERWRITE
@@ -144,6 +146,7 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
         diagnosis,
         threads=given["threads"],
         overwrite=given["overwrite"],
+        measure=0 if given["no_verify"] else given["measure"],
     )
 
 

@@ -29,7 +29,10 @@ COMMANDS: Mapping[str, str] = {
     "fix": "Write the repaired bf16 checkpoint (config quirks, MTP head grafted).",
     "imatrix": "Collect an importance matrix, one layer in memory at a time.",
     "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
-    "verify": "Load and run a GGUF file in llama.cpp and judge what comes out.",
+    "mlx": "Write an MLX folder, the MTP head beside it, proven by mlx-lm.",
+    "fp8": "Write block-wise FP8 as the official Qwen repositories have it.",
+    "nvfp4": "Write NVFP4 W4A16: 4-bit MLPs with scales that fused matrices share.",
+    "verify": "Load and run an artifact in a runtime its users use, and judge what comes out.",
     "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
     "completion": "Print the shell completion script.",
@@ -72,6 +75,7 @@ def cli() -> None:
     Examples:
       qexport inspect ./merged
       qexport gguf ./merged --mtp-from Qwen/Qwen3.5-9B -q Q4_K_M -q Q8_0
+      qexport mlx ./merged --bits 6
       qexport verify ./merged-GGUF/merged-MTP-Q4_K_M.gguf --against ./merged
     """
 

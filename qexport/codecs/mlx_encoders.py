@@ -58,7 +58,9 @@ class MlxAffineEncoder(RowByRow):
         if table is None:
             return
         if table.ndim != 2 or table.dtype.name != "float32":
-            raise UsageProblem(f"importance must be float32 (matrices, columns), not {table.dtype} {table.shape}")
+            raise UsageProblem(
+                f"importance must be float32 (matrices, columns), not {table.dtype} {table.shape}"
+            )
         if len(table) > 1 and not self.rows_per_matrix:
             raise UsageProblem(f"importance for {len(table)} matrices needs rows_per_matrix")
 
@@ -138,7 +140,15 @@ class MlxAffineEncoder(RowByRow):
             else:
                 words = _plain(part.to(torch.float32).contiguous().view(torch.uint32).numpy())
             bad += fit_into(
-                halves, words, weights, self.bits, self.group, dropped, packed[span], scales[span], biases[span]
+                halves,
+                words,
+                weights,
+                self.bits,
+                self.group,
+                dropped,
+                packed[span],
+                scales[span],
+                biases[span],
             )
         return bad
 

@@ -23,6 +23,7 @@ from qexport.export.fingerprint import fingerprint
 from qexport.export.ledger import Ledger
 from qexport.export.receipt import write_receipt
 from qexport.export.resume import Resume
+from qexport.pipeline.measure import measuring
 from qexport.pipeline.receipts import artifact_entries, entry_of
 
 if TYPE_CHECKING:
@@ -78,14 +79,20 @@ class Item:
         """What users know it by: the file, or the folder."""
         return self.plan.files[0].name if self.plan.kind == "gguf" else self.folder.name
 
+    @property
+    def path(self) -> Path:
+        """What a runtime opens: the (first) file of a GGUF, else the folder."""
+        return self.folder / self.plan.files[0].name if self.plan.kind == "gguf" else self.folder
+
+    @property
+    def failed(self) -> bool:
+        """Whether something was found wrong. What no runtime could run has not failed, nor passed."""
+        return self.report is not None and bool(self.report.failures)
+
     @cached_property
     def fingerprint(self) -> str:
         """What its bytes follow from, as a hash."""
         return fingerprint(self.plan, self.target.options())
-
-    @property
-    def passed(self) -> bool:
-        return self.report is None or self.report.passed
 
 
 def plan(targets: Sequence[Target], diagnosis: Diagnosis) -> list[Item]:
@@ -154,11 +161,8 @@ def ready_kernels(plans: Sequence[ArtifactPlan], say: Callable[[str], None]) -> 
             )
 
     tensors = [tensor for each in plans for tensor in each.tensors]
-    warmup.prepare(
-        sorted({tensor.encoder.type_name for tensor in tensors}),
-        sorted({torch_dtype(tensor.source.dtype) for tensor in tensors}, key=str),
-        importance=any(getattr(tensor.encoder, "importance", None) is not None for tensor in tensors),
-        announce=announce,
+    warmup.prepare_encoders(
+        ((t.encoder, torch_dtype(t.source.dtype), t.matrix_shape[1]) for t in tensors), announce=announce
     )
 
 
@@ -199,12 +203,31 @@ def write(
 
 
 def prove(
-    items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]
+    items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None], *, measure: int = 0
 ) -> tuple[list[Item], list[Path]]:
-    """Run every artifact, unless that was not asked for; the verdicts go into the receipts."""
+    """Run every artifact, unless that was not asked for; the verdicts go into the receipts.
+
+    Args:
+        measure: tokens of held-out text on which artifacts are compared with the source (0: none).
+    """
     proven: list[Item] = []
-    for target in {id(item.target): item.target for item in items}.values():
-        proven += target.prove([item for item in items if item.target is target], diagnosis, say)
+    view = diagnosis.repaired.view()
+    with measuring(view, say, tokens=measure) as measured:
+        for target in {id(item.target): item.target for item in items}.values():
+            reports: dict[Path, Report] = {}
+            for item in target.prove([item for item in items if item.target is target], diagnosis, say):
+                report = item.report
+                if report is not None and measure and not report.failures:
+                    # A drafter has its trunk's: what is measured is both together.
+                    path = item.path if item.plan.kind == "gguf" else item.target.out
+                    known = reports.get(path)
+                    report = (
+                        measured.add_to(report, path)
+                        if known is None
+                        else replace(known, artifact=report.artifact)
+                    )
+                    reports[path] = report
+                proven.append(replace(item, report=report))
     return proven, _write_receipts(proven, diagnosis)
 
 
