@@ -33,6 +33,8 @@ COMMANDS: Mapping[str, str] = {
     "fp8": "Write block-wise FP8 as the official Qwen repositories have it.",
     "nvfp4": "Write NVFP4 W4A16: 4-bit MLPs with scales that fused matrices share.",
     "verify": "Load and run an artifact in a runtime its users use, and judge what comes out.",
+    "bench": "Measure tokens a second in the real runtime, bare and with the MTP head.",
+    "report": "Put receipts into one report: plots, tables, provenance, as HTML, Markdown and JSON.",
     "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
     "completion": "Print the shell completion script.",
