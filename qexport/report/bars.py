@@ -40,6 +40,11 @@ class Bar:
     spread: tuple[float, float] | None = None
     beside: float | None = None
 
+    @property
+    def reach(self) -> float:
+        """The value behind which there is room for the figure."""
+        return max(self.value, self.spread[1] if self.spread else 0.0, self.beside or 0.0)
+
 
 @dataclass(frozen=True)
 class BarGroup:
@@ -62,9 +67,9 @@ def draw_bars(
     """
     bars = [bar for each in groups for bar in each.bars]
     left = 10.0 + max(text_width(bar.name) for bar in bars)
-    room = 8.0 + max(text_width(bar.figure) for bar in bars)
-    # Long figures go over the bars of others at the right: leave them room, but half of it to the bars.
-    x = Linear(0.0, high, left, max(width - room, left + (width - left) / 2))
+    # As long as every bar with its figure behind it fits; a third of the room at least.
+    longest = min((width - left - 10 - text_width(bar.figure)) * high / max(bar.reach, 1e-9) for bar in bars)
+    x = Linear(0.0, high, left, left + min(max(longest, (width - left) / 3), width - left - 16))
     parts: list[Markup] = []
     y = _TOP
     for each in groups:
@@ -88,19 +93,16 @@ def draw_bars(
 
 def _bar(bar: Bar, x: Linear, y: float) -> Markup:
     middle = y + _BAR / 2
-    end = x(bar.value)
     parts = [
         text(x.start - 7, middle + 4, bar.name, "name", "end"),
-        rectangle(x.start, y, end - x.start, _BAR, f"bar {bar.class_}"),
+        rectangle(x.start, y, x(bar.value) - x.start, _BAR, f"bar {bar.class_}"),
     ]
     if bar.spread is not None:
         low, high = (x(value) for value in bar.spread)
         parts += [line(low, middle, high, middle, "spread")]
         parts += [line(at, middle - 3, at, middle + 3, "spread") for at in (low, high)]
-        end = max(end, high)
     if bar.beside is not None:
         at = x(bar.beside)
         parts.append(line(at, y - 2, at, y + _BAR + 2, "beside"))
-        end = max(end, at)
-    parts.append(text(end + 6, middle + 4, bar.figure, "figure"))
+    parts.append(text(x(bar.reach) + 6, middle + 4, bar.figure, "figure"))
     return group(*parts, element("title", f"{bar.name}: {bar.figure}"), class_="row")

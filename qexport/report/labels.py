@@ -25,9 +25,16 @@ class Label:
     far: bool = False
 
 
-def place(points: Sequence[tuple[float, float]], names: Sequence[str], frame: Box) -> list[Label]:
-    """A place for each name: right, left, above or below its point, else further off."""
+def place(
+    points: Sequence[tuple[float, float]], names: Sequence[str], frame: Box, obstacles: Sequence[Box] = ()
+) -> list[Label]:
+    """A place for each name: right, left, above or below its point, else further off.
+
+    Args:
+        obstacles: what else no name may cover.
+    """
     taken = [Box(x - _AROUND, y - _AROUND, x + _AROUND, y + _AROUND) for x, y in points]
+    taken += obstacles
     labels: list[Label] = []
     for (x, y), name in zip(points, names, strict=True):
         tried = _candidates(x, y, name)

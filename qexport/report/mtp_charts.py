@@ -69,8 +69,8 @@ def speed_chart(report: Report) -> Chart | None:
     legend.append(LegendEntry(_whisker(), "slowest to fastest round"))
     return Chart(
         title="Speed with and without MTP",
-        reading="Tokens a second, the median of several rounds. n-max is how many tokens the MTP head drafts at "
-        "a time; after the speed stand the gain over no MTP and the share of drafts accepted.",
+        reading="Tokens a second, the median of several rounds. n-max is how many tokens the MTP head drafts "
+        "at a time; in brackets stand the gain over no MTP and the share of drafts accepted.",
         draw=lambda width: draw_bars(
             groups, width, label=f"Speed. {said}.", unit="Tokens per second", high=high * 1.02
         ),
@@ -100,11 +100,10 @@ def _speeds(row: Row, title: str) -> BarGroup:
     )
     bars: list[Bar] = []
     for found in row.bench.speeds:
-        figure = speed(found.tok_s.median)
-        if found.n_max and bare is not None:
-            figure += f"  {times(found.tok_s.median / bare.tok_s.median)}"
-        if found.acceptance is not None:
-            figure += f"  {found.acceptance:.0%}"
+        gain = times(found.tok_s.median / bare.tok_s.median) if found.n_max and bare is not None else ""
+        share = "" if found.acceptance is None else f"{100 * found.acceptance:.0f} %"
+        more = ", ".join(filter(None, (gain, share)))
+        figure = f"{speed(found.tok_s.median)} ({more})" if more else speed(found.tok_s.median)
         look = "bare" if not found.n_max else "mtp best" if found is best else "mtp"
         name = f"n-max {found.n_max}" if found.n_max else "off"
         bars.append(Bar(name, found.tok_s.median, figure, look, (found.tok_s.low, found.tok_s.high)))

@@ -18,8 +18,12 @@ __all__ = ["Pair", "pair_up"]
 # Names, sizes of files, and what differs from run to run: none of them changes what weights become. The same
 # corpus may be other tokens in another tokenizer, and an MTP head is another model's own or grafted.
 _NO_SETTING = frozenset(
-    ("file", "file_name", "model_name", "quantized_by", "sha256", "seconds", "tokens_per_second", "device")
-    + ("types", "datasets", "tokens_sha256", "mtp", "split_max_size", "max_shard", "max_shard_size")
+    name
+    for line in (
+        "file file_name model_name quantized_by sha256 seconds tokens_per_second device types datasets",
+        "tokens_sha256 mtp split_max_size max_shard max_shard_size",
+    )
+    for name in line.split()
 )
 _UNSAID = "one of them does not say how it was made"
 

@@ -53,7 +53,7 @@ def size_chart(report: Report) -> Chart | None:
     return Chart(
         title="Size against KL divergence",
         reading="Further left is smaller, further down is closer to the unquantized model. The mark is the "
-        "mean, the thin line ends at the 99.9th percentile. Each step of the scale is ten times the one below.",
+        "mean, the thin line ends at the 99.9th percentile. Each step of the scale is ten times the last.",
         draw=lambda width: _draw(points, width),
         legend=tuple(_legend(report, points)),
     )
@@ -68,8 +68,13 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
     y = Log.over(values, frame.bottom - (_ZERO_GAP if zero else 0), frame.top, frame.bottom, floor=FLOOR)
     at = [(x(p.row.size), y(p.mean)) for p in points]
     parts = [*_grid(x, y, frame, zero), *_tails(points, at, y)]
-    room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 4)
-    labels = place(at, [_name(p) for p in points], room)
+    room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9)
+    stems = [
+        Box(px - 2, y(p.tail), px + 2, py)
+        for p, (px, py) in zip(points, at, strict=True)
+        if p.tail is not None
+    ]
+    labels = place(at, [_name(p) for p in points], room, stems)
     for (px, py), label in zip(at, labels, strict=True):
         if label.far:
             parts.append(line(px, py, label.x, label.y - 4, "leader"))

@@ -171,7 +171,6 @@ def _speed_rows(row: Row) -> Iterator[tuple[str, ...]]:
 
 
 _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
-    (Column("File"), lambda row: row.name),
     (Column("Type"), lambda row: f"{row.title} (MTP head)" if row.drafter else row.title),
     (Column("Size", True), lambda row: decimal_size(row.size)),
     (Column("Bits/weight", True), lambda row: bits(row.bits_per_weight)),
@@ -186,6 +185,7 @@ _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("With MTP", True), lambda row: speed(row.mtp_tok_s)),
     (Column("Verified"), proof_words),
     (Column("By"), lambda row: row.runtime),
+    (Column("File"), lambda row: row.name),
 )
 _KLD: tuple[tuple[str, Callable[[Kld | None], float | None]], ...] = (
     ("Mean", lambda kld: kld.mean if kld else None),

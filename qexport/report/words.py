@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qexport.report.pairs import Pair
     from qexport.report.report import Model, Report
     from qexport.report.row import Row
+    from qexport.verify.speeds import Bench
 
 __all__ = ["differences", "gate_value", "gate_words", "glossary", "machines", "proof_words", "summary"]
 
@@ -46,18 +47,19 @@ def glossary(report: Report) -> list[tuple[str, str]]:
     found = [
         (
             "Verified",
-            "The artifact was loaded and run after it was written, and what came out was judged: every number "
-            "finite, the text sane, tokens and probabilities those of the source where they could be compared. "
-            "What was not run counts as not verified.",
+            "The artifact was loaded and run after it was written, and what came out was judged: every "
+            "number finite, the text sane, tokens and probabilities those of the source where they could be "
+            "compared. What was not run counts as not verified.",
         ),
     ]
     if any(row.kld for row in rows):
         found += [
             (
                 "KL divergence",
-                "How far the probabilities for the next token are from the unquantized model's, in nats, over a "
-                "text that nothing was calibrated on. 0 would be no loss. The mean says what is lost on the whole; "
-                "the 99.9th percentile is what one position in a thousand exceeds, and shows rare blunders.",
+                "How far the probabilities for the next token are from the unquantized model's, in nats, over "
+                "a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost on the "
+                "whole; the 99.9th percentile is what one position in a thousand exceeds, and shows rare "
+                "blunders.",
             ),
             (
                 "Same top-1",
@@ -75,10 +77,10 @@ def glossary(report: Report) -> list[tuple[str, str]]:
         found.append(
             (
                 "MTP acceptance",
-                "The MTP head drafts tokens that the model then accepts or rejects; the text is the same either "
-                "way, and the more is accepted, the faster it comes. Acceptance is measured over held-out text, "
-                "one token ahead; the source's is its unquantized head's by the same measure. In the runtime: "
-                "while it answered the prompts of verification.",
+                "The MTP head drafts tokens that the model then accepts or rejects; the text is the same "
+                "either way, and the more is accepted, the faster it comes. Acceptance is measured over "
+                "held-out text, one token ahead; the source's is its unquantized head's by the same measure. "
+                "In the runtime: while it answered the prompts of verification.",
             )
         )
     if benches:
@@ -95,15 +97,7 @@ def differences(pairs: Sequence[Pair]) -> list[str]:
 
 def machines(rows: Sequence[Row]) -> list[str]:
     """Each way in which speeds were measured, once; figures of different ones do not compare."""
-    found = {}
-    for row in rows:
-        if (bench := row.bench) is not None:
-            threads = f"{bench.threads} threads" if bench.threads else "threads by its own choice"
-            found[
-                f"{bench.runtime} {bench.runtime_version}, {threads}, on {bench.machine}; {bench.repeats} rounds of "
-                f"{bench.prompts} prompts, answers of up to {bench.n_predict} tokens, one at a time"
-            ] = None
-    return list(found)
+    return list(dict.fromkeys(_way(row.bench) for row in rows if row.bench is not None))
 
 
 def gate_words(name: str) -> str:
@@ -117,7 +111,8 @@ def gate_value(name: str, value: float | None) -> str:
     if name == "max_size":
         return decimal_size(int(value))
     if name == "max_mean_kld":
-        return f"{nats(value)} nats"
+        shown = nats(value)
+        return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} nats"
     return percent(value) if name in _GATES else f"{value:g}"
 
 
@@ -148,6 +143,14 @@ def _of_model(model: Model, several: bool) -> Iterator[str]:
     yield from _fastest(rows)
 
 
+def _way(bench: Bench) -> str:
+    threads = f"{bench.threads} threads" if bench.threads else "threads by its own choice"
+    return (
+        f"{bench.runtime} {bench.runtime_version}, {threads}, on {bench.machine}; {bench.repeats} rounds of "
+        f"{bench.prompts} prompts, answers of up to {bench.n_predict} tokens, one at a time."
+    )
+
+
 def _mean(row: Row) -> float:
     assert row.kld is not None
     return row.kld.mean or 0.0
@@ -160,9 +163,8 @@ def _verdicts(rows: Sequence[Row]) -> str:
         return "All passed verification." if len(rows) > 1 else "It passed verification."
     parts = [f"{len(rows) - len(failed) - len(missing)} passed verification"]
     if failed:
-        parts.append(
-            f"{len(failed)} did not pass ({', '.join(f'{row.title}: {row.verdict}' for row in failed)})"
-        )
+        each = ", ".join(f"{row.title}: {row.verdict}" for row in failed)
+        parts.append(f"{len(failed)} did not pass ({each})")
     if missing:
         parts.append(f"{len(missing)} not verified ({', '.join(row.title for row in missing)})")
     return f"{', '.join(parts)}."
