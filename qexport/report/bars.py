@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bar", "BarGroup", "draw_bars"]
 
-_BAR, _STEP, _HEAD, _GAP = 15.0, 21.0, 20.0, 8.0
+_BAR, _STEP, _HEAD, _GAP = 15.0, 21.0, 23.0, 10.0
 _TOP, _BOTTOM = 6.0, 42.0
 
 
@@ -81,7 +81,7 @@ def draw_bars(
             y += _STEP
         y += _GAP if each.title else 0
     count = max(2, int((x.stop - x.start) / 70))
-    grid = [line(x(tick), _TOP, x(tick), y, "grid") for tick in x.ticks(count)]
+    grid = [line(x(tick), _TOP, x(tick), y, "grid") for tick in x.ticks(count)[1:]]
     marks = [
         text(x(tick), y + 15, f"{100 * tick:.0f}" if percent else f"{tick:g}", "tick", "middle")
         for tick in x.ticks(count)

@@ -37,6 +37,9 @@ def place(
     taken += obstacles
     labels: list[Label] = []
     for (x, y), name in zip(points, names, strict=True):
+        if not name:
+            labels.append(Label("", x, y, "start"))
+            continue
         tried = _candidates(x, y, name)
         free = (
             (label, box)

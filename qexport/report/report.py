@@ -89,7 +89,9 @@ class Report:
 
     @property
     def title(self) -> str:
-        return " and ".join(model.title for model in self.models)
+        """The first model's name, and what it stands beside."""
+        first, *others = (model.title for model in self.models)
+        return f"{first} beside {' and '.join(others)}" if others else first
 
     @property
     def pairs(self) -> tuple[tuple[Model, tuple[Pair, ...]], ...]:

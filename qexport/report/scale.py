@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Linear", "Log"]
+
+_ROOM = 1.5  # beyond the least and the most, as a factor
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -41,27 +45,31 @@ class Log:
     zero: float
 
     @classmethod
-    def over(cls, values: list[float], start: float, stop: float, zero: float, *, floor: float) -> Log:
-        """A scale of whole decades that holds all values of at least ``floor``."""
-        known = [value for value in values if value >= floor] or [floor]
-        low = math.floor(math.log10(min(known)) + 1e-9)
-        high = max(math.ceil(math.log10(max(known)) - 1e-9), low + 1)
-        return cls(10.0**low, 10.0**high, start, stop, zero)
+    def over(cls, values: Sequence[float], start: float, stop: float, zero: float, *, floor: float) -> Log:
+        """A scale that holds all values of at least ``floor``, with some room, and one power of ten."""
+        known = [value for value in values if value >= floor] or [10 * floor]
+        low, high = min(known) / _ROOM, max(known) * _ROOM
+        nearest = 10.0 ** round(math.log10(math.sqrt(low * high)))
+        return cls(min(low, nearest / _ROOM), max(high, nearest * _ROOM), start, stop, zero)
 
     def is_zero(self, value: float) -> bool:
         """Whether a value lies at ``zero``."""
-        return value < self.low * (1 - 1e-9)
+        return value < self.low
 
     def __call__(self, value: float) -> float:
         if self.is_zero(value):
             return self.zero
         share = math.log(value / self.low) / math.log(self.high / self.low)
-        return self.start + min(max(share, 0.0), 1.0) * (self.stop - self.start)
+        return self.start + min(share, 1.0) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """Every power of ten from end to end."""
-        first, last = round(math.log10(self.low)), round(math.log10(self.high))
-        return [10.0**power for power in range(first, last + 1)]
+        """Every power of ten on the scale; where there are fewer than three, twice and five times them, too."""
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        powers = [10.0**power for power in range(first, last + 1)]
+        inside = [value for value in powers if self.low <= value <= self.high]
+        if len(inside) >= _FEW:
+            return inside
+        return [v for power in powers for v in (power, 2 * power, 5 * power) if self.low <= v <= self.high]
 
 
 def _round_step(step: float) -> float:

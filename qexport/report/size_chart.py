@@ -44,7 +44,7 @@ def size_chart(report: Report) -> Chart | None:
     """``None`` where no divergence was measured."""
     points = [
         _Point(row, row.kld.mean, row.kld.p99_9, other=model is not report.models[0])
-        for model in report.models
+        for model in reversed(report.models)  # the first one's on top
         for row in model.measured
         if row.kld is not None and row.kld.mean is not None
     ]
@@ -74,7 +74,10 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
         for p, (px, py) in zip(points, at, strict=True)
         if p.tail is not None
     ]
-    labels = place(at, [_name(p) for p in points], room, stems)
+    # The other model's mark of the same name is near, and hollow.
+    ours = {p.row.title for p in points if not p.other}
+    names = ["" if p.other and p.row.title in ours else _name(p) for p in points]
+    labels = place(at, names, room, stems)
     for (px, py), label in zip(at, labels, strict=True):
         if label.far:
             parts.append(line(px, py, label.x, label.y - 4, "leader"))
@@ -82,7 +85,7 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
         parts.append(
             group(mark(p.row.format, _state(p)), element("title", _says(p)), class_="point", at=where)
         )
-    parts += [text(label.x, label.y, label.words, "name", label.anchor) for label in labels]
+    parts += [text(each.x, each.y, each.words, "name", each.anchor) for each in labels if each.words]
     said = "; ".join(_says(p) for p in points)
     return drawing(width, height, f"Size against KL divergence. {said}.", parts)
 

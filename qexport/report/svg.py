@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 __all__ = ["MARKS", "Box", "drawing", "element", "group", "line", "mark", "rectangle", "text", "text_width"]
 
-_CHARACTER = 0.56  # mean advance of a sans-serif digit or letter, in ems
+_CHARACTER = 0.62  # mean advance of a sans-serif digit or letter, in ems
 _R = 5.0
 MARKS = {
     "gguf": f"M{-_R},0a{_R},{_R} 0 1,0 {2 * _R},0a{_R},{_R} 0 1,0 {-2 * _R},0Z",
