@@ -173,6 +173,7 @@ def _speed_rows(row: Row) -> Iterator[tuple[str, ...]]:
 _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("Type"), lambda row: f"{row.title} (MTP head)" if row.drafter else row.title),
     (Column("Size", True), lambda row: decimal_size(row.size)),
+    (Column("Verified"), proof_words),
     (Column("Bits/weight", True), lambda row: bits(row.bits_per_weight)),
     (Column("KL divergence", True), lambda row: nats(row.kld.mean if row.kld else None)),
     (Column("99.9 %", True), lambda row: nats(row.kld.p99_9 if row.kld else None)),
@@ -183,7 +184,6 @@ _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("In the runtime", True), lambda row: percent(row.runtime_acceptance)),
     (Column("Tokens/s", True), lambda row: speed(row.tok_s)),
     (Column("With MTP", True), lambda row: speed(row.mtp_tok_s)),
-    (Column("Verified"), proof_words),
     (Column("By"), lambda row: row.runtime),
     (Column("File"), lambda row: row.name),
 )

@@ -57,9 +57,9 @@ def glossary(report: Report) -> list[tuple[str, str]]:
             (
                 "KL divergence",
                 "How far the probabilities for the next token are from the unquantized model's, in nats, "
-                "over a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost on "
-                "the whole; the 99.9th percentile is what one position in a thousand exceeds, and shows rare "
-                "blunders.",
+                "over a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost "
+                "on the whole; the 99.9th percentile is what one position in a thousand exceeds: it shows "
+                "rare blunders.",
             ),
             (
                 "Same top-1",
