@@ -161,7 +161,8 @@ def _verdicts(rows: Sequence[Row]) -> str:
     missing = [row for row in rows if row.proof not in ("passed", "failed")]
     if not failed and not missing:
         return "All passed verification." if len(rows) > 1 else "It passed verification."
-    parts = [f"{len(rows) - len(failed) - len(missing)} passed verification"]
+    passed = len(rows) - len(failed) - len(missing)
+    parts = [f"{passed or 'None'} passed verification"]
     if failed:
         each = ", ".join(f"{row.title}: {row.verdict}" for row in failed)
         parts.append(f"{len(failed)} did not pass ({each})")

@@ -86,7 +86,7 @@ def test_measures_that_are_none_are_none(tmp_path, junk):
 def test_an_entry_as_bare_as_another_version_could_leave_it(tmp_path):
     bare = {key: gguf("Q8_0", 1000)[key] for key in ("kind", "label", "files")}
     paths = write_report([receipt(tmp_path / "in", bare)], tmp_path / "out")
-    assert "1 artifact, 1 kB. 0 passed verification, 1 not verified (Q8_0)." in paths.markdown.read_text()
+    assert "1 artifact, 1 kB. None passed verification, 1 not verified (Q8_0)." in paths.markdown.read_text()
 
 
 def test_verdicts_are_told_apart(tmp_path):
