@@ -144,10 +144,9 @@ def _of_model(model: Model, several: bool) -> Iterator[str]:
 
 
 def _way(bench: Bench) -> str:
-    threads = f"{bench.threads} threads" if bench.threads else "threads by its own choice"
     return (
-        f"{bench.runtime} {bench.runtime_version}, {threads}, on {bench.machine}; {bench.repeats} rounds of "
-        f"{bench.prompts} prompts, answers of up to {bench.n_predict} tokens, one at a time."
+        f"{bench.way}; {bench.repeats} rounds of {bench.prompts} prompts, answers of up to "
+        f"{bench.n_predict} tokens, one at a time."
     )
 
 

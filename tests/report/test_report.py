@@ -75,6 +75,8 @@ def test_every_figure_of_a_receipt_is_in_its_row(tmp_path):
         {"kld": {"mean": "low"}, "same_top1": [1], "acceptance": float("nan")},
         {"kld": {"p99": 3.0}, "bench": {"speeds": []}, "positions": True},
         {"bench": {**bench(3.0), "speeds": [{"n_max": 0}]}},
+        {"bench": bench(0.0)},
+        {"bench": bench(float("nan"))},
     ],
 )
 def test_measures_that_are_none_are_none(tmp_path, junk):

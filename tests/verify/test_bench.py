@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from verify_fakes import generation, write_llama
@@ -197,6 +197,8 @@ def test_a_bench_survives_json(tmp_path):
     assert Bench.from_json(json.loads(json.dumps(found.to_json()))) == found
     bare = Speed(0, Range(1, 1, 1))
     assert Speed.from_json(bare.to_json()) == bare
+    assert found.way.startswith("fake 1.0, threads by its own choice, on ")
+    assert replace(found, threads=1).way.startswith("fake 1.0, 1 thread, on ")
 
 
 def test_the_machine_is_said_and_the_host_is_not(monkeypatch):
