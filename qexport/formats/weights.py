@@ -1,8 +1,8 @@
 """What a model would weigh in each format: exact where qexport writes it, an estimate where it is to come.
 
-GGUF and the repaired checkpoint are planned to the byte. For MLX, FP8 and NVFP4 the numbers follow from which
-roles those formats quantize (see the designs of mlx-lm, the official Qwen FP8 repositories and NVIDIA's W4A16
-recipes): good to a percent or so, and marked as estimates.
+GGUF, FP8 and the repaired checkpoint are planned to the byte. For MLX and NVFP4 the numbers follow from which
+roles those formats quantize (see the designs of mlx-lm and NVIDIA's W4A16 recipes): good to a percent or so,
+and marked as estimates.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import QexportError
 from qexport.families.roles import NORM_ROLES, Block, Role
+from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.merged import plan_merged
@@ -46,7 +47,6 @@ _SMALL = NORM_ROLES | {
     Role.ROUTER,
     Role.SHARED_EXPERT_ROUTER,
 }
-_FP8_EXCLUDED = _SMALL | {Role.TOKEN_EMBD, Role.OUTPUT, Role.MTP_FC, Role.LINEAR_A, Role.LINEAR_B}
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,21 @@ def weights_of(repaired: Repaired) -> tuple[list[Weight], str | None]:
         found += [Weight(f"GGUF {p.label}", p.size, p.bits_per_weight, exact=True) for p in plans]
     except QexportError as error:
         problem = error.message
-    return [*found, *_estimates(view)], problem
+    return [*found, *_fp8(repaired), *_estimates(view)], problem
+
+
+def _fp8(repaired: Repaired) -> Iterator[Weight]:
+    """Nothing, where no matrix can become FP8."""
+    try:
+        plan = plan_fp8(repaired)
+    except QexportError:
+        return
+    yield Weight("FP8 block 128", plan.size, plan.bits_per_weight, exact=True)
 
 
 def _estimates(view: ModelView) -> Iterator[Weight]:
     text = [tensor for tensor in view if tensor.block is not Block.VISION]
     yield _estimate("MLX 6-bit", text, _mlx6)
-    yield _estimate("FP8 block 128", list(view), _fp8)
     yield _estimate("NVFP4 W4A16 (MLP)", list(view), _nvfp4)
 
 
@@ -94,13 +102,6 @@ def _mlx6(tensor: ModelTensor) -> float:
     """6 bits and a bf16 scale and bias per group of 64; the MTP head stays bf16 in its own folder."""
     whole = len(tensor.shape) >= 2 and tensor.shape[-1] % 64 == 0 and tensor.role not in _SMALL
     return 6.5 if whole and tensor.block is not Block.MTP else _stored_bits(tensor)
-
-
-def _fp8(tensor: ModelTensor) -> float:
-    """8 bits and a bf16 scale per 128x128 block."""
-    whole = len(tensor.shape) >= 2 and all(size % 128 == 0 for size in tensor.shape[-2:])
-    linear = tensor.role not in _FP8_EXCLUDED and tensor.block is not Block.VISION
-    return 8 + 16 / 128**2 if whole and linear else _stored_bits(tensor)
 
 
 def _nvfp4(tensor: ModelTensor) -> float:
