@@ -68,7 +68,7 @@ class Fp8TensorEncoder:
             if first_row + start == matrix * (self.survey.rows_per_matrix or 0):
                 scales.append(scale)
         if bad:
-            raise unrepresentable(self.type_name, first_row, len(rows))
+            raise unrepresentable(self.type_name, first_row, len(rows), "NaN or infinity")
         return codes, np.array(scales, np.float32)
 
 

@@ -54,6 +54,22 @@ def mlx_dequantized(quantized: Affine, bits: int, group: int) -> torch.Tensor:
     )
 
 
+def mlx_float(rows: torch.Tensor, mode: str) -> Bytes:
+    """mx.quantize of a float mode: the packed bytes and the scales."""
+    import mlx.core as mx
+
+    packed, scales = mx.quantize(_to_mlx(rows), mode=mode)
+    return np.array(packed).view(np.uint8), np.array(scales)
+
+
+def mlx_float_dequantized(quantized: Bytes, mode: str) -> torch.Tensor:
+    """mx.dequantize of what :func:`mlx_float` gave, in float32."""
+    import mlx.core as mx
+
+    packed, scales = mx.array(quantized[0].view(np.uint32)), mx.array(quantized[1])
+    return _from_mlx(mx.dequantize(packed, scales, mode=mode, dtype=mx.float32))
+
+
 def _to_mlx(rows: torch.Tensor):
     import mlx.core as mx
 
@@ -170,6 +186,15 @@ def ct_fp8_codes(rows: torch.Tensor, scales: torch.Tensor) -> np.ndarray:
         rows.float(), scale=scales.float(), zero_point=None, args=args, dtype=torch.float8_e4m3fn
     )
     return codes.view(torch.uint8).numpy()
+
+
+def ct_fp8_block(rows: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """FP8_BLOCK as llm-compressor calls it, in the dtype of the rows: codes and scales."""
+    helpers, forward, args = _ct_fp8()
+    tiles = rows.view(len(rows) // 128, 128, -1, 128)
+    scales, _ = helpers.calculate_qparams(tiles.amin((1, 3)), tiles.amax((1, 3)), args)
+    codes = forward.quantize(rows, scale=scales, zero_point=None, args=args, dtype=torch.float8_e4m3fn)
+    return codes.view(torch.uint8).numpy(), scales
 
 
 def ct_fp8_dequantized(codes: np.ndarray, scales: torch.Tensor) -> torch.Tensor:

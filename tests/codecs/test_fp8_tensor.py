@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import runtime_oracles as oracles
@@ -9,12 +11,13 @@ import torch
 from codec_strategies import KINDS, make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_golden_runtimes import DTYPES, GOLDEN, digest, rows_in
 
 from qexport.codecs.amax import AmaxSurvey
 from qexport.codecs.fp8_tensor import Fp8TensorEncoder
 from qexport.errors import InputError
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+KNOWN = json.loads(GOLDEN.read_text())["hashes"]
 
 
 def encode(rows: torch.Tensor, matrices: int = 1, step: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +48,13 @@ def test_runs_and_matrices(dtype: torch.dtype) -> None:
         codes, scales = encode(rows, 3, step)
         assert np.array_equal(codes, np.concatenate([one for one, _ in apart]))
         assert np.array_equal(scales, np.concatenate([one for _, one in apart]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_golden(dtype: torch.dtype) -> None:
+    codes, scales = encode(rows_in(dtype))
+    key = f"fp8 tensor {str(dtype).removeprefix('torch.')}"
+    assert digest(codes.tobytes(), scales.tobytes()) == KNOWN[key]
 
 
 @oracles.needs_modelopt
