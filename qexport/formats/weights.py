@@ -1,12 +1,19 @@
 """What a model would weigh in each format: exact where qexport writes it, an estimate where it is to come.
 
+<<<<<<< HEAD
 GGUF, FP8 and the repaired checkpoint are planned to the byte. For MLX and NVFP4 the numbers follow from which
 roles those formats quantize (see the designs of mlx-lm and NVIDIA's W4A16 recipes): good to a percent or so,
 and marked as estimates.
+=======
+GGUF, NVFP4 and the repaired checkpoint are planned to the byte. For MLX and FP8 the numbers follow from which
+roles those formats quantize (see the designs of mlx-lm and the official Qwen FP8 repositories): good to a
+percent or so, and marked as estimates.
+>>>>>>> nvfp4
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +23,8 @@ from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.merged import plan_merged
+from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.nvfp4.plan import plan_nvfp4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,19 +36,6 @@ __all__ = ["GGUF_LADDER", "Weight", "weights_of"]
 
 GGUF_LADDER = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
-_MLP = frozenset(
-    {
-        Role.FFN_GATE,
-        Role.FFN_UP,
-        Role.FFN_DOWN,
-        Role.EXPERTS_GATE,
-        Role.EXPERTS_UP,
-        Role.EXPERTS_DOWN,
-        Role.SHARED_EXPERT_GATE,
-        Role.SHARED_EXPERT_UP,
-        Role.SHARED_EXPERT_DOWN,
-    }
-)
 _SMALL = NORM_ROLES | {
     Role.LINEAR_CONV,
     Role.LINEAR_A_LOG,
@@ -70,6 +66,7 @@ def weights_of(repaired: Repaired) -> tuple[list[Weight], str | None]:
         found += [Weight(f"GGUF {p.label}", p.size, p.bits_per_weight, exact=True) for p in plans]
     except QexportError as error:
         problem = error.message
+<<<<<<< HEAD
     return [*found, *_fp8(repaired), *_estimates(view)], problem
 
 
@@ -80,12 +77,26 @@ def _fp8(repaired: Repaired) -> Iterator[Weight]:
     except QexportError:
         return
     yield Weight("FP8 block 128", plan.size, plan.bits_per_weight, exact=True)
+=======
+    return [*found, *_estimates(view), *_nvfp4(repaired)], problem
+
+
+def _nvfp4(repaired: Repaired) -> Iterator[Weight]:
+    """Nothing where the model's MLPs do not divide into blocks."""
+    with suppress(QexportError):
+        plan = plan_nvfp4(repaired, Nvfp4Options())
+        yield Weight("NVFP4 W4A16 (MLP)", plan.size, plan.bits_per_weight, exact=True)
+>>>>>>> nvfp4
 
 
 def _estimates(view: ModelView) -> Iterator[Weight]:
     text = [tensor for tensor in view if tensor.block is not Block.VISION]
     yield _estimate("MLX 6-bit", text, _mlx6)
+<<<<<<< HEAD
     yield _estimate("NVFP4 W4A16 (MLP)", list(view), _nvfp4)
+=======
+    yield _estimate("FP8 block 128", list(view), _fp8)
+>>>>>>> nvfp4
 
 
 def _estimate(name: str, tensors: list[ModelTensor], bits_of: Callable[[ModelTensor], float]) -> Weight:
@@ -104,7 +115,15 @@ def _mlx6(tensor: ModelTensor) -> float:
     return 6.5 if whole and tensor.block is not Block.MTP else _stored_bits(tensor)
 
 
+<<<<<<< HEAD
 def _nvfp4(tensor: ModelTensor) -> float:
     """4 bits and an e4m3 scale per group of 16."""
     whole = tensor.role in _MLP and tensor.shape[-1] % 16 == 0 and tensor.block is Block.TRUNK
     return 4.5 if whole else _stored_bits(tensor)
+=======
+def _fp8(tensor: ModelTensor) -> float:
+    """8 bits and a bf16 scale per 128x128 block."""
+    whole = len(tensor.shape) >= 2 and all(size % 128 == 0 for size in tensor.shape[-2:])
+    linear = tensor.role not in _FP8_EXCLUDED and tensor.block is not Block.VISION
+    return 8 + 16 / 128**2 if whole and linear else _stored_bits(tensor)
+>>>>>>> nvfp4
