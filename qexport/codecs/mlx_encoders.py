@@ -1,7 +1,7 @@
-"""MLX's encoders, behind the protocol that plans hold: packed weights, scales, biases as three streams, or two.
+"""MLX's encoders, behind the protocol that plans hold: streams of packed weights, scales and, if any, biases.
 
-Values are rounded to the dtype of the model first, as mlx-lm casts before it quantizes; scales and biases come
-in that dtype. Packed words are MLX's uint32, little-endian, so their bytes are the stream.
+Values are rounded to the dtype of the model first, as mlx-lm casts before it quantizes; scales and biases
+come in that dtype. Packed words are MLX's uint32, little-endian, so their bytes are the stream.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MlxAffineEncoder(RowByRow):
     Attributes:
         bits, group: of the codes, as :mod:`qexport.codecs.mlx_affine` knows them.
         dtype: ``BF16``, ``F16`` or ``F32``: of scales and biases, and of the values before.
-        importance: mean squared inputs, float32 ``(matrices, columns)``; scale and bias are then fitted to it.
+        importance: mean squared inputs, float32 ``(matrices, columns)``; scale and bias are fitted to them.
         rows_per_matrix: rows of one expert, needed with more than one row of importance.
     """
 
@@ -58,7 +58,9 @@ class MlxAffineEncoder(RowByRow):
         if table is None:
             return
         if table.ndim != 2 or table.dtype.name != "float32":
-            raise UsageProblem(f"importance must be float32 (matrices, columns), not {table.dtype} {table.shape}")
+            raise UsageProblem(
+                f"importance must be float32 (matrices, columns), not {table.dtype} {table.shape}"
+            )
         if len(table) > 1 and not self.rows_per_matrix:
             raise UsageProblem(f"importance for {len(table)} matrices needs rows_per_matrix")
 
@@ -138,7 +140,15 @@ class MlxAffineEncoder(RowByRow):
             else:
                 words = _plain(part.to(torch.float32).contiguous().view(torch.uint32).numpy())
             bad += fit_into(
-                halves, words, weights, self.bits, self.group, dropped, packed[span], scales[span], biases[span]
+                halves,
+                words,
+                weights,
+                self.bits,
+                self.group,
+                dropped,
+                packed[span],
+                scales[span],
+                biases[span],
             )
         return bad
 
