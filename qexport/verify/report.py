@@ -25,6 +25,7 @@ class Check(StrEnum):
     FUSED = "fused"
     MTP_DECLARED = "mtp_declared"
     LOADS = "loads"
+    USED = "used"
     TOKENS = "tokens"
     TEMPLATE = "template"
     GENERATES = "generates"
@@ -39,6 +40,10 @@ class Check(StrEnum):
 
 
 REQUIRED = (Check.FILE, Check.LOADS, Check.GENERATES, Check.FINITE, Check.TEXT)
+
+
+# Fields of a report that its JSON holds under the same name.
+_PLAIN = ("file_type", "size", "bits_per_weight", "load_s", "tok_s", "mtp_tok_s", "acceptance")
 
 
 class Status(StrEnum):
@@ -65,6 +70,11 @@ class Finding:
             "summary": self.summary,
             "data": _plain(self.data),
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Finding:
+        """The finding that :meth:`to_json` gave."""
+        return cls(Check(value["check"]), Status(value["status"]), value["summary"], value["data"])
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,18 @@ class Report:
         if not self.passed:
             return "not verified"
         return "pass" + (", without " + ", ".join(self.unverified) if self.unverified else "")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        """The report that a receipt holds. Raises KeyError or ValueError for what is none."""
+        return cls(
+            artifact=value["artifact"],
+            runtime=value["runtime"]["name"],
+            runtime_version=value["runtime"]["version"],
+            findings=tuple(Finding.from_json(finding) for finding in value["findings"]),
+            texts=tuple(value["texts"]),
+            **{name: value[name] for name in _PLAIN},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for receipts and ``--json``; no host paths in it."""
