@@ -21,6 +21,7 @@ FLOORS = (
     "artifacts",
     "export",
     "verify",
+    "publish",
     "pipeline",
     "demo",
     "cli",

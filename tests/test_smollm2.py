@@ -7,10 +7,8 @@ from smollm2 import build, package_file
 
 from qexport.checkpoint import open_checkpoint
 from qexport.doctor.diagnose import diagnose
-from qexport.formats.gguf.options import GgufOptions
-from qexport.formats.gguf.plan import plan_gguf
-from qexport.pipeline.gguf import GgufJob, prove_gguf, write_gguf
-from qexport.pipeline.model import ModelChoice
+from qexport.pipeline import export
+from qexport.pipeline.gguf import GgufTarget
 from qexport.verify.runtime import Settings
 from qexport.verify.runtimes import Xllamacpp
 
@@ -38,12 +36,10 @@ def test_what_transformers_broke_is_repaired(smollm2):
 
 
 def test_q4_k_m_is_verified_and_answers(smollm2, tmp_path):
-    job = GgufJob(ModelChoice(str(smollm2)), ("Q4_K_M",), tmp_path)
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
-    plans = plan_gguf(diagnosis.repaired.view(), job.types, GgufOptions())
-    assert any("no whole number of Q4_K blocks" in note for note in plans[0].notes)  # rows of 576
-    written = write_gguf(job, diagnosis, plans, None)
-    ((result,), _) = prove_gguf(job, diagnosis, written, print)
+    items = export.plan([GgufTarget(("Q4_K_M",), tmp_path)], diagnosis)
+    assert any("no whole number of Q4_K blocks" in note for note in items[0].plan.notes)  # rows of 576
+    ((result,), _) = export.prove(export.write(items, diagnosis), diagnosis, print)
     assert result.report.passed, result.report.verdict
     with Xllamacpp().open(tmp_path / result.written[0].name, Settings(0, 512, 2, 120)) as session:
         answer = session.generate(session.tokenize(QUESTION, add_special=True), n_predict=16, n_probs=0)

@@ -91,7 +91,11 @@ def open_mlx(folder: LocalCheckpoint, path: Path, config: Mapping[str, Any], hea
         weights=weights,
         files=SmallFiles(folder, {}),
         declared_mtp=declared_mtp(text),
-        details={"quantization": config.get("quantization") or {}, "head": _head_config(head, path)},
+        details={
+            "quantization": config.get("quantization") or {},
+            "head": _head_config(head, path),
+            "head_outside": bool(heads),
+        },
     )
 
 

@@ -109,6 +109,10 @@ class DecodedCheckpoint:
         """Rows ``[start, stop)`` of ``name``, decoded."""
         return self._decoded[name].read(start, stop)
 
+    def identity(self) -> list[object]:
+        """What is decoded is exported nowhere, so nothing depends on it."""
+        return [self.label]
+
     def release(self, name: str, start: int, stop: int) -> None:
         """Let the packed rows behind these leave memory."""
         self._decoded[name].release(start, stop)

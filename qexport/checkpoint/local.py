@@ -121,6 +121,21 @@ class LocalCheckpoint:
         width = matrix_shape(tensor.shape)[1] * DTYPE_BYTES[tensor.dtype]
         self._maps[tensor.file].release(tensor.start + start * width, tensor.start + stop * width)
 
+    def identity(self) -> list[object]:
+        """Name, size and time of change of every weight file: another value means other weights, perhaps.
+
+        Raises:
+            InputError: a file is not there any more.
+        """
+        found: list[object] = []
+        for file in self._maps:
+            try:
+                status = (self._folder / file).stat()
+            except OSError as error:
+                raise InputError(f"{self._label}: {file} cannot be looked at: {error.strerror}") from error
+            found.append([file, status.st_size, status.st_mtime_ns])
+        return found
+
     def _checked(self, name: str, start: int, stop: int) -> StoredTensor:
         tensor = self._tensors.get(name)
         if tensor is None:

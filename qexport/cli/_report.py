@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
-    from qexport.pipeline.gguf import GgufResult
+    from qexport.pipeline.export import Item
 
 __all__ = ["plan_json", "say_findings", "say_plans", "show_plans", "show_results"]
 
@@ -86,32 +86,34 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
     output.text(f"{human_bytes(total)} to write, {human_bytes(free)} free: {verdict}.")
 
 
-def say_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None:
+def say_plans(output: Output, items: Sequence[Item]) -> None:
     """What is about to be written, and what a user should know about it."""
-    total = sum(plan.size for plan in plans)
-    names = ", ".join(plan.label for plan in plans)
-    output.say(f"{len(plans)} artifact(s) ({names}), {human_bytes(total)}, into {out}")
-    for plan in plans:
-        for note in plan.notes:
-            output.say(f"  {plan.label}: {note}")
+    total = sum(item.plan.size for item in items)
+    names = ", ".join(item.plan.label for item in items)
+    folders = ", ".join(dict.fromkeys(str(item.folder) for item in items))
+    output.say(f"{len(items)} artifact(s) ({names}), {human_bytes(total)}, into {folders}")
+    for item in items:
+        for note in item.plan.notes:
+            output.say(f"  {item.plan.label}: {note}")
 
 
-def show_results(output: Output, results: Sequence[GgufResult], receipt: Path) -> None:
+def show_results(output: Output, results: Sequence[Item], receipts: Sequence[Path]) -> None:
     """What was written, how it ran, and the verdicts."""
-    output.document(
-        {
-            "receipt": receipt.name,
-            "artifacts": [
-                {
-                    "label": r.plan.label,
-                    "files": [{"name": f.name, "bytes": f.size, "sha256": f.sha256} for f in r.written],
-                    "verified": None if r.report is None else r.report.passed,
-                    "verification": None if r.report is None else r.report.to_json(),
-                }
-                for r in results
-            ],
-        }
-    )
+    document: dict[str, Any] = {
+        "receipt": receipts[0].name,
+        "artifacts": [
+            {
+                "kind": r.plan.kind,
+                "label": r.plan.label,
+                "folder": r.folder.name,
+                "files": [{"name": f.name, "bytes": f.size, "sha256": f.sha256} for f in r.written],
+                "verified": None if r.report is None else r.report.passed,
+                "verification": None if r.report is None else r.report.to_json(),
+            }
+            for r in results
+        ],
+    }
+    output.document(document)
     if output.as_json:
         return
     reports = [r.report for r in results if r.report is not None]
@@ -125,7 +127,8 @@ def show_results(output: Output, results: Sequence[GgufResult], receipt: Path) -
     if unproven:
         _summary(output, [r.plan for r in unproven])
         output.text("Not verified: no runtime has loaded these files.")
-    output.text(f"Receipt: {receipt}")
+    for receipt in receipts:
+        output.text(f"Receipt: {receipt}")
 
 
 def _summary(output: Output, plans: Sequence[ArtifactPlan]) -> None:

@@ -13,7 +13,8 @@ from qexport.cli._report import say_findings, say_plans, show_results
 from qexport.demo import MODEL
 from qexport.errors import EnvironmentProblem, UsageProblem, VerificationError
 from qexport.formats.gguf.file_types import file_type
-from qexport.pipeline import gguf as pipeline
+from qexport.pipeline import export
+from qexport.pipeline.gguf import GgufTarget
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.verify.run import VerifyOptions
 
@@ -79,21 +80,22 @@ def command(
 
     output.title("3. The base's MTP head grafted; every type from one read")
     choice = ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL))
-    job = pipeline.GgufJob(choice, types, artifacts, verify=VerifyOptions(prompts=_PROMPTS), threads=threads)
+    target = GgufTarget(types, artifacts, verify=VerifyOptions(prompts=_PROMPTS))
     diagnosis = examine(choice, download=False)
     say_findings(output, diagnosis)
-    plans = pipeline.plan_job(job, diagnosis)
-    say_plans(output, plans, job.out)
-    pipeline.ready_kernels(plans, output.say)
+    items = export.plan([target], diagnosis)
+    plans = [item.plan for item in items]
+    say_plans(output, items)
+    export.ready_kernels(plans, output.say)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = pipeline.write_gguf(job, diagnosis, plans, progress)
+        written = export.write(items, diagnosis, threads=threads, progress=progress)
 
     output.title("4. Proven by llama.cpp")
-    results, receipt = pipeline.prove_gguf(job, diagnosis, written, output.say)
+    results, receipts = export.prove(written, diagnosis, output.say)
     for result in results:
         if result.report is not None and not as_json:
             for text in result.report.texts:
                 output.say(f"  {result.plan.label} wrote: {' '.join(text.split())}")
-    show_results(output, results, receipt)
-    if not all(result.passed for result in results):
-        raise VerificationError("the demo failed verification", hint=f"{receipt} says why.")
+    show_results(output, results, receipts)
+    if any(result.failed for result in results):
+        raise VerificationError("the demo failed verification", hint=f"{receipts[0]} says why.")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS, model_argument, mtp_options
-from qexport.cli._output import Output
-from qexport.cli._report import say_findings, say_plans, show_plans
+from qexport.cli._output import Output, human_bytes
+from qexport.cli._report import say_findings, show_plans
 from qexport.errors import UsageProblem
 from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
 from qexport.pipeline.model import ModelChoice, examine, fetched
@@ -53,7 +53,9 @@ def command(
         return
     diagnosis = fetched(choice, diagnosis)
     plan = plan_fix(diagnosis)
-    say_plans(output, [plan], folder)
+    output.say(f"the repaired checkpoint, {human_bytes(plan.size)}, into {folder}")
+    for note in plan.notes:
+        output.say(f"  {note}")
     with output.progress(plan.size, "writing") as progress:
         written, receipt = write_fix(
             diagnosis, plan, folder, threads=threads, overwrite=overwrite, progress=progress

@@ -10,6 +10,7 @@ import click
 from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.calibrate.kinds import kind_of
 from qexport.cli._calibrate import calibration_job, run_calibration
+from qexport.cli._export import check_items, write_and_prove
 from qexport.cli._options import (
     JSON,
     OUT,
@@ -17,27 +18,24 @@ from qexport.cli._options import (
     SIZE,
     THREADS,
     calibration_options,
+    measure_option,
     model_argument,
     mtp_options,
     verify_options,
 )
 from qexport.cli._output import Output
-from qexport.cli._report import say_findings, say_plans, show_plans, show_results
+from qexport.cli._report import say_findings, show_plans
 from qexport.cli._verify import verify_options_from
-from qexport.errors import VerificationError
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.gguf.options import GgufOptions
+from qexport.pipeline import export
 from qexport.pipeline.calibrate import imatrix_name, prepare
 from qexport.pipeline.gguf import (
-    GgufJob,
-    check_job,
+    GgufTarget,
     matrix_plan,
-    plan_job,
-    prove_gguf,
-    ready_kernels,
+    matrix_there,
     uses_matrix,
     without_matrix,
-    write_gguf,
     write_matrix,
 )
 from qexport.pipeline.model import ModelChoice, examine, fetched
@@ -102,6 +100,7 @@ BUILT_IN = "the corpus inside the package"
 @click.option("--quantized-by", metavar="NAME", help="general.quantized_by.")
 @click.option("--no-verify", is_flag=True, help="Do not run the files. The receipt says so.")
 @verify_options
+@measure_option
 @click.option("--dry-run", is_flag=True, help="Print the plan: every tensor, exact sizes. Writes nothing.")
 @THREADS
 @OVERWRITE
@@ -127,38 +126,47 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
     options, corpus = _options(given)
     diagnosis = examine(choice, download=False)
     say_findings(output, diagnosis)
-    job = _job(choice, options, given, diagnosis)
+    target = _target(options, given, diagnosis)
     if corpus is not None:
         view = diagnosis.repaired.view()
         calibration = calibration_job(given, None if corpus == BUILT_IN else Path(corpus))
-        job = job.expecting(prepare(calibration, view, imatrix_name(view, options.model_name)), view)
-    plans = plan_job(job, diagnosis)
-    if job.calibration is not None and not uses_matrix(plans):
+        target = target.expecting(prepare(calibration, view, imatrix_name(view, options.model_name)), view)
+    items = export.plan([target], diagnosis)
+    if target.calibration is not None and not uses_matrix([item.plan for item in items]):
         output.say("none of these types uses an importance matrix; none is collected")
-        job = without_matrix(job)
-        plans = plan_job(job, diagnosis)
+        target = without_matrix(target)
+        items = export.plan([target], diagnosis)
     if dry_run:
-        show_plans(output, [*matrix_plan(job), *plans], job.out)
+        show_plans(output, [*matrix_plan(target), *(item.plan for item in items)], target.out)
         return
-    check_job(job, plans)
+    diagnosis, target = _with_matrix(output, choice, diagnosis, target, overwrite=given["overwrite"])
+    write_and_prove(
+        output,
+        export.plan([target], diagnosis),
+        diagnosis,
+        threads=given["threads"],
+        overwrite=given["overwrite"],
+        measure=0 if given["no_verify"] else given["measure"],
+    )
+
+
+def _with_matrix(
+    output: Output, choice: ModelChoice, diagnosis: Diagnosis, target: GgufTarget, *, overwrite: bool
+) -> tuple[Diagnosis, GgufTarget]:
+    """Everything fetched, and the matrix collected where one is wanted and not there yet."""
+    if target.calibration is None:
+        check_items([target], diagnosis, overwrite=overwrite)
+        return fetched(choice, diagnosis), target
     diagnosis = fetched(choice, diagnosis)
-    if job.calibration is not None:
-        job = job.having(run_calibration(output, job.calibration, diagnosis.repaired.view()))
-        for note in write_matrix(job, diagnosis):
-            output.say(f"  {note}")
-    plans = plan_job(job, diagnosis)
-    say_plans(output, plans, job.out)
-    ready_kernels(plans, output.say)
-    with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = write_gguf(job, diagnosis, plans, progress)
-    results, receipt = prove_gguf(job, diagnosis, written, output.say)
-    show_results(output, results, receipt)
-    failed = [r.plan.files[0].name for r in results if not r.passed]
-    if failed:
-        raise VerificationError(
-            f"{', '.join(failed)} failed verification; {receipt.name} says why",
-            hint="Do not publish it. `qexport verify FILE --against MODEL` runs the checks again.",
-        )
+    there = None if overwrite else matrix_there(target, diagnosis)
+    if there is not None:
+        output.say(f"importance matrix: {target.calibration.label} is there, from the same weights and text")
+        return diagnosis, target.having(there)
+    check_items([target], diagnosis, overwrite=overwrite, beside={target.out: matrix_plan(target)})
+    target = target.having(run_calibration(output, target.calibration, diagnosis.repaired.view()))
+    for note in write_matrix(target, diagnosis):
+        output.say(f"  {note}")
+    return diagnosis, target
 
 
 def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:
@@ -180,15 +188,12 @@ def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:
     return options, corpus
 
 
-def _job(choice: ModelChoice, options: GgufOptions, given: dict[str, Any], diagnosis: Diagnosis) -> GgufJob:
-    return GgufJob(
-        choice=choice,
+def _target(options: GgufOptions, given: dict[str, Any], diagnosis: Diagnosis) -> GgufTarget:
+    return GgufTarget(
         types=given["types"],
         out=given["out"] or Path(f"{model_stem(diagnosis.subject.checkpoint.label)}-GGUF"),
-        options=options,
+        asked=options,
         verify=None if given["no_verify"] else verify_options_from(given),
-        threads=given["threads"],
-        overwrite=given["overwrite"],
     )
 
 

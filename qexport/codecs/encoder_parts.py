@@ -57,10 +57,14 @@ def empty_output(encoder: RowEncoder, rows: torch.Tensor) -> np.ndarray:
     return np.empty((len(rows), encoder.row_bytes(rows.shape[1])), np.uint8)
 
 
-def unrepresentable(type_name: str, first_row: int, count: int) -> InputError:
-    """The error for rows that a type cannot store."""
+def unrepresentable(
+    type_name: str,
+    first_row: int,
+    count: int,
+    values: str = "NaN, infinity, or too large for a float16 scale",
+) -> InputError:
+    """The error for rows that a type cannot store, and which ``values`` that may be."""
     return InputError(
-        f"rows {first_row} to {first_row + count - 1} hold values that {type_name} cannot store: "
-        "NaN, infinity, or too large for a float16 scale",
+        f"rows {first_row} to {first_row + count - 1} hold values that {type_name} cannot store: {values}",
         hint="check the checkpoint for damaged weights, or store this tensor as BF16",
     )

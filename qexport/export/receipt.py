@@ -61,8 +61,14 @@ def artifact_entry(
     findings: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
     verification: Mapping[str, Any] | None,
+    fingerprint: str | None = None,
+    measures: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One artifact: its files with hashes, where it came from, and the verdict (``None``: not verified)."""
+    """One artifact: its files with hashes, where it came from, and the verdict (``None``: not verified).
+
+    ``fingerprint`` says what its bytes follow from, so that they are not made again; ``measures`` are figures
+    by which artifacts are compared.
+    """
     return {
         "kind": plan.kind,
         "label": plan.label,
@@ -72,9 +78,11 @@ def artifact_entry(
         "notes": list(plan.notes),
         "verified": None if verification is None else bool(verification["passed"]),
         "verification": verification,
+        "measures": None if measures is None else dict(measures),
         "source": source,
         "options": options,
         "findings": list(findings),
+        "fingerprint": fingerprint,
         "qexport": __version__,
         "libraries": _versions(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -54,6 +54,22 @@ def mlx_dequantized(quantized: Affine, bits: int, group: int) -> torch.Tensor:
     )
 
 
+def mlx_float(rows: torch.Tensor, mode: str) -> Bytes:
+    """mx.quantize of a float mode: the packed bytes and the scales."""
+    import mlx.core as mx
+
+    packed, scales = mx.quantize(_to_mlx(rows), mode=mode)
+    return np.array(packed).view(np.uint8), np.array(scales)
+
+
+def mlx_float_dequantized(quantized: Bytes, mode: str) -> torch.Tensor:
+    """mx.dequantize of what :func:`mlx_float` gave, in float32."""
+    import mlx.core as mx
+
+    packed, scales = mx.array(quantized[0].view(np.uint32)), mx.array(quantized[1])
+    return _from_mlx(mx.dequantize(packed, scales, mode=mode, dtype=mx.float32))
+
+
 def _to_mlx(rows: torch.Tensor):
     import mlx.core as mx
 
@@ -99,12 +115,41 @@ def _modelopt():
         return NVFP4QTensor
 
 
+def modelopt_fp8(rows: torch.Tensor) -> tuple[np.ndarray, float]:
+    """What the exporter makes of a linear layer quantized with FP8_DEFAULT_CFG: codes and scale."""
+    _modelopt()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import modelopt.torch.quantization as mtq
+        from modelopt.torch.export.unified_export_hf import _export_quantized_weight
+
+        linear = torch.nn.Linear(rows.shape[1], rows.shape[0], bias=False).to(rows.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(rows)
+        model = torch.nn.Sequential(linear)
+        one = torch.ones(1, rows.shape[1], dtype=rows.dtype)
+        mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda m: m(one))
+        _export_quantized_weight(model[0], rows.dtype)
+    return model[0].weight.view(torch.uint8).numpy(), model[0].weight_scale.item()
+
+
 def ct_nvfp4(rows: torch.Tensor, shared: np.float32) -> Bytes:
     """compressed-tensors' nvfp4-pack-quantized with the global scale ``1 / shared``."""
+    return ct_nvfp4_divided(rows, np.float32(1) / shared)
+
+
+def ct_nvfp4_divisor(rows: torch.Tensor) -> np.float32:
+    """The global scale of rows, as compressed-tensors stores it."""
+    helpers, *_ = _ct_fp4()
+    return np.float32(helpers.generate_gparam(rows.amin(), rows.amax()).item())
+
+
+def ct_nvfp4_divided(rows: torch.Tensor, divisor: np.float32) -> Bytes:
+    """nvfp4-pack-quantized with a global scale as it is stored."""
     helpers, _, args, scheme = _ct_fp4()
     from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
 
-    inverse = torch.tensor([1 / shared], dtype=torch.float32)
+    inverse = torch.tensor([divisor], dtype=torch.float32)
     blocks = rows.view(len(rows), -1, 16)
     scales, _ = helpers.calculate_qparams(blocks.amin(-1), blocks.amax(-1), args, global_scale=inverse)
     state = {"weight": rows, "weight_scale": scales, "weight_global_scale": inverse}
@@ -141,6 +186,15 @@ def ct_fp8_codes(rows: torch.Tensor, scales: torch.Tensor) -> np.ndarray:
         rows.float(), scale=scales.float(), zero_point=None, args=args, dtype=torch.float8_e4m3fn
     )
     return codes.view(torch.uint8).numpy()
+
+
+def ct_fp8_block(rows: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """FP8_BLOCK as llm-compressor calls it, in the dtype of the rows: codes and scales."""
+    helpers, forward, args = _ct_fp8()
+    tiles = rows.view(len(rows) // 128, 128, -1, 128)
+    scales, _ = helpers.calculate_qparams(tiles.amin((1, 3)), tiles.amax((1, 3)), args)
+    codes = forward.quantize(rows, scale=scales, zero_point=None, args=args, dtype=torch.float8_e4m3fn)
+    return codes.view(torch.uint8).numpy(), scales
 
 
 def ct_fp8_dequantized(codes: np.ndarray, scales: torch.Tensor) -> torch.Tensor:
