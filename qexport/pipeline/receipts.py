@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qexport.export.receipt import artifact_entry, source_entry
+from qexport.publish.front_matter import source_card
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ def artifact_entries(
     """One entry for each artifact: its plan, its files and its verdict (``None``: not verified)."""
     source = source_entry(diagnosis.subject.checkpoint)
     source["mtp"] = diagnosis.repaired.mtp_origin
+    source["card"] = source_card(diagnosis.repaired.files.get("README.md"))
     findings = [finding.to_json() for finding in diagnosis.findings]
     return [
         artifact_entry(
