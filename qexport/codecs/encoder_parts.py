@@ -57,10 +57,12 @@ def empty_output(encoder: RowEncoder, rows: torch.Tensor) -> np.ndarray:
     return np.empty((len(rows), encoder.row_bytes(rows.shape[1])), np.uint8)
 
 
-def unrepresentable(type_name: str, first_row: int, count: int) -> InputError:
-    """The error for rows that a type cannot store."""
+def unrepresentable(
+    type_name: str, first_row: int, count: int, limit: str = "too large for a float16 scale"
+) -> InputError:
+    """The error for rows that a type cannot store; ``limit`` says which finite values those are."""
     return InputError(
         f"rows {first_row} to {first_row + count - 1} hold values that {type_name} cannot store: "
-        "NaN, infinity, or too large for a float16 scale",
+        f"NaN, infinity, or {limit}",
         hint="check the checkpoint for damaged weights, or store this tensor as BF16",
     )

@@ -26,7 +26,7 @@ from qexport.codecs.jit import bits_of, compiled, float_of
 from qexport.codecs.source_bits import SOURCE_DTYPES, source_bits, widen
 from qexport.errors import UsageProblem
 
-__all__ = ["BITS", "GROUPS", "AffineRows", "dequantize", "quantize"]
+__all__ = ["BITS", "GROUPS", "AffineRows", "check", "dequantize", "quantize"]
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -61,11 +61,9 @@ def quantize(rows: torch.Tensor, bits: int, group: int) -> AffineRows:
     Raises:
         UsageProblem: there is no such width or group, or the rows do not fit them.
     """
-    _check(bits, group)
     source, shift = source_bits(rows)
     n, columns = source.shape
-    if columns % group:
-        raise UsageProblem(f"rows of {columns} values do not divide into groups of {group}")
+    check(columns, bits, group)
     packed = np.empty((n, columns * bits // 8), np.uint8)
     scales, biases = (np.empty((n, columns // group), np.float32) for _ in range(2))
     bad = int(_quantize(source, shift, bits, group, packed, scales, biases))
@@ -90,7 +88,7 @@ def dequantize(packed: np.ndarray, scales: torch.Tensor, biases: torch.Tensor, b
     n, groups = scales.shape
     columns = packed.shape[1] * 8 // max(1, bits)
     group = columns // max(1, groups)
-    _check(bits, group)
+    check(0, bits, group)
     fits = packed.shape == (n, groups * group * bits // 8) and packed.dtype == np.uint8
     if not fits or biases.shape != scales.shape or biases.dtype != scales.dtype:
         raise UsageProblem(f"{packed.dtype} {packed.shape} does not belong to scales {tuple(scales.shape)}")
@@ -102,12 +100,15 @@ def dequantize(packed: np.ndarray, scales: torch.Tensor, biases: torch.Tensor, b
     return (steps * scales[:, :, None] + biases[:, :, None]).view(n, columns)
 
 
-def _check(bits: int, group: int) -> None:
+def check(columns: int, bits: int, group: int) -> None:
+    """Raises UsageProblem where there is no such width or group, or rows of ``columns`` do not fit it."""
     if bits not in BITS or group not in GROUPS:
         raise UsageProblem(
             f"MLX has no affine quantization with {bits} bits in groups of {group}",
             hint=f"bits are {', '.join(map(str, BITS))}; groups are {', '.join(map(str, GROUPS))}",
         )
+    if columns % group:
+        raise UsageProblem(f"rows of {columns} values do not divide into groups of {group}")
 
 
 @compiled

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.codecs.encoders import make_encoder
 from qexport.codecs.ggml_types import ggml_type
@@ -18,7 +18,19 @@ from qexport.codecs.native import KERNELS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "prepare_encoders"]
+
+
+class Warmable(Protocol):
+    """An encoder of any format (``qexport.formats.plan.Encoder``)."""
+
+    @property
+    def type_name(self) -> str: ...
+
+    @property
+    def rows_together(self) -> int: ...
+
+    def encode(self, rows: torch.Tensor, first_row: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -67,3 +79,38 @@ def prepare(
         if announce:
             announce(done[-1])
     return done
+
+
+def prepare_encoders(
+    samples: Iterable[tuple[Warmable, torch.dtype, int]],
+    *,
+    announce: Callable[[Prepared], None] | None = None,
+) -> list[Prepared]:
+    """Let encoders encode a block of zeros, one of each kind; those that compile or load a kernel are told.
+
+    A kind is a class, a type name, a dtype, and whether there is importance.
+
+    Args:
+        samples: encoder, dtype of the rows it will get, columns of those rows. One with a survey must be
+            able to encode zeros before it has seen a row.
+        announce: called after each kind for which a kernel was compiled.
+
+    Returns:
+        Every kind, announced or not.
+    """
+    import torch
+
+    from qexport.codecs.jit import compilations
+
+    done: dict[tuple[object, ...], Prepared] = {}
+    for encoder, dtype, columns in samples:
+        weighted = getattr(encoder, "importance", None) is not None
+        kind = (type(encoder), encoder.type_name, dtype, weighted)
+        if kind in done:
+            continue
+        start, before = time.perf_counter(), compilations()
+        encoder.encode(torch.zeros((encoder.rows_together, columns), dtype=dtype), 0)
+        done[kind] = Prepared(encoder.type_name, time.perf_counter() - start, compilations() > before)
+        if announce and done[kind].compiled:
+            announce(done[kind])
+    return list(done.values())

@@ -60,6 +60,7 @@ def plan_folder(
     parameters: int | None = None,
     always_index: bool = False,
     index_indent: int = 2,
+    beside: Mapping[str, Sequence[FolderTensor]] | None = None,
     notes: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
 ) -> ArtifactPlan:
@@ -74,6 +75,8 @@ def plan_folder(
         parameters: unquantized values, for the index.
         always_index: write the index for a single file, too.
         index_indent: of its JSON.
+        beside: further safetensors files by name, for tensors that are not among the model's: the index does
+            not know them.
 
     Raises:
         InputError: no tensors, a name twice, a header beyond what readers take.
@@ -87,9 +90,13 @@ def plan_folder(
         always_index=always_index,
         index_indent=index_indent,
     )
-    files = [PlannedFile(shard.file, shard.size, shard.header) for shard in layout.shards]
+    shards = [(shard.file, shard, group) for shard, group in zip(layout.shards, groups, strict=True)]
+    for name, group in (beside or {}).items():
+        specs = [spec for tensor in group for spec in tensor.specs]
+        shards.append((name, plan_shards([specs], metadata=metadata, keep_order=True).shards[0], list(group)))
+    files = [PlannedFile(name, shard.size, shard.header) for name, shard, _ in shards]
     planned: list[PlannedTensor] = []
-    for number, (group, shard) in enumerate(zip(groups, layout.shards, strict=True)):
+    for number, (_, shard, group) in enumerate(shards):
         for tensor in group:
             streams = tuple(
                 tuple(Region(number, shard.offsets[spec.name], spec.nbytes) for spec in stream)

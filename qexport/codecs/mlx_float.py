@@ -1,0 +1,204 @@
+"""MLX's float modes: mxfp4, mxfp8 and nvfp4, groups of 32 or 16 small floats that share a scale of one byte.
+
+======  =====  ==============  ====================
+mode    group  value           scale
+======  =====  ==============  ====================
+mxfp4   32     E2M1, 4 bits    E8M0, a power of two
+mxfp8   32     E4M3, 8 bits    E8M0
+nvfp4   16     E2M1, 4 bits    E4M3
+======  =====  ==============  ====================
+
+There are no biases and no global scale; even columns of 4 bits lie in the low half of a byte. The bytes are
+those of ``mx.quantize`` on a processor (``fp_quantize`` in
+https://github.com/ml-explore/mlx/blob/846d176227a0ac13d2667e58d2bb68b322109ab0/mlx/ops.cpp), a chain of array
+operations in the dtype of the rows: the scale, the largest magnitude over 6 or 448, is rounded to it, and so
+is a value over an E4M3 scale. A power of two is the next one up, so that nothing is cut off
+(https://github.com/ml-explore/mlx/pull/4353; versions before it took the nearer one). The level nearest to a
+value wins, the smaller one when two are as near, and zero has no sign; E4M3 rounds to nearest even and keeps
+the sign of zero. Where an E4M3 scale is zero, so are its values.
+
+Left out: groups that are not finite or too large for an E4M3 scale, which are counted; powers of two below
+2**-126, which become that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits, e4m3_value
+from qexport.codecs.jit import bits_of, compiled, float_of
+from qexport.codecs.source_bits import source_bits, widen
+from qexport.errors import UsageProblem
+
+__all__ = ["FLOAT_MODES", "FloatMode", "FloatRows", "dequantize", "quantize"]
+
+
+@dataclass(frozen=True)
+class FloatMode:
+    """A mode: values in a group, bits of a value, the largest value, whether the scale is a power of two."""
+
+    group: int
+    bits: int
+    top: float
+    power_of_two: bool
+
+
+FLOAT_MODES: Mapping[str, FloatMode] = {
+    "mxfp4": FloatMode(32, 4, 6.0, power_of_two=True),
+    "mxfp8": FloatMode(32, 8, 448.0, power_of_two=True),
+    "nvfp4": FloatMode(16, 4, 6.0, power_of_two=False),
+}
+
+_ZERO = np.float32(0)
+_MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_DROPPED = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
+"""Bits of float32's mantissa that a dtype does not have."""
+_HALF, _SMALLEST_HALF = np.float32(0.5), np.float32(2.0**-14)
+
+
+@dataclass(frozen=True)
+class FloatRows:
+    """Quantized rows.
+
+    Attributes:
+        packed: uint8 ``(n, columns * bits / 8)``; MLX's uint32, little-endian.
+        scales: uint8 ``(n, columns / group)``.
+        bad: how many groups are not finite, or too large for their scale.
+    """
+
+    packed: np.ndarray
+    scales: np.ndarray
+    bad: int
+
+
+def quantize(rows: torch.Tensor, mode: str) -> FloatRows:
+    """Quantize ``(n, columns)`` rows in bfloat16, float16 or float32; columns a multiple of the group.
+
+    Raises:
+        UsageProblem: there is no such mode, or the rows do not fit it.
+    """
+    known = _mode(mode)
+    source, shift = source_bits(rows)
+    n, columns = source.shape
+    if columns % known.group:
+        raise UsageProblem(f"rows of {columns} values do not divide into groups of {known.group}")
+    packed = np.empty((n, columns * known.bits // 8), np.uint8)
+    scales = np.empty((n, columns // known.group), np.uint8)
+    dropped, top = np.uint32(_DROPPED[rows.dtype]), np.float32(known.top)
+    bad = _quantize(source, shift, dropped, known.group, top, known.power_of_two, packed, scales)
+    return FloatRows(packed, scales, int(bad))
+
+
+def dequantize(packed: np.ndarray, scales: np.ndarray, mode: str) -> torch.Tensor:
+    """Float32 ``(n, columns)``: exact products.
+
+    Raises:
+        UsageProblem: there is no such mode, or the arrays do not belong together.
+    """
+    known = _mode(mode)
+    n, groups = scales.shape
+    if packed.shape != (n, groups * known.group * known.bits // 8) or packed.dtype != np.uint8:
+        raise UsageProblem(f"{packed.dtype} {packed.shape} does not belong to scales {scales.shape}")
+    if known.bits == 8:
+        values = torch.from_numpy(packed).view(torch.float8_e4m3fn).to(torch.float32)
+    else:
+        levels = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+        codes = torch.from_numpy(np.stack([packed & 15, packed >> 4], -1).reshape(n, -1).astype(np.int64))
+        values = torch.cat([levels, -levels])[codes]
+    kind = torch.float8_e8m0fnu if known.power_of_two else torch.float8_e4m3fn
+    steps = torch.from_numpy(scales).view(kind).to(torch.float32)
+    return (values.view(n, groups, known.group) * steps[..., None]).view(n, -1)
+
+
+def _mode(name: str) -> FloatMode:
+    if name not in FLOAT_MODES:
+        raise UsageProblem(f"MLX has no mode {name!r}", hint=f"its float modes are {', '.join(FLOAT_MODES)}")
+    return FLOAT_MODES[name]
+
+
+@compiled
+def _narrowed(value: np.float32, dropped: np.uint32) -> np.float32:
+    """A float32 that is not negative, rounded to a dtype without its last ``dropped`` bits."""
+    if dropped == np.uint32(13) and value < _SMALLEST_HALF:
+        small: np.float32 = (value + _HALF) - _HALF
+        return small
+    bits = bits_of(value)
+    half = (np.uint32(1) << dropped) >> np.uint32(1)
+    odd = np.uint32((bits >> dropped) & np.uint32(1))
+    up = np.uint32(half - np.uint32(1) + odd) if half else np.uint32(0)
+    wide: np.float32 = float_of(np.uint32((np.uint32(bits + up) >> dropped) << dropped))
+    return wide
+
+
+@compiled
+def _exponent(step: np.float32) -> np.uint32:
+    """The exponent of the power of two that is not below ``step``, as float32 and E8M0 store it."""
+    if step == _ZERO:
+        return np.uint32(127)
+    bits = bits_of(step)
+    return max(np.uint32(1), np.uint32((bits + np.uint32(0x7FFFFF)) >> np.uint32(23)))
+
+
+@compiled
+def _quantize(
+    source: np.ndarray,
+    shift: np.uint32,
+    dropped: np.uint32,
+    group: int,
+    top: np.float32,
+    power_of_two: bool,
+    packed: np.ndarray,
+    scales: np.ndarray,
+) -> int:
+    bad = 0
+    values, codes = np.empty(group, np.uint32), np.empty(group, np.uint32)
+    eight = top > np.float32(6)
+    width = group if eight else group // 2
+    for row in range(source.shape[0]):
+        for g in range(source.shape[1] // group):
+            widen(source[row, g * group : (g + 1) * group], shift, values)
+            most = np.uint32(0)
+            for i in range(group):
+                most = max(most, np.uint32(values[i] & _MAGNITUDE))
+            bad += most >= _INFINITY
+            step = _narrowed(np.float32(float_of(most) / top), dropped)
+            out = packed[row, g * width : (g + 1) * width]
+            if power_of_two:
+                exponent = _exponent(step)
+                scales[row, g] = np.uint8(exponent)
+                factor = float_of(np.uint32((np.uint32(254) - exponent) << np.uint32(23)))  # exact products
+                if eight:
+                    for i in range(group):
+                        size = float_of(np.uint32(values[i] & _MAGNITUDE)) * factor
+                        size = size if size < E4M3_MAX else E4M3_MAX
+                        sign = np.uint8((values[i] >> np.uint32(24)) & np.uint32(0x80))
+                        out[i] = e4m3_bits(size) | sign
+                    continue
+                for i in range(group):
+                    codes[i] = _level(float_of(np.uint32(values[i] & _MAGNITUDE)) * factor, values[i])
+            else:
+                bad += step > E4M3_MAX
+                byte = e4m3_bits(step if step < E4M3_MAX else E4M3_MAX)
+                scales[row, g] = byte
+                divisor = e4m3_value(byte) if byte else np.float32(np.inf)
+                for i in range(group):
+                    size = _narrowed(float_of(np.uint32(values[i] & _MAGNITUDE)) / divisor, dropped)
+                    codes[i] = _level(size, values[i])
+            for i in range(group // 2):
+                out[i] = np.uint8(codes[2 * i] | codes[2 * i + 1] << np.uint32(4))
+    return bad
+
+
+@compiled
+def _level(size: np.float32, bits: np.uint32) -> np.uint32:
+    """The four bits of a magnitude, with the sign of the float32 that has ``bits``."""
+    code = np.uint32(size > np.float32(0.25)) + np.uint32(size > np.float32(0.75))
+    code += np.uint32(size > np.float32(1.25)) + np.uint32(size > np.float32(1.75))
+    code += np.uint32(size > np.float32(2.5)) + np.uint32(size > np.float32(3.5))
+    code += np.uint32(size > np.float32(5))
+    sign = np.uint32(bits >> np.uint32(28)) & np.uint32(8)
+    return np.uint32(code | (sign if code else np.uint32(0)))

@@ -1,0 +1,116 @@
+"""config.json of the trunk, and the small files beside it.
+
+mlx-lm writes its keys sorted, indented by four, without ``vision_config`` (programs take that for the mark of
+a text model), with the stop tokens of generation_config.json, and with the quantization under two names. What
+is different here: everything that mlx-lm reads is written down, where it would take another default than
+transformers; a text-only ``qwen3_5_text``, which mlx-lm refuses, gets the published form (``text_config`` and a
+model type that mlx-lm knows, which mlx-vlm reads too); and the MTP head is declared only where it is. Tokenizer files are the checkpoint's own, not written again by another version of
+transformers, which is how special tokens and classes get lost.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qexport.doctor.form import wrapper_config
+from qexport.errors import InputError
+from qexport.families.table import FAMILIES, dimensions, layer_kinds
+
+if TYPE_CHECKING:
+    from qexport.doctor.repaired import Repaired
+    from qexport.families.view import ModelView
+    from qexport.formats.mlx.dialect import Dialect
+
+__all__ = ["dump", "generation_of", "language_config", "small_files", "trunk_config"]
+
+# The model card describes the source; the others belong to the vision tower.
+_LEFT_OUT = (
+    "README.md",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def dump(config: Mapping[str, Any], indent: int = 4) -> bytes:
+    """JSON as mlx-lm writes it: sorted at the top, no newline at the end."""
+    return json.dumps(dict(sorted(config.items())), indent=indent).encode()
+
+
+def small_files(repaired: Repaired) -> dict[str, bytes]:
+    """Tokenizer, chat templates, generation config, licences: the repaired checkpoint's bytes."""
+    return {name: data for name, data in repaired.files.items() if name not in _LEFT_OUT}
+
+
+def language_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of ``config`` that holds the language model's hyper-parameters."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def trunk_config(
+    repaired: Repaired, view: ModelView, dialect: Dialect, quantization: Mapping[str, Any], *, head: bool
+) -> dict[str, Any]:
+    """The trunk's config.json.
+
+    Args:
+        quantization: the block, overrides included.
+        head: whether the MTP head is in the same folder.
+
+    Raises:
+        InputError: mlx-lm could not build the model from any config.
+    """
+    config = copy.deepcopy(dict(repaired.config))
+    for key in ("vision_config", "_name_or_path"):
+        config.pop(key, None)
+    if dialect.always_wrapped and "text_config" not in config:
+        config = wrapper_config(config, FAMILIES[view.family])
+    text = language_config(config)
+    _complete(text, repaired, view, dialect)
+    if dialect.wrapper_prefix and text is not config:
+        config.setdefault("vocab_size", text["vocab_size"])  # gemma3.py looks for it there alone
+    stops = generation_of(repaired).get("eos_token_id")
+    if stops:
+        config["eos_token_id"] = stops
+    if head or text.get("mtp_num_hidden_layers"):
+        text["mtp_num_hidden_layers"] = view.mtp_layers if head else 0
+    return config | {"quantization": dict(quantization), "quantization_config": dict(quantization)}
+
+
+def _complete(text: dict[str, Any], repaired: Repaired, view: ModelView, dialect: Dialect) -> None:
+    """Write down what mlx-lm reads and would otherwise guess."""
+    family = FAMILIES[view.family]
+    dims = dimensions(family, view.text)
+    known: dict[str, Any] = {**dialect.extras, "head_dim": dims["head_dim"], **repaired.text}
+    if "experts" in dims:
+        known["num_experts"] = dims["experts"]
+    for key, value in known.items():
+        if text.get(key) is None and value is not None:
+            text[key] = copy.deepcopy(value)
+    if "linear" in family.layers:
+        text["full_attention_interval"] = _interval(view)
+
+
+def _interval(view: ModelView) -> int:
+    """``full_attention_interval``, all that mlx-lm's qwen3_5 looks at."""
+    kinds = layer_kinds(FAMILIES[view.family], view.text)
+    interval = kinds.index("full") + 1 if "full" in kinds else len(kinds) + 1
+    if kinds != tuple("linear" if (n + 1) % interval else "full" for n in range(len(kinds))):
+        raise InputError(
+            f"{view.label}: layer_types do not put full attention into every n-th layer, "
+            "and mlx-lm cannot build any other model"
+        )
+    return interval
+
+
+def generation_of(repaired: Repaired) -> Mapping[str, Any]:
+    """generation_config.json, empty where there is none."""
+    try:
+        found = json.loads(repaired.files.get("generation_config.json", b"{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, Mapping) else {}

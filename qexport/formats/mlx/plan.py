@@ -1,0 +1,231 @@
+"""The plan of an MLX folder: the trunk as ``mlx_lm convert`` would write it, and the MTP head where it is wanted.
+
+Tensor bytes, config blocks and shard size are mlx-lm's; tensors lie in the order of the pass, as in every
+format here, where mlx-lm has that of its modules. Readers go by name. The vision tower is left out, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qexport.families.roles import Block, Role
+from qexport.formats.folder import plan_folder
+from qexport.formats.mlx.config import dump, generation_of, language_config, small_files, trunk_config
+from qexport.formats.mlx.dialect import dialect_of, module_path, stored_name
+from qexport.formats.mlx.head import (
+    NORM_FORMAT,
+    SIDECARS,
+    drafter_config,
+    head_tensors,
+    manifest,
+    runtime_contract,
+    takes_scheme,
+)
+from qexport.formats.mlx.importance import importance_of
+from qexport.formats.mlx.options import DTYPES
+from qexport.formats.mlx.schemes import choose, override
+from qexport.formats.mlx.tensors import plain, quantized
+from qexport.formats.order import pass_order
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qexport.doctor.repaired import Repaired
+    from qexport.families.view import ModelTensor, ModelView
+    from qexport.formats.folder import FolderTensor
+    from qexport.formats.mlx.dialect import Dialect
+    from qexport.formats.mlx.options import MlxOptions
+    from qexport.formats.mlx.schemes import Choices
+    from qexport.formats.plan import ArtifactPlan
+
+__all__ = ["plan_mlx"]
+
+_METADATA = {"format": "mlx"}
+
+
+@dataclass
+class _Job:
+    """What the steps of one plan share."""
+
+    repaired: Repaired
+    view: ModelView
+    dialect: Dialect
+    options: MlxOptions
+    dtype: str | None
+    trunk: list[ModelTensor]
+    head: list[ModelTensor]
+    choices: Choices
+    importance: dict[str, np.ndarray]
+    notes: list[str] = field(default_factory=list)
+
+    def wants(self, layout: str) -> bool:
+        """Whether the head goes there."""
+        return bool(self.head) and layout in self.options.mtp
+
+
+def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...]:
+    """Plan the trunk's folder, and that of the drafter if there is a head and it is wanted; reads no data.
+
+    Raises:
+        InputError: mlx-lm has no such model, or the importance matrix belongs to another one.
+    """
+    view = repaired.view()
+    dialect = dialect_of(view)
+    ordered = [tensor for tensor in pass_order(view) if tensor.block is not Block.VISION]
+    tied = bool(repaired.text.get("tie_word_embeddings"))
+    trunk = [t for t in ordered if t.block is not Block.MTP and not (tied and t.role is Role.OUTPUT)]
+    head = [tensor for tensor in ordered if tensor.block is Block.MTP]
+    choices = choose(trunk, view, dialect, options)
+    notes: list[str] = []
+    weighted = [t for t in trunk if (scheme := choices.schemes[t.name]) and scheme.mode == "affine"]
+    if options.head_scheme is not None and set(options.mtp) - {"none", "vllm-mlx"}:
+        weighted += [t for t in head if takes_scheme(t, options.head_scheme)]
+    importance = importance_of(view, weighted, options.importance, notes)
+    dtype = _dtype(repaired, options)
+    job = _Job(repaired, view, dialect, options, dtype, trunk, head, choices, importance, notes)
+    plans = [_plan_trunk(job)]
+    if job.wants("drafter"):
+        plans.append(_plan_drafter(job))
+    return tuple(plans)
+
+
+def _dtype(repaired: Repaired, options: MlxOptions) -> str | None:
+    """The dtype that mlx-lm casts to: what the config says, at the place where it looks, or none."""
+    if options.dtype is not None:
+        return DTYPES[options.dtype]
+    said = repaired.config.get("torch_dtype")
+    inner = repaired.config.get("text_config")
+    if said is None and isinstance(inner, dict):
+        said = inner.get("dtype")
+    return DTYPES.get(said) if isinstance(said, str) else None
+
+
+def _plan_trunk(job: _Job) -> ArtifactPlan:
+    options, dialect, schemes = job.options, job.dialect, job.choices.schemes
+    tensors: list[FolderTensor] = []
+    quantization: dict[str, Any] = {
+        "group_size": options.scheme.group_size,
+        "bits": options.scheme.bits,
+        "mode": options.scheme.mode,
+    }
+    for tensor in job.trunk:
+        name, scheme = stored_name(dialect, job.repaired, tensor), schemes[tensor.name]
+        if scheme is None:
+            kept = None if tensor.role in dialect.keeps_float32 else job.dtype
+            tensors.append(plain(tensor, name, kept, add_one=tensor.role in dialect.norms_plus_one))
+            continue
+        tensors.append(quantized(tensor, name, scheme, job.dtype, job.importance.get(tensor.name)))
+        if tensor.name in job.choices.overrides:
+            quantization[module_path(name)] = override(scheme, recipe=options.recipe is not None)
+    if job.wants("embedded"):
+        inside = _head(job, "language_model.mtp.", quantize=True)
+        quantization |= {
+            module_path(made.name): override(options.head_scheme, recipe=True)
+            for made in inside
+            if options.head_scheme is not None and len(made.streams) > 1
+        }
+        tensors += inside
+        job.notes.append("the MTP head is among the model's tensors: mlx-lm up to 0.31.3 misreads such a folder")
+    inside_too = any(job.wants(layout) for layout in ("embedded", *SIDECARS))
+    config = trunk_config(job.repaired, job.view, dialect, quantization, head=inside_too)
+    small = small_files(job.repaired)
+    sidecars = _sidecars(job, config, small)
+    small["config.json"] = dump(config)
+    _say(job)
+    return plan_folder(
+        "mlx",
+        options.label,
+        tensors,
+        small,
+        max_shard=options.max_shard_size,
+        metadata=_METADATA,
+        parameters=sum(tensor.source.numel for tensor in tensors),
+        always_index=True,
+        index_indent=4,
+        beside=sidecars,
+        notes=job.notes,
+        details=_details(job),
+    )
+
+
+def _head(job: _Job, prefix: str, *, quantize: bool) -> list[FolderTensor]:
+    scheme = job.options.head_scheme if quantize else None
+    return head_tensors(job.head, prefix, scheme, job.dtype, job.importance)
+
+
+def _sidecars(
+    job: _Job, config: dict[str, Any], small: dict[str, bytes]
+) -> dict[str, Sequence[FolderTensor]]:
+    """Files of the head inside the trunk's folder; what goes with them is added to ``config`` and ``small``."""
+    files: dict[str, Sequence[FolderTensor]] = {}
+    if job.wants("mtplx"):
+        files[SIDECARS["mtplx"]] = _head(job, "mtp.", quantize=True)
+        contract, keys = runtime_contract(generation_of(job.repaired), job.options.head_scheme)
+        small["mtplx_runtime.json"] = contract
+        config |= keys
+    if job.wants("vllm-mlx"):
+        head = _head(job, "mtp.", quantize=False)
+        files[SIDECARS["vllm-mlx"]] = head
+        small["mtp/manifest.json"] = manifest(job.view.label, [tensor.name for tensor in head])
+        for part in (config, language_config(config)):
+            part["num_nextn_predict_layers"] = job.view.mtp_layers
+        if job.options.head_scheme is not None:
+            job.notes.append("vllm-mlx reads no quantized head of another width: its file is not quantized")
+    return files
+
+
+def _plan_drafter(job: _Job) -> ArtifactPlan:
+    scheme = job.options.head_scheme
+    trunk = trunk_config(job.repaired, job.view, job.dialect, {}, head=True)
+    text = language_config(trunk)
+    small = {name: data for name, data in small_files(job.repaired).items() if name != "generation_config.json"}
+    small["config.json"] = dump(drafter_config(text, scheme), indent=2)
+    tensors = _head(job, "", quantize=True)
+    return plan_folder(
+        "mlx-drafter",
+        f"{job.options.label}-MTP",
+        tensors,
+        small,
+        metadata=_METADATA,
+        details={
+            "layout": "mlx-vlm drafter",
+            "head": scheme.label if scheme else job.dtype or "as stored",
+            "norms": NORM_FORMAT,
+            "tensors": sum(len(tensor.specs) for tensor in tensors),
+        },
+    )
+
+
+def _say(job: _Job) -> None:
+    if job.choices.misfits:
+        names, group = job.choices.misfits, job.options.scheme.group_size
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        job.notes.append(
+            f"{len(names)} matrices have rows that do not divide into groups of {group} and stay as they are, "
+            f"as in mlx-lm: {', '.join(names[:4])}{more}"
+        )
+    if any(tensor.block is Block.VISION for tensor in job.view):
+        job.notes.append("the vision tower is left out, as mlx-lm does")
+    if job.head and "none" in job.options.mtp:
+        job.notes.append("the MTP head is left out, and none is declared")
+
+
+def _details(job: _Job) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for scheme in job.choices.schemes.values():
+        label = scheme.label if scheme else job.dtype or "as stored"
+        counts[label] = counts.get(label, 0) + 1
+    matrix = job.options.importance
+    return {
+        "mode": job.options.mode,
+        "recipe": job.options.recipe,
+        "tensor_types": dict(sorted(counts.items(), key=lambda item: -item[1])),
+        "importance_matrix": matrix.label if matrix and job.importance else None,
+        "mtp_layouts": list(job.options.mtp) if job.head else [],
+        "mtp_type": (job.options.head_scheme.label if job.options.head_scheme else job.dtype or "as stored")
+        if job.head and "none" not in job.options.mtp
+        else None,
+        "norms": NORM_FORMAT if job.dialect.norms_plus_one else "as stored",
+    }

@@ -1,0 +1,73 @@
+"""One tensor of the view as MLX stores it: packed words, scales and biases, or plain floats.
+
+mlx-lm adds 1 to a norm when it loads it, in the dtype it has, and casts everything later; both roundings are
+made here, in this order. A convolution's kernel goes from ``[channels, 1, width]`` to ``[channels, width, 1]``,
+which are the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.checkpoint.shards import TensorSpec
+from qexport.codecs.encoders import FloatEncoder
+from qexport.codecs.mlx_encoders import MlxAffineEncoder, MlxFloatEncoder, RoundedEncoder
+from qexport.families.roles import Role
+from qexport.formats.folder import FolderTensor
+from qexport.formats.mlx.dialect import module_path
+from qexport.formats.plan import Arrangement
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qexport.families.view import ModelTensor
+    from qexport.formats.mlx.options import Scheme
+    from qexport.formats.plan import Encoder
+
+__all__ = ["plain", "quantized"]
+
+
+def quantized(
+    tensor: ModelTensor, name: str, scheme: Scheme, dtype: str | None, importance: np.ndarray | None = None
+) -> FolderTensor:
+    """A matrix, or a stack of experts, quantized.
+
+    Args:
+        tensor: rows are a multiple of the group.
+        name: ends in ``.weight``; scales and biases stand beside.
+        scheme: how.
+        dtype: ``BF16``, ``F16`` or ``F32`` of scales and biases, ``None`` for that of the tensor.
+        importance: float32 ``(matrices, columns)``.
+    """
+    *outer, columns = tensor.shape
+    dtype = dtype or tensor.data.dtype
+    path = module_path(name)
+    groups = (*outer, columns // scheme.group_size)
+    words = TensorSpec(f"{path}.weight", "U32", (*outer, columns * scheme.bits // 32))
+    if scheme.mode != "affine":
+        streams = ((words,), (TensorSpec(f"{path}.scales", "U8", groups),))
+        return FolderTensor(name, tensor.shape, tensor.data, MlxFloatEncoder(scheme.mode, dtype), streams)
+    height = tensor.shape[1] if len(tensor.shape) == 3 else None
+    encoder = MlxAffineEncoder(scheme.bits, scheme.group_size, dtype, importance, height)
+    beside = tuple((TensorSpec(f"{path}.{part}", dtype, groups),) for part in ("scales", "biases"))
+    return FolderTensor(name, tensor.shape, tensor.data, encoder, ((words,), *beside))
+
+
+def plain(tensor: ModelTensor, name: str, dtype: str | None, *, add_one: bool = False) -> FolderTensor:
+    """A tensor as floats.
+
+    Args:
+        dtype: ``None`` keeps the tensor's.
+        add_one: store the norm with the 1 added.
+    """
+    source = tensor.data.dtype
+    dtype = dtype or source
+    encoder: Encoder = FloatEncoder(dtype)
+    if add_one and source == "BF16" and dtype != source:
+        encoder = RoundedEncoder(dtype, through=source)
+    shape = tensor.shape
+    if tensor.role is Role.LINEAR_CONV:
+        shape = (shape[0], shape[2], shape[1])
+    arrangement = Arrangement(op="add_one" if add_one else "none")
+    streams = ((TensorSpec(name, dtype, shape),),)
+    return FolderTensor(name, tensor.shape, tensor.data, encoder, streams, arrangement)
