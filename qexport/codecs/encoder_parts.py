@@ -58,11 +58,13 @@ def empty_output(encoder: RowEncoder, rows: torch.Tensor) -> np.ndarray:
 
 
 def unrepresentable(
-    type_name: str, first_row: int, count: int, limit: str = "too large for a float16 scale"
+    type_name: str,
+    first_row: int,
+    count: int,
+    values: str = "NaN, infinity, or too large for a float16 scale",
 ) -> InputError:
-    """The error for rows that a type cannot store; ``limit`` says which finite values those are."""
+    """The error for rows that a type cannot store, and which ``values`` that may be."""
     return InputError(
-        f"rows {first_row} to {first_row + count - 1} hold values that {type_name} cannot store: "
-        f"NaN, infinity, or {limit}",
+        f"rows {first_row} to {first_row + count - 1} hold values that {type_name} cannot store: {values}",
         hint="check the checkpoint for damaged weights, or store this tensor as BF16",
     )

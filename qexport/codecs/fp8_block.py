@@ -1,16 +1,18 @@
-"""FP8 E4M3 in tiles of 128 by 128 with a bfloat16 scale each: ``quant_method: fp8`` of Qwen's own files.
+"""FP8 E4M3 in tiles of 128 by 128 with a scale each: Qwen's own FP8 files, and llm-compressor's FP8_BLOCK.
 
-A value is ``code * scale``; files call the scale ``weight_scale_inv``, and it is multiplied. It is a tile's
-largest magnitude over 448, rounded to bfloat16 first, and a code is ``x / scale`` with that rounded scale in
-float32, rounded once to nearest even: dividing by what a reader multiplies with leaves no error that a
-whole tile has in common. The scales are those of compressed-tensors' ``calculate_qparams`` on bfloat16, the
-codes those of its ``quantize`` on float32 (https://github.com/vllm-project/compressed-tensors). On
-bfloat16 rows that function rounds the quotient to bfloat16 before it rounds to E4M3, so some of its codes are
-the other neighbour: 3 % of those of normal weights.
+A value is ``code * scale``. Two ways to get there (:class:`Style`):
 
-A tile of zeros has the scale 1, as in transformers (in compressed-tensors a small number). A tile whose
-scale would be below float32's smallest normal number, 2**-126, gets that one: bfloat16 has no precision left
-below, and some readers none at all.
+``native``, as ``quant_method: fp8`` reads it: ``weight_scale_inv`` is bfloat16, and multiplied in spite of
+its name. It is a tile's largest magnitude over 448, rounded to bfloat16 first, and a code is ``x / scale``
+with that rounded scale in float32, rounded once to nearest even: dividing by what a reader multiplies with
+leaves no error that a whole tile has in common. A tile of zeros has the scale 1, as in transformers. A tile
+whose scale would be below float32's smallest normal number, 2**-126, gets that one: bfloat16 has no precision
+left below, and some readers none at all.
+
+``compressed-tensors``: what llm-compressor's ``model_free_ptq`` writes, to the byte
+(https://github.com/vllm-project/compressed-tensors, ``calculate_qparams`` and ``quantize``). It works in the
+model's dtype: scales have it, and the quotient is rounded to it before it is rounded to E4M3, which makes 3 %
+of the codes of bfloat16 weights the other neighbour. A scale of zero becomes the dtype's epsilon.
 
 Left out: matrices whose sides are not multiples of 128, which readers disagree about; values that are not
 finite, whose tiles are counted.
@@ -19,22 +21,31 @@ finite, whose tiles are counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import torch
 
 from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits
-from qexport.codecs.jit import bits_of, compiled, float_of
+from qexport.codecs.jit import compiled, float_of
+from qexport.codecs.narrow import AS_BFLOAT16, AS_IT_IS, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
 from qexport.errors import UsageProblem
 
-__all__ = ["TILE", "Fp8Rows", "dequantize", "quantize"]
+__all__ = ["TILE", "Fp8Rows", "Style", "dequantize", "quantize"]
 
 TILE = 128
 
-_ONE_BITS = np.uint32(0x3F800000)
-_SMALLEST_BITS = np.uint32(0x00800000)
+_ONE, _ZERO = np.float32(1), np.float32(0)
+_SMALLEST = np.float32(2.0**-126)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+
+
+class Style(StrEnum):
+    """Whose scales and roundings."""
+
+    NATIVE = "native"
+    COMPRESSED_TENSORS = "compressed-tensors"
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Fp8Rows:
 
     Attributes:
         codes: E4M3 as uint8 ``(n, columns)``.
-        scales: bfloat16 ``(n / 128, columns / 128)``.
+        scales: ``(n / 128, columns / 128)`` in bfloat16, or in the rows' dtype for compressed-tensors.
         bad: how many tiles hold a NaN or infinity.
     """
 
@@ -52,7 +63,7 @@ class Fp8Rows:
     bad: int
 
 
-def quantize(rows: torch.Tensor) -> Fp8Rows:
+def quantize(rows: torch.Tensor, style: Style = Style.NATIVE) -> Fp8Rows:
     """Quantize ``(n, columns)`` rows in bfloat16, float16 or float32; both sides multiples of 128.
 
     Raises:
@@ -63,9 +74,15 @@ def quantize(rows: torch.Tensor) -> Fp8Rows:
     if n % TILE or columns % TILE:
         raise UsageProblem(f"a matrix of {n} by {columns} does not divide into tiles of {TILE} by {TILE}")
     codes = np.empty((n, columns), np.uint8)
-    scales = np.empty((n // TILE, columns // TILE), np.uint16)
-    bad = int(_quantize(source, shift, codes, scales))
-    return Fp8Rows(codes, torch.from_numpy(scales).view(torch.bfloat16), bad)
+    scales = np.empty((n // TILE, columns // TILE), np.float32)
+    if style is Style.NATIVE:
+        dtype, of_zeros, least = torch.bfloat16, _ONE, _SMALLEST
+        scale_rounding, rounding = AS_BFLOAT16, AS_IT_IS
+    else:
+        dtype, of_zeros, least = rows.dtype, np.float32(torch.finfo(rows.dtype).eps), _ZERO
+        scale_rounding = rounding = rounding_of(rows.dtype)
+    bad = int(_quantize(source, shift, scale_rounding, rounding, of_zeros, least, codes, scales))
+    return Fp8Rows(codes, torch.from_numpy(scales).to(dtype), bad)
 
 
 def dequantize(codes: np.ndarray, scales: torch.Tensor) -> torch.Tensor:
@@ -83,38 +100,42 @@ def dequantize(codes: np.ndarray, scales: torch.Tensor) -> torch.Tensor:
 
 
 @compiled
-def _scale_bits(top: np.uint32) -> np.uint32:
-    """float32 bits of a tile's scale, the lower half zero, from those of its largest magnitude."""
-    if top == np.uint32(0):
-        return _ONE_BITS
-    exact = bits_of(float_of(top) / E4M3_MAX)
-    rounded = np.uint32(exact + np.uint32(0x7FFF) + ((exact >> np.uint32(16)) & np.uint32(1)))
-    return max(np.uint32(rounded & np.uint32(0xFFFF0000)), _SMALLEST_BITS)
+def _scale(top: np.uint32, rounding: np.uint32, of_zeros: np.float32, least: np.float32) -> np.float32:
+    """A tile's scale from the float32 bits of its largest magnitude."""
+    scale = max(narrow(float_of(top) / E4M3_MAX, rounding), least)
+    return of_zeros if top == np.uint32(0) or scale == _ZERO else scale
 
 
 @compiled
-def _quantize(source: np.ndarray, shift: np.uint32, codes: np.ndarray, scales: np.ndarray) -> int:
+def _quantize(
+    source: np.ndarray,
+    shift: np.uint32,
+    scale_rounding: np.uint32,
+    rounding: np.uint32,
+    of_zeros: np.float32,
+    least: np.float32,
+    codes: np.ndarray,
+    scales: np.ndarray,
+) -> int:
     bad = 0
     for down in range(scales.shape[0]):
         for across in range(scales.shape[1]):
-            tile = source[down * TILE : (down + 1) * TILE, across * TILE : (across + 1) * TILE]
-            out = codes[down * TILE : (down + 1) * TILE, across * TILE : (across + 1) * TILE]
+            left, right = across * TILE, (across + 1) * TILE
             top = np.uint32(0)
-            for row in range(TILE):
-                values = tile[row]
+            for row in range(down * TILE, (down + 1) * TILE):
+                values = source[row, left:right]
                 for i in range(TILE):
                     top = max(top, np.uint32((np.uint32(values[i]) << shift) & _MAGNITUDE))
-            if top >= _INFINITY:
-                bad += 1
-            scale = _scale_bits(top)
-            scales[down, across] = np.uint16(scale >> np.uint32(16))
-            divisor = float_of(scale)
-            for row in range(TILE):
-                values, found = tile[row], out[row]
+            bad += int(top >= _INFINITY)
+            divisor = _scale(top, scale_rounding, of_zeros, least)
+            scales[down, across] = divisor
+            for row in range(down * TILE, (down + 1) * TILE):
+                # Slices in one piece, so that the compiler works on many values at once.
+                values, found = source[row, left:right], codes[row, left:right]
                 for i in range(TILE):
                     bits = np.uint32(np.uint32(values[i]) << shift)
-                    # At most 448 * (1 + 2**-8), by the rounding of the scale: its code is that of 448.
-                    level = float_of(np.uint32(bits & _MAGNITUDE)) / divisor
+                    # Beyond 448 by the rounding of the scale, and far beyond where float16 has few bits left.
+                    level = narrow(float_of(np.uint32(bits & _MAGNITUDE)) / divisor, rounding)
                     sign = np.uint8((bits >> np.uint32(24)) & np.uint32(0x80))
-                    found[i] = np.uint8(e4m3_bits(level) | sign)
+                    found[i] = np.uint8(e4m3_bits(min(level, E4M3_MAX)) | sign)
     return bad

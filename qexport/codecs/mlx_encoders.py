@@ -58,7 +58,9 @@ class MlxAffineEncoder(RowByRow):
         if table is None:
             return
         if table.ndim != 2 or table.dtype.name != "float32":
-            raise UsageProblem(f"importance must be float32 (matrices, columns), not {table.dtype} {table.shape}")
+            raise UsageProblem(
+                f"importance must be float32 (matrices, columns), not {table.dtype} {table.shape}"
+            )
         if len(table) > 1 and not self.rows_per_matrix:
             raise UsageProblem(f"importance for {len(table)} matrices needs rows_per_matrix")
 
@@ -95,7 +97,7 @@ class MlxAffineEncoder(RowByRow):
                 )  # fmt: skip
             scales, biases = (torch.from_numpy(wide).to(dtype) for wide in (wide_scales, wide_biases))
         if bad:
-            raise unrepresentable(self.type_name, first_row, n, "too far apart for float32")
+            raise unrepresentable(self.type_name, first_row, n, "NaN, infinity, or too far apart for float32")
         return packed, _bytes(scales), _bytes(biases)
 
     def _runs(self, first_row: int, n: int) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -138,7 +140,15 @@ class MlxAffineEncoder(RowByRow):
             else:
                 words = _plain(part.to(torch.float32).contiguous().view(torch.uint32).numpy())
             bad += fit_into(
-                halves, words, weights, self.bits, self.group, dropped, packed[span], scales[span], biases[span]
+                halves,
+                words,
+                weights,
+                self.bits,
+                self.group,
+                dropped,
+                packed[span],
+                scales[span],
+                biases[span],
             )
         return bad
 
@@ -160,7 +170,9 @@ class MlxFloatEncoder(RowByRow):
 
         made = mlx_float.quantize(rows.to(_dtype(self.dtype)), self.mode)
         if made.bad:
-            raise unrepresentable(self.type_name, first_row, len(rows), f"too large for {self.mode}'s scales")
+            raise unrepresentable(
+                self.type_name, first_row, len(rows), f"NaN, infinity, or too large for {self.mode}'s scales"
+            )
         return made.packed, made.scales
 
 

@@ -99,6 +99,24 @@ def _modelopt():
         return NVFP4QTensor
 
 
+def modelopt_fp8(rows: torch.Tensor) -> tuple[np.ndarray, float]:
+    """What the exporter makes of a linear layer quantized with FP8_DEFAULT_CFG: codes and scale."""
+    _modelopt()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import modelopt.torch.quantization as mtq
+        from modelopt.torch.export.unified_export_hf import _export_quantized_weight
+
+        linear = torch.nn.Linear(rows.shape[1], rows.shape[0], bias=False).to(rows.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(rows)
+        model = torch.nn.Sequential(linear)
+        one = torch.ones(1, rows.shape[1], dtype=rows.dtype)
+        mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda m: m(one))
+        _export_quantized_weight(model[0], rows.dtype)
+    return model[0].weight.view(torch.uint8).numpy(), model[0].weight_scale.item()
+
+
 def ct_nvfp4(rows: torch.Tensor, shared: np.float32) -> Bytes:
     """compressed-tensors' nvfp4-pack-quantized with the global scale ``1 / shared``."""
     helpers, _, args, scheme = _ct_fp4()
@@ -141,6 +159,15 @@ def ct_fp8_codes(rows: torch.Tensor, scales: torch.Tensor) -> np.ndarray:
         rows.float(), scale=scales.float(), zero_point=None, args=args, dtype=torch.float8_e4m3fn
     )
     return codes.view(torch.uint8).numpy()
+
+
+def ct_fp8_block(rows: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """FP8_BLOCK as llm-compressor calls it, in the dtype of the rows: codes and scales."""
+    helpers, forward, args = _ct_fp8()
+    tiles = rows.view(len(rows) // 128, 128, -1, 128)
+    scales, _ = helpers.calculate_qparams(tiles.amin((1, 3)), tiles.amax((1, 3)), args)
+    codes = forward.quantize(rows, scale=scales, zero_point=None, args=args, dtype=torch.float8_e4m3fn)
+    return codes.view(torch.uint8).numpy(), scales
 
 
 def ct_fp8_dequantized(codes: np.ndarray, scales: torch.Tensor) -> torch.Tensor:

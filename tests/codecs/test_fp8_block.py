@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, digest, rows_in
 
 from qexport.codecs.e4m3 import e4m3_bits, e4m3_value
-from qexport.codecs.fp8_block import TILE, Fp8Rows, dequantize, quantize
-from qexport.errors import UsageProblem
+from qexport.codecs.fp8_block import TILE, Fp8Rows, Style, dequantize, quantize
+from qexport.codecs.fp8_encoder import FP8_TILE, Fp8BlockEncoder
+from qexport.errors import InputError, UsageProblem
 
 KNOWN = json.loads(GOLDEN.read_text())["hashes"]
 CODES = np.array([code for code in range(256) if code & 0x7F != 0x7F], np.uint8)
@@ -36,6 +37,51 @@ def test_golden(dtype: torch.dtype) -> None:
     assert made.bad == 0
     assert digest(everything(made)) == KNOWN[key]
     assert digest(oracles.raw(dequantize(made.codes, made.scales))) == KNOWN[f"{key} decoded"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_golden_in_the_style_of_compressed_tensors(dtype: torch.dtype) -> None:
+    made = quantize(rows_in(dtype), Style.COMPRESSED_TENSORS)
+    assert made.scales.dtype == dtype
+    key = f"fp8 compressed-tensors {str(dtype).removeprefix('torch.')}"
+    assert digest(everything(made)) == KNOWN[key]
+
+
+@oracles.needs_compressed_tensors
+@given(rows=matrices, dtype=st.sampled_from(DTYPES))
+@settings(max_examples=150, deadline=None)
+def test_equals_what_llm_compressor_calls(rows: np.ndarray, dtype: torch.dtype) -> None:
+    source = oracles.finite(rows, dtype)
+    made, (codes, scales) = quantize(source, Style.COMPRESSED_TENSORS), oracles.ct_fp8_block(source)
+    assert oracles.raw(made.scales) == oracles.raw(scales)
+    assert np.array_equal(made.codes, codes)
+
+
+@given(rows=matrices, dtype=st.sampled_from(DTYPES))
+@settings(deadline=None)
+def test_compressed_tensors_formula(rows: np.ndarray, dtype: torch.dtype) -> None:
+    source = oracles.finite(rows, dtype)
+    made = quantize(source, Style.COMPRESSED_TENSORS)
+    scales = source.view(1, TILE, -1, TILE).abs().amax((1, 3)) / 448  # in the dtype of the rows
+    scales = torch.where(scales == 0, torch.finfo(dtype).eps, scales)
+    levels = source / scales.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
+    expected = levels.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    assert oracles.raw(made.scales) == oracles.raw(scales)
+    assert np.array_equal(made.codes, expected)
+
+
+@given(rows=matrices, dtype=st.sampled_from(DTYPES))
+@settings(deadline=None)
+def test_native_formula(rows: np.ndarray, dtype: torch.dtype) -> None:
+    source = oracles.finite(rows, dtype)
+    made = quantize(source)
+    tops = source.float().view(1, TILE, -1, TILE).abs().amax((1, 3))
+    scales = (tops / 448).to(torch.bfloat16).clamp(min=2.0**-126)
+    scales = torch.where(tops == 0, 1, scales)
+    levels = source.float() / scales.float().repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
+    expected = levels.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    assert oracles.raw(made.scales) == oracles.raw(scales)
+    assert np.array_equal(made.codes, expected)
 
 
 @oracles.needs_compressed_tensors
@@ -152,3 +198,19 @@ def test_foreign_scales_are_refused() -> None:
     for codes, scales in [(made.codes[:64], made.scales), (made.codes.view(np.int8), made.scales)]:
         with pytest.raises(UsageProblem, match="does not belong"):
             dequantize(codes, scales)
+
+
+@pytest.mark.parametrize("style", list(Style))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_encoder(dtype: torch.dtype, style: Style) -> None:
+    rows = torch.from_numpy(make_rows("normal", 4, 2 * TILE, 2 * TILE)).to(dtype)
+    encoder = Fp8BlockEncoder(style.value)
+    assert (encoder.rows_together, encoder.survey, FP8_TILE) == (TILE, None, TILE)
+    codes, scales = encoder.encode(rows, 0)
+    made = quantize(rows, style)
+    assert codes.tobytes() + scales.tobytes() == everything(made)
+    names = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+    assert encoder.scale_dtype(names[dtype]) == names[made.scales.dtype]
+    rows[200, 3] = float("nan")
+    with pytest.raises(InputError, match="rows 128 to 383 hold values that F8_E4M3"):
+        encoder.encode(rows, TILE)

@@ -1,0 +1,56 @@
+"""FP8 in tiles behind the protocol that plans hold (``qexport.formats.plan.Encoder``).
+
+Two streams for the same rows: codes, and the scales of their tiles. Experts stacked in a tensor need nothing
+special as long as each has a multiple of 128 rows: no tile then lies in two of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.codecs.encoder_parts import unrepresentable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["FP8_TILE", "Fp8BlockEncoder"]
+
+FP8_TILE = 128  # fp8_block.TILE, without numba
+
+
+@dataclass(frozen=True)
+class Fp8BlockEncoder:
+    """Tiles of 128 by 128; ``style`` as in :class:`qexport.codecs.fp8_block.Style`."""
+
+    style: str = "native"
+    type_name: str = "F8_E4M3"
+
+    @property
+    def rows_together(self) -> int:
+        return FP8_TILE
+
+    @property
+    def survey(self) -> None:
+        return None
+
+    def scale_dtype(self, source: str) -> str:
+        """The stored dtype of scales for a tensor of dtype ``source``, both as safetensors spells them."""
+        return "BF16" if self.style == "native" else source
+
+    def encode(self, rows: torch.Tensor, first_row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes, uint8 ``(n, columns)``, and scales as bytes ``(n / 128, columns / 128 * size)``.
+
+        Raises:
+            InputError: a tile holds a NaN or infinity.
+            UsageProblem: the rows do not divide into tiles.
+        """
+        import torch
+
+        from qexport.codecs.fp8_block import Style, quantize
+
+        made = quantize(rows, Style(self.style))
+        if made.bad:
+            raise unrepresentable(self.type_name, first_row, len(rows), "NaN or infinity")
+        return made.codes, made.scales.view(torch.uint8).numpy()

@@ -1,0 +1,132 @@
+"""The plan of an FP8 folder: published names, experts one by one, codes and scales beside each other.
+
+Tensors outside the scope keep their dtype and their bytes. What a tensor of the view becomes is written in
+the order of the pass; nothing is reshaped, so rows go straight from the source's shards through the encoder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.checkpoint.shards import TensorSpec
+from qexport.codecs.encoders import FloatEncoder
+from qexport.codecs.fp8_encoder import FP8_TILE, Fp8BlockEncoder
+from qexport.doctor.draft import dump_json
+from qexport.errors import InputError
+from qexport.families.names import published_name
+from qexport.families.roles import EXPERT_ROLES
+from qexport.formats.folder import FolderTensor, plan_folder
+from qexport.formats.fp8.config import fp8_config
+from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.fp8.scope import scope_of
+from qexport.formats.linears import modules_of
+from qexport.formats.order import pass_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qexport.doctor import Finding
+    from qexport.doctor.repaired import Repaired
+    from qexport.families.view import ModelTensor
+    from qexport.formats.fp8.scope import Scope
+    from qexport.formats.plan import ArtifactPlan
+
+__all__ = ["plan_fp8"]
+
+
+def plan_fp8(
+    repaired: Repaired, options: Fp8Options | None = None, *, findings: Iterable[Finding] = ()
+) -> ArtifactPlan:
+    """Plan the folder.
+
+    Args:
+        findings: for the receipt.
+
+    Raises:
+        InputError: tensors and config do not fit together, or no matrix can become FP8.
+    """
+    options = options or Fp8Options()
+    view = repaired.view()
+    scope = scope_of(repaired, view, options)
+    if not scope.names:
+        why = "; ".join(scope.kept.values()) or "it has no linear layers that qexport knows"
+        raise InputError(
+            f"no matrix of {repaired.label} can become FP8: {why}",
+            hint=f"Both sides of a matrix have to be multiples of {FP8_TILE}.",
+        )
+    tensors = [_folder_tensor(repaired, tensor, scope, options) for tensor in pass_order(view)]
+    config = fp8_config(repaired, view, scope, options)
+    listed = config["quantization_config"]["modules_to_not_convert" if options.native else "ignore"]
+    return plan_folder(
+        kind="fp8",
+        label="FP8" if options.native else "FP8_BLOCK",
+        tensors=tensors,
+        small={**repaired.files, "config.json": dump_json(config)},
+        max_shard=options.max_shard,
+        parameters=view.parameters,
+        notes=_notes(scope, options, view.mtp_layers),
+        details={
+            "layout": options.layout,
+            "quantized": _quantized(view.tensors, tensors, scope),
+            "not_converted": listed,
+                "modules_to_not_convert" if options.native else "ignore"
+            ],
+            "mtp": {
+                "layers": repaired.mtp_layers,
+                "origin": repaired.mtp_origin,
+                "quantized": bool(view.mtp_layers) and not options.keeps_mtp,
+            },
+            "changed_files": sorted({*repaired.files.changed, "config.json"}),
+            "findings": [finding.to_json() for finding in findings],
+        },
+    )
+
+
+def _folder_tensor(
+    repaired: Repaired, tensor: ModelTensor, scope: Scope, options: Fp8Options
+) -> FolderTensor:
+    dtype = tensor.data.dtype
+    if tensor.role in EXPERT_ROLES:
+        names = [f"{module}.weight" for module in modules_of(repaired, tensor)]
+        shape = tensor.shape[1:]
+    else:
+        names = [published_name(tensor.name, repaired.family, wrapper=repaired.wrapper)]
+        shape = tensor.shape
+    if tensor.name not in scope.names:
+        copies = tuple(TensorSpec(name, dtype, shape) for name in names)
+        return FolderTensor(tensor.name, tensor.shape, tensor.data, FloatEncoder(dtype), (copies,))
+    encoder = Fp8BlockEncoder(options.layout)
+    suffix = "_scale_inv" if options.native else "_scale"
+    rows, columns = shape
+    tiles = rows // FP8_TILE, columns // FP8_TILE
+    codes = tuple(TensorSpec(name, encoder.type_name, shape) for name in names)
+    scales = tuple(TensorSpec(name + suffix, encoder.scale_dtype(dtype), tiles) for name in names)
+    return FolderTensor(tensor.name, tensor.shape, tensor.data, encoder, (codes, scales))
+
+
+def _quantized(
+    tensors: Iterable[ModelTensor], stored: Iterable[FolderTensor], scope: Scope
+) -> dict[str, dict[str, int]]:
+    """For each role: how many matrices became FP8, and their bytes with scales."""
+    by_name = {tensor.name: tensor for tensor in stored}
+    found: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        if tensor.name in scope.names:
+            entry = found.setdefault(tensor.role.value, {"tensors": 0, "bytes": 0})
+            entry["tensors"] += len(by_name[tensor.name].streams[0])
+            entry["bytes"] += sum(spec.nbytes for spec in by_name[tensor.name].specs)
+    return found
+
+
+def _notes(scope: Scope, options: Fp8Options, mtp_layers: int) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for role, why in scope.kept.items():
+        reasons.setdefault(why, []).append(role.value)
+    notes = [
+        f"not FP8, and listed: {', '.join(roles)} ({why}; sides have to be multiples of {FP8_TILE})"
+        for why, roles in reasons.items()
+    ]
+    if mtp_layers and options.keeps_mtp:
+        why = "" if options.native else ", as compressed-tensors readers need it"
+        notes.append(f"the MTP head keeps its dtype and is listed{why}")
+    return notes

@@ -1,0 +1,70 @@
+"""Which matrices become FP8: the large linear layers, all or nothing where runtimes fuse them.
+
+Both sides of a matrix have to be multiples of 128: readers disagree about what a partial tile is
+(transformers divides the rows evenly, vLLM refuses merged matrices that have one). The parts that a runtime
+merges into one matrix have to be, too: Gated DeltaNet's ``in_proj_qkv`` is query, key and value to vLLM
+(https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/layers/quantization/utils/fp8_utils.py,
+``validate_fp8_block_shape``). What does not fit stays as it is, with everything that is fused with it: one
+kernel has one format. All experts of a layer are one module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.codecs.fp8_encoder import FP8_TILE
+from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.families.table import dimensions
+from qexport.formats.linears import LINEAR_ROLES, fused_roles
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qexport.doctor.repaired import Repaired
+    from qexport.families.view import ModelTensor, ModelView
+    from qexport.formats.fp8.options import Fp8Options
+
+__all__ = ["Scope", "scope_of"]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """``names`` of the view's tensors that become FP8; ``kept`` says of linear roles why they do not."""
+
+    names: frozenset[str]
+    kept: Mapping[Role, str]
+
+
+def scope_of(repaired: Repaired, view: ModelView, options: Fp8Options) -> Scope:
+    """What ``options`` make of ``view``."""
+    dims = dimensions(repaired.family, repaired.text)
+    linear = [tensor for tensor in view if _is_linear(tensor, options)]
+    misfits = {_group(tensor): why for tensor in linear if (why := _misfit(tensor, dims))}
+    kept = {t.role: misfits[_group(t)] for t in linear if _group(t) in misfits}
+    return Scope(frozenset(t.name for t in linear if _group(t) not in misfits), kept)
+
+
+def _is_linear(tensor: ModelTensor, options: Fp8Options) -> bool:
+    return (
+        tensor.role in LINEAR_ROLES
+        and tensor.block in (Block.TRUNK, Block.MTP)
+        and not (tensor.block is Block.MTP and options.keeps_mtp)
+    )
+
+
+def _group(tensor: ModelTensor) -> tuple[Block, int | None, frozenset[Role]]:
+    roles = EXPERT_ROLES if tensor.role in EXPERT_ROLES else fused_roles(tensor.role)
+    return tensor.block, tensor.layer, roles
+
+
+def _misfit(tensor: ModelTensor, dims: Mapping[str, int]) -> str | None:
+    rows, columns = tensor.shape[-2:]
+    parts = [rows]
+    if tensor.role is Role.LINEAR_QKV:
+        parts = [dims["linear_k_heads"] * dims["linear_k_head_dim"], dims["linear_v"]]
+    odd = next((size for size in (*parts, columns) if size % FP8_TILE), None)
+    if odd is None:
+        return None
+    what = "" if odd in (rows, columns) else f" with {odd} rows for one of its parts"
+    return f"{tensor.role.value} is {rows} by {columns}{what}"
