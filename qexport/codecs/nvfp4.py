@@ -7,14 +7,11 @@ scale, ``amax / (6 * 448)``, maps the largest of those to 448. ModelOpt stores t
 need the same one, so it is given: take the largest magnitude of all of them.
 
 The bytes are those of ModelOpt's ``NVFP4QTensor`` without a static calibration
-(https://github.com/NVIDIA/TensorRT-Model-Optimizer): a scale of zero becomes 1, others are limited to 2**-9
-to 448; ``scale * global_scale`` is rounded to float32 before it divides; levels round to nearest, ties to the
-even code; a negative zero loses its sign, a small negative number keeps it. compressed-tensors works with
-the inverse, rounds at other places and has another scale for blocks of zeros, so the two agree always only
-where the global scale is a power of two, the rows are float32 and no scale is below 2**-9.
+(https://github.com/NVIDIA/TensorRT-Model-Optimizer), or, with ``divides``, those of compressed-tensors'
+``nvfp4-pack-quantized`` as llm-compressor calls it (https://github.com/vllm-project/compressed-tensors);
+:mod:`qexport.codecs.nvfp4_rows` says where they differ.
 
-Left out: values that are not finite, whose blocks are counted. Values beyond ``2688 * global_scale`` are
-cut off.
+Left out: values that are not finite, whose blocks are counted. Values beyond the largest scale are cut off.
 """
 
 from __future__ import annotations
@@ -24,22 +21,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits, e4m3_value
-from qexport.codecs.jit import bits_of, compiled, float_of
+from qexport.codecs.e2m1 import LEVELS, TOP_LEVEL
+from qexport.codecs.e4m3 import E4M3_MAX
+from qexport.codecs.jit import compiled
+from qexport.codecs.narrow import AS_IT_IS, rounding_of
+from qexport.codecs.nvfp4_rows import BLOCK, row_codes, row_scales, row_tops, step_of
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
-__all__ = ["BLOCK", "LEVELS", "Nvfp4Rows", "dequantize", "global_scale", "quantize"]
+__all__ = ["BLOCK", "LEVELS", "Nvfp4Rows", "dequantize", "divisor", "global_scale", "prepared", "quantize"]
 
-BLOCK = 16
-LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-_ZERO, _ONE, _TOP_LEVEL = np.float32(0), np.float32(1), np.float32(6)
-_SMALLEST_SCALE = np.float32(2.0**-9)
-_MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-# E2M1 as e4m3.py does it: levels from 1 on have one bit of mantissa, below it the step is one half.
-_REBIAS = np.uint32((127 - 1) << 23)
-_ALIGN, _ALIGN_BITS = np.float32(2.0**22), np.uint32(0x4A800000)
+_TOP = np.float32(TOP_LEVEL * E4M3_MAX)
+_TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -58,42 +51,52 @@ class Nvfp4Rows:
 
 
 def global_scale(amax: float) -> np.float32:
-    """The scale that matrices share whose largest magnitude is ``amax``; compressed-tensors stores 1 over it.
+    """The scale that matrices share whose largest magnitude is ``amax``, as ModelOpt stores it.
 
     Where float32 has no normal number for it, the scale is 1, and such values become zeros.
 
     Raises:
         UsageProblem: ``amax`` is negative or not finite.
     """
-    if not 0 <= amax < float("inf"):
-        raise UsageProblem(f"{amax} is not the largest magnitude of a matrix")
-    scale = np.float32(amax) / (_TOP_LEVEL * E4M3_MAX)
-    return np.float32(scale) if scale >= np.finfo(np.float32).tiny else _ONE
+    scale = np.float32(_magnitude(amax)) / _TOP
+    return np.float32(scale) if scale >= _TINY else np.float32(1)
 
 
-def quantize(rows: torch.Tensor, shared: np.float32) -> Nvfp4Rows:
+def divisor(amax: float, dtype: torch.dtype) -> np.float32:
+    """The inverse scale as llm-compressor stores it: 2688 times ``1 / amax``, both rounded to the rows' dtype.
+
+    Where that is no finite number the scale is 1, as there. With float16 rows, whose numbers end at 65504, it
+    is computed in float32 then: 1 would be far from right.
+
+    Raises:
+        UsageProblem: ``amax`` is negative or not finite.
+    """
+    inverse = _inverse(_magnitude(amax), dtype)
+    if dtype == torch.float16 and not np.isfinite(inverse):
+        inverse = _inverse(amax, torch.float32)
+    return np.float32(inverse if np.isfinite(inverse) else 1)
+
+
+def quantize(rows: torch.Tensor, shared: np.float32, *, divides: bool = False) -> Nvfp4Rows:
     """Quantize ``(n, columns)`` rows in bfloat16, float16 or float32; columns a multiple of 16.
 
     Args:
         rows: the values.
-        shared: the result of :func:`global_scale`.
+        shared: the result of :func:`global_scale`, or of :func:`divisor` with ``divides``.
+        divides: whether to round as compressed-tensors does.
 
     Raises:
         UsageProblem: the rows do not divide into blocks, or the scale is no normal positive number.
     """
-    source, shift = source_bits(rows)
-    n, columns = source.shape
-    if columns % BLOCK:
-        raise UsageProblem(f"rows of {columns} values do not divide into blocks of {BLOCK}")
-    if not np.finfo(np.float32).tiny <= np.float32(shared) < np.inf:
-        raise UsageProblem(f"{shared} cannot be a global scale")
-    packed = np.empty((n, columns // 2), np.uint8)
-    scales = np.empty((n, columns // BLOCK), np.uint8)
-    bad = int(_quantize(source, shift, np.float32(shared), packed, scales))
-    return Nvfp4Rows(packed, scales, bad)
+    source, shift, made = prepared(rows, shared)
+    rounding = rounding_of(rows.dtype) if divides else AS_IT_IS
+    bad = _quantize(source, shift, np.float32(shared), divides, rounding, made.packed, made.scales)
+    return Nvfp4Rows(made.packed, made.scales, int(bad))
 
 
-def dequantize(packed: np.ndarray, scales: np.ndarray, shared: np.float32) -> torch.Tensor:
+def dequantize(
+    packed: np.ndarray, scales: np.ndarray, shared: np.float32, *, divides: bool = False
+) -> torch.Tensor:
     """Float32 ``(n, columns)``; the arguments are what :func:`quantize` gave and was given.
 
     Raises:
@@ -106,53 +109,59 @@ def dequantize(packed: np.ndarray, scales: np.ndarray, shared: np.float32) -> to
     values = np.empty((n, blocks, BLOCK), np.float32)
     pairs = packed.reshape(n, blocks, BLOCK // 2)
     values[..., 0::2], values[..., 1::2] = levels[pairs & 15], levels[pairs >> 4]
-    steps = torch.from_numpy(scales).view(torch.float8_e4m3fn).to(torch.float32) * float(np.float32(shared))
+    wide = torch.from_numpy(scales).view(torch.float8_e4m3fn).to(torch.float32)
+    one = float(np.float32(shared))
+    steps = wide / one if divides else wide * one
     return torch.from_numpy(values).mul_(steps[..., None]).view(n, blocks * BLOCK)
 
 
-@compiled
-def _code(bits: np.uint32, divisor: np.float32) -> np.uint32:
-    """The four bits of the float32 with these bits."""
-    level = float_of(np.uint32(bits & _MAGNITUDE)) / divisor
-    negative = np.uint32(8) if level > _ZERO else np.uint32(0)
-    level = level if level < _TOP_LEVEL else _TOP_LEVEL
-    rebased = np.uint32(bits_of(level) - _REBIAS)
-    normal = np.uint32(rebased + np.uint32(0x1FFFFF) + ((rebased >> np.uint32(22)) & np.uint32(1)))
-    small = np.uint32(bits_of(level + _ALIGN) - _ALIGN_BITS)
-    code = np.uint32(small if level < _ONE else normal >> np.uint32(22))
-    return np.uint32(code | (np.uint32(bits >> np.uint32(28)) & negative))
+def prepared(rows: torch.Tensor, shared: np.float32) -> tuple[np.ndarray, np.uint32, Nvfp4Rows]:
+    """The rows' bits, the shift to those of float32, and room for the result.
+
+    Raises:
+        UsageProblem: as :func:`quantize`.
+    """
+    source, shift = source_bits(rows)
+    n, columns = source.shape
+    if columns % BLOCK:
+        raise UsageProblem(f"rows of {columns} values do not divide into blocks of {BLOCK}")
+    if not _TINY <= np.float32(shared) < np.inf:
+        raise UsageProblem(f"{shared} cannot be a global scale")
+    packed, scales = np.empty((n, columns // 2), np.uint8), np.empty((n, columns // BLOCK), np.uint8)
+    return source, shift, Nvfp4Rows(packed, scales, 0)
+
+
+def _inverse(amax: float, dtype: torch.dtype) -> float:
+    one = torch.tensor(max(amax, torch.finfo(dtype).tiny), dtype=dtype)
+    return float(one.reciprocal() * float(_TOP))  # how torch divides a number by a tensor
+
+
+def _magnitude(amax: float) -> float:
+    if not 0 <= amax < float("inf"):
+        raise UsageProblem(f"{amax} is not the largest magnitude of a matrix")
+    return amax
 
 
 @compiled
 def _quantize(
-    source: np.ndarray, shift: np.uint32, shared: np.float32, packed: np.ndarray, scales: np.ndarray
+    source: np.ndarray,
+    shift: np.uint32,
+    shared: np.float32,
+    divides: bool,
+    rounding: np.uint32,
+    packed: np.ndarray,
+    scales: np.ndarray,
 ) -> int:
     bad = 0
-    unit = np.float32(_TOP_LEVEL * shared)
     columns, blocks = source.shape[1], source.shape[1] // BLOCK
     values, codes = np.empty(columns, np.uint32), np.empty(BLOCK, np.uint32)
-    tops, divisors = np.empty(blocks, np.uint32), np.empty(blocks, np.float32)
+    tops, steps = np.empty(blocks, np.uint32), np.empty(blocks, np.float32)
     for row in range(source.shape[0]):
         # A step at a time for all blocks: they do not wait for each other's divisions.
         widen(source[row], shift, values)
+        bad += row_tops(values, tops)
+        row_scales(tops, shared, divides, rounding, scales[row])
         for block in range(blocks):
-            top = np.uint32(0)
-            for i in range(BLOCK):
-                top = max(top, np.uint32(values[block * BLOCK + i] & _MAGNITUDE))
-            tops[block] = top
-        for block in range(blocks):
-            bad += tops[block] >= _INFINITY
-            scale = np.float32(float_of(tops[block]) / unit)
-            scale = scale if scale != _ZERO else _ONE
-            scale = scale if scale > _SMALLEST_SCALE else _SMALLEST_SCALE
-            scale = scale if scale < E4M3_MAX else E4M3_MAX
-            byte = e4m3_bits(scale)
-            scales[row, block] = byte
-            divisors[block] = e4m3_value(byte) * shared
-        for block in range(blocks):
-            for i in range(BLOCK):
-                codes[i] = _code(values[block * BLOCK + i], divisors[block])
-            for i in range(BLOCK // 2):
-                pair = codes[2 * i] | codes[2 * i + 1] << np.uint32(4)
-                packed[row, block * (BLOCK // 2) + i] = np.uint8(pair)
+            steps[block] = step_of(scales[row, block], shared, divides)
+        row_codes(values, steps, codes, packed[row])
     return bad

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qexport.calibrate.imatrix_file import ImportanceMatrix
+from qexport.errors import InputError
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.kv import (
@@ -39,7 +40,15 @@ if TYPE_CHECKING:
 
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["cold_experts", "gguf_importance", "imatrix_bytes", "plan_imatrix", "sealed", "uncollected"]
+__all__ = [
+    "canonical_importance",
+    "cold_experts",
+    "gguf_importance",
+    "imatrix_bytes",
+    "plan_imatrix",
+    "sealed",
+    "uncollected",
+]
 
 _F32 = 0
 _NO_PRODUCT = NORM_ROLES | {Role.LINEAR_CONV, Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS}
@@ -82,6 +91,36 @@ def gguf_importance(
         sha256="",
     )
     return sealed(matrix)
+
+
+def canonical_importance(view: ModelView, matrix: ImportanceMatrix) -> dict[str, np.ndarray]:
+    """Mean squared inputs by canonical name, float32 ``(matrices, columns)``, columns as in the checkpoint.
+
+    The reverse of :func:`gguf_importance`, for formats that keep Hugging Face's names.
+
+    Raises:
+        InputError: the matrix names none of the model's tensors or has other sizes, or GGUF does not know
+            the model, so that its names are not known either.
+    """
+    import numpy as np
+
+    arch = arch_of(view)
+    found: dict[str, np.ndarray] = {}
+    for tensor in _products(view):
+        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        rows = matrix.rows_for(gguf_name(arch, view, tensor), matrices, tensor.shape[-1])
+        if rows is None:
+            continue
+        order = arrangement_of(arch, view, tensor).column_order
+        if order is not None:
+            rows = rows[:, np.argsort(order)]
+        found[tensor.name] = rows
+    if not found:
+        raise InputError(
+            f"{matrix.label} names none of this model's tensors: it was made for another model",
+            hint="Make one for this model with `qexport imatrix MODEL`.",
+        )
+    return found
 
 
 def uncollected(view: ModelView) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -1,0 +1,56 @@
+"""How the two layouts store one NVFP4 matrix: names of its tensors, and which way the global scale goes.
+
+ModelOpt's: ``weight`` (uint8), ``weight_scale`` (E4M3), ``weight_scale_2`` (a float32 number to multiply by).
+compressed-tensors': ``weight_packed``, ``weight_scale``, ``weight_global_scale`` (one float32 to divide by).
+The levels and block scales are laid out alike. FP8 with one scale is ModelOpt's ``FP8``: ``weight``,
+``weight_scale`` and ``input_scale``, the last two float32 numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from qexport.checkpoint.shards import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LAYOUTS", "Layout", "fp8_specs", "nvfp4_specs"]
+
+Specs = tuple[TensorSpec, TensorSpec, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names after the module path, and the shape of the global scale; ``divides`` as in the codec."""
+
+    packed: str
+    scale: str
+    shared: str
+    shared_shape: tuple[int, ...]
+    divides: bool
+
+
+LAYOUTS: Mapping[Literal["modelopt", "compressed-tensors"], Layout] = {
+    "modelopt": Layout("weight", "weight_scale", "weight_scale_2", (), divides=False),
+    "compressed-tensors": Layout("weight_packed", "weight_scale", "weight_global_scale", (1,), divides=True),
+}
+
+
+def nvfp4_specs(layout: Layout, module: str, rows: int, columns: int) -> Specs:
+    """The stored tensors of one matrix, in the order of the encoder's streams."""
+    return (
+        TensorSpec(f"{module}.{layout.packed}", "U8", (rows, columns // 2)),
+        TensorSpec(f"{module}.{layout.scale}", "F8_E4M3", (rows, columns // 16)),
+        TensorSpec(f"{module}.{layout.shared}", "F32", layout.shared_shape),
+    )
+
+
+def fp8_specs(module: str, rows: int, columns: int) -> Specs:
+    """The stored tensors of an FP8 matrix of NVIDIA's mixed recipe."""
+    return (
+        TensorSpec(f"{module}.weight", "F8_E4M3", (rows, columns)),
+        TensorSpec(f"{module}.weight_scale", "F32", ()),
+        TensorSpec(f"{module}.input_scale", "F32", ()),
+    )

@@ -1,0 +1,186 @@
+"""An NVFP4 W4A16 folder as an artifact: what is quantized, how it is stored, and what the config says of it.
+
+Published names in the form that the repaired checkpoint has; experts one by one, as every loader takes them;
+everything that a scope leaves out in its own dtype. Global scales are shared by what runtimes fuse
+(:mod:`qexport.formats.nvfp4.scope`). Tensors come in the order of the pass.
+
+Left out: W4A4, whose activation scales need the model to run, and FP8 KV caches, which are a choice of
+whoever serves the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from qexport.checkpoint.shards import TensorSpec
+from qexport.codecs.amax import AmaxSurvey
+from qexport.codecs.encoders import FloatEncoder
+from qexport.codecs.fp8_tensor import Fp8TensorEncoder
+from qexport.codecs.nvfp4_encoder import Nvfp4Encoder
+from qexport.doctor.draft import dump_json
+from qexport.families.names import published_name
+from qexport.families.roles import EXPERT_ROLES
+from qexport.formats.folder import FolderTensor, plan_folder
+from qexport.formats.gguf.importance import canonical_importance
+from qexport.formats.linears import modules_of
+from qexport.formats.nvfp4.activations import Fp8StaticEncoder, input_scale
+from qexport.formats.nvfp4.compressed import compressed_config
+from qexport.formats.nvfp4.layout import LAYOUTS, fp8_specs, nvfp4_specs
+from qexport.formats.nvfp4.modelopt import modelopt_config, modelopt_file
+from qexport.formats.nvfp4.scope import choose, fused_key
+from qexport.formats.order import pass_order
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from qexport.doctor.repaired import Repaired
+    from qexport.families.view import ModelTensor, ModelView
+    from qexport.formats.nvfp4.options import Nvfp4Options
+    from qexport.formats.nvfp4.scope import Algo
+    from qexport.formats.plan import ArtifactPlan, Encoder
+
+__all__ = ["plan_nvfp4"]
+
+
+def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
+    """Plan the folder.
+
+    ``details["quantized"]`` gives for each role its algorithm, how many matrices there are (experts counted
+    one by one) and how many bytes they take.
+
+    Raises:
+        UsageProblem: the scope is a regular expression that matches nothing or divides a fused group.
+        InputError: the model has nothing of the scope, or less than all of it can be quantized; the
+            importance matrix belongs to another model.
+    """
+    view = repaired.view()
+    chosen = choose(repaired, view, options)
+    weights = {} if options.importance is None else canonical_importance(view, options.importance)
+    makers = _Makers(repaired, options, chosen, weights)
+    tensors = [makers.folder_tensor(tensor) for tensor in pass_order(view)]
+    small: dict[str, bytes] = dict(repaired.files)
+    if options.layout == "modelopt":
+        declared = modelopt_config(repaired, view, chosen)
+        text = json.dumps(modelopt_file(repaired, view, chosen), indent=4)
+        small["hf_quant_config.json"] = text.encode()
+    else:
+        declared = compressed_config(repaired, view, chosen)
+    small["config.json"] = dump_json({**repaired.config, "quantization_config": declared})
+    return plan_folder(
+        "nvfp4",
+        "NVFP4",
+        tensors,
+        small,
+        max_shard=options.max_shard,
+        parameters=view.parameters,
+        notes=_notes(view, options, chosen, weights),
+        details={
+            "layout": options.layout,
+            "scope": options.scope,
+            "scale_search": options.scale_search,
+            "importance_matrix": options.importance.label if options.importance else None,
+            "mtp": {"layers": repaired.mtp_layers, "origin": repaired.mtp_origin},
+            "quantized": _quantized(view, chosen, tensors),
+        },
+    )
+
+
+class _Makers:
+    """What makes stored tensors; fused ones get the same survey."""
+
+    def __init__(
+        self,
+        repaired: Repaired,
+        options: Nvfp4Options,
+        chosen: Mapping[str, Algo],
+        weights: Mapping[str, np.ndarray],
+    ) -> None:
+        self._repaired = repaired
+        self._options = options
+        self._chosen = chosen
+        self._weights = weights
+        self._surveys: dict[Any, AmaxSurvey] = {}
+
+    def folder_tensor(self, tensor: ModelTensor) -> FolderTensor:
+        algo = self._chosen.get(tensor.name)
+        if algo is None:
+            return self._as_it_is(tensor)
+        modules, (rows, columns) = modules_of(self._repaired, tensor), tensor.shape[-2:]
+        encoder: Encoder
+        if algo == "FP8":
+            specs = [fp8_specs(module, rows, columns) for module in modules]
+            scale = input_scale(self._weights.get(tensor.name))
+            encoder = Fp8StaticEncoder(Fp8TensorEncoder(self._survey(tensor)), scale)
+        else:
+            layout = LAYOUTS[self._options.layout]
+            specs = [nvfp4_specs(layout, module, rows, columns) for module in modules]
+            encoder = self._nvfp4(tensor, divides=layout.divides)
+        streams = tuple(zip(*specs, strict=True))
+        return FolderTensor(tensor.name, tensor.shape, tensor.data, encoder, streams)
+
+    def _as_it_is(self, tensor: ModelTensor) -> FolderTensor:
+        name, shape, dtype = tensor.name, tensor.shape, tensor.data.dtype
+        if tensor.role in EXPERT_ROLES:
+            singles = modules_of(self._repaired, tensor)
+            specs = tuple(TensorSpec(f"{module}.weight", dtype, shape[1:]) for module in singles)
+        else:
+            published = published_name(name, self._repaired.family, wrapper=self._repaired.wrapper)
+            specs = (TensorSpec(published, dtype, shape),)
+        return FolderTensor(name, shape, tensor.data, FloatEncoder(dtype), (specs,))
+
+    def _nvfp4(self, tensor: ModelTensor, *, divides: bool) -> Nvfp4Encoder:
+        search = self._options.scale_search
+        return Nvfp4Encoder(
+            self._survey(tensor),
+            divides=divides,
+            scales="max" if search == "max" else "mse",
+            importance=self._weights.get(tensor.name) if search == "importance" else None,
+        )
+
+    def _survey(self, tensor: ModelTensor) -> AmaxSurvey:
+        experts = tensor.shape[0] if tensor.role in EXPERT_ROLES else 1
+        made = AmaxSurvey(experts, tensor.shape[-2] if experts > 1 else None)
+        return self._surveys.setdefault(fused_key(tensor), made)
+
+
+def _quantized(
+    view: ModelView, chosen: Mapping[str, Algo], tensors: Sequence[FolderTensor]
+) -> dict[str, dict[str, Any]]:
+    stored = {tensor.name: tensor.specs for tensor in tensors}
+    matrices: Counter[str] = Counter()
+    nbytes: Counter[str] = Counter()
+    algos: dict[str, str] = {}
+    for tensor in view:
+        if tensor.name in chosen:
+            specs = stored[tensor.name]
+            matrices[tensor.role] += len(specs) // 3
+            nbytes[tensor.role] += sum(spec.nbytes for spec in specs)
+            algos[tensor.role] = chosen[tensor.name]
+    return {
+        str(role): {"algo": algos[role], "tensors": matrices[role], "bytes": nbytes[role]} for role in algos
+    }
+
+
+def _notes(
+    view: ModelView, options: Nvfp4Options, chosen: Mapping[str, Algo], weights: Mapping[str, np.ndarray]
+) -> list[str]:
+    notes = []
+    without = [tensor.name for tensor in view if tensor.name in chosen and tensor.name not in weights]
+    if options.scale_search == "importance" and without:
+        notes.append(
+            f"the importance matrix has nothing for {len(without)} of {len(chosen)} tensors "
+            f"({without[0]} and others), whose columns count alike"
+        )
+    fp8 = [name for name, algo in chosen.items() if algo == "FP8"]
+    if fp8 and not any(name in weights for name in fp8):
+        notes.append(
+            "FP8 activations have the scale 1: no importance matrix says how large they are; "
+            "with one they are fitted"
+        )
+    if view.mtp_layers:
+        notes.append("the MTP head is kept as it is and listed as not quantized")
+    return notes

@@ -1,0 +1,116 @@
+"""Which matrices become NVFP4 (or, in NVIDIA's mixed recipe, FP8): a scope's name or a regular expression.
+
+Only linear layers of the language model's own layers are ever chosen; routers, the small projections of
+Gated DeltaNet, embeddings, vision and the MTP head stay as they are, as in NVIDIA's releases. What a runtime
+fuses is one kernel and has one format: q, k and v; gate and up; in_proj_qkv and in_proj_z; and all experts of
+a layer. A scope takes all of such a group or nothing of it. A scope never does less than it says: a matrix
+whose rows do not divide into blocks is an error, not an omission.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Literal
+
+from qexport.errors import InputError, UsageProblem
+from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.formats.linears import (
+    ATTENTION_ROLES,
+    DELTA_ROLES,
+    LINEAR_ROLES,
+    MLP_ROLES,
+    fused_roles,
+    modules_of,
+)
+from qexport.formats.nvfp4.options import NVIDIA
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qexport.doctor.repaired import Repaired
+    from qexport.families.view import ModelTensor, ModelView
+    from qexport.formats.nvfp4.options import Nvfp4Options
+
+__all__ = ["Algo", "choose", "fused_key"]
+
+Algo = Literal["NVFP4", "FP8"]
+_BLOCK = 16
+# https://huggingface.co/nvidia/Qwen3.6-27B-NVFP4 and ModelOpt's recipe
+# huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast.
+_BY_ROLE: Mapping[str, Mapping[Role, Algo]] = {
+    "mlp": dict.fromkeys(MLP_ROLES, "NVFP4"),
+    "mlp+attention": dict.fromkeys(MLP_ROLES | ATTENTION_ROLES, "NVFP4"),
+    "all-linear": dict.fromkeys(LINEAR_ROLES, "NVFP4"),
+    NVIDIA: {
+        **dict.fromkeys(MLP_ROLES | {Role.OUTPUT}, "NVFP4"),
+        **dict.fromkeys(ATTENTION_ROLES | DELTA_ROLES, "FP8"),
+    },
+}
+
+
+def fused_key(tensor: ModelTensor) -> tuple[int | None, frozenset[Role]]:
+    """The same for all tensors that share a global scale; experts share it one by one."""
+    return tensor.layer, fused_roles(tensor.role)
+
+
+def choose(repaired: Repaired, view: ModelView, options: Nvfp4Options) -> dict[str, Algo]:
+    """The format of each tensor that is quantized, by canonical name, in model order.
+
+    Raises:
+        UsageProblem: a regular expression is none, matches nothing, or takes part of a fused group.
+        InputError: the model has nothing of the scope, or rows that do not divide into blocks.
+    """
+    by_role = _BY_ROLE.get(options.scope)
+    if by_role is None:
+        chosen = _by_pattern(repaired, view, options.scope)
+    else:
+        heads = () if options.keep_head else (Block.HEAD,)
+        chosen = {
+            tensor.name: by_role[tensor.role]
+            for tensor in view
+            if tensor.block in (Block.TRUNK, *heads) and tensor.role in by_role
+        }
+    if not chosen:
+        raise InputError(f"{view.label} has nothing that the scope {options.scope} would quantize.")
+    for tensor in view:
+        if tensor.name in chosen and tensor.shape[-1] % _BLOCK:
+            raise InputError(
+                f"{tensor.name} has rows of {tensor.shape[-1]} values, which do not divide into NVFP4's "
+                f"blocks of {_BLOCK}",
+                hint="Choose a scope without it: a regular expression over module paths.",
+            )
+    return chosen
+
+
+def _by_pattern(repaired: Repaired, view: ModelView, pattern: str) -> dict[str, Algo]:
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        known = ", ".join(_BY_ROLE)
+        raise UsageProblem(
+            f"scope {pattern!r} is neither one of {known} nor a regular expression: {error}"
+        ) from None
+    groups: dict[tuple[int | None, frozenset[Role]], list[tuple[str, bool]]] = defaultdict(list)
+    chosen: dict[str, Algo] = {}
+    for tensor in view:
+        if tensor.block is not Block.TRUNK or tensor.role not in LINEAR_ROLES:
+            continue
+        found = [(module, wanted.search(module) is not None) for module in modules_of(repaired, tensor)]
+        together = EXPERT_ROLES if tensor.role in EXPERT_ROLES else fused_roles(tensor.role)
+        groups[tensor.layer, together] += found
+        if any(hit for _, hit in found):
+            chosen[tensor.name] = "NVFP4"
+    for group in groups.values():
+        taken, left = [m for m, hit in group if hit], [m for m, hit in group if not hit]
+        if taken and left:
+            raise UsageProblem(
+                f"scope {pattern!r} matches {taken[0]} but not {left[0]}, which runtimes fuse with it",
+                hint="Let it match all of them or none.",
+            )
+    if not chosen:
+        raise UsageProblem(
+            f"scope {pattern!r} matches no linear layer of {view.label}",
+            hint="It is searched in paths such as model.language_model.layers.0.mlp.up_proj.",
+        )
+    return chosen
