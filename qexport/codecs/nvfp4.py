@@ -63,7 +63,7 @@ def global_scale(amax: float) -> np.float32:
 
 
 def divisor(amax: float, dtype: torch.dtype) -> np.float32:
-    """The inverse scale as llm-compressor stores it: 2688 times ``1 / amax``, both rounded to the rows' dtype.
+    """The inverse scale as llm-compressor stores it: 2688 times ``1 / amax``, each rounded to ``dtype``.
 
     Where that is no finite number the scale is 1, as there. With float16 rows, whose numbers end at 65504, it
     is computed in float32 then: 1 would be far from right.

@@ -2,9 +2,9 @@
 
 Between 4 and 6 there is no level, so a block whose largest values map there is often better served by a
 larger scale that maps its maximum to 4 ("four over six", https://arxiv.org/abs/2512.02010), or by one of the
-neighbours of either: 2 below the usual scale (its maximum is cut off) to 6 above. The loss is the squared
-error, each column weighted with the importance of its input where that is known; the usual scale stays where
-no other is better. On normal and on real weights the squared error falls by 27 to 30 %.
+neighbours of either: from 4 below the usual scale, where the maximum is cut off, to 6 above it. The loss is
+the squared error, each column weighted with the importance of its input where that is known; the usual scale
+stays where no other is better. On normal and on real weights the squared error falls by 27 to 30 %.
 
 The layout and the global scale are those of :mod:`qexport.codecs.nvfp4`, so every reader reads it. Left out:
 other global scales; one that leaves room for a larger scale in every block gains nothing (0.1 %).
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize_searched"]
 
-_BELOW, _ABOVE = 2, 6
+_BELOW, _ABOVE = 4, 6
 _LAST = 0x7E  # E4M3 of 448
 _ONE = np.float32(1)
 

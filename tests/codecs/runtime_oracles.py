@@ -54,6 +54,22 @@ def mlx_dequantized(quantized: Affine, bits: int, group: int) -> torch.Tensor:
     )
 
 
+def mlx_float(rows: torch.Tensor, mode: str) -> Bytes:
+    """mx.quantize of a float mode: the packed bytes and the scales."""
+    import mlx.core as mx
+
+    packed, scales = mx.quantize(_to_mlx(rows), mode=mode)
+    return np.array(packed).view(np.uint8), np.array(scales)
+
+
+def mlx_float_dequantized(quantized: Bytes, mode: str) -> torch.Tensor:
+    """mx.dequantize of what :func:`mlx_float` gave, in float32."""
+    import mlx.core as mx
+
+    packed, scales = mx.array(quantized[0].view(np.uint32)), mx.array(quantized[1])
+    return _from_mlx(mx.dequantize(packed, scales, mode=mode, dtype=mx.float32))
+
+
 def _to_mlx(rows: torch.Tensor):
     import mlx.core as mx
 
@@ -119,10 +135,21 @@ def modelopt_fp8(rows: torch.Tensor) -> tuple[np.ndarray, float]:
 
 def ct_nvfp4(rows: torch.Tensor, shared: np.float32) -> Bytes:
     """compressed-tensors' nvfp4-pack-quantized with the global scale ``1 / shared``."""
+    return ct_nvfp4_divided(rows, np.float32(1) / shared)
+
+
+def ct_nvfp4_divisor(rows: torch.Tensor) -> np.float32:
+    """The global scale of rows, as compressed-tensors stores it."""
+    helpers, *_ = _ct_fp4()
+    return np.float32(helpers.generate_gparam(rows.amin(), rows.amax()).item())
+
+
+def ct_nvfp4_divided(rows: torch.Tensor, divisor: np.float32) -> Bytes:
+    """nvfp4-pack-quantized with a global scale as it is stored."""
     helpers, _, args, scheme = _ct_fp4()
     from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
 
-    inverse = torch.tensor([1 / shared], dtype=torch.float32)
+    inverse = torch.tensor([divisor], dtype=torch.float32)
     blocks = rows.view(len(rows), -1, 16)
     scales, _ = helpers.calculate_qparams(blocks.amin(-1), blocks.amax(-1), args, global_scale=inverse)
     state = {"weight": rows, "weight_scale": scales, "weight_global_scale": inverse}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, SHARED, digest, ramp, rows_in
 
-from qexport.codecs.nvfp4 import LEVELS, Nvfp4Rows, dequantize, global_scale, quantize
+from qexport.codecs.nvfp4 import LEVELS, Nvfp4Rows, dequantize, divisor, global_scale, quantize
 from qexport.errors import UsageProblem
 
 KNOWN = json.loads(GOLDEN.read_text())
@@ -89,6 +89,53 @@ def test_equals_compressed_tensors_with_a_power_of_two(rows: np.ndarray) -> None
     if 2.0**-126 < 1 / power < np.inf:
         decoded = oracles.ct_nvfp4_dequantized((made.packed, made.scales), power)
         assert oracles.raw(dequantize(made.packed, made.scales, power)) == oracles.raw(decoded)
+
+
+@oracles.needs_compressed_tensors
+@given(rows=rows_of(256), dtype=st.sampled_from(DTYPES), room=st.sampled_from([1.0, 3.7, 1e4]))
+@settings(max_examples=300, deadline=None)
+def test_dividing_equals_compressed_tensors(rows: np.ndarray, dtype: torch.dtype, room: float) -> None:
+    source = oracles.finite(rows, dtype)
+    amax = float(source.abs().max())
+    own, theirs = divisor(amax, dtype), oracles.ct_nvfp4_divisor(source)
+    assert own == theirs or (dtype == torch.float16 and amax < 0.05 and theirs == 1)
+    shared = divisor(float(source.double().abs().max().clamp(max=3e38 / room) * room), torch.float32)
+    if not 2.0**-126 <= shared < np.inf:
+        return
+    packed, scales = oracles.ct_nvfp4_divided(source, shared)
+    made = quantize(source, shared, divides=True)
+    assert np.array_equal(made.scales, scales)
+    assert np.array_equal(made.packed, packed)
+
+
+@given(rows=rows_of(64), dtype=st.sampled_from(DTYPES))
+@settings(deadline=None)
+def test_dividing_by_formula(rows: np.ndarray, dtype: torch.dtype) -> None:
+    """The arithmetic of compressed-tensors in torch: each operation in the dtype that torch gives it."""
+    source = oracles.finite(rows, dtype)
+    shared = divisor(float(source.abs().max()), dtype)
+    blocks = source.unflatten(-1, (-1, 16))
+    wide = (blocks.abs().amax(-1) / 6 * torch.tensor([shared])).clamp(max=448).to(torch.float8_e4m3fn)
+    scales = wide.view(torch.uint8).numpy()
+    scales = np.where(scales == 0, np.uint8(0x20), scales)
+    made = quantize(source, shared, divides=True)
+    assert np.array_equal(made.scales, scales)
+    decoded = dequantize(made.packed, made.scales, shared, divides=True).unflatten(-1, (-1, 16))
+    steps = torch.from_numpy(scales).view(torch.float8_e4m3fn).float() / torch.tensor([shared])
+    levels = (blocks / steps[..., None]).abs().clamp(max=6)
+    nearest = torch.tensor(LEVELS)[(levels[..., None] - torch.tensor(LEVELS)).abs().argmin(-1)]
+    off = ((decoded.abs() / steps[..., None]) - nearest).abs()
+    ties = torch.isin(levels, torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]))
+    assert not (off > 1e-6)[~ties].any()
+
+
+def test_divisor() -> None:
+    assert divisor(6 * 448, torch.bfloat16) == 1
+    assert divisor(0.0, torch.float32) == divisor(1e-36, torch.bfloat16) == 1  # infinite
+    assert divisor(0.53125, torch.bfloat16) == 5056  # 5059.8 to eight bits
+    assert divisor(0.01, torch.float16) == pytest.approx(2688 / 0.01)  # beyond float16
+    with pytest.raises(UsageProblem, match="largest magnitude"):
+        divisor(float("inf"), torch.bfloat16)
 
 
 def test_block_by_hand() -> None:

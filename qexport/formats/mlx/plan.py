@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_mlx"]
 
 _METADATA = {"format": "mlx"}
+_UNCOUNTED = (Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS)  # mlx-lm counts modules, and these are none
 
 
 @dataclass
@@ -141,7 +142,7 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         small,
         max_shard=options.max_shard_size,
         metadata=_METADATA,
-        parameters=sum(tensor.source.numel for tensor in tensors),
+        parameters=sum(tensor.data.numel for tensor in job.trunk if tensor.role not in _UNCOUNTED),
         always_index=True,
         index_indent=4,
         beside=sidecars,
