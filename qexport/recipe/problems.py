@@ -36,8 +36,8 @@ class Problems:
         if (place, message) not in self._found:
             self._found.append((place, message))
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
+    def __len__(self) -> int:
+        return len(self._found)
 
     def raise_any(self) -> None:
         """Raise UsageProblem with all of them, in the order of the file."""
@@ -56,10 +56,8 @@ def closest(word: str, known: Iterable[str]) -> str:
     >>> closest("x", ["types", "options"])
     '; known: types, options'
     """
-    words = list(known)
-    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6) or [
-        each for each in words if each.lower() == word.lower()
-    ]
+    words = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
     if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(words)}" if words else ""
+        return f"; did you mean {words[near[0]]!r}?"
+    return f"; known: {', '.join(words.values())}" if words else ""

@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``500M``, ``60G``; powers of 1000, as llama.cpp's --split-max-size takes them."""
+"""Sizes as people write them: ``500M``, ``60G``; powers of 1000, as llama.cpp's --split-max-size has them."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def read_value(node: Node, kind: Any, problems: Problems) -> Any:
     if origin is tuple and args[-1] is Ellipsis:
         pairs = get_origin(args[0]) is tuple
         return _pairs(node, problems) if pairs else _items(node, args[0], problems)
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return _table(node, args[1], problems)
     if not isinstance(node, Scalar):
         return _wrong(node, _words(kind), problems)

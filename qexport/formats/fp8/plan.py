@@ -69,8 +69,6 @@ def plan_fp8(
             "layout": options.layout,
             "quantized": _quantized(view.tensors, tensors, scope),
             "not_converted": listed,
-                "modules_to_not_convert" if options.native else "ignore"
-            ],
             "mtp": {
                 "layers": repaired.mtp_layers,
                 "origin": repaired.mtp_origin,
