@@ -21,6 +21,7 @@ FLOORS = (
     "export",
     "verify",
     "pipeline",
+    "recipe",
     "demo",
     "cli",
 )

@@ -29,6 +29,8 @@ COMMANDS: Mapping[str, str] = {
     "fix": "Write the repaired bf16 checkpoint (config quirks, MTP head grafted).",
     "imatrix": "Collect an importance matrix, one layer in memory at a time.",
     "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
+    "run": "Every artifact of a recipe from one read, here or on Hugging Face Jobs.",
+    "matrix": "Print a recipe as jobs for CI.",
     "verify": "Load and run a GGUF file in llama.cpp and judge what comes out.",
     "demo": "All of it on the tiny model inside the package.",
     "completion": "Print the shell completion script.",

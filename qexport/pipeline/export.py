@@ -112,7 +112,7 @@ def ready_kernels(plans: Sequence[ArtifactPlan], say: Callable[[str], None]) -> 
                 f"  compiled the {ready.type_name} encoder in {ready.seconds:.1f} s; it is kept for next time"
             )
 
-    tensors = [tensor for each in plans for tensor in each.tensors]
+    tensors = [tensor for each in plans if each.kind == "gguf" for tensor in each.tensors]
     warmup.prepare(
         sorted({tensor.encoder.type_name for tensor in tensors}),
         sorted({torch_dtype(tensor.source.dtype) for tensor in tensors}, key=str),

@@ -109,10 +109,11 @@ def _disk(burden: Burden, units: Sequence[Weighed]) -> int:
 
 
 def _beyond(burden: Burden, unit: Weighed, limits: Limits) -> str:
-    if limits.disk is not None and _disk(burden, [unit]) > limits.disk:
+    needed = _disk(burden, [unit])
+    if limits.disk is not None and needed > limits.disk:
         return (
-            f"{unit.unit.short} needs {_disk(burden, [unit]) / _GB:.1f} GB of disk ({burden.source / _GB:.1f} GB "
-            f"of them for the source), and {limits.disk / _GB:.1f} GB are allowed"
+            f"{unit.unit.short} needs {needed / _GB:.1f} GB of disk, {burden.source / _GB:.1f} GB of them "
+            f"for the source, and {limits.disk / _GB:.1f} GB are allowed"
         )
     return (
         f"{unit.unit.short} needs {burden.memory([unit]) / _GB:.1f} GB of memory, "

@@ -14,6 +14,7 @@ from qexport.families.names import canonical_name
 from qexport.families.roles import Block
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.pipeline.calibrate import imatrix_name
+from qexport.pipeline.gguf import uses_matrix
 from qexport.recipe.kinds import KINDS
 from qexport.recipe.matrix_in import Matrix
 from qexport.recipe.rates import core_seconds, guessed_core_seconds
@@ -22,6 +23,7 @@ from qexport.recipe.targets import to_targets
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.checkpoint.tensors import Checkpoint
     from qexport.doctor.diagnose import Diagnosis
     from qexport.families.view import ModelView
@@ -32,7 +34,6 @@ __all__ = ["Burden", "Weighed", "guess", "stand_in", "weigh"]
 
 _BUILT_IN_TOKENS = 131_072
 _GIB = 1 << 30
-_EXPERTS = "experts"
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,17 @@ def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequenc
     """
     view = diagnosis.repaired.view()
     matrix = Matrix(stand_in(view, subject.source.name))
-    weighed = []
-    for unit in units:
-        artifact = recipe.artifact(unit.artifact)
-        (target,) = to_targets(recipe, subject, (unit,), Path(), matrix, prove=False)
-        plans = [plan for plan, _ in target.plans(diagnosis)]
-        uses = artifact.importance and (not artifact.types or _uses(plans[0].details))
-        nbytes = sum(plan.size for plan in plans)
-        verified = artifact.verify is not None
-        weighed.append(Weighed(unit, nbytes, core_seconds(plans), uses, verified))
+    weighed: list[Weighed] = []
+    for artifact in recipe.artifacts:
+        mine = [unit for unit in units if unit.artifact == artifact.name]
+        for target in to_targets(recipe, subject, mine, Path(), matrix, prove=False):
+            plans = [plan for plan, _ in target.plans(diagnosis)]
+            verified = artifact.verify is not None
+            parts = [[plan] for plan in plans] if artifact.types else [plans]
+            for unit, part in zip(mine, parts, strict=True):
+                uses = artifact.importance and (not artifact.types or uses_matrix(part))
+                nbytes = sum(plan.size for plan in part)
+                weighed.append(Weighed(unit, nbytes, core_seconds(part), uses, verified))
     tokens = _tokens(recipe)
     return Burden(
         subject=subject.key,
@@ -123,7 +126,7 @@ def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[U
     )
 
 
-def stand_in(view: ModelView, name: str | None) -> object:
+def stand_in(view: ModelView, name: str | None) -> ImportanceMatrix:
     """A matrix of ones with the names and sizes of the one to come."""
     sums, counts = uncollected(view)
     label = imatrix_name(view, name)
@@ -149,10 +152,6 @@ def _tokens(recipe: Recipe) -> int:
     if calibration is None or calibration.imatrix is not None:
         return 0
     return calibration.tokens or _BUILT_IN_TOKENS
-
-
-def _uses(details: object) -> bool:
-    return isinstance(details, dict) and bool(details.get("importance_matrix"))
 
 
 def _largest_layer(view: ModelView) -> int:

@@ -1,0 +1,117 @@
+"""``qexport run``: everything in a recipe, from one read of each model; here, or on Hugging Face Jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qexport.calibrate.options import StreamOptions
+from qexport.cli._calibrate import run_calibration
+from qexport.cli._export import write_and_prove
+from qexport.cli._hf_jobs import hf_job_options, send
+from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
+from qexport.cli._output import Output
+from qexport.cli._recipe import burdens_of, choice_of, limit_options, recipe_options, show_jobs
+from qexport.cli._report import say_findings
+from qexport.cli.matrix import job_json
+from qexport.export.execute import default_threads
+from qexport.pipeline import export
+from qexport.pipeline.model import examine, fetched
+from qexport.recipe.jobs import Limits, plan_jobs
+from qexport.recipe.load import load_recipe
+from qexport.recipe.run import Local, Ready, keep_matrix, ready
+from qexport.recipe.select import select
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qexport.recipe.recipe import Recipe
+    from qexport.recipe.select import Unit
+
+__all__ = ["command"]
+
+
+@click.command("run")
+@recipe_options
+@OUT
+@click.option("--no-verify", is_flag=True, help="Do not run what was written. Receipts say so.")
+@click.option(
+    "--llama-server",
+    metavar="PATH",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Verify GGUF files with this llama-server instead of the one inside xllamacpp.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where importance is collected.")
+@click.option("--dry-run", is_flag=True, help="Print sizes, disk and a time estimate; write nothing.")
+@click.option(
+    "--on",
+    "where",
+    type=click.Choice(["here", "hf-jobs"]),
+    default="here",
+    show_default=True,
+    help="hf-jobs submits the same groups as `qexport matrix` prints.",
+)
+@hf_job_options
+@limit_options
+@THREADS
+@OVERWRITE
+@JSON
+def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
+    """Write every artifact of RECIPE, from one read of each model, and prove it.
+
+    Folders are made below --out, the current folder by default. One calibration serves all that want
+    importance.
+
+    \b
+    Examples:
+      qexport run recipes/demo.yaml -o demo-out
+      qexport run recipes/qwen3.6-27b.yaml --dry-run
+      qexport run recipes/qwen3.6-27b.yaml --only gguf:Q4_K_M,mlx --set source.model=./merged
+      qexport run recipes/qwen3.6-27b.yaml --on hf-jobs --hf-bucket you/exports --max-disk 800G --dry-run
+    """
+    output = Output(as_json=as_json)
+    recipe = load_recipe(given["recipe_path"], given["overrides"])
+    units = select(recipe, given["only"])
+    if where == "hf-jobs":
+        send(output, recipe, units, given, dry_run=dry_run)
+    elif dry_run:
+        _rehearse(output, recipe, units, given)
+    else:
+        _run(output, recipe, units, given)
+
+
+def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
+    limits = Limits(None, None, given["max_jobs"], given["threads"] or default_threads())
+    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
+    output.document([job_json(job, given["recipe_path"], given["overrides"]) for job in jobs])
+    show_jobs(output, jobs)
+
+
+def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
+    """Each model in turn; everything that can be refused is refused before the first weight is read."""
+    local = Local(
+        out=given["out"] or Path(),
+        prove=not given["no_verify"],
+        llama_server=given["llama_server"],
+        stream=StreamOptions(device=given["device"], threads=given["threads"]),
+    )
+    works: list[Ready] = []
+    for subject in recipe.subjects:
+        if any(unit.subject == subject.key for unit in units):
+            diagnosis = examine(choice_of(subject), download=False)
+            say_findings(output, diagnosis)
+            works.append(ready(recipe, subject, units, diagnosis, local))
+            beside = {works[-1].matrix_folder: works[-1].beside} if works[-1].beside else {}
+            export.check(works[-1].items, overwrite=given["overwrite"], beside=beside)
+    for work in works:
+        diagnosis = fetched(choice_of(work.subject), work.diagnosis)
+        if work.prepared is None:
+            planned = work.fetched(diagnosis)
+        else:
+            collected = run_calibration(output, work.prepared, diagnosis.repaired.view())
+            planned = work.having(collected, diagnosis)
+            for note in keep_matrix(planned):
+                output.say(f"  {note}")
+        write_and_prove(output, planned.items, diagnosis, threads=given["threads"])
