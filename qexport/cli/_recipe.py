@@ -50,8 +50,9 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "overrides",
             multiple=True,
             metavar="KEY.PATH=VALUE",
+            envvar="QEXPORT_SET",
             help="Another value for a key of the recipe, e.g. source.revision=v2 or "
-            "artifacts.mlx.mlx.bits=4. Repeatable.",
+            "artifacts.mlx.mlx.bits=4. Repeatable; QEXPORT_SET holds several, with spaces between.",
         ),
         click.argument("recipe_path", metavar="RECIPE", type=click.Path(dir_okay=False, path_type=Path)),
     ):

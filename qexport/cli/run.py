@@ -85,7 +85,7 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
 def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
     limits = Limits(None, None, given["max_jobs"], given["threads"] or default_threads())
     jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
-    output.document([job_json(job, given["recipe_path"], given["overrides"]) for job in jobs])
+    output.document([job_json(recipe, job, given["overrides"]) for job in jobs])
     show_jobs(output, jobs)
 
 

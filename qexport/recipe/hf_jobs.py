@@ -1,10 +1,10 @@
 """A recipe's jobs on Hugging Face Jobs: the groups of a CI matrix, submitted through the Hub's client.
 
 A job gets the recipe as text in its environment, installs qexport, and runs it with the words of its group.
-Its disk is gone when it ends, so results go to a bucket that is mounted, a folder for each job (one that
-died finds there what it had written), or are published by the run itself. Secrets are named here, read from this
-environment when a job is submitted; neither a dry run nor a message shows them. Nothing here waits for a job:
-``hf jobs`` does.
+Its disk is gone when it ends, so results go to a bucket that is mounted, a folder for each job (one that died
+finds there what it had written), or are published by the run itself. Secrets are named here and read from
+this environment when a job is submitted; neither a dry run nor a message shows them. Nothing here waits for a
+job: ``hf jobs`` does.
 """
 
 from __future__ import annotations

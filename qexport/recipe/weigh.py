@@ -34,6 +34,7 @@ __all__ = ["Burden", "Weighed", "guess", "stand_in", "weigh"]
 
 _BUILT_IN_TOKENS = 131_072
 _GIB = 1 << 30
+_NO_MATRIX = ("F32", "F16", "BF16", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[U
         kind = KINDS[artifact.kind]
         nbytes = int(parameters * kind.bits(unit.type, artifact.options) / 8)
         label = unit.type or {"fp8": "F8_E4M3", "nvfp4": "NVFP4", "mlx": "4-bit"}.get(artifact.kind, "")
-        seconds = guessed_core_seconds(parameters, label, artifact.importance)
-        weighed.append(Weighed(unit, nbytes, seconds, artifact.importance, artifact.verify is not None))
+        weighted = artifact.importance and unit.type not in _NO_MATRIX
+        seconds = guessed_core_seconds(parameters, label, weighted)
+        weighed.append(Weighed(unit, nbytes, seconds, weighted, artifact.verify is not None))
     on_hub = not Path(subject.source.model).exists()
     return Burden(
         subject=subject.key,
