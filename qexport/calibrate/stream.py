@@ -114,6 +114,7 @@ class LayerStream:
         *,
         progress: Progress | None = None,
         final: Callable[[int, torch.Tensor], None] | None = None,
+        draft: Callable[[int, torch.Tensor], None] | None = None,
     ) -> None:
         """Send ``tokens`` through the model.
 
@@ -123,6 +124,8 @@ class LayerStream:
             observer: told of the inputs of every product, layer by layer (``settle`` after each).
             final: called with the first chunk's number and the hidden states after the final norm,
                 float32 ``(chunks, chunk, width)`` on the device, batch by batch.
+            draft: called likewise with what the MTP block gives after its own norm, for every position that
+                has a next token: ``(chunks, chunk - 1, width)``. Never called where there is no head.
 
         Raises:
             InputError: ids beyond the vocabulary, chunks too short, weights that give NaN.
@@ -154,7 +157,7 @@ class LayerStream:
                 advance(1)
             norm.to("meta")
             if self._mtp is not None:
-                self._draft(self._mtp, ids, states, batches, observer, advance)
+                self._draft(self._mtp, ids, states, batches, observer, advance, draft)
 
     def _trunk(
         self,
@@ -194,6 +197,7 @@ class LayerStream:
         batches: Sequence[tuple[int, int]],
         observer: Observer,
         advance: Callable[[int], None],
+        draft: Callable[[int, torch.Tensor], None] | None,
     ) -> None:
         """The MTP block over every position that has a next token."""
         tensors = [tensor for tensor in self.view if tensor.block is Block.MTP]
@@ -212,6 +216,8 @@ class LayerStream:
                 args, kwargs = contexts[stop - start][full]
                 for module in head.layers:
                     hidden = _only(module(hidden, *args, **kwargs))
+                if draft is not None:
+                    draft(start, head.norm(hidden))
                 advance(1)
         observer.settle("the MTP block")
         head.to("meta")
@@ -254,14 +260,11 @@ class LayerStream:
         table = self._named(Role.TOKEN_EMBD)
         rows, places = torch.unique(ids, return_inverse=True)
         found = torch.empty((len(rows), table.shape[1]), dtype=torch.float32)
-        at = 0
+        for at, row in enumerate(rows.tolist()):
+            for piece in table.data.rows(row, row + 1):
+                found[at] = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)[0]
         for piece in table.data.pieces:
-            inside = (rows >= at) & (rows < at + piece.rows)
-            if inside.any():
-                stored = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)
-                found[inside] = stored[rows[inside] - at].float()
-                piece.checkpoint.release(piece.name, piece.start, piece.stop)
-            at += piece.rows
+            piece.checkpoint.release(piece.name, piece.start, piece.stop)
         module = self._base.embed_tokens
         module.padding_idx = None  # a row of the whole table, and of interest to gradients only
         module.weight = torch.nn.Parameter(found.to(self._device), requires_grad=False)

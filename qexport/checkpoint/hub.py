@@ -133,6 +133,10 @@ class HubCheckpoint:
             width = stored.nbytes // max(1, matrix_shape(stored.shape)[0])
             self._maps[stored.file].release(stored.start + start * width, stored.start + stop * width)
 
+    def identity(self) -> list[object]:
+        """The repository's commit, which says what every file holds."""
+        return [self.repo, self.sha]
+
     def fetch(self, names: Iterable[str]) -> None:
         """Download only the files that hold these tensors, so that they can be read from here.
 

@@ -63,13 +63,16 @@ class Layout:
     unused: tuple[str, ...]
 
 
-def read_layout(label: str, listing: Mapping[str, int], read: Callable[[str], bytes]) -> Layout:
+def read_layout(
+    label: str, listing: Mapping[str, int], read: Callable[[str], bytes], *, quantized: bool = False
+) -> Layout:
     """Sort the files of a checkpoint.
 
     Args:
         label: what to call the checkpoint in messages.
         listing: file sizes by relative name: the top folder, and :data:`TEMPLATE_FOLDER` below it.
         read: gives the bytes of a small file; called for the index and the config only.
+        quantized: take a checkpoint that is quantized as well.
 
     Raises:
         InputError: there is nothing to export here, or it is not clear what; see the message.
@@ -80,7 +83,8 @@ def read_layout(label: str, listing: Mapping[str, int], read: Callable[[str], by
         if name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
     )
     usable = [name for name in candidates if not name.startswith("adapter_")]
-    refuse_quantized_config(label, listing, read)
+    if not quantized:
+        refuse_quantized_config(label, listing, read)
     owners: Mapping[str, str] | None = None
     if INDEX_NAME in listing:
         owners = parse_index(parse_json(read(INDEX_NAME), f"{label}: {INDEX_NAME}"), label)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from qexport.checkpoint.header import read_header
 from qexport.checkpoint.index import join_headers
-from qexport.checkpoint.layout import TEMPLATE_FOLDER, read_layout
+from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, read_layout, small_files
 from qexport.checkpoint.mapped import MappedFile
 from qexport.checkpoint.refusals import refuse_dtypes
 from qexport.checkpoint.tensors import DTYPE_BYTES, StoredTensor, matrix_shape
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -30,6 +30,8 @@ class LocalCheckpoint:
     Args:
         path: the folder.
         label: what to call it in messages and receipts; the folder's own name when not given.
+        quantized: open a quantized checkpoint as well; its packed tensors are read as they are stored.
+        weights: the safetensors files to read (such as a sidecar), instead of those that are the model.
 
     Attributes:
         on_read: called as ``on_read(name, start, stop)`` before rows of a tensor are handed out, from the
@@ -41,20 +43,31 @@ class LocalCheckpoint:
         InputError: there is no such folder, or nothing in it that can be exported; the message says which.
     """
 
-    def __init__(self, path: str | Path, *, label: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        label: str | None = None,
+        quantized: bool = False,
+        weights: Sequence[str] | None = None,
+    ) -> None:
         self._folder = Path(path)
         # absolute() and not resolve(): a symlink keeps the name that the user gave it.
         self._label = label or self._folder.absolute().name or self._folder.resolve().name or "checkpoint"
         self.on_read: Callable[[str, int, int], None] | None = None
         self.revision: str | None = None
         listing = _listing(self._folder, self._label, str(path))
-        layout = read_layout(self._label, listing, self._read)
+        if weights is None:
+            layout = read_layout(self._label, listing, self._read, quantized=quantized)
+        else:
+            layout = Layout(tuple(weights), None, small_files(listing), ())
         self._files = layout.files
         self.unused: tuple[str, ...] = layout.unused
         headers = [read_header(self._folder / file, file=file)[0] for file in layout.weights]
         self._tensors = join_headers(self._label, headers, layout.owners)
-        refuse_dtypes(self._label, self._tensors)
-        self._maps = {file: MappedFile(self._folder / file, file, listing[file]) for file in layout.weights}
+        if not quantized:
+            refuse_dtypes(self._label, self._tensors)
+        self._maps = {file: _mapped(self._folder, file) for file in layout.weights}
 
     def __repr__(self) -> str:
         return f"<LocalCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._maps)} files>"
@@ -108,6 +121,21 @@ class LocalCheckpoint:
         width = matrix_shape(tensor.shape)[1] * DTYPE_BYTES[tensor.dtype]
         self._maps[tensor.file].release(tensor.start + start * width, tensor.start + stop * width)
 
+    def identity(self) -> list[object]:
+        """Name, size and time of change of every weight file: another value means other weights, perhaps.
+
+        Raises:
+            InputError: a file is not there any more.
+        """
+        found: list[object] = []
+        for file in self._maps:
+            try:
+                status = (self._folder / file).stat()
+            except OSError as error:
+                raise InputError(f"{self._label}: {file} cannot be looked at: {error.strerror}") from error
+            found.append([file, status.st_size, status.st_mtime_ns])
+        return found
+
     def _checked(self, name: str, start: int, stop: int) -> StoredTensor:
         tensor = self._tensors.get(name)
         if tensor is None:
@@ -123,6 +151,14 @@ class LocalCheckpoint:
         except OSError as error:
             why = error.strerror or "input/output error"
             raise InputError(f"{self._label}: {name} cannot be read: {why}.") from error
+
+
+def _mapped(folder: Path, file: str) -> MappedFile:
+    try:
+        size = (folder / file).stat().st_size
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or 'input/output error'}.") from error
+    return MappedFile(folder / file, file, size)
 
 
 def _listing(folder: Path, label: str, typed: str) -> dict[str, int]:

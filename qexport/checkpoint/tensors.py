@@ -55,10 +55,18 @@ FLOAT_DTYPES = ("BF16", "F16", "F32")
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """``BF16``, ``F16`` or ``F32`` as torch calls it."""
+    """What torch calls a float dtype, or one that packed weights and their scales are stored in."""
     import torch
 
-    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]
+    return {
+        "BF16": torch.bfloat16,
+        "F16": torch.float16,
+        "F32": torch.float32,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E8M0": torch.float8_e8m0fnu,
+        "U8": torch.uint8,
+        "U32": torch.uint32,
+    }[name]
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -116,6 +124,10 @@ class Checkpoint(Protocol):
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``[start, stop)`` of ``name`` as a ``(stop - start, columns)`` view of mapped memory."""
+        ...
+
+    def identity(self) -> list[object]:
+        """Plain values that change when the weights do; cheap, so it does not look at the weights on disk."""
         ...
 
     def release(self, name: str, start: int, stop: int) -> None:

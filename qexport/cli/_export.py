@@ -6,37 +6,77 @@ from typing import TYPE_CHECKING
 
 from qexport.cli._report import say_plans, show_results
 from qexport.errors import VerificationError
+from qexport.export.receipt import RECEIPT_NAME
 from qexport.pipeline import export
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from qexport.cli._output import Output
     from qexport.doctor.diagnose import Diagnosis
-    from qexport.pipeline.export import Item
+    from qexport.formats.plan import ArtifactPlan
+    from qexport.pipeline.export import Item, Target
 
-__all__ = ["write_and_prove"]
+__all__ = ["check_items", "write_and_prove"]
+
+
+def check_items(
+    targets: Sequence[Target],
+    diagnosis: Diagnosis,
+    *,
+    overwrite: bool,
+    home: Path | None = None,
+    beside: Mapping[Path, Sequence[ArtifactPlan]] | None = None,
+) -> None:
+    """What can be known to fail before anything is downloaded or collected."""
+    _, todo = _settled(export.plan(targets, diagnosis), home, overwrite=overwrite)
+    if todo:
+        export.check(todo, overwrite=overwrite, home=home, beside=beside)
 
 
 def write_and_prove(
-    output: Output, items: Sequence[Item], diagnosis: Diagnosis, *, threads: int | None
+    output: Output,
+    items: Sequence[Item],
+    diagnosis: Diagnosis,
+    *,
+    threads: int | None,
+    overwrite: bool,
+    measure: int = 0,
+    home: Path | None = None,
 ) -> list[Item]:
-    """Write all items from one read, prove them, show what came out.
+    """Write from one read what is not there yet, prove what is not proven, show what came out.
+
+    Args:
+        measure: tokens of held-out text on which artifacts are compared with the source (0: none).
+        home: where the ledger lies; the first target's folder by default.
 
     Raises:
         VerificationError: one of them failed; the files stay, and the receipt says so.
     """
-    plans = [item.plan for item in items]
-    say_plans(output, items)
-    export.ready_kernels(plans, output.say)
-    with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = export.write(items, diagnosis, threads=threads, progress=progress)
-    results, receipts = export.prove(written, diagnosis, output.say)
-    show_results(output, results, receipts)
-    failed = [item.name for item in results if not item.passed]
+    done, todo = _settled(items, home, overwrite=overwrite)
+    for item in done:
+        verdict = "not verified yet" if item.report is None else item.report.verdict
+        output.say(f"{item.name} is there, from the same source and options ({verdict})")
+    if todo:
+        plans = [item.plan for item in todo]
+        export.check(todo, overwrite=overwrite, home=home)
+        say_plans(output, todo)
+        export.ready_kernels(plans, output.say)
+        with output.progress(sum(plan.size for plan in plans), "writing") as progress:
+            todo = export.write(todo, diagnosis, home=home, threads=threads, progress=progress)
+    unproven = [*(item for item in done if item.report is None), *todo]
+    proven, receipts = export.prove(unproven, diagnosis, output.say, measure=measure)
+    results = [*(item for item in done if item.report is not None), *proven]
+    show_results(output, results, receipts or [items[0].folder / RECEIPT_NAME])
+    failed = [item.name for item in results if item.failed]
     if failed:
         raise VerificationError(
-            f"{', '.join(failed)} failed verification; {receipts[0].name} says why",
+            f"{', '.join(failed)} failed verification; {RECEIPT_NAME} says why",
             hint="Do not publish it. `qexport verify FILE --against MODEL` runs the checks again.",
         )
     return results
+
+
+def _settled(items: Sequence[Item], home: Path | None, *, overwrite: bool) -> tuple[list[Item], list[Item]]:
+    return ([], list(items)) if overwrite else export.finished(items, home=home)

@@ -19,8 +19,10 @@ __all__ = [
     "SIZE",
     "THREADS",
     "calibration_options",
+    "measure_option",
     "model_argument",
     "mtp_options",
+    "runtime_options",
     "verify_options",
 ]
 
@@ -153,3 +155,36 @@ def verify_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Which runtime proves a folder, and where it is installed."""
+    for option in (
+        click.option(
+            "--runtime-python",
+            metavar="PATH",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="The Python that has the runtime, such as ~/vllm/bin/python; it need not have qexport.",
+        ),
+        click.option(
+            "--runtime",
+            type=click.Choice(["mlx-lm", "transformers", "vllm", "sglang"]),
+            help="What loads and runs the folder.  [default: mlx-lm for MLX, transformers for what it reads, "
+            "vllm where only --runtime-python is given]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def measure_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--measure``: how many tokens artifacts are compared with the source on."""
+    return click.option(
+        "--measure",
+        type=click.IntRange(0),
+        default=2048,
+        show_default=True,
+        metavar="TOKENS",
+        help="Held-out tokens on which artifacts are compared with the source, layer by layer: divergence, and "
+        "the MTP head's acceptance beside the source's. 0 leaves it out.",
+    )(function)

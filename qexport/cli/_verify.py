@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qexport.verify.run import VerifyOptions
+from qexport.verify.options import VerifyOptions
 
 __all__ = ["verify_options_from"]
 
@@ -16,6 +16,8 @@ _NAMES = {
     "timeout": "time_limit",
     "llama_server": "llama_server",
     "threads": "threads",
+    "runtime": "runtime",
+    "runtime_python": "runtime_python",
 }
 
 

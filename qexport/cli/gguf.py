@@ -10,7 +10,7 @@ import click
 from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.calibrate.kinds import kind_of
 from qexport.cli._calibrate import calibration_job, run_calibration
-from qexport.cli._export import write_and_prove
+from qexport.cli._export import check_items, write_and_prove
 from qexport.cli._options import (
     JSON,
     OUT,
@@ -18,6 +18,7 @@ from qexport.cli._options import (
     SIZE,
     THREADS,
     calibration_options,
+    measure_option,
     model_argument,
     mtp_options,
     verify_options,
@@ -29,7 +30,14 @@ from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.gguf.options import GgufOptions
 from qexport.pipeline import export
 from qexport.pipeline.calibrate import imatrix_name, prepare
-from qexport.pipeline.gguf import GgufTarget, matrix_plan, uses_matrix, without_matrix, write_matrix
+from qexport.pipeline.gguf import (
+    GgufTarget,
+    matrix_plan,
+    matrix_there,
+    uses_matrix,
+    without_matrix,
+    write_matrix,
+)
 from qexport.pipeline.model import ModelChoice, examine, fetched
 
 if TYPE_CHECKING:
@@ -92,6 +100,7 @@ BUILT_IN = "the corpus inside the package"
 @click.option("--quantized-by", metavar="NAME", help="general.quantized_by.")
 @click.option("--no-verify", is_flag=True, help="Do not run the files. The receipt says so.")
 @verify_options
+@measure_option
 @click.option("--dry-run", is_flag=True, help="Print the plan: every tensor, exact sizes. Writes nothing.")
 @THREADS
 @OVERWRITE
@@ -127,17 +136,37 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
         output.say("none of these types uses an importance matrix; none is collected")
         target = without_matrix(target)
         items = export.plan([target], diagnosis)
-    matrix = matrix_plan(target)
     if dry_run:
-        show_plans(output, [*matrix, *(item.plan for item in items)], target.out)
+        show_plans(output, [*matrix_plan(target), *(item.plan for item in items)], target.out)
         return
-    export.check(items, overwrite=given["overwrite"], beside={target.out: matrix})
+    diagnosis, target = _with_matrix(output, choice, diagnosis, target, overwrite=given["overwrite"])
+    write_and_prove(
+        output,
+        export.plan([target], diagnosis),
+        diagnosis,
+        threads=given["threads"],
+        overwrite=given["overwrite"],
+        measure=0 if given["no_verify"] else given["measure"],
+    )
+
+
+def _with_matrix(
+    output: Output, choice: ModelChoice, diagnosis: Diagnosis, target: GgufTarget, *, overwrite: bool
+) -> tuple[Diagnosis, GgufTarget]:
+    """Everything fetched, and the matrix collected where one is wanted and not there yet."""
+    if target.calibration is None:
+        check_items([target], diagnosis, overwrite=overwrite)
+        return fetched(choice, diagnosis), target
     diagnosis = fetched(choice, diagnosis)
-    if target.calibration is not None:
-        target = target.having(run_calibration(output, target.calibration, diagnosis.repaired.view()))
-        for note in write_matrix(target, diagnosis):
-            output.say(f"  {note}")
-    write_and_prove(output, export.plan([target], diagnosis), diagnosis, threads=given["threads"])
+    there = None if overwrite else matrix_there(target, diagnosis)
+    if there is not None:
+        output.say(f"importance matrix: {target.calibration.label} is there, from the same weights and text")
+        return diagnosis, target.having(there)
+    check_items([target], diagnosis, overwrite=overwrite, beside={target.out: matrix_plan(target)})
+    target = target.having(run_calibration(output, target.calibration, diagnosis.repaired.view()))
+    for note in write_matrix(target, diagnosis):
+        output.say(f"  {note}")
+    return diagnosis, target
 
 
 def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:

@@ -29,9 +29,13 @@ COMMANDS: Mapping[str, str] = {
     "fix": "Write the repaired bf16 checkpoint (config quirks, MTP head grafted).",
     "imatrix": "Collect an importance matrix, one layer in memory at a time.",
     "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
+    "mlx": "Write an MLX folder, the MTP head beside it, proven by mlx-lm.",
+    "fp8": "Write block-wise FP8 as the official Qwen repositories have it.",
+    "nvfp4": "Write NVFP4 W4A16: 4-bit MLPs with scales that fused matrices share.",
     "run": "Every artifact of a recipe from one read, here or on Hugging Face Jobs.",
     "matrix": "Print a recipe as jobs for CI.",
-    "verify": "Load and run a GGUF file in llama.cpp and judge what comes out.",
+    "verify": "Load and run an artifact in a runtime its users use, and judge what comes out.",
+    "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
     "completion": "Print the shell completion script.",
 }
@@ -73,6 +77,7 @@ def cli() -> None:
     Examples:
       qexport inspect ./merged
       qexport gguf ./merged --mtp-from Qwen/Qwen3.5-9B -q Q4_K_M -q Q8_0
+      qexport mlx ./merged --bits 6
       qexport verify ./merged-GGUF/merged-MTP-Q4_K_M.gguf --against ./merged
     """
 
@@ -80,13 +85,13 @@ def cli() -> None:
 def main() -> None:
     """Run the command line: known errors become a sentence, the next step and an exit code."""
     gc.set_threshold(100_000, 20, 20)  # imports and vocabularies are millions of objects that all stay
-    signal.signal(signal.SIGTERM, _interrupt)  # clean up as for Ctrl-C: no partial files, no orphans
+    signal.signal(signal.SIGTERM, _interrupt)  # as for Ctrl-C: what is written is recorded, no orphans
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.Abort:
-        click.echo("Stopped. Files that were not complete have been removed.", err=True)
+        click.echo("Stopped. The same command again goes on where this one was.", err=True)
         _document("stopped", None, 130)
         code = 130
     except click.ClickException as error:

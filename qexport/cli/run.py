@@ -9,24 +9,26 @@ import click
 
 from qexport.calibrate.options import StreamOptions
 from qexport.cli._calibrate import run_calibration
-from qexport.cli._export import write_and_prove
+from qexport.cli._export import check_items, write_and_prove
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.cli._recipe import burdens_of, choice_of, limit_options, recipe_options, show_jobs
 from qexport.cli._report import say_findings
 from qexport.cli.matrix import job_json
+from qexport.errors import VerificationError
 from qexport.export.execute import default_threads
-from qexport.pipeline import export
 from qexport.pipeline.model import examine, fetched
 from qexport.recipe.jobs import Limits, plan_jobs
 from qexport.recipe.load import load_recipe
-from qexport.recipe.run import Local, Ready, keep_matrix, ready
+from qexport.recipe.run import Local, Ready, ready
 from qexport.recipe.select import select
+from qexport.recipe.targets import Runtimes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qexport.doctor.diagnose import Diagnosis
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
 
@@ -43,6 +45,14 @@ __all__ = ["command"]
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Verify GGUF files with this llama-server instead of the one inside xllamacpp.",
 )
+@click.option(
+    "--runtime-python",
+    "pythons",
+    multiple=True,
+    metavar="RUNTIME=PATH",
+    help="The Python that has a runtime which the recipe asks for, e.g. vllm=~/vllm/bin/python.",
+)
+@click.option("--measure", type=click.IntRange(0), metavar="TOKENS", help="Instead of the recipe's number.")
 @click.option("--device", default="cpu", show_default=True, help="Where importance is collected.")
 @click.option("--dry-run", is_flag=True, help="Print sizes, disk and a time estimate; write nothing.")
 @click.option(
@@ -90,28 +100,78 @@ def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict
 
 
 def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
-    """Each model in turn; everything that can be refused is refused before the first weight is read."""
-    local = Local(
-        out=given["out"] or Path(),
-        prove=not given["no_verify"],
-        llama_server=given["llama_server"],
-        stream=StreamOptions(device=given["device"], threads=given["threads"]),
-    )
-    works: list[Ready] = []
+    """Each model in turn; what can be refused is refused before the first weight is read."""
+    works: list[tuple[Ready, Diagnosis]] = []
     for subject in recipe.subjects:
         if any(unit.subject == subject.key for unit in units):
             diagnosis = examine(choice_of(subject), download=False)
             say_findings(output, diagnosis)
-            works.append(ready(recipe, subject, units, diagnosis, local))
-            beside = {works[-1].matrix_folder: works[-1].beside} if works[-1].beside else {}
-            export.check(works[-1].items, overwrite=given["overwrite"], beside=beside)
-    for work in works:
-        diagnosis = fetched(choice_of(work.subject), work.diagnosis)
-        if work.prepared is None:
-            planned = work.fetched(diagnosis)
-        else:
-            collected = run_calibration(output, work.prepared, diagnosis.repaired.view())
-            planned = work.having(collected, diagnosis)
-            for note in keep_matrix(planned):
-                output.say(f"  {note}")
-        write_and_prove(output, planned.items, diagnosis, threads=given["threads"])
+            work = ready(recipe, subject, units, diagnosis, _local(given))
+            check_items(
+                work.targets,
+                diagnosis,
+                overwrite=given["overwrite"],
+                home=work.local.out,
+                beside={} if work.there(diagnosis) else work.beside(),
+            )
+            works.append((work, diagnosis))
+    gathered, failures = _Gathered(output), list[VerificationError]()
+    measure = recipe.measure if given["measure"] is None else given["measure"]
+    for work, headers in works:
+        diagnosis = fetched(choice_of(work.subject), headers)
+        work = _with_matrix(output, work, diagnosis, overwrite=given["overwrite"])
+        try:
+            write_and_prove(
+                gathered,
+                work.items(diagnosis),
+                diagnosis,
+                threads=given["threads"],
+                overwrite=given["overwrite"],
+                measure=0 if given["no_verify"] else measure,
+                home=work.local.out,
+            )
+        except VerificationError as error:  # the other model is worth finishing
+            failures.append(error)
+    output.document(gathered.documents)
+    if failures:
+        raise failures[0]
+
+
+class _Gathered(Output):
+    """Keeps the document of each model: a command prints one."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(as_json=output.as_json)
+        self.documents: list[Any] = []
+
+    def document(self, value: Any) -> None:
+        """Keep it."""
+        self.documents.append(value)
+
+
+def _with_matrix(output: Output, work: Ready, diagnosis: Diagnosis, *, overwrite: bool) -> Ready:
+    """With the matrix that is there already, or collected now, where one is wanted."""
+    if work.prepared is None:
+        return work
+    there = None if overwrite else work.there(diagnosis)
+    if there is not None:
+        output.say(f"importance matrix: {work.prepared.label} is there, from the same weights and text")
+        return work.having(there)
+    work = work.having(run_calibration(output, work.prepared, diagnosis.repaired.view()))
+    for note in work.keep(diagnosis):
+        output.say(f"  {note}")
+    return work
+
+
+def _local(given: dict[str, Any]) -> Local:
+    pythons: dict[str, Path] = {}
+    for text in given["pythons"]:
+        name, equals, path = text.partition("=")
+        if not equals or not Path(path).expanduser().is_file():
+            raise click.BadParameter(f"{text!r} is not RUNTIME=PATH", param_hint="--runtime-python")
+        pythons[name] = Path(path).expanduser()
+    return Local(
+        out=given["out"] or Path(),
+        runtimes=None if given["no_verify"] else Runtimes(given["llama_server"], pythons),
+        stream=StreamOptions(device=given["device"], threads=given["threads"]),
+    )

@@ -170,9 +170,8 @@ class MlxFloatEncoder(RowByRow):
 
         made = mlx_float.quantize(rows.to(_dtype(self.dtype)), self.mode)
         if made.bad:
-            raise unrepresentable(
-                self.type_name, first_row, len(rows), f"NaN, infinity, or too large for {self.mode}'s scales"
-            )
+            values = f"NaN, infinity, or too large for {self.mode}'s scales"
+            raise unrepresentable(self.type_name, first_row, len(rows), values)
         return made.packed, made.scales
 
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AS_BFLOAT16", "AS_FLOAT16", "AS_IT_IS", "narrow", "rounding_of"]
 
-AS_IT_IS, AS_BFLOAT16, AS_FLOAT16 = np.uint32(0), np.uint32(16), np.uint32(13)
-"""How many bits of float32's mantissa each dtype has not."""
+# How many bits of float32's mantissa each dtype has not.
+AS_IT_IS = np.uint32(0)
+AS_BFLOAT16 = np.uint32(16)
+AS_FLOAT16 = np.uint32(13)
 
 _ONE = np.uint32(1)
 _SMALLEST_NORMAL = np.float32(2.0**-14)

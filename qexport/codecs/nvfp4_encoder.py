@@ -82,7 +82,7 @@ class Nvfp4Encoder:
             if first_row + start == matrix * (self.survey.rows_per_matrix or 0):
                 shared.append(one)
         if bad:
-            raise unrepresentable(self.type_name, first_row, n)
+            raise unrepresentable(self.type_name, first_row, n, "NaN or infinity")
         return packed, scales, np.array(shared, np.float32)
 
     def _quantize(self, rows: torch.Tensor, shared: np.float32, matrix: int) -> Nvfp4Rows:

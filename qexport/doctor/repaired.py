@@ -14,7 +14,7 @@ from qexport.families.build import build_view
 from qexport.families.table import Family
 from qexport.families.view import ModelView
 
-__all__ = ["Repaired", "finish"]
+__all__ = ["Repaired", "finish", "whole_text"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def finish(draft: Draft, mtp: MtpResult) -> Repaired:
         label=subject.checkpoint.label,
         family=subject.family,
         config=draft.config,
-        text=_whole(subject.family, draft),
+        text=whole_text(subject.family, draft.config, draft.text),
         tensors=draft.tensors,
         files=draft.files(),
         mtp_layers=mtp.layers,
@@ -78,15 +78,21 @@ def finish(draft: Draft, mtp: MtpResult) -> Repaired:
     )
 
 
-def _whole(family: Family, draft: Draft) -> dict[str, Any]:
-    given = {key: value for key, value in draft.text.items() if value is not None}
-    text = {**draft.text, **family.defaults, **given}
+def whole_text(family: Family, config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's hyper-parameters with nothing left to guess (see :attr:`Repaired.text`).
+
+    Args:
+        config: the whole ``config.json``, for what only its root says.
+        text: the language model's part of it.
+    """
+    given = {key: value for key, value in text.items() if value is not None}
+    whole = {**text, **family.defaults, **given}
     # All readers take 10000 where a plain transformer's config is silent.
-    text |= complete_rope(
-        family, {"rope_theta": 10000.0, **text} if not rope_parameters(family, text) else text
+    whole |= complete_rope(
+        family, {"rope_theta": 10000.0, **whole} if not rope_parameters(family, whole) else whole
     )
-    flag = draft.text.get("tie_word_embeddings", draft.config.get("tie_word_embeddings"))
-    text["tie_word_embeddings"] = (
+    flag = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    whole["tie_word_embeddings"] = (
         bool(family.defaults.get("tie_word_embeddings")) if flag is None else bool(flag)
     )
-    return text
+    return whole

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qexport.errors import EnvironmentProblem, UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from qexport.formats.plan import ArtifactPlan
@@ -50,8 +50,14 @@ def check_space(plans: Sequence[ArtifactPlan], folder: Path) -> None:
         )
 
 
-def check_collisions(names: Sequence[str], folder: Path, *, overwrite: bool) -> None:
-    """Raises UsageProblem when two files share a name, or one is there already and may not be replaced."""
+def check_collisions(
+    names: Sequence[str], folder: Path, *, overwrite: bool, mine: Collection[Path] = ()
+) -> None:
+    """Raises UsageProblem when two files share a name, or one is there already and may not be replaced.
+
+    Args:
+        mine: files (resolved) of an interrupted run, which may always be replaced.
+    """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageProblem(
@@ -61,7 +67,7 @@ def check_collisions(names: Sequence[str], folder: Path, *, overwrite: bool) -> 
     blocked = next((name for name in names if (folder / name).is_dir()), None)
     if blocked is not None:
         raise UsageProblem(f"{blocked} is a folder in {folder.name or folder}", hint="Choose another --out.")
-    there = [name for name in names if (folder / name).exists()]
+    there = [name for name in names if (folder / name).exists() and (folder / name).resolve() not in mine]
     if there and not overwrite:
         raise UsageProblem(
             f"{', '.join(there[:3])} {'is' if len(there) == 1 else 'are'} already in {folder.name or folder}",

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.checkpoint.finite import nonfinite_count
-from qexport.errors import InputError
+from qexport.errors import EnvironmentProblem, InputError
 from qexport.export.disk import make_folder
+from qexport.export.resume import Resume
 from qexport.export.rows import arranged_rows, source_ranges
 from qexport.export.sink import Sink, WrittenFile
 from qexport.export.steps import Lane, Step, merge_steps, surveys_of
@@ -33,7 +34,7 @@ from qexport.export.steps import Lane, Step, merge_steps, surveys_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qexport.formats.plan import ArtifactPlan, PlannedTensor, Survey
+    from qexport.formats.plan import ArtifactPlan, PlannedTensor, Region, Survey
 
 __all__ = ["Progress", "default_threads", "execute"]
 
@@ -62,6 +63,7 @@ def execute(
     *,
     threads: int | None = None,
     progress: Progress | None = None,
+    resume: Resume | None = None,
 ) -> list[tuple[WrittenFile, ...]]:
     """Write every file of every plan into ``folder``.
 
@@ -69,6 +71,7 @@ def execute(
         plans: from formats; all over one model.
         folder: made if it is not there; or one folder for each plan.
         threads: encoder threads; as many as there are processors by default.
+        resume: go on where an earlier run of the same plans stopped, and leave what the next may need.
 
     Returns:
         for each plan, its files with size and SHA-256.
@@ -76,25 +79,63 @@ def execute(
     Raises:
         InputError: NaN or infinite weights; every such tensor is named and counted.
         EnvironmentProblem: the disk is full or a file cannot be written.
-    On any error before the last file is complete nothing is left behind, under a final name or another.
+    On any error before the last file is complete nothing is left behind, under a final name or another;
+    with ``resume``, only what the next run goes on from.
     """
     threads = threads or default_threads()
     folders = [folder] * len(plans) if isinstance(folder, Path) else list(folder)
     for each in dict.fromkeys(folders):
         make_folder(each)
     steps = merge_steps(plans)
+    start = resume.begin(plans, folders, len(steps)) if resume is not None else 0
+    if resume is not None and resume.complete:
+        return resume.rename(plans, folders)
+    there = _written_by(steps[:start], len(plans))
+    keep = False
+    sinks: list[Sink] = []
     with ExitStack() as stack:
-        sinks: list[Sink] = []
-        for plan, its_folder in zip(plans, folders, strict=True):
-            sinks.append(Sink(plan, its_folder))
-            stack.callback(sinks[-1].abort)  # removes what was not committed; nothing after a commit
+        # Removes what was not committed, or keeps it; nothing after a commit.
+        stack.callback(lambda: _abort(sinks, keep=keep))
+        for plan, its_folder, regions in zip(plans, folders, there, strict=True):
+            sinks.append(Sink(plan, its_folder, regions if start else None))
+        if progress is not None:
+            progress.advance(sum(region.nbytes for regions in there for region in regions))
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
-        bad = _Pass(steps, sinks, pool, threads, progress).run()
-        if bad:
-            raise _nonfinite_error(bad)
-        for sink in sinks:
-            sink.finish()
+        walk = _Pass(steps, start, sinks, pool, threads, progress, resume)
+        try:
+            bad = walk.run()
+            if bad:
+                raise _nonfinite_error(bad)
+            for sink in sinks:
+                sink.finish()
+        except (EnvironmentProblem, KeyboardInterrupt):
+            keep = resume is not None
+            pool.shutdown(wait=True, cancel_futures=True)
+            walk.record()
+            raise
+        except BaseException:
+            if resume is not None:
+                resume.forget()
+            raise
+        if resume is not None:
+            keep = True  # all is on disk; from here on only names are given
+            resume.finished([sink.hashes for sink in sinks], folders)
         return [tuple(sink.commit()) for sink in sinks]
+
+
+def _abort(sinks: Sequence[Sink], *, keep: bool) -> None:
+    for sink in sinks:
+        sink.abort(keep=keep)
+
+
+def _written_by(steps: Sequence[Step], plans: int) -> list[list[Region]]:
+    """For each plan, the regions that these steps fill."""
+    regions: list[list[Region]] = [[] for _ in range(plans)]
+    for step in steps:
+        for number, tensor in step.outputs:
+            for stream in tensor.streams:
+                regions[number].extend(stream)
+    return regions
 
 
 class _Pass:
@@ -103,16 +144,20 @@ class _Pass:
     def __init__(
         self,
         steps: Sequence[Step],
+        start: int,
         sinks: Sequence[Sink],
         pool: ThreadPoolExecutor,
         threads: int,
         progress: Progress | None,
+        resume: Resume | None,
     ) -> None:
         self._steps = steps
         self._sinks = sinks
         self._pool = pool
         self._most_flying = 3 * threads
         self._progress = progress
+        self._resume = resume
+        self._done = _Done(start)
         self._room = threading.Semaphore(6 * threads)  # runs being encoded, or encoded and not yet written
         self._flying: deque[Future[tuple[_Run, int, list[Any]]]] = deque()
         self._pours: dict[tuple[int, int], list[_Pour]] = {}
@@ -121,20 +166,37 @@ class _Pass:
     def run(self) -> dict[str, int]:
         """Counts of values that are not finite, by tensor."""
         surveyed: set[int] = set()
-        for step in self._steps:
+        for number in range(self._done.steps, len(self._steps)):
+            step = self._steps[number]
             wanted = [survey for survey in surveys_of(step.outputs) if id(survey) not in surveyed]
             if wanted and not self._bad:
                 self._survey(wanted)
                 surveyed |= {id(survey) for survey in wanted}
-            for run in _runs_of(step):
+            runs = _runs_of(step, number)
+            self._done.expect(number, len(runs))
+            for run in runs:
                 while not self._room.acquire(blocking=not self._flying):
                     self._land()
                 self._flying.append(self._pool.submit(_encode, run, scan_only=bool(self._bad)))
                 while len(self._flying) > self._most_flying:
                     self._land()
+            if self._resume is not None and self._resume.due():
+                self.record()
         while self._flying:
             self._land()
         return self._bad
+
+    def record(self) -> None:
+        """Make what is written durable, and say so in the ledger."""
+        if self._resume is None or self._bad:
+            return
+        steps = self._done.steps  # before the files are asked: one that has failed drops what comes after
+        try:
+            for sink in self._sinks:
+                sink.sync()
+        except Exception:  # noqa: BLE001  # whatever it is, it is met again; the last entry stays true
+            return
+        self._resume.record(steps)
 
     def _survey(self, wanted: Sequence[Survey]) -> None:
         """Show the surveys every row of every tensor that has them."""
@@ -161,7 +223,7 @@ class _Pass:
                 streams = data if isinstance(data, tuple) else (data,)
                 for pour, stream in zip(self._pours[key], streams, strict=True):
                     pieces += [(number, *piece) for piece in pour.take(memoryview(stream).cast("B"))]
-        landed = _Landed(run, self._room, waiting=len(pieces))
+        landed = _Landed(run, self._room, self._done, waiting=len(pieces))
         for number, file, offset, view in pieces:
             self._sinks[number].write(file, offset, view, landed.written)
             if self._progress is not None:
@@ -197,6 +259,7 @@ class _Run:
     """Output rows ``[start, stop)`` of a lane. ``turn`` counts the runs of a step with several lanes."""
 
     step: Step
+    number: int
     lane: Lane
     start: int
     stop: int
@@ -216,15 +279,41 @@ class _Turn:
             return self._left == 0
 
 
+class _Done:
+    """How many steps, from the first, are written. Told by the files' threads."""
+
+    def __init__(self, start: int) -> None:
+        self._left: dict[int, int] = {}
+        self._next = start
+        self._lock = threading.Lock()
+
+    @property
+    def steps(self) -> int:
+        with self._lock:
+            return self._next
+
+    def expect(self, step: int, runs: int) -> None:
+        with self._lock:
+            self._left[step] = runs
+
+    def landed(self, step: int) -> None:
+        with self._lock:
+            self._left[step] -= 1
+            while self._left.get(self._next) == 0:
+                del self._left[self._next]
+                self._next += 1
+
+
 class _Landed:
     """A run whose bytes are on their way to the files.
 
     Only when all are written may its source's pages go: bytes that need no encoding are still those pages.
     """
 
-    def __init__(self, run: _Run, room: threading.Semaphore, *, waiting: int) -> None:
+    def __init__(self, run: _Run, room: threading.Semaphore, done: _Done, *, waiting: int) -> None:
         self._run = run
         self._room = room
+        self._done = done
         self._waiting = waiting
         self._lock = threading.Lock()
         if not waiting:
@@ -247,15 +336,18 @@ class _Landed:
         for low, high in ranges:
             for piece in source.rows(low, high):
                 piece.checkpoint.release(piece.name, piece.start, piece.stop)
+        self._done.landed(run.number)
         self._room.release()
 
 
-def _runs_of(step: Step) -> Iterator[_Run]:
+def _runs_of(step: Step, number: int) -> list[_Run]:
     spans = [list(_spans(lane)) for lane in step.lanes]
     turn = _Turn(sum(map(len, spans))) if len(spans) > 1 else None
-    for lane, its_spans in zip(step.lanes, spans, strict=True):
-        for start, stop in its_spans:
-            yield _Run(step, lane, start, stop, turn)
+    return [
+        _Run(step, number, lane, start, stop, turn)
+        for lane, its_spans in zip(step.lanes, spans, strict=True)
+        for start, stop in its_spans
+    ]
 
 
 def _spans(lane: Lane) -> Iterator[tuple[int, int]]:

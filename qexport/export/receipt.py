@@ -61,8 +61,12 @@ def artifact_entry(
     findings: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
     verification: Mapping[str, Any] | None,
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """One artifact: its files with hashes, where it came from, and the verdict (``None``: not verified)."""
+    """One artifact: its files with hashes, where it came from, and the verdict (``None``: not verified).
+
+    ``fingerprint`` says what its bytes follow from, so that they are not made again.
+    """
     return {
         "kind": plan.kind,
         "label": plan.label,
@@ -75,6 +79,7 @@ def artifact_entry(
         "source": source,
         "options": options,
         "findings": list(findings),
+        "fingerprint": fingerprint,
         "qexport": __version__,
         "libraries": _versions(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from qexport.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from qexport.formats.plan import ArtifactPlan, PlannedFile
+    from qexport.formats.plan import ArtifactPlan, PlannedFile, Region
 
 __all__ = ["Sink", "WrittenFile", "sync_folder", "temporary_name"]
 
@@ -54,14 +54,18 @@ class Sink:
     Args:
         plan: gives file names, sizes and headers.
         folder: where they go; it must exist.
+        there: regions that an interrupted run has written; ``None`` begins anew.
     """
 
-    def __init__(self, plan: ArtifactPlan, folder: Path) -> None:
+    def __init__(self, plan: ArtifactPlan, folder: Path, there: Iterable[Region] | None = None) -> None:
         self._folder = folder
         self._writers: list[_FileWriter] = []
+        ahead = _gaps(plan)
+        for region in there or ():
+            ahead[region.file].append((region.offset, region.offset + region.nbytes))
         try:
-            for file, gaps in zip(plan.files, _gaps(plan), strict=True):
-                self._writers.append(_FileWriter(file, gaps, folder))
+            for file, spans in zip(plan.files, ahead, strict=True):
+                self._writers.append(_FileWriter(file, _joined(spans), folder, keep=there is not None))
         except BaseException:
             self.abort()
             raise
@@ -73,6 +77,16 @@ class Sink:
             EnvironmentProblem: an earlier write failed (disk full, I/O error).
         """
         self._writers[file].put(offset, data, done)
+
+    def sync(self) -> None:
+        """Make durable what has been written so far. Raises EnvironmentProblem on failure."""
+        for writer in self._writers:
+            writer.sync()
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file by name. Only after :meth:`finish`."""
+        return {writer.file.name: writer.digest.hexdigest() for writer in self._writers}
 
     def finish(self) -> None:
         """Wait for all writes, pad to the planned size, fsync. Raises EnvironmentProblem on failure."""
@@ -88,10 +102,21 @@ class Sink:
         sync_folder(self._folder)
         return written
 
-    def abort(self) -> None:
-        """Stop writing and remove what was not committed."""
+    def abort(self, *, keep: bool = False) -> None:
+        """Stop writing and remove what was not committed, or ``keep`` it for the next run."""
         for writer in self._writers:
-            writer.discard()
+            writer.discard(keep=keep)
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending, and one span of those that touch."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(span for span in spans if span[0] < span[1]):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
 
 
 def _gaps(plan: ArtifactPlan) -> list[list[tuple[int, int]]]:
@@ -111,7 +136,9 @@ def _gaps(plan: ArtifactPlan) -> list[list[tuple[int, int]]]:
 
 
 class _FileWriter:
-    def __init__(self, file: PlannedFile, gaps: list[tuple[int, int]], folder: Path) -> None:
+    def __init__(
+        self, file: PlannedFile, ahead: list[tuple[int, int]], folder: Path, *, keep: bool = False
+    ) -> None:
         self.file = file
         self.digest = hashlib.sha256()
         self._final = folder / file.name
@@ -122,14 +149,15 @@ class _FileWriter:
         self._complete = False
         self._committed = False
         self._hashed = 0  # everything before is written and hashed
-        self._ahead = gaps  # spans behind that which are written, ascending, none touching another
+        self._ahead = ahead  # spans behind that which are written, ascending, none touching another
         self._flushed = 0
         try:
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise _problem(error, file.name) from error
         _claim(self._fd, file.name)
-        os.ftruncate(self._fd, 0)
+        if not keep:
+            os.ftruncate(self._fd, 0)
         os.ftruncate(self._fd, file.size)  # gaps are zeros
         self._thread = threading.Thread(target=self._run, name=f"write {file.name}", daemon=True)
         self._thread.start()
@@ -139,6 +167,14 @@ class _FileWriter:
         if self._error is not None:
             raise _problem(self._error, self.file.name) from self._error
         self._queue.put((offset, data, done))
+
+    def sync(self) -> None:
+        if self._error is not None:  # from then on bytes were dropped
+            raise _problem(self._error, self.file.name) from self._error
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise _problem(error, self.file.name) from error
 
     def close(self) -> None:
         self._stop()
@@ -166,12 +202,12 @@ class _FileWriter:
         os.close(self._fd)
         self._fd = -1
 
-    def discard(self) -> None:
+    def discard(self, *, keep: bool = False) -> None:
         self._stop()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if not self._committed:
+        if not self._committed and not keep:
             self._part.unlink(missing_ok=True)
 
     def _stop(self) -> None:

@@ -6,10 +6,13 @@ matrix of ones with the names, sizes and metadata of the real one lets files be 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from qexport import __version__
 from qexport.calibrate.corpus import builtin_corpus, read_corpus
 from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.calibrate.imatrix_sums import merged
@@ -40,6 +43,7 @@ __all__ = [
     "collect",
     "expected",
     "imatrix_name",
+    "matrix_key",
     "prepare",
     "stream_of",
 ]
@@ -128,6 +132,20 @@ def expected(prepared: Prepared, view: ModelView) -> ImportanceMatrix:
     return _matrix(
         prepared, view, sums, {name: ones * prepared.chunks.tokens for name, ones in counts.items()}
     )
+
+
+def matrix_key(prepared: Prepared, view: ModelView) -> str:
+    """What the collected matrix follows from, as a hash: weights, text, precision, matrices merged."""
+    job = prepared.job
+    sources = {id(p.checkpoint): p.checkpoint for tensor in view for p in tensor.data.pieces}
+    value = [
+        __version__,
+        [[source.label, source.identity()] for source in sources.values()],
+        _facts(prepared.chunks),
+        [job.stream.precision, job.stream.device],
+        [hashlib.sha256(path.read_bytes()).hexdigest() for path in job.merge],
+    ]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def stream_of(prepared: Prepared, view: ModelView) -> LayerStream:

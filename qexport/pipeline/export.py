@@ -7,17 +7,24 @@ written from one read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs import warmup
-from qexport.export.disk import check_collisions, check_space
+from qexport.export.disk import check_collisions, check_space, make_folder
 from qexport.export.execute import execute
+from qexport.export.fingerprint import fingerprint
+from qexport.export.ledger import Ledger
 from qexport.export.receipt import write_receipt
-from qexport.pipeline.receipts import artifact_entries
+from qexport.export.resume import Resume
+from qexport.pipeline.measure import measuring
+from qexport.pipeline.receipts import artifact_entries, entry_of
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.verify.report import Report
 
-__all__ = ["Item", "Target", "check", "plan", "prove", "ready_kernels", "write"]
+__all__ = ["Item", "Target", "check", "finished", "plan", "prove", "ready_kernels", "write"]
 
 
 class Target(Protocol):
@@ -73,8 +80,19 @@ class Item:
         return self.plan.files[0].name if self.plan.kind == "gguf" else self.folder.name
 
     @property
-    def passed(self) -> bool:
-        return self.report is None or self.report.passed
+    def path(self) -> Path:
+        """What a runtime opens: the (first) file of a GGUF, else the folder."""
+        return self.folder / self.plan.files[0].name if self.plan.kind == "gguf" else self.folder
+
+    @property
+    def failed(self) -> bool:
+        """Whether something was found wrong. What no runtime could run has not failed, nor passed."""
+        return self.report is not None and bool(self.report.failures)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What its bytes follow from, as a hash."""
+        return fingerprint(self.plan, self.target.options())
 
 
 def plan(targets: Sequence[Target], diagnosis: Diagnosis) -> list[Item]:
@@ -82,12 +100,38 @@ def plan(targets: Sequence[Target], diagnosis: Diagnosis) -> list[Item]:
     return [Item(target, made, folder) for target in targets for made, folder in target.plans(diagnosis)]
 
 
+def finished(items: Sequence[Item], *, home: Path | None = None) -> tuple[list[Item], list[Item]]:
+    """What earlier runs have written already from the same source and options, and what is to be done.
+
+    The finished items hold their files, and the verdict if there is one. A run of just these items that was
+    interrupted, if only between two receipts, is gone on with as a whole.
+    """
+    entry = Ledger(home or _home(items)).read()
+    if entry is not None and entry.fingerprint == _together(items):
+        return [], list(items)
+    done: list[Item] = []
+    todo: list[Item] = []
+    for item in items:
+        there = entry_of(item.folder, item.fingerprint)
+        if there is None:
+            todo.append(item)
+        else:
+            done.append(replace(item, written=there.files, report=there.report))
+    return done, todo
+
+
 def check(
-    items: Sequence[Item], *, overwrite: bool, beside: Mapping[Path, Sequence[ArtifactPlan]] | None = None
+    items: Sequence[Item],
+    *,
+    overwrite: bool,
+    home: Path | None = None,
+    beside: Mapping[Path, Sequence[ArtifactPlan]] | None = None,
 ) -> None:
     """Everything that can be known to fail before the first byte: names, room, runtimes.
 
     Args:
+        overwrite: files that are there may be replaced. Those of an interrupted run always are.
+        home: where the ledger lies; the first target's folder by default.
         beside: what else will be written into which folder (an importance matrix).
 
     Raises:
@@ -96,9 +140,13 @@ def check(
     wanted = {folder: [item.plan for item in members] for folder, members in _by_folder(items).items()}
     for folder, plans in (beside or {}).items():
         wanted.setdefault(folder, []).extend(plans)
+    entry = Ledger(home or _home(items)).read() if items else None
+    mine = {path.resolve() for path in entry.files} if entry is not None else set()
     for folder, every in wanted.items():
-        check_collisions([file.name for each in every for file in each.files], folder, overwrite=overwrite)
-    check_space([each for every in wanted.values() for each in every], items[0].folder)
+        names = [file.name for each in every for file in each.files]
+        check_collisions(names, folder, overwrite=overwrite, mine=mine)
+    for disk in _by_disk(wanted):
+        check_space([each for folder in disk for each in wanted[folder]], disk[0])
     for target in {id(item.target): item.target for item in items}.values():
         target.check_runtime()
 
@@ -112,12 +160,9 @@ def ready_kernels(plans: Sequence[ArtifactPlan], say: Callable[[str], None]) -> 
                 f"  compiled the {ready.type_name} encoder in {ready.seconds:.1f} s; it is kept for next time"
             )
 
-    tensors = [tensor for each in plans if each.kind == "gguf" for tensor in each.tensors]
-    warmup.prepare(
-        sorted({tensor.encoder.type_name for tensor in tensors}),
-        sorted({torch_dtype(tensor.source.dtype) for tensor in tensors}, key=str),
-        importance=any(getattr(tensor.encoder, "importance", None) is not None for tensor in tensors),
-        announce=announce,
+    tensors = [tensor for each in plans for tensor in each.tensors]
+    warmup.prepare_encoders(
+        ((t.encoder, torch_dtype(t.source.dtype), t.matrix_shape[1]) for t in tensors), announce=announce
     )
 
 
@@ -125,28 +170,64 @@ def write(
     items: Sequence[Item],
     diagnosis: Diagnosis,
     *,
+    home: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> list[Item]:
-    """The one pass, and receipts that call nothing verified yet."""
-    done = execute(
-        [item.plan for item in items],
-        [item.folder for item in items],
-        threads=threads,
-        progress=progress,
-    )
-    written = [replace(item, written=files) for item, files in zip(items, done, strict=True)]
-    _write_receipts(written, diagnosis)
+    """The one pass, and receipts that call nothing verified yet.
+
+    A run that was interrupted (killed, stopped, out of disk) is gone on with when the same items are written
+    again.
+
+    Args:
+        home: where the ledger lies; the first target's folder by default.
+    """
+    home = home or _home(items)
+    make_folder(home)
+    ledger = Ledger(home)
+    resume = Resume(ledger, ledger.open(), _together(items))
+    try:
+        done = execute(
+            [item.plan for item in items],
+            [item.folder for item in items],
+            threads=threads,
+            progress=progress,
+            resume=resume,
+        )
+        written = [replace(item, written=files) for item, files in zip(items, done, strict=True)]
+        _write_receipts(written, diagnosis)
+        resume.forget()
+    finally:
+        ledger.close()
     return written
 
 
 def prove(
-    items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]
+    items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None], *, measure: int = 0
 ) -> tuple[list[Item], list[Path]]:
-    """Run every artifact, unless that was not asked for; the verdicts go into the receipts."""
+    """Run every artifact, unless that was not asked for; the verdicts go into the receipts.
+
+    Args:
+        measure: tokens of held-out text on which artifacts are compared with the source (0: none).
+    """
     proven: list[Item] = []
-    for target in {id(item.target): item.target for item in items}.values():
-        proven += target.prove([item for item in items if item.target is target], diagnosis, say)
+    view = diagnosis.repaired.view()
+    with measuring(view, say, tokens=measure) as measured:
+        for target in {id(item.target): item.target for item in items}.values():
+            reports: dict[Path, Report] = {}
+            for item in target.prove([item for item in items if item.target is target], diagnosis, say):
+                report = item.report
+                if report is not None and measure and not report.failures:
+                    # A drafter has its trunk's: what is measured is both together.
+                    path = item.path if item.plan.kind == "gguf" else item.target.out
+                    known = reports.get(path)
+                    report = (
+                        measured.add_to(report, path)
+                        if known is None
+                        else replace(known, artifact=report.artifact)
+                    )
+                    reports[path] = report
+                proven.append(replace(item, report=report))
     return proven, _write_receipts(proven, diagnosis)
 
 
@@ -157,11 +238,34 @@ def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis) -> list[Path]:
             entry
             for item in members
             for entry in artifact_entries(
-                diagnosis, [(item.plan, item.written, item.report)], item.target.options()
+                diagnosis,
+                [(item.plan, item.written, item.report)],
+                item.target.options(),
+                fingerprint=item.fingerprint,
             )
         ]
         receipts.append(write_receipt(folder, entries))
     return receipts
+
+
+def _together(items: Sequence[Item]) -> str:
+    prints = [(str(item.folder), item.fingerprint) for item in items]
+    return hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+
+
+def _home(items: Sequence[Item]) -> Path:
+    return items[0].target.out
+
+
+def _by_disk(folders: Iterable[Path]) -> list[list[Path]]:
+    """Folders of one file system together."""
+    disks: dict[int, list[Path]] = {}
+    for folder in folders:
+        there = folder.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        disks.setdefault(there.stat().st_dev, []).append(folder)
+    return list(disks.values())
 
 
 def _by_folder(items: Sequence[Item]) -> dict[Path, list[Item]]:

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from qexport.errors import EnvironmentProblem
+from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.errors import EnvironmentProblem, QexportError
 from qexport.export.execute import execute
 from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.importance import plan_imatrix
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
-from qexport.pipeline.calibrate import expected
-from qexport.pipeline.receipts import artifact_entries
+from qexport.pipeline.calibrate import Collected, expected, matrix_key
+from qexport.pipeline.receipts import artifact_entries, entry_of
 from qexport.pipeline.verify import shared_reference
 from qexport.verify.run import VerifyOptions, verify_gguf
 
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
-    from qexport.pipeline.calibrate import Collected, Prepared
+    from qexport.pipeline.calibrate import Prepared
     from qexport.pipeline.export import Item
 
-__all__ = ["GgufTarget", "matrix_plan", "uses_matrix", "without_matrix", "write_matrix"]
+__all__ = ["GgufTarget", "matrix_plan", "matrix_there", "uses_matrix", "without_matrix", "write_matrix"]
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,27 @@ def matrix_plan(target: GgufTarget) -> list[ArtifactPlan]:
     return [plan_imatrix(matrix, matrix.label, target.facts)]
 
 
+def matrix_there(target: GgufTarget, diagnosis: Diagnosis) -> Collected | None:
+    """The matrix that an earlier run has collected in the same way from the same weights, if it is there."""
+    if target.calibration is None:
+        return None
+    path = target.out / target.calibration.label
+    entry = entry_of(target.out, matrix_key(target.calibration, diagnosis.repaired.view()))
+    if entry is None or not path.is_file():
+        return None
+    try:
+        return Collected(read_imatrix(path), dict(entry.details))
+    except QexportError:
+        return None
+
+
 def write_matrix(target: GgufTarget, diagnosis: Diagnosis) -> tuple[str, ...]:
     """Write the collected matrix beside the files to come; returns what a user should know about it."""
     (plan,) = matrix_plan(target)
     (written,) = execute([plan], target.out)
-    write_receipt(target.out, artifact_entries(diagnosis, [(plan, written, None)], target.options()))
+    key = None
+    if target.calibration is not None:
+        key = matrix_key(target.calibration, diagnosis.repaired.view())
+    entries = artifact_entries(diagnosis, [(plan, written, None)], target.options(), fingerprint=key)
+    write_receipt(target.out, entries)
     return tuple(plan.notes)

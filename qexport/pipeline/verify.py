@@ -4,22 +4,57 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.errors import EnvironmentProblem, InputError
+from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.pipeline.measure import measuring
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.verify.memory import fit
 from qexport.verify.reference import reference_from_view
+from qexport.verify.run import verify_gguf
+from qexport.verify.run_folder import verify_folder
+from qexport.verify.stored_form import check_stored_form
 
 if TYPE_CHECKING:
-    from qexport.families.view import ModelView
-    from qexport.verify.reference import Reference
-    from qexport.verify.run import VerifyOptions
+    from collections.abc import Callable
+    from pathlib import Path
 
-__all__ = ["shared_reference", "view_to_compare"]
+    from qexport.families.view import ModelView
+    from qexport.verify.options import VerifyOptions
+    from qexport.verify.reference import Reference
+    from qexport.verify.report import Report
+
+__all__ = ["shared_reference", "verify_artifact", "view_to_compare"]
 
 
 def view_to_compare(model: str, revision: str | None) -> ModelView:
-    """The model that an artifact is compared with. Its MTP head plays no part in that, so it is left out."""
-    return examine(ModelChoice(model, revision, mtp="drop"), download=True).repaired.view()
+    """The model that an artifact is compared with: with its MTP head, unless something is wrong with that."""
+    try:
+        return examine(ModelChoice(model, revision), download=True).repaired.view()
+    except (InputError, UsageProblem):
+        return examine(ModelChoice(model, revision, mtp="drop"), download=True).repaired.view()
+
+
+def verify_artifact(
+    path: Path,
+    *,
+    view: ModelView | None,
+    options: VerifyOptions,
+    say: Callable[[str], None],
+    measure: int = 0,
+) -> Report:
+    """Judge a GGUF file or a folder of any format.
+
+    Args:
+        view: the source; without it nothing can be compared.
+        measure: tokens on which the artifact is compared with the source (0: none).
+    """
+    if path.is_file():
+        report = verify_gguf(path, view=view, options=options, progress=say)
+    else:
+        report = verify_folder(path, view=view, options=options, stored_form=check_stored_form, progress=say)
+    if view is None or not measure or report.failures:
+        return report
+    with measuring(view, say, tokens=measure) as measured:
+        return measured.add_to(report, path)
 
 
 def shared_reference(view: ModelView, options: VerifyOptions) -> Reference | None:

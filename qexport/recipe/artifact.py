@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qexport.recipe.kinds import Kind
     from qexport.recipe.problems import Place, Problems
     from qexport.recipe.tree import Node
-    from qexport.verify.run import VerifyOptions
+    from qexport.verify.options import VerifyOptions
 
 __all__ = ["NAME", "Defaults", "pending_matrix", "read_artifact", "with_name"]
 

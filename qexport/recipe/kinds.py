@@ -1,15 +1,15 @@
 """The kinds of artifacts that a recipe may name: one row each.
 
-A row says which option class holds the choices, which of its fields a recipe does not set, and how plans are
-made of them. Keys of a recipe are the fields of that class (``fields.py``), so a new option of a format needs
-no line here.
+A row says which option class holds the choices, which of its fields a recipe does not set, what it does with
+importance, and about how large it will be. Keys of a recipe are the fields of that class (``fields.py``), so
+a new option of a format needs no line here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.file_types import file_type
@@ -17,17 +17,10 @@ from qexport.formats.gguf.mixture_terms import Overrides
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import NVIDIA, Nvfp4Options
+from qexport.pipeline.folders import default_folder
+from qexport.recipe.merged import MergedOptions
 
-if TYPE_CHECKING:
-    from qexport.doctor.repaired import Repaired
-    from qexport.formats.plan import ArtifactPlan
-
-__all__ = ["KINDS", "Kind", "MergedOptions"]
-
-
-@dataclass(frozen=True)
-class MergedOptions:
-    """The repaired checkpoint leaves nothing to choose."""
+__all__ = ["KINDS", "Kind"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,6 @@ class Kind:
         weighted: whether importance is used where the recipe does not say, from the fields that were given.
         sizes: fields that are bytes.
         check: raises what the option class does not check itself.
-        plans: of a kind that is a folder.
     """
 
     options: type
@@ -54,7 +46,6 @@ class Kind:
     weighted: Callable[[Mapping[str, Any]], bool] = lambda _: False
     sizes: tuple[str, ...] = ()
     check: Callable[[Any], object] = lambda _: None
-    plans: Callable[[Repaired, Any], Sequence[ArtifactPlan]] | None = None
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -77,28 +68,8 @@ def _mlx_bits(options: MlxOptions) -> float:
     return (high or options.scheme.bits) + scale / options.scheme.group_size + 0.2
 
 
-def _plan_mlx(repaired: Repaired, options: MlxOptions) -> Sequence[ArtifactPlan]:
-    from qexport.formats.mlx.plan import plan_mlx
-
-    return plan_mlx(repaired, options)
-
-
-def _plan_fp8(repaired: Repaired, options: Fp8Options) -> Sequence[ArtifactPlan]:
-    from qexport.formats.fp8.plan import plan_fp8
-
-    return (plan_fp8(repaired, options),)
-
-
-def _plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> Sequence[ArtifactPlan]:
-    from qexport.formats.nvfp4.plan import plan_nvfp4
-
-    return (plan_nvfp4(repaired, options),)
-
-
-def _plan_merged(repaired: Repaired, options: MergedOptions) -> Sequence[ArtifactPlan]:
-    from qexport.formats.merged import plan_merged
-
-    return (plan_merged(repaired),)
+def _folder(options: Any) -> str:
+    return default_folder("{name}", options).name
 
 
 KINDS: Mapping[str, Kind] = {
@@ -114,33 +85,29 @@ KINDS: Mapping[str, Kind] = {
     ),
     "mlx": Kind(
         MlxOptions,
-        folder=lambda options: f"{{name}}-MLX-{options.label}",
+        folder=_folder,
         bits=lambda _, options: _mlx_bits(options),
         matrix="importance",
         sizes=("max_shard_size",),
-        plans=_plan_mlx,
     ),
     "fp8": Kind(
         Fp8Options,
-        folder=lambda options: "{name}-FP8" if options.native else "{name}-FP8-block",
+        folder=_folder,
         bits=lambda _, __: 9.2,
         sizes=("max_shard",),
-        plans=_plan_fp8,
     ),
     "nvfp4": Kind(
         Nvfp4Options,
-        folder=lambda _: "{name}-NVFP4",
+        folder=_folder,
         bits=lambda _, options: 6.6 if options.scope == NVIDIA else 9.0,
         matrix="importance",
         weighted=lambda given: given.get("scale_search") == "importance",
         sizes=("max_shard",),
-        plans=_plan_nvfp4,
     ),
     "merged": Kind(
         MergedOptions,
         folder=lambda _: "{name}-BF16",
         bits=lambda _, __: 16.0,
-        plans=_plan_merged,
     ),
 }
 """Kinds by the word that a recipe has for them."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import UsageProblem
 from qexport.formats.gguf.file_name import model_stem
+from qexport.pipeline.measure import MEASURED_TOKENS
 from qexport.recipe.across import check_across
 from qexport.recipe.artifact import NAME, Defaults, read_artifact
 from qexport.recipe.fields import check_keys, read_fields
@@ -16,9 +17,9 @@ from qexport.recipe.override import with_overrides
 from qexport.recipe.problems import Problems
 from qexport.recipe.recipe import Calibration, Card, Mtp, Publication, Recipe, Source, Subject
 from qexport.recipe.tree import Items, Table, parse
-from qexport.recipe.values import read_path
+from qexport.recipe.values import WRONG, read_path, read_value
 from qexport.recipe.verification import read_verify
-from qexport.verify.run import VerifyOptions
+from qexport.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_recipe"]
 
-_PARTS = ("source", "mtp", "calibration", "artifacts", "verify", "gates", "publish", "compare")
+_PARTS = ("source", "mtp", "calibration", "artifacts", "verify", "measure", "gates", "publish", "compare")
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -82,7 +83,7 @@ def _recipe(path: Path, root: Table, problems: Problems) -> Recipe | None:
     subjects = [Subject("model", source, mtp, _name(source))]
     if compare is not None:
         subjects.append(Subject("compare", compare, Mtp(), _name(compare)))
-    recipe = Recipe(path, tuple(subjects), calibration, artifacts, publish)
+    recipe = Recipe(path, tuple(subjects), calibration, artifacts, publish, _measure(root, problems))
     check_across(recipe, root, problems)
     return recipe
 
@@ -150,6 +151,14 @@ def _artifacts(root: Table, defaults: Defaults, problems: Problems) -> tuple[Art
         return ()
     read = (read_artifact(item, defaults, problems) for item in node.items)
     return tuple(artifact for artifact in read if artifact is not None)
+
+
+def _measure(root: Table, problems: Problems) -> int:
+    node = root.get("measure")
+    tokens = MEASURED_TOKENS if node is None else read_value(node, int, problems)
+    if node is not None and tokens is not WRONG and tokens < 0:
+        problems.add(node.place, "measure is a number of tokens, or 0")
+    return 0 if tokens is WRONG else int(tokens)
 
 
 def _publish(root: Table, problems: Problems) -> Publication | None:

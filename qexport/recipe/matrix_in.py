@@ -19,12 +19,3 @@ class Matrix:
 
     values: ImportanceMatrix
     facts: Mapping[str, Any] | None = None
-
-    def described(self) -> dict[str, Any]:
-        """For receipts."""
-        return {
-            "file": self.values.label,
-            "sha256": self.values.sha256,
-            "datasets": list(self.values.datasets),
-            "calibration": None if self.facts is None else dict(self.facts),
-        }

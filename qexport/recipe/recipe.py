@@ -6,7 +6,6 @@ the same recipe gives the same files on a laptop, in CI and in a rented job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from qexport.recipe.gates import Gates
 
 if TYPE_CHECKING:
     from qexport.recipe.problems import Place
-    from qexport.verify.run import VerifyOptions
+    from qexport.verify.options import VerifyOptions
 
 __all__ = ["Artifact", "Calibration", "Card", "Mtp", "Publication", "Recipe", "Source", "Subject"]
 
@@ -151,6 +150,7 @@ class Recipe:
         calibration: ``None`` where nothing is collected.
         artifacts: in the order of the file.
         publish: ``None`` where nothing goes to the Hub.
+        measure: tokens of held-out text on which artifacts are compared with the source (0: none).
     """
 
     path: Path
@@ -158,8 +158,7 @@ class Recipe:
     calibration: Calibration | None
     artifacts: tuple[Artifact, ...]
     publish: Publication | None
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """What it names on this machine, by key: who runs elsewhere cannot have it."""
+    measure: int = 2048
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of that name. KeyError: there is none."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 from qexport.recipe.artifact import pending_matrix, with_name
-from qexport.recipe.folder import FolderTarget
 from qexport.recipe.kinds import KINDS
+from qexport.recipe.merged import MergedOptions, MergedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +20,30 @@ if TYPE_CHECKING:
     from qexport.recipe.matrix_in import Matrix
     from qexport.recipe.recipe import Artifact, Recipe, Subject
     from qexport.recipe.select import Unit
-    from qexport.verify.run import VerifyOptions
+    from qexport.verify.options import VerifyOptions
 
-__all__ = ["to_targets"]
+__all__ = ["Runtimes", "to_targets"]
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """What this machine proves artifacts with; recipes say which runtime, not where it is.
+
+    Attributes:
+        llama_server: the user's own, instead of the one inside xllamacpp.
+        pythons: by the name of a runtime (``vllm``), the Python that has it.
+    """
+
+    llama_server: Path | None = None
+    pythons: Mapping[str, Path] = field(default_factory=dict)
+
+    def of(self, verify: VerifyOptions | None) -> VerifyOptions | None:
+        """The options of an artifact, completed."""
+        if verify is None:
+            return None
+        return replace(
+            verify, llama_server=self.llama_server, runtime_python=self.pythons.get(verify.runtime)
+        )
 
 
 def to_targets(
@@ -29,9 +52,7 @@ def to_targets(
     units: Sequence[Unit],
     out: Path,
     matrix: Matrix | None = None,
-    *,
-    prove: bool = True,
-    llama_server: Path | None = None,
+    runtimes: Runtimes | None = None,
 ) -> list[Target]:
     """The targets of one subject.
 
@@ -39,8 +60,7 @@ def to_targets(
         units: what is asked for; those of other subjects are left out.
         out: the folder that holds the artifacts' folders.
         matrix: for artifacts that use importance; the one that is expected, then the one that was collected.
-        prove: ``False`` verifies nothing, and receipts say so.
-        llama_server: the user's own llama-server.
+        runtimes: what proves them here; ``None`` proves nothing, and receipts say so.
     """
     targets: list[Target] = []
     for artifact in recipe.artifacts:
@@ -48,9 +68,7 @@ def to_targets(
         if not mine:
             continue
         folder = out / recipe.folder(subject, artifact)
-        verify = artifact.verify if prove else None
-        if verify is not None and llama_server is not None:
-            verify = replace(verify, llama_server=llama_server)
+        verify = None if runtimes is None else runtimes.of(artifact.verify)
         used = matrix if artifact.importance else None
         options = with_name(_options(artifact, used), subject.source.name)
         types = tuple(unit.type for unit in mine)
@@ -75,8 +93,9 @@ def _target(
     verify: VerifyOptions | None,
     matrix: Matrix | None,
 ) -> Target:
+    facts = None if matrix is None else matrix.facts
     if KINDS[artifact.kind].ladder:
-        facts = None if matrix is None else matrix.facts
         return GgufTarget(types, folder, options, verify, facts=facts)
-    described = None if matrix is None else matrix.described()
-    return FolderTarget(artifact.kind, options, folder, verify, described)
+    if isinstance(options, MergedOptions):
+        return MergedTarget(folder)
+    return FolderTarget(options, folder, verify, facts)

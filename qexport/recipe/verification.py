@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qexport.recipe.fields import read_fields
 from qexport.recipe.tree import Scalar
 from qexport.recipe.values import WRONG, read_value
-from qexport.verify.run import VerifyOptions
+from qexport.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
     from qexport.recipe.problems import Problems
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["read_verify"]
 
 # Of the machine, not of the recipe; limits are the table's, and what a recipe adds are its gates.
-_HIDDEN = ("limits", "threads", "llama_server")
+_HIDDEN = ("limits", "threads", "llama_server", "runtime_python")
 
 
 def read_verify(entry: Entry | None, base: VerifyOptions | None, problems: Problems) -> VerifyOptions | None:

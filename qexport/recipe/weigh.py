@@ -85,7 +85,7 @@ def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequenc
     weighed: list[Weighed] = []
     for artifact in recipe.artifacts:
         mine = [unit for unit in units if unit.artifact == artifact.name]
-        for target in to_targets(recipe, subject, mine, Path(), matrix, prove=False):
+        for target in to_targets(recipe, subject, mine, Path(), matrix):
             plans = [plan for plan, _ in target.plans(diagnosis)]
             verified = artifact.verify is not None
             parts = [[plan] for plan in plans] if artifact.types else [plans]

@@ -1,10 +1,13 @@
 """Verification: nothing counts as exported until a runtime that its users use has run it.
 
-:func:`verify_gguf` runs a file and returns a :class:`Report`; :mod:`qexport.verify.table` prints reports.
+:func:`verify_gguf` runs a file, :func:`verify_folder` a folder; both return a :class:`Report`, which
+:mod:`qexport.verify.table` prints.
 """
 
+from qexport.verify.options import VerifyOptions
 from qexport.verify.report import Check, Finding, Report, Status
-from qexport.verify.run import VerifyOptions, verify_gguf
+from qexport.verify.run import verify_gguf
+from qexport.verify.run_folder import verify_folder
 from qexport.verify.table import describe, render, rows
 
 __all__ = [
@@ -16,5 +19,6 @@ __all__ = [
     "describe",
     "render",
     "rows",
+    "verify_folder",
     "verify_gguf",
 ]

@@ -74,6 +74,10 @@ class HttpSession(Session):
     def load_s(self) -> float:
         return self._load_s
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {}
+
     def ready(self) -> None:
         """Wait until the model is loaded, then note how long it took and who is answering."""
         self._process.wait_until(lambda: True if self._healthy() else None)
@@ -100,6 +104,10 @@ class HttpSession(Session):
             **_GREEDY,
         }
         return self._call("POST", "/completion", body, lambda answer: parse_generation(prompt_ids, answer))
+
+    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
+        """llama.cpp's server gives no log-probabilities for a prompt's tokens."""
+        raise RuntimeFailure(Failure.REFUSED, f"{self._process.what} does not score a prompt's tokens")
 
     def __enter__(self) -> HttpSession:
         return self

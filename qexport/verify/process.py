@@ -1,13 +1,14 @@
-"""One child process that serves over HTTP on the loopback, watched from the outside.
+"""One child process that holds a runtime, watched from the outside.
 
-llama.cpp aborts the whole process on a bad file, so it never runs in ours. The child gets a session (process
-group) of its own, a log file for everything it prints, and a deadline; whatever happens, its whole group is
-killed at the end.
+llama.cpp aborts the whole process on a bad file, so no runtime runs in ours. The child gets a session
+(process group) of its own, a log file for everything it prints, and a deadline; whatever happens, its whole
+group is killed at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qexport.errors import EnvironmentProblem
 from qexport.verify.redact import redact
@@ -76,9 +77,10 @@ class ServerProcess:
         except OSError as error:
             self._folder.cleanup()
             raise EnvironmentProblem(f"{what} cannot be started: {error.strerror or error}") from error
-        self._say(first_line)
+        self.say(first_line)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Write a line to its standard input."""
         # A child that died at once has closed its end; wait_until reports that better than a broken pipe.
         with contextlib.suppress(OSError):
             if self._child.stdin is not None and line:
@@ -94,6 +96,19 @@ class ServerProcess:
         """What the child has written to its standard output, in whole lines."""
         text = self._answers.read_text(encoding="utf-8", errors="replace")
         return text[: text.rfind("\n") + 1]
+
+    def answer(self, number: int = 0) -> dict[str, Any] | None:
+        """The JSON object that the child has written as its ``number``-th, if it has; the rest is noise."""
+        for line in self.answers().splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                if number == 0:
+                    return found
+                number -= 1
+        return None
 
     def wait_until(self, probe: Callable[[], Answer | None]) -> Answer:
         """Call ``probe`` until it answers; a child that leaves or takes too long is a RuntimeFailure."""
@@ -131,7 +146,7 @@ class ServerProcess:
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines worth quoting: warnings and errors where the log marks them, else the last lines."""
-        lines = self._log_lines()[-400:]
+        lines = self.log_lines()[-400:]
         marked = [_PREFIX.match(line) for line in lines]
         loud = [
             line for line, mark in zip(lines, marked, strict=True) if mark is None or mark["level"] in "EF"
@@ -146,7 +161,7 @@ class ServerProcess:
                 kept.append(plain)
         return tuple(kept[-_LOG_LINES:])
 
-    def _log_lines(self) -> list[str]:
+    def log_lines(self) -> list[str]:
         """What the child has logged; llama.cpp logs in a thread that may lag behind its answer."""
         patience = time.monotonic() + _LOG_LAG_S
         while True:

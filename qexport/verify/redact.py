@@ -6,11 +6,12 @@ part is kept, line number included: ``/home/alice/llama.cpp/ggml/src/ggml.c:123:
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
 
-__all__ = ["redact"]
+__all__ = ["folders_of", "redact"]
 
 _START = r"(?:[A-Za-z]:[\\/]+|/(?!/)|\\\\(?=[\w.-]+[\\/]))"
 _PART = r"[^\s\\/'\"`:;,<>|*?()]+"
@@ -40,3 +41,12 @@ def _last_part(match: re.Match[str]) -> str:
         # The user's name would be left of a home directory; what has one part needs no cutting.
         return "~" if len(parts) > 1 else match[0]
     return parts[-1]
+
+
+def folders_of(*paths: Path) -> dict[str, str]:
+    """The folders we name to a runtime, to cut out of quoted log lines: they may have spaces in them."""
+    return {
+        f"{folder}{os.sep}": ""
+        for path in paths
+        for folder in {path.resolve().parent, path.absolute().parent}
+    }

@@ -19,7 +19,13 @@ class Check(StrEnum):
     """Everything that can be found about a file, in the order in which it is looked at."""
 
     FILE = "file"
+    TENSORS = "tensors"
+    STORED = "stored"
+    DECLARED = "declared"
+    FUSED = "fused"
+    MTP_DECLARED = "mtp_declared"
     LOADS = "loads"
+    USED = "used"
     TOKENS = "tokens"
     TEMPLATE = "template"
     GENERATES = "generates"
@@ -29,9 +35,15 @@ class Check(StrEnum):
     MTP_LOADS = "mtp_loads"
     MTP_TEXT = "mtp_text"
     MTP_ACCEPTANCE = "mtp_acceptance"
+    MTP_HEAD = "mtp_head"
+    DIVERGENCE = "divergence"
 
 
 REQUIRED = (Check.FILE, Check.LOADS, Check.GENERATES, Check.FINITE, Check.TEXT)
+
+
+# Fields of a report that its JSON holds under the same name.
+_PLAIN = ("file_type", "size", "bits_per_weight", "load_s", "tok_s", "mtp_tok_s", "acceptance")
 
 
 class Status(StrEnum):
@@ -58,6 +70,11 @@ class Finding:
             "summary": self.summary,
             "data": _plain(self.data),
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Finding:
+        """The finding that :meth:`to_json` gave."""
+        return cls(Check(value["check"]), Status(value["status"]), value["summary"], value["data"])
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,18 @@ class Report:
         if not self.passed:
             return "not verified"
         return "pass" + (", without " + ", ".join(self.unverified) if self.unverified else "")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        """The report that a receipt holds. Raises KeyError or ValueError for what is none."""
+        return cls(
+            artifact=value["artifact"],
+            runtime=value["runtime"]["name"],
+            runtime_version=value["runtime"]["version"],
+            findings=tuple(Finding.from_json(finding) for finding in value["findings"]),
+            texts=tuple(value["texts"]),
+            **{name: value[name] for name in _PLAIN},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for receipts and ``--json``; no host paths in it."""

@@ -1,16 +1,17 @@
 """What verification asks of a runtime, and what a runtime answers.
 
-A :class:`Runtime` loads one file and gives a :class:`Session`; a session renders chats, tokenizes and
-generates greedily. Everything that goes wrong in the runtime's process (it aborts, hangs, refuses the file,
-answers nonsense) is one exception, :class:`RuntimeFailure`, which the caller turns into a finding.
+A :class:`Runtime` loads one artifact (a GGUF file or a folder) and gives a :class:`Session`; a session
+renders chats, tokenizes, generates greedily, and in most runtimes scores tokens that it is given. Everything
+that goes wrong in the runtime's process (it aborts, hangs, refuses the file, answers nonsense) is one
+exception, :class:`RuntimeFailure`, which the caller turns into a finding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.errors import VerificationError
 from qexport.verify.redact import redact
@@ -42,7 +43,7 @@ class RuntimeFailure(VerificationError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to load a file.
+    """How to load an artifact.
 
     Attributes:
         draft_max: tokens the MTP head drafts at a time; 0 runs without it.
@@ -93,6 +94,12 @@ class Session(Protocol):
     @property
     def load_s(self) -> float: ...
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the runtime says of the loading: ``strict``: it makes sure that every parameter was loaded;
+        ``no_drafts``: why it has loaded the MTP head and cannot run it; and what else it likes to say."""
+        ...
+
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt that the file's own chat template makes of ``messages``, as the runtime applies it."""
         ...
@@ -105,6 +112,13 @@ class Session(Protocol):
         """Greedy continuation; ``n_probs`` log-probabilities a step, none for drafted tokens."""
         ...
 
+    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
+        """Log-probabilities of ``ids[start:]``, each given all ids before it; ``start`` is at least 1.
+
+        RuntimeFailure (refused) where the runtime does not give them for tokens of a prompt.
+        """
+        ...
+
     def __enter__(self) -> Session: ...
 
     def __exit__(
@@ -113,10 +127,15 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """Something that runs GGUF files."""
+    """Something that runs artifacts."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it knows MTP heads at all."""
+        ...
 
     def open(self, model: Path, settings: Settings) -> Session:
         """Load ``model``. Raises RuntimeFailure, or EnvironmentProblem when the runtime is not there."""

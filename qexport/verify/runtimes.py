@@ -11,14 +11,13 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import qexport
 from qexport.errors import EnvironmentProblem
 from qexport.verify.client import HttpSession
 from qexport.verify.process import ServerProcess
-from qexport.verify.redact import redact
+from qexport.verify.redact import folders_of, redact
 from qexport.verify.runtime import Failure, Runtime, RuntimeFailure, Session, Settings
 from qexport.verify.tether import NOT_STARTED, tethered
 
@@ -35,6 +34,7 @@ class Xllamacpp(Runtime):
     """
 
     name = "xllamacpp"
+    drafts = True
 
     def __init__(self, command: Sequence[str] | None = None) -> None:
         self._command = list(command or [sys.executable, "-m", "qexport.verify.llama_child"])
@@ -53,10 +53,10 @@ class Xllamacpp(Runtime):
             time_limit=settings.time_limit,
             first_line=json.dumps(request),
             env=_child_env(),
-            secrets=_hide(model),
+            secrets=folders_of(model),
         )
         try:
-            ready = process.wait_until(lambda: _first_answer(process.answers()))
+            ready = process.wait_until(lambda: process.answer())
             if ready.get("event") == "missing":
                 raise EnvironmentProblem(
                     f"xllamacpp cannot be imported: {redact(str(ready.get('reason')))}",
@@ -86,6 +86,7 @@ class LlamaServer(Runtime):
     """The user's own ``llama-server``, started on a free loopback port."""
 
     name = "llama-server"
+    drafts = True
 
     def __init__(self, binary: Path) -> None:
         # Absolute: a bare name would be looked up in PATH. Not resolved: links may choose a program by name.
@@ -103,7 +104,7 @@ class LlamaServer(Runtime):
             what="llama-server",
             time_limit=settings.time_limit,
             env=_child_env(),
-            secrets=_hide(model, self._binary),
+            secrets=folders_of(model, self._binary),
         )
         try:
             session = HttpSession(process, _LOOPBACK, port)
@@ -151,23 +152,3 @@ def _child_env() -> dict[str, str]:
     env["GGML_NO_BACKTRACE"] = "1"
     env["PYTHONPATH"] = os.pathsep.join(part for part in (home, env.get("PYTHONPATH", "")) if part)
     return env
-
-
-def _hide(*paths: Path) -> dict[str, str]:
-    """The folders we name to the runtime, to cut out of quoted log lines: they may have spaces in them."""
-    return {
-        f"{folder}{os.sep}": ""
-        for path in paths
-        for folder in {path.resolve().parent, path.absolute().parent}
-    }
-
-
-def _first_answer(lines: str) -> dict[str, Any] | None:
-    for line in lines.splitlines():
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(answer, dict):
-            return answer
-    return None

@@ -3,7 +3,8 @@
 It answers what ``huggingface_hub`` asks when it reads: the repository at a revision, its tree, and files with
 HEAD, GET and ranges, under the headers the client insists on (``ETag``, ``X-Repo-Commit``, ``X-Error-Code``).
 It can refuse (gated, private, missing) and fail (a cut connection, a status) on request, and records every
-request. Uploads are not answered; to add an endpoint, add a method and a line to ``_Handler._route``.
+request. Uploads are answered by ``tests/publish/push_server.py``. To add an endpoint, add a method and a line
+to ``HubHandler._route``.
 
     with HubServer() as hub:
         hub.add("org/name", folder)
@@ -62,6 +63,11 @@ class HubServer:
     # Answered to everything as an error, when set.
     status: int | None = None
 
+    @property
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """What answers; ``tests/publish/push_server.py`` has one that takes uploads, too."""
+        return HubHandler
+
     def add(
         self, repo: str, folder: Path, *, access: str = "public", branches: tuple[str, ...] = ("main",)
     ) -> Repo:
@@ -103,7 +109,7 @@ class HubServer:
             def handle_error(self, request, client_address):
                 """A client that went away is not news."""
 
-        class Handler(_Handler):
+        class Handler(self.handler):
             def setup(self):
                 self.hub = hub
                 hub._connections.add(self.request)
@@ -124,8 +130,9 @@ class HubServer:
                 continue
 
 
-class _Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes, and a client waits 40 ms before it acks
     hub: HubServer
 
     def log_message(self, format, *args):  # noqa: A002 -- the base class's name

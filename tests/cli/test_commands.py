@@ -1,6 +1,7 @@
 """The commands as a user meets them: output, exit codes, nothing left behind."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -85,11 +86,30 @@ def test_files_are_not_replaced_unasked(zoo, tmp_path):
     words = ("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", tmp_path, "--no-verify")
     assert run(*words).returncode == 0
     before = contents(tmp_path)
-    result = run(*words)
+    other = ("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", tmp_path, "--no-verify", "--quantized-by", "me")
+    result = run(*other)
     assert result.returncode == 2
     assert "--overwrite" in result.stderr
     assert contents(tmp_path) == before
+    assert run(*other, "--overwrite").returncode == 0
+
+
+def test_what_is_there_already_is_not_written_again(zoo_copy, tmp_path):
+    source, out = zoo_copy("qwen3"), tmp_path / "out"
+    words = ("gguf", source, "-q", "Q8_0", "-o", out, "--no-verify")
+    assert run(*words).returncode == 0
+    (path,) = out.glob("*.gguf")
+    made = path.stat().st_mtime_ns
+    again = run(*words, "--json")
+    assert again.returncode == 0
+    assert "is there, from the same source and options" in again.stderr
+    assert json.loads(again.stdout)["artifacts"][0]["files"][0]["name"] == path.name
+    assert path.stat().st_mtime_ns == made
+    weights = next(source.glob("*.safetensors"))
+    os.utime(weights, ns=(1, 1))  # other weights, for all we know
+    assert run(*words).returncode == 2
     assert run(*words, "--overwrite").returncode == 0
+    assert path.stat().st_mtime_ns != made
 
 
 def test_split_files_carry_llama_cpps_names(zoo, tmp_path):
@@ -151,7 +171,7 @@ def test_licence_and_lineage_of_the_model_card_are_in_the_file(zoo_copy, tmp_pat
     assert fields["general.languages"] == ["en"]
 
 
-def test_a_run_that_is_told_to_stop_leaves_nothing(zoo, tmp_path):
+def test_a_run_that_is_told_to_stop_goes_on_when_told_again(zoo, tmp_path):
     """Ctrl-C in the middle of the pass."""
     out = tmp_path / "out"
     code = (
@@ -171,7 +191,9 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(zoo, tmp_path):
     assert result.returncode == 130, result.stderr
     assert "Stopped" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not out.exists() or list(out.iterdir()) == []
+    assert not list(out.glob("*.gguf"))
+    assert run(*words).returncode == 0
+    assert sorted(path.name for path in out.iterdir()) == ["qexport.json", "qwen3-BF16.gguf"]
 
 
 def test_wrong_usage_with_json_is_one_document_too(zoo):

@@ -9,8 +9,8 @@ import struct
 import pytest
 from verify_fakes import VOCABULARY, write_llama
 
+from qexport.artifacts.gguf_file import read_gguf, shard_paths
 from qexport.errors import InputError
-from qexport.verify.gguf_file import read_gguf, shard_paths
 
 
 def test_a_whole_file(tmp_path):

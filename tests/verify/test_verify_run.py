@@ -18,7 +18,7 @@ from verify_fakes import (
 from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
 from qexport.verify import Check, Status, VerifyOptions, describe, render, rows, verify_gguf
-from qexport.verify import run as run_module
+from qexport.verify import steps as steps_module
 from qexport.verify.memory import Fit
 from qexport.verify.runtime import Failure, RuntimeFailure
 
@@ -98,7 +98,9 @@ def test_disagreement_fails_the_file(plain_file):
 
 
 def test_a_source_that_does_not_fit_is_not_verified_with_the_numbers(plain_file, monkeypatch):
-    monkeypatch.setattr(run_module, "fit", lambda _: Fit(parameters=27_000_000_000, available=16_000_000_000))
+    monkeypatch.setattr(
+        steps_module, "fit", lambda _: Fit(parameters=27_000_000_000, available=16_000_000_000)
+    )
     report = verify_gguf(plain_file, view=view(), runtime=FakeRuntime(PLAIN))
     finding = report.finding(Check.AGREEMENT)
     assert finding is not None

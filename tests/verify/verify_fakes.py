@@ -38,6 +38,7 @@ class FakeSession:
     failure: RuntimeFailure | None = None
     version: str = "1.0"
     load_s: float = 0.5
+    facts: dict = field(default_factory=dict)
 
     def __enter__(self):
         return self
@@ -66,13 +67,16 @@ class FakeRuntime:
     refuse: RuntimeFailure | None = None
     failure: RuntimeFailure | None = None
     name: str = "fake"
+    drafts: bool = True
+    facts: dict = field(default_factory=dict)
     opened: list[Settings] = field(default_factory=list)
 
     def open(self, model: Path, settings: Settings) -> FakeSession:
         self.opened.append(settings)
         if self.refuse is not None:
             raise self.refuse
-        return FakeSession(list(self.mtp if settings.draft_max else self.plain), self.failure)
+        answers = list(self.mtp if settings.draft_max else self.plain)
+        return FakeSession(answers, self.failure, facts=self.facts)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from qexport.errors import InputError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["GgufInfo", "read_gguf", "shard_paths"]
+__all__ = ["GgufInfo", "GgufTensor", "read_gguf", "shard_paths"]
 
 Scalar = int | float | bool | str
 
@@ -51,8 +51,24 @@ _SHARD = re.compile(r"^(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$"
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """Where a tensor is: the shard's number, bytes from its beginning; ``shape`` in torch's order."""
+
+    type_name: str
+    shape: tuple[int, ...]
+    shard: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class GgufInfo:
-    """The header of a GGUF, all shards together."""
+    """The header of a GGUF, all shards together.
+
+    Attributes:
+        tensors: the type of each.
+        entries: where each is.
+    """
 
     name: str
     size: int
@@ -65,6 +81,7 @@ class GgufInfo:
     context_length: int
     chat_template: bool
     metadata: Mapping[str, Scalar] = field(repr=False)
+    entries: Mapping[str, GgufTensor] = field(repr=False, default_factory=dict)
 
     @property
     def bits_per_weight(self) -> float:
@@ -105,27 +122,28 @@ def read_gguf(path: Path) -> GgufInfo:
         raise InputError(f"{path.name}: there is no shard {match['index']} of {match['count']}")
     paths = shard_paths(path)
     metadata: dict[str, Scalar] = {}
-    tensors: dict[str, str] = {}
+    entries: dict[str, GgufTensor] = {}
     parameters = size = 0
-    for part in paths:
+    for shard, part in enumerate(paths):
         try:
             with part.open("rb") as file:
                 size += part.stat().st_size
-                header = _Header(file, part.name, part.stat().st_size)
+                header = _Header(file, part.name, part.stat().st_size, shard)
                 header.read()
         except OSError as error:
             raise InputError(f"{part.name}: {error.strerror or error}") from error
         # The first shard has the model's metadata, the others only their own split.* keys.
         metadata = {**header.metadata, **metadata}
-        tensors.update(header.tensors)
+        entries.update(header.tensors)
         parameters += header.parameters
     for key in ("split.no", "split.count"):
         _whole(metadata, key, 0, path.name)
-    declared = _whole(metadata, "split.tensors.count", len(tensors), path.name)
-    if declared != len(tensors):
+    declared = _whole(metadata, "split.tensors.count", len(entries), path.name)
+    if declared != len(entries):
         raise InputError(
-            f"{path.name}: the shards hold {len(tensors)} tensors, their headers promise {declared}"
+            f"{path.name}: the shards hold {len(entries)} tensors, their headers promise {declared}"
         )
+    tensors = {name: entry.type_name for name, entry in entries.items()}
     architecture = str(metadata.get("general.architecture", ""))
     return GgufInfo(
         name=paths[0].name,
@@ -139,18 +157,20 @@ def read_gguf(path: Path) -> GgufInfo:
         context_length=_whole(metadata, f"{architecture}.context_length", 0, path.name),
         chat_template=bool(metadata.get("tokenizer.chat_template")),
         metadata=metadata,
+        entries=entries,
     )
 
 
 class _Header:
     """One file's header, read front to back."""
 
-    def __init__(self, file: BinaryIO, name: str, size: int) -> None:
+    def __init__(self, file: BinaryIO, name: str, size: int, shard: int) -> None:
         self._file = file
         self._name = name
         self._size = size
+        self._shard = shard
         self.metadata: dict[str, Scalar] = {}
-        self.tensors: dict[str, str] = {}
+        self.tensors: dict[str, GgufTensor] = {}
         self.parameters = 0
 
     def read(self) -> None:
@@ -166,35 +186,39 @@ class _Header:
             value = self._value(int(self._number("<I")))
             if value is not None:
                 self.metadata[key] = value
-        end = 0
-        for _ in range(n_tensors):
-            end = max(end, self._tensor())
+        found = [self._tensor() for _ in range(n_tensors)]
         alignment = _whole(self.metadata, "general.alignment", 0, self._name) or _DEFAULT_ALIGNMENT
         start = -(-self._file.tell() // alignment) * alignment
-        if n_tensors and start + end > self._size:
-            missing = start + end - self._size
+        end = start + max((tensor.stop for _, tensor in found), default=0)
+        if n_tensors and end > self._size:
+            missing = end - self._size
             raise self._broken(
                 f"the file is {missing} bytes shorter than its tensors: truncated or still copying"
             )
+        self.tensors = {
+            name: replace(tensor, start=start + tensor.start, stop=start + tensor.stop)
+            for name, tensor in found
+        }
 
-    def _tensor(self) -> int:
-        """Note one tensor; the offset just behind its data."""
+    def _tensor(self) -> tuple[str, GgufTensor]:
+        """One tensor with its name; offsets count from the end of the header."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name = self._string()
         n_dims = int(self._number("<I"))
         if n_dims > _MAX_DIMS:
             raise self._broken(f"tensor {name!r} has {n_dims} dimensions")
-        values = math.prod(int(self._number("<Q")) for _ in range(n_dims))
+        shape = tuple(int(self._number("<Q")) for _ in range(n_dims))[::-1]
+        values = math.prod(shape)
         number, offset = int(self._number("<I")), int(self._number("<Q"))
         try:
             kind = GGMLQuantizationType(number)
         except ValueError:
             raise self._broken(f"tensor {name!r} has an unknown type {number}") from None
         per_block, block_bytes = GGML_QUANT_SIZES[kind]
-        self.tensors[name] = kind.name
         self.parameters += values
-        return int(offset + values // per_block * block_bytes)
+        stop = offset + values // per_block * block_bytes
+        return name, GgufTensor(kind.name, shape, self._shard, offset, stop)
 
     def _value(self, kind: int) -> Scalar | None:
         if kind == _STRING:

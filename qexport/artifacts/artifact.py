@@ -1,0 +1,110 @@
+"""An artifact that was opened: what is stored in it, and the model view of what it stands for.
+
+The view has canonical names and Hugging Face's conventions, whatever the format did to a tensor, and its data
+is decoded as it is read. So everything that takes a source's view (the layer-streamed pass, comparisons,
+another export) takes an artifact's as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from qexport.artifacts.rows import Decoded, DecodedCheckpoint
+from qexport.checkpoint.tensors import LogicalTensor
+from qexport.families.build import build_view, expected_tensors, template_shape
+from qexport.families.roles import Block
+from qexport.families.table import Family, dimensions
+from qexport.families.view import ModelTensor, ModelView
+
+__all__ = ["Artifact", "Kind", "Weight", "skeleton"]
+
+
+class Kind(StrEnum):
+    """The formats that can be opened."""
+
+    GGUF = "gguf"
+    SAFETENSORS = "safetensors"
+    MLX = "mlx"
+    FP8 = "fp8"
+    COMPRESSED_TENSORS = "compressed-tensors"
+    MODELOPT = "modelopt"
+
+
+class Weight(Protocol):
+    """One weight as it is stored."""
+
+    @property
+    def name(self) -> str:
+        """Canonical; of a tensor that the family does not have, its own."""
+        ...
+
+    def decode(self) -> Decoded:
+        """The numbers, in the family's own order and conventions. Raises InputError if it cannot be."""
+        ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was found.
+
+    Attributes:
+        label: the file's or the folder's name.
+        config: ``config.json`` as it is; of a GGUF, that of the model it is compared with.
+        text: the language model's hyper-parameters with nothing left to guess.
+        weights: by canonical name, as they are stored: experts one by one, fused, or stacked.
+        files: small files by name.
+        declared_mtp: MTP layers that its config or metadata promises.
+        details: of one format: the header of a GGUF, the quantization that a folder declares.
+    """
+
+    label: str
+    kind: Kind
+    family: Family
+    config: Mapping[str, Any] = field(repr=False)
+    text: Mapping[str, Any] = field(repr=False)
+    weights: Mapping[str, Weight] = field(repr=False)
+    files: Mapping[str, bytes] = field(repr=False)
+    declared_mtp: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether any tensor of an MTP head is there."""
+        return any(name.startswith("mtp.") for name in self.weights)
+
+    def view(self) -> ModelView:
+        """The model that this artifact stands for, decoded as it is read.
+
+        Raises:
+            InputError: weights are missing, unknown, or stored in a form that makes no sense.
+        """
+        decoded = {name: weight.decode() for name, weight in self.weights.items()}
+        return build_view(
+            self.family,
+            label=self.label,
+            config=self.config,
+            text=self.text,
+            tensors=DecodedCheckpoint(self.label, decoded).logical(),
+            mtp_layers=int(self.has_head),
+            files=self.files,
+        )
+
+
+def skeleton(family: Family, text: Mapping[str, Any], mtp_layers: int, label: str) -> ModelView:
+    """The view that a model of these hyper-parameters has, with no data behind it, optional tensors included.
+
+    Raises:
+        InputError: sizes are missing.
+    """
+    dims = dimensions(family, text)
+    tensors: list[ModelTensor] = []
+    for prefix, name, template, block, layer in expected_tensors(family, text, mtp_layers):
+        shape = template_shape(template, dims, prefix + name)
+        tensors.append(
+            ModelTensor(LogicalTensor(prefix + name, shape, "F32", ()), template.role, block, layer)
+        )
+    layers = 1 + max((t.layer or 0 for t in tensors if t.block is Block.TRUNK), default=-1)
+    return ModelView(family.name, label, text, text, tuple(tensors), layers, mtp_layers)

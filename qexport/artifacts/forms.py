@@ -1,0 +1,258 @@
+"""The forms in which folders store a matrix, told by what is stored: names, dtypes and shapes of its parts.
+
+=====================  ================================  =================================================
+form                   parts beside the codes            a value is
+=====================  ================================  =================================================
+as it is               none                              itself (BF16, F16, F32)
+fp8, native            ``weight_scale_inv``              code * scale of its 128 x 128 tile
+fp8, others            ``weight_scale``                  code * scale of its tile, its row, or the matrix
+nvfp4, ModelOpt        ``weight_scale``, ``_scale_2``    level * scale of 16 * global scale
+nvfp4, c.-tensors      ``weight_scale``, ``_global_..``  level * scale of 16 / global scale
+MLX affine             ``scales``, ``biases``            code * scale + bias of its group
+MLX mxfp4, mxfp8       ``scales`` (E8M0)                 code * scale of 32
+MLX nvfp4              ``scales`` (E4M3)                 level * scale of 16 (* ``global_scale``)
+=====================  ================================  =================================================
+
+A config is not asked: what a loader would make of it is a question of its own (``verify/stored_form.py``).
+Stacks of experts are one matrix after the other; MLX and fused experts store them so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.artifacts.numbers import e2m1, e4m3, e8m0, grouped
+from qexport.checkpoint.tensors import FLOAT_DTYPES, matrix_shape
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qexport.artifacts.rows import Decoded, Part
+
+__all__ = ["Form", "decoded", "form_of"]
+
+TILE = 128
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a matrix is stored.
+
+    Attributes:
+        kind: ``float``, ``fp8``, ``nvfp4``, ``affine``, ``mxfp4`` or ``mxfp8``.
+        bits: of one code.
+        group: columns that share a scale; 0 where a scale is a row's, a tile's or the matrix's.
+        per: what a scale is for: ``value``, ``tile``, ``row``, ``matrix`` or ``group``.
+    """
+
+    kind: str
+    bits: int
+    group: int = 0
+    per: str = "group"
+
+    def __str__(self) -> str:
+        if self.kind == "float":
+            return f"{self.bits}-bit floats"
+        what = f"{self.kind} of {self.bits} bits" if self.kind == "affine" else self.kind
+        return (
+            f"{what} in groups of {self.group}" if self.per == "group" else f"{what}, a scale per {self.per}"
+        )
+
+
+def decoded(name: str, parts: Mapping[str, Part], columns: int | None = None) -> Decoded:
+    """The matrix that these parts are.
+
+    Args:
+        name: what to call it in messages.
+        parts: by the names of the table above, ``weight`` (or ``weight_packed``) the codes.
+        columns: of the matrix, where the caller knows; MLX's packed codes do not tell alone.
+
+    Raises:
+        InputError: parts are missing, or their dtypes and shapes do not fit together.
+    """
+    form, codes = form_of(name, parts, columns), _codes(parts)
+    assert codes is not None
+    rows, packed = matrix_shape(codes.shape)
+    if form.kind == "float":
+        return Plain(codes)
+    if form.kind == "fp8":
+        return Fp8(codes, parts.get("scale_inv") or parts["weight_scale"], form)
+    width = packed * (32 if codes.dtype == "U32" else 8) // form.bits
+    shape = (*codes.shape[:-1], width)
+    if form.kind == "affine":
+        return Affine(codes, parts["scales"], parts["biases"], form, shape)
+    scales = parts.get("scales") or parts["weight_scale"]
+    if matrix_shape(scales.shape) != (rows, width // form.group):
+        raise _misfit(name, scales, f"({rows}, {width // form.group})")
+    shared = parts.get("weight_global_scale") or parts.get("weight_scale_2") or parts.get("global_scale")
+    return Microscaled(codes, scales, shared, form, shape, inverse="weight_global_scale" in parts)
+
+
+def form_of(name: str, parts: Mapping[str, Part], columns: int | None = None) -> Form:
+    """The form alone. Arguments and errors as :func:`decoded`."""
+    codes = _codes(parts)
+    if codes is None:
+        raise InputError(f"{name}: there are {', '.join(sorted(parts))} and no weight")
+    if "scales" in parts:
+        return _mlx_form(name, codes, parts, columns)
+    scale = parts.get("scale_inv") or parts.get("weight_scale")
+    if codes.dtype in FLOAT_DTYPES:
+        if scale is not None:
+            raise InputError(f"{name} is {codes.dtype}, not packed, but there is {scale.name}")
+        return Form("float", {"F32": 32}.get(codes.dtype, 16), per="value")
+    if scale is None:
+        raise InputError(f"{name} is {codes.dtype} and has no scale")
+    if codes.dtype == "F8_E4M3":
+        return Form("fp8", 8, per=_fp8_per(name, codes, scale))
+    if codes.dtype == "U8" and scale.dtype == "F8_E4M3":
+        if "weight_global_scale" not in parts and "weight_scale_2" not in parts:
+            raise InputError(f"{name} is packed in 4 bits and has no global scale")
+        return Form("nvfp4", 4, 16)
+    raise InputError(f"{name}: {codes.dtype} with scales of {scale.dtype} is no form that qexport knows")
+
+
+def _codes(parts: Mapping[str, Part]) -> Part | None:
+    return parts.get("weight_packed") or parts.get("weight")
+
+
+def _fp8_per(name: str, codes: Part, scale: Part) -> str:
+    rows, columns = codes.shape[-2:] if len(codes.shape) > 1 else (1, codes.shape[-1])
+    tiles = (*codes.shape[:-2], -(-rows // TILE), -(-columns // TILE))
+    if scale.dtype not in FLOAT_DTYPES:
+        raise InputError(f"{scale.name}: scales of {scale.dtype} are no numbers")
+    if scale.shape == tiles:
+        return "tile"
+    if scale.shape in ((), (1,), (1, 1)):
+        return "matrix"
+    if scale.shape in (codes.shape[:-1], (*codes.shape[:-1], 1)):
+        return "row"
+    raise _misfit(name, scale, f"{tiles}")
+
+
+def _mlx_form(name: str, codes: Part, parts: Mapping[str, Part], columns: int | None) -> Form:
+    rows, words = matrix_shape(codes.shape)
+    scales = parts["scales"]
+    scale_rows, groups = matrix_shape(scales.shape)
+    if codes.dtype != "U32" or scale_rows != rows or not groups:
+        raise _misfit(name, scales, f"({rows}, groups) beside weights of U32, not {codes.dtype}")
+    affine = "biases" in parts
+    if columns is None:  # 4 bits in their usual groups; the family's own matrices are known better
+        columns = words * 8
+    bits, group = words * 32 // columns, columns // groups
+    if words * 32 != columns * bits or groups * group != columns:
+        raise _misfit(name, codes, f"{columns} values a row in {groups} groups")
+    if affine:
+        biases = parts["biases"]
+        if biases.shape != scales.shape or biases.dtype != scales.dtype or scales.dtype not in FLOAT_DTYPES:
+            raise _misfit(name, biases, f"{scales.shape} of {scales.dtype}")
+        return Form("affine", bits, group)
+    kind = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}.get((bits, group))
+    if kind is None or scales.dtype != "U8":
+        raise InputError(f"{name}: {bits} bits in groups of {group}, scales of {scales.dtype}, no biases")
+    return Form(kind, bits, group)
+
+
+def _misfit(name: str, part: Part, expected: str) -> InputError:
+    return InputError(f"{name}: {part.name} is {part.dtype} {part.shape}, expected {expected}")
+
+
+class _Coded:
+    """Codes whose rows are the matrix's rows."""
+
+    dtype = "F32"
+
+    def __init__(self, codes: Part, shape: tuple[int, ...]) -> None:
+        self.codes = codes
+        self.shape = shape
+
+    def release(self, start: int, stop: int) -> None:
+        self.codes.release(start, stop)
+
+
+class Plain(_Coded):
+    """Floats as they are."""
+
+    def __init__(self, codes: Part) -> None:
+        super().__init__(codes, codes.shape)
+        self.dtype = codes.dtype
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        return self.codes.rows(start, stop)
+
+
+class Fp8(_Coded):
+    """E4M3 codes with a scale per tile, row or matrix."""
+
+    def __init__(self, codes: Part, scale: Part, form: Form) -> None:
+        super().__init__(codes, codes.shape)
+        self._scale = scale
+        self._per = form.per
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        values = e4m3(self.codes.rows(start, stop))
+        scale = self._scale.whole().float()
+        if self._per == "matrix":
+            return values.mul_(scale.view(()))
+        if self._per == "row":
+            return values.mul_(scale.view(-1)[start:stop, None])
+        # Of a stack, every matrix begins a tile of its own.
+        height = self.shape[-2]
+        rows = torch.arange(start, stop)
+        tiles = rows // height * -(-height // TILE) + rows % height // TILE
+        wide = scale[tiles].repeat_interleave(TILE, dim=1)[:, : values.shape[1]]
+        return values.mul_(wide)
+
+
+class Affine(_Coded):
+    """MLX's integers with scale and bias."""
+
+    def __init__(self, codes: Part, scales: Part, biases: Part, form: Form, shape: tuple[int, ...]) -> None:
+        super().__init__(codes, shape)
+        self._scales, self._biases, self._bits = scales, biases, form.bits
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        from qexport.codecs.mlx_affine import dequantize
+
+        packed = self.codes.rows(start, stop).view(torch.uint8).numpy()
+        scales, biases = (part.rows(start, stop).float() for part in (self._scales, self._biases))
+        return dequantize(packed, scales, biases, self._bits)
+
+
+class Microscaled(_Coded):
+    """E2M1 or E4M3 codes, a scale for each 16 or 32 of them, for NVFP4 a scale of these scales."""
+
+    def __init__(
+        self,
+        codes: Part,
+        scales: Part,
+        shared: Part | None,
+        form: Form,
+        shape: tuple[int, ...],
+        *,
+        inverse: bool,
+    ) -> None:
+        super().__init__(codes, shape)
+        self._scales, self._shared, self._form, self._inverse = scales, shared, form, inverse
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        packed = self.codes.rows(start, stop).view(torch.uint8)
+        values = e4m3(packed) if self._form.bits == 8 else e2m1(packed)
+        stored = self._scales.rows(start, stop)
+        scales = e4m3(stored) if self._form.kind == "nvfp4" else e8m0(stored)
+        values = grouped(values, scales)
+        if self._shared is None:
+            return values
+        shared = self._shared.whole().float().view(-1)
+        if len(shared) > 1:  # one for each matrix of a stack
+            rows = torch.arange(start, stop) // self.shape[-2]
+            shared = shared[rows][:, None]
+        return values / shared if self._inverse else values * shared

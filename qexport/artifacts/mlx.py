@@ -1,0 +1,132 @@
+"""Opening an MLX folder, its MTP head included, wherever the head was put.
+
+mlx-lm's own names and conventions: ``language_model.model.*``, experts stacked as ``switch_mlp``, the
+convolution's axes turned, and for Qwen3.5 every zero-centred norm stored with its 1 added. Gemma's modules
+add the 1 themselves, so there it is not in the file.
+
+A head lies in a drafter folder beside the trunk's (bare names), in a sidecar that mlx-lm does not read
+(``mtp.safetensors``, ``mtp/weights.safetensors``), or among the trunk's tensors (``mtp.*``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qexport.artifacts.artifact import Artifact, Kind, Weight, skeleton
+from qexport.artifacts.hf import declared_mtp
+from qexport.artifacts.rows import Decoded
+from qexport.artifacts.turned import Folded, turned
+from qexport.artifacts.weights import StoredWeight, gather
+from qexport.checkpoint.config import read_json, text_config
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.tensors import Checkpoint
+from qexport.doctor.draft import SmallFiles
+from qexport.doctor.repaired import whole_text
+from qexport.errors import InputError
+from qexport.families.roles import NORM_ROLES, Role
+from qexport.families.table import family_of
+from qexport.families.view import ModelTensor
+from qexport.formats.plan import Arrangement
+
+__all__ = ["DRAFTER_TYPES", "MlxWeight", "open_mlx"]
+
+DRAFTER_TYPES = ("qwen3_5_mtp", "qwen3_5_moe_mtp")
+SIDECARS = ("mtp.safetensors", "mtp/weights.safetensors", "model-mtp.safetensors")
+_SHIFTED = {
+    "qwen3_5": NORM_ROLES - {Role.LINEAR_NORM},
+    "qwen3_5_moe": NORM_ROLES - {Role.LINEAR_NORM},
+}
+
+
+@dataclass(frozen=True)
+class MlxWeight(StoredWeight):
+    """A weight of the family, back in its own conventions when decoded."""
+
+    tensor: ModelTensor | None = None
+    shifted: bool = False
+
+    def decode(self) -> Decoded:
+        found = super().decode()
+        if self.tensor is None:
+            return found
+        shape = self.tensor.shape
+        if self.tensor.role is Role.LINEAR_CONV and len(shape) == 3:
+            if found.shape != (shape[0], shape[2], 1):
+                expected = (shape[0], shape[2], 1)
+                raise InputError(f"{self.name}: {found.shape} is no convolution of MLX's, {expected} is")
+            return Folded(found, shape)
+        return turned(found, Arrangement(op="add_one"), found.shape) if self.shifted else found
+
+
+def open_mlx(folder: LocalCheckpoint, path: Path, config: Mapping[str, Any], head: Path | None) -> Artifact:
+    """The folder at ``path`` as an artifact; ``head`` is a drafter folder, or a sidecar of another one."""
+    if config.get("model_type") in DRAFTER_TYPES:
+        raise InputError(
+            f"{folder.label} is an MTP head alone",
+            hint="Name the folder of its model, and this one as the head.",
+        )
+    family, text = family_of(config), text_config(config)
+    whole = whole_text(family, config, text)
+    heads = list(_heads(folder, path, head))
+    bare = {t.name: t for t in skeleton(family, whole, int(bool(family.mtp)), folder.label)}
+    columns = {name: tensor.shape[-1] for name, tensor in bare.items()}
+    found = gather([(folder, ""), *heads], columns, mlx=True)
+    shifted = _SHIFTED.get(family.name, frozenset())
+    weights: dict[str, Weight] = {}
+    for name, weight in found.items():
+        tensor = bare.get(name)
+        moved = tensor is not None and tensor.role in shifted
+        weights[name] = MlxWeight(
+            weight.name, weight.module, weight.parts, weight.columns, tensor, shifted=moved
+        )
+    return Artifact(
+        label=folder.label,
+        kind=Kind.MLX,
+        family=family,
+        config=config,
+        text=whole,
+        weights=weights,
+        files=SmallFiles(folder, {}),
+        declared_mtp=declared_mtp(text),
+        details={
+            "quantization": config.get("quantization") or {},
+            "head": _head_config(head, path),
+            "head_outside": bool(heads),
+        },
+    )
+
+
+def _heads(folder: LocalCheckpoint, path: Path, head: Path | None) -> Iterator[tuple[Checkpoint, str]]:
+    """The head's tensors, once: where it was named, else beside, else inside."""
+    if any(".mtp." in f".{name}" for name in folder.tensors):
+        return
+    drafter = head or _beside(path)
+    if drafter is not None and drafter.is_dir():
+        yield LocalCheckpoint(drafter, quantized=True), "mtp."
+        return
+    if head is not None:
+        yield LocalCheckpoint(head.parent, label=head.name, quantized=True, weights=[head.name]), ""
+        return
+    for name in SIDECARS:
+        if (path / name).is_file():
+            yield LocalCheckpoint(path, label=name, quantized=True, weights=[name]), ""
+            return
+
+
+def _beside(path: Path) -> Path | None:
+    """The drafter folder that mlx-vlm's users find by its name, if there is one."""
+    for ending in ("-MTP", "-mtp"):
+        folder = path.absolute().with_name(path.absolute().name + ending)
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _head_config(head: Path | None, path: Path) -> dict[str, Any]:
+    drafter = head or _beside(path)
+    if drafter is None or not drafter.is_dir():
+        return {}
+    return read_json(LocalCheckpoint(drafter, quantized=True), "config.json")

@@ -1,0 +1,42 @@
+"""``qexport fp8``: block-wise FP8 as the official Qwen repositories have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qexport.cli._folder import export_folder, folder_options, source_options
+from qexport.cli._options import SIZE
+from qexport.formats.fp8.options import LAYOUTS, Fp8Options
+
+__all__ = ["command"]
+
+
+@click.command("fp8")
+@source_options
+@click.option(
+    "--layout",
+    type=click.Choice(list(LAYOUTS)),
+    default="native",
+    show_default=True,
+    help="native: quant_method fp8 and weight_scale_inv; compressed-tensors: what llm-compressor's FP8_BLOCK "
+    "writes.",
+)
+@click.option("--mtp-bf16", is_flag=True, help="Leave the MTP layer as it is, and list all of it.")
+@click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
+@folder_options
+def command(**given: Any) -> None:
+    """Write MODEL with its linear layers as FP8 (E4M3) in blocks of 128 by 128.
+
+    Experts are stored one by one, the MTP layer in FP8 with mtp.fc as it is, and all that is not converted is
+    listed by full path, as vLLM and SGLang need it. Matrices that blocks do not fit stay as they are.
+
+    \b
+    Examples:
+      qexport fp8 ./merged --mtp-from Qwen/Qwen3.6-27B
+      qexport fp8 ./merged --layout compressed-tensors
+      qexport fp8 ./merged --runtime vllm --runtime-python ~/vllm/bin/python
+    """
+    chosen = {"max_shard": given["max_shard_size"]} if given["max_shard_size"] else {}
+    export_folder(Fp8Options(layout=given["layout"], mtp_bf16=given["mtp_bf16"], **chosen), given)

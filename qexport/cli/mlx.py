@@ -1,0 +1,96 @@
+"""``qexport mlx``: an MLX folder, the head beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qexport.cli._folder import export_folder, folder_options, matrix_from, source_options
+from qexport.cli._options import SIZE
+from qexport.formats.mlx.options import (
+    AFFINE_BITS,
+    AFFINE_GROUPS,
+    DTYPES,
+    MODES,
+    MTP_LAYOUTS,
+    RECIPES,
+    MlxOptions,
+)
+
+__all__ = ["command"]
+
+
+def _numbers(values: tuple[int, ...]) -> click.Choice[str]:
+    return click.Choice([str(value) for value in values])
+
+
+@click.command("mlx")
+@source_options
+@click.option("--bits", type=_numbers(AFFINE_BITS), help="Bits of a weight.  [default: 4, as mlx-lm]")
+@click.option("--group-size", type=_numbers(AFFINE_GROUPS), help="Weights that share a scale.  [default: 64]")
+@click.option(
+    "--mode",
+    type=click.Choice(list(MODES)),
+    default="affine",
+    show_default=True,
+    help="How weights are coded.",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    help="Two widths: the larger one for lm_head and for v_proj and down_proj of some layers.",
+)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of scales and of what is not quantized.")
+@click.option(
+    "--mtp-layout",
+    "layouts",
+    type=click.Choice(list(MTP_LAYOUTS)),
+    multiple=True,
+    default=("drafter",),
+    show_default=True,
+    help="Where the MTP head goes: a folder beside (mlx-vlm and others), files of MTPLX or vllm-mlx inside, "
+    "embedded among the model's tensors (oMLX), or nowhere. Repeatable.",
+)
+@click.option("--mtp-bits", type=_numbers(AFFINE_BITS), help="Quantize the head's matrices.  [default: not]")
+@click.option(
+    "--importance",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Fit scales and biases to an importance matrix (qexport imatrix); the layout does not change.",
+)
+@click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
+@folder_options
+def command(**given: Any) -> None:
+    """Write MODEL as an MLX folder, streamed tensor by tensor; no MLX and no Mac are needed.
+
+    Tensors are those of mlx_lm convert, byte for byte. Every version of mlx-lm reads the folder; the MTP
+    head, which mlx-lm drops, goes into a folder of its own beside it (NAME-MTP) unless told otherwise. mlx-lm
+    then loads the folder and answers.
+
+    \b
+    Examples:
+      qexport mlx ./merged --bits 6
+      qexport mlx ./merged --bits 4 --importance imatrix.gguf --mtp-from Qwen/Qwen3.5-9B
+      qexport mlx ./merged --mode mxfp4 --mtp-layout mtplx -o ./merged-mxfp4
+    """
+    chosen: dict[str, Any] = {}
+    if given["max_shard_size"]:
+        chosen["max_shard_size"] = given["max_shard_size"]
+    asked = MlxOptions(
+        bits=_number(given["bits"]),
+        group_size=_number(given["group_size"]),
+        mode=given["mode"],
+        recipe=given["recipe"],
+        dtype=given["dtype"],
+        mtp=tuple(dict.fromkeys(given["layouts"])),
+        mtp_bits=_number(given["mtp_bits"]),
+        importance=matrix_from(given["importance"]),
+        **chosen,
+    )
+    export_folder(asked, given)
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)

@@ -1,0 +1,133 @@
+"""MLX, FP8 and NVFP4 folders as targets of an export.
+
+What they share: one folder each (MLX a second one beside it for the drafter), proven by what it stores first,
+then by a runtime. What differs is a row of ``_FORMATS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qexport.errors import EnvironmentProblem
+from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.fp8.plan import plan_fp8
+from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.mlx.plan import plan_mlx
+from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.verify.options import VerifyOptions
+from qexport.verify.run_folder import verify_folder
+from qexport.verify.stored_form import check_stored_form
+
+if TYPE_CHECKING:
+    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.doctor.repaired import Repaired
+    from qexport.formats.plan import ArtifactPlan
+    from qexport.pipeline.export import Item
+
+__all__ = ["FolderOptions", "FolderTarget", "default_folder"]
+
+FolderOptions = MlxOptions | Fp8Options | Nvfp4Options
+
+_DRAFTER = "mlx-drafter"
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How one format is planned, and which module proves it in this interpreter."""
+
+    plan: Callable[[Repaired, Any], Sequence[ArtifactPlan]]
+    module: str
+    install: str
+
+
+_FORMATS: Mapping[type, _Format] = {
+    MlxOptions: _Format(plan_mlx, "mlx_lm", "qexport[mlx]"),
+    Fp8Options: _Format(
+        lambda repaired, asked: (plan_fp8(repaired, asked),), "transformers", "qexport[reference]"
+    ),
+    Nvfp4Options: _Format(
+        lambda repaired, asked: (plan_nvfp4(repaired, asked),), "transformers", "qexport[reference]"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FolderTarget:
+    """One folder.
+
+    Attributes:
+        asked: options of its format, which say the format.
+        out: the folder.
+        verify: how to prove it; ``None`` skips that, and the receipt says so.
+        facts: how the importance matrix was collected, where it was, for the receipt.
+    """
+
+    asked: FolderOptions
+    out: Path
+    verify: VerifyOptions | None = field(default_factory=VerifyOptions)
+    facts: Mapping[str, Any] | None = None
+
+    def plans(self, diagnosis: Diagnosis) -> list[tuple[ArtifactPlan, Path]]:
+        """The folder's plan, and that of a drafter beside it."""
+        return [
+            (plan, self.out if plan.kind != _DRAFTER else self.out.with_name(f"{self.out.name}-MTP"))
+            for plan in _FORMATS[type(self.asked)].plan(diagnosis.repaired, self.asked)
+        ]
+
+    def options(self) -> dict[str, Any]:
+        """What was asked for, without paths."""
+        found: dict[str, Any] = {}
+        for each in fields(self.asked):
+            value = getattr(self.asked, each.name)
+            if each.name == "importance" and value is not None:
+                value = self._matrix(value)
+            found[each.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    def _matrix(self, matrix: ImportanceMatrix) -> dict[str, Any]:
+        return {
+            "file": matrix.label,
+            "sha256": matrix.sha256,
+            "datasets": list(matrix.datasets),
+            "calibration": None if self.facts is None else dict(self.facts),
+        }
+
+    def check_runtime(self) -> None:
+        """Raises EnvironmentProblem when the runtime that proves it here is not installed."""
+        form = _FORMATS[type(self.asked)]
+        if self.verify is None or self.verify.runtime or self.verify.runtime_python is not None:
+            return
+        if find_spec(form.module) is None:
+            raise EnvironmentProblem(
+                f"the folder could not be verified: {form.module} is not installed",
+                hint=f"pip install '{form.install}', name a Python that has a runtime with "
+                "--runtime-python PATH, or --no-verify.",
+            )
+
+    def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
+        """What is stored, then what a runtime makes of it. A drafter has the verdict of its trunk."""
+        if self.verify is None:
+            return list(items)
+        report = verify_folder(
+            self.out,
+            view=diagnosis.repaired.view(),
+            options=self.verify,
+            stored_form=check_stored_form,
+            progress=say,
+        )
+        return [replace(item, report=replace(report, artifact=item.folder.name)) for item in items]
+
+
+def default_folder(stem: str, asked: FolderOptions) -> Path:
+    """The folder that is written to when none is named: ``Name-MLX-6bit``, ``Name-FP8``, ``Name-NVFP4``."""
+    if isinstance(asked, MlxOptions):
+        return Path(f"{stem}-MLX-{asked.label}")
+    if isinstance(asked, Fp8Options):
+        return Path(f"{stem}-FP8" if asked.native else f"{stem}-FP8-CT")
+    return Path(f"{stem}-NVFP4" if asked.layout == "modelopt" else f"{stem}-NVFP4A16")

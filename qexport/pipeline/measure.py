@@ -1,0 +1,88 @@
+"""Every artifact of a model against its source over one held-out text, in one engine for all formats.
+
+The source is sent through once, each artifact once, a layer in memory at a time. What comes out is how far
+the predictions are from the source's, and how often the MTP head guesses what its trunk then says, with the
+source's own head beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qexport.artifacts.opening import open_artifact
+from qexport.errors import EnvironmentProblem, InputError
+from qexport.verify.comparison import compare
+from qexport.verify.judge import skipped
+from qexport.verify.report import Check
+from qexport.verify.text_run import heldout_tokens, run_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from qexport.families.view import ModelView
+    from qexport.verify.report import Finding, Report
+    from qexport.verify.text_run import TextRun
+
+__all__ = ["MEASURED_TOKENS", "Measure", "measuring"]
+
+MEASURED_TOKENS = 2048
+"""Enough to tell a broken head (4 standard errors of an acceptance of one half are 6 points), and a matter of
+minutes for a 27B on a processor."""
+_CHUNK = 512
+
+
+class Measure:
+    """The source's side of all comparisons, made when the first artifact asks for it."""
+
+    def __init__(self, view: ModelView, tokens: int, say: Callable[[str], None], stack: ExitStack) -> None:
+        self._view = view
+        self._count = tokens
+        self._say = say
+        self._stack = stack
+        self._run: TextRun | None = None
+
+    def add_to(self, report: Report, path: Path) -> Report:
+        """The report with what was measured of the artifact at ``path``, or why nothing was."""
+        try:
+            artifact = open_artifact(path, like=self._view)
+            run = self._source()
+            self._say(f"{report.artifact}: measuring against the source, layer by layer")
+            found = compare(run, artifact.view(), run.tokens)
+        except (EnvironmentProblem, InputError) as error:
+            return _with(report, skipped(Check.DIVERGENCE, error.message))
+        findings = found.findings()
+        for finding in findings:
+            words = f"{finding.check.value}: {finding.status.value}: {finding.summary}"
+            self._say(f"{report.artifact}: {words}")
+        return _with(report, *findings)
+
+    def _source(self) -> TextRun:
+        if self._run is None:
+            tokens = self._tokens()
+            self._say(f"measuring: {tokens.size} held-out tokens through {self._view.label}, layer by layer")
+            self._run = self._stack.enter_context(run_text(self._view, tokens))
+        return self._run
+
+    def _tokens(self) -> np.ndarray:
+        chunk = min(_CHUNK, self._count, int(self._view.text.get("max_position_embeddings") or _CHUNK))
+        return heldout_tokens(self._view, tokens=self._count, chunk=chunk)
+
+
+def _with(report: Report, *findings: Finding) -> Report:
+    order = list(Check)
+    every = (*report.findings, *findings)
+    return replace(report, findings=tuple(sorted(every, key=lambda finding: order.index(finding.check))))
+
+
+@contextmanager
+def measuring(
+    view: ModelView, say: Callable[[str], None], *, tokens: int = MEASURED_TOKENS
+) -> Iterator[Measure]:
+    """A :class:`Measure` whose states in memory or on disk last as long as the context."""
+    with ExitStack() as stack:
+        yield Measure(view, tokens, say, stack)

@@ -1,0 +1,1 @@
+"""Publishing what was exported: the gate, the model card, checksums, and one commit on the Hub."""

@@ -1,0 +1,185 @@
+"""The model card: written from receipts, so that every figure on it was measured and can be looked up.
+
+It is for someone who has never heard of qexport: which file, how to run it, how far it can be trusted, where
+it came from. The same receipts give the same card, byte for byte: no dates of today, no counters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from qexport.publish.artifacts import Proof, mapping
+from qexport.publish.front_matter import front_matter, front_matter_text
+from qexport.publish.gate import unproven
+from qexport.publish.kept import KEEP_END, KEEP_START, Kept
+from qexport.publish.provenance import provenance, repairs
+from qexport.publish.running import how_to_run
+from qexport.publish.table import cell, file_table, legend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jinja2 import Template
+
+    from qexport.publish.artifacts import Artifact
+
+__all__ = ["CardOptions", "render_card"]
+
+_TEMPLATE = "card.md.jinja"
+_FORMATS = {
+    "gguf": "GGUF, for llama.cpp and the programs built on it",
+    "mlx": "MLX, for Apple silicon",
+    "fp8": "FP8, for vLLM, SGLang and transformers",
+    "nvfp4": "NVFP4, for vLLM and SGLang",
+    "merged": "the weights unquantized, with their configuration repaired",
+}
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """What the receipts cannot know.
+
+    Attributes:
+        repo: where the card will stand, ``org/name``.
+        base_model: Hub id of the exported model; from the receipts where not given.
+        quantized_by: whom to name; the repository's owner where not given.
+        kept: what an earlier card keeps.
+        included: names of further files that are published beside the artifacts.
+    """
+
+    repo: str
+    base_model: str | None = None
+    quantized_by: str | None = None
+    kept: Kept = field(default_factory=Kept)
+    included: tuple[str, ...] = ()
+
+
+def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
+    """The text of README.md. ``artifacts`` are all that the repository will hold, in table order."""
+    owner, _, title = options.repo.rpartition("/")
+    models = sorted((a for a in artifacts if a.proof is not Proof.NOT_NEEDED), key=_place)
+    others = [artifact for artifact in artifacts if artifact.proof is Proof.NOT_NEEDED]
+    matter = front_matter(
+        artifacts,
+        base_model=options.base_model,
+        quantized_by=options.quantized_by or owner or None,
+        kept=options.kept.front_matter,
+    )
+    open_ = unproven(models)
+    return _template().render(
+        front_matter=front_matter_text(matter),
+        title=title,
+        intro=_intro(models, matter),
+        unproven=open_,
+        warning=_warning(open_, models),
+        keep_start=KEEP_START,
+        keep_end=KEEP_END,
+        kept=options.kept.text,
+        table=file_table(models or others),
+        legend=[*_advice(models), *legend(models)],
+        others=_others(others if models else [], options.included),
+        how_to=how_to_run(models, options.repo),
+        verification_intro=_verification_intro(models),
+        reports=[_report(artifact) for artifact in models if artifact.verification],
+        provenance=provenance(artifacts),
+        repairs=repairs(artifacts),
+    )
+
+
+def _place(artifact: Artifact) -> tuple[int, int]:
+    """Kinds as in ``_FORMATS``, small before large."""
+    kind = artifact.kind.partition("-")[0]
+    return (list(_FORMATS).index(kind) if kind in _FORMATS else len(_FORMATS)), artifact.size
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["cell"] = cell
+    return environment.from_string(
+        resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    )
+
+
+def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
+    kinds = dict.fromkeys(a.kind.partition("-")[0] for a in models)
+    formats = [_FORMATS.get(kind, kind) for kind in kinds]
+    base = matter.get("base_model")
+    names = base if isinstance(base, list) else [base] if base else []
+    of = " and ".join(f"[{name}](https://huggingface.co/{name})" for name in names) or _labels(models)
+    listed = "; ".join(formats)
+    head = (
+        " The model's MTP head (multi-token prediction, for faster generation) is included."
+        if any(a.has_mtp for a in models)
+        else ""
+    )
+    return f"Exports of {of}, made with qexport: {listed}.{head}"
+
+
+def _labels(models: Sequence[Artifact]) -> str:
+    labels = dict.fromkeys(str(mapping(a.entry.get("source")).get("label") or "") for a in models)
+    return " and ".join(f"`{cell(label)}`" for label in labels if label) or "a model"
+
+
+def _advice(models: Sequence[Artifact]) -> list[str]:
+    if sum(artifact.kind == "gguf" for artifact in models) < 2:
+        return []
+    return [
+        "A larger file is closer to the original. Take the largest that fits into your GPU's memory (or the "
+        "computer's), with a few GB to spare for the context."
+    ]
+
+
+def _warning(open_: Sequence[Artifact], models: Sequence[Artifact]) -> str:
+    if len(open_) == len(models):
+        return (
+            "Nothing here has passed verification."
+            if len(models) > 1
+            else "This has not passed verification."
+        )
+    return f"{len(open_)} of {len(models)} exports here have not passed verification:"
+
+
+def _others(others: Sequence[Artifact], included: Sequence[str]) -> list[str]:
+    lines = [
+        f"`{file.name}`: the importance matrix that the quantization was weighted with; "
+        "`llama-quantize --imatrix` reads it."
+        for artifact in others
+        for file in artifact.files
+        if artifact.kind == "imatrix"
+    ]
+    return [*lines, *(f"`{name}`" for name in included)]
+
+
+def _verification_intro(models: Sequence[Artifact]) -> str:
+    if not any(artifact.verification for artifact in models):
+        return "None of these files has been run by the tool that wrote them."
+    return (
+        "Each export was loaded and run after it was written, and what came out was judged. Every number "
+        "must be finite and the text sane; where it could be compared with the unquantized source, tokens "
+        "and probabilities must agree with it."
+    )
+
+
+def _report(artifact: Artifact) -> dict[str, Any]:
+    runtime = mapping(artifact.verification.get("runtime"))
+    lines = []
+    if runtime.get("name"):
+        lines.append(f"run in {cell(runtime['name'])} {cell(runtime.get('version') or '')}".rstrip())
+    findings = artifact.verification.get("findings")
+    for finding in findings if isinstance(findings, list) else []:
+        found = mapping(finding)
+        if found.get("summary"):
+            lines.append(f"{cell(found.get('status'))}: {cell(found['summary'])}")
+    return {"label": artifact.label, "verdict": artifact.verdict, "lines": lines}

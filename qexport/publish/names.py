@@ -1,0 +1,20 @@
+"""The files that a push writes itself; what lies in a folder under these names is not sent as it is."""
+
+from __future__ import annotations
+
+from qexport.export.receipt import RECEIPT_NAME
+
+__all__ = ["CARD_NAME", "RECEIPT_NAME", "SUMS_NAME", "is_made_here"]
+
+CARD_NAME = "README.md"
+SUMS_NAME = "SHA256SUMS"
+_MADE_HERE = frozenset((CARD_NAME, SUMS_NAME, RECEIPT_NAME))
+
+
+def is_made_here(name: str) -> bool:
+    """Whether a file of this name, in any folder, is a card, a list of sums or a receipt.
+
+    >>> is_made_here("drafter/README.md"), is_made_here("config.json")
+    (True, False)
+    """
+    return name.rsplit("/", 1)[-1] in _MADE_HERE

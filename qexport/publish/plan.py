@@ -1,0 +1,208 @@
+"""The push as a value: every file that goes, with size and hash, and the card. ``--dry-run`` prints it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.publish.artifacts import read_artifacts, select
+from qexport.publish.card import CardOptions, render_card
+from qexport.publish.folder import LeftOut, survey
+from qexport.publish.gate import check_proofs, unproven
+from qexport.publish.kept import KEEP_START, Kept, read_kept
+from qexport.publish.leaks import check_text, is_small_file
+from qexport.publish.names import CARD_NAME, RECEIPT_NAME, SUMS_NAME
+from qexport.publish.remote import still_there
+from qexport.publish.sums import check_hashes, sha256_of, sums_text, to_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from qexport.export.execute import Progress
+    from qexport.publish.artifacts import Artifact
+    from qexport.publish.remote import Remote
+
+    Bar = Callable[[int], AbstractContextManager[Progress]]
+
+__all__ = ["PushOptions", "PushPlan", "Upload", "check_before", "plan_push"]
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What to push, and where.
+
+    Attributes:
+        folder: what an export wrote.
+        repo: ``org/name``.
+        branch: of the repository; its main one when not given.
+        only: labels of the artifacts that go; all when empty.
+        include: names or patterns of files that no receipt knows and that shall go, too.
+        allow_unverified: push what has not passed; the card says so.
+        public: make the repository public once the commit is there; needs everything to have passed.
+        rehash: read every file again and compare with its receipt.
+        replace_card: a card that qexport did not write may be replaced.
+        base_model, quantized_by: for the card; from receipts and ``repo`` when not given.
+        message: of the commit.
+        create_pr: offer the files as a pull request.
+        workers: files sent at a time.
+        timeout: seconds without an answer before a request counts as broken.
+    """
+
+    folder: Path
+    repo: str
+    branch: str | None = None
+    only: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    allow_unverified: bool = False
+    public: bool = False
+    rehash: bool = False
+    replace_card: bool = False
+    base_model: str | None = None
+    quantized_by: str | None = None
+    message: str | None = None
+    create_pr: bool = False
+    workers: int = 5
+    timeout: float = 120.0
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to send: a path here, or ``data`` that was made for the push."""
+
+    name: str
+    size: int
+    sha256: str
+    path: Path | None = None
+    data: bytes | None = None
+
+    def content(self) -> bytes:
+        """All of it; for small files."""
+        if self.data is not None:
+            return self.data
+        assert self.path is not None
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push does. ``earlier`` are artifacts of earlier pushes, which stay and are on the card, too."""
+
+    repo: str
+    uploads: tuple[Upload, ...]
+    artifacts: tuple[Artifact, ...]
+    earlier: tuple[Artifact, ...]
+    left_out: tuple[LeftOut, ...]
+    card: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(upload.size for upload in self.uploads)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, without paths of this machine."""
+        return {
+            "repo": self.repo,
+            "bytes": self.size,
+            "files": [{"name": u.name, "bytes": u.size, "sha256": u.sha256} for u in self.uploads],
+            "artifacts": [_artifact_json(artifact) for artifact in self.artifacts],
+            "already_there": [_artifact_json(artifact) for artifact in self.earlier],
+            "unverified": [artifact.label for artifact in unproven(self.artifacts)],
+            "left_out": [{"name": left.name, "why": left.why} for left in self.left_out],
+        }
+
+
+def check_before(options: PushOptions) -> tuple[Artifact, ...]:
+    """Everything that can be refused without asking the Hub; returns the chosen artifacts.
+
+    Raises:
+        InputError, UsageProblem, VerificationError: see the gate, the survey and the receipts.
+    """
+    every = read_artifacts(options.folder)
+    chosen = select(every, options.only)
+    check_proofs(chosen, allow_unverified=options.allow_unverified, public=options.public)
+    survey(options.folder, chosen, every, options.include)
+    return chosen
+
+
+def plan_push(options: PushOptions, remote: Remote, *, secrets: Iterable[str] = (), bar: Bar) -> PushPlan:
+    """Plan the push. Reads small files, and large ones only where their hash is in doubt.
+
+    Args:
+        remote: what the repository holds.
+        secrets: texts that no file may hold.
+        bar: makes a progress bar for so many bytes to be hashed.
+
+    Raises:
+        InputError, UsageProblem, VerificationError: what is in the way.
+    """
+    folder, secrets = options.folder, tuple(secrets)
+    every = read_artifacts(folder)
+    chosen = select(every, options.only)
+    found = survey(folder, chosen, every, options.include)
+    doubtful = to_hash(folder, chosen, rehash=options.rehash)
+    hashes = {file.name: file.sha256 for artifact in chosen for file in artifact.files}
+    sizes = {name: (folder / name).stat().st_size for name in (*hashes, *found.included)}
+    with bar(sum(sizes[name] for name in (*doubtful, *found.included))) as progress:
+        check_hashes(folder, doubtful, progress)
+        hashes |= {name: sha256_of(folder / name, progress) for name in found.included}
+    for name in hashes:
+        if is_small_file(name, sizes[name]):
+            check_text(name, (folder / name).read_bytes(), secrets=secrets)
+
+    earlier = still_there(remote, chosen)
+    if options.public:
+        check_proofs(earlier, allow_unverified=options.allow_unverified, public=True)
+    together = (*earlier, *chosen)
+    receipt = _receipt(together)
+    named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
+    sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
+    kept, unused = _kept(options, remote)
+    facts = CardOptions(options.repo, options.base_model, options.quantized_by, kept, found.included)
+    card = render_card(together, facts).encode()
+    check_text(RECEIPT_NAME, receipt, secrets=secrets)
+    check_text(CARD_NAME, card, secrets=secrets, prose=True)
+    uploads = [
+        Upload(name, sizes[name], sha256, path=folder / name) for name, sha256 in sorted(hashes.items())
+    ]
+    made = ((CARD_NAME, card), (SUMS_NAME, sums), (RECEIPT_NAME, receipt))
+    uploads += [Upload(name, len(data), _sha256(data), data=data) for name, data in made]
+    return PushPlan(options.repo, tuple(uploads), chosen, earlier, (*found.left_out, *unused), card.decode())
+
+
+def _kept(options: PushOptions, remote: Remote) -> tuple[Kept, tuple[LeftOut, ...]]:
+    """What the card keeps: of the repository's, or of the folder's where that has none.
+
+    A card here without markers is left alone and said: only one that would be replaced must be refused.
+    """
+    local = options.folder / CARD_NAME
+    text = local.read_text(encoding="utf-8", errors="replace") if local.is_file() else None
+    if remote.card is None and text is not None and KEEP_START in text:
+        return read_kept(text, "the folder"), ()
+    unused = (LeftOut(CARD_NAME, "the card is made from receipts"),) if text is not None else ()
+    return read_kept(remote.card, options.repo, replace=options.replace_card), unused
+
+
+def _receipt(artifacts: Sequence[Artifact]) -> bytes:
+    value = {"schema": _SCHEMA, "artifacts": [dict(artifact.entry) for artifact in artifacts]}
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _artifact_json(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "kind": artifact.kind,
+        "label": artifact.label,
+        "bytes": artifact.size,
+        "proof": artifact.proof.value,
+        "verdict": artifact.verdict,
+    }
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

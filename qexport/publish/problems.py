@@ -1,0 +1,151 @@
+"""What goes wrong while pushing: which of it passes by itself, and sentences for what does not.
+
+The client wraps what happened in its upload threads (``RuntimeError``), so the chain of causes is searched.
+Its messages are not passed on as they are: they hold signed upload addresses. Of the Hub's own words one
+line is quoted, without anything that looks like a token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from qexport.errors import EnvironmentProblem, InputError, QexportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from huggingface_hub.errors import HfHubHTTPError
+
+__all__ = ["client_errors", "is_conflict", "is_passing", "problem", "without_secrets"]
+
+_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+_TOKEN = re.compile(r"\b(?:hf|api|jwt)_[A-Za-z0-9_.-]{8,}|Bearer\s+\S+")
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
+_INVISIBLE = "Nothing of this push is visible on the Hub."
+_AGAIN = "run the same command again: files that arrived are not sent a second time."
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """What the client, httpx below it and hf_xet raise; a defect of ours is a ``TypeError`` or its like."""
+    import httpx
+
+    return (RuntimeError, OSError, ValueError, httpx.HTTPError, httpx.InvalidURL)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` without signatures of addresses and without tokens, the one in use included.
+
+    >>> without_secrets("PUT https://s3/part?X-Amz-Signature=abc with hf_abcdefghijk")
+    'PUT https://s3/part with <token>'
+    """
+    from huggingface_hub import get_token
+
+    if token := get_token():
+        text = text.replace(token, "<token>")
+    return _TOKEN.sub("<token>", _QUERY.sub(r"\1", text))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether trying again may help: the server's own trouble, or the network's."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        if isinstance(cause, HfHubHTTPError):
+            return cause.response.status_code in _PASSING or _is_stale_address(cause)
+        if isinstance(cause, httpx.TransportError | json.JSONDecodeError):
+            return True
+    # hf_xet says everything but a refused token with a bare RuntimeError or a ConnectionError.
+    return isinstance(error, ConnectionError | TimeoutError) or type(error) is RuntimeError
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether somebody else's commit came first."""
+    return _status(error) in (409, 412)
+
+
+def problem(error: BaseException, repo: str, doing: str, *, invisible: bool = True) -> QexportError:
+    """An error of ours for one of the client's.
+
+    Args:
+        doing: what was being done, such as ``uploading``.
+        invisible: nothing has been committed yet, which the message then says.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    status, said = _status(error), _said(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return EnvironmentProblem(f"{repo} cannot be reached: HF_HUB_OFFLINE is set.", hint="Unset it.")
+    state = f" {_INVISIBLE}" if invisible else ""
+    if status == 401 or type(error).__name__ == "XetAuthenticationError":
+        return EnvironmentProblem(
+            f"The Hub no longer accepts the access token (HTTP 401, while {doing}).{said}{state}",
+            hint=f"`hf auth login` with a token that may write to {repo}, and {_AGAIN}",
+        )
+    if status == 403:
+        return EnvironmentProblem(
+            f"This account may not write to {repo} (HTTP 403, while {doing}).{said}{state}",
+            hint="Use a token with write access to it, or offer the files with --create-pr.",
+        )
+    if is_conflict(error):
+        return EnvironmentProblem(
+            f"Somebody else changed {repo} while this push ran.{state}",
+            hint=f"Look at their commit, and {_AGAIN}",
+        )
+    if status == 404:
+        return InputError(
+            f"There is no {repo} on the Hub, or not for this account (HTTP 404, while {doing}).",
+            hint="Check the name and the branch; `hf auth whoami` says which account is used.",
+        )
+    if status is not None and status not in _PASSING:
+        return EnvironmentProblem(f"The Hub refused {repo} (HTTP {status}, while {doing}).{said}{state}")
+    if status is not None:
+        return EnvironmentProblem(
+            f"The Hub failed while {doing} (HTTP {status}).{said}{state}", hint=f"Wait a little, and {_AGAIN}"
+        )
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        return InputError(f"{repo}: {without_secrets(str(error))}{state}")
+    return EnvironmentProblem(
+        f"The connection to the Hub broke while {doing} ({type(_last(error)).__name__}).{state}",
+        hint=f"Check the network, and {_AGAIN}",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _last(error: BaseException) -> BaseException:
+    return list(_causes(error))[-1]
+
+
+def _status(error: BaseException) -> int | None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return cause.response.status_code
+    return None
+
+
+def _is_stale_address(error: HfHubHTTPError) -> bool:
+    """A signed upload address has run out (S3 says 403); the next attempt is given new ones."""
+    request = error.response.request
+    return request.method == "PUT" and "/api/" not in str(request.url)
+
+
+def _said(error: BaseException) -> str:
+    """The Hub's own words, one line of them, as the end of a sentence."""
+    for cause in _causes(error):
+        words = getattr(cause, "server_message", None)
+        if words:
+            return f" It says: {without_secrets(str(words).splitlines()[0])[:200].rstrip('.')}."
+    return ""

@@ -1,0 +1,229 @@
+"""Push: look, plan, upload, one commit, and only then visible to others.
+
+A new repository is private. ``public`` changes that when the commit is there, never before; the visibility
+of a repository that exists is otherwise left alone. The token is the Hub client's own business: it finds it
+where ``hf auth login`` or ``HF_TOKEN`` put it, and nothing here holds it.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from qexport import __version__
+from qexport.errors import EnvironmentProblem, InputError, QexportError, UsageProblem
+from qexport.publish.client import composed
+from qexport.publish.gate import unproven
+from qexport.publish.plan import PushOptions, PushPlan, check_before, plan_push
+from qexport.publish.problems import client_errors, problem
+from qexport.publish.remote import Remote, look
+from qexport.publish.send import commit, operations, retried, upload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from huggingface_hub import HfApi
+
+    from qexport.publish.plan import Bar
+
+__all__ = ["Pushed", "Rehearsal", "push", "rehearse"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a push would do. ``asked`` is ``None`` where the Hub was asked, else why it could not be."""
+
+    plan: PushPlan
+    remote: Remote
+    asked: str | None = None
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did. ``changed`` is false where the repository already held all of it."""
+
+    plan: PushPlan
+    url: str
+    commit: str
+    private: bool
+    changed: bool
+    pull_request: str | None = None
+
+
+class _Silent:
+    def advance(self, amount: int) -> None:
+        """Draws nothing."""
+
+
+def rehearse(options: PushOptions, say: Callable[[str], None], *, bar: Bar | None = None) -> Rehearsal:
+    """Plan a push. Writes nothing, here or there; without a network it plans for a new repository.
+
+    Raises:
+        InputError, UsageProblem, VerificationError: what the push itself would refuse.
+    """
+    _check_repo(options)
+    check_before(options)
+    api, asked = _api(), None
+    with composed(say, bars=False, timeout=min(options.timeout, 30.0)):
+        try:
+            remote = look(api, options.repo, options.branch, min(options.timeout, 30.0))
+        except client_errors() as error:
+            found = problem(error, options.repo, "asking for the repository", invisible=False)
+            remote, asked = Remote(), found.message
+    return Rehearsal(plan_push(options, remote, secrets=_secrets(), bar=bar or _no_bar), remote, asked)
+
+
+def push(
+    options: PushOptions, say: Callable[[str], None], *, bar: Bar | None = None, bars: bool = False
+) -> Pushed:
+    """Push a folder.
+
+    Args:
+        say: takes a line about each step.
+        bar: makes the bar for hashing; ``bars`` lets the client draw its own for uploads.
+
+    Raises:
+        InputError, UsageProblem, VerificationError: the folder, or what it holds, must not be pushed.
+        EnvironmentProblem: the Hub, the network, the token; nothing of the push is visible then.
+    """
+    _check_repo(options)
+    check_before(options)
+    if not _secrets():
+        raise EnvironmentProblem(
+            "There is no access token for the Hub.",
+            hint="`hf auth login`, or set HF_TOKEN, with a token that may write.",
+        )
+    api = _api()
+    with composed(say, bars=bars, timeout=options.timeout):
+        remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
+        plan = plan_push(options, remote, secrets=_secrets(), bar=bar or _no_bar)
+        remote = _ready(api, options, remote, say)
+        parent = remote.sha
+        assert parent is not None
+        if remote.private is False and unproven(plan.artifacts):
+            say(f"{options.repo} is public: what is not verified will be seen, with the card's warning.")
+        made = operations(plan.uploads)
+        say(f"uploading {len(made)} files to {options.repo}")
+        try:
+            upload(api, options, made, say)
+        except client_errors() as error:
+            raise _problem(error, options, "uploading") from None
+        try:
+            done = commit(api, options, made, plan.uploads, parent, _message(options, plan))
+        except client_errors() as error:
+            raise _problem(error, options, "committing") from None
+        private = bool(remote.private)
+        if options.public and private:
+            _publish(api, options, say)
+            private = False
+    return Pushed(
+        plan,
+        f"{api.endpoint}/{options.repo}",
+        done.sha,
+        private,
+        changed=done.sha != parent,
+        pull_request=done.pull_request,
+    )
+
+
+def _look(api: HfApi, options: PushOptions) -> Remote:
+    return look(api, options.repo, options.branch, options.timeout)
+
+
+def _ready(api: HfApi, options: PushOptions, remote: Remote, say: Callable[[str], None]) -> Remote:
+    """The repository and its branch, made where they are not there."""
+    if not remote.exists:
+        if options.create_pr:
+            raise InputError(
+                f"There is no repository {options.repo} to open a pull request on.",
+                hint="Leave --create-pr out, and it is made.",
+            )
+        say(f"creating {options.repo}, private")
+        _tried(
+            options,
+            say,
+            "creating the repository",
+            lambda: api.create_repo(options.repo, private=True, repo_type="model", exist_ok=True),
+        )
+        remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
+    if remote.exists and remote.sha is None and options.branch is not None:
+        branch = options.branch
+        say(f"creating branch {branch}")
+        _tried(
+            options,
+            say,
+            "creating the branch",
+            lambda: api.create_branch(options.repo, branch=branch, exist_ok=True),
+        )
+        remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
+    if remote.sha is None:
+        raise EnvironmentProblem(
+            f"The Hub does not say which commit {options.repo} is at.", hint="Try again."
+        )
+    return remote
+
+
+def _publish(api: HfApi, options: PushOptions, say: Callable[[str], None]) -> None:
+    say(f"making {options.repo} public")
+    try:
+        retried(
+            lambda: api.update_repo_settings(options.repo, private=False), say, "the change of visibility"
+        )
+    except client_errors() as error:
+        found = problem(error, options.repo, "making it public", invisible=False)
+        found.message += " Everything has been pushed; the repository is still private."
+        raise found from None
+
+
+def _tried(options: PushOptions, say: Callable[[str], None], doing: str, call: Callable[[], _T]) -> _T:
+    try:
+        return retried(call, say, doing)
+    except client_errors() as error:
+        raise _problem(error, options, doing) from None
+
+
+def _problem(error: BaseException, options: PushOptions, doing: str) -> QexportError:
+    """Raised ``from None``: the client's own message may hold a signed address."""
+    return problem(error, options.repo, doing)
+
+
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="qexport", library_version=__version__)
+
+
+def _secrets() -> tuple[str, ...]:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return (token,) if token else ()
+
+
+def _message(options: PushOptions, plan: PushPlan) -> str:
+    return (
+        options.message
+        or f"Add {', '.join(artifact.label for artifact in plan.artifacts)} (qexport {__version__})"
+    )
+
+
+def _check_repo(options: PushOptions) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(options.repo)
+        good = "/" in options.repo
+    except HFValidationError:
+        good = False
+    if not good:
+        raise UsageProblem(f"{options.repo!r} is not a repository's id", hint="It is named org/name.")
+    if options.public and options.create_pr:
+        raise UsageProblem("--public and --create-pr contradict each other")
+
+
+def _no_bar(total: int) -> nullcontext[_Silent]:
+    return nullcontext(_Silent())

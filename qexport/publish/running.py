@@ -1,0 +1,133 @@
+"""How each kind is run, MTP included, as commands that can be pasted.
+
+Flags: llama.cpp https://github.com/ggml-org/llama.cpp/blob/master/docs/speculative.md, vLLM
+https://docs.vllm.ai/en/stable/features/speculative_decoding/mtp/, SGLang
+https://docs.sglang.io/docs/advanced_features/speculative_decoding, mlx-vlm
+https://github.com/Blaizzy/mlx-vlm (``--draft-model``, ``--draft-kind``). mlx-lm has no MTP of its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qexport.publish.artifacts import Artifact
+
+__all__ = ["HowTo", "how_to_run"]
+
+# Drafts at a time: llama.cpp's own default, and for vLLM, which serves many at once, what Qwen's cards name.
+_LLAMA_DRAFTS = 3
+_VLLM_DRAFTS = 2
+
+
+@dataclass(frozen=True)
+class HowTo:
+    """A program, the commands for it, and what to know about them."""
+
+    program: str
+    commands: str
+    note: str = ""
+
+
+def how_to_run(artifacts: Sequence[Artifact], repo: str) -> list[HowTo]:
+    """A section for each program that reads what is there."""
+    result: list[HowTo] = []
+    drafters = [artifact for artifact in artifacts if artifact.is_drafter]
+    models = [artifact for artifact in artifacts if not artifact.is_drafter]
+    of = {kind: [a for a in models if a.kind.partition("-")[0] == kind] for kind in _KINDS}
+    if of["gguf"]:
+        result.append(_llama_cpp(of["gguf"], repo))
+    if of["mlx"]:
+        result += _mlx(of["mlx"], drafters, repo)
+    served = [*of["fp8"], *of["nvfp4"], *of["merged"]]
+    if served:
+        result += _servers(served, repo)
+    return result
+
+
+_KINDS = ("gguf", "mlx", "fp8", "nvfp4", "merged")
+
+
+def _llama_cpp(files: Sequence[Artifact], repo: str) -> HowTo:
+    chosen = next((a for a in files if a.label == "Q4_K_M"), min(files, key=lambda a: a.size))
+    plain = [f"llama-server -hf {repo}:{chosen.label}"]
+    lines = ["# An OpenAI-compatible server on port 8080, with a chat page; -hf downloads the file.", *plain]
+    note = ""
+    if chosen.has_mtp:
+        lines += [
+            "",
+            "# Faster: the model's own MTP head drafts tokens ahead, the model checks them.",
+            f"{plain[0]} --spec-type draft-mtp --spec-draft-n-max {_LLAMA_DRAFTS}",
+        ]
+        note = "MTP needs a llama.cpp whose `llama-server --help` lists `draft-mtp` under `--spec-type`."
+    lines += ["", "# Or fetch one file and run it.", _download(repo, chosen.files[0].name, len(chosen.files))]
+    lines.append(f"llama-cli -m {shlex.quote(chosen.files[0].name)}")
+    return HowTo("llama.cpp", "\n".join(lines), note)
+
+
+def _download(repo: str, name: str, count: int) -> str:
+    if count == 1:
+        return f"hf download {repo} {shlex.quote(name)} --local-dir ."
+    pattern = name.rsplit("-00001-of-", 1)[0] + "-*"
+    return f"hf download {repo} --include {shlex.quote(pattern)} --local-dir ."
+
+
+def _mlx(trunks: Sequence[Artifact], drafters: Sequence[Artifact], repo: str) -> list[HowTo]:
+    fetch, model = _place(trunks[0], repo)
+    lines = [
+        *fetch,
+        "pip install mlx-lm",
+        f'mlx_lm.generate --model {model} --prompt "Hello"',
+        "# An OpenAI-compatible server:",
+        f"mlx_lm.server --model {model}",
+    ]
+    note = "" if drafters else "mlx-lm does not draft with an MTP head."
+    result = [HowTo("mlx-lm (Apple silicon)", "\n".join(lines), note)]
+    if drafters:
+        fetch_head, head = _place(drafters[0], repo)
+        commands = [
+            *dict.fromkeys((*fetch, *fetch_head)),
+            "pip install mlx-vlm",
+            f'mlx_vlm.generate --model {model} --draft-model {head} --draft-kind mtp --prompt "Hello"',
+        ]
+        result.append(HowTo("mlx-vlm, with the MTP head as drafter", "\n".join(commands)))
+    return result
+
+
+def _servers(folders: Sequence[Artifact], repo: str) -> list[HowTo]:
+    chosen = folders[0]
+    fetch, model = _place(chosen, repo)
+    vllm, sglang = (
+        [*fetch, f"vllm serve {model}"],
+        [*fetch, f"python -m sglang.launch_server --model-path {model}"],
+    )
+    if chosen.has_mtp:
+        vllm += [
+            "# Faster, with the model's own MTP head:",
+            f"vllm serve {model} \\",
+            f'  --speculative-config \'{{"method": "mtp", "num_speculative_tokens": {_VLLM_DRAFTS}}}\'',
+        ]
+        sglang += [
+            "# Faster, with the model's own MTP head:",
+            f"python -m sglang.launch_server --model-path {model} \\",
+            "  --speculative-algorithm NEXTN --speculative-num-steps 3 \\",
+            "  --speculative-eagle-topk 1 --speculative-num-draft-tokens 4",
+        ]
+    note = ""
+    if any(a.kind.startswith("nvfp4") for a in folders):
+        note = "A mixture of experts on Blackwell also needs `--moe-runner-backend marlin`."
+    return [HowTo("vLLM", "\n".join(vllm)), HowTo("SGLang", "\n".join(sglang), note)]
+
+
+def _place(artifact: Artifact, repo: str) -> tuple[list[str], str]:
+    """(how to fetch it first, what to name as the model): a subfolder cannot be named by a Hub id."""
+    folders = {file.name.rpartition("/")[0] for file in artifact.files}
+    top = min(folders, key=len)
+    if not top:
+        return [], repo
+    local = shlex.quote(f"./{top}")
+    return [f"hf download {repo} --include {shlex.quote(top + '/*')} --local-dir ."], local

@@ -1,0 +1,130 @@
+"""The table of files in a card: a row for each artifact, a column wherever one of them has a value.
+
+Figures come from an entry's ``measures`` where an export measured them, else from its verification. A
+measure is a number, or a mapping whose ``mean`` (or ``value``) is it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from qexport.publish.artifacts import Proof, mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from qexport.publish.artifacts import Artifact
+
+__all__ = ["acceptance", "cell", "decimal_size", "file_table", "legend", "measure"]
+
+_MARKS = {Proof.PASSED: "yes", Proof.FAILED: "**failed**", Proof.MISSING: "**no**", Proof.NOT_NEEDED: ""}
+
+
+def file_table(artifacts: Sequence[Artifact]) -> str:
+    """A Markdown table; columns without any value are left out."""
+    rows = [[value(artifact) for _, _, value in _COLUMNS] for artifact in artifacts]
+    shown = [at for at in range(len(_COLUMNS)) if any(row[at] for row in rows)]
+    head = "| " + " | ".join(_COLUMNS[at][0] for at in shown) + " |"
+    line = "|" + "|".join("---:" if _COLUMNS[at][1] else "---" for at in shown) + "|"
+    body = ["| " + " | ".join(row[at] for at in shown) + " |" for row in rows]
+    return "\n".join([head, line, *body])
+
+
+def legend(artifacts: Sequence[Artifact]) -> list[str]:
+    """What the figures mean, for those that are there."""
+    lines = []
+    if any(measure(a, "kld") is not None or measure(a, "same_top1") is not None for a in artifacts):
+        lines.append(
+            "KL divergence and same top-1 compare next-token probabilities with the unquantized model's, on "
+            "text that was not calibrated on: a divergence of 0 and a top-1 of 100 % would be no loss."
+        )
+    if any(acceptance(a) is not None for a in artifacts):
+        lines.append(
+            "MTP acceptance is the share of tokens drafted by the MTP head that the model then accepts. The "
+            "text is the same either way; the more is accepted, the faster it comes."
+        )
+    return lines
+
+
+def measure(artifact: Artifact, name: str) -> float | None:
+    """A figure of ``measures``; ``None`` where there is none, or none that is a number."""
+    value = mapping(artifact.entry.get("measures")).get(name)
+    found = mapping(value)
+    return _number(found.get("mean", found.get("value")) if found else value)
+
+
+def acceptance(artifact: Artifact) -> float | None:
+    """Share of drafted tokens accepted, measured or else seen in verification."""
+    found = measure(artifact, "acceptance")
+    return found if found is not None else _number(artifact.verification.get("acceptance"))
+
+
+def cell(text: object) -> str:
+    r"""Text of a receipt, fit for one cell or line of Markdown.
+
+    >>> print(cell("a|b\n<c>"))
+    a\|b &lt;c>
+    """
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def decimal_size(size: int) -> str:
+    """``2729792 -> '2.73 MB'``: powers of 1000, as the Hub shows sizes."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return (
+        f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _file(artifact: Artifact) -> str:
+    first = artifact.files[0].name
+    if artifact.kind in ("gguf", "imatrix"):
+        more = f" and {len(artifact.files) - 1} more" if len(artifact.files) > 1 else ""
+        return f"[{cell(first)}](./{quote(first)}){more}"
+    folder = min((file.name.rpartition("/")[0] for file in artifact.files), key=len)
+    return f"[{cell(folder)}/](./{quote(folder)})" if folder else "this repository"
+
+
+def _bits(artifact: Artifact) -> str:
+    bits = _number(artifact.entry.get("bits_per_weight"))
+    return f"{bits:.2f}" if bits else ""
+
+
+def _kld(artifact: Artifact) -> str:
+    value = measure(artifact, "kld")
+    return "" if value is None else f"{value:.3g}" if value >= 0.1 else f"{value:.5f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _speed(artifact: Artifact) -> str:
+    value = measure(artifact, "tok_s")
+    return "" if value is None else f"{value:.1f}"
+
+
+# Title, whether it is a number, and the cell of an artifact.
+_COLUMNS: tuple[tuple[str, bool, Callable[[Artifact], str]], ...] = (
+    ("File", False, _file),
+    ("Type", False, lambda a: cell(a.label)),
+    ("Size", True, lambda a: decimal_size(a.size)),
+    ("Bits/weight", True, _bits),
+    ("KL divergence", True, _kld),
+    ("Same top-1", True, lambda a: _share(measure(a, "same_top1"))),
+    ("MTP acceptance", True, lambda a: _share(acceptance(a))),
+    ("Tokens/s", True, _speed),
+    ("Verified", False, lambda a: _MARKS[a.proof]),
+)

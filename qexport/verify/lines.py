@@ -1,0 +1,132 @@
+"""A session with a runtime that answers JSON lines (``children/child.py``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qexport.verify.runtime import Failure, Generation, RuntimeFailure, Session, Step
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from qexport.verify.process import ServerProcess
+
+__all__ = ["LineSession"]
+
+Answer = TypeVar("Answer")
+
+
+class LineSession(Session):
+    """A child that has said that it is ready, ours to kill.
+
+    Args:
+        ready: what it said, its first line.
+    """
+
+    def __init__(self, process: ServerProcess, ready: Mapping[str, Any]) -> None:
+        self._process = process
+        self._asked = 0
+        try:
+            self._version = str(ready["version"])
+            self._load_s = float(ready["load_s"])
+            self._facts = {str(key): value for key, value in dict(ready["facts"]).items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._nonsense("its start", error) from error
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def load_s(self) -> float:
+        return self._load_s
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self._facts
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+        return self._ask("render_chat", _text, messages=list(messages))
+
+    def tokenize(self, text: str, *, add_special: bool) -> tuple[int, ...]:
+        return self._ask("tokenize", _ids, text=text, add_special=add_special)
+
+    def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
+        def read(answer: Any) -> Generation:
+            return Generation(
+                prompt_ids=tuple(prompt_ids),
+                steps=_steps(answer["steps"]),
+                text=_text(answer["text"]),
+                stop=_text(answer["stop"]),
+                prompt_tok_s=float(answer.get("prompt_tok_s", 0.0)),
+                tok_s=float(answer.get("tok_s", 0.0)),
+                draft_n=int(answer.get("draft_n", 0)),
+                draft_accepted=int(answer.get("draft_accepted", 0)),
+            )
+
+        return self._ask("generate", read, ids=list(prompt_ids), n_predict=n_predict, n_probs=n_probs)
+
+    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
+        if not 1 <= start <= len(ids):
+            raise ValueError(f"start is {start}, expected 1 to {len(ids)}")
+
+        def read(answer: Any) -> tuple[Step, ...]:
+            steps = _steps(answer)
+            if [step.token for step in steps] != list(ids[start:]):
+                raise ValueError("scores of other tokens")
+            return steps
+
+        return self._ask("score", read, ids=list(ids), start=start, top=top)
+
+    def __enter__(self) -> LineSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+
+    def _ask(self, do: str, read: Callable[[Any], Answer], **given: Any) -> Answer:
+        """One call; every way for it to go wrong is a RuntimeFailure."""
+        if self._process.remaining <= 0:
+            raise self._process.timed_out()
+        self._asked += 1
+        number = self._asked
+        self._process.say(json.dumps({"id": number, "do": do, "with": given}))
+        answer = self._process.wait_until(lambda: self._process.answer(number))
+        if "error" in answer:
+            reason = f"{self._process.what} could not {do.replace('_', ' ')}: {answer['error']}"
+            raise RuntimeFailure(Failure.REFUSED, reason, log=self._process.log_tail())
+        try:
+            if answer["id"] != number:
+                raise ValueError(f"an answer to call {answer['id']}")
+            return read(answer["result"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._nonsense(do, error) from error
+
+    def _nonsense(self, what: str, error: Exception) -> RuntimeFailure:
+        reason = f"{self._process.what} answered {what} with something else: {error!r}"
+        return RuntimeFailure(Failure.NONSENSE, reason, log=self._process.log_tail())
+
+
+def _steps(values: Any) -> tuple[Step, ...]:
+    return tuple(
+        Step(
+            int(token),
+            None if logprob is None else float(logprob),
+            tuple((int(other), float(value)) for other, value in top),
+        )
+        for token, logprob, top in values
+    )
+
+
+def _ids(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {type(value).__name__}")
+    return value

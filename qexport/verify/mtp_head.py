@@ -1,0 +1,117 @@
+"""The MTP head judged by running it: how often it guesses what the model says next.
+
+A head that is broken loads like one that works: norms shifted twice, the two halves of its input exchanged,
+a matrix that was never filled. What shows it is use. Over a held-out text the head is given what it gets in a
+runtime (the trunk's own hidden state behind the final norm, the embedding of the next token), and its first
+choice for the token after next is compared with the trunk's own first choice there: this is the share of
+drafts that greedy decoding would accept at depth one. The log-probability that it gives to the trunk's choice
+is the finer measure.
+
+Acceptance depends on model and text, so the same numbers of the bf16 source stand beside those of an
+artifact, from the same code. Left out: chained drafts (depth two and more), sampling, and the runtime's
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.errors import InputError
+from qexport.verify.text_run import TextRun, run_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qexport.calibrate.options import StreamOptions
+    from qexport.calibrate.stream import Progress
+    from qexport.families.view import ModelView
+
+__all__ = ["HeadScore", "measure_head", "score_head"]
+
+
+@dataclass(frozen=True)
+class HeadScore:
+    """What was measured.
+
+    Attributes:
+        positions: drafts that were judged.
+        acceptance: share of them that are the trunk's own first choice.
+        logprob: mean log-probability, in nats, that the head gives to that choice.
+        chance: acceptance of always drafting the one token that the trunk says most often.
+    """
+
+    positions: int
+    acceptance: float
+    logprob: float
+    chance: float
+
+    @property
+    def error(self) -> float:
+        """Standard error of the acceptance."""
+        share = min(max(self.acceptance, 1 / self.positions), 1 - 1 / self.positions)
+        return math.sqrt(share * (1 - share) / self.positions)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_head(
+    view: ModelView,
+    tokens: np.ndarray,
+    options: StreamOptions | None = None,
+    *,
+    first: int | None = None,
+    progress: Progress | None = None,
+) -> HeadScore:
+    """Run the model and its head over ``tokens``.
+
+    Args:
+        view: of a source or of an artifact, its head included.
+        tokens: ids, integers ``(chunks, chunk)``.
+        first: the first position of a chunk that counts; half of the chunk by default.
+
+    Raises:
+        InputError: there is no head; or as :func:`~qexport.verify.text_run.run_text`.
+    """
+    if not view.mtp_layers:
+        raise InputError(f"{view.label} has no MTP head")
+    with run_text(view, tokens, options, progress) as run:
+        return score_head(run, first=first)
+
+
+def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
+    """The head's score from a run that is there already.
+
+    Raises:
+        InputError: the model has no head.
+    """
+    import torch
+
+    from qexport.verify.logits import Tally, batches, logits, output_rows, picked, slices, vocabulary
+
+    if run.draft is None:
+        raise InputError(f"{run.view.label} has no MTP head")
+    view, device = run.view, run.device
+    chunks, chunk = run.tokens.shape
+    first = chunk // 2 if first is None else first
+    count = chunks * (chunk - 1 - first)
+    # The draft at a position and the trunk's choice at the next are for the same token.
+    trunk, head = Tally(count), Tally(count)
+    with torch.no_grad():
+        for start, stop in slices(vocabulary(view)):
+            rows = output_rows(view, start, stop, device)
+            for tally, states, begin in ((trunk, run.final, first + 1), (head, run.draft, first)):
+                for at, part in batches(states, begin, device):
+                    tally.add(at, logits(view, part, rows), start)
+        given = picked(view, run.draft, first, trunk.token, device) - head.log_sum
+    if not bool(torch.isfinite(head.log_sum).all() and torch.isfinite(trunk.log_sum).all()):
+        raise InputError(f"{view.label}: logits are not finite; a weight of trunk or head is damaged")
+    commonest = int(torch.bincount(trunk.token).max())
+    return HeadScore(
+        positions=count,
+        acceptance=float((trunk.token == head.token).double().mean()),
+        logprob=float(given.mean()),
+        chance=commonest / count,
+    )

@@ -1,0 +1,176 @@
+"""Verify one folder (MLX, FP8, NVFP4, or plain safetensors): what it stores, then what runtimes make of it.
+
+Judged like a GGUF. Loaders do not check what matters most (is every module stored as the config tells them?),
+so that is asked first, by us (``stored_form``). Hardly any runtime runs an MTP head without a GPU, so its
+acceptance is measured by one engine of ours for all formats (``head``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qexport.artifacts.artifact import Kind
+from qexport.artifacts.opening import open_artifact
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.errors import EnvironmentProblem, InputError
+from qexport.verify.choose import choose_runtime
+from qexport.verify.folder_type import folder_type
+from qexport.verify.judge import skipped
+from qexport.verify.options import VerifyOptions
+from qexport.verify.redact import redact
+from qexport.verify.report import Check, Finding, Report, Status
+from qexport.verify.steps import Progress, Steps, Subject, report_of
+
+if TYPE_CHECKING:
+    from qexport.artifacts.artifact import Artifact
+    from qexport.families.view import ModelView
+    from qexport.verify.reference import Reference
+    from qexport.verify.runtime import Runtime
+
+__all__ = ["HeadCheck", "StoredFormCheck", "verify_folder"]
+
+StoredFormCheck = Callable[["Artifact"], Sequence[Finding]]
+HeadCheck = Callable[["Artifact", "ModelView | None"], Finding]
+
+
+def verify_folder(
+    path: Path,
+    *,
+    view: ModelView | None,
+    options: VerifyOptions | None = None,
+    runtimes: Sequence[Runtime] | None = None,
+    reference: Reference | None = None,
+    stored_form: StoredFormCheck | None = None,
+    head: HeadCheck | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Judge the folder at ``path``.
+
+    Args:
+        view: the repaired source; without it neither tokens nor agreement can be judged.
+        runtimes: instead of the one that ``options`` and the format choose.
+        reference: instead of building one from ``view``; build it once for all artifacts of one model.
+        stored_form: compares what is stored with what the config tells a loader.
+        head: measures the MTP head, where there is one.
+        progress: told in words what is being done.
+
+    Raises:
+        InputError: there is no such folder.
+        UsageProblem: a prompt does not fit into the context, or the runtime that was named cannot judge
+            such a folder.
+        EnvironmentProblem: a runtime that was named is not installed or cannot be started.
+    """
+    options = options or VerifyOptions()
+    if not path.is_dir():
+        raise InputError(f"{path.name}: no such folder", hint="Name the folder that holds config.json.")
+    say = progress or (lambda _: None)
+    about = _About(path.absolute().name, say)
+    artifact = about.read(path)
+    if artifact is None:
+        about.add(skipped(Check.LOADS, "not tried: the folder cannot be read"))
+        return about.report([])
+    for finding in stored_form(artifact) if stored_form is not None else ():
+        about.add(finding)
+    named = runtimes is not None or bool(options.runtime) or options.runtime_python is not None
+    ran: list[Steps] = []
+    for runtime in _chosen(artifact, options, about) if runtimes is None else runtimes:
+        steps = Steps(path, view, options, runtime, say, about.subject)
+        try:
+            steps.plain()
+            steps.mtp()
+        except EnvironmentProblem as problem:
+            if named:
+                raise
+            about.add(skipped(Check.LOADS, f"{redact(problem.message)} ({problem.hint})"))
+            continue
+        ran.append(steps)
+    for steps in ran:
+        reference = steps.judge(reference)
+    if view is not None and view.mtp_layers and not artifact.has_head:
+        about.add(skipped(Check.MTP_LOADS, "the source has an MTP head, the folder has none"))
+    elif head is not None and artifact.has_head:
+        about.add(head(artifact, view))
+    return about.report(ran)
+
+
+def _chosen(artifact: Artifact, options: VerifyOptions, about: _About) -> list[Runtime]:
+    runtime = choose_runtime(artifact, options)
+    if isinstance(runtime, str):
+        about.add(skipped(Check.LOADS, runtime))
+        return []
+    return [runtime]
+
+
+@dataclass
+class _About:
+    """What is found about the folder itself, whichever runtimes there are."""
+
+    name: str
+    say: Progress
+    subject: Subject = field(default_factory=Subject)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        self.say(f"{self.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
+
+    def read(self, path: Path) -> Artifact | None:
+        """The folder about itself; ``None`` where it cannot be read."""
+        try:
+            artifact = open_artifact(path)
+            stored = LocalCheckpoint(path, quantized=True)
+            parameters = artifact.view().parameters
+        except InputError as error:
+            self.add(Finding(Check.FILE, Status.FAIL, redact(str(error))))
+            return None
+        size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
+        kind = folder_type(artifact)
+        self.subject = Subject(
+            file_type=kind,
+            size=size,
+            bits_per_weight=8 * size / parameters,
+            chat_template=_has_template(stored),
+            complete_chats=True,
+            context=int(artifact.text.get("max_position_embeddings") or 0),
+            # A head beside an MLX trunk is another folder's; one inside is what a runtime could draft with.
+            head=artifact.has_head and artifact.kind is not Kind.MLX,
+        )
+        words = f"{artifact.family.name} {kind}, {len(stored.tensors)} tensors"
+        words += f", {self.subject.bits_per_weight:.2f} bits/weight"
+        data = {
+            "family": artifact.family.name,
+            "kind": artifact.kind.value,
+            "file_type": kind,
+            "tensors": len(stored.tensors),
+            "size": size,
+            "shards": len({tensor.file for tensor in stored.tensors.values()}),
+            "mtp_layers": artifact.declared_mtp,
+            "head": artifact.has_head,
+            "chat_template": self.subject.chat_template,
+        }
+        self.add(Finding(Check.FILE, Status.PASS, words, data))
+        return artifact
+
+    def report(self, ran: Sequence[Steps]) -> Report:
+        """One report; of several runtimes, every finding says whose it is."""
+        findings = list(self.findings)
+        for steps in ran:
+            name = steps.runtime.name
+            findings += [
+                found
+                if len(ran) == 1
+                else replace(found, summary=f"{name}: {found.summary}", data={**found.data, "runtime": name})
+                for found in steps.findings
+            ]
+        return report_of(self.name, self.subject, findings, ran)
+
+
+def _has_template(folder: LocalCheckpoint) -> bool:
+    names = ("chat_template.jinja", "chat_template.json")
+    if any(name in folder.files for name in names):
+        return True
+    name = "tokenizer_config.json"
+    return name in folder.files and b'"chat_template"' in folder.read_file(name)

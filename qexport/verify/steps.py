@@ -1,0 +1,294 @@
+"""The steps that every verification takes with a runtime, whatever the artifact is: run it, then judge.
+
+Order matters for memory: the plain run, then the run with MTP, each in a process that is gone before the next
+thing starts, and the bf16 reference last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.verify.judge import (
+    judge_acceptance,
+    judge_agreement,
+    judge_finite,
+    judge_mtp_text,
+    judge_text,
+    judge_tokens,
+    skipped,
+)
+from qexport.verify.memory import fit
+from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, source_probes
+from qexport.verify.redact import redact
+from qexport.verify.reference import Reference, Scored, reference_from_view
+from qexport.verify.report import Check, Finding, Report, Status
+from qexport.verify.runtime import Failure, Generation, Runtime, RuntimeFailure, Session, Settings
+from qexport.verify.thresholds import tolerance
+
+if TYPE_CHECKING:
+    from qexport.families.view import ModelView
+    from qexport.verify.options import VerifyOptions
+
+__all__ = ["Progress", "Steps", "Subject", "report_of"]
+
+Progress = Callable[[str], None]
+
+_TEMPLATE_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an artifact says of itself, as far as running and judging it depend on that.
+
+    Attributes:
+        file_type: as :mod:`qexport.verify.thresholds` knows it; empty if unknown.
+        size: bytes of weights.
+        chat_template: whether it has one.
+        complete_chats: a rendered chat has all special tokens already; llama.cpp adds what the file says.
+        context: tokens that the model has; 0 if unknown.
+        head: whether it has an MTP head.
+    """
+
+    file_type: str = ""
+    size: int = 0
+    bits_per_weight: float = 0.0
+    chat_template: bool = False
+    complete_chats: bool = False
+    context: int = 0
+    head: bool = False
+
+
+@dataclass
+class Steps:
+    """One artifact in one runtime, and what has been found so far."""
+
+    path: Path
+    view: ModelView | None
+    options: VerifyOptions
+    runtime: Runtime
+    progress: Progress
+    subject: Subject = field(default_factory=Subject)
+    findings: list[Finding] = field(default_factory=list)
+    answers: list[Generation] = field(default_factory=list)
+    mtp_answers: list[Generation] = field(default_factory=list)
+    version: str = ""
+    load_s: float = 0.0
+    tok_s: float = 0.0
+    mtp_tok_s: float = 0.0
+
+    def add(self, finding: Finding) -> None:
+        """Note a finding and say it."""
+        self.findings.append(finding)
+        self.progress(f"{self.path.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
+
+    def plain(self) -> None:
+        """Without MTP: tokens, template, answers with log-probabilities, then one answer for its speed."""
+        self.progress(f"{self.path.name}: loading into {self.runtime.name}")
+        stage = Check.LOADS
+        try:
+            with self.runtime.open(self.path, self._settings(0)) as session:
+                self.version, self.load_s = session.version, session.load_s
+                self.add(Finding(stage, Status.PASS, f"loaded in {self.load_s:.1f} s"))
+                if session.facts.get("strict"):
+                    words = "strict loading: all that the model needs came from the files, and all was used"
+                    self.add(Finding(Check.USED, Status.PASS, words, dict(session.facts)))
+                stage = Check.TOKENS
+                self.add(self._tokens(session))
+                stage = Check.GENERATES
+                for ids in self._prompts(session):
+                    self.answers.append(self._generate(session, ids, n_probs=self.options.n_probs))
+                # Log-probabilities cost a sort of the vocabulary for each token: speed is measured without.
+                self.tok_s = self._generate(session, self.answers[0].prompt_ids, n_probs=0).tok_s
+                count = sum(len(answer.tokens) for answer in self.answers)
+                words = f"{count} tokens for {len(self.answers)} prompts"
+                self.add(
+                    Finding(stage, Status.PASS, words, {"prompts": [len(a.prompt_ids) for a in self.answers]})
+                )
+        except RuntimeFailure as failure:
+            self.add(_failed(stage, failure))
+
+    def mtp(self) -> None:
+        """The same prompts again with the MTP head drafting, where there is a head."""
+        if not self.subject.head:
+            return
+        if not self.options.mtp or not self.options.draft_max:
+            self.add(skipped(Check.MTP_LOADS, "not asked for"))
+            return
+        if not self.runtime.drafts:
+            self.add(skipped(Check.MTP_LOADS, f"{self.runtime.name} has no MTP"))
+            return
+        if not self.answers:
+            self.add(skipped(Check.MTP_LOADS, "the file does not run without MTP either"))
+            return
+        self.progress(f"{self.path.name}: loading again with MTP")
+        stage = Check.MTP_LOADS
+        try:
+            with self.runtime.open(self.path, self._settings(self.options.draft_max)) as session:
+                self.add(Finding(stage, Status.PASS, f"loaded with MTP in {session.load_s:.1f} s"))
+                stage = Check.MTP_TEXT
+                if reason := session.facts.get("no_drafts"):
+                    self.add(skipped(stage, str(reason)))
+                    return
+                for answer in self.answers:
+                    self.mtp_answers.append(self._generate(session, answer.prompt_ids, n_probs=0))
+                self.mtp_tok_s = self._generate(session, self.answers[0].prompt_ids, n_probs=0).tok_s
+        except RuntimeFailure as failure:
+            self.mtp_answers.clear()
+            self.add(_failed(stage, failure))
+
+    def judge(self, reference: Reference | None) -> Reference | None:
+        """Everything that can be said about the answers. Returns the reference, built here if need be."""
+        if not self.answers:
+            return reference
+        limits = self.options.limits or tolerance(self.subject.file_type)
+        self.add(judge_finite(self.answers))
+        scored = self._score(reference)
+        scores = scored[1] if isinstance(scored, tuple) else None
+        self.add(judge_text(self.answers, scores, near_tie=limits.near_tie))
+        if isinstance(scored, Finding):
+            self.add(scored)
+        else:
+            reference = scored[0]
+            self.add(
+                judge_agreement(
+                    self.answers,
+                    scored[1],
+                    limits,
+                    file_type=self.subject.file_type or "unknown type",
+                    source=reference.label,
+                    noise=reference.noise,
+                )
+            )
+        if self.mtp_answers:
+            self.add(judge_mtp_text(self.answers, self.mtp_answers, tie=self.options.mtp_tie))
+            self.add(judge_acceptance(self.mtp_answers, floor=self.options.acceptance_floor))
+        return reference
+
+    def report(self) -> Report:
+        """All of it, frozen."""
+        return report_of(self.path.name, self.subject, self.findings, [self])
+
+    def _settings(self, draft_max: int) -> Settings:
+        options = self.options
+        return Settings(draft_max, self._context(), options.threads, options.time_limit)
+
+    def _context(self) -> int:
+        """Tokens of context: as asked for, more where the prompts may need it and the model has it."""
+        # A token is a byte at least; what the chat template adds is not known before the file is loaded.
+        longest = max(
+            len(prompt.encode()) for prompt in self.options.prompts or (*CHAT_PROMPTS, *RAW_PROMPTS)
+        )
+        wanted = -(-(longest + _TEMPLATE_TOKENS + self.options.n_predict) // 256) * 256
+        return max(self.options.context, min(wanted, self.subject.context))
+
+    def _generate(self, session: Session, ids: Sequence[int], *, n_probs: int) -> Generation:
+        return session.generate(ids, n_predict=self.options.n_predict, n_probs=n_probs)
+
+    def _tokens(self, session: Session) -> Finding:
+        if self.view is None:
+            return skipped(Check.TOKENS, "no source was given to compare with")
+        try:
+            probes = source_probes(self.view.files)
+        except InputError as error:
+            return skipped(Check.TOKENS, redact(error.message))
+        if not probes:
+            return skipped(Check.TOKENS, "the source has no tokenizer.json")
+        cut = [(text, ids, session.tokenize(text, add_special=False)) for text, ids in probes]
+        return judge_tokens(cut)
+
+    def _prompts(self, session: Session) -> list[tuple[int, ...]]:
+        """Prompt ids: through the artifact's chat template where it has one, else as they are."""
+        texts = self._chats(session) if self.subject.chat_template else None
+        add_special = texts is None or not self.subject.complete_chats
+        if texts is None:
+            texts = list(self.options.prompts or RAW_PROMPTS)
+        prompts = [session.tokenize(text, add_special=add_special) for text in texts]
+        longest = max(len(ids) for ids in prompts)
+        context = self._context()
+        if longest + self.options.n_predict > context:
+            raise UsageProblem(
+                f"a prompt of {longest} tokens and {self.options.n_predict} to generate do not fit "
+                f"into a context of {context}",
+                hint="Use a shorter prompt, or generate fewer tokens.",
+            )
+        if not all(prompts):
+            raise RuntimeFailure(Failure.NONSENSE, "a prompt became no tokens at all")
+        return prompts
+
+    def _chats(self, session: Session) -> list[str] | None:
+        texts: list[str] = []
+        for prompt in self.options.prompts or CHAT_PROMPTS:
+            try:
+                text = session.render_chat([{"role": "user", "content": prompt}])
+            except RuntimeFailure as failure:
+                if failure.kind is not Failure.REFUSED:
+                    raise
+                self.add(_failed(Check.TEMPLATE, failure))
+                return None
+            if prompt.strip() not in text:  # many templates trim it
+                self.add(Finding(Check.TEMPLATE, Status.FAIL, "the chat template loses the user's message"))
+                return None
+            texts.append(text)
+        self.add(Finding(Check.TEMPLATE, Status.PASS, "the file's chat template was applied by the runtime"))
+        return texts
+
+    def _score(self, reference: Reference | None) -> tuple[Reference, list[tuple[Scored, ...]]] | Finding:
+        """The source's scores of every answer, or why there are none."""
+        if not self.options.reference:
+            return skipped(Check.AGREEMENT, "not asked for")
+        if reference is None:
+            if self.view is None:
+                return skipped(Check.AGREEMENT, "no source was given to compare with")
+            size = fit(self.view)
+            if not size.ok:
+                words = f"the source needs about {size.needed / 1e9:.1f} GB in bf16"
+                words += f", {size.available / 1e9:.1f} GB are free"
+                return skipped(Check.AGREEMENT, words, needed=size.needed, available=size.available)
+            self.progress(f"{self.path.name}: loading the source as {size.dtype}")
+            try:
+                reference = reference_from_view(self.view, dtype=size.dtype)
+            except (EnvironmentProblem, InputError) as error:
+                return skipped(Check.AGREEMENT, redact(error.message))
+        self.progress(f"{self.path.name}: comparing with {reference.label}")
+        rows = self.view.text.get("vocab_size") if self.view is not None else None
+        highest = max(max((*answer.prompt_ids, *answer.tokens)) for answer in self.answers)
+        if rows is not None and highest >= rows:
+            words = f"token {highest} is beyond the source's vocabulary of {rows}: a file of another model"
+            return Finding(Check.AGREEMENT, Status.FAIL, words, {"token": highest, "vocabulary": rows})
+        scores = [
+            reference.score(
+                [*answer.prompt_ids, *answer.tokens], len(answer.prompt_ids), top=self.options.n_probs
+            )
+            for answer in self.answers
+        ]
+        return reference, scores
+
+
+def _failed(check: Check, failure: RuntimeFailure) -> Finding:
+    data = {"kind": failure.kind.value, "log": list(failure.log)}
+    return Finding(check, Status.FAIL, failure.message, data)
+
+
+def report_of(artifact: str, subject: Subject, findings: Sequence[Finding], runs: Sequence[Steps]) -> Report:
+    """A report of ``findings`` and of what ran (perhaps nothing); speeds are those of the first run."""
+    drafted = sum(answer.draft_n for steps in runs for answer in steps.mtp_answers)
+    accepted = sum(answer.draft_accepted for steps in runs for answer in steps.mtp_answers)
+    order = list(Check)
+    return Report(
+        artifact=artifact,
+        runtime=", ".join(steps.runtime.name for steps in runs) or "none",
+        runtime_version=", ".join(steps.version for steps in runs),
+        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.check))),
+        texts=tuple(answer.text for steps in runs for answer in steps.answers),
+        file_type=subject.file_type,
+        size=subject.size,
+        bits_per_weight=subject.bits_per_weight,
+        load_s=runs[0].load_s if runs else 0.0,
+        tok_s=runs[0].tok_s if runs else 0.0,
+        mtp_tok_s=runs[0].mtp_tok_s if runs else 0.0,
+        acceptance=accepted / drafted if drafted else None,
+    )

@@ -1,0 +1,101 @@
+"""A text sent through a model layer by layer, and what is kept of it: the hidden states behind the last norm.
+
+Everything that is judged without a runtime starts here: how far an artifact's predictions are from the
+source's, how often the MTP head guesses what the model then says. Two models are run one after the other, so
+memory is that of two layers of one of them, whatever is compared; states beyond half of the free memory go to
+a file without a name.
+
+Numbers are float32 unless the caller says otherwise: then every difference is the artifact's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.calibrate.activations import HiddenStates
+from qexport.calibrate.corpus import heldout_corpus
+from qexport.calibrate.options import StreamOptions
+from qexport.calibrate.tokens import tokenize
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from qexport.calibrate.stream import Progress
+    from qexport.families.view import ModelView
+
+__all__ = ["EXACT", "TextRun", "heldout_tokens", "run_text"]
+
+EXACT = StreamOptions(precision="float32")
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """One model's states over a text.
+
+    Attributes:
+        tokens: ids, integers ``(chunks, chunk)``.
+        final: float32 ``(chunks, chunk, width)``, after the trunk's final norm.
+        draft: float32 ``(chunks, chunk - 1, width)``, after the MTP head's; ``None`` without a head.
+        device: where products are done.
+    """
+
+    view: ModelView
+    tokens: np.ndarray
+    final: HiddenStates
+    draft: HiddenStates | None
+    device: str = "cpu"
+
+
+@contextmanager
+def run_text(
+    view: ModelView,
+    tokens: np.ndarray,
+    options: StreamOptions | None = None,
+    progress: Progress | None = None,
+) -> Iterator[TextRun]:
+    """Send ``tokens`` through the model; its states last as long as the context.
+
+    Args:
+        view: of a source or of an artifact.
+        tokens: ids, integers ``(chunks, chunk)``; every chunk is a text of its own.
+
+    Raises:
+        InputError: ids beyond the vocabulary, weights that are missing or damaged.
+        EnvironmentProblem: transformers is missing, or memory or disk are too small.
+    """
+    from qexport.calibrate.observe import Observer
+    from qexport.calibrate.stream import LayerStream
+
+    options = options or EXACT
+    stream = LayerStream(view, options)
+    chunks, chunk = tokens.shape
+    width = int(view.text["hidden_size"])
+    limit, folder = stream.state_limit // 3, options.spill_folder
+    heads = chunks if view.mtp_layers else 0
+    with (
+        closing(HiddenStates((chunks, chunk, width), limit=limit, folder=folder)) as final,
+        closing(HiddenStates((heads, chunk - 1, width), limit=limit, folder=folder)) as draft,
+    ):
+        stream.run(tokens, Observer(), progress=progress, final=_keeper(final), draft=_keeper(draft))
+        del stream
+        yield TextRun(view, tokens, final, draft if heads else None, options.device)
+
+
+def heldout_tokens(view: ModelView, *, tokens: int = 8192, chunk: int = 512) -> np.ndarray:
+    """Ids of text that is never calibrated with, int32 ``(chunks, chunk)``, by the model's own tokenizer.
+
+    Raises:
+        InputError: the model has no usable tokenizer.
+    """
+    vocabulary = int(view.text["vocab_size"])
+    return tokenize(
+        heldout_corpus(), view.files, tokens=tokens, chunk=chunk, vocab_size=vocabulary, model=view.label
+    ).ids
+
+
+def _keeper(states: HiddenStates) -> Callable[[int, torch.Tensor], None]:
+    return lambda start, hidden: states.write(start, hidden)

@@ -1,0 +1,202 @@
+"""A run that is killed anywhere ends, when it is started again, with the bytes of one that was not.
+
+The runs are processes of their own, killed (SIGKILL) at a chosen write, fsync or rename.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from qexport.checkpoint import open_checkpoint
+from qexport.doctor.diagnose import diagnose
+from qexport.errors import EnvironmentProblem
+from qexport.export.ledger import LEDGER_NAME, LOCK_NAME, Entry, Ledger
+from qexport.pipeline import export
+from qexport.pipeline.gguf import GgufTarget
+
+KILLS = int(os.environ.get("QEXPORT_KILLS", "4"))  # each takes two more runs of a few seconds
+
+# Arguments: model, folder, the number of the event to die at (0: none). Prints how many events there were.
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+model, out, die_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+from qexport.checkpoint import open_checkpoint
+from qexport.doctor.diagnose import diagnose
+from qexport.export import execute
+from qexport.export.ledger import Ledger
+from qexport.pipeline import export
+from qexport.pipeline.gguf import GgufTarget
+execute._RUN_VALUES = 1 << 14
+Ledger.due = lambda self: True  # an entry after every step
+count = 0
+def counted(function):
+    def call(*args, **kwargs):
+        global count
+        count += 1
+        if count == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+os.pwrite, os.fsync = counted(os.pwrite), counted(os.fsync)
+Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
+diagnosis = diagnose(open_checkpoint(model))
+targets = [GgufTarget(t, out / name, verify=None) for name, t in (("a", ("Q4_0", "BF16")), ("b", ("Q8_0",)))]
+items = export.plan(targets, diagnosis)
+done, todo = export.finished(items, home=out)
+if todo:
+    export.check(todo, overwrite=False, home=out)
+    export.write(todo, diagnosis, home=out, threads=2)
+print(count)
+"""
+
+
+def child(model, out, die_at=0):
+    command = [sys.executable, "-c", CHILD, str(model), str(out), str(die_at)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def files_of(folder):
+    """What was made, receipts without the time they were written at."""
+    found = contents(folder)
+    for name in [name for name in found if name.endswith("qexport.json")]:
+        receipt = json.loads(found[name])
+        for artifact in receipt["artifacts"]:
+            artifact.pop("written")
+        found[name] = receipt
+    return found
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_bytes(zoo, tmp_path):
+    model = zoo("qwen3_5")
+    whole = child(model, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    events = int(whole.stdout)
+    expected = files_of(tmp_path / "whole")
+    assert {name for name in expected if name.startswith("b/")} == {
+        "b/qexport.json",
+        "b/qwen3_5-MTP-Q8_0.gguf",
+    }
+    luck = random.Random(4)
+    late = range(events - 16, events + 1)
+    moments = [*luck.sample(range(1, events - 16), KILLS - KILLS // 2), *luck.sample(late, KILLS // 2)]
+    for number, die_at in enumerate(moments):
+        out = tmp_path / str(number)
+        killed = child(model, out, die_at)
+        assert killed.returncode == -signal.SIGKILL, (die_at, killed.stderr)
+        if number % 2:
+            child(model, out, luck.randrange(1, events))  # perhaps killed once more
+        done = child(model, out)
+        assert done.returncode == 0, (die_at, done.stderr)
+        assert files_of(out) == expected, die_at
+
+
+@pytest.fixture
+def diagnosis(zoo):
+    return diagnose(open_checkpoint(str(zoo("qwen3"))))
+
+
+def stopped(items, diagnosis, home, monkeypatch):
+    """A run that Ctrl-C stops once a few steps are done; the ledger's entry says how many."""
+    monkeypatch.setattr(Ledger, "due", lambda self: True)
+    record = Ledger.write
+
+    def write(self, entry):
+        record(self, entry)
+        if entry.steps == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            export.write(items, diagnosis, home=home, threads=1)
+    return Ledger(home).read()
+
+
+def test_only_what_is_missing_is_read_again(diagnosis, tmp_path, monkeypatch):
+    source = diagnosis.subject.checkpoint
+    items = export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis)
+    entry = stopped(items, diagnosis, tmp_path, monkeypatch)
+    assert 0 < entry.steps < len(source.tensors)
+    read = set()
+    source.on_read = lambda name, start, stop: read.add(name)
+    ((item),) = export.write(items, diagnosis, home=tmp_path)
+    first = {piece.name for tensor in item.plan.tensors[: entry.steps] for piece in tensor.source.pieces}
+    assert not read & first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["qexport.json", item.written[0].name]
+
+
+def test_what_an_interrupted_run_left_is_of_no_use_to_another_export(diagnosis, tmp_path, monkeypatch):
+    stopped(
+        export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis),
+        diagnosis,
+        tmp_path,
+        monkeypatch,
+    )
+    assert any(path.name.endswith(".part") for path in tmp_path.iterdir())
+    items = export.plan([GgufTarget(("BF16",), tmp_path, verify=None)], diagnosis)
+    export.write(items, diagnosis, home=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["qexport.json", "qwen3-BF16.gguf"]
+
+
+def test_a_disk_that_is_full_is_met_again_where_it_was(diagnosis, tmp_path, monkeypatch):
+    items = export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis)
+    pwrite, room = os.pwrite, [12]
+
+    def full(fd, data, offset):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        return pwrite(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(EnvironmentProblem, match="disk is full"):
+            export.write(items, diagnosis, home=tmp_path)
+    entry = Ledger(tmp_path).read()
+    assert entry is not None
+    assert not list(tmp_path.glob("*.gguf"))
+    (item,) = export.write(items, diagnosis, home=tmp_path)
+    other = tmp_path / "other"
+    (fresh,) = export.write(
+        export.plan([GgufTarget(("Q8_0",), other, verify=None)], diagnosis), diagnosis, home=other
+    )
+    assert item.written == fresh.written
+
+
+def test_two_runs_into_one_folder(tmp_path):
+    first = Ledger(tmp_path)
+    first.open()
+    with pytest.raises(EnvironmentProblem, match="another run"):
+        Ledger(tmp_path).open()
+    first.close()
+    second = Ledger(tmp_path)
+    assert second.open() is None
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 9}', '{"schema": 1, "fingerprint": "x"}'])
+def test_a_ledger_that_is_none_is_ignored(tmp_path, text):
+    (tmp_path / LEDGER_NAME).write_text(text)
+    assert Ledger(tmp_path).read() is None
+
+
+def test_a_ledger_comes_back_as_it_was(tmp_path):
+    entry = Entry("print", (tmp_path / "a.bin", tmp_path.parent / "b" / "c.bin"), 3, {"a.bin": "00"})
+    Ledger(tmp_path).write(entry)
+    read = Ledger(tmp_path).read()
+    assert read == Entry(
+        "print", tuple(tmp_path / os.path.relpath(p, tmp_path) for p in entry.files), 3, {"a.bin": "00"}
+    )
+    assert LOCK_NAME not in [path.name for path in tmp_path.iterdir()]

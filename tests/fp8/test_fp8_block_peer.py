@@ -1,0 +1,46 @@
+"""The compressed-tensors layout: llm-compressor's bytes and config, from the goldens and from itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fp8_folders import config_of, same, tensors_in, write_fp8
+from make_fp8_golden import CASES, GOLDEN, digest
+from zoo_types import Zoo
+
+KNOWN: dict[str, Any] = json.loads(GOLDEN.read_text())["cases"]
+PYTHON = os.environ.get("QEXPORT_LLMC_PYTHON")
+TESTS = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(zoo: Zoo, tmp_path: Path, case: str) -> None:
+    name, options, _ = CASES[case]
+    write_fp8(zoo(name, **options), tmp_path / "out", mtp="auto", layout="compressed-tensors")
+    tensors = tensors_in(tmp_path / "out")
+    assert len(tensors) == KNOWN[case]["tensors"]
+    assert digest(tensors) == KNOWN[case]["sha256"]
+    mine, peers = config_of(tmp_path / "out")["quantization_config"], dict(KNOWN[case]["config"])
+    assert set(mine.pop("ignore")) == set(peers.pop("ignore"))
+    assert mine == peers
+
+
+@pytest.mark.toolchain
+@pytest.mark.slow
+@pytest.mark.skipif(PYTHON is None, reason="QEXPORT_LLMC_PYTHON is not set")
+def test_equals_model_free_ptq(zoo: Zoo, tmp_path: Path) -> None:
+    assert PYTHON is not None
+    maker = str(Path(__file__).parent / "make_fp8_golden.py")
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    run = [PYTHON, maker, *CASES, str(tmp_path / "peer")]
+    subprocess.run(run, env=environment, check=True, capture_output=True)
+    for case, (name, options, _) in CASES.items():
+        write_fp8(zoo(name, **options), tmp_path / case, layout="compressed-tensors")
+        ours, theirs = tensors_in(tmp_path / case), tensors_in(tmp_path / "peer" / case)
+        assert ours.keys() == theirs.keys()
+        assert [key for key in ours if not same(ours[key], theirs[key])] == []

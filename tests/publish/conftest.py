@@ -1,0 +1,43 @@
+"""An exported folder, and a Hub to push it to."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
+from exported_folders import export, gguf
+from push_server import TOKEN, PushHub
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two verified artifacts."""
+    made = tmp_path / "Tuned-GGUF"
+    made.mkdir()
+    return export(made, [gguf("Q4_K_M"), gguf("Q8_0", 300_000)])
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that this process's client talks to, over plain LFS, with a token, without waiting."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    import qexport.publish.send as send
+
+    with PushHub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        naps = SimpleNamespace(sleep=lambda seconds: time.sleep(0.001))
+        monkeypatch.setattr(_http, "time", naps)
+        monkeypatch.setattr(send, "time", naps)
+        yield server

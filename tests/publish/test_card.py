@@ -1,0 +1,196 @@
+"""The model card: literal, and complete for every kind."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from exported_folders import FAILED, entry, gguf
+
+from qexport.errors import UsageProblem
+from qexport.publish.artifacts import parse_entry
+from qexport.publish.card import CardOptions, render_card
+from qexport.publish.kept import Kept, read_kept
+from qexport.publish.table import cell, decimal_size, file_table
+
+OPTIONS = CardOptions("bob/Tuned-GGUF")
+
+
+def artifact(label="Q4_K_M", **more):
+    return parse_entry(gguf(label, 2_000_000, **more)[0], "qexport.json")
+
+
+def folder_artifact(label, kind, prefix="", **more):
+    files = {f"{prefix}config.json": b"{}", f"{prefix}model.safetensors": b"w" * 9000}
+    return parse_entry(entry(label, files, kind=kind, **more), "qexport.json")
+
+
+def matter(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_card_to_the_letter():
+    measures = {"kld": {"mean": 0.01234, "p99": 0.2}, "same_top1": 0.9512, "acceptance": 0.81, "tok_s": 54.67}
+    card = render_card([artifact(measures=measures)], OPTIONS)
+    assert card == (Path(__file__).parent / "golden_card.md").read_text()
+
+
+def test_columns_without_values_are_left_out():
+    value = artifact(verification={**FAILED, "acceptance": None}, bits_per_weight=None)
+    assert file_table([value]).splitlines()[0] == "| File | Type | Size | Verified |"
+
+
+@pytest.mark.parametrize(
+    "junk", [None, 3, "x", [], {"kld": "low", "same_top1": [1], "acceptance": float("nan")}]
+)
+def test_measures_that_are_none_show_nothing(junk):
+    value = artifact(measures=junk, verification={"passed": True})
+    assert file_table([value]).splitlines()[0] == "| File | Type | Size | Bits/weight | Verified |"
+
+
+def test_an_entry_with_nothing_but_files():
+    """As bare as a later version could leave it."""
+    files = gguf("Q4_K_M")[0]["files"]
+    value = parse_entry({"kind": "gguf", "label": "Q4_K_M", "files": files}, "qexport.json")
+    card = render_card([value], OPTIONS)
+    assert "**This has not passed verification.**" in card
+    assert "None of these files has been run by the tool that wrote them." in card
+    assert "base_model" not in matter(card)
+
+
+def test_every_kind_says_how_to_run_it():
+    card = render_card(
+        [
+            artifact(),
+            folder_artifact("6bit", "mlx", "mlx/"),
+            folder_artifact("6bit-MTP", "mlx-drafter", "mlx-mtp/"),
+            folder_artifact("FP8", "fp8", "fp8/"),
+            folder_artifact("NVFP4", "nvfp4", "nvfp4/"),
+        ],
+        OPTIONS,
+    )
+    for line in (
+        "llama-server -hf bob/Tuned-GGUF:Q4_K_M --spec-type draft-mtp --spec-draft-n-max 3",
+        "hf download bob/Tuned-GGUF --include 'mlx/*' --local-dir .",
+        'mlx_lm.generate --model ./mlx --prompt "Hello"',
+        'mlx_vlm.generate --model ./mlx --draft-model ./mlx-mtp --draft-kind mtp --prompt "Hello"',
+        "vllm serve ./fp8",
+        """  --speculative-config '{"method": "mtp", "num_speculative_tokens": 2}'""",
+        "  --speculative-algorithm NEXTN --speculative-num-steps 3 \\",
+        "  --speculative-eagle-topk 1 --speculative-num-draft-tokens 4",
+    ):
+        assert f"{line}\n" in card
+    assert matter(card)["library_name"] == "gguf"
+    assert {"gguf", "mlx", "fp8", "nvfp4", "mtp"} <= set(matter(card)["tags"])
+    assert "[mlx/](./mlx)" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "library", "line"),
+    [
+        ("mlx", "mlx", "mlx_lm.server --model bob/Tuned-GGUF"),
+        ("fp8", "transformers", "vllm serve bob/Tuned-GGUF"),
+        ("nvfp4", "vllm", "python -m sglang.launch_server --model-path bob/Tuned-GGUF"),
+    ],
+)
+def test_a_repository_of_one_kind_is_named_by_its_id(kind, library, line):
+    card = render_card([folder_artifact("x", kind)], OPTIONS)
+    assert matter(card)["library_name"] == library
+    assert f"{line}\n" in card
+    assert "| this repository | x |" in card
+
+
+def test_without_a_head_nothing_is_said_of_mtp():
+    source = {"label": "Merged", "revision": None, "mtp": "none"}
+    card = render_card([artifact(source=source, verification={"passed": True, "verdict": "pass"})], OPTIONS)
+    assert "draft-mtp" not in card
+    assert "MTP" not in card.replace("Tuned-MTP-Q4_K_M", "")
+    assert "Exports of `Merged`, made with qexport" in card
+    assert "- Source: `Merged`, a local checkpoint\n" in card
+
+
+def test_a_grafted_head_and_a_matrix_are_provenance():
+    source = {"label": "Merged", "revision": None, "mtp": "grafted from Qwen/Base@89abcdef"}
+    facts = {"file": "m.gguf", "datasets": ["calib-1"], "calibration": {"tokens": 131072}}
+    card = render_card([artifact(source=source, options={"imatrix": facts})], OPTIONS)
+    assert "- MTP head: grafted from `Qwen/Base@89abcdef`, bit for bit" in card
+    assert "- Importance matrix: `m.gguf`, from `calib-1`, 131,072 tokens\n" in card
+
+
+def test_the_importance_matrix_is_a_file_beside():
+    matrix = parse_entry(entry("imatrix", {"m-imatrix.gguf": b"x"}, kind="imatrix", verification=None), "r")
+    card = render_card([artifact(), matrix], OPTIONS)
+    assert "- `m-imatrix.gguf`: the importance matrix" in card
+    assert "WARNING" not in card
+    assert "| imatrix |" not in card
+    assert "imatrix" in matter(card)["tags"]
+
+
+def test_split_files_are_one_row():
+    files = {f"M-BF16-0000{n}-of-00003.gguf": b"x" * 1000 for n in (1, 2, 3)}
+    card = render_card([parse_entry(entry("BF16", files), "r")], OPTIONS)
+    assert "| [M-BF16-00001-of-00003.gguf](./M-BF16-00001-of-00003.gguf) and 2 more | BF16 | 3 kB |" in card
+    assert "hf download bob/Tuned-GGUF --include 'M-BF16-*' --local-dir .\n" in card
+
+
+def test_facts_from_the_sources_card_and_from_the_earlier_one():
+    card = {"license": "apache-2.0", "language": ["en", "zh"], "pipeline_tag": "image-text-to-text"}
+    source = {"label": "alice/Tuned@0123abcd", "revision": "0" * 40, "mtp": "own", "card": card}
+    kept = Kept("", {"license": "mit", "datasets": ["x/y"], "tags": ["mine"], "library_name": "old"})
+    found = matter(render_card([artifact(source=source)], CardOptions("bob/M", kept=kept)))
+    assert found["license"] == "mit"
+    assert found["language"] == ["en", "zh"]
+    assert found["pipeline_tag"] == "image-text-to-text"
+    assert found["datasets"] == ["x/y"]
+    assert found["library_name"] == "gguf"
+    assert found["tags"][-1] == "mine"
+
+
+def test_what_a_person_says_of_the_base_model_and_of_themselves():
+    options = CardOptions("bob/M", base_model="alice/Other", quantized_by="Bob & Co")
+    found = matter(render_card([artifact()], options))
+    assert (found["base_model"], found["quantized_by"]) == ("alice/Other", "Bob & Co")
+
+
+def test_the_same_receipts_give_the_same_card():
+    made = gguf("Q4_K_M")[0]
+    cards = {
+        render_card([parse_entry({**made, "written": day}, "r")], OPTIONS) for day in ("2026-01-01", "x")
+    }
+    assert len(cards) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a|b", "a\\|b"), ("<script>", "&lt;script>"), ("a\n\nb", "a b"), (None, "None")],
+)
+def test_cells(text, shown):
+    assert cell(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (2_729_792, "2.73 MB"),
+        (17_100_000_000, "17.1 GB"),
+        (655_000_000_000, "655 GB"),
+    ],
+)
+def test_sizes_are_the_hubs(size, text):
+    assert decimal_size(size) == text
+
+
+@pytest.mark.parametrize("card", [None, "", " \n"])
+def test_no_card_keeps_nothing(card):
+    assert read_kept(card, "x") == Kept()
+
+
+def test_markers_must_come_in_pairs():
+    start, end = "<!-- qexport:keep -->", "<!-- /qexport:keep -->"
+    assert read_kept(f"a {start}\n one \n{end} b {start}two{end}", "x").text == "one\n\ntwo"
+    for broken in (start, end, f"{end}{start}", f"{start}{start}{end}", f"{start}a{end}{end}"):
+        with pytest.raises(UsageProblem, match="one of qexport's markers without the other"):
+            read_kept(broken, "x")
+    with pytest.raises(UsageProblem, match="was not written by qexport"):
+        read_kept("# Mine", "x")

@@ -1,0 +1,224 @@
+"""What a push refuses before it asks the Hub: unknown, changed, leaking, broken."""
+
+import hashlib
+import json
+import os
+import subprocess
+
+import pytest
+from exported_folders import VERIFIED, entry, export, gguf
+from in_process import ok, run
+
+from qexport.errors import InputError
+from qexport.publish.artifacts import Proof, parse_entry, read_artifacts
+from qexport.publish.leaks import check_text
+
+REPO = "alice/Tuned-GGUF"
+
+
+def left_out(ran):
+    return {left["name"]: left["why"] for left in ran.json()["left_out"]}
+
+
+def test_files_that_no_receipt_knows(hub, folder):
+    (folder / "notes.txt").write_text("draft")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "plot.png").write_bytes(b"png")
+    ran = run("push", folder, REPO)
+    assert ran.code == 3
+    assert "  deep/plot.png\n  notes.txt\n" in ran.stderr
+    assert not hub.requests
+    ok("push", folder, REPO, "--include", "notes.txt", "--include", "deep/*.png")
+    tree = hub.pushed[REPO].tree()
+    assert (tree["notes.txt"], tree["deep/plot.png"]) == (b"draft", b"png")
+    assert f"{hashlib.sha256(b'draft').hexdigest()}  notes.txt\n" in tree["SHA256SUMS"].decode()
+    assert "- `notes.txt`\n" in tree["README.md"].decode()
+
+
+def test_a_pattern_that_matches_nothing(hub, folder):
+    assert run("push", folder, REPO, "--include", "*.pdf").code == 2
+
+
+def test_unfinished_and_hidden_files_never_go(hub, folder):
+    names = ["x.gguf.part", ".hidden", ".cache/state", "run.ledger", "qexport-ledger.json", "a.incomplete"]
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    ran = ok("push", folder, REPO, "--include", "*", "--json")
+    assert set(left_out(ran)) == set(names)
+    assert not set(names) & set(hub.pushed[REPO].tree())
+
+
+def test_a_link_to_a_folder_is_unknown(hub, folder, tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("k")
+    (folder / "link").symlink_to(tmp_path / "private")
+    assert "  link\n" in run("push", folder, REPO).stderr
+
+
+def test_a_file_that_is_missing_or_cut(hub, folder):
+    path = folder / "Tuned-MTP-Q8_0.gguf"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert "has 299999 bytes; the receipt says 300000" in run("push", folder, REPO).stderr
+    path.unlink()
+    assert run("push", folder, REPO).code == 3
+    assert not hub.requests
+    ok("push", folder, REPO, "--only", "Q4_K_M")
+
+
+def flip(path, *, later):
+    stat = path.stat()
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    moment = stat.st_mtime + (60 if later else 0)
+    os.utime(path, (moment, moment))
+
+
+def test_a_file_changed_after_its_receipt_is_read_again(hub, folder):
+    flip(folder / "Tuned-MTP-Q8_0.gguf", later=True)
+    ran = run("push", folder, REPO)
+    assert ran.code == 3
+    assert "Tuned-MTP-Q8_0.gguf is not the file that was exported" in ran.stderr
+    assert REPO not in hub.pushed
+
+
+def test_a_file_only_touched_goes(hub, folder):
+    path = folder / "Tuned-MTP-Q8_0.gguf"
+    os.utime(path, (path.stat().st_mtime + 60,) * 2)
+    ok("push", folder, REPO)
+
+
+def test_rehash_finds_what_the_clock_does_not_show(hub, folder):
+    flip(folder / "Tuned-MTP-Q8_0.gguf", later=False)
+    assert run("push", folder, REPO, "--rehash").code == 3
+    assert REPO not in hub.pushed
+
+
+def test_sums_are_what_sha256sum_reads(hub, folder, tmp_path):
+    ok("push", folder, REPO)
+    out = tmp_path / "download"
+    out.mkdir()
+    for name, data in hub.pushed[REPO].tree().items():
+        (out / name).write_bytes(data)
+    checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.count(": OK") == 3
+
+
+@pytest.mark.parametrize("path", ["/home/alice/run3", "/mnt/disk/run/merged", "./outputs/merged"])
+def test_a_config_that_says_where_it_was_made(hub, tmp_path, path):
+    files = {"config.json": json.dumps({"_name_or_path": path}).encode(), "model.safetensors": b"w" * 9000}
+    made = export(tmp_path, [(entry("8bit", files, kind="mlx"), files)])
+    ran = run("push", made, REPO)
+    assert ran.code == 3
+    assert "config.json holds a path" in ran.stderr
+    assert REPO not in hub.pushed
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", '{"model": {"vocab": {"/home/alice/x": 1}}}'),
+        ("chat_template.jinja", "cd /home/alice/project"),
+        ("tokenizer_config.json", '{"chat_template": "cd /home/alice/project", "model_max_length": 1}'),
+        ("qexport.json", '{"texts": ["open(\'/home/alice/x\')"], "reference": "https://x.y/home/alice/z"}'),
+        ("config.json", '{"a": "qwen/tokenizer", "b": "1/2", "c": "</s>", "d": "."}'),
+        ("notes.md", "See https://example.org/home/alice/ and /usr/bin."),
+    ],
+)
+def test_text_that_is_meant(name, text):
+    check_text(name, text.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("notes.md", "I ran it in /home/alice/run3."),
+        ("recipe.yaml", "source: C:\\Users\\alice\\model"),
+        ("sub/config.json", '{"x": [{"y": "~/models/a"}]}'),
+        ("broken.json", "{/home/alice/x"),
+    ],
+)
+def test_text_that_tells_too_much(name, text):
+    with pytest.raises(InputError, match="a path of some machine"):
+        check_text(name, text.encode())
+
+
+def test_a_token_in_a_file_is_found_and_not_repeated():
+    token = "hf_" + "Ab1" * 11
+    for prose in (True, False):
+        with pytest.raises(InputError) as caught:
+            check_text("notes.md", f"login with {token}".encode(), prose=prose)
+        assert token not in str(caught.value)
+    with pytest.raises(InputError, match="access token"):
+        check_text("tokenizer.json", b'"short-secret"', secrets=["short-secret"])
+
+
+def test_this_machines_own_folders_are_found_even_in_prose(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="a path of some machine"):
+        check_text("README.md", f"made in {tmp_path}/x".encode(), prose=True)
+
+
+def test_a_folder_without_a_receipt(hub, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"x")
+    ran = run("push", tmp_path, REPO)
+    assert ran.code == 3
+    assert "holds no qexport.json" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        "{",
+        "[]",
+        '{"schema": 99, "artifacts": []}',
+        '{"schema": 1, "artifacts": [{}]}',
+        '{"schema": 1, "artifacts": [3]}',
+        '{"schema": 1, "artifacts": "x"}',
+    ],
+)
+def test_a_receipt_that_cannot_be_used(hub, tmp_path, receipt):
+    (tmp_path / "qexport.json").write_text(receipt)
+    ran = run("push", tmp_path, REPO)
+    assert ran.code == 3, ran.stderr
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["../up.gguf", "/etc/passwd", "a//b", "a/./b", "a\\b", "a\nb", ""])
+def test_names_that_leave_the_folder(name):
+    value = entry("Q8_0", {"x.gguf": b"x"})
+    value["files"][0]["name"] = name
+    with pytest.raises(InputError, match="not a name inside the folder"):
+        parse_entry(value, "qexport.json")
+
+
+@pytest.mark.parametrize(
+    ("verification", "proof"),
+    [(VERIFIED, Proof.PASSED), (None, Proof.MISSING), ({"passed": "yes"}, Proof.FAILED), ({}, Proof.MISSING)],
+)
+def test_only_a_report_that_passed_is_a_proof(verification, proof):
+    value = {**entry("Q8_0", {"x.gguf": b"x"}), "verification": verification, "verified": True}
+    assert parse_entry(value, "qexport.json").proof is proof
+
+
+def test_receipts_in_subfolders_and_above(tmp_path):
+    out = tmp_path / "out"
+    (out / "gguf").mkdir(parents=True)
+    export(out / "gguf", [gguf("Q8_0")])
+    files = {"mlx/config.json": b"{}", "mlx/model.safetensors": b"w" * 100}
+    export(out, [(entry("6bit", files, kind="mlx"), files)])
+    names = {f.name for a in read_artifacts(out) for f in a.files}
+    assert names == {"gguf/Tuned-MTP-Q8_0.gguf", *files}
+    # The folder of one format, whose receipt lies one level up.
+    (artifact,) = read_artifacts(out / "mlx")
+    assert [f.name for f in artifact.files] == ["config.json", "model.safetensors"]
+    assert artifact.entry["files"][0]["name"] == "config.json"
+
+
+def test_an_unknown_label(hub, folder):
+    ran = run("push", folder, REPO, "--only", "Q3_K_M")
+    assert ran.code == 2
+    assert "There are: Q4_K_M, Q8_0." in ran.stderr

@@ -1,0 +1,198 @@
+"""The verification of folders against runtimes that say what they are told to, and who may judge what."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import quantized_folders
+import zoo
+from safetensors.torch import load_file, save_file
+from verify_fakes import FakeReference, FakeRuntime, generation
+
+from qexport.artifacts.opening import open_artifact
+from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.families.view import ModelView
+from qexport.verify import Check, Status, VerifyOptions, verify_folder
+from qexport.verify import run_folder as run_module
+from qexport.verify.choose import can_judge, choose_runtime
+from qexport.verify.folder_type import folder_type
+from qexport.verify.report import Finding
+from qexport.verify.thresholds import tolerance
+
+SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
+SIZES |= {"kv_heads": 1, "key_heads": 1, "value_heads": 2, "vision": False, "shards": 1}
+
+
+def answers():
+    return [generation(range(24)), generation(range(30, 54)), generation(tok_s=50.0)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    out = tmp_path_factory.mktemp("folders")
+    for name in ("qwen3_5", "qwen3_5_moe"):
+        zoo.build(name, out / name, **SIZES)
+        for kind in quantized_folders.KINDS:
+            quantized_folders.quantize(out / name, out / f"{name}-{kind}", kind)
+    zoo.build("llama", out / "llama")
+    return out
+
+
+def view(**fields) -> ModelView:
+    given = {"family": "llama", "label": "tiny", "config": {}, "text": {}, "tensors": (), "layers": 2}
+    return ModelView(**{**given, "mtp_layers": 0, **fields})
+
+
+def test_everything_checked_and_passed(folders):
+    runtime = FakeRuntime(answers(), facts={"strict": True})
+    report = verify_folder(folders / "llama", view=None, runtimes=[runtime], reference=FakeReference())
+    assert report.verdict == "pass, without tokens"
+    assert (report.runtime, report.file_type, report.tok_s) == ("fake", "F16", 50.0)
+    assert report.bits_per_weight == 16.0
+    assert Check.USED in report.verified
+    assert Check.TEMPLATE in report.verified
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_a_folder_that_no_runtime_ran_is_never_verified(folders):
+    report = verify_folder(folders / "qwen3_5-modelopt-nvfp4", view=None)
+    assert report.verdict == "not verified"
+    assert not report.passed
+    assert report.runtime == "none"
+    assert "--runtime vllm --runtime-python PATH" in report.finding(Check.LOADS).summary
+    assert Check.LOADS in report.unverified
+
+
+def test_a_runtime_that_is_not_installed_is_skipped_unless_it_was_named(folders, monkeypatch):
+    problem = EnvironmentProblem("mlx-lm cannot be imported", hint="pip install it")
+    monkeypatch.setattr(run_module, "choose_runtime", lambda *_: FakeRuntime(refuse=problem))
+    report = verify_folder(folders / "llama", view=None)
+    assert report.verdict == "not verified"
+    assert "pip install it" in report.finding(Check.LOADS).summary
+    with pytest.raises(EnvironmentProblem):
+        verify_folder(folders / "llama", view=None, options=VerifyOptions(runtime="mlx-lm"))
+
+
+def test_findings_of_several_runtimes_say_whose_they_are(folders):
+    other = FakeRuntime(answers(), name="other")
+    report = verify_folder(
+        folders / "llama", view=None, runtimes=[FakeRuntime(answers()), other], reference=FakeReference()
+    )
+    assert report.passed
+    assert report.runtime == "fake, other"
+    assert [f.data["runtime"] for f in report.findings if f.check is Check.LOADS] == ["fake", "other"]
+    assert len(report.texts) == 4
+
+
+def test_one_of_two_runtimes_failing_fails(folders):
+    refused = [generation(range(24), text="\ufffd"), generation(range(24)), generation()]
+    runtimes = [FakeRuntime(answers()), FakeRuntime(refused, name="other")]
+    report = verify_folder(folders / "llama", view=None, runtimes=runtimes)
+    assert report.verdict == "fail: text"
+    assert report.failures[0].summary.startswith("other: ")
+
+
+def test_the_stored_form_comes_first_and_counts(folders):
+    bad = Finding(Check.FILE, Status.FAIL, "model.norm is listed and packed")
+    seen = []
+    report = verify_folder(
+        folders / "llama",
+        view=None,
+        runtimes=[FakeRuntime(answers())],
+        stored_form=lambda artifact: seen.append(artifact.label) or [bad],
+    )
+    assert seen == ["llama"]
+    assert report.verdict == "fail: file"
+
+
+def test_the_head_is_measured_where_there_is_one(folders):
+    measured = Finding(Check.MTP_ACCEPTANCE, Status.PASS, "80 of 100")
+    asked = []
+
+    def head(artifact, view):
+        asked.append(artifact.label)
+        return measured
+
+    for name in ("llama", "qwen3_5"):
+        runtime = FakeRuntime(answers(), drafts=False, name="transformers")
+        report = verify_folder(folders / name, view=None, runtimes=[runtime], head=head)
+        assert len(runtime.opened) == 1
+    assert asked == ["qwen3_5"]
+    assert report.finding(Check.MTP_ACCEPTANCE) == measured
+    assert report.finding(Check.MTP_LOADS).summary == "transformers has no MTP"
+
+
+def test_a_head_that_loads_and_cannot_draft_is_said(folders):
+    runtime = FakeRuntime(answers(), facts={"no_drafts": "no Triton"})
+    report = verify_folder(folders / "qwen3_5", view=None, runtimes=[runtime])
+    assert [settings.draft_max for settings in runtime.opened] == [0, 3]
+    assert report.finding(Check.MTP_LOADS).status is Status.PASS
+    assert report.finding(Check.MTP_TEXT) == Finding(Check.MTP_TEXT, Status.SKIPPED, "no Triton")
+    assert report.acceptance is None
+
+
+def test_a_lost_head_is_said(folders):
+    report = verify_folder(
+        folders / "llama",
+        view=view(mtp_layers=1),
+        options=VerifyOptions(reference=False),
+        runtimes=[FakeRuntime(answers())],
+    )
+    assert report.finding(Check.MTP_LOADS).summary == "the source has an MTP head, the folder has none"
+
+
+def test_a_folder_that_cannot_be_read(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    report = verify_folder(tmp_path, view=None, runtimes=[FakeRuntime(answers())])
+    assert report.verdict == "fail: file"
+    with pytest.raises(InputError, match="no such folder"):
+        verify_folder(tmp_path / "none", view=None)
+
+
+TYPES = {
+    "fp8": "FP8_BLOCK",
+    "ct-fp8": "FP8_BLOCK",
+    "ct-nvfp4": "NVFP4A16",
+    "modelopt-nvfp4": "W4A16_NVFP4",
+}
+JUDGES = {
+    "qwen3_5-fp8": "transformers",
+    "qwen3_5-ct-fp8": "transformers",
+    "qwen3_5-ct-nvfp4": "transformers",
+    "qwen3_5_moe-fp8": "transformers",
+}
+
+
+@pytest.mark.parametrize("kind", quantized_folders.KINDS)
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_who_judges_what(folders, name, kind):
+    artifact = open_artifact(folders / f"{name}-{kind}")
+    assert folder_type(artifact) == TYPES[kind]
+    assert tolerance(TYPES[kind]).agreement < tolerance("BF16").agreement
+    chosen = choose_runtime(artifact, VerifyOptions())
+    expected = JUDGES.get(f"{name}-{kind}")
+    assert (chosen if isinstance(chosen, str) else chosen.name) == (expected or chosen)
+    assert isinstance(chosen, str) == (expected is None)
+    assert can_judge("vllm", artifact) is None
+    assert "does not read" in str(can_judge("mlx-lm", artifact))
+    if expected is None:
+        with pytest.raises(UsageProblem, match="cannot be verified by transformers"):
+            choose_runtime(artifact, VerifyOptions(runtime="transformers"))
+
+
+def test_odd_sizes_are_not_left_to_transformers(folders, tmp_path):
+    artifact = open_artifact(folders / "qwen3_5-fp8")
+    assert can_judge("transformers", artifact) is None
+    tensors = load_file(folders / "qwen3_5-fp8" / "model.safetensors")
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:96].clone()
+    for file in (folders / "qwen3_5-fp8").glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "layers.0.mlp.up_proj" in str(can_judge("transformers", open_artifact(tmp_path)))
+
+
+def test_a_python_that_is_named_has_vllm_for_all_but_mlx(folders, tmp_path):
+    options = VerifyOptions(runtime_python=tmp_path / "python")
+    assert choose_runtime(open_artifact(folders / "qwen3_5-fp8"), options).name == "vllm"
