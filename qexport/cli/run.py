@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,26 +101,24 @@ def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict
 
 
 def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
-    """Each model in turn; what can be refused is refused before the first weight is read."""
-    works: list[tuple[Ready, Diagnosis]] = []
+    """What can be refused is refused for every model before the first weight of one is read."""
+    planned: list[tuple[Ready, Diagnosis]] = []
     for subject in recipe.subjects:
         if any(unit.subject == subject.key for unit in units):
             diagnosis = examine(choice_of(subject), download=False)
             say_findings(output, diagnosis)
             work = ready(recipe, subject, units, diagnosis, _local(given))
-            check_items(
-                work.targets,
-                diagnosis,
-                overwrite=given["overwrite"],
-                home=work.local.out,
-                beside={} if work.there(diagnosis) else work.beside(),
-            )
-            works.append((work, diagnosis))
+            if work.prepared is None:
+                _check(work, diagnosis, given)
+            planned.append((work, diagnosis))
+    fetched_works = [_fetched(output, work, diagnosis, given) for work, diagnosis in planned]
     gathered, failures = _Gathered(output), list[VerificationError]()
     measure = recipe.measure if given["measure"] is None else given["measure"]
-    for work, headers in works:
-        diagnosis = fetched(choice_of(work.subject), headers)
-        work = _with_matrix(output, work, diagnosis, overwrite=given["overwrite"])
+    for work, diagnosis in fetched_works:
+        if work.prepared is not None:
+            work = work.having(run_calibration(output, work.prepared, diagnosis.repaired.view()))
+            for note in work.keep(diagnosis):
+                output.say(f"  {note}")
         try:
             write_and_prove(
                 gathered,
@@ -137,6 +136,31 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
         raise failures[0]
 
 
+def _fetched(
+    output: Output, work: Ready, headers: Diagnosis, given: dict[str, Any]
+) -> tuple[Ready, Diagnosis]:
+    """All data at hand, and the matrix of an earlier run; whose files are there has the same one."""
+    diagnosis = fetched(choice_of(work.subject), headers)
+    if work.prepared is not None:
+        there = None if given["overwrite"] else work.there(diagnosis)
+        if there is None:
+            _check(work, diagnosis, given)
+        else:
+            output.say(f"importance matrix: {work.prepared.label} is there, from the same weights and text")
+            work = replace(work.having(there), prepared=None)
+    return work, diagnosis
+
+
+def _check(work: Ready, diagnosis: Diagnosis, given: dict[str, Any]) -> None:
+    check_items(
+        work.targets,
+        diagnosis,
+        overwrite=given["overwrite"],
+        home=work.local.out,
+        beside=work.beside(),
+    )
+
+
 class _Gathered(Output):
     """Keeps the document of each model: a command prints one."""
 
@@ -147,20 +171,6 @@ class _Gathered(Output):
     def document(self, value: Any) -> None:
         """Keep it."""
         self.documents.append(value)
-
-
-def _with_matrix(output: Output, work: Ready, diagnosis: Diagnosis, *, overwrite: bool) -> Ready:
-    """With the matrix that is there already, or collected now, where one is wanted."""
-    if work.prepared is None:
-        return work
-    there = None if overwrite else work.there(diagnosis)
-    if there is not None:
-        output.say(f"importance matrix: {work.prepared.label} is there, from the same weights and text")
-        return work.having(there)
-    work = work.having(run_calibration(output, work.prepared, diagnosis.repaired.view()))
-    for note in work.keep(diagnosis):
-        output.say(f"  {note}")
-    return work
 
 
 def _local(given: dict[str, Any]) -> Local:

@@ -9,10 +9,12 @@ from qexport.recipe.kinds import KINDS
 from qexport.recipe.tree import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qexport.recipe.problems import Place, Problems
     from qexport.recipe.recipe import Artifact, Recipe, Subject
 
-__all__ = ["check_across"]
+__all__ = ["check_across", "check_names"]
 
 # https://huggingface.co/docs/hub/repositories-getting-started: 96 characters, no -- or .. inside
 _REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -20,7 +22,6 @@ _REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}"
 
 def check_across(recipe: Recipe, root: Table, problems: Problems) -> None:
     """Note what does not go together."""
-    _names(recipe, problems)
     _folders(recipe, root, problems)
     _repos(recipe, root, problems)
     node = root.get("compare")
@@ -33,9 +34,10 @@ def check_across(recipe: Recipe, root: Table, problems: Problems) -> None:
         problems.add(calibration.place, "no artifact uses this calibration")
 
 
-def _names(recipe: Recipe, problems: Problems) -> None:
+def check_names(artifacts: Iterable[Artifact], problems: Problems) -> None:
+    """Note names that two artifacts have."""
     first: dict[str, Place] = {}
-    for artifact in recipe.artifacts:
+    for artifact in artifacts:
         if artifact.name in first:
             where = first[artifact.name]
             problems.add(

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from qexport.export.receipt import read_receipt
+from qexport.verify.report import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,20 +46,29 @@ class Arrived:
 
 
 def look(recipe: Recipe, units: Iterable[Unit], out: Path) -> list[Arrived]:
-    """Every unit, in order. A unit that the recipe does not verify may be unproven; the caller decides."""
+    """Every unit, in order, and the drafters that lie beside MLX folders.
+
+    A unit that the recipe does not verify may be unproven; the caller decides.
+    """
     found: list[Arrived] = []
     for unit in units:
         artifact = recipe.artifact(unit.artifact)
         folder = recipe.folder(recipe.subject(unit.subject), artifact)
-        entry = _entry(read_receipt(out / folder), artifact.kind, unit.type)
-        if entry is None:
-            found.append(Arrived(unit, folder, 0, State.MISSING, "no receipt names it"))
-            continue
-        nbytes = sum(int(file["bytes"]) for file in entry["files"])
-        wrong = _wrong(out / folder, entry["files"])
-        state = State.DAMAGED if wrong else _verdict(entry.get("verified"))
-        found.append(Arrived(unit, folder, nbytes, state, wrong))
+        found.append(_look(unit, out, folder, artifact.kind))
+        drafter = f"{folder}-MTP"
+        if (out / drafter).is_dir():
+            found.append(_look(unit, out, drafter, "mlx-drafter"))
     return found
+
+
+def _look(unit: Unit, out: Path, folder: str, kind: str) -> Arrived:
+    entry = _entry(read_receipt(out / folder), kind, unit.type)
+    if entry is None:
+        return Arrived(unit, folder, 0, State.MISSING, "no receipt names it")
+    nbytes = sum(int(file["bytes"]) for file in entry["files"])
+    wrong = _wrong(out / folder, entry["files"])
+    state = State.DAMAGED if wrong else _verdict(entry.get("verification"))
+    return Arrived(unit, folder, nbytes, state, wrong)
 
 
 def markdown(arrived: Sequence[Arrived]) -> str:
@@ -77,10 +87,14 @@ def _entry(receipt: dict[str, Any] | None, kind: str, type_name: str) -> dict[st
     return None
 
 
-def _verdict(verified: object) -> State:
-    if verified is None:
+def _verdict(verification: dict[str, Any] | None) -> State:
+    """What no runtime could run has not failed, nor passed."""
+    if verification is None:
         return State.UNPROVEN
-    return State.PASSED if verified is True else State.FAILED
+    if verification.get("passed") is True:
+        return State.PASSED
+    failed = any(finding.get("status") == Status.FAIL for finding in verification.get("findings", ()))
+    return State.FAILED if failed else State.UNPROVEN
 
 
 def _wrong(folder: Path, files: Iterable[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qexport.errors import UsageProblem
 from qexport.formats.gguf.file_name import model_stem
 from qexport.pipeline.measure import MEASURED_TOKENS
-from qexport.recipe.across import check_across
+from qexport.recipe.across import check_across, check_names
 from qexport.recipe.artifact import NAME, Defaults, read_artifact
 from qexport.recipe.fields import check_keys, read_fields
 from qexport.recipe.gates import Gates, read_gates
@@ -77,6 +77,7 @@ def _recipe(path: Path, root: Table, problems: Problems) -> Recipe | None:
         gates=read_gates(root.get("gates"), (), problems, Gates()),
     )
     artifacts = _artifacts(root, defaults, problems)
+    check_names(artifacts, problems)
     publish = _publish(root, problems)
     if source is None:
         return None

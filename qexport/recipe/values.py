@@ -10,19 +10,16 @@ from __future__ import annotations
 import enum
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from qexport.recipe.problems import closest
 from qexport.recipe.size import parse_size
-from qexport.recipe.tree import Items, Scalar, Table
+from qexport.recipe.tree import Items, Node, Scalar, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qexport.recipe.problems import Problems
-    from qexport.recipe.tree import Node
 
 __all__ = ["WRONG", "Reader", "read_path", "read_size", "read_value"]
 
@@ -34,8 +31,8 @@ class _Wrong(enum.Enum):
 WRONG = _Wrong.WRONG
 """What a reader gives where it has noted a problem."""
 
-if TYPE_CHECKING:
-    Reader = Callable[[Node, Problems], Any]
+Reader = Callable[[Node, "Problems"], Any]
+"""Reads one value, and notes what is wrong with it."""
 
 _TRUE, _FALSE = ("true", "True", "yes", "on"), ("false", "False", "no", "off")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.families.names import canonical_name
-from qexport.families.roles import Block
+from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.pipeline.calibrate import imatrix_name
 from qexport.pipeline.gguf import uses_matrix
@@ -145,7 +145,7 @@ def active_weights(view: ModelView) -> float:
     for tensor in view:
         if tensor.block is Block.VISION or len(tensor.shape) < 2 or tensor.layer is None:
             continue
-        total += tensor.data.numel * (share if len(tensor.shape) == 3 and count else 1.0)
+        total += tensor.data.numel * (share if tensor.role in EXPERT_ROLES else 1.0)
     return total
 
 
