@@ -185,6 +185,6 @@ def measure_option(function: Callable[..., Any]) -> Callable[..., Any]:
         default=2048,
         show_default=True,
         metavar="TOKENS",
-        help="Held-out tokens on which artifacts are compared with the source, layer by layer: divergence, and "
-        "the MTP head's acceptance beside the source's. 0 leaves it out.",
+        help="Held-out tokens on which artifacts are compared with the source, layer by layer: divergence, "
+        "and the MTP head's acceptance beside the source's. 0 leaves it out.",
     )(function)

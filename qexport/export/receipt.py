@@ -62,10 +62,12 @@ def artifact_entry(
     options: Mapping[str, Any],
     verification: Mapping[str, Any] | None,
     fingerprint: str | None = None,
+    measures: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One artifact: its files with hashes, where it came from, and the verdict (``None``: not verified).
 
-    ``fingerprint`` says what its bytes follow from, so that they are not made again.
+    ``fingerprint`` says what its bytes follow from, so that they are not made again; ``measures`` are figures
+    by which artifacts are compared.
     """
     return {
         "kind": plan.kind,
@@ -76,6 +78,7 @@ def artifact_entry(
         "notes": list(plan.notes),
         "verified": None if verification is None else bool(verification["passed"]),
         "verification": verification,
+        "measures": None if measures is None else dict(measures),
         "source": source,
         "options": options,
         "findings": list(findings),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.export.receipt import artifact_entry, read_receipt, source_entry
 from qexport.export.sink import WrittenFile
-from qexport.verify.report import Report
+from qexport.verify.report import Check, Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,33 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["Finished", "artifact_entries", "entry_of"]
+__all__ = ["Finished", "artifact_entries", "entry_of", "measures_of"]
+
+
+def measures_of(report: Report) -> dict[str, Any]:
+    """The figures people compare artifacts by; what was not measured is not there.
+
+    ``kld`` (nats, mean and tails), ``same_top1``, ``perplexity_ratio``, ``acceptance`` of the MTP head by its
+    own trunk and ``source_acceptance``, ``tok_s`` and ``mtp_tok_s`` of the runtime.
+    """
+    found: dict[str, Any] = {}
+    divergence = report.finding(Check.DIVERGENCE)
+    if divergence is not None and "mean" in divergence.data:
+        data = divergence.data
+        tails = ("mean", "median", "p90", "p95", "p99", "p99_9", "max")
+        found["kld"] = {name: data[name] for name in tails if name in data}
+        found["same_top1"] = data["same_top"]
+        found["positions"] = data["positions"]
+        found["perplexity_ratio"] = data.get("perplexity_ratio")
+    head = report.finding(Check.MTP_HEAD)
+    if head is not None and "acceptance" in head.data:
+        found["acceptance"] = head.data["acceptance"]
+        found["source_acceptance"] = (head.data.get("source") or {}).get("acceptance")
+    if report.tok_s:
+        found["tok_s"] = round(report.tok_s, 2)
+    if report.mtp_tok_s:
+        found["mtp_tok_s"] = round(report.mtp_tok_s, 2)
+    return found
 
 
 @dataclass(frozen=True)
@@ -75,6 +101,7 @@ def artifact_entries(
             options=options,
             verification=None if report is None else report.to_json(),
             fingerprint=fingerprint,
+            measures=None if report is None else measures_of(report),
         )
         for plan, written, report in artifacts
     ]
