@@ -32,6 +32,8 @@ COMMANDS: Mapping[str, str] = {
     "mlx": "Write an MLX folder, the MTP head beside it, proven by mlx-lm.",
     "fp8": "Write block-wise FP8 as the official Qwen repositories have it.",
     "nvfp4": "Write NVFP4 W4A16: 4-bit MLPs with scales that fused matrices share.",
+    "run": "Every artifact of a recipe from one read, here or on Hugging Face Jobs.",
+    "matrix": "Print a recipe as jobs for CI.",
     "verify": "Load and run an artifact in a runtime its users use, and judge what comes out.",
     "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
