@@ -35,6 +35,8 @@ COMMANDS: Mapping[str, str] = {
     "run": "Every artifact of a recipe from one read, here or on Hugging Face Jobs.",
     "matrix": "Print a recipe as jobs for CI.",
     "verify": "Load and run an artifact in a runtime its users use, and judge what comes out.",
+    "bench": "Measure tokens a second in the real runtime, bare and with the MTP head.",
+    "report": "Put receipts into one report: plots, tables, provenance, as HTML, Markdown and JSON.",
     "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
     "completion": "Print the shell completion script.",

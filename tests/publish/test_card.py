@@ -9,9 +9,10 @@ from exported_folders import FAILED, entry, gguf
 from qexport.errors import UsageProblem
 from qexport.publish.artifacts import parse_entry
 from qexport.publish.card import CardOptions, render_card
+from qexport.publish.figures import decimal_size
 from qexport.publish.front_matter import source_card
 from qexport.publish.kept import Kept, read_kept
-from qexport.publish.table import cell, decimal_size, file_table
+from qexport.publish.table import cell, file_table
 
 OPTIONS = CardOptions("bob/Tuned-GGUF")
 
