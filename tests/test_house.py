@@ -23,6 +23,7 @@ FLOORS = (
     "verify",
     "publish",
     "pipeline",
+    "recipe",
     "demo",
     "cli",
 )

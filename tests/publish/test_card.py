@@ -9,8 +9,10 @@ from exported_folders import FAILED, entry, gguf
 from qexport.errors import UsageProblem
 from qexport.publish.artifacts import parse_entry
 from qexport.publish.card import CardOptions, render_card
+from qexport.publish.figures import decimal_size
+from qexport.publish.front_matter import source_card
 from qexport.publish.kept import Kept, read_kept
-from qexport.publish.table import cell, decimal_size, file_table
+from qexport.publish.table import cell, file_table
 
 OPTIONS = CardOptions("bob/Tuned-GGUF")
 
@@ -143,6 +145,15 @@ def test_facts_from_the_sources_card_and_from_the_earlier_one():
     assert found["datasets"] == ["x/y"]
     assert found["library_name"] == "gguf"
     assert found["tags"][-1] == "mine"
+
+
+def test_what_a_receipt_carries_of_the_sources_card():
+    readme = (
+        b"---\nlicense: mit\nlanguage:\n- en\n- no\npipeline_tag: 3\nlicense_link: /home/a/LICENSE\n---\n# M"
+    )
+    assert source_card(readme) == {"license": "mit", "language": ["en", "no"]}
+    assert source_card(None) == {}
+    assert source_card(b"---\nlicense: [\n---") == {}
 
 
 def test_what_a_person_says_of_the_base_model_and_of_themselves():
