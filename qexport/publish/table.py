@@ -43,7 +43,7 @@ def legend(artifacts: Sequence[Artifact]) -> list[str]:
         )
     if any(measure(a, "tok_s") is not None for a in artifacts):
         lines.append(
-            "Tokens/s is one short run on the machine that made the export, without MTP: for comparing rows only."
+            "Tokens/s is one short run on the machine that made the export, without MTP: only rows compare."
         )
     return lines
 
