@@ -27,6 +27,8 @@ __all__ = ["Artifact", "ArtifactFile", "Proof", "mapping", "parse_entry", "read_
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # No model: there is nothing in it that a runtime could run.
 _NOT_RUN = frozenset(("imatrix",))
+# Where an MLX folder has its head in itself; by default that is a folder of its own.
+_INSIDE = ("embedded", "mtplx", "vllm-mlx")
 
 
 class Proof(StrEnum):
@@ -93,6 +95,9 @@ class Artifact:
     @property
     def has_mtp(self) -> bool:
         """Whether an MTP head is inside, as far as the receipt says."""
+        if self.kind == "mlx":
+            layouts = mapping(self.entry.get("details")).get("mtp_layouts")
+            return isinstance(layouts, list) and not set(_INSIDE).isdisjoint(map(str, layouts))
         origin = str(mapping(self.entry.get("source")).get("mtp") or "none")
         return origin not in ("none", "dropped") and self.kind not in _NOT_RUN
 
