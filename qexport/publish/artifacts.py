@@ -66,12 +66,20 @@ class Artifact:
         verification = self.verification
         if not verification:
             return Proof.MISSING
-        return Proof.PASSED if verification.get("passed") is True else Proof.FAILED
+        return Proof.PASSED if verification.get("passed") is True and not self.broken_gates else Proof.FAILED
+
+    @property
+    def broken_gates(self) -> tuple[str, ...]:
+        """Limits of the recipe that it does not keep, such as ``max_mean_kld``."""
+        gates = self.entry.get("gates")
+        listed = [mapping(gate) for gate in gates] if isinstance(gates, list) else []
+        return tuple(str(gate.get("gate")) for gate in listed if gate.get("passed") is not True)
 
     @property
     def verdict(self) -> str:
         """The report's own words, such as ``fail: agreement``."""
-        return str(self.verification.get("verdict") or self.proof.value)
+        words = str(self.verification.get("verdict") or self.proof.value)
+        return words if not self.broken_gates else f"{words}; gate: {', '.join(self.broken_gates)}"
 
     @property
     def verification(self) -> Mapping[str, Any]:
