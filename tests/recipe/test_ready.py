@@ -1,5 +1,6 @@
 """The recipes in recipes/ are right, and say what their names promise."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from qexport.recipe.weigh import guess
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+
+
+def test_the_example_of_the_documentation_is_right(tmp_path):
+    text = (FOLDER.parent / "docs" / "recipes.md").read_text()
+    example = tmp_path / "example.yaml"
+    example.write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    recipe = load_recipe(example)
+    assert [artifact.kind for artifact in recipe.artifacts] == ["gguf", "mlx", "fp8", "nvfp4", "merged"]
+    assert len(recipe.subjects) == 2
 
 
 def test_they_are_all_here():
