@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.recipe.hf_jobs import check_portable
 from qexport.recipe.jobs import Limits, plan_jobs
 from qexport.recipe.load import load_recipe
@@ -55,3 +56,13 @@ def test_the_demo_has_every_kind_and_its_model_is_here():
     recipe = load_recipe(FOLDER / "demo.yaml")
     assert {a.kind for a in recipe.artifacts} == {"gguf", "mlx", "fp8", "nvfp4", "merged"}
     assert (Path(recipe.subject("model").source.model) / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_at_the_head_of_a_recipe_work(name, zoo):
+    """With a folder in the place of the model, as the comments say."""
+    text = (FOLDER / name).read_text()
+    assert f"qexport run recipes/{name}" in text
+    recipe = load_recipe(FOLDER / name, [f"source.model={zoo('qwen3_5')}", "source.name=Mine"])
+    model = recipe.subject("model")
+    assert open_checkpoint(model.source.model, revision=model.source.revision).tensors
