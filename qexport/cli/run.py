@@ -15,9 +15,8 @@ from qexport.cli._finish import Made, finish, note_outcomes, raise_gates
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
-from qexport.cli._recipe import burdens_of, choice_of, limit_options, recipe_options, show_jobs
+from qexport.cli._recipe import burdens_of, choice_of, job_json, limit_options, recipe_options, show_jobs
 from qexport.cli._report import say_findings
-from qexport.cli.matrix import job_json
 from qexport.export.execute import default_threads
 from qexport.pipeline.model import examine, fetched
 from qexport.recipe.jobs import Limits, plan_jobs
