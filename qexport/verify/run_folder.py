@@ -1,8 +1,8 @@
 """Verify one folder (MLX, FP8, NVFP4, or plain safetensors): what it stores, then what runtimes make of it.
 
 Judged like a GGUF. Loaders do not check what matters most (is every module stored as the config tells them?),
-so that is asked first, by us (``stored_form``). Hardly any runtime runs an MTP head without a GPU, so its
-acceptance is measured by one engine of ours for all formats (``head``).
+so that is asked first, by us (``stored_form``). Hardly any runtime runs an MTP head without a GPU; what the
+head is worth is measured apart, by one engine for all formats (:mod:`qexport.verify.comparison`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from qexport.verify.reference import Reference
     from qexport.verify.runtime import Runtime
 
-__all__ = ["HeadCheck", "StoredFormCheck", "verify_folder"]
+__all__ = ["StoredFormCheck", "folder_subject", "verify_folder"]
 
 StoredFormCheck = Callable[["Artifact"], Sequence[Finding]]
-HeadCheck = Callable[["Artifact", "ModelView | None"], Finding]
 
 
 def verify_folder(
@@ -44,7 +43,6 @@ def verify_folder(
     runtimes: Sequence[Runtime] | None = None,
     reference: Reference | None = None,
     stored_form: StoredFormCheck | None = None,
-    head: HeadCheck | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Judge the folder at ``path``.
@@ -54,7 +52,6 @@ def verify_folder(
         runtimes: instead of the one that ``options`` and the format choose.
         reference: instead of building one from ``view``; build it once for all artifacts of one model.
         stored_form: compares what is stored with what the config tells a loader.
-        head: measures the MTP head, where there is one.
         progress: told in words what is being done.
 
     Raises:
@@ -91,8 +88,6 @@ def verify_folder(
         reference = steps.judge(reference)
     if view is not None and view.mtp_layers and not artifact.has_head:
         about.add(skipped(Check.MTP_LOADS, "the source has an MTP head, the folder has none"))
-    elif head is not None and artifact.has_head:
-        about.add(head(artifact, view))
     return about.report(ran)
 
 
@@ -122,22 +117,11 @@ class _About:
         try:
             artifact = open_artifact(path)
             stored = LocalCheckpoint(path, quantized=True)
-            parameters = artifact.view().parameters
+            self.subject = folder_subject(artifact, stored)
         except InputError as error:
             self.add(Finding(Check.FILE, Status.FAIL, redact(str(error))))
             return None
-        size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
-        kind = folder_type(artifact)
-        self.subject = Subject(
-            file_type=kind,
-            size=size,
-            bits_per_weight=8 * size / parameters,
-            chat_template=_has_template(stored),
-            complete_chats=True,
-            context=int(artifact.text.get("max_position_embeddings") or 0),
-            # A head beside an MLX trunk is another folder's; one inside is what a runtime could draft with.
-            head=artifact.has_head and artifact.kind is not Kind.MLX,
-        )
+        size, kind = self.subject.size, self.subject.file_type
         words = f"{artifact.family.name} {kind}, {len(stored.tensors)} tensors"
         words += f", {self.subject.bits_per_weight:.2f} bits/weight"
         data = {
@@ -166,6 +150,29 @@ class _About:
                 for found in steps.findings
             ]
         return report_of(self.name, self.subject, findings, ran)
+
+
+def folder_subject(artifact: Artifact, stored: LocalCheckpoint) -> Subject:
+    """What a folder says of itself.
+
+    Args:
+        artifact: the folder as it was opened.
+        stored: the same folder, as tensors and small files.
+
+    Raises:
+        InputError: its tensors are not those of a model.
+    """
+    size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
+    return Subject(
+        file_type=folder_type(artifact),
+        size=size,
+        bits_per_weight=8 * size / artifact.view().parameters,
+        chat_template=_has_template(stored),
+        complete_chats=True,
+        context=int(artifact.text.get("max_position_embeddings") or 0),
+        # A head beside an MLX trunk is another folder's; one inside is what a runtime could draft with.
+        head=artifact.has_head and artifact.kind is not Kind.MLX,
+    )
 
 
 def _has_template(folder: LocalCheckpoint) -> bool:

@@ -1,4 +1,4 @@
-"""Children that hold folders' runtimes: misbehaving ones, and the real program around an engine written here."""
+"""Children that hold runtimes of folders: misbehaving ones, and the real program around an engine made up."""
 
 from __future__ import annotations
 

@@ -106,20 +106,10 @@ def test_the_stored_form_comes_first_and_counts(folders):
     assert report.verdict == "fail: file"
 
 
-def test_the_head_is_measured_where_there_is_one(folders):
-    measured = Finding(Check.MTP_ACCEPTANCE, Status.PASS, "80 of 100")
-    asked = []
-
-    def head(artifact, view):
-        asked.append(artifact.label)
-        return measured
-
-    for name in ("llama", "qwen3_5"):
-        runtime = FakeRuntime(answers(), drafts=False, name="transformers")
-        report = verify_folder(folders / name, view=None, runtimes=[runtime], head=head)
-        assert len(runtime.opened) == 1
-    assert asked == ["qwen3_5"]
-    assert report.finding(Check.MTP_ACCEPTANCE) == measured
+def test_a_runtime_without_mtp_is_not_asked_for_it(folders):
+    runtime = FakeRuntime(answers(), drafts=False, name="transformers")
+    report = verify_folder(folders / "qwen3_5", view=None, runtimes=[runtime])
+    assert len(runtime.opened) == 1
     assert report.finding(Check.MTP_LOADS).summary == "transformers has no MTP"
 
 
