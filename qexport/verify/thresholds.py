@@ -65,9 +65,7 @@ _TABLE: tuple[tuple[str, Tolerance], ...] = (
     ),
     (
         r"FP8.*|MLX-mxfp8",
-        Tolerance(
-            0.85, 0.15, 0.25, "three bits of mantissa; on GPUs of activations, too"
-        ),
+        Tolerance(0.85, 0.15, 0.25, "three bits of mantissa; on GPUs of activations, too"),
     ),
     (r"Q8_0", Tolerance(0.85, 0.10, 0.15, "8.5 bits, and activations rounded to 8 bits as well")),
     (r"Q6_K", Tolerance(0.88, 0.15, 0.20, "6.6 bits: flips near-ties and little else")),
