@@ -97,5 +97,5 @@ def _target(
     if KINDS[artifact.kind].ladder:
         return GgufTarget(types, folder, options, verify, facts=facts)
     if isinstance(options, MergedOptions):
-        return MergedTarget(folder)
+        return MergedTarget(folder, verify)
     return FolderTarget(options, folder, verify, facts)
