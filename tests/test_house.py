@@ -24,6 +24,7 @@ FLOORS = (
     "publish",
     "report",
     "pipeline",
+    "recipe",
     "demo",
     "cli",
 )

@@ -54,8 +54,7 @@ def command(
         {
             **explanation.to_json(),
             "formats": [
-                {"format": w.format, "bytes": w.nbytes, "bits_per_weight": round(w.bits, 3), "exact": w.exact}
-                for w in weights
+                {"format": w.format, "bytes": w.nbytes, "bits_per_weight": round(w.bits, 3)} for w in weights
             ],
             "formats_problem": problem,
         }
@@ -68,11 +67,9 @@ def command(
     if not explanation.findings:
         output.text("\nNothing is wrong with it.")
     if weights:
-        rows = [
-            [w.format, human_bytes(w.nbytes), f"{w.bits:.2f}", "" if w.exact else "estimate"] for w in weights
-        ]
+        rows = [[w.format, human_bytes(w.nbytes), f"{w.bits:.2f}"] for w in weights]
         output.text("")
-        output.table(("format", "size", "bits/weight", ""), rows)
+        output.table(("format", "size", "bits/weight"), rows)
     if problem and not any(f.severity == "error" for f in explanation.findings):
         output.text(f"No GGUF sizes: {problem}")
 

@@ -23,7 +23,8 @@ from qexport.codecs.narrow import narrow
 __all__ = ["BLOCK", "INFINITY", "MAGNITUDE", "row_codes", "row_scales", "row_tops", "step_of"]
 
 BLOCK = 16
-MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+MAGNITUDE = np.uint32(0x7FFFFFFF)
+INFINITY = np.uint32(0x7F800000)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _SMALLEST_SCALE = np.float32(2.0**-9)

@@ -1,9 +1,4 @@
-"""What a model would weigh in each format: exact where qexport writes it, an estimate where it is to come.
-
-GGUF and the repaired checkpoint are planned to the byte. For MLX, FP8 and NVFP4 the numbers follow from which
-roles those formats quantize (see the designs of mlx-lm, the official Qwen FP8 repositories and NVIDIA's W4A16
-recipes): good to a percent or so, and marked as estimates.
-"""
+"""What a model would weigh in each format, planned to the byte from headers alone."""
 
 from __future__ import annotations
 
@@ -11,99 +6,63 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.errors import QexportError
-from qexport.families.roles import NORM_ROLES, Block, Role
+from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.merged import plan_merged
+from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.mlx.plan import plan_mlx
+from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.nvfp4.plan import plan_nvfp4
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from qexport.doctor.repaired import Repaired
-    from qexport.families.view import ModelTensor, ModelView
+    from qexport.formats.plan import ArtifactPlan
 
 __all__ = ["GGUF_LADDER", "Weight", "weights_of"]
 
 GGUF_LADDER = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
-_MLP = frozenset(
-    {
-        Role.FFN_GATE,
-        Role.FFN_UP,
-        Role.FFN_DOWN,
-        Role.EXPERTS_GATE,
-        Role.EXPERTS_UP,
-        Role.EXPERTS_DOWN,
-        Role.SHARED_EXPERT_GATE,
-        Role.SHARED_EXPERT_UP,
-        Role.SHARED_EXPERT_DOWN,
-    }
-)
-_SMALL = NORM_ROLES | {
-    Role.LINEAR_CONV,
-    Role.LINEAR_A_LOG,
-    Role.LINEAR_DT_BIAS,
-    Role.ROUTER,
-    Role.SHARED_EXPERT_ROUTER,
-}
-_FP8_EXCLUDED = _SMALL | {Role.TOKEN_EMBD, Role.OUTPUT, Role.MTP_FC, Role.LINEAR_A, Role.LINEAR_B}
-
 
 @dataclass(frozen=True)
 class Weight:
-    """Bytes of one format; ``exact`` or an estimate. ``bits`` per value of what the format holds."""
+    """Bytes of one format, and ``bits`` per value of what it holds."""
 
     format: str
     nbytes: int
     bits: float
-    exact: bool
 
 
 def weights_of(repaired: Repaired) -> tuple[list[Weight], str | None]:
-    """The weights of every format, and why GGUF has none (an unknown tokenizer, say), if so."""
-    view = repaired.view()
+    """The weights of every format that can hold the model, and why GGUF cannot (an unknown tokenizer, say).
+
+    Folders are those of the defaults, MLX with 6 bits and the head beside it.
+    """
     merged = plan_merged(repaired)
-    found = [Weight("safetensors, repaired", merged.size, merged.bits_per_weight, exact=True)]
+    found = [Weight("safetensors, repaired", merged.size, merged.bits_per_weight)]
     problem = None
     try:
-        plans = plan_gguf(view, GGUF_LADDER, GgufOptions())
-        found += [Weight(f"GGUF {p.label}", p.size, p.bits_per_weight, exact=True) for p in plans]
+        plans = plan_gguf(repaired.view(), GGUF_LADDER, GgufOptions())
+        found += [Weight(f"GGUF {p.label}", p.size, p.bits_per_weight) for p in plans]
     except QexportError as error:
         problem = error.message
-    return [*found, *_estimates(view)], problem
+    folders: tuple[tuple[str, Callable[[], Sequence[ArtifactPlan]]], ...] = (
+        ("MLX 6-bit", lambda: plan_mlx(repaired, MlxOptions(bits=6))),
+        ("FP8 block 128", lambda: (plan_fp8(repaired),)),
+        ("NVFP4 W4A16 (MLP)", lambda: (plan_nvfp4(repaired, Nvfp4Options()),)),
+    )
+    for name, make in folders:
+        try:
+            plans = tuple(make())
+        except QexportError:
+            continue  # matrices that its blocks do not fit, or a family that its runtime does not know
+        values = sum(rows * columns for plan in plans for rows, columns in _matrices(plan))
+        data = sum(tensor.nbytes for plan in plans for tensor in plan.tensors)
+        found.append(Weight(name, sum(plan.size for plan in plans), 8 * data / max(1, values)))
+    return found, problem
 
 
-def _estimates(view: ModelView) -> Iterator[Weight]:
-    text = [tensor for tensor in view if tensor.block is not Block.VISION]
-    yield _estimate("MLX 6-bit", text, _mlx6)
-    yield _estimate("FP8 block 128", list(view), _fp8)
-    yield _estimate("NVFP4 W4A16 (MLP)", list(view), _nvfp4)
-
-
-def _estimate(name: str, tensors: list[ModelTensor], bits_of: Callable[[ModelTensor], float]) -> Weight:
-    bits = sum(tensor.data.numel * bits_of(tensor) for tensor in tensors)
-    values = sum(tensor.data.numel for tensor in tensors)
-    return Weight(name, int(bits / 8), bits / max(1, values), exact=False)
-
-
-def _stored_bits(tensor: ModelTensor) -> float:
-    return 8 * tensor.data.nbytes / max(1, tensor.data.numel)
-
-
-def _mlx6(tensor: ModelTensor) -> float:
-    """6 bits and a bf16 scale and bias per group of 64; the MTP head stays bf16 in its own folder."""
-    whole = len(tensor.shape) >= 2 and tensor.shape[-1] % 64 == 0 and tensor.role not in _SMALL
-    return 6.5 if whole and tensor.block is not Block.MTP else _stored_bits(tensor)
-
-
-def _fp8(tensor: ModelTensor) -> float:
-    """8 bits and a bf16 scale per 128x128 block."""
-    whole = len(tensor.shape) >= 2 and all(size % 128 == 0 for size in tensor.shape[-2:])
-    linear = tensor.role not in _FP8_EXCLUDED and tensor.block is not Block.VISION
-    return 8 + 16 / 128**2 if whole and linear else _stored_bits(tensor)
-
-
-def _nvfp4(tensor: ModelTensor) -> float:
-    """4 bits and an e4m3 scale per group of 16."""
-    whole = tensor.role in _MLP and tensor.shape[-1] % 16 == 0 and tensor.block is Block.TRUNK
-    return 4.5 if whole else _stored_bits(tensor)
+def _matrices(plan: ArtifactPlan) -> list[tuple[int, int]]:
+    return [tensor.matrix_shape for tensor in plan.tensors]

@@ -1,8 +1,8 @@
 """Verify one folder (MLX, FP8, NVFP4, or plain safetensors): what it stores, then what runtimes make of it.
 
 Judged like a GGUF. Loaders do not check what matters most (is every module stored as the config tells them?),
-so that is asked first, by us (``stored_form``). Hardly any runtime runs an MTP head without a GPU, so its
-acceptance is measured by one engine of ours for all formats (``head``).
+so that is asked first, by us (``stored_form``). Hardly any runtime runs an MTP head without a GPU; what the
+head is worth is measured apart, by one engine for all formats (:mod:`qexport.verify.comparison`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from qexport.verify.reference import Reference
     from qexport.verify.runtime import Runtime
 
-__all__ = ["HeadCheck", "StoredFormCheck", "folder_subject", "verify_folder"]
+__all__ = ["StoredFormCheck", "folder_subject", "verify_folder"]
 
 StoredFormCheck = Callable[["Artifact"], Sequence[Finding]]
-HeadCheck = Callable[["Artifact", "ModelView | None"], Finding]
 
 
 def verify_folder(
@@ -44,7 +43,6 @@ def verify_folder(
     runtimes: Sequence[Runtime] | None = None,
     reference: Reference | None = None,
     stored_form: StoredFormCheck | None = None,
-    head: HeadCheck | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Judge the folder at ``path``.
@@ -54,7 +52,6 @@ def verify_folder(
         runtimes: instead of the one that ``options`` and the format choose.
         reference: instead of building one from ``view``; build it once for all artifacts of one model.
         stored_form: compares what is stored with what the config tells a loader.
-        head: measures the MTP head, where there is one.
         progress: told in words what is being done.
 
     Raises:
@@ -91,8 +88,6 @@ def verify_folder(
         reference = steps.judge(reference)
     if view is not None and view.mtp_layers and not artifact.has_head:
         about.add(skipped(Check.MTP_LOADS, "the source has an MTP head, the folder has none"))
-    elif head is not None and artifact.has_head:
-        about.add(head(artifact, view))
     return about.report(ran)
 
 

@@ -129,7 +129,7 @@ def test_a_dense_model_has_no_router_to_list(zoo: Zoo) -> None:
     experts=st.sampled_from([0, 2]),
     mtp_bf16=st.booleans(),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_shape(zoo: Zoo, experts: int, mtp_bf16: bool, **sizes: int) -> None:
     fixed = {"layers": 4, "kv_heads": 1, "experts": experts, "experts_per_token": 1, "vision": False}
     source = repaired(zoo("qwen3_5", **fixed, **sizes, form="wrapper"))

@@ -18,6 +18,7 @@ from qexport.verify import run_folder as run_module
 from qexport.verify.choose import can_judge, choose_runtime
 from qexport.verify.folder_type import folder_type
 from qexport.verify.report import Finding
+from qexport.verify.runtime import Failure, RuntimeFailure
 from qexport.verify.thresholds import tolerance
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
@@ -74,6 +75,13 @@ def test_a_runtime_that_is_not_installed_is_skipped_unless_it_was_named(folders,
         verify_folder(folders / "llama", view=None, options=VerifyOptions(runtime="mlx-lm"))
 
 
+def test_a_machine_that_lacks_kernels_verifies_nothing_and_accuses_nobody(folders):
+    lacking = RuntimeFailure(Failure.LACKING, "no FP4 here")
+    report = verify_folder(folders / "llama", view=None, runtimes=[FakeRuntime(refuse=lacking)])
+    assert report.verdict == "not verified"
+    assert report.finding(Check.LOADS).status is Status.SKIPPED
+
+
 def test_findings_of_several_runtimes_say_whose_they_are(folders):
     other = FakeRuntime(answers(), name="other")
     report = verify_folder(
@@ -106,20 +114,10 @@ def test_the_stored_form_comes_first_and_counts(folders):
     assert report.verdict == "fail: file"
 
 
-def test_the_head_is_measured_where_there_is_one(folders):
-    measured = Finding(Check.MTP_ACCEPTANCE, Status.PASS, "80 of 100")
-    asked = []
-
-    def head(artifact, view):
-        asked.append(artifact.label)
-        return measured
-
-    for name in ("llama", "qwen3_5"):
-        runtime = FakeRuntime(answers(), drafts=False, name="transformers")
-        report = verify_folder(folders / name, view=None, runtimes=[runtime], head=head)
-        assert len(runtime.opened) == 1
-    assert asked == ["qwen3_5"]
-    assert report.finding(Check.MTP_ACCEPTANCE) == measured
+def test_a_runtime_without_mtp_is_not_asked_for_it(folders):
+    runtime = FakeRuntime(answers(), drafts=False, name="transformers")
+    report = verify_folder(folders / "qwen3_5", view=None, runtimes=[runtime])
+    assert len(runtime.opened) == 1
     assert report.finding(Check.MTP_LOADS).summary == "transformers has no MTP"
 
 

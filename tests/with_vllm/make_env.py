@@ -14,10 +14,8 @@ from pathlib import Path
 
 VERSION = "0.32.0"
 AFTER = "import torch.library\n"
-DECLARED = "".join(
-    f"torch.library.define('torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
-    for name in ("nms", "qnms")
-)
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+DECLARED = "".join(f"torch.library.define('torchvision::{name}', '{SCHEMA}')\n" for name in ("nms", "qnms"))
 
 
 def main(folder: Path) -> None:

@@ -71,7 +71,7 @@ def ignored(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> 
     for tensor in view:
         if tensor.block is Block.TRUNK and tensor.role in MODULE_ROLES:
             layers.setdefault(_inside(repaired, tensor), []).append((tensor.layer, tensor.name in chosen))
-    entries = ["lm_head", "re:.*embed_tokens$"]
+    entries = ["re:.*lm_head$", "re:.*embed_tokens$"]
     for pattern, places in layers.items():
         left = [layer for layer, taken in places if not taken]
         if len(left) == len(places):

@@ -10,6 +10,7 @@ whoever serves the model.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
         small["hf_quant_config.json"] = text.encode()
     else:
         declared = compressed_config(repaired, view, chosen)
-    small["config.json"] = dump_json({**repaired.config, "quantization_config": declared})
+    small["config.json"] = dump_json(_config(repaired, view, declared))
     return plan_folder(
         "nvfp4",
         "NVFP4",
@@ -87,6 +88,16 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
             "quantized": _quantized(view, chosen, tensors),
         },
     )
+
+
+def _config(repaired: Repaired, view: ModelView, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with the declaration, and without one of a head that is not there."""
+    config = copy.deepcopy(dict(repaired.config))
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else config
+    if not view.mtp_layers and text.get("mtp_num_hidden_layers"):
+        text["mtp_num_hidden_layers"] = 0  # loaders would draft with whatever memory holds
+    return {**config, "quantization_config": declared}
 
 
 class _Makers:

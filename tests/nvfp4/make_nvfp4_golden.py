@@ -1,0 +1,108 @@
+"""Regenerates tests/nvfp4/golden_PEER.json: what ModelOpt and llm-compressor write of zoo models.
+
+    pip install nvidia-modelopt requests transformers torch    (one environment)
+    PYTHONPATH=tests python tests/nvfp4/make_nvfp4_golden.py modelopt
+    pip install llmcompressor                                  (another)
+    PYTHONPATH=tests python tests/nvfp4/make_nvfp4_golden.py llmcompressor
+
+For each case the peer's declaration, and for each quantized module its global scale and a digest of its
+levels and block scales: modules can be compared where the peer does not share a global scale and we do. The
+tests marked toolchain run it anew: QEXPORT_MODELOPT_PYTHON and QEXPORT_LLMC_PYTHON name those environments'
+pythons, which are called with a peer, cases to do and a folder to leave their files in.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoo
+from nvfp4_reading import digest_of, tensors_in
+
+HERE = Path(__file__).parent
+LEFT = [
+    *("lm_head", "re:.*embed_tokens$", r"re:.*linear_attn\.in_proj_a$", r"re:.*linear_attn\.in_proj_b$"),
+    *(r"re:.*linear_attn\.conv1d$", r"re:.*mlp\.gate$", r"re:.*mlp\.shared_expert_gate$"),
+    *("re:.*visual.*", "re:.*mtp.*"),
+]
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("qwen3_5", {"float32_ssm": False}),
+    "MoE": ("qwen3_5_moe", {"float32_ssm": False, "experts": 3}),
+    "llama": ("smollm", {}),
+    "llama float16": ("llama", {"layers": 2}),
+}
+"""Zoo model and its options; all linear layers are quantized."""
+RECIPE = "huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast"
+PACKAGES = {
+    "modelopt": ("nvidia-modelopt", "torch", "transformers"),
+    "modelopt-mixed": ("nvidia-modelopt", "torch", "transformers"),
+    "llmcompressor": ("llmcompressor", "compressed-tensors", "torch"),
+}
+
+
+def make(peer: str, case: str, out: Path) -> dict[str, Any]:
+    """Build the case's model, quantize it into ``out``, and say what came out."""
+    name, options = CASES[case]
+    with tempfile.TemporaryDirectory() as work:
+        source = zoo.build(name, Path(work) / "model", **options)
+        llmcompressor(source, out) if peer == "llmcompressor" else modelopt(source, out, peer)
+    declared = json.loads((out / "config.json").read_text())["quantization_config"]
+    made: dict[str, Any] = {"config": declared, "modules": digest_of(tensors_in(out))}
+    if peer != "llmcompressor":
+        made["file"] = json.loads((out / "hf_quant_config.json").read_text())
+    return made
+
+
+def llmcompressor(source: Path, out: Path) -> None:
+    from llmcompressor import model_free_ptq
+
+    model_free_ptq(source, out, scheme="NVFP4A16", ignore=LEFT, max_workers=1, device="cpu")
+
+
+def modelopt(source: Path, out: Path, peer: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import modelopt.torch.quantization as mtq
+        from modelopt.recipe import load_recipe
+        from modelopt.torch.export import export_hf_checkpoint
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        model.config.architectures = [type(model).__name__]  # the exporter cannot do without
+        model.config._experts_implementation = "eager"
+        config: Any = copy.deepcopy(mtq.W4A16_NVFP4_CFG)
+        if peer == "modelopt-mixed":
+            recipe = load_recipe(RECIPE).quantize
+            config = recipe if isinstance(recipe, dict) else recipe.model_dump()
+        tokens = torch.arange(32)[None] % 64
+        model = mtq.quantize(model, config, lambda model: model(tokens))
+        with torch.inference_mode():
+            export_hf_checkpoint(model, export_dir=out)
+
+
+def main() -> None:
+    peer, *rest = sys.argv[1:]
+    if rest:
+        *cases, target = rest
+        for case in cases:
+            made = make(peer, case, Path(target) / case)
+            (Path(target) / f"{case}.json").write_text(json.dumps(made))
+        return
+    for kind in [peer, *(["modelopt-mixed"] if peer == "modelopt" else [])]:
+        cases = [case for case in CASES if kind != "modelopt-mixed" or "llama" not in case]
+        with tempfile.TemporaryDirectory() as work:
+            done = {case: make(kind, case, Path(work) / case) for case in cases}
+        versions = {package: version(package).split("+")[0] for package in PACKAGES[kind]}
+        golden = HERE / f"golden_{kind}.json"
+        golden.write_text(json.dumps({"versions": versions, "cases": done}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The bytes and declarations of ModelOpt and llm-compressor: from the goldens, and from the tools again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_nvfp4_golden import CASES, LEFT
+from nvfp4_folders import json_of, one_by_one, same, write
+from nvfp4_reading import digest_of, tensors_in
+from zoo_types import Zoo
+
+HERE = Path(__file__).parent
+PYTHONS = {
+    "modelopt": os.environ.get("QEXPORT_MODELOPT_PYTHON"),
+    "modelopt-mixed": os.environ.get("QEXPORT_MODELOPT_PYTHON"),
+    "llmcompressor": os.environ.get("QEXPORT_LLMC_PYTHON"),
+}
+HOW: dict[str, dict[str, Any]] = {
+    "modelopt": {"scope": "all-linear"},
+    "modelopt-mixed": {"scope": "nvidia"},
+    "llmcompressor": {"scope": "all-linear", "layout": "compressed-tensors"},
+}
+PAIRS = [
+    (peer, case) for peer in HOW for case in json.loads((HERE / f"golden_{peer}.json").read_text())["cases"]
+]
+
+
+def partners(module: str) -> set[str]:
+    """The modules that runtimes fuse with this one."""
+    parent, _, last = module.rpartition(".")
+    for group in ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"in_proj_qkv", "in_proj_z"}):
+        if last in group:
+            return {f"{parent}.{part}" for part in group}
+    return {module}
+
+
+def compare(peer: str, theirs: dict[str, Any], out: Path) -> None:
+    mine = digest_of(tensors_in(out))
+    their_modules = theirs["modules"]
+    assert mine.keys() == their_modules.keys()
+    agreeing = 0
+    for module, (kind, shared, digest) in mine.items():
+        if [kind, shared] == their_modules[module][:2]:
+            assert digest == their_modules[module][2], module
+            agreeing += 1
+            continue
+        # Not shared by the peer: FP8 in ModelOpt; experts and DeltaNet in llm-compressor. Ours is that of
+        # the partner with the largest values.
+        assert (peer, kind) in {("modelopt-mixed", "FP8"), ("llmcompressor", "NVFP4")}
+        choose = min if peer == "llmcompressor" else max
+        assert shared == choose(their_modules[partner][1] for partner in partners(module))
+        assert "mlp.gate_proj" not in module
+        assert ("self_attn" in module) == (peer == "modelopt-mixed" and "self_attn" in module)
+    assert agreeing > len(mine) / 2
+    assert peer != "modelopt" or agreeing == len(mine)
+
+
+def compare_config(peer: str, theirs: dict[str, Any], out: Path) -> None:
+    mine, other = json_of(out)["quantization_config"], dict(theirs["config"])
+    if peer == "llmcompressor":
+        assert set(mine.pop("ignore")) <= {*LEFT, "re:.*lm_head$"}
+        other.pop("ignore")
+        assert mine == other
+        return
+    whole = json_of(out, "hf_quant_config.json")
+    mine_inner, their_inner = whole["quantization"], dict(theirs["file"]["quantization"])
+    if peer == "modelopt-mixed":  # the recipe has an FP8 KV cache; its exporter lists nothing excluded
+        assert other.pop("kv_cache_scheme") == {"dynamic": False, "num_bits": 8, "type": "float"}
+        their_inner["kv_cache_quant_algo"] = None
+        their_inner["exclude_modules"] = other["ignore"] = [e for e in mine["ignore"] if e.startswith("mtp")]
+    else:  # the exporter sees neither the vision tower nor the MTP head
+        extra = [e for e in mine["ignore"] if e.startswith(("mtp", "model.visual"))]
+        other["ignore"] += extra
+        their_inner["exclude_modules"] = [*their_inner["exclude_modules"], *extra]
+    mine.pop("producer"), other.pop("producer")
+    assert mine == other
+    assert mine_inner == their_inner
+
+
+@pytest.mark.parametrize(("peer", "case"), PAIRS)
+def test_golden(zoo: Zoo, tmp_path: Path, peer: str, case: str) -> None:
+    name, options = CASES[case]
+    write(zoo(name, **options), tmp_path / "out", **HOW[peer])
+    theirs = json.loads((HERE / f"golden_{peer}.json").read_text())["cases"][case]
+    compare(peer, theirs, tmp_path / "out")
+    compare_config(peer, theirs, tmp_path / "out")
+
+
+@pytest.mark.toolchain
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", HOW)
+def test_equals_peer(zoo: Zoo, tmp_path: Path, peer: str) -> None:
+    if PYTHONS[peer] is None:
+        pytest.skip("QEXPORT_MODELOPT_PYTHON or QEXPORT_LLMC_PYTHON is not set")
+    cases = [case for other, case in PAIRS if other == peer]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    command = [str(PYTHONS[peer]), str(HERE / "make_nvfp4_golden.py"), peer, *cases, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    for case in cases:
+        name, options = CASES[case]
+        write(zoo(name, **options), tmp_path / f"ours-{case}", **HOW[peer])
+        theirs = json.loads((tmp_path / f"{case}.json").read_text())
+        compare(peer, theirs, tmp_path / f"ours-{case}")
+        compare_config(peer, theirs, tmp_path / f"ours-{case}")
+        ours, stored = tensors_in(tmp_path / f"ours-{case}"), one_by_one(tensors_in(tmp_path / case))
+        if peer == "llmcompressor":
+            assert ours.keys() == stored.keys()
+        else:  # ModelOpt's exporter leaves the vision tower and the MTP head out
+            left = {key for key in ours if key.startswith(("mtp.", "model.visual."))}
+            assert ours.keys() - left == stored.keys()
+        modules = {f"{module}." for module in digest_of(ours)}
+        rest = [key for key in stored if f"{key.rpartition('.')[0]}." not in modules]
+        assert [key for key in rest if not same(ours[key], stored[key])] == []
