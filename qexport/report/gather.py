@@ -32,6 +32,7 @@ def gather(folders: Sequence[Path], *, gates: Iterable[Gate] = (), compare: Sequ
     Args:
         folders: of the model that the report is about. Where they hold artifacts of several sources, the
             first source is that model and the others are compared with it.
+        gates: limits and their outcome; those that receipts have noted where none are given.
         compare: folders of the model to compare with.
 
     Raises:
@@ -44,7 +45,7 @@ def gather(folders: Sequence[Path], *, gates: Iterable[Gate] = (), compare: Sequ
     newest = max((artifact.written or 0.0 for artifact in found), default=0.0)
     return Report(
         models=tuple(_model(title, artifacts) for title, artifacts in models),
-        gates=tuple(gates),
+        gates=tuple(gates) or tuple(gate for artifact in found for gate in _gates(artifact)),
         written=datetime.fromtimestamp(newest, UTC).date().isoformat() if newest else "",
     )
 
@@ -91,6 +92,7 @@ def _place(row: Row) -> tuple[int, bool, int, str]:
 def row_of(artifact: Artifact, folder: str = "") -> Row:
     """The row of one artifact; ``folder`` names it where it is not in a folder of its own."""
     figures = {} if artifact.is_drafter else measures(artifact)
+    proof, verdict = _proof(artifact)
     positions = number(figures.get("positions"))
     runtime = mapping(artifact.verification.get("runtime"))
     seen = None if artifact.is_drafter else number(artifact.verification.get("acceptance"))
@@ -104,8 +106,8 @@ def row_of(artifact: Artifact, folder: str = "") -> Row:
         name=_name(artifact, folder),
         size=artifact.size,
         files=tuple(File(file.name, file.size, file.sha256) for file in artifact.files),
-        proof=_proof(artifact),
-        verdict=artifact.verdict,
+        proof=proof,
+        verdict=verdict,
         bits_per_weight=number(artifact.entry.get("bits_per_weight")),
         drafter=artifact.is_drafter,
         has_mtp=artifact.has_mtp,
@@ -124,10 +126,27 @@ def row_of(artifact: Artifact, folder: str = "") -> Row:
     )
 
 
-def _proof(artifact: Artifact) -> str:
+def _proof(artifact: Artifact) -> tuple[str, str]:
+    """How verification ended, and its words; gates are another matter."""
+    found = artifact.verification
+    if found.get("passed") is True:
+        return Proof.PASSED.value, str(found.get("verdict") or Proof.PASSED.value)
+    verdict = str(found.get("verdict") or "")
     # What no runtime could run has not passed, nor has anything been found wrong with it.
-    unrun = artifact.proof is Proof.FAILED and artifact.verdict == Proof.MISSING.value
-    return Proof.MISSING.value if unrun else artifact.proof.value
+    if not found or verdict == Proof.MISSING.value:
+        return Proof.MISSING.value, Proof.MISSING.value
+    return Proof.FAILED.value, verdict or Proof.FAILED.value
+
+
+def _gates(artifact: Artifact) -> list[Gate]:
+    noted = artifact.entry.get("gates")
+    found: list[Gate] = []
+    for gate in map(mapping, noted if isinstance(noted, list) else ()):
+        limit, value = number(gate.get("limit")), number(gate.get("value"))
+        if limit is not None and gate.get("gate"):
+            passed = gate.get("passed") is True
+            found.append(Gate(str(gate.get("artifact")), str(gate["gate"]), limit, value, passed))
+    return found
 
 
 def _name(artifact: Artifact, folder: str) -> str:

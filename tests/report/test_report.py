@@ -227,6 +227,20 @@ def test_a_report_that_cannot_be_written(tmp_path):
         write_report([receipt(tmp_path / "in", gguf("Q8_0", 10))], tmp_path / "file")
 
 
+def test_gates_are_those_that_receipts_note(tmp_path):
+    kept = {"artifact": "a", "gate": "min_acceptance", "limit": 0.5, "value": 0.6, "passed": True}
+    noted = [kept, {**kept, "gate": "max_mean_kld", "value": None, "passed": False}]
+    folder = receipt(tmp_path, {**gguf("Q8_0", 10), "gates": [*noted, {"gate": "x"}, 3]})
+    report = gather([folder])
+    assert report.gates == (
+        Gate("a", "min_acceptance", 0.5, 0.6, True),
+        Gate("a", "max_mean_kld", 0.5, None, False),
+    )
+    # A gate is no verdict: what was run passed.
+    assert (report.models[0].rows[0].proof, report.models[0].rows[0].verdict) == ("passed", "pass")
+    assert gather([folder], gates=GATES).gates == GATES
+
+
 def test_gates_that_failed_come_first(tmp_path):
     report = gather(large_ladder(tmp_path), gates=GATES)
     assert "Gates: 1 of 2 limits were not kept." in summary(report)
