@@ -22,6 +22,7 @@ FLOORS = (
     "export",
     "verify",
     "publish",
+    "report",
     "pipeline",
     "recipe",
     "demo",

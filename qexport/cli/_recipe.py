@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from qexport.cli._options import SIZE
 from qexport.cli._output import Output, human_bytes
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.pipeline.model import ModelChoice, examine
+from qexport.recipe.select import select
 from qexport.recipe.weigh import Burden, guess, weigh
 
 if TYPE_CHECKING:
@@ -21,7 +23,15 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe, Subject
     from qexport.recipe.select import Unit
 
-__all__ = ["burdens_of", "choice_of", "human_time", "limit_options", "recipe_options", "show_jobs"]
+__all__ = [
+    "burdens_of",
+    "choice_of",
+    "human_time",
+    "job_json",
+    "limit_options",
+    "recipe_options",
+    "show_jobs",
+]
 
 
 class _Count(click.ParamType[int]):
@@ -115,6 +125,31 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
         output.say(f"{diagnosis.subject.checkpoint.label}: sizes from its headers")
         found.append(weigh(recipe, subject, diagnosis, mine))
     return found
+
+
+def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A job as an entry of a matrix: its name, the words for ``--only``, the command, and what it needs.
+
+    ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each.
+    """
+    words = ["qexport", "run", str(recipe.path), "--only", ",".join(job.only)]
+    words += [word for given in overrides for word in ("--set", given)]
+    folders: dict[str, str | None] = {}
+    for unit in select(recipe, job.only):
+        subject, artifact = recipe.subject(unit.subject), recipe.artifact(unit.artifact)
+        folders[recipe.folder(subject, artifact)] = recipe.repo(subject, artifact)
+    return {
+        "name": job.name,
+        "only": ",".join(job.only),
+        "command": shlex.join(words),
+        "folders": [{"folder": folder, "repo": repo} for folder, repo in folders.items()],
+        "output_bytes": job.output,
+        "disk_bytes": job.disk,
+        "memory_bytes": job.memory,
+        "seconds": round(job.seconds),
+        "time": human_time(job.seconds),
+        "exact": job.exact,
+    }
 
 
 def show_jobs(output: Output, jobs: Sequence[Job]) -> None:

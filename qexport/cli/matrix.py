@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from qexport.cli._output import Output
-from qexport.cli._recipe import burdens_of, human_time, limit_options, recipe_options, show_jobs
+from qexport.cli._recipe import burdens_of, job_json, limit_options, recipe_options, show_jobs
 from qexport.errors import VerificationError
 from qexport.recipe.arrived import Arrived, State, look, markdown
-from qexport.recipe.jobs import Job, Limits, plan_jobs
+from qexport.recipe.jobs import Limits, plan_jobs
 from qexport.recipe.load import load_recipe
 from qexport.recipe.select import select
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
 
-__all__ = ["command", "job_json"]
+__all__ = ["command"]
 
 
 @click.command("matrix")
@@ -82,31 +81,6 @@ def command(
         return
     output.document(entries)
     show_jobs(output, jobs)
-
-
-def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A job as an entry of a matrix: its name, the words for ``--only``, the command, and what it needs.
-
-    ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each.
-    """
-    words = ["qexport", "run", str(recipe.path), "--only", ",".join(job.only)]
-    words += [word for given in overrides for word in ("--set", given)]
-    folders: dict[str, str | None] = {}
-    for unit in select(recipe, job.only):
-        subject, artifact = recipe.subject(unit.subject), recipe.artifact(unit.artifact)
-        folders[recipe.folder(subject, artifact)] = recipe.repo(subject, artifact)
-    return {
-        "name": job.name,
-        "only": ",".join(job.only),
-        "command": shlex.join(words),
-        "folders": [{"folder": folder, "repo": repo} for folder, repo in folders.items()],
-        "output_bytes": job.output,
-        "disk_bytes": job.disk,
-        "memory_bytes": job.memory,
-        "seconds": round(job.seconds),
-        "time": human_time(job.seconds),
-        "exact": job.exact,
-    }
 
 
 def _check(output: Output, recipe: Recipe, units: Sequence[Unit], folder: Path) -> None:

@@ -10,14 +10,13 @@ import click
 
 from qexport.calibrate.options import StreamOptions
 from qexport.cli._calibrate import run_calibration
-from qexport.cli._export import check_items, write_and_prove
+from qexport.cli._export import check_items, raise_failed, write_and_judge
+from qexport.cli._finish import Made, finish, note_outcomes, raise_gates
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
-from qexport.cli._recipe import burdens_of, choice_of, limit_options, recipe_options, show_jobs
+from qexport.cli._recipe import burdens_of, choice_of, job_json, limit_options, recipe_options, show_jobs
 from qexport.cli._report import say_findings
-from qexport.cli.matrix import job_json
-from qexport.errors import VerificationError
 from qexport.export.execute import default_threads
 from qexport.pipeline.model import examine, fetched
 from qexport.recipe.jobs import Limits, plan_jobs
@@ -55,6 +54,8 @@ __all__ = ["command"]
 )
 @click.option("--measure", type=click.IntRange(0), metavar="TOKENS", help="Instead of the recipe's number.")
 @click.option("--device", default="cpu", show_default=True, help="Where importance is collected.")
+@click.option("--push", "pushing", flag_value="push", help="Publish what has passed, as the recipe says.")
+@click.option("--push-dry-run", "pushing", flag_value="rehearse", help="Show what --push would publish.")
 @click.option("--dry-run", is_flag=True, help="Print sizes, disk and a time estimate; write nothing.")
 @click.option(
     "--on",
@@ -73,11 +74,13 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
     """Write every artifact of RECIPE, from one read of each model, and prove it.
 
     Folders are made below --out, the current folder by default. One calibration serves all that want
-    importance.
+    importance. A run that was stopped or killed goes on when it is started again; what is there already, from
+    the same source and settings, is not made again. In the end the recipe's gates are judged and report.html,
+    report.md and report.json written.
 
     \b
     Examples:
-      qexport run recipes/demo.yaml -o demo-out
+      qexport run recipes/demo.yaml -o demo-out --push-dry-run
       qexport run recipes/qwen3.6-27b.yaml --dry-run
       qexport run recipes/qwen3.6-27b.yaml --only gguf:Q4_K_M,mlx --set source.model=./merged
       qexport run recipes/qwen3.6-27b.yaml --on hf-jobs --hf-bucket you/exports --max-disk 800G --dry-run
@@ -112,28 +115,28 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
                 _check(work, diagnosis, given)
             planned.append((work, diagnosis))
     fetched_works = [_fetched(output, work, diagnosis, given) for work, diagnosis in planned]
-    gathered, failures = _Gathered(output), list[VerificationError]()
+    gathered = _Gathered(output)
     measure = recipe.measure if given["measure"] is None else given["measure"]
+    made: list[Made] = []
     for work, diagnosis in fetched_works:
         if work.prepared is not None:
             work = work.having(run_calibration(output, work.prepared, diagnosis.repaired.view()))
             for note in work.keep(diagnosis):
                 output.say(f"  {note}")
-        try:
-            write_and_prove(
-                gathered,
-                work.items(diagnosis),
-                diagnosis,
-                threads=given["threads"],
-                overwrite=given["overwrite"],
-                measure=0 if given["no_verify"] else measure,
-                home=work.local.out,
-            )
-        except VerificationError as error:  # the other model is worth finishing
-            failures.append(error)
+        items = write_and_judge(
+            gathered,
+            work.items(diagnosis),
+            diagnosis,
+            threads=given["threads"],
+            overwrite=given["overwrite"],
+            measure=0 if given["no_verify"] else measure,
+            home=work.local.out,
+        )
+        made.append(note_outcomes(work, items, head=bool(diagnosis.repaired.mtp_layers)))
+    finish(gathered, recipe, made, pushing=given["pushing"])
     output.document(gathered.documents)
-    if failures:
-        raise failures[0]
+    raise_failed([item for each in made for item in each.items])
+    raise_gates(made)
 
 
 def _fetched(

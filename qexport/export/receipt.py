@@ -125,6 +125,18 @@ def add_measure(path: Path, name: str, value: Mapping[str, Any]) -> Path | None:
     return None
 
 
+def note_gates(path: Path, gates: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Note how a recipe's gates ended for the artifact at ``path``; the receipt as in :func:`add_measure`."""
+    path = path.absolute()
+    for folder in (path.parent,) if path.is_file() else (path, path.parent):
+        receipt = read_receipt(folder)
+        for entry in receipt.get("artifacts", []) if receipt is not None else []:
+            if _is_of(entry, path, folder) and _same_sizes(folder, entry):
+                entry["gates"] = [dict(gate) for gate in gates]
+                return _write(folder, receipt or {})
+    return None
+
+
 def _is_of(entry: Mapping[str, Any], path: Path, folder: Path) -> bool:
     files = [folder / file["name"] for file in entry["files"]]
     if path.is_file():

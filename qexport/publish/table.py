@@ -41,6 +41,10 @@ def legend(artifacts: Sequence[Artifact]) -> list[str]:
             "MTP acceptance is the share of tokens drafted by the MTP head that the model then accepts. The "
             "text is the same either way; the more is accepted, the faster it comes."
         )
+    if any(measure(a, "tok_s") is not None for a in artifacts):
+        lines.append(
+            "Tokens/s is one short run on the machine that made the export, without MTP: only rows compare."
+        )
     return lines
 
 

@@ -24,6 +24,11 @@ from qexport.verify.tether import NOT_STARTED, tethered
 __all__ = ["ENGINES", "Engine", "FolderRuntime", "folder_runtime"]
 
 _CHILDREN = Path(__file__).parent / "children"
+# Words for a missing kernel (vllm/model_executor/kernels/linear, layers/fused_moe/oracle), and for memory.
+_LACKING = re.compile(
+    r"Failed to find a kernel|[Kk]ernel \w+ is not supported|No \w+ MoE backend|MoE backend .*not support"
+    r"|out of memory|Free memory on device|No available memory|no kernel image|requires (?:a GPU|CUDA)"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Engine:
         install: how to get it.
         drafts: whether it runs MTP heads.
         passed_over: what it logs for tensors that it leaves out without an error.
+        lacking: how it refuses what this machine cannot run.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Engine:
     install: str
     drafts: bool = False
     passed_over: re.Pattern[str] | None = None
+    lacking: re.Pattern[str] = _LACKING
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -140,7 +147,11 @@ class FolderRuntime(Runtime):
                 hint=f"{self._engine.install}, or name a Python that has it with --runtime-python PATH",
             )
         if ready.get("event") == "refused":
-            reason = f"{self.name} could not load it: {ready.get('reason')}"
+            reason = str(ready.get("reason"))
+            if self._engine.lacking.search(reason):
+                reason = f"{self.name} cannot run it on this machine: {reason}"
+                raise RuntimeFailure(Failure.LACKING, reason, log=process.log_tail())
+            reason = f"{self.name} could not load it: {reason}"
             raise RuntimeFailure(Failure.REFUSED, reason, log=process.log_tail())
         session = LineSession(process, ready)
         if self._engine.passed_over is not None:

@@ -29,6 +29,7 @@ class Failure(StrEnum):
     REFUSED = "refused"  # it said no: the file, or a request
     DIED = "died"  # abort, segmentation fault, or any exit that nobody asked for
     TIMEOUT = "timeout"
+    LACKING = "lacking"  # kernels or memory that this machine has not: nothing is said of the artifact
     NONSENSE = "nonsense"  # an answer that is not what the protocol promises
 
 

@@ -270,6 +270,8 @@ class Steps:
 
 def _failed(check: Check, failure: RuntimeFailure) -> Finding:
     data = {"kind": failure.kind.value, "log": list(failure.log)}
+    if failure.kind is Failure.LACKING:
+        return Finding(check, Status.SKIPPED, failure.message, data)
     return Finding(check, Status.FAIL, failure.message, data)
 
 

@@ -1,11 +1,18 @@
 """`qexport matrix` and `qexport run` as a user meets them."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from in_process import names, ok, run
 from safetensors import safe_open
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
+from hub_server import HubServer
 
 RECIPE = """\
 source: {{model: {model}, name: Zoo}}
@@ -158,3 +165,26 @@ def test_wrong_recipes_and_options(recipe, tmp_path):
     far = run("matrix", recipe, "--set", "source.model=./nowhere")
     assert far.code == 3
     assert "--params 27B" in far.stderr
+
+
+def test_sizes_of_a_model_on_the_hub_need_its_headers_only(recipe, zoo, tmp_path):
+    folder = zoo("qwen3_5")
+    with HubServer() as server:
+        server.add("org/Zoo", folder)
+        environment = {**os.environ, **server.environment(tmp_path / "home")}
+        words = ["matrix", recipe, "--set", "source.model=org/Zoo", "--format", "json"]
+        ran = subprocess.run(
+            [sys.executable, "-m", "qexport", *map(str, words)],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert ran.returncode == 0, ran.stderr
+        sent = sum(each.sent for each in server.requests if each.path.endswith(".safetensors"))
+    (job,) = json.loads(ran.stdout)
+    (here,) = ok("matrix", recipe, "--format", "json").json()
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert sent < weights / 10
+    assert abs(job["output_bytes"] - here["output_bytes"]) < 2000  # names differ, tensors do not
+    assert job["disk_bytes"] - job["output_bytes"] >= weights  # it would have to be downloaded
+    assert here["disk_bytes"] == here["output_bytes"]

@@ -101,6 +101,17 @@ def test_a_repository_of_one_kind_is_named_by_its_id(kind, library, line):
     assert "| this repository | x |" in card
 
 
+def test_an_mlx_folder_has_its_head_in_a_folder_of_its_own():
+    details = {"mtp_layouts": ["drafter"]}
+    alone = render_card([folder_artifact("6bit", "mlx", details=details)], OPTIONS)
+    assert "MTP head (multi-token prediction" not in alone
+    assert "mtp" not in matter(alone)["tags"]
+    inside = render_card([folder_artifact("6bit", "mlx", details={"mtp_layouts": ["mtplx"]})], OPTIONS)
+    assert "the MTP head in this folder is for runtimes that do" in inside
+    drafter = render_card([folder_artifact("6bit-MTP", "mlx-drafter")], OPTIONS)
+    assert "--model THE_MODEL_IT_DRAFTS_FOR --draft-model bob/Tuned-GGUF --draft-kind mtp" in drafter
+
+
 def test_without_a_head_nothing_is_said_of_mtp():
     source = {"label": "Merged", "revision": None, "mtp": "none"}
     card = render_card([artifact(source=source, verification={"passed": True, "verdict": "pass"})], OPTIONS)

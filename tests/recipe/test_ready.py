@@ -1,9 +1,11 @@
 """The recipes in recipes/ are right, and say what their names promise."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.recipe.hf_jobs import check_portable
 from qexport.recipe.jobs import Limits, plan_jobs
 from qexport.recipe.load import load_recipe
@@ -12,6 +14,15 @@ from qexport.recipe.weigh import guess
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+
+
+def test_the_example_of_the_documentation_is_right(tmp_path):
+    text = (FOLDER.parent / "docs" / "recipes.md").read_text()
+    example = tmp_path / "example.yaml"
+    example.write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    recipe = load_recipe(example)
+    assert [artifact.kind for artifact in recipe.artifacts] == ["gguf", "mlx", "fp8", "nvfp4", "merged"]
+    assert len(recipe.subjects) == 2
 
 
 def test_they_are_all_here():
@@ -45,3 +56,13 @@ def test_the_demo_has_every_kind_and_its_model_is_here():
     recipe = load_recipe(FOLDER / "demo.yaml")
     assert {a.kind for a in recipe.artifacts} == {"gguf", "mlx", "fp8", "nvfp4", "merged"}
     assert (Path(recipe.subject("model").source.model) / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_at_the_head_of_a_recipe_work(name, zoo):
+    """With a folder in the place of the model, as the comments say."""
+    text = (FOLDER / name).read_text()
+    assert f"qexport run recipes/{name}" in text
+    recipe = load_recipe(FOLDER / name, [f"source.model={zoo('qwen3_5')}", "source.name=Mine"])
+    model = recipe.subject("model")
+    assert open_checkpoint(model.source.model, revision=model.source.revision).tensors

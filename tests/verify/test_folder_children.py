@@ -81,6 +81,20 @@ def test_a_refused_folder_and_a_missing_package(tmp_path):
     assert "qexport[mlx]" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ValueError: Failed to find a kernel that can implement the ScaledMM linear layer. Reasons: AMX",
+        "ValueError: Forced NVFP4 kernel MarlinNvFp4LinearKernel is not supported: Marlin FP4 not available",
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB",
+    ],
+)
+def test_what_the_machine_lacks_says_nothing_of_the_folder(tmp_path, reason):
+    failure = fails(child(says({"event": "refused", "reason": reason})), tmp_path)
+    assert failure.kind is Failure.LACKING
+    assert failure.message.startswith("vllm cannot run it on this machine: ")
+
+
 def test_tensors_that_sglang_only_warns_of_refuse_the_folder(tmp_path):
     code = "print('Parameter mtp.fc.weight not found in params_dict', file=sys.stderr, flush=True)\n"
     code += says(READY) + "time.sleep(60)"

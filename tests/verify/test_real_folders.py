@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -122,14 +123,22 @@ def test_mlx_lm_is_strict(mlx_folder, tmp_path):
     assert "layers.1.mlp.up_proj.biases" in caught.value.message
 
 
-def test_mlx_lm_is_asked_to_run_no_code(mlx_folder, tmp_path):
+@pytest.mark.parametrize("place", ["model_file", "auto_map", "tokenizer"])
+def test_no_code_out_of_the_folder_is_run(mlx_folder, tmp_path, place):
     for file in mlx_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(config.replace("{", '{"model_file": "own.py",', 1))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    name = "tokenizer_config.json" if place == "tokenizer" else "config.json"
+    config = json.loads((tmp_path / name).read_text())
+    if place == "model_file":
+        config["model_file"] = "own.py"
+    else:
+        config["auto_map"] = {"AutoTokenizer": ["own.T", None], "AutoConfig": "own.C"}
+        config |= {"AutoTokenizer": "own.T", "tokenizer_class": "T"} if place == "tokenizer" else {}
+    (tmp_path / name).write_text(json.dumps(config))
     report = verify_folder(tmp_path, view=None, options=replace(OPTIONS, reference=False))
-    assert report.finding(Check.LOADS).status is Status.FAIL
+    if place == "model_file":
+        assert report.finding(Check.LOADS).status is Status.FAIL
     assert not (tmp_path / "ran").exists()
 
 

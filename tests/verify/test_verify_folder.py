@@ -18,6 +18,7 @@ from qexport.verify import run_folder as run_module
 from qexport.verify.choose import can_judge, choose_runtime
 from qexport.verify.folder_type import folder_type
 from qexport.verify.report import Finding
+from qexport.verify.runtime import Failure, RuntimeFailure
 from qexport.verify.thresholds import tolerance
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
@@ -72,6 +73,13 @@ def test_a_runtime_that_is_not_installed_is_skipped_unless_it_was_named(folders,
     assert "pip install it" in report.finding(Check.LOADS).summary
     with pytest.raises(EnvironmentProblem):
         verify_folder(folders / "llama", view=None, options=VerifyOptions(runtime="mlx-lm"))
+
+
+def test_a_machine_that_lacks_kernels_verifies_nothing_and_accuses_nobody(folders):
+    lacking = RuntimeFailure(Failure.LACKING, "no FP4 here")
+    report = verify_folder(folders / "llama", view=None, runtimes=[FakeRuntime(refuse=lacking)])
+    assert report.verdict == "not verified"
+    assert report.finding(Check.LOADS).status is Status.SKIPPED
 
 
 def test_findings_of_several_runtimes_say_whose_they_are(folders):

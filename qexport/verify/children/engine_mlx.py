@@ -30,7 +30,11 @@ class Loaded:
                 # mlx-lm before 0.32 runs it without asking.
                 raise ValueError("its config.json names a Python file of its own to be run")
         self.version = str(mlx_lm.__version__)
-        self.model, self.tokenizer = load_folder(request["model"])
+        self.model, self.tokenizer = load_folder(
+            request["model"], tokenizer_config={"trust_remote_code": False}
+        )
+        if mx.default_device().type == mx.DeviceType.cpu:
+            self.model.set_dtype(mx.float32)
         names = [name for name, _ in tree_flatten(self.model.parameters())]
         self.facts = {"strict": True, "parameters": len(names), "device": str(mx.default_device())}
 

@@ -24,9 +24,9 @@ class Loaded:
         if request["threads"]:
             torch.set_num_threads(request["threads"])
         folder = request["model"]
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", output_loading_info=True
+            folder, dtype="auto", output_loading_info=True, trust_remote_code=False
         )
         self.model.eval()
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
