@@ -10,6 +10,7 @@ from enum import IntEnum
 __all__ = [
     "EnvironmentProblem",
     "ExitCode",
+    "GateRefusal",
     "InputError",
     "QexportError",
     "UsageProblem",
@@ -25,6 +26,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     INPUT = 3
     VERIFICATION = 4
+    GATE = 5
     ENVIRONMENT = 6
 
 
@@ -63,6 +65,12 @@ class VerificationError(QexportError):
     """An artifact was written, but a runtime could not load or run it as promised."""
 
     exit_code = ExitCode.VERIFICATION
+
+
+class GateRefusal(QexportError):
+    """An artifact runs, but does not keep a limit that a recipe sets."""
+
+    exit_code = ExitCode.GATE
 
 
 class EnvironmentProblem(QexportError):

@@ -22,7 +22,9 @@ FLOORS = (
     "export",
     "verify",
     "publish",
+    "report",
     "pipeline",
+    "recipe",
     "demo",
     "cli",
 )

@@ -93,7 +93,7 @@ def open_mlx(folder: LocalCheckpoint, path: Path, config: Mapping[str, Any], hea
         declared_mtp=declared_mtp(text),
         details={
             "quantization": config.get("quantization") or {},
-            "head": _head_config(head, path),
+            "head": _head_config(head, path) or {"quantization": config.get("mtplx_mtp_quantization")},
             "head_outside": bool(heads),
         },
     )

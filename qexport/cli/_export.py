@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item, Target
 
-__all__ = ["check_items", "write_and_prove"]
+__all__ = ["check_items", "raise_failed", "write_and_judge", "write_and_prove"]
 
 
 def check_items(
@@ -54,6 +54,24 @@ def write_and_prove(
     Raises:
         VerificationError: one of them failed; the files stay, and the receipt says so.
     """
+    results = write_and_judge(
+        output, items, diagnosis, threads=threads, overwrite=overwrite, measure=measure, home=home
+    )
+    raise_failed(results)
+    return results
+
+
+def write_and_judge(
+    output: Output,
+    items: Sequence[Item],
+    diagnosis: Diagnosis,
+    *,
+    threads: int | None,
+    overwrite: bool,
+    measure: int = 0,
+    home: Path | None = None,
+) -> list[Item]:
+    """As :func:`write_and_prove`; what failed is said and returned like the rest, in the order given."""
     done, todo = _settled(items, home, overwrite=overwrite)
     for item in done:
         verdict = "not verified yet" if item.report is None else item.report.verdict
@@ -68,14 +86,20 @@ def write_and_prove(
     unproven = [*(item for item in done if item.report is None), *todo]
     proven, receipts = export.prove(unproven, diagnosis, output.say, measure=measure)
     results = [*(item for item in done if item.report is not None), *proven]
+    order = [(item.folder, item.plan.label) for item in items]
+    results.sort(key=lambda item: order.index((item.folder, item.plan.label)))
     show_results(output, results, receipts or [items[0].folder / RECEIPT_NAME])
+    return results
+
+
+def raise_failed(results: Sequence[Item]) -> None:
+    """Raises VerificationError where something was found wrong."""
     failed = [item.name for item in results if item.failed]
     if failed:
         raise VerificationError(
             f"{', '.join(failed)} failed verification; {RECEIPT_NAME} says why",
             hint="Do not publish it. `qexport verify FILE --against MODEL` runs the checks again.",
         )
-    return results
 
 
 def _settled(items: Sequence[Item], home: Path | None, *, overwrite: bool) -> tuple[list[Item], list[Item]]:

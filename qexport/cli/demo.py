@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +14,19 @@ from qexport.cli._output import Output
 from qexport.cli._report import say_findings, say_plans, show_results
 from qexport.demo import MODEL
 from qexport.errors import EnvironmentProblem, UsageProblem, VerificationError
+from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.file_types import file_type
+from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.pipeline import export
+from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 from qexport.pipeline.model import ModelChoice, examine
-from qexport.verify.run import VerifyOptions
+from qexport.report.write import write_report
+from qexport.verify.options import VerifyOptions
+
+if TYPE_CHECKING:
+    from qexport.pipeline.export import Target
 
 __all__ = ["command"]
 
@@ -27,6 +37,10 @@ _PROMPTS = (
     "What is the capital of Japan?",
     "Write a Python function that adds two numbers.",
 )
+
+
+_MADE = ("GGUF", "MLX-6bit", "MLX-6bit-MTP", "FP8", "NVFP4A16")
+_MEASURED = 2048  # held-out tokens
 
 
 @click.command("demo")
@@ -48,7 +62,8 @@ def command(
     out: Path | None, types: tuple[str, ...], threads: int | None, overwrite: bool, as_json: bool
 ) -> None:
     """Show everything on a model of a few million weights: it is merged as a fine-tune is (and so loses its
-    MTP head), inspected, given the head back, written as GGUF from one read, and proven by llama.cpp.
+    MTP head), inspected, given the head back, written as GGUF, MLX, FP8 and NVFP4 from one read, and proven
+    by the runtimes that its users have.
 
     \b
     Example:
@@ -65,10 +80,10 @@ def command(
     for name in types:
         file_type(name)  # a type that does not exist is said before anything is made
     folder = out or Path("demo-out")
-    merged, artifacts = folder / "Demo-Tuned", folder / "Demo-Tuned-GGUF"
+    merged = folder / "Demo-Tuned"
     if folder.exists() and not overwrite:
         raise UsageProblem(f"{folder} is already there", hint="Add --overwrite, or choose another --out.")
-    for made in (merged, artifacts):
+    for made in [merged, *(folder / f"Demo-Tuned-{name}" for name in _MADE)]:
         shutil.rmtree(made, ignore_errors=True)
 
     output.title(f"1. Merging a LoRA-like change into the demo model, as transformers saves it: {merged}")
@@ -78,24 +93,38 @@ def command(
     lost = examine(ModelChoice(str(merged)), download=False)
     say_findings(output, lost, details=True)
 
-    output.title("3. The base's MTP head grafted; every type from one read")
+    output.title("3. The base's MTP head grafted; every format from one read")
     choice = ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL))
-    target = GgufTarget(types, artifacts, verify=VerifyOptions(prompts=_PROMPTS))
     diagnosis = examine(choice, download=False)
     say_findings(output, diagnosis)
-    items = export.plan([target], diagnosis)
+    items = export.plan(_targets(types, folder), diagnosis)
     plans = [item.plan for item in items]
     say_plans(output, items)
     export.ready_kernels(plans, output.say)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = export.write(items, diagnosis, threads=threads, progress=progress)
+        written = export.write(items, diagnosis, home=folder, threads=threads, progress=progress)
 
-    output.title("4. Proven by llama.cpp")
-    results, receipts = export.prove(written, diagnosis, output.say)
+    output.title("4. Proven by llama.cpp, mlx-lm and transformers, and measured against the source")
+    results, receipts = export.prove(written, diagnosis, output.say, measure=_MEASURED)
     for result in results:
         if result.report is not None and not as_json:
             for text in result.report.texts:
                 output.say(f"  {result.plan.label} wrote: {' '.join(text.split())}")
     show_results(output, results, receipts)
+    report = write_report(list(dict.fromkeys(item.folder for item in results)), folder)
+    output.text(f"Report: {report.html}")
     if any(result.failed for result in results):
-        raise VerificationError("the demo failed verification", hint=f"{receipts[0]} says why.")
+        raise VerificationError("the demo failed verification", hint=f"{report.html} says why.")
+
+
+def _targets(types: tuple[str, ...], folder: Path) -> list[Target]:
+    """Every format that a runtime can prove here: MLX has no wheels for some platforms."""
+    asked = VerifyOptions(prompts=_PROMPTS)
+    targets: list[Target] = [GgufTarget(types, folder / "Demo-Tuned-GGUF", verify=asked)]
+    if find_spec("mlx_lm") is not None:
+        targets.append(FolderTarget(MlxOptions(bits=6), folder / "Demo-Tuned-MLX-6bit", asked))
+    targets.append(FolderTarget(Fp8Options(), folder / "Demo-Tuned-FP8", asked))
+    # In the layout that transformers reads; ModelOpt's, the default of `qexport nvfp4`, needs vLLM.
+    nvfp4 = Nvfp4Options(layout="compressed-tensors")
+    targets.append(FolderTarget(nvfp4, folder / "Demo-Tuned-NVFP4A16", asked))
+    return targets

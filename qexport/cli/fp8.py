@@ -23,7 +23,11 @@ __all__ = ["command"]
     help="native: quant_method fp8 and weight_scale_inv; compressed-tensors: what llm-compressor's FP8_BLOCK "
     "writes.",
 )
-@click.option("--mtp-bf16", is_flag=True, help="Leave the MTP layer as it is, and list all of it.")
+@click.option(
+    "--mtp-bf16",
+    is_flag=True,
+    help="Leave the MTP layer as it is, and list all of it; compressed-tensors always does.",
+)
 @click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
 @folder_options
 def command(**given: Any) -> None:

@@ -32,7 +32,11 @@ COMMANDS: Mapping[str, str] = {
     "mlx": "Write an MLX folder, the MTP head beside it, proven by mlx-lm.",
     "fp8": "Write block-wise FP8 as the official Qwen repositories have it.",
     "nvfp4": "Write NVFP4 W4A16: 4-bit MLPs with scales that fused matrices share.",
+    "run": "Every artifact of a recipe from one read, here or on Hugging Face Jobs.",
+    "matrix": "Print a recipe as jobs for CI.",
     "verify": "Load and run an artifact in a runtime its users use, and judge what comes out.",
+    "bench": "Measure tokens a second in the real runtime, bare and with the MTP head.",
+    "report": "Put receipts into one report: plots, tables, provenance, as HTML, Markdown and JSON.",
     "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
     "completion": "Print the shell completion script.",
@@ -62,7 +66,8 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 2 wrong usage, 3 the input cannot be used, 4 an artifact failed "
-    "verification, 6 the machine (disk, missing runtime, network), 130 stopped.",
+    "verification, 5 one does not keep a limit of its recipe, 6 the machine (disk, missing runtime, "
+    "network), 130 stopped.",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="qexport")
 def cli() -> None:

@@ -1,7 +1,7 @@
-"""MLX's encoders, behind the protocol that plans hold: packed weights, scales, biases as three streams, or two.
+"""MLX's encoders, behind the protocol that plans hold: streams of packed weights, scales and, if any, biases.
 
-Values are rounded to the dtype of the model first, as mlx-lm casts before it quantizes; scales and biases come
-in that dtype. Packed words are MLX's uint32, little-endian, so their bytes are the stream.
+Values are rounded to the dtype of the model first, as mlx-lm casts before it quantizes; scales and biases
+come in that dtype. Packed words are MLX's uint32, little-endian, so their bytes are the stream.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MlxAffineEncoder(RowByRow):
     Attributes:
         bits, group: of the codes, as :mod:`qexport.codecs.mlx_affine` knows them.
         dtype: ``BF16``, ``F16`` or ``F32``: of scales and biases, and of the values before.
-        importance: mean squared inputs, float32 ``(matrices, columns)``; scale and bias are then fitted to it.
+        importance: mean squared inputs, float32 ``(matrices, columns)``; scale and bias are fitted to them.
         rows_per_matrix: rows of one expert, needed with more than one row of importance.
     """
 

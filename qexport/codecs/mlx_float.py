@@ -164,7 +164,7 @@ def _quantize(
             most = np.uint32(0)
             for i in range(group):
                 most = max(most, np.uint32(values[i] & _MAGNITUDE))
-            bad += most >= _INFINITY
+            bad += int(most >= _INFINITY)
             step = _narrowed(np.float32(float_of(most) / top), dropped)
             out = packed[row, g * width : (g + 1) * width]
             if power_of_two:
@@ -181,7 +181,7 @@ def _quantize(
                 for i in range(group):
                     codes[i] = _level(float_of(np.uint32(values[i] & _MAGNITUDE)) * factor, values[i])
             else:
-                bad += step > E4M3_MAX and most < _INFINITY
+                bad += int(step > E4M3_MAX and most < _INFINITY)
                 byte = e4m3_bits(step if step < E4M3_MAX else E4M3_MAX)
                 scales[row, g] = byte
                 divisor = e4m3_value(byte) if byte else np.float32(np.inf)

@@ -1,17 +1,17 @@
 """MLX affine groups fitted to importance: scale and bias by weighted least squares, the layout unchanged.
 
-The range of a group is what ``mx.quantize`` goes by; what a model notices is the error of each column times how
-strongly that column is driven, ``sum(w * (scale * q + bias - x)**2)`` with ``w`` the mean squared input. For
-given codes the best scale and bias are a straight line's. So a group is tried with MLX's own codes and with
-ranges cut or widened by some steps; each try gives codes, a line through them, the line rounded to the dtype
-that is stored, and the codes nearest to that. The try with the least error is kept, and MLX's own when none is
-clearly better: a group never gets worse.
+The range of a group is what ``mx.quantize`` goes by. What a model notices is the error of each column times
+how strongly that column is driven: ``sum(w * (scale * q + bias - x)**2)`` with ``w`` the mean squared input.
+For given codes the best scale and bias are those of a straight line. So a group is tried with MLX's own codes
+and with ranges cut or widened by some steps; each try gives codes, a line through them, the line rounded to
+the dtype that is stored, and the codes nearest to that. The try with the least error is kept, and MLX's own
+where none is clearly better: a group never gets worse.
 
-Groups side by side, 32 rows at a time (:mod:`qexport.codecs.lanes`): importance belongs to a column, so all
-lanes share it. Readers compute with float32 products of the stored scale and bias, and so does the error here.
+Thirty-two rows are worked on at once (:mod:`qexport.codecs.lanes`): importance belongs to a column, so all
+lanes share it. Readers multiply in float32 with the stored scale and bias, and so does the error here.
 
-Left out: codes chosen together (error feedback across columns, as GPTQ does). It needs the whole covariance of
-the inputs, of which importance is the diagonal.
+Left out: codes chosen together (error feedback across columns, as GPTQ does). It needs the whole covariance
+of the inputs, of which importance is the diagonal.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _ROUNDER = np.float32(2.0**23)
 _SMALLEST_STEP = np.float32(1e-7)
 _SIGN = -0x80000000
 _BETTER = np.float32(1 - 2.0**-12)  # sums of float32 know no finer difference
-# By how many steps the range of a try is longer than the range of its codes; both ends, or the upper end only.
-_BOTH = np.array([-0.6, 0.4, 0.8, 1.2, 1.6, 2.2, 3.0, 4.0], np.float32)
+# How many steps more than there are codes the range is cut into: half of them beyond either end.
+_MORE_STEPS = np.array([-0.6, 0.4, 0.8, 1.2, 1.6, 2.2, 3.0, 4.0], np.float32)
 _NO_MORE = np.float32(3.0e38)
 
 
@@ -58,7 +58,7 @@ def fit_into(
     scales: np.ndarray,
     biases: np.ndarray,
 ) -> int:
-    """Fill ``packed``, ``scales`` and ``biases``; returns the number of places that are not finite or too wide.
+    """Fill ``packed``, ``scales``, ``biases``; returns how many places are not finite or too wide.
 
     Args:
         halves, words: the rows, as :mod:`qexport.codecs.tiles` explains.
@@ -146,7 +146,7 @@ def _keep(
     dropped: int,
     best: np.ndarray,
 ) -> None:
-    """Round a line, and let it stand in the lanes of ``best`` (error, scale, bias, inverse) where it is better."""
+    """Round a line; it replaces those lanes of ``best`` (error, scale, bias, inverse) that it betters."""
     scale, bias = _stored(scale, dropped), _stored(bias, dropped)
     inverse = 1 / scale
     error = _error(tile, weights, scale, bias, top, inverse)
@@ -212,9 +212,9 @@ def _fit(
             _keep(tile, ours, plain_scale, plain_bias, top, dropped, best)
             _line(tile, ours, bias, 1 / scale, top, sums, line)
             _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
-            for k in range(len(_BOTH)):
-                inverse = (top + _BOTH[k]) / (high - low)
-                start = low + (_BOTH[k] * np.float32(0.5)) / inverse
+            for k in range(len(_MORE_STEPS)):
+                inverse = (top + _MORE_STEPS[k]) / (high - low)
+                start = low + (_MORE_STEPS[k] * np.float32(0.5)) / inverse
                 _line(tile, ours, start, inverse, top, sums, line)
                 _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
             for _ in range(2):

@@ -2,7 +2,7 @@
 
 The plans of all artifacts are walked together, a source tensor at a time. Its rows go through the encoders
 in runs of a few megabytes, in worker threads (numba, torch and ggml release the interpreter lock); results
-are taken in order, so a stream of bytes is written front to back, whatever the number of threads. is
+are taken in order, so a stream of bytes is written front to back, whatever the number of threads. Memory is
 the runs in flight, not the tensor: rows come from mapped files whose pages are given back.
 
 Two things keep pages longer. Where encoders must know all rows of some tensors first (:class:`Survey`), those

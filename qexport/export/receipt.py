@@ -26,10 +26,18 @@ if TYPE_CHECKING:
     from qexport.export.sink import WrittenFile
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["RECEIPT_NAME", "artifact_entry", "read_receipt", "source_entry", "write_receipt"]
+__all__ = [
+    "RECEIPT_NAME",
+    "add_measure",
+    "artifact_entry",
+    "read_receipt",
+    "source_entry",
+    "write_receipt",
+]
 
 RECEIPT_NAME = "qexport.json"
 _SCHEMA = 1
+_ONE_FILE = ("gguf", "imatrix")
 _LIBRARIES = ("torch", "gguf", "xllamacpp", "transformers", "safetensors", "numba", "tokenizers")
 
 
@@ -90,9 +98,78 @@ def artifact_entry(
 
 
 def write_receipt(folder: Path, artifacts: Sequence[Mapping[str, Any]]) -> Path:
-    """Write ``qexport.json`` beside the artifacts (beside its final name first, then renamed)."""
+    """Write ``qexport.json`` beside the artifacts (beside its final name first, then renamed).
+
+    What :func:`add_measure` added to an artifact stays as long as its bytes are the same.
+    """
     kept = _earlier(folder, {file["name"] for artifact in artifacts for file in artifact["files"]})
-    receipt = {"schema": _SCHEMA, "artifacts": [*kept, *artifacts]}
+    added = _added(folder)
+    every = [*kept, *(_with_added(artifact, added) for artifact in artifacts)]
+    return _write(folder, {"schema": _SCHEMA, "artifacts": every})
+
+
+def add_measure(path: Path, name: str, value: Mapping[str, Any]) -> Path | None:
+    """Note a figure beside the artifact at ``path``, a GGUF file or a folder, as ``measures[name]``.
+
+    The receipt is the one in the folder, or just above it. ``None``: there is none that knows the artifact,
+    or not with these sizes.
+    """
+    path = path.absolute()
+    for folder in (path.parent,) if path.is_file() else (path, path.parent):
+        receipt = read_receipt(folder)
+        for entry in receipt.get("artifacts", []) if receipt is not None else []:
+            if _is_of(entry, path, folder) and _same_sizes(folder, entry):
+                entry["measures"] = {**(entry.get("measures") or {}), name: dict(value)}
+                entry["added"] = sorted({*(entry.get("added") or ()), name})
+                return _write(folder, receipt or {})
+    return None
+
+
+def note_gates(path: Path, gates: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Note how a recipe's gates ended for the artifact at ``path``; the receipt as in :func:`add_measure`."""
+    path = path.absolute()
+    for folder in (path.parent,) if path.is_file() else (path, path.parent):
+        receipt = read_receipt(folder)
+        for entry in receipt.get("artifacts", []) if receipt is not None else []:
+            if _is_of(entry, path, folder) and _same_sizes(folder, entry):
+                entry["gates"] = [dict(gate) for gate in gates]
+                return _write(folder, receipt or {})
+    return None
+
+
+def _is_of(entry: Mapping[str, Any], path: Path, folder: Path) -> bool:
+    files = [folder / file["name"] for file in entry["files"]]
+    if path.is_file():
+        return path in files
+    return entry.get("kind") not in _ONE_FILE and all(path in file.parents for file in files)
+
+
+def _added(folder: Path) -> dict[str, dict[str, Any]]:
+    """Figures that were added later, by the hash of the artifact's first file."""
+    receipt = read_receipt(folder) or {}
+    return {
+        entry["files"][0]["sha256"]: {name: entry["measures"][name] for name in entry["added"]}
+        for entry in receipt.get("artifacts", [])
+        if entry.get("added")
+    }
+
+
+def _with_added(artifact: Mapping[str, Any], added: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    figures = added.get(artifact["files"][0]["sha256"]) if artifact["files"] else None
+    if not figures:
+        return artifact
+    measures = {**figures, **(artifact.get("measures") or {})}
+    return {**artifact, "measures": measures, "added": sorted(figures)}
+
+
+def _same_sizes(folder: Path, entry: Mapping[str, Any]) -> bool:
+    try:
+        return all((folder / file["name"]).stat().st_size == file["bytes"] for file in entry["files"])
+    except OSError:
+        return False
+
+
+def _write(folder: Path, receipt: Mapping[str, Any]) -> Path:
     path = folder / RECEIPT_NAME
     part = folder / f".{RECEIPT_NAME}.part"
     with part.open("w", encoding="utf-8") as file:

@@ -221,11 +221,10 @@ def prove(
                     # A drafter has its trunk's: what is measured is both together.
                     path = item.path if item.plan.kind == "gguf" else item.target.out
                     known = reports.get(path)
-                    report = (
-                        measured.add_to(report, path)
-                        if known is None
-                        else replace(known, artifact=report.artifact)
-                    )
+                    if known is None:
+                        report = measured.add_to(report, path)
+                    else:
+                        report = replace(report, findings=known.findings)
                     reports[path] = report
                 proven.append(replace(item, report=report))
     return proven, _write_receipts(proven, diagnosis)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item
+    from qexport.verify.report import Report
 
 __all__ = ["FolderOptions", "FolderTarget", "default_folder"]
 
@@ -121,7 +122,22 @@ class FolderTarget:
             stored_form=check_stored_form,
             progress=say,
         )
-        return [replace(item, report=replace(report, artifact=item.folder.name)) for item in items]
+        return [replace(item, report=_of(item, report)) for item in items]
+
+
+def _of(item: Item, report: Report) -> Report:
+    """The trunk's report, or what of it is about the drafter: the findings, not the texts and speeds."""
+    if item.plan.kind != _DRAFTER:
+        return report
+    return replace(
+        report,
+        artifact=item.folder.name,
+        texts=(),
+        size=item.plan.size,
+        bits_per_weight=item.plan.bits_per_weight,
+        load_s=0.0,
+        tok_s=0.0,
+    )
 
 
 def default_folder(stem: str, asked: FolderOptions) -> Path:

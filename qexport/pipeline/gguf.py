@@ -128,9 +128,12 @@ def matrix_there(target: GgufTarget, diagnosis: Diagnosis) -> Collected | None:
     if entry is None or not path.is_file():
         return None
     try:
-        return Collected(read_imatrix(path), dict(entry.details))
+        matrix = read_imatrix(path)
     except QexportError:
         return None
+    # What the plan adds of itself is no fact of the collecting: with it, finished files would seem others.
+    added = plan_imatrix(matrix, path.name).details
+    return Collected(matrix, {key: value for key, value in entry.details.items() if key not in added})
 
 
 def write_matrix(target: GgufTarget, diagnosis: Diagnosis) -> tuple[str, ...]:

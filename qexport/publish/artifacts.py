@@ -27,6 +27,8 @@ __all__ = ["Artifact", "ArtifactFile", "Proof", "mapping", "parse_entry", "read_
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # No model: there is nothing in it that a runtime could run.
 _NOT_RUN = frozenset(("imatrix",))
+# Where an MLX folder has its head in itself; by default that is a folder of its own.
+_INSIDE = ("embedded", "mtplx", "vllm-mlx")
 
 
 class Proof(StrEnum):
@@ -64,12 +66,20 @@ class Artifact:
         verification = self.verification
         if not verification:
             return Proof.MISSING
-        return Proof.PASSED if verification.get("passed") is True else Proof.FAILED
+        return Proof.PASSED if verification.get("passed") is True and not self.broken_gates else Proof.FAILED
+
+    @property
+    def broken_gates(self) -> tuple[str, ...]:
+        """Limits of the recipe that it does not keep, such as ``max_mean_kld``."""
+        gates = self.entry.get("gates")
+        listed = [mapping(gate) for gate in gates] if isinstance(gates, list) else []
+        return tuple(str(gate.get("gate")) for gate in listed if gate.get("passed") is not True)
 
     @property
     def verdict(self) -> str:
         """The report's own words, such as ``fail: agreement``."""
-        return str(self.verification.get("verdict") or self.proof.value)
+        words = str(self.verification.get("verdict") or self.proof.value)
+        return words if not self.broken_gates else f"{words}; gate: {', '.join(self.broken_gates)}"
 
     @property
     def verification(self) -> Mapping[str, Any]:
@@ -93,6 +103,9 @@ class Artifact:
     @property
     def has_mtp(self) -> bool:
         """Whether an MTP head is inside, as far as the receipt says."""
+        if self.kind == "mlx":
+            layouts = mapping(self.entry.get("details")).get("mtp_layouts")
+            return isinstance(layouts, list) and not set(_INSIDE).isdisjoint(map(str, layouts))
         origin = str(mapping(self.entry.get("source")).get("mtp") or "none")
         return origin not in ("none", "dropped") and self.kind not in _NOT_RUN
 

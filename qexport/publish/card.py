@@ -20,7 +20,7 @@ from qexport.publish.running import how_to_run
 from qexport.publish.table import cell, file_table, legend
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jinja2 import Template
 
@@ -48,6 +48,7 @@ class CardOptions:
         quantized_by: whom to name; the repository's owner where not given.
         kept: what an earlier card keeps.
         included: names of further files that are published beside the artifacts.
+        front_matter: what outranks the receipts: license, language, task; tags are added.
     """
 
     repo: str
@@ -55,6 +56,7 @@ class CardOptions:
     quantized_by: str | None = None
     kept: Kept = field(default_factory=Kept)
     included: tuple[str, ...] = ()
+    front_matter: Mapping[str, Any] = field(default_factory=dict)
 
 
 def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
@@ -66,7 +68,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         artifacts,
         base_model=options.base_model,
         quantized_by=options.quantized_by or owner or None,
-        kept=options.kept.front_matter,
+        kept=_asked(options),
     )
     open_ = unproven(models)
     return _template().render(
@@ -87,6 +89,13 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         provenance=provenance(artifacts),
         repairs=repairs(artifacts),
     )
+
+
+def _asked(options: CardOptions) -> dict[str, Any]:
+    """What a person has said: in the earlier card, and in a recipe, which is the later word. Tags add up."""
+    earlier, given = options.kept.front_matter, options.front_matter
+    both = [tag for part in (earlier, given) if isinstance(part.get("tags"), list) for tag in part["tags"]]
+    return {**earlier, **given, **({"tags": both} if both else {})}
 
 
 def _place(artifact: Artifact) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from qexport.formats.gguf.host_paths import holds_host_path
+from qexport.formats.gguf.model_card import read_front_matter
 from qexport.publish.artifacts import mapping
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from qexport.publish.artifacts import Artifact
 
-__all__ = ["front_matter", "front_matter_text", "hub_id"]
+__all__ = ["front_matter", "front_matter_text", "hub_id", "source_card"]
 
 # The first kind that is there names the library: a folder with GGUF files is a GGUF repository to the Hub.
 _LIBRARIES = (
@@ -85,6 +87,12 @@ def front_matter_text(values: Mapping[str, Any]) -> str:
     return f"---\n{text}---\n"
 
 
+def source_card(readme: bytes | None) -> dict[str, Any]:
+    """What a receipt carries of the source's own card: licence, language and task, as plain JSON."""
+    found = read_front_matter(readme, "the source", [])
+    return {key: found[key] for key in _FROM_SOURCE if _is_plain(found.get(key))}
+
+
 def hub_id(artifact: Artifact) -> str | None:
     """The Hub id that an artifact was exported from; ``None`` for a folder.
 
@@ -92,6 +100,12 @@ def hub_id(artifact: Artifact) -> str | None:
     """
     match = _HUB_LABEL.fullmatch(str(mapping(artifact.entry.get("source")).get("label")))
     return match["id"] if match else None
+
+
+def _is_plain(value: object) -> bool:
+    """A word or a list of words, none of them a path of the machine that made the source."""
+    words = value if isinstance(value, list) else [value]
+    return bool(words) and all(isinstance(w, str) and w and not holds_host_path(w) for w in words)
 
 
 def _tags(artifacts: Sequence[Artifact], kinds: Sequence[str]) -> list[str]:

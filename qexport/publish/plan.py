@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qexport.publish.artifacts import read_artifacts, select
@@ -18,7 +18,7 @@ from qexport.publish.remote import still_there
 from qexport.publish.sums import check_hashes, sha256_of, sums_text, to_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -48,6 +48,7 @@ class PushOptions:
         rehash: read every file again and compare with its receipt.
         replace_card: a card that qexport did not write may be replaced.
         base_model, quantized_by: for the card; from receipts and ``repo`` when not given.
+        front_matter: keys of the card that outrank the source's own: license, language, tags.
         message: of the commit.
         create_pr: offer the files as a pull request.
         workers: files sent at a time.
@@ -65,6 +66,7 @@ class PushOptions:
     replace_card: bool = False
     base_model: str | None = None
     quantized_by: str | None = None
+    front_matter: Mapping[str, Any] = field(default_factory=dict)
     message: str | None = None
     create_pr: bool = False
     workers: int = 5
@@ -164,7 +166,14 @@ def plan_push(options: PushOptions, remote: Remote, *, secrets: Iterable[str] = 
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
     sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
     kept, unused = _kept(options, remote)
-    facts = CardOptions(options.repo, options.base_model, options.quantized_by, kept, found.included)
+    facts = CardOptions(
+        options.repo,
+        options.base_model,
+        options.quantized_by,
+        kept,
+        found.included,
+        options.front_matter,
+    )
     card = render_card(together, facts).encode()
     check_text(RECEIPT_NAME, receipt, secrets=secrets)
     check_text(CARD_NAME, card, secrets=secrets, prose=True)

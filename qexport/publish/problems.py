@@ -22,6 +22,8 @@ __all__ = ["client_errors", "is_conflict", "is_passing", "problem", "without_sec
 
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 _TOKEN = re.compile(r"\b(?:hf|api|jwt)_[A-Za-z0-9_.-]{8,}|Bearer\s+\S+")
+# hf_xet says what its own requests met in words only.
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 _INVISIBLE = "Nothing of this push is visible on the Hub."
 _AGAIN = "run the same command again: files that arrived are not sent a second time."
@@ -52,14 +54,17 @@ def is_passing(error: BaseException) -> bool:
     import httpx
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
     for cause in _causes(error):
-        if isinstance(cause, OfflineModeIsEnabled):
-            return False
-        if isinstance(cause, HfHubHTTPError):
-            return cause.response.status_code in _PASSING or _is_stale_address(cause)
+        if isinstance(cause, HfHubHTTPError) and _is_stale_address(cause):
+            return True
         if isinstance(cause, httpx.TransportError | json.JSONDecodeError):
             return True
-    # hf_xet says everything but a refused token with a bare RuntimeError or a ConnectionError.
+    status = _status(error)
+    if status is not None:
+        return status in _PASSING
+    # hf_xet says everything but a refused token with one of these.
     return isinstance(error, ConnectionError | TimeoutError) or type(error) is RuntimeError
 
 
@@ -133,13 +138,16 @@ def _status(error: BaseException) -> int | None:
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError):
             return cause.response.status_code
+        if isinstance(cause, OSError | RuntimeError) and (match := _XET_STATUS.search(str(cause))):
+            return int(match[1])
     return None
 
 
 def _is_stale_address(error: HfHubHTTPError) -> bool:
     """A signed upload address has run out (S3 says 403); the next attempt is given new ones."""
     request = error.response.request
-    return request.method == "PUT" and "/api/" not in str(request.url)
+    refused = error.response.status_code == 403
+    return refused and request.method == "PUT" and "/api/" not in str(request.url)
 
 
 def _said(error: BaseException) -> str:

@@ -2,80 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qexport.publish.artifacts import mapping
-from qexport.publish.front_matter import hub_id
+from qexport.publish.origin import origin, repaired
 from qexport.publish.table import cell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from qexport.publish.artifacts import Artifact
+    from qexport.publish.origin import Origin
 
 __all__ = ["provenance", "repairs"]
 
 
 def provenance(artifacts: Sequence[Artifact]) -> list[str]:
     """One line for each fact; a fact that all artifacts share is said once."""
+    origins = [origin(artifact) for artifact in artifacts]
     lines: list[str] = []
     for fact in (_source, _head, _matrix, _tool):
-        lines += dict.fromkeys(filter(None, (fact(artifact) for artifact in artifacts)))
+        lines += dict.fromkeys(filter(None, (fact(found) for found in origins)))
     return lines
 
 
 def repairs(artifacts: Sequence[Artifact]) -> list[str]:
     """What the doctor repaired in the source, each once."""
-    found: dict[str, None] = {}
-    for artifact in artifacts:
-        for finding in _list(artifact.entry.get("findings")):
-            value = mapping(finding)
-            if value.get("severity") == "repaired" and value.get("what"):
-                found[f"{cell(value['what'])} (`{cell(value.get('id'))}`)"] = None
-    return list(found)
+    found = (repair for artifact in artifacts for repair in repaired(artifact))
+    return list(dict.fromkeys(f"{cell(what)} (`{cell(quirk)}`)" for what, quirk in found))
 
 
-def _source(artifact: Artifact) -> str:
-    source = mapping(artifact.entry.get("source"))
-    if not source.get("label"):
+def _source(found: Origin) -> str:
+    if not found.label:
         return ""
-    repo, revision = hub_id(artifact), source.get("revision")
-    size = sum(int(mapping(file).get("bytes") or 0) for file in mapping(source.get("files")).values())
-    weighs = f", {size / 1e9:.3g} GB of weights" if size >= 10**8 else ""
-    if repo and revision:
-        return f"Source: [{repo}](https://huggingface.co/{repo}) at commit `{cell(revision)}`{weighs}"
-    return f"Source: `{cell(source['label'])}`, a local checkpoint{weighs}"
+    weighs = f", {found.weight_bytes / 1e9:.3g} GB of weights" if found.weight_bytes >= 10**8 else ""
+    if found.repo and found.revision:
+        link = f"[{found.repo}](https://huggingface.co/{found.repo})"
+        return f"Source: {link} at commit `{cell(found.revision)}`{weighs}"
+    return f"Source: `{cell(found.label)}`, a local checkpoint{weighs}"
 
 
-def _head(artifact: Artifact) -> str:
-    origin = str(mapping(artifact.entry.get("source")).get("mtp") or "none")
-    if origin == "own":
-        return "MTP head: the source's own"
-    if origin.startswith("grafted from "):
-        base = origin.removeprefix("grafted from ")
+def _head(found: Origin) -> str:
+    if found.head == "grafted":
         return (
-            f"MTP head: grafted from `{cell(base)}`, bit for bit, since the source had lost its own. It was "
-            "not trained further on this model, which is why acceptance is measured."
+            f"MTP head: grafted from `{cell(found.base)}`, bit for bit, since the source had lost its own. "
+            "It was not trained further on this model, which is why acceptance is measured."
         )
-    return "MTP head: dropped on request" if origin == "dropped" else ""
+    return {"own": "MTP head: the source's own", "dropped": "MTP head: dropped on request"}.get(
+        found.head, ""
+    )
 
 
-def _matrix(artifact: Artifact) -> str:
-    matrix = mapping(mapping(artifact.entry.get("options")).get("imatrix"))
-    if not matrix.get("file"):
+def _matrix(found: Origin) -> str:
+    if found.matrix is None:
         return ""
-    facts = mapping(matrix.get("calibration"))
-    sets = ", ".join(f"`{cell(name)}`" for name in _list(matrix.get("datasets")))
+    sets = ", ".join(f"`{cell(name)}`" for name in found.matrix.datasets)
     of = f", from {sets}" if sets else ""
-    tokens = facts.get("tokens")
-    many = f", {tokens:,} tokens" if isinstance(tokens, int) else ""
-    return f"Importance matrix: `{cell(matrix['file'])}`{of}{many}"
+    many = f", {found.matrix.tokens:,} tokens" if found.matrix.tokens is not None else ""
+    return f"Importance matrix: `{cell(found.matrix.file)}`{of}{many}"
 
 
-def _tool(artifact: Artifact) -> str:
-    version = artifact.entry.get("qexport")
-    return f"Written by qexport {cell(version)}" if version else ""
-
-
-def _list(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, list) else ()
+def _tool(found: Origin) -> str:
+    return f"Written by qexport {cell(found.tool)}" if found.tool else ""

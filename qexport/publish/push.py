@@ -73,7 +73,9 @@ def rehearse(options: PushOptions, say: Callable[[str], None], *, bar: Bar | Non
         except client_errors() as error:
             found = problem(error, options.repo, "asking for the repository", invisible=False)
             remote, asked = Remote(), found.message
-    return Rehearsal(plan_push(options, remote, secrets=_secrets(), bar=bar or _no_bar), remote, asked)
+    plan = plan_push(options, remote, secrets=_secrets(), bar=bar or _no_bar)
+    _advise(plan, say)
+    return Rehearsal(plan, remote, asked)
 
 
 def push(
@@ -100,6 +102,7 @@ def push(
     with composed(say, bars=bars, timeout=options.timeout):
         remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
         plan = plan_push(options, remote, secrets=_secrets(), bar=bar or _no_bar)
+        _advise(plan, say)
         remote = _ready(api, options, remote, say)
         parent = remote.sha
         assert parent is not None
@@ -127,6 +130,11 @@ def push(
         changed=done.sha != parent,
         pull_request=done.pull_request,
     )
+
+
+def _advise(plan: PushPlan, say: Callable[[str], None]) -> None:
+    if "\nbase_model:" not in plan.card:
+        say("The card names no base model, so the Hub lists this under none: --base-model ID.")
 
 
 def _look(api: HfApi, options: PushOptions) -> Remote:

@@ -43,6 +43,8 @@ def how_to_run(artifacts: Sequence[Artifact], repo: str) -> list[HowTo]:
         result.append(_llama_cpp(of["gguf"], repo))
     if of["mlx"]:
         result += _mlx(of["mlx"], drafters, repo)
+    elif drafters:
+        result.append(_drafter(*_place(drafters[0], repo), "THE_MODEL_IT_DRAFTS_FOR"))
     served = [*of["fp8"], *of["nvfp4"], *of["merged"]]
     if served:
         result += _servers(served, repo)
@@ -85,17 +87,23 @@ def _mlx(trunks: Sequence[Artifact], drafters: Sequence[Artifact], repo: str) ->
         "# An OpenAI-compatible server:",
         f"mlx_lm.server --model {model}",
     ]
-    note = "" if drafters else "mlx-lm does not draft with an MTP head."
+    note = ""
+    if trunks[0].has_mtp:
+        note = "mlx-lm does not draft; the MTP head in this folder is for runtimes that do (MTPLX, vllm-mlx)."
     result = [HowTo("mlx-lm (Apple silicon)", "\n".join(lines), note)]
     if drafters:
         fetch_head, head = _place(drafters[0], repo)
-        commands = [
-            *dict.fromkeys((*fetch, *fetch_head)),
-            "pip install mlx-vlm",
-            f'mlx_vlm.generate --model {model} --draft-model {head} --draft-kind mtp --prompt "Hello"',
-        ]
-        result.append(HowTo("mlx-vlm, with the MTP head as drafter", "\n".join(commands)))
+        result.append(_drafter(list(dict.fromkeys((*fetch, *fetch_head))), head, model))
     return result
+
+
+def _drafter(fetch: Sequence[str], head: str, model: str) -> HowTo:
+    commands = [
+        *fetch,
+        "pip install mlx-vlm",
+        f'mlx_vlm.generate --model {model} --draft-model {head} --draft-kind mtp --prompt "Hello"',
+    ]
+    return HowTo("mlx-vlm, with the MTP head as drafter", "\n".join(commands))
 
 
 def _servers(folders: Sequence[Artifact], repo: str) -> list[HowTo]:

@@ -1,23 +1,19 @@
-"""The table of files in a card: a row for each artifact, a column wherever one of them has a value.
-
-Figures come from an entry's ``measures`` where an export measured them, else from its verification. A
-measure is a number, or a mapping whose ``mean`` (or ``value``) is it.
-"""
+"""The table of files in a card: a row for each artifact, a column wherever one of them has a value."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from qexport.publish.artifacts import Proof, mapping
+from qexport.publish.artifacts import Proof
+from qexport.publish.figures import acceptance, decimal_size, measure, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from qexport.publish.artifacts import Artifact
 
-__all__ = ["acceptance", "cell", "decimal_size", "file_table", "legend", "measure"]
+__all__ = ["cell", "file_table", "legend"]
 
 _MARKS = {Proof.PASSED: "yes", Proof.FAILED: "**failed**", Proof.MISSING: "**no**", Proof.NOT_NEEDED: ""}
 
@@ -45,20 +41,11 @@ def legend(artifacts: Sequence[Artifact]) -> list[str]:
             "MTP acceptance is the share of tokens drafted by the MTP head that the model then accepts. The "
             "text is the same either way; the more is accepted, the faster it comes."
         )
+    if any(measure(a, "tok_s") is not None for a in artifacts):
+        lines.append(
+            "Tokens/s is one short run on the machine that made the export, without MTP: only rows compare."
+        )
     return lines
-
-
-def measure(artifact: Artifact, name: str) -> float | None:
-    """A figure of ``measures``; ``None`` where there is none, or none that is a number."""
-    value = mapping(artifact.entry.get("measures")).get(name)
-    found = mapping(value)
-    return _number(found.get("mean", found.get("value")) if found else value)
-
-
-def acceptance(artifact: Artifact) -> float | None:
-    """Share of drafted tokens accepted, measured or else seen in verification."""
-    found = measure(artifact, "acceptance")
-    return found if found is not None else _number(artifact.verification.get("acceptance"))
 
 
 def cell(text: object) -> str:
@@ -68,24 +55,6 @@ def cell(text: object) -> str:
     a\|b &lt;c>
     """
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def decimal_size(size: int) -> str:
-    """``2729792 -> '2.73 MB'``: powers of 1000, as the Hub shows sizes."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return (
-        f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
-    )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _file(artifact: Artifact) -> str:
@@ -98,7 +67,7 @@ def _file(artifact: Artifact) -> str:
 
 
 def _bits(artifact: Artifact) -> str:
-    bits = _number(artifact.entry.get("bits_per_weight"))
+    bits = number(artifact.entry.get("bits_per_weight"))
     return f"{bits:.2f}" if bits else ""
 
 

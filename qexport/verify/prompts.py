@@ -1,4 +1,4 @@
-"""What a file is asked: prompts to answer, and strings to cut into tokens.
+"""What a file is asked: prompts to answer, text to read, and strings to cut into tokens.
 
 The probe strings separate llama.cpp's pre-tokenizers from each other: digits (one by one, by three, all),
 runs of blanks and line ends, contractions in either case, combining marks (Qwen2's against Qwen3.5's),
@@ -14,7 +14,7 @@ from typing import Any
 
 from qexport.errors import InputError
 
-__all__ = ["CHAT_PROMPTS", "RAW_PROMPTS", "source_probes"]
+__all__ = ["BENCH_PROMPTS", "BENCH_TEXT", "CHAT_PROMPTS", "RAW_PROMPTS", "source_probes"]
 
 CHAT_PROMPTS = (
     "In two or three sentences: why is the sky blue?",
@@ -24,6 +24,19 @@ RAW_PROMPTS = (
     "The water cycle begins when the sun",
     "def fibonacci(n):\n    ",
 )
+
+# Drafts are right more often where text is predictable: prose, code, a list, and another language.
+BENCH_PROMPTS = (
+    *CHAT_PROMPTS,
+    "List ten animals of the sea, one on each line, with one sentence about each.",
+    "Übersetze ins Deutsche: The train to the coast leaves at seven, and the last one back at ten.",
+)
+BENCH_TEXT = """A lighthouse keeper writes down what the sea does. In the morning the water is flat and
+grey, and boats go out in a line. By noon the wind has turned to the west; the keeper counts the waves
+between two rocks and notes how many seconds pass. In the evening a storm stands over the bay. The lamp is
+lit an hour early, its beam goes round once in twelve seconds, and every ship that sees it knows where it
+is. At night nothing happens for a long time, which is what a keeper likes best.
+"""
 
 _PROBES = (
     "Hello, world! This is a test.",

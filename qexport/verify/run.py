@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qexport.verify.reference import Reference
     from qexport.verify.runtime import Runtime
 
-__all__ = ["VerifyOptions", "verify_gguf"]
+__all__ = ["VerifyOptions", "gguf_subject", "verify_gguf"]
 
 
 def verify_gguf(
@@ -64,6 +64,18 @@ def verify_gguf(
     return steps.report()
 
 
+def gguf_subject(info: GgufInfo) -> Subject:
+    """What a GGUF says of itself."""
+    return Subject(
+        file_type=info.file_type,
+        size=info.size,
+        bits_per_weight=info.bits_per_weight,
+        chat_template=bool(info.chat_template),
+        context=info.context_length,
+        head=bool(info.nextn_layers),
+    )
+
+
 def _read_file(steps: Steps) -> GgufInfo | None:
     """The file about itself. A broken one is still given to the runtime: what do users see?"""
     try:
@@ -72,14 +84,7 @@ def _read_file(steps: Steps) -> GgufInfo | None:
         steps.subject = Subject(size=steps.path.stat().st_size)
         steps.add(Finding(Check.FILE, Status.FAIL, redact(error.message)))
         return None
-    steps.subject = Subject(
-        file_type=info.file_type,
-        size=info.size,
-        bits_per_weight=info.bits_per_weight,
-        chat_template=bool(info.chat_template),
-        context=info.context_length,
-        head=bool(info.nextn_layers),
-    )
+    steps.subject = gguf_subject(info)
     if info.nextn_layers and not info.head_tensors:
         words = f"it declares {info.nextn_layers} MTP layer(s) and holds none of their tensors"
         steps.add(Finding(Check.FILE, Status.FAIL, words))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qexport.verify.reference import Reference
     from qexport.verify.runtime import Runtime
 
-__all__ = ["StoredFormCheck", "verify_folder"]
+__all__ = ["StoredFormCheck", "folder_subject", "verify_folder"]
 
 StoredFormCheck = Callable[["Artifact"], Sequence[Finding]]
 
@@ -117,22 +117,11 @@ class _About:
         try:
             artifact = open_artifact(path)
             stored = LocalCheckpoint(path, quantized=True)
-            parameters = artifact.view().parameters
+            self.subject = folder_subject(artifact, stored)
         except InputError as error:
             self.add(Finding(Check.FILE, Status.FAIL, redact(str(error))))
             return None
-        size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
-        kind = folder_type(artifact)
-        self.subject = Subject(
-            file_type=kind,
-            size=size,
-            bits_per_weight=8 * size / parameters,
-            chat_template=_has_template(stored),
-            complete_chats=True,
-            context=int(artifact.text.get("max_position_embeddings") or 0),
-            # A head beside an MLX trunk is another folder's; one inside is what a runtime could draft with.
-            head=artifact.has_head and artifact.kind is not Kind.MLX,
-        )
+        size, kind = self.subject.size, self.subject.file_type
         words = f"{artifact.family.name} {kind}, {len(stored.tensors)} tensors"
         words += f", {self.subject.bits_per_weight:.2f} bits/weight"
         data = {
@@ -161,6 +150,29 @@ class _About:
                 for found in steps.findings
             ]
         return report_of(self.name, self.subject, findings, ran)
+
+
+def folder_subject(artifact: Artifact, stored: LocalCheckpoint) -> Subject:
+    """What a folder says of itself.
+
+    Args:
+        artifact: the folder as it was opened.
+        stored: the same folder, as tensors and small files.
+
+    Raises:
+        InputError: its tensors are not those of a model.
+    """
+    size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
+    return Subject(
+        file_type=folder_type(artifact),
+        size=size,
+        bits_per_weight=8 * size / artifact.view().parameters,
+        chat_template=_has_template(stored),
+        complete_chats=True,
+        context=int(artifact.text.get("max_position_embeddings") or 0),
+        # A head beside an MLX trunk is another folder's; one inside is what a runtime could draft with.
+        head=artifact.has_head and artifact.kind is not Kind.MLX,
+    )
 
 
 def _has_template(folder: LocalCheckpoint) -> bool:

@@ -6,14 +6,14 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qexport.verify.report import Status
+from qexport.verify.report import Check, Status
 
 if TYPE_CHECKING:
     from qexport.verify.report import Report
 
 __all__ = ["COLUMNS", "describe", "render", "rows"]
 
-COLUMNS = ("file", "size", "bits/weight", "load", "tok/s", "MTP tok/s", "accepted", "verdict")
+COLUMNS = ("file", "size", "bits/weight", "load", "tok/s", "MTP tok/s", "accepted", "KL", "verdict")
 _MARKS = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.SKIPPED: "not checked"}
 _ABSENT = "-"
 
@@ -28,11 +28,28 @@ def rows(reports: Sequence[Report]) -> list[list[str]]:
             _number(report.load_s, ".1f", " s"),
             _number(report.tok_s, ".1f"),
             _number(report.mtp_tok_s, ".1f"),
-            _ABSENT if report.acceptance is None else f"{report.acceptance:.0%}",
+            _share(_acceptance(report)),
+            _divergence(report),
             report.verdict,
         ]
         for report in reports
     ]
+
+
+def _acceptance(report: Report) -> float | None:
+    """In the runtime, where it drafts; else of the head that was run by itself."""
+    head = report.finding(Check.MTP_HEAD)
+    return report.acceptance if head is None or report.acceptance is not None else head.data.get("acceptance")
+
+
+def _share(value: float | None) -> str:
+    return _ABSENT if value is None else f"{value:.0%}"
+
+
+def _divergence(report: Report) -> str:
+    found = report.finding(Check.DIVERGENCE)
+    mean = None if found is None else found.data.get("mean")
+    return _ABSENT if mean is None else f"{mean:.4f}"
 
 
 def render(reports: Sequence[Report], *, width: int | None = None) -> str:

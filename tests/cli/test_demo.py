@@ -25,9 +25,15 @@ def demo(tmp_path_factory):
 
 def test_the_demo_ends_green_with_the_head_at_work(demo):
     out, document = demo
-    assert [artifact["label"] for artifact in document["artifacts"]] == ["Q4_K_M", "Q8_0"]
-    for artifact in document["artifacts"]:
+    every = document["artifacts"]
+    assert [a["label"] for a in every] == ["Q4_K_M", "Q8_0", "6bit", "6bit-MTP", "FP8", "NVFP4"]
+    for artifact in every:
         assert artifact["verified"] is True
+        found = {finding["check"]: finding for finding in artifact["verification"]["findings"]}
+        assert found["divergence"]["data"]["mean"] < 0.2
+        head = found["mtp_head"]["data"]
+        assert head["acceptance"] > head["source"]["acceptance"] - 0.05
+    for artifact in every[:2]:
         report = artifact["verification"]
         assert report["unverified"] == []
         assert {"agreement", "mtp_text", "mtp_acceptance", "tokens", "template"} <= set(report["verified"])

@@ -85,9 +85,7 @@ NAMES_LONG = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
     seed=st.integers(0, 9),
 )
 @settings(max_examples=150, deadline=None)
-def test_fit_is_never_worse(
-    rows: np.ndarray, bits: int, group: int, dtype: torch.dtype, seed: int
-) -> None:
+def test_fit_is_never_worse(rows: np.ndarray, bits: int, group: int, dtype: torch.dtype, seed: int) -> None:
     source = torch.from_numpy(np.clip(rows, -1e4, 1e4)).to(dtype)
     weights = np.exp(np.random.default_rng(seed).normal(0, 2, source.shape[1])).astype(np.float32)
     plain = MlxAffineEncoder(bits, group, NAMES[dtype]).encode(source, 0)
@@ -162,7 +160,10 @@ def test_names_for_people() -> None:
     assert repr(MlxAffineEncoder(6, 64)) == "MlxAffineEncoder(6, 64, 'BF16')"
     table = np.ones((2, 64), np.float32)
     assert "importance=<2x64>" in repr(MlxAffineEncoder(6, 64, "F16", table, 8))
-    assert [e.type_name for e in (MlxAffineEncoder(6, 64), MlxFloatEncoder("mxfp8"))] == ["6-bit g64", "mxfp8"]
+    assert [e.type_name for e in (MlxAffineEncoder(6, 64), MlxFloatEncoder("mxfp8"))] == [
+        "6-bit g64",
+        "mxfp8",
+    ]
 
 
 def test_warming_up() -> None:

@@ -30,7 +30,11 @@ from qexport.checkpoint import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.export import execute
 from qexport.export.ledger import Ledger
+from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.pipeline import export
+from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 execute._RUN_VALUES = 1 << 14
 Ledger.due = lambda self: True  # an entry after every step
@@ -46,7 +50,12 @@ def counted(function):
 os.pwrite, os.fsync = counted(os.pwrite), counted(os.fsync)
 Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
 diagnosis = diagnose(open_checkpoint(model))
-targets = [GgufTarget(t, out / name, verify=None) for name, t in (("a", ("Q4_0", "BF16")), ("b", ("Q8_0",)))]
+targets = [
+    GgufTarget(("Q4_0", "BF16"), out / "a", verify=None),
+    FolderTarget(MlxOptions(bits=6), out / "b", verify=None),
+    FolderTarget(Fp8Options(), out / "c", verify=None),
+    FolderTarget(Nvfp4Options(), out / "d", verify=None),
+]
 items = export.plan(targets, diagnosis)
 done, todo = export.finished(items, home=out)
 if todo:
@@ -83,10 +92,8 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(zoo, tmp_path):
     assert whole.returncode == 0, whole.stderr
     events = int(whole.stdout)
     expected = files_of(tmp_path / "whole")
-    assert {name for name in expected if name.startswith("b/")} == {
-        "b/qexport.json",
-        "b/qwen3_5-MTP-Q8_0.gguf",
-    }
+    assert {name.split("/")[0] for name in expected} == {"a", "b", "b-MTP", "c", "d"}
+    assert not any(part.startswith(".") for name in expected for part in name.split("/"))
     luck = random.Random(4)
     late = range(events - 16, events + 1)
     moments = [*luck.sample(range(1, events - 16), KILLS - KILLS // 2), *luck.sample(late, KILLS // 2)]

@@ -9,8 +9,10 @@ from exported_folders import FAILED, entry, gguf
 from qexport.errors import UsageProblem
 from qexport.publish.artifacts import parse_entry
 from qexport.publish.card import CardOptions, render_card
+from qexport.publish.figures import decimal_size
+from qexport.publish.front_matter import source_card
 from qexport.publish.kept import Kept, read_kept
-from qexport.publish.table import cell, decimal_size, file_table
+from qexport.publish.table import cell, file_table
 
 OPTIONS = CardOptions("bob/Tuned-GGUF")
 
@@ -99,6 +101,17 @@ def test_a_repository_of_one_kind_is_named_by_its_id(kind, library, line):
     assert "| this repository | x |" in card
 
 
+def test_an_mlx_folder_has_its_head_in_a_folder_of_its_own():
+    details = {"mtp_layouts": ["drafter"]}
+    alone = render_card([folder_artifact("6bit", "mlx", details=details)], OPTIONS)
+    assert "MTP head (multi-token prediction" not in alone
+    assert "mtp" not in matter(alone)["tags"]
+    inside = render_card([folder_artifact("6bit", "mlx", details={"mtp_layouts": ["mtplx"]})], OPTIONS)
+    assert "the MTP head in this folder is for runtimes that do" in inside
+    drafter = render_card([folder_artifact("6bit-MTP", "mlx-drafter")], OPTIONS)
+    assert "--model THE_MODEL_IT_DRAFTS_FOR --draft-model bob/Tuned-GGUF --draft-kind mtp" in drafter
+
+
 def test_without_a_head_nothing_is_said_of_mtp():
     source = {"label": "Merged", "revision": None, "mtp": "none"}
     card = render_card([artifact(source=source, verification={"passed": True, "verdict": "pass"})], OPTIONS)
@@ -143,6 +156,15 @@ def test_facts_from_the_sources_card_and_from_the_earlier_one():
     assert found["datasets"] == ["x/y"]
     assert found["library_name"] == "gguf"
     assert found["tags"][-1] == "mine"
+
+
+def test_what_a_receipt_carries_of_the_sources_card():
+    readme = (
+        b"---\nlicense: mit\nlanguage:\n- en\n- no\npipeline_tag: 3\nlicense_link: /home/a/LICENSE\n---\n# M"
+    )
+    assert source_card(readme) == {"license": "mit", "language": ["en", "no"]}
+    assert source_card(None) == {}
+    assert source_card(b"---\nlicense: [\n---") == {}
 
 
 def test_what_a_person_says_of_the_base_model_and_of_themselves():

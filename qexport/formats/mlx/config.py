@@ -3,9 +3,10 @@
 mlx-lm writes its keys sorted, indented by four, without ``vision_config`` (programs take that for the mark of
 a text model), with the stop tokens of generation_config.json, and with the quantization under two names. What
 is different here: everything that mlx-lm reads is written down, where it would take another default than
-transformers; a text-only ``qwen3_5_text``, which mlx-lm refuses, gets the published form (``text_config`` and a
-model type that mlx-lm knows, which mlx-vlm reads too); and the MTP head is declared only where it is. Tokenizer files are the checkpoint's own, not written again by another version of
-transformers, which is how special tokens and classes get lost.
+transformers; a text-only ``qwen3_5_text``, which mlx-lm refuses, gets the published form (``text_config``
+and a model type that mlx-lm and mlx-vlm know); and the MTP head is declared only where it is. Tokenizer files
+are the checkpoint's own, not written again by another version of transformers, which is how special tokens
+and classes get lost.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ mlx-lm drops the head, so it is kept where no version of mlx-lm looks:
 ``drafter``    a folder of its own, model type ``qwen3_5_mtp``, names without ``mtp.``: mlx-vlm (also oMLX,
                Rapid-MLX), https://github.com/Blaizzy/mlx-vlm, speculative/drafters/qwen3_5_mtp
 ``mtplx``      ``mtp.safetensors`` and ``mtplx_runtime.json``: MTPLX, https://github.com/youssofal/MTPLX
-``vllm-mlx``   ``mtp/weights.safetensors`` and ``mtp/manifest.json``: vllm-mlx, which dequantizes with the trunk's
+``vllm-mlx``   ``mtp/weights.safetensors``, ``mtp/manifest.json``: vllm-mlx; it dequantizes with the trunk's
                settings, so never quantized, https://github.com/waybarrios/vllm-mlx
 ``embedded``   ``language_model.mtp.*`` among the model's tensors: oMLX, exo. mlx-lm up to 0.31.3 takes it for
                an unconverted checkpoint and shifts every norm once more
@@ -105,8 +105,8 @@ def drafter_config(text: Mapping[str, Any], scheme: Scheme | None) -> dict[str, 
 def runtime_contract(generation: Mapping[str, Any], scheme: Scheme | None) -> tuple[bytes, dict[str, Any]]:
     """``mtplx_runtime.json``, and what MTPLX wants in config.json.
 
-    The contract says nothing of speed or exactness: nobody has measured. ``mtp_norm_layout`` is what AX Engine,
-    another reader of these files, goes by.
+    The contract says nothing of speed or exactness: nobody has measured. ``mtp_norm_layout`` is what AX
+    Engine, another reader of these files, goes by.
     """
     contract: dict[str, Any] = {
         "arch_id": "qwen3-next-mtp",

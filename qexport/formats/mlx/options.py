@@ -19,7 +19,12 @@ __all__ = ["AFFINE_BITS", "AFFINE_GROUPS", "MODES", "MTP_LAYOUTS", "RECIPES", "M
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
-MODES: Mapping[str, tuple[int, int]] = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
+MODES: Mapping[str, tuple[int, int]] = {
+    "affine": (64, 4),
+    "mxfp4": (32, 4),
+    "nvfp4": (16, 4),
+    "mxfp8": (32, 8),
+}
 """Mode to its group size and bits; fixed but for affine, where they are the defaults."""
 RECIPES: Mapping[str, tuple[int, int]] = {
     "mixed_2_6": (2, 6),
@@ -56,8 +61,9 @@ class MlxOptions:
         mode: ``affine``, ``mxfp4``, ``mxfp8`` or ``nvfp4``.
         recipe: ``mixed_2_6`` and so on: two widths, the larger one for v_proj and down_proj of some layers
             and for lm_head. ``bits`` is then only what config.json names as the default.
-        dtype: what is not quantized, and scales: ``bfloat16``, ``float16``, ``float32``, or as config.json says.
-        mtp: layouts of the head, several at once: ``drafter`` (a folder beside, for mlx-vlm, oMLX, Rapid-MLX),
+        dtype: of scales and of what is not quantized: ``bfloat16``, ``float16``, ``float32``; by default
+            what config.json says.
+        mtp: layouts of the head, several at once: ``drafter`` (a folder beside, for mlx-vlm and others),
             ``mtplx`` and ``vllm-mlx`` (files of those programs inside the folder), ``embedded`` (oMLX, exo:
             among the model's tensors), or ``none``.
         mtp_bits: affine bits of the head's projections; unquantized when not given.

@@ -1,4 +1,4 @@
-"""The plan of an MLX folder: the trunk as ``mlx_lm convert`` would write it, and the MTP head where it is wanted.
+"""The plan of an MLX folder: the trunk as ``mlx_lm convert`` writes it, and the MTP head where it is wanted.
 
 Tensor bytes, config blocks and shard size are mlx-lm's; tensors lie in the order of the pass, as in every
 format here, where mlx-lm has that of its modules. Readers go by name. The vision tower is left out, as there.
@@ -128,7 +128,7 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
             if options.head_scheme is not None and len(made.streams) > 1
         }
         tensors += inside
-        job.notes.append("the MTP head is among the model's tensors: mlx-lm up to 0.31.3 misreads such a folder")
+        job.notes.append("the MTP head is among the tensors: mlx-lm up to 0.31.3 misreads such a folder")
     inside_too = any(job.wants(layout) for layout in ("embedded", *SIDECARS))
     config = trunk_config(job.repaired, job.view, dialect, quantization, head=inside_too)
     small = small_files(job.repaired)
@@ -159,7 +159,7 @@ def _head(job: _Job, prefix: str, *, quantize: bool) -> list[FolderTensor]:
 def _sidecars(
     job: _Job, config: dict[str, Any], small: dict[str, bytes]
 ) -> dict[str, Sequence[FolderTensor]]:
-    """Files of the head inside the trunk's folder; what goes with them is added to ``config`` and ``small``."""
+    """Files of the head inside the trunk's folder; ``config`` and ``small`` get what goes with them."""
     files: dict[str, Sequence[FolderTensor]] = {}
     if job.wants("mtplx"):
         files[SIDECARS["mtplx"]] = _head(job, "mtp.", quantize=True)
@@ -181,7 +181,9 @@ def _plan_drafter(job: _Job) -> ArtifactPlan:
     scheme = job.options.head_scheme
     trunk = trunk_config(job.repaired, job.view, job.dialect, {}, head=True)
     text = language_config(trunk)
-    small = {name: data for name, data in small_files(job.repaired).items() if name != "generation_config.json"}
+    small = {
+        name: data for name, data in small_files(job.repaired).items() if name != "generation_config.json"
+    }
     small["config.json"] = dump(drafter_config(text, scheme), indent=2)
     tensors = _head(job, "", quantize=True)
     return plan_folder(
@@ -204,8 +206,8 @@ def _say(job: _Job) -> None:
         names, group = job.choices.misfits, job.options.scheme.group_size
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         job.notes.append(
-            f"{len(names)} matrices have rows that do not divide into groups of {group} and stay as they are, "
-            f"as in mlx-lm: {', '.join(names[:4])}{more}"
+            f"{len(names)} matrices have rows that do not divide into groups of {group}; they stay as they "
+            f"are, as in mlx-lm: {', '.join(names[:4])}{more}"
         )
     if any(tensor.block is Block.VISION for tensor in job.view):
         job.notes.append("the vision tower is left out, as mlx-lm does")

@@ -1,8 +1,8 @@
 """One tensor of the view as MLX stores it: packed words, scales and biases, or plain floats.
 
 mlx-lm adds 1 to a norm when it loads it, in the dtype it has, and casts everything later; both roundings are
-made here, in this order. A convolution's kernel goes from ``[channels, 1, width]`` to ``[channels, width, 1]``,
-which are the same bytes.
+made here, in this order. A convolution's kernel goes from ``[channels, 1, width]`` to
+``[channels, width, 1]``, which are the same bytes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""The end of ``qexport run``: gates, the report, publication."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.cli._push import push_folder
+from qexport.errors import GateRefusal, UsageProblem
+from qexport.export.receipt import note_gates
+from qexport.publish.plan import PushOptions
+from qexport.recipe.outcome import GateOutcome, judge_gates
+from qexport.report.report import Gate
+from qexport.report.write import write_report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from qexport.cli._output import Output
+    from qexport.pipeline.export import Item
+    from qexport.recipe.recipe import Recipe
+    from qexport.recipe.run import Ready
+
+__all__ = ["Made", "finish", "note_outcomes", "raise_gates"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """All that was made of one model, and how the recipe's gates ended."""
+
+    work: Ready
+    items: tuple[Item, ...]
+    outcomes: tuple[GateOutcome, ...]
+
+    @property
+    def folders(self) -> list[Path]:
+        """Each once, in order."""
+        return list(dict.fromkeys(item.folder for item in self.items))
+
+
+def note_outcomes(work: Ready, items: Sequence[Item], *, head: bool) -> Made:
+    """Judge the gates and note in each receipt how they ended."""
+    judged = judge_gates(work.recipe, work.subject, items, work.local.out, head=head)
+    for place, outcomes in judged.items():
+        if outcomes:
+            note_gates(items[place].path, [asdict(outcome) for outcome in outcomes])
+    every = tuple(outcome for outcomes in judged.values() for outcome in outcomes)
+    return Made(work, tuple(items), every)
+
+
+def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str | None) -> None:
+    """Say what gates were not kept, write the report, and publish if that was asked for.
+
+    Args:
+        pushing: ``push``, ``rehearse`` or nothing.
+    """
+    for outcome in (outcome for each in made for outcome in each.outcomes if not outcome.passed):
+        output.say(f"gate not kept: {_words(outcome)}")
+    if not made:
+        return
+    main = [each for each in made if each.work.subject.key == "model"] or [made[0]]
+    base = [each for each in made if each not in main]
+    out = made[0].work.local.out
+    paths = write_report(
+        [folder for each in main for folder in each.folders],
+        out,
+        gates=[Gate(**_plain(outcome)) for each in made for outcome in each.outcomes],
+        compare=[folder for each in base for folder in each.folders],
+    )
+    output.text(f"Report: {paths.html}")
+    if pushing:
+        _publish(output, recipe, made, dry_run=pushing == "rehearse")
+
+
+def raise_gates(made: Sequence[Made]) -> None:
+    """Raises GateRefusal where a gate was not kept."""
+    broken = [outcome for each in made for outcome in each.outcomes if not outcome.passed]
+    if broken:
+        raise GateRefusal(
+            "the recipe's gates were not kept: " + "; ".join(_words(outcome) for outcome in broken),
+            hint="It is not published. Give these tensors more bits, or change the gate in the recipe.",
+        )
+
+
+def _publish(output: Output, recipe: Recipe, made: Sequence[Made], *, dry_run: bool) -> None:
+    if recipe.publish is None:
+        raise UsageProblem(
+            f"{recipe.path.name} does not say where to publish", hint="Add publish: with a repo."
+        )
+    card = recipe.publish.card
+    for each in made:
+        subject = each.work.subject
+        for artifact in recipe.artifacts:
+            folder, repo = (
+                each.work.local.out / recipe.folder(subject, artifact),
+                recipe.repo(subject, artifact),
+            )
+            mine = [item for item in each.items if item.folder == folder]
+            if repo is None or not mine:
+                continue
+            push_folder(
+                output,
+                PushOptions(
+                    folder,
+                    repo,
+                    base_model=card.base_model,
+                    quantized_by=card.quantized_by,
+                    front_matter=card.front_matter(),
+                    public=not recipe.publish.private,
+                ),
+                dry_run=dry_run,
+            )
+
+
+def _plain(outcome: GateOutcome) -> dict[str, Any]:
+    return asdict(outcome)
+
+
+def _words(outcome: GateOutcome) -> str:
+    found = "nothing was measured" if outcome.value is None else f"{outcome.value:.6g}"
+    return f"{outcome.artifact} {outcome.gate} {outcome.limit:g}: {found}"

@@ -1,0 +1,107 @@
+"""``qexport run --on hf-jobs``: its options, and submitting or printing the calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qexport.cli._recipe import burdens_of, show_jobs
+from qexport.recipe.hf_jobs import HfJobs, calls_for, submit
+from qexport.recipe.jobs import Limits, plan_jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from qexport.cli._output import Output
+    from qexport.recipe.recipe import Recipe
+    from qexport.recipe.select import Unit
+
+__all__ = ["hf_job_options", "send"]
+
+_DEFAULTS = HfJobs()
+
+
+def hf_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``--on hf-jobs`` needs to know."""
+    for option in (
+        click.option(
+            "--hf-install",
+            metavar="SPEC",
+            default=_DEFAULTS.install,
+            show_default=True,
+            help="What pip installs in a job, e.g. git+https://github.com/you/qexport.",
+        ),
+        click.option(
+            "--hf-image",
+            metavar="IMAGE",
+            default=_DEFAULTS.image,
+            show_default=True,
+            help="Docker image of a job, with Python 3.11 or newer.",
+        ),
+        click.option(
+            "--hf-secret",
+            "hf_secrets",
+            multiple=True,
+            metavar="NAME",
+            default=_DEFAULTS.secrets,
+            show_default=True,
+            help="Environment variable that a job gets as a secret; its value is read here when a job is "
+            "submitted.",
+        ),
+        click.option(
+            "--hf-namespace", metavar="ORG", help="Whose jobs they are.  [default: the token's account]"
+        ),
+        click.option(
+            "--hf-timeout",
+            metavar="TIME",
+            default=_DEFAULTS.timeout,
+            show_default=True,
+            help="After which a job is stopped: 90m, 6h.",
+        ),
+        click.option(
+            "--hf-flavor",
+            metavar="NAME",
+            default=_DEFAULTS.flavor,
+            show_default=True,
+            help="Hardware of a job; `hf jobs hardware` lists it.",
+        ),
+        click.option("--hf-bucket", metavar="ORG/NAME", help="Bucket that jobs write to, a folder for each."),
+    ):
+        function = option(function)
+    return function
+
+
+def send(
+    output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any], *, dry_run: bool
+) -> None:
+    """Submit the recipe's jobs, or (``dry_run``) print the calls."""
+    limits = Limits(given["max_disk"], given["max_memory"], given["max_jobs"], given["cores"])
+    options = HfJobs(
+        flavor=given["hf_flavor"],
+        image=given["hf_image"],
+        timeout=given["hf_timeout"],
+        namespace=given["hf_namespace"],
+        secrets=tuple(given["hf_secrets"]),
+        bucket=given["hf_bucket"],
+        install=given["hf_install"],
+    )
+    text = given["recipe_path"].read_text(encoding="utf-8")
+    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
+    calls = calls_for(recipe, text, jobs, options, given["overrides"])
+    if dry_run:
+        output.document([call.to_json() for call in calls])
+        show_jobs(output, jobs)
+        for call in calls:
+            output.text(f"\nrun_job for {call.job.name}:")
+            for name, value in call.to_json()["run_job"].items():
+                output.text(f"  {name} = {value!r}")
+        return
+    done = []
+    for call in calls:
+        done.append(submit(call))
+        output.say(f"{done[-1].name}: {done[-1].url}")
+    output.document([{"name": job.name, "id": job.id, "url": job.url} for job in done])
+    for job in done:
+        output.text(f"{job.id}  {job.name}")
+    output.text("Follow one with `hf jobs logs ID`.")

@@ -1,0 +1,87 @@
+"""Showing a push, real or rehearsed: for ``qexport push`` and the end of ``qexport run``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from qexport.cli._output import Output, human_bytes
+from qexport.publish.push import push, rehearse
+
+if TYPE_CHECKING:
+    from qexport.export.execute import Progress
+    from qexport.publish.plan import PushOptions
+    from qexport.publish.push import Pushed, Rehearsal
+
+__all__ = ["push_folder"]
+
+
+def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
+    """Push a folder, or show what would go."""
+
+    def bar(total: int) -> AbstractContextManager[Progress]:
+        return output.progress(total, "hashing") if total else nullcontext(_Still())
+
+    if dry_run:
+        _show(output, rehearse(options, output.say, bar=bar), options)
+        return
+    _tell(output, push(options, output.say, bar=bar, bars=sys.stderr.isatty() and not output.as_json))
+
+
+class _Still:
+    def advance(self, amount: int) -> None:
+        """There is nothing to hash."""
+
+
+def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
+    """The plan: files, what stays here, the card."""
+    plan, remote = rehearsal.plan, rehearsal.remote
+    state = {True: "private", False: "public", None: "unknown"}[remote.private]
+    output.document(
+        {
+            "dry_run": True,
+            **plan.to_json(),
+            "branch": options.branch,
+            "repository": {"exists": remote.exists, "private": remote.private, "commit": remote.sha},
+            "not_asked": rehearsal.asked,
+            "card": plan.card,
+        }
+    )
+    if rehearsal.asked:
+        output.say(f"Planned as for a new repository: {rehearsal.asked}")
+    output.table(
+        ("file", "size", "sha256"),
+        [[upload.name, human_bytes(upload.size), upload.sha256] for upload in plan.uploads],
+        title=f"{plan.repo} ({state if remote.exists else 'new, private'})",
+    )
+    output.text(f"{len(plan.uploads)} files, {human_bytes(plan.size)}; nothing has been sent.")
+    for artifact in plan.earlier:
+        output.text(f"Already there and kept: {artifact.label} ({artifact.files[0].name})")
+    for left in plan.left_out:
+        output.text(f"Stays here: {left.name} ({left.why})")
+    output.text(f"\n{plan.card}")
+
+
+def _tell(output: Output, pushed: Pushed) -> None:
+    plan = pushed.plan
+    output.document(
+        {
+            "dry_run": False,
+            **plan.to_json(),
+            "url": pushed.url,
+            "commit": pushed.commit,
+            "private": pushed.private,
+            "changed": pushed.changed,
+            "pull_request": pushed.pull_request,
+        }
+    )
+    if not pushed.changed:
+        output.text(f"{pushed.url} already holds all of it (commit {pushed.commit[:8]}).")
+        return
+    if pushed.pull_request:
+        output.text(f"Offered as a pull request: {pushed.pull_request}")
+        return
+    seen = "private" if pushed.private else "public"
+    output.text(f"Pushed {len(plan.uploads)} files, {human_bytes(plan.size)}: {pushed.url} ({seen})")
+    output.text(f"Commit {pushed.commit}")

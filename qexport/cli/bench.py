@@ -1,0 +1,146 @@
+"""``qexport bench``: how fast an artifact is in the runtime that serves it, bare and with its MTP head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qexport.cli._options import JSON, runtime_options
+from qexport.cli._output import Output
+from qexport.errors import VerificationError
+from qexport.export.receipt import add_measure
+from qexport.verify.bench import BenchOptions, bench
+from qexport.verify.bench_subject import Choice, bench_subject
+
+if TYPE_CHECKING:
+    from qexport.verify.speeds import Bench, Range
+
+__all__ = ["command"]
+
+_COLUMNS = ("MTP", "tok/s", "slowest", "fastest", "times bare", "accepted", "prompt tok/s")
+_ABSENT = "-"
+
+
+@click.command("bench")
+@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--n-max",
+    type=click.IntRange(0, 16),
+    default=BenchOptions.n_max,
+    show_default=True,
+    help="The most tokens that the MTP head drafts at a time: every number from 1 on is measured. 0: "
+    "without MTP only.",
+)
+@click.option("--prompt", multiple=True, help="Prompt to answer instead of the built-in ones.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(8, 4096),
+    default=BenchOptions.n_predict,
+    show_default=True,
+    help="The most tokens of an answer.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1, 100),
+    default=BenchOptions.repeats,
+    show_default=True,
+    help="Rounds over all prompts; the median counts.",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(8),
+    default=BenchOptions.prompt_tokens,
+    show_default=True,
+    help="Tokens of the prompt that reading is measured on.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: its own choice]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=BenchOptions.time_limit,
+    show_default=True,
+    help="Seconds for each setting, loading included.",
+)
+@click.option(
+    "--llama-server",
+    metavar="PATH",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Measure this llama-server instead of the llama.cpp inside xllamacpp.",
+)
+@runtime_options
+@click.option("--no-receipt", is_flag=True, help="Leave the receipt beside the artifact as it is.")
+@JSON
+def command(
+    artifact: Path,
+    n_max: int,
+    prompt: tuple[str, ...],
+    tokens: int,
+    repeats: int,
+    prompt_tokens: int,
+    threads: int | None,
+    timeout: float,
+    llama_server: Path | None,
+    runtime: str | None,
+    runtime_python: Path | None,
+    no_receipt: bool,
+    as_json: bool,
+) -> None:
+    """Measure how many tokens a second ARTIFACT writes, bare and with its MTP head drafting 1 to N tokens.
+
+    ARTIFACT is a .gguf file, run by llama.cpp, or a folder: MLX by mlx-lm (without MTP, which it does not
+    run), FP8 and NVFP4 by the vLLM or SGLang that --runtime-python has. Greedy, one request at a time. The
+    figures also go into the receipt beside the artifact, from which `qexport report` draws them.
+
+    \b
+    Examples:
+      qexport bench Model-MTP-Q4_K_M.gguf
+      qexport bench Model-MTP-Q4_K_M.gguf --llama-server ~/llama.cpp/build/bin/llama-server --n-max 6
+      qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
+    """
+    output = Output(as_json=as_json)
+    options = BenchOptions(n_max, prompt, tokens, repeats, prompt_tokens, threads or 0, timeout)
+    choice = Choice(llama_server, runtime or "", runtime_python)
+    path, subject, engine = bench_subject(artifact, choice)
+    found = bench(path, subject, engine, options, output.say)
+    receipt = None if no_receipt else add_measure(path, "bench", found.bench.to_json())
+    output.document({"artifact": path.name, **found.bench.to_json(), "receipt": receipt is not None})
+    _show(output, found.bench)
+    if receipt is not None:
+        output.say(f"Noted in {receipt.name} beside it.")
+    elif not no_receipt:
+        output.say("No receipt knows this artifact: the figures are noted nowhere.")
+    if found.failures:
+        raise VerificationError(
+            f"{path.name} runs without MTP and fails with it: {found.failures[0].message}"
+        )
+
+
+def _show(output: Output, found: Bench) -> None:
+    bare = found.bare
+    rows = [
+        [
+            f"n-max {speed.n_max}" if speed.n_max else "off",
+            f"{speed.tok_s.median:.1f}",
+            f"{speed.tok_s.low:.1f}",
+            f"{speed.tok_s.high:.1f}",
+            f"{speed.tok_s.median / bare.tok_s.median:.2f}" if bare is not None else _ABSENT,
+            _ABSENT if speed.acceptance is None else f"{speed.acceptance:.0%}",
+            _rate(speed.prompt_tok_s),
+        ]
+        for speed in found.speeds
+    ]
+    output.table(_COLUMNS, rows)
+    threads = f"{found.threads} threads" if found.threads else "threads by its own choice"
+    output.text(f"{found.runtime} {found.runtime_version}, {threads}, on {found.machine}")
+    output.text(
+        f"{found.repeats} rounds of {found.prompts} prompts, answers of up to {found.n_predict} tokens; "
+        f"reading measured on {found.prompt_tokens} tokens"
+    )
+    for note in found.notes:
+        output.text(note)
+
+
+def _rate(value: Range | None) -> str:
+    return _ABSENT if value is None else f"{value.median:.0f}"

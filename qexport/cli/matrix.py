@@ -1,0 +1,106 @@
+"""``qexport matrix``: a recipe as jobs for CI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qexport.cli._output import Output
+from qexport.cli._recipe import burdens_of, job_json, limit_options, recipe_options, show_jobs
+from qexport.errors import VerificationError
+from qexport.recipe.arrived import Arrived, State, look, markdown
+from qexport.recipe.jobs import Limits, plan_jobs
+from qexport.recipe.load import load_recipe
+from qexport.recipe.select import select
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qexport.recipe.recipe import Recipe
+    from qexport.recipe.select import Unit
+
+__all__ = ["command"]
+
+
+@click.command("matrix")
+@recipe_options
+@limit_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "github"]),
+    default="text",
+    show_default=True,
+    help='text is a table; json a list of jobs; github one line for a strategy matrix: {"include": [...]}.',
+)
+@click.option(
+    "--check",
+    "arrived",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Instead of jobs: is everything in DIR, as its receipts say, and verified? Prints a Markdown table; "
+    "the exit code is 4 if not.",
+)
+def command(
+    recipe_path: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    params: int | None,
+    max_disk: int | None,
+    max_memory: int | None,
+    max_jobs: int,
+    cores: int,
+    form: str,
+    arrived: Path | None,
+) -> None:
+    """Print RECIPE as jobs: what shares a read runs together, as far as disk and memory of one machine allow.
+
+    Headers are enough, and are read from the Hub where the model is there; nothing is downloaded. With
+    --params sizes are guessed instead.
+
+    \b
+    Examples:
+      qexport matrix recipes/qwen3.6-27b.yaml --max-disk 120G
+      qexport matrix recipes/qwen3.6-27b.yaml --params 27B --max-disk 120G --format github
+      qexport matrix recipes/qwen3.6-27b.yaml --only mlx --check out
+    """
+    output = Output(as_json=form != "text")
+    recipe = load_recipe(recipe_path, overrides)
+    units = select(recipe, only)
+    if arrived is not None:
+        _check(output, recipe, units, arrived)
+        return
+    limits = Limits(max_disk, max_memory, max_jobs, cores)
+    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, params), limits)
+    entries = [job_json(recipe, job, overrides) for job in jobs]
+    if form == "github":
+        click.echo(json.dumps({"include": entries}, separators=(",", ":")))
+        return
+    output.document(entries)
+    show_jobs(output, jobs)
+
+
+def _check(output: Output, recipe: Recipe, units: Sequence[Unit], folder: Path) -> None:
+    """Say what is there; raise VerificationError where something is missing, damaged or has not passed."""
+    found = look(recipe, units, folder)
+    output.document(
+        [
+            {"unit": str(a.unit), "folder": a.folder, "bytes": a.nbytes, "state": a.state.value, "why": a.why}
+            for a in found
+        ]
+    )
+    output.text(markdown(found))
+    bad = [a for a in found if a.state is not State.PASSED and not _excused(recipe, a)]
+    if bad:
+        raise VerificationError(
+            f"not ready to be published: {', '.join(f'{a.unit} ({a.state})' for a in bad)}",
+            hint="Run those again: qexport run RECIPE --only NAME.",
+        )
+
+
+def _excused(recipe: Recipe, arrived: Arrived) -> bool:
+    """The recipe itself says ``verify: false``."""
+    return arrived.state is State.UNPROVEN and recipe.artifact(arrived.unit.artifact).verify is None

@@ -1,0 +1,55 @@
+"""``qexport report``: what was exported, in one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qexport.cli._options import JSON
+from qexport.cli._output import Output
+from qexport.report.gather import gather
+from qexport.report.words import summary
+from qexport.report.write import save_report
+
+__all__ = ["command"]
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command("report")
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=_FOLDER)
+@click.option(
+    "--compare",
+    metavar="DIR",
+    multiple=True,
+    type=_FOLDER,
+    help="A folder of another model, such as the base: its artifacts are set beside those of DIR.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the report; made if it is not there.  [default: ./report]",
+)
+@JSON
+def command(folders: tuple[Path, ...], compare: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write report.html, report.md and report.json about the artifacts in DIR.
+
+    Everything comes from the receipts (qexport.json) beside the artifacts: size against KL divergence, MTP
+    acceptance and speed where they were measured, verdicts, provenance, checksums. report.html is one file
+    that loads nothing. Speeds with MTP are there after `qexport bench`.
+
+    \b
+    Examples:
+      qexport report ./merged-GGUF ./merged-MLX-6bit -o report
+      qexport report ./tuned-GGUF --compare ./base-GGUF
+    """
+    output = Output(as_json=as_json)
+    report = gather(folders, compare=compare)
+    paths = save_report(report, out or Path("report"))
+    output.document(report.to_json())
+    for line in summary(report):
+        output.text(line)
+    for path in (paths.html, paths.markdown, paths.json):
+        output.text(str(path))

@@ -1,0 +1,180 @@
+"""What each unit of a recipe weighs and costs: from plans where headers can be read, guessed where not.
+
+Plans are exact to a few bytes: the importance matrix that is not there yet is stood in for by ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qexport.checkpoint.hub import HubCheckpoint
+from qexport.families.names import canonical_name
+from qexport.families.roles import EXPERT_ROLES, Block
+from qexport.formats.gguf.importance import gguf_importance, uncollected
+from qexport.pipeline.calibrate import imatrix_name
+from qexport.pipeline.gguf import uses_matrix
+from qexport.recipe.kinds import KINDS
+from qexport.recipe.matrix_in import Matrix
+from qexport.recipe.rates import core_seconds, guessed_core_seconds
+from qexport.recipe.targets import to_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.checkpoint.tensors import Checkpoint
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.families.view import ModelView
+    from qexport.recipe.recipe import Recipe, Subject
+    from qexport.recipe.select import Unit
+
+__all__ = ["Burden", "Weighed", "guess", "stand_in", "weigh"]
+
+_BUILT_IN_TOKENS = 131_072
+_GIB = 1 << 30
+_NO_MATRIX = ("F32", "F16", "BF16", "Q8_0")
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """One unit: bytes on disk, seconds of one core, whether it waits for an importance matrix."""
+
+    unit: Unit
+    nbytes: int
+    core_seconds: float
+    weighted: bool
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Burden:
+    """All units of one subject, and what any job over it needs besides.
+
+    Attributes:
+        source: bytes that have to be on this machine's disk and are not its own: what the Hub is asked for.
+        layer: bytes of the largest layer, three of which the pass may hold.
+        calibration: weights times tokens of collecting importance.
+        states: bytes of hidden states that collecting may spill to disk.
+        exact: from plans.
+    """
+
+    subject: str
+    units: tuple[Weighed, ...]
+    source: int
+    layer: int
+    calibration: float
+    states: int
+    exact: bool
+
+    def memory(self, units: Sequence[Weighed]) -> int:
+        """Bytes that a job over these units needs: the pass, then the largest artifact in a runtime."""
+        running = max((each.nbytes for each in units if each.verified), default=0)
+        return max(3 * self.layer + _GIB, running + 2 * _GIB if running else 0)
+
+
+def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequence[Unit]) -> Burden:
+    """From headers alone.
+
+    Raises:
+        InputError: the model cannot be exported as it is, or not in one of the formats.
+    """
+    view = diagnosis.repaired.view()
+    matrix = Matrix(stand_in(view, subject.source.name))
+    weighed: list[Weighed] = []
+    for artifact in recipe.artifacts:
+        mine = [unit for unit in units if unit.artifact == artifact.name]
+        for target in to_targets(recipe, subject, mine, Path(), matrix):
+            plans = [plan for plan, _ in target.plans(diagnosis)]
+            verified = artifact.verify is not None
+            parts = [[plan] for plan in plans] if artifact.types else [plans]
+            for unit, part in zip(mine, parts, strict=True):
+                uses = artifact.importance and (not artifact.types or uses_matrix(part))
+                nbytes = sum(plan.size for plan in part)
+                weighed.append(Weighed(unit, nbytes, core_seconds(part), uses, verified))
+    tokens = _tokens(recipe)
+    return Burden(
+        subject=subject.key,
+        units=tuple(weighed),
+        source=_download(diagnosis.subject.checkpoint) + _head(diagnosis),
+        layer=_largest_layer(view),
+        calibration=active_weights(view) * tokens,
+        states=tokens * int(view.text["hidden_size"]) * 4,
+        exact=True,
+    )
+
+
+def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[Unit]) -> Burden:
+    """Without the model: from its number of weights, all of them active."""
+    weighed = []
+    for unit in units:
+        artifact = recipe.artifact(unit.artifact)
+        kind = KINDS[artifact.kind]
+        nbytes = int(parameters * kind.bits(unit.type, artifact.options) / 8)
+        label = unit.type or {"fp8": "F8_E4M3", "nvfp4": "NVFP4", "mlx": "4-bit"}.get(artifact.kind, "")
+        weighted = artifact.importance and unit.type not in _NO_MATRIX
+        seconds = guessed_core_seconds(parameters, label, weighted)
+        weighed.append(Weighed(unit, nbytes, seconds, weighted, artifact.verify is not None))
+    on_hub = not Path(subject.source.model).exists()
+    return Burden(
+        subject=subject.key,
+        units=tuple(weighed),
+        source=int(2 * parameters) if on_hub else 0,
+        layer=int(2 * parameters / 20),  # few models have fewer layers
+        calibration=parameters * _tokens(recipe),
+        states=_tokens(recipe) * 8192 * 4,
+        exact=False,
+    )
+
+
+def stand_in(view: ModelView, name: str | None) -> ImportanceMatrix:
+    """A matrix of ones with the names and sizes of the one to come."""
+    sums, counts = uncollected(view)
+    label = imatrix_name(view, name)
+    return gguf_importance(
+        view, sums, counts, datasets=["calibration"], chunk_count=1, chunk_size=512, label=label
+    )
+
+
+def active_weights(view: ModelView) -> float:
+    """Weights that a token meets in the language model's layers; of experts, those that it is sent to."""
+    total = 0.0
+    count = view.text.get("num_experts") or view.text.get("num_local_experts")
+    share = float(view.text.get("num_experts_per_tok") or 1) / float(count) if count else 1.0
+    for tensor in view:
+        if tensor.block is Block.VISION or len(tensor.shape) < 2 or tensor.layer is None:
+            continue
+        total += tensor.data.numel * (share if tensor.role in EXPERT_ROLES else 1.0)
+    return total
+
+
+def _tokens(recipe: Recipe) -> int:
+    calibration = recipe.calibration
+    if calibration is None or calibration.imatrix is not None:
+        return 0
+    return calibration.tokens or _BUILT_IN_TOKENS
+
+
+def _largest_layer(view: ModelView) -> int:
+    layers: dict[tuple[Block, int | None], int] = {}
+    for tensor in view:
+        # A tensor outside the layers passes in runs of a few megabytes.
+        if tensor.layer is not None:
+            key = (tensor.block, tensor.layer)
+            layers[key] = layers.get(key, 0) + tensor.data.nbytes
+    return max(layers.values(), default=0)
+
+
+def _download(checkpoint: Checkpoint) -> int:
+    return checkpoint.download_size if isinstance(checkpoint, HubCheckpoint) else 0
+
+
+def _head(diagnosis: Diagnosis) -> int:
+    """The shards of a base on the Hub that hold its MTP head."""
+    base = diagnosis.subject.base
+    if not isinstance(base, HubCheckpoint):
+        return 0
+    tensors = base.tensors
+    files = {stored.file for name, stored in tensors.items() if canonical_name(name).mtp}
+    return sum(stored.nbytes for stored in tensors.values() if stored.file in files)

@@ -1,0 +1,12 @@
+"""Reports: what was exported, how close it is to the original, how fast it runs, from receipts alone.
+
+:func:`write_report` writes ``report.html``, ``report.md`` and ``report.json``; :func:`gather` gives the
+:class:`Report` they are made from.
+"""
+
+from qexport.report.gather import gather
+from qexport.report.report import Fact, Gate, Model, Report
+from qexport.report.row import Row
+from qexport.report.write import ReportPaths, save_report, write_report
+
+__all__ = ["Fact", "Gate", "Model", "Report", "ReportPaths", "Row", "gather", "save_report", "write_report"]

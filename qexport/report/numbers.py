@@ -1,0 +1,51 @@
+"""Figures as people read them: few digits, no exponents, nothing where nothing was measured."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["bits", "nats", "percent", "ratio", "speed", "times"]
+
+_LEAST = 1e-5
+
+
+def nats(value: float | None) -> str:
+    """Three digits that count, as a plain decimal.
+
+    >>> nats(0.012345), nats(2.5), nats(0.0), nats(3e-9), nats(None)
+    ('0.0123', '2.50', '0', '< 0.00001', '')
+    """
+    if value is None:
+        return ""
+    if abs(value) < _LEAST:
+        return "0" if value == 0 else f"< {_LEAST:.5f}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 6)}f}"
+
+
+def percent(value: float | None) -> str:
+    """``0.9512 -> '95.1 %'``; what is not all is never rounded to 100."""
+    if value is None:
+        return ""
+    shown = f"{100 * value:.1f}"
+    return f"{'99.9' if shown == '100.0' and value < 1 else shown} %"
+
+
+def speed(value: float | None) -> str:
+    """Tokens a second, without the unit."""
+    return "" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def times(value: float | None) -> str:
+    """``1.4 -> '1.40 x'``."""
+    return "" if value is None else f"{value:.2f} ×"
+
+
+def ratio(value: float | None) -> str:
+    """Of perplexities: ``1.00234 -> '1.0023'``."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def bits(value: float | None) -> str:
+    """Per weight."""
+    return f"{value:.2f}" if value else ""

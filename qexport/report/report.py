@@ -1,0 +1,135 @@
+"""A report as a value: models, their artifacts, gates and their outcome. Everything written comes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qexport.errors import InputError
+from qexport.report.pairs import Pair, pair_up
+from qexport.report.row import Row
+
+__all__ = ["SCHEMA", "Fact", "Gate", "Model", "Report"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of provenance, such as ``Source`` and where it is."""
+
+    what: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that an artifact had to keep.
+
+    Attributes:
+        gate: its name in a recipe, such as ``max_mean_kld``.
+        value: what was measured; ``None``: nothing was, which passes no gate.
+    """
+
+    artifact: str
+    gate: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """One source, its artifacts (small before large, format by format) and where all came from.
+
+    Attributes:
+        repairs: what was wrong with the source and was put right.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    facts: tuple[Fact, ...] = ()
+    repairs: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[Row, ...]:
+        """The artifacts that charts are about: heads in folders of their own are part of another."""
+        return tuple(row for row in self.rows if not row.drafter)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "facts": [asdict(fact) for fact in self.facts],
+            "repairs": list(self.repairs),
+            "artifacts": [row.to_json() for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Model:
+        return cls(
+            title=value["title"],
+            rows=tuple(Row.from_json(row) for row in value["artifacts"]),
+            facts=tuple(Fact(**fact) for fact in value["facts"]),
+            repairs=tuple(value["repairs"]),
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The first model is what the report is about; the others are what it is compared with.
+
+    Attributes:
+        written: the day of the newest artifact, ``YYYY-MM-DD``: the same receipts give the same report.
+    """
+
+    models: tuple[Model, ...]
+    gates: tuple[Gate, ...] = ()
+    written: str = ""
+
+    @property
+    def title(self) -> str:
+        """The first model's name, and what it stands beside."""
+        first, *others = (model.title for model in self.models)
+        return f"{first} beside {' and '.join(others)}" if others else first
+
+    @property
+    def pairs(self) -> tuple[tuple[Model, tuple[Pair, ...]], ...]:
+        """For each model to compare with: its artifacts beside those of the first one."""
+        first, *others = self.models
+        return tuple((other, pair_up(first.measured, other.measured)) for other in others)
+
+    @property
+    def failed_gates(self) -> tuple[Gate, ...]:
+        return tuple(gate for gate in self.gates if not gate.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "title": self.title,
+            "written": self.written,
+            "models": [model.to_json() for model in self.models],
+            "gates": [asdict(gate) for gate in self.gates],
+            "comparison": [
+                {"with": other.title, "pairs": [pair.to_json() for pair in pairs]}
+                for other, pairs in self.pairs
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Report:
+        """The report that :meth:`to_json` gave.
+
+        Raises:
+            InputError: it is none, or of a version that this qexport does not know.
+        """
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise InputError("this is no report of this version of qexport")
+        try:
+            return cls(
+                models=tuple(Model.from_json(model) for model in value["models"]),
+                gates=tuple(Gate(**gate) for gate in value["gates"]),
+                written=value["written"],
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the report cannot be read: {error!r}") from error

@@ -1,0 +1,166 @@
+"""Size against KL divergence: what a byte buys. The plot that publishers of quantizations show first.
+
+A mark for the mean, a thin line up to the 99.9th percentile; names beside the marks, formats told apart by
+shape and colour. Divergence is on a logarithmic scale, with a place for what is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.publish.figures import decimal_size
+from qexport.report.chart import Chart, LegendEntry
+from qexport.report.labels import place
+from qexport.report.numbers import nats
+from qexport.report.scale import Linear, Log
+from qexport.report.svg import Box, drawing, element, group, line, mark, text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from qexport.report.report import Report
+    from qexport.report.row import Row
+
+__all__ = ["FLOOR", "size_chart"]
+
+FLOOR = 1e-6
+"""Nats below which float32 arithmetic is all that is measured: drawn as zero."""
+_NAMES = {"gguf": "GGUF", "mlx": "MLX", "fp8": "FP8", "nvfp4": "NVFP4", "merged": "merged"}
+_TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 46.0, 58.0, 14.0
+_ZERO_GAP = 26.0
+
+
+@dataclass(frozen=True)
+class _Point:
+    row: Row
+    mean: float
+    tail: float | None
+    other: bool
+
+
+def size_chart(report: Report) -> Chart | None:
+    """``None`` where no divergence was measured."""
+    points = [
+        _Point(row, row.kld.mean, row.kld.p99_9, other=model is not report.models[0])
+        for model in reversed(report.models)  # the first one's on top
+        for row in model.measured
+        if row.kld is not None and row.kld.mean is not None
+    ]
+    if not points:
+        return None
+    return Chart(
+        title="Size against KL divergence",
+        reading="Further left is smaller, further down is closer to the unquantized model. The mark is the "
+        "mean, the thin line ends at the 99.9th percentile. Each step of the scale is ten times the last.",
+        draw=lambda width: _draw(points, width),
+        legend=tuple(_legend(report, points)),
+    )
+
+
+def _draw(points: Sequence[_Point], width: float) -> Markup:
+    height = min(420.0, 230.0 + 0.26 * width)
+    values = [value for p in points for value in (p.mean, p.tail) if value is not None]
+    zero = any(value < FLOOR for value in values)
+    frame = Box(_LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
+    x = _sizes([p.row.size for p in points], frame)
+    y = Log.over(values, frame.bottom - (_ZERO_GAP if zero else 0), frame.top, frame.bottom, floor=FLOOR)
+    at = [(x(p.row.size), y(p.mean)) for p in points]
+    parts = [*_grid(x, y, frame, zero), *_tails(points, at, y)]
+    room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9)
+    stems = [
+        Box(px - 2, y(p.tail), px + 2, py)
+        for p, (px, py) in zip(points, at, strict=True)
+        if p.tail is not None
+    ]
+    # The other model's mark of the same name is near, and hollow.
+    ours = {p.row.title for p in points if not p.other}
+    names = ["" if p.other and p.row.title in ours else _name(p) for p in points]
+    labels = place(at, names, room, stems)
+    for (px, py), label in zip(at, labels, strict=True):
+        if label.far:
+            parts.append(line(px, py, label.x, label.y - 4, "leader"))
+    for p, where in zip(points, at, strict=True):
+        parts.append(
+            group(mark(p.row.format, _state(p)), element("title", _says(p)), class_="point", at=where)
+        )
+    parts += [text(each.x, each.y, each.words, "name", each.anchor) for each in labels if each.words]
+    said = "; ".join(_says(p) for p in points)
+    return drawing(width, height, f"Size against KL divergence. {said}.", parts)
+
+
+def _sizes(sizes: Sequence[int], frame: Box) -> Linear:
+    least, most = float(min(sizes)), float(max(sizes))
+    # From nothing where that wastes little: then distances are proportions.
+    span = max(most - least, 0.1 * most, 1.0)
+    low = 0.0 if least < 0.5 * span else max(0.0, least - 0.12 * span)
+    return Linear(low, most + 0.16 * span, frame.left, frame.right)
+
+
+def _grid(x: Linear, y: Log, frame: Box, zero: bool) -> list[Markup]:
+    parts = [line(frame.left, frame.bottom, frame.right, frame.bottom, "axis")]
+    for value in y.ticks():
+        if not zero or y(value) < frame.bottom:
+            parts.append(line(frame.left, y(value), frame.right, y(value), "grid"))
+            parts.append(text(frame.left - 6, y(value) + 4, _plain(value), "tick", "end"))
+    if zero:
+        parts.append(text(frame.left - 6, frame.bottom + 4, "0", "tick", "end"))
+    unit, name = (1e9, "GB") if x.high >= 1e9 else (1e6, "MB") if x.high >= 1e6 else (1e3, "kB")
+    ticks = x.ticks(max(2, int((frame.right - frame.left) / 80)))
+    for value in ticks:
+        parts.append(line(x(value), frame.bottom, x(value), frame.bottom + 4, "axis"))
+        parts.append(text(x(value), frame.bottom + 18, f"{value / unit:g}", "tick", "middle"))
+    middle = (frame.left + frame.right) / 2
+    parts.append(text(middle, frame.bottom + 38, f"Size ({name})", "label", "middle"))
+    turned = f"rotate(-90 12 {(frame.top + frame.bottom) / 2:.1f})"
+    words = "KL divergence (nats, logarithmic)"
+    middle = (frame.top + frame.bottom) / 2
+    parts.append(
+        element("text", words, x=12.0, y=middle, class_="label", text_anchor="middle", transform=turned)
+    )
+    return parts
+
+
+def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) -> list[Markup]:
+    parts: list[Markup] = []
+    for p, (px, py) in zip(points, at, strict=True):
+        if p.tail is not None:
+            end = y(p.tail)
+            inner = [line(px, py, px, end, "stem"), line(px - 4, end, px + 4, end, "stem")]
+            parts.append(group(*inner, class_=f"tail {p.row.format}"))
+    return parts
+
+
+def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
+    kinds = dict.fromkeys(p.row.format for p in points)
+    found = [LegendEntry(_key(kind), _NAMES.get(kind, kind)) for kind in kinds]
+    if len(report.models) > 1:
+        ours, *others = report.models
+        found.append(LegendEntry(_key("gguf", "plain"), f"filled: {ours.title}"))
+        found.append(
+            LegendEntry(_key("gguf", "plain other"), "hollow: " + ", ".join(m.title for m in others))
+        )
+    return found
+
+
+def _key(kind: str, state: str = "") -> Markup:
+    inner = group(mark(kind, state), class_="point", at=(7.0, 7.0))
+    return element("svg", inner, width=14.0, height=14.0, aria_hidden="true")
+
+
+def _state(p: _Point) -> str:
+    return "other" if p.other else ""
+
+
+def _name(p: _Point) -> str:
+    return f"{p.row.title} (failed)" if p.row.proof == "failed" else p.row.title
+
+
+def _says(p: _Point) -> str:
+    tail = "" if p.tail is None else f", 99.9th percentile {nats(p.tail)}"
+    return f"{_name(p)}: {decimal_size(p.row.size)}, mean {nats(p.mean)} nats{tail}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")

@@ -1,0 +1,108 @@
+"""SVG elements as text, escaped, and nothing more: coordinates in pixels, y downwards.
+
+Colours and fonts are not here: elements have classes, and the page's style says what those look like on a
+light and on a dark ground. Text stays text, so that numbers can be selected and copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+__all__ = ["MARKS", "Box", "drawing", "element", "group", "line", "mark", "rectangle", "text", "text_width"]
+
+_CHARACTER = 0.62  # mean advance of a sans-serif digit or letter, in ems
+_R = 5.0
+MARKS = {
+    "gguf": f"M{-_R},0a{_R},{_R} 0 1,0 {2 * _R},0a{_R},{_R} 0 1,0 {-2 * _R},0Z",
+    "mlx": "M-4.6,-4.6H4.6V4.6H-4.6Z",
+    "fp8": "M0,-5.8L5.6,4.4H-5.6Z",
+    "nvfp4": "M0,-6.4L6.4,0L0,6.4L-6.4,0Z",
+    "merged": "M-5.8,-2H-2V-5.8H2V-2H5.8V2H2V5.8H-2V2H-5.8Z",
+}
+"""A shape for each format, about (0, 0): colour alone tells nothing to some, and nothing in print."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle that something covers."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: Box) -> bool:
+        """Whether they share any area."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+    def inside(self, other: Box) -> bool:
+        """Whether all of this one is in the other."""
+        across = other.left <= self.left and self.right <= other.right
+        return across and other.top <= self.top and self.bottom <= other.bottom
+
+
+def element(name: str, *children: Markup | str, **attributes: str | float | None) -> Markup:
+    """``<name ...>children</name>``; attributes of ``None`` are left out, ``_`` becomes ``-``."""
+    given = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inner = Markup("").join(escape(child) for child in children)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, given, inner)
+
+
+def drawing(width: float, height: float, label: str, children: Sequence[Markup]) -> Markup:
+    """The picture; ``label`` is what a screen reader says."""
+    return element(
+        "svg",
+        *children,
+        viewBox=f"0 0 {_value(width)} {_value(height)}",
+        width=width,
+        height=height,
+        role="img",
+        aria_label=label,
+    )
+
+
+def group(*children: Markup, class_: str, at: tuple[float, float] | None = None) -> Markup:
+    """Elements together, moved to ``at``."""
+    where = None if at is None else f"translate({_value(at[0])},{_value(at[1])})"
+    return element("g", *children, class_=class_, transform=where)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def rectangle(x: float, y: float, width: float, height: float, class_: str) -> Markup:
+    return element("rect", x=x, y=y, width=max(width, 0.0), height=height, class_=class_)
+
+
+def mark(shape: str, class_: str = "") -> Markup:
+    """The shape of a format, about (0, 0); a circle for one that is not known."""
+    known = shape if shape in MARKS else "gguf"
+    return element(
+        "path", d=MARKS[known], class_=f"mark {shape if shape in MARKS else 'other'} {class_}".strip()
+    )
+
+
+def text(x: float, y: float, words: str, class_: str = "", anchor: str | None = None) -> Markup:
+    """``anchor``: ``middle`` or ``end``; y is the baseline."""
+    return element("text", words, x=x, y=y, class_=class_ or None, text_anchor=anchor)
+
+
+def text_width(words: str, size: float = 12.0) -> float:
+    """About how wide the words are, in pixels."""
+    return len(words) * size * _CHARACTER
+
+
+def _value(value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    shown = f"{value:.1f}"
+    return shown.removesuffix(".0")

@@ -1,0 +1,198 @@
+"""The tables of a report as values, so that Markdown and HTML show the same figures.
+
+A column in which nothing stands is left out; so is a table without rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.publish.figures import decimal_size
+from qexport.report.numbers import bits, nats, percent, ratio, speed, times
+from qexport.report.words import gate_value, gate_words, proof_words
+
+if TYPE_CHECKING:
+    from qexport.report.pairs import Pair
+    from qexport.report.report import Model, Report
+    from qexport.report.row import Kld, Row
+
+__all__ = ["Column", "Table", "artifacts", "checksums", "comparison", "divergences", "gates", "speeds"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; ``number`` columns align right."""
+
+    title: str
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain text in every cell; ``title`` is also what a screen reader calls it."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], note: str = ""
+    ) -> Table:
+        """Without the columns in which nothing stands."""
+        shown = [at for at in range(len(columns)) if any(row[at] for row in rows)]
+        kept = tuple(tuple(row[at] for at in shown) for row in rows)
+        return cls(title, tuple(columns[at] for at in shown), kept, note)
+
+
+def artifacts(model: Model) -> Table:
+    """All of a model's artifacts, with the figures that people choose by."""
+    return Table.of(
+        "Artifacts",
+        [column for column, _ in _ARTIFACT],
+        [[value(row) for _, value in _ARTIFACT] for row in model.rows],
+    )
+
+
+def divergences(model: Model) -> Table:
+    """The whole distribution of the KL divergence."""
+    rows = [
+        [row.title, *(nats(value(row.kld)) for _, value in _KLD), str(row.positions or "")]
+        for row in model.measured
+        if row.kld is not None
+    ]
+    names = [Column(name, True) for name, _ in _KLD]
+    columns = [Column("Artifact"), *names, Column("Positions", True)]
+    note = "Nats. A percentile of 99 % is the value that one position in a hundred exceeds."
+    return Table.of("KL divergence in full", columns, rows, note)
+
+
+def speeds(model: Model) -> Table:
+    """Every setting of every bench."""
+    rows = [list(row) for each in model.measured for row in _speed_rows(each)]
+    columns = [
+        Column("Artifact"),
+        Column("MTP"),
+        Column("Tokens/s", True),
+        Column("Slowest to fastest", True),
+        Column("Against bare", True),
+        Column("Drafts accepted", True),
+        Column("Prompt tokens/s", True),
+    ]
+    return Table.of(
+        "Speed", columns, rows, "Medians over repeats; n-max is how many tokens are drafted at a time."
+    )
+
+
+def gates(report: Report) -> Table:
+    """Each gate and its outcome, those that were not kept first."""
+    rows = [
+        [
+            "kept" if gate.passed else "NOT KEPT",
+            gate.artifact,
+            gate_words(gate.gate),
+            gate_value(gate.gate, gate.limit),
+            gate_value(gate.gate, gate.value),
+        ]
+        for gate in sorted(report.gates, key=lambda gate: gate.passed)
+    ]
+    columns = [
+        Column("Outcome"),
+        Column("Artifact"),
+        Column("Gate"),
+        Column("Limit", True),
+        Column("Value", True),
+    ]
+    return Table.of("Gates", columns, rows)
+
+
+def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Table:
+    """The same type of two models, line under line."""
+    rows = [
+        cells for pair in pairs for cells in (_side(pair.ours, ours.title), _side(pair.theirs, theirs.title))
+    ]
+    columns = [
+        Column("Type"),
+        Column("Model"),
+        Column("Size", True),
+        Column("KL divergence", True),
+        Column("99.9 %", True),
+        Column("Same top-1", True),
+        Column("MTP acceptance", True),
+        Column("Its source's", True),
+        Column("Tokens/s", True),
+        Column("Best with MTP", True),
+    ]
+    return Table.of(f"{ours.title} and {theirs.title}", columns, rows)
+
+
+def checksums(model: Model) -> Table:
+    """Every file of weights and beside them."""
+    rows = [[file.name, f"{file.bytes:,}", file.sha256] for row in model.rows for file in row.files]
+    return Table.of("Files", [Column("File"), Column("Bytes", True), Column("SHA-256")], rows)
+
+
+def _side(row: Row, model: str) -> list[str]:
+    kld = row.kld
+    best = row.bench.best if row.bench is not None else None
+    bare = row.bench.bare if row.bench is not None else None
+    return [
+        row.title,
+        model,
+        decimal_size(row.size),
+        nats(kld.mean if kld else None),
+        nats(kld.p99_9 if kld else None),
+        percent(row.same_top1),
+        percent(row.acceptance),
+        percent(row.source_acceptance),
+        speed(bare.tok_s.median if bare else row.tok_s),
+        f"{speed(best.tok_s.median)} (n-max {best.n_max})" if best and best.n_max else speed(row.mtp_tok_s),
+    ]
+
+
+def _speed_rows(row: Row) -> Iterator[tuple[str, ...]]:
+    if row.bench is None:
+        return
+    bare = row.bench.bare
+    for found in row.bench.speeds:
+        gain = found.tok_s.median / bare.tok_s.median if bare and found.n_max else None
+        yield (
+            row.title,
+            f"n-max {found.n_max}" if found.n_max else "off",
+            speed(found.tok_s.median),
+            f"{speed(found.tok_s.low)} to {speed(found.tok_s.high)}",
+            times(gain),
+            percent(found.acceptance),
+            speed(found.prompt_tok_s.median if found.prompt_tok_s else None),
+        )
+
+
+_ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
+    (Column("Type"), lambda row: f"{row.title} (MTP head)" if row.drafter else row.title),
+    (Column("Size", True), lambda row: decimal_size(row.size)),
+    (Column("Bits/weight", True), lambda row: bits(row.bits_per_weight)),
+    (Column("KL divergence", True), lambda row: nats(row.kld.mean if row.kld else None)),
+    (Column("99.9 %", True), lambda row: nats(row.kld.p99_9 if row.kld else None)),
+    (Column("Same top-1", True), lambda row: percent(row.same_top1)),
+    (Column("Perplexity ratio", True), lambda row: ratio(row.perplexity_ratio)),
+    (Column("MTP acceptance", True), lambda row: percent(row.acceptance)),
+    (Column("Source's", True), lambda row: percent(row.source_acceptance)),
+    (Column("In the runtime", True), lambda row: percent(row.runtime_acceptance)),
+    (Column("Tokens/s", True), lambda row: speed(row.tok_s)),
+    (Column("With MTP", True), lambda row: speed(row.mtp_tok_s)),
+    (Column("Verified"), proof_words),
+    (Column("By"), lambda row: row.runtime),
+    (Column("File"), lambda row: row.name),
+)
+_KLD: tuple[tuple[str, Callable[[Kld | None], float | None]], ...] = (
+    ("Mean", lambda kld: kld.mean if kld else None),
+    ("Median", lambda kld: kld.median if kld else None),
+    ("90 %", lambda kld: kld.p90 if kld else None),
+    ("95 %", lambda kld: kld.p95 if kld else None),
+    ("99 %", lambda kld: kld.p99 if kld else None),
+    ("99.9 %", lambda kld: kld.p99_9 if kld else None),
+    ("Largest", lambda kld: kld.max if kld else None),
+)

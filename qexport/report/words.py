@@ -1,0 +1,187 @@
+"""What a report says in sentences, for someone who has never seen the tool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.publish.figures import decimal_size
+from qexport.report.numbers import nats, percent, speed, times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from qexport.report.pairs import Pair
+    from qexport.report.report import Model, Report
+    from qexport.report.row import Row
+    from qexport.verify.speeds import Bench
+
+__all__ = ["differences", "gate_value", "gate_words", "glossary", "machines", "proof_words", "summary"]
+
+_GATES = {
+    "min_agreement": "agreement with the source, at least",
+    "max_mean_kld": "mean KL divergence, at most",
+    "min_same_top1": "same top-1, at least",
+    "min_acceptance": "MTP acceptance, at least",
+    "max_size": "size, at most",
+}
+_NOTHING = "not measured"
+
+
+def summary(report: Report) -> list[str]:
+    """The outcome, in the order in which it matters."""
+    lines = [line for model in report.models for line in _of_model(model, len(report.models) > 1)]
+    if report.gates:
+        failed, count = len(report.failed_gates), len(report.gates)
+        lines.append(
+            f"Gates: {failed} of {count} limits were not kept."
+            if failed
+            else f"Gates: all {count} limits were kept."
+        )
+    return lines
+
+
+def glossary(report: Report) -> list[tuple[str, str]]:
+    """The terms that occur, explained."""
+    rows = [row for model in report.models for row in model.rows]
+    benches = [row.bench for row in rows if row.bench is not None]
+    found = [
+        (
+            "Verified",
+            "The artifact was loaded and run after it was written, and what came out was judged: every "
+            "number finite, the text sane, tokens and probabilities those of the source where they could be "
+            "compared. What was not run counts as not verified.",
+        ),
+    ]
+    if any(row.kld for row in rows):
+        found += [
+            (
+                "KL divergence",
+                "How far the probabilities for the next token are from the unquantized model's, in nats, "
+                "over a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost on "
+                "the whole; the 99.9th percentile is what one position in a thousand exceeds, and shows rare "
+                "blunders.",
+            ),
+            (
+                "Same top-1",
+                "The share of positions where the likeliest next token is the unquantized model's.",
+            ),
+        ]
+    if any(row.perplexity_ratio is not None for row in rows):
+        found.append(
+            (
+                "Perplexity ratio",
+                "The perplexity on that text over the unquantized model's; 1 is no loss, 1.01 one per cent.",
+            )
+        )
+    if any(row.acceptance is not None or row.runtime_acceptance is not None for row in rows):
+        found.append(
+            (
+                "MTP acceptance",
+                "The MTP head drafts tokens that the model then accepts or rejects; the text is the same "
+                "either way, and the more is accepted, the faster it comes. Acceptance is measured over "
+                "held-out text, one token ahead; the source's is its unquantized head's by the same measure. "
+                "In the runtime: while it answered the prompts of verification.",
+            )
+        )
+    if benches:
+        found.append(("n-max", "The most tokens that the MTP head drafts at a time; off is without MTP."))
+    if any(row.bits_per_weight for row in rows):
+        found.append(("Bits/weight", "Bits of the file for each weight of the model; the source has 16."))
+    return found
+
+
+def differences(pairs: Sequence[Pair]) -> list[str]:
+    """What keeps a comparison from being one of models alone; empty: nothing does."""
+    return [f"{pair.ours.title}: {words}" for pair in pairs for words in pair.differing]
+
+
+def machines(rows: Sequence[Row]) -> list[str]:
+    """Each way in which speeds were measured, once; figures of different ones do not compare."""
+    return list(dict.fromkeys(_way(row.bench) for row in rows if row.bench is not None))
+
+
+def gate_words(name: str) -> str:
+    return _GATES.get(name, name)
+
+
+def gate_value(name: str, value: float | None) -> str:
+    """A limit or a value, in the unit of its gate."""
+    if value is None:
+        return _NOTHING
+    if name == "max_size":
+        return decimal_size(int(value))
+    if name == "max_mean_kld":
+        shown = nats(value)
+        return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} nats"
+    return percent(value) if name in _GATES else f"{value:g}"
+
+
+def proof_words(row: Row) -> str:
+    """The verdict, in a table's cell."""
+    if row.proof == "passed":
+        return "yes" if row.verdict in ("pass", "passed") else row.verdict.replace("pass,", "yes,", 1)
+    return row.verdict if row.proof == "failed" else "no"
+
+
+def _of_model(model: Model, several: bool) -> Iterator[str]:
+    rows = model.measured
+    count = "1 artifact" if len(model.rows) == 1 else f"{len(model.rows)} artifacts"
+    size = decimal_size(sum(row.size for row in model.rows))
+    yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.rows)}"
+    known = [row for row in rows if row.kld is not None and row.kld.mean is not None]
+    if known:
+        best = min(known, key=lambda row: (_mean(row), row.size))
+        small = min(known, key=lambda row: row.size)
+        if best is small:
+            yield f"KL divergence from the source: {nats(_mean(best))} nats ({best.title})."
+        else:
+            yield (
+                f"Closest to the source: {best.title}, {decimal_size(best.size)}, KL divergence "
+                f"{nats(_mean(best))} nats. Smallest: {small.title}, {decimal_size(small.size)}, "
+                f"{nats(_mean(small))} nats."
+            )
+    yield from _fastest(rows)
+
+
+def _way(bench: Bench) -> str:
+    threads = f"{bench.threads} threads" if bench.threads else "threads by its own choice"
+    return (
+        f"{bench.runtime} {bench.runtime_version}, {threads}, on {bench.machine}; {bench.repeats} rounds of "
+        f"{bench.prompts} prompts, answers of up to {bench.n_predict} tokens, one at a time."
+    )
+
+
+def _mean(row: Row) -> float:
+    assert row.kld is not None
+    return row.kld.mean or 0.0
+
+
+def _verdicts(rows: Sequence[Row]) -> str:
+    failed = [row for row in rows if row.proof == "failed"]
+    missing = [row for row in rows if row.proof not in ("passed", "failed")]
+    if not failed and not missing:
+        return "All passed verification." if len(rows) > 1 else "It passed verification."
+    parts = [f"{len(rows) - len(failed) - len(missing)} passed verification"]
+    if failed:
+        each = ", ".join(f"{row.title}: {row.verdict}" for row in failed)
+        parts.append(f"{len(failed)} did not pass ({each})")
+    if missing:
+        parts.append(f"{len(missing)} not verified ({', '.join(row.title for row in missing)})")
+    return f"{', '.join(parts)}."
+
+
+def _fastest(rows: Sequence[Row]) -> Iterator[str]:
+    timed = [(row, row.bench.best) for row in rows if row.bench is not None and row.bench.best is not None]
+    if not timed:
+        return
+    row, best = max(timed, key=lambda pair: pair[1].tok_s.median if pair[1] else 0.0)
+    if row.bench is None or best is None:
+        return
+    bare = row.bench.bare
+    words = f"Fastest here: {row.title}, {speed(best.tok_s.median)} tokens a second"
+    if best.n_max and bare is not None:
+        gain = times(best.tok_s.median / bare.tok_s.median)
+        words += f" with MTP at n-max {best.n_max}, {gain} its speed without"
+    elif len(row.bench.speeds) > 1:
+        words += " without MTP"
+    yield f"{words}."

@@ -1,0 +1,70 @@
+"""From receipts to the three files of a report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.errors import EnvironmentProblem
+from qexport.report.gather import gather
+from qexport.report.html import html
+from qexport.report.markdown import markdown
+from qexport.report.page import lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from qexport.report.report import Gate, Report
+
+__all__ = ["ReportPaths", "save_report", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """``report.html``, ``report.md`` and ``report.json``."""
+
+    html: Path
+    markdown: Path
+    json: Path
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, gates: Iterable[Gate] = (), compare: Sequence[Path] = ()
+) -> ReportPaths:
+    """Write the report of what the folders' receipts know into ``out``, which is made if need be.
+
+    Args:
+        folders: of the model that the report is about, as :func:`~qexport.report.gather.gather` takes them.
+        gates: limits and their outcome.
+        compare: folders of a model to set beside it.
+
+    Raises:
+        InputError: a receipt is missing or cannot be used.
+        EnvironmentProblem: the files cannot be written.
+    """
+    return save_report(gather(folders, gates=gates, compare=compare), out)
+
+
+def save_report(report: Report, out: Path) -> ReportPaths:
+    """Write a report that is there already; earlier ones of the same names are replaced.
+
+    Raises:
+        EnvironmentProblem: the files cannot be written.
+    """
+    page = lay_out(report)
+    paths = ReportPaths(out / "report.html", out / "report.md", out / "report.json")
+    texts = (
+        (paths.html, html(page)),
+        (paths.markdown, markdown(page)),
+        (paths.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"),
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, content in texts:
+            path.write_text(content, encoding="utf-8", newline="\n")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EnvironmentProblem(f"the report cannot be written into {out}: {reason}") from error
+    return paths

@@ -1,0 +1,370 @@
+"""Small folders in every layout, written here with plain torch: nothing of what reads them is used.
+
+``Packed`` starts from a zoo checkpoint and packs its linear layers; it knows what each matrix is after
+packing (``expected``, float32, the formulas of each format written out), so that a reader can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from zoo import split_experts
+
+LINEAR = re.compile(
+    r"(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_qkv|in_proj_z|out_proj)"
+    r"|mlp\.(shared_expert\.)?(gate|up|down)_proj|mlp\.experts\.\d+\.(gate|up|down)_proj)\.weight$"
+)
+MLP = re.compile(r"mlp\.(shared_expert\.)?(experts\.\d+\.)?(gate|up|down)_proj\.weight$")
+LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+Tensors = dict[str, torch.Tensor]
+
+
+def read(folder: Path) -> Tensors:
+    out: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        out |= load_file(file)
+    return out
+
+
+def plain(name: str) -> str:
+    """The text-only spelling."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+@dataclass
+class Packed:
+    """A folder being made.
+
+    Attributes:
+        tensors: what will be stored.
+        expected: what the reader has to make of it, by canonical name; experts one by one.
+        config: ``config.json``.
+        small: other JSON files.
+    """
+
+    source: Path
+    tensors: Tensors = field(default_factory=dict)
+    expected: Tensors = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    small: dict[str, Any] = field(default_factory=dict)
+    metadata: str = "pt"
+
+    def __post_init__(self) -> None:
+        self.config = json.loads((self.source / "config.json").read_text())
+        tensors = read(self.source)
+        for prefix in ("model.", "mtp."):
+            tensors = split_experts(tensors, prefix)
+        self.tensors = tensors
+        self.expected = {plain(name): tensor.float() for name, tensor in tensors.items()}
+
+    def pack(
+        self, wanted: Callable[[str], bool], how: Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]
+    ) -> list[str]:
+        """Replace matrices by their parts; the names of those that were left as they are."""
+        left = []
+        for name, tensor in list(self.tensors.items()):
+            if not wanted(name):
+                left.append(name)
+                continue
+            parts, value = how(name, tensor.float())
+            del self.tensors[name]
+            module = name.removesuffix(".weight")
+            self.tensors |= {f"{module}.{part}": stored for part, stored in parts.items()}
+            self.expected[plain(name)] = value
+        return left
+
+    def drop(self, pattern: str) -> None:
+        """Lose tensors; the config says nothing of it."""
+        lost = [name for name in self.tensors if re.search(pattern, name)]
+        assert lost, pattern
+        for name in lost:
+            del self.tensors[name]
+
+    def write(self, out: Path) -> Path:
+        out.mkdir(parents=True, exist_ok=True)
+        for file in self.source.iterdir():
+            if not file.name.startswith(("model", "config")):
+                shutil.copyfile(file, out / file.name)
+        (out / "config.json").write_text(json.dumps(self.config))
+        for name, value in self.small.items():
+            (out / name).write_text(json.dumps(value))
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        save_file(tensors, out / "model.safetensors", metadata={"format": self.metadata})
+        return out
+
+
+# --- packing ---------------------------------------------------------------------------------------------
+
+
+def per_tile(values: torch.Tensor, tile: int = 128) -> torch.Tensor:
+    """The largest magnitude of each tile; the last ones may be smaller."""
+    rows, columns = (-(-size // tile) for size in values.shape)
+    out = torch.empty(rows, columns)
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = values[i * tile : (i + 1) * tile, j * tile : (j + 1) * tile].abs().max()
+    return out
+
+
+def fp8_tiles(word: str) -> Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]:
+    def pack(_: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        scale = (per_tile(values) / 448).bfloat16()
+        wide = torch.kron(scale.float(), torch.ones(128, 128))[: values.shape[0], : values.shape[1]]
+        codes = (values / wide).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return {"weight": codes, word: scale}, codes.float() * wide
+
+    return pack
+
+
+def fp8_matrix(_: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    scale = values.abs().max() / 448
+    codes = (values / scale).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor(1.0)}, codes.float() * scale
+
+
+def fp8_rows(_: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    scale = values.abs().amax(1, keepdim=True) / 448
+    codes = (values / scale).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scale.bfloat16()}, codes.float() * scale.bfloat16().float()
+
+
+def e2m1(values: torch.Tensor) -> torch.Tensor:
+    """Codes of the nearest levels."""
+    codes = (values.abs()[..., None] - LEVELS).abs().argmin(-1)
+    return (codes + 8 * (values < 0)).to(torch.uint8)
+
+
+def pairs(codes: torch.Tensor) -> torch.Tensor:
+    return codes[:, 0::2] | codes[:, 1::2] << 4
+
+
+def level(codes: torch.Tensor) -> torch.Tensor:
+    return LEVELS[(codes & 7).int()] * torch.where(codes > 7, -1.0, 1.0)
+
+
+def shared_amax(tensors: Tensors, name: str) -> float:
+    """Of a matrix and its partner, gate and up."""
+    other = (
+        name.replace("gate_proj", "up_proj") if "gate_proj" in name else name.replace("up_proj", "gate_proj")
+    )
+    partners = [name] if "down_proj" in name else [name, other]
+    return max(float(tensors[each].abs().max()) for each in partners)
+
+
+def nvfp4(tensors: Tensors, *, inverse: bool) -> Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]:
+    """ModelOpt's parts, or (``inverse``) compressed-tensors'."""
+    tensors = dict(tensors)
+
+    def pack(name: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        shared = torch.tensor(shared_amax(tensors, name) / (6 * 448), dtype=torch.float32)
+        blocks = values.view(len(values), -1, 16)
+        scale = (blocks.abs().amax(-1) / 6 / shared).clamp(2**-9, 448).to(torch.float8_e4m3fn)
+        steps = (scale.float() * shared)[..., None]
+        codes = e2m1(blocks / steps)
+        packed = pairs(codes.view(len(values), -1))
+        value = level(codes) * scale.float()[..., None]
+        if inverse:
+            divisor = (1 / shared).view(1)
+            parts = {"weight_packed": packed, "weight_scale": scale, "weight_global_scale": divisor}
+            return parts, (value / divisor).view(values.shape)
+        parts = {"weight": packed, "weight_scale": scale, "weight_scale_2": shared}
+        return parts, (value * shared).view(values.shape)
+
+    return pack
+
+
+# --- folders ---------------------------------------------------------------------------------------------
+
+
+def fp8_folder(source: Path) -> Packed:
+    """As Qwen publishes it: the MTP layer in FP8 too, ``mtp.fc`` and what is no projection listed."""
+    folder = Packed(source)
+    left = folder.pack(lambda name: bool(LINEAR.search(name)), fp8_tiles("weight_scale_inv"))
+    folder.config["quantization_config"] = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": [name.removesuffix(".weight") for name in left],
+    }
+    return folder
+
+
+def compressed_config(name: str, weights: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "config_groups": {name: {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        "ignore": ["lm_head", "re:.*visual.*", "re:.*mtp.*", "re:.*in_proj_[ab]$"],
+    }
+
+
+ROUTERS = ["re:.*mlp\\.gate$", "re:.*shared_expert_gate$"]
+
+
+def compressed_fp8(source: Path, strategy: str = "block") -> Packed:
+    folder = Packed(source)
+    pack = fp8_tiles("weight_scale") if strategy == "block" else fp8_rows
+    folder.pack(lambda name: bool(LINEAR.search(name)) and not name.startswith("mtp."), pack)
+    folder.config["quantization_config"] = compressed_config(
+        "FP8", {"num_bits": 8, "type": "float", "strategy": strategy, "block_structure": [128, 128]}
+    )
+    folder.config["quantization_config"]["ignore"] += ROUTERS
+    return folder
+
+
+def compressed_nvfp4(source: Path) -> Packed:
+    folder = Packed(source)
+    pack = nvfp4(folder.tensors, inverse=True)
+    folder.pack(lambda name: bool(MLP.search(name)) and not name.startswith("mtp."), pack)
+    folder.config["quantization_config"] = compressed_config(
+        "NVFP4A16", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+    )
+    folder.config["quantization_config"]["ignore"] += [*ROUTERS, "re:.*self_attn.*", "re:.*linear_attn.*"]
+    return folder
+
+
+def modelopt(source: Path, *, mixed: bool = False) -> Packed:
+    """``W4A16_NVFP4`` for the MLP; ``mixed``: FP8 attention as well, as NVIDIA publishes it."""
+    folder = Packed(source)
+    pack = nvfp4(folder.tensors, inverse=False)
+    four = {name for name in folder.tensors if MLP.search(name) and not name.startswith("mtp.")}
+    eight = {name for name in folder.tensors if LINEAR.search(name) and not name.startswith("mtp.")} - four
+    folder.pack(lambda name: name in four, pack)
+    if mixed:
+        folder.pack(lambda name: name in eight, fp8_matrix)
+    algo = "MIXED_PRECISION" if mixed else "W4A16_NVFP4"
+    exclude = ["mtp.layers.0*", "mtp*"]
+    declared: dict[str, Any] = {"quant_algo": algo}
+    if mixed:
+        layers = {name.removesuffix(".weight"): {"quant_algo": "FP8"} for name in eight}
+        w4 = {"quant_algo": "W4A16_NVFP4", "group_size": 16}
+        layers |= {re.sub(r"(\.experts)\..*", r"\1", name.removesuffix(".weight")): w4 for name in four}
+        declared["quantized_layers"] = layers
+    else:
+        exclude += ["lm_head", "model.visual*", "*.self_attn*", "*.linear_attn*"]
+    folder.config["quantization_config"] = {"quant_method": "modelopt", "ignore": exclude, **declared}
+    folder.small["hf_quant_config.json"] = {
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+        "quantization": {
+            "exclude_modules": exclude,
+            "kv_cache_quant_algo": None,
+            "group_size": 16,
+            **declared,
+        },
+    }
+    return folder
+
+
+# --- MLX -------------------------------------------------------------------------------------------------
+
+
+def bits_of(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Every row as one little-endian stream of bits, in words of 32."""
+    rows = []
+    for row in codes.tolist():
+        number = sum(code << (bits * i) for i, code in enumerate(row))
+        rows.append(list(number.to_bytes(len(row) * bits // 8, "little")))
+    return torch.tensor(rows, dtype=torch.uint8).view(torch.uint32)
+
+
+def affine(values: torch.Tensor, bits: int, group: int) -> tuple[Tensors, torch.Tensor]:
+    blocks = values.view(len(values), -1, group)
+    low, high = blocks.amin(-1), blocks.amax(-1)
+    scale = ((high - low) / (2**bits - 1)).clamp(min=1e-7).bfloat16()
+    bias = low.bfloat16()
+    wide, least = scale.float()[..., None], bias.float()[..., None]
+    codes = ((blocks - least) / wide).round().clamp(0, 2**bits - 1)
+    packed = bits_of(codes.view(len(values), -1).to(torch.uint8), bits)
+    return {"weight": packed, "scales": scale, "biases": bias}, (codes * wide + least).view(values.shape)
+
+
+def microscaled(values: torch.Tensor, mode: str) -> tuple[Tensors, torch.Tensor]:
+    """``mxfp4``, ``mxfp8`` or ``nvfp4`` as MLX stores them."""
+    group = 16 if mode == "nvfp4" else 32
+    blocks = values.view(len(values), -1, group)
+    most = blocks.abs().amax(-1)
+    if mode == "nvfp4":
+        stored = (most / 6).to(torch.float8_e4m3fn)
+        scale, stored = stored.float(), stored.view(torch.uint8)
+    else:
+        exponent = torch.floor(torch.log2(most)) - (2 if mode == "mxfp4" else 8)
+        scale, stored = 2.0**exponent, (exponent + 127).to(torch.uint8)
+    steps = blocks / scale[..., None]
+    if mode == "mxfp8":
+        codes = steps.clamp(-448, 448).to(torch.float8_e4m3fn)
+        found, packed = codes.float(), codes.view(torch.uint8).view(len(values), -1)
+    else:
+        four = e2m1(steps)
+        found, packed = level(four), pairs(four.view(len(values), -1))
+    parts = {"weight": packed.contiguous().view(torch.uint32), "scales": stored}
+    return parts, (found * scale[..., None]).view(values.shape)
+
+
+SHIFTED = re.compile(r"norm(_embedding|_hidden)?\.weight$")
+NEVER = re.compile(r"(norm(_embedding|_hidden)?\.weight|conv1d\.weight|A_log|dt_bias|mtp\.fc\.weight)$")
+
+
+def mlx_names(tensors: Tensors) -> Tensors:
+    """mlx-lm's names for a zoo checkpoint's tensors, still in Hugging Face's conventions; no vision."""
+    out: Tensors = {}
+    stacks: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if "visual" in name:
+            continue
+        short = name.replace("model.language_model.", "language_model.model.")
+        short = short.replace("lm_head", "language_model.lm_head")
+        if match := re.search(r"experts\.\d+\.", short):
+            stacks.setdefault(short.replace(match[0], "switch_mlp."), []).append(tensor)
+        else:
+            out[short] = tensor
+    return out | {name: torch.stack(each) for name, each in stacks.items()}
+
+
+def mlx_folder(source: Path, *, bits: int = 4, group: int = 64, mode: str = "affine") -> Packed:
+    """As mlx-lm writes it; the head, not quantized, is left in ``mtp.*`` for a layout to take."""
+    folder = Packed(source, metadata="mlx")
+    stored, folder.expected = mlx_names(folder.tensors), {}
+    folder.tensors = {}
+    for name, tensor in stored.items():
+        canonical = name.replace("language_model.model.", "model.").replace("language_model.", "")
+        canonical = canonical.replace("switch_mlp", "experts")
+        if NEVER.search(name) or name.startswith("mtp."):
+            kept, value = tensor, tensor.float()
+            if SHIFTED.search(name) and "linear_attn" not in name:
+                kept = (tensor.float() + 1).to(tensor.dtype)
+                value = kept.float() - 1
+            if name.endswith("conv1d.weight"):
+                kept = tensor.transpose(1, 2)
+            folder.tensors[name], folder.expected[canonical] = kept, value
+            continue
+        flat = tensor.float().reshape(-1, tensor.shape[-1])
+        wide = 8 if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")) else bits
+        parts, value = affine(flat, wide, group) if mode == "affine" else microscaled(flat, mode)
+        module = name.removesuffix(".weight")
+        shaped = {part: each.reshape(*tensor.shape[:-1], -1) for part, each in parts.items()}
+        folder.tensors |= {f"{module}.{part}": each for part, each in shaped.items()}
+        folder.expected[canonical] = value.reshape(tensor.shape)
+    settings: dict[str, Any] = {"group_size": group, "bits": bits, "mode": mode}
+    if mode == "affine":
+        for name in folder.tensors:
+            if name.endswith(("mlp.gate.scales", "shared_expert_gate.scales")):
+                settings[name.removesuffix(".scales")] = {"group_size": group, "bits": 8}
+    folder.config |= {"quantization": settings, "quantization_config": settings}
+    folder.config.pop("vision_config", None)
+    return folder
+
+
+def take_head(folder: Packed) -> Tensors:
+    """The head's tensors, out of the folder; the trunk's config then declares none."""
+    head = {name: folder.tensors.pop(name) for name in list(folder.tensors) if name.startswith("mtp.")}
+    folder.config["text_config"]["mtp_num_hidden_layers"] = 0
+    return head

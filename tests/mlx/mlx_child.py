@@ -1,0 +1,65 @@
+"""Runs mlx-lm in a process of its own: importing it lowers the limit on open files, and errors may end it.
+
+    python mlx_child.py convert < jobs    [[source, out, options of mlx_lm.convert], ...]
+    python mlx_child.py load < jobs       [[folder, prompt, tokens], ...]
+    python mlx_child.py logits < jobs     [[folder, tokens], ...]
+
+One line of JSON on stdout: the result of each job, or {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def convert(source: str, out: str, options: dict[str, Any]) -> dict[str, Any]:
+    from mlx_lm.convert import convert
+
+    convert(source, out, quantize=True, **options)
+    return {}
+
+
+def load(folder: str, prompt: str, tokens: int) -> dict[str, Any]:
+    """Strict loading, greedy text, and names, dtypes and bits of what was loaded."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm import generate, load
+
+    model, tokenizer = load(folder)
+    text = generate(model, tokenizer, prompt=prompt, max_tokens=tokens)
+    parameters = dict(tree_flatten(model.parameters()))
+    bits = {path: m.bits for path, m in model.named_modules() if hasattr(m, "bits")}
+    finite = all(bool(mx.isfinite(v).all()) for v in parameters.values() if v.dtype != mx.uint32)
+    return {"text": text, "parameters": len(parameters), "bits": bits, "finite": finite}
+
+
+def logits(folder: str, tokens: list[int]) -> dict[str, Any]:
+    """The last position's logits."""
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(Path(folder))
+    return {"logits": model(mx.array([tokens]))[0, -1].astype(mx.float32).tolist()}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    work = {"convert": convert, "load": load, "logits": logits}[sys.argv[1]]
+    results: list[dict[str, Any]] = []
+    for job in json.load(sys.stdin):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                results.append(work(*job))
+        except Exception as error:  # noqa: BLE001 the parent judges
+            results.append({"error": f"{type(error).__name__}: {error}"})
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Tensor bytes, quantization blocks and index equal to ``mlx_lm convert``; every family, mode and recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlx_bench import (
+    config_of,
+    differences,
+    fixed,
+    mlx_lm,
+    needs_mlx_lm,
+    repaired,
+    tensors_of,
+    written,
+)
+from zoo_types import Zoo
+
+from qexport.formats.mlx.options import MlxOptions
+
+
+@dataclass(frozen=True)
+class Case:
+    """A zoo model, our options, mlx-lm's, and what the oracle's input has to be built with instead."""
+
+    model: str
+    options: dict[str, Any]
+    theirs: dict[str, Any]
+    oracle: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join([self.model, *map(str, self.options.values())])
+
+
+def same(model: str, /, **options: Any) -> Case:
+    words = {"bits": "q_bits", "group_size": "q_group_size", "mode": "q_mode", "recipe": "quant_predicate"}
+    theirs = {words.get(key, key): value for key, value in options.items()}
+    if "recipe" in options:
+        theirs.setdefault("q_group_size", 64)
+    return Case(model, options, theirs)
+
+
+# mlx-lm stacks fused experts alone (qwen3_5_moe); the zoo gives both layouts the same numbers.
+ONE_BY_ONE = Case("qwen3_5_moe_text", {"bits": 4}, {"q_bits": 4}, oracle={"expert_layout": "fused"})
+CASES = [
+    same("qwen3_5", bits=6),
+    same("qwen3_5_text", bits=3, group_size=32),
+    same("qwen3_5_tied", bits=4),
+    same("qwen3_5_moe", bits=6),
+    same("qwen3_5_moe_122b", bits=8, group_size=128),
+    ONE_BY_ONE,
+    same("qwen3_5", mode="mxfp4"),
+    same("qwen3_5_moe", mode="nvfp4"),
+    same("qwen3_5_moe", recipe="mixed_3_6"),
+    same("llama", bits=5),
+    same("llama", bits=4, dtype="bfloat16"),
+    same("llama3", bits=2, group_size=128),
+    same("smollm", bits=4),
+    same("mistral", recipe="mixed_2_6"),
+    same("mistral", mode="mxfp8"),
+    same("qwen2", bits=4),
+    same("qwen2", bits=4, dtype="bfloat16"),
+    same("qwen3", recipe="mixed_4_6", group_size=32),
+    same("qwen3_moe", bits=4),
+    same("qwen3_moe", mode="nvfp4"),
+    same("gemma3", recipe="mixed_3_4"),
+    same("qwen3_5", bits=4, dtype="float16"),
+]
+
+
+@needs_mlx_lm
+@pytest.mark.slow
+def test_equals_convert(zoo: Zoo, tmp_path: Path) -> None:
+    """All cases in one test: mlx-lm is imported once, and the source folders are written once."""
+    jobs: list[list[Any]] = []
+    ours: list[Path] = []
+    for number, case in enumerate(CASES):
+        model = repaired(zoo(case.model))
+        oracle = repaired(zoo(case.model, **case.oracle)) if case.oracle else model
+        source = fixed(oracle, tmp_path / f"{number}-source")
+        folders, _ = written(model, MlxOptions(**case.options), tmp_path / f"{number}-ours")
+        ours.append(folders[0])
+        jobs.append([str(source), str(tmp_path / f"{number}-theirs"), case.theirs])
+    results = mlx_lm("convert", jobs)
+    found = {
+        str(case): result or compared(folder, Path(job[1]))
+        for case, folder, job, result in zip(CASES, ours, jobs, results, strict=True)
+    }
+    assert found == {str(case): [] for case in CASES}
+
+
+def compared(ours: Path, theirs: Path) -> list[str]:
+    """What differs between two folders and should not."""
+    wrong = differences(tensors_of(ours), tensors_of(theirs))
+    mine, other = config_of(ours), config_of(theirs)
+    if not mine["quantization"] == mine["quantization_config"] == other["quantization"]:
+        wrong.append("config.json: quantization")
+    if "vision_config" in mine or list(mine) != sorted(mine):
+        wrong.append("config.json: vision_config, or not sorted")
+    if mine.get("eos_token_id") != other.get("eos_token_id"):
+        wrong.append("config.json: eos_token_id")
+    index, wanted = (json.loads((f / "model.safetensors.index.json").read_text()) for f in (ours, theirs))
+    return wrong if index == wanted else [*wrong, "index"]

@@ -1,0 +1,119 @@
+"""What is wrong with a recipe is said with its line, all of it at once."""
+
+import pytest
+from recipe_texts import SMALL, complaints, load, write
+
+from qexport.errors import UsageProblem
+from qexport.recipe.load import load_recipe
+
+GOOD = "source: {model: org/Model}\n"
+LIST = GOOD + "artifacts:\n"
+FP8 = LIST + " - fp8:\n"
+GGUF = LIST + " - gguf: "
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "r.yaml:1: the file is empty"),
+        ("- 1\n", "r.yaml:1: a recipe is a mapping, with source, mtp, "),
+        ("source: [\n", "r.yaml:2: this is not YAML: "),
+        ("source: {model: a/b}\nsuorce: 1\n", "r.yaml:2: unknown key 'suorce'; did you mean 'source'?"),
+        ("artifacts: []\n", "r.yaml:1: 'source' is missing"),
+        ("source: {}\n", "r.yaml:1: 'model' is missing"),
+        ("source: {model: }\n", "r.yaml:1: text (put it in quotes) is expected here, not nothing"),
+        ("source: {model: yes}\n", "r.yaml:1: text (put it in quotes) is expected here, not 'yes'"),
+        ("source: {model: [a]}\n", "r.yaml:1: text is expected here, not a list"),
+        ("source: a/b\n", "r.yaml:1: a mapping is expected here, with keys such as model"),
+        ("source: {model: a/b, name: a/b}\n", "r.yaml:1: 'a/b' is no name for files"),
+        (GOOD + "mtp: {mode: grft}\n", "r.yaml:2: 'grft' is not one of auto, keep, graft, drop; did"),
+        (GOOD + "mtp: {mode: graft}\n", "r.yaml:2: mode graft needs a 'base'"),
+        (GOOD + "mtp: {revision: x}\n", "r.yaml:2: a 'revision' without a 'base'"),
+        (GOOD + "mtp:\n  mode: auto\n  mode: keep\n", "r.yaml:4: 'mode' is there twice; the first"),
+        (GOOD + "calibration: {tokens: 1}\n", "r.yaml:2: tokens must be 2 at least"),
+        (GOOD + "calibration: {tokens: many}\n", "r.yaml:2: a whole number is expected here, not 'many'"),
+        (GOOD + "calibration: {imatrix: a, seed: 1}\n", "r.yaml:2: 'imatrix' is a matrix that is ready"),
+        (LIST, "r.yaml:1: 'artifacts' is missing"),
+        (GOOD + "artifacts: [x]\n", "r.yaml:2: an artifact is expected here"),
+        (FP8 + "   mlx:\n", "r.yaml:3: an artifact has one of gguf, mlx, fp8, nvfp4"),
+        (LIST + " - gguf:\n", "r.yaml:3: 'types' is missing"),
+        (GGUF + "{types: Q8_0}\n", "r.yaml:3: a list of types is expected"),
+        (LIST + " - gguf:\n    types: [Q8_0,\n     Q4_KM]\n", "r.yaml:5: unknown GGUF type 'Q4_KM'; did"),
+        (GGUF + "{types: [Q8_0, q8_0]}\n", "r.yaml:3: Q8_0 is there twice"),
+        (GGUF + "{types: [Q8_0], split_max_size: big}\n", "r.yaml:3: a size such as 2G"),
+        (GGUF + "{types: [Q8_0], output_type: Q9}\n", "r.yaml:3: unknown tensor type 'Q9'"),
+        (GGUF + "{types: [Q8_0], imatrix: x}\n", "r.yaml:3: unknown key 'imatrix'"),
+        (LIST + " - mlx: {bits: 7}\n", "r.yaml:3: bits is 7; it may be 2, 3, 4, 5, 6, 8"),
+        (LIST + " - mlx: {bits: 6.5}\n", "r.yaml:3: a whole number is expected here, not '6.5'"),
+        (LIST + " - mlx: {bits: '6'}\n", "r.yaml:3: a whole number is expected here, not '6'"),
+        (LIST + " - fp8: {mtp_bf16: maybe}\n", "r.yaml:3: true or false is expected here"),
+        (FP8 + "   importance: true\n", "r.yaml:4: fp8 has no use for importance"),
+        (LIST + " - mlx:\n   importance: true\n", "r.yaml:4: importance needs a 'calibration:'"),
+        (LIST + " - nvfp4: {scale_search: importance}\n", "r.yaml:3: scale_search importance needs"),
+        (FP8 + "   name: a b\n", "r.yaml:4: 'a b' is no name for an artifact"),
+        (FP8 + "   folder: ../x\n", "r.yaml:4: '../x' is no name for a folder"),
+        (FP8 + " - fp8:\n   folder: b\n", "r.yaml:4: two artifacts are called 'fp8' (the first"),
+        (FP8 + " - fp8:\n   name: b\n", "r.yaml:4: b and fp8 would both be written to Model-FP8"),
+        (FP8 + "   gates: {min_agreement: 2}\n", "r.yaml:4: min_agreement must be a share"),
+        (FP8 + "   gates: {max_mean_kld: -1}\n", "r.yaml:4: max_mean_kld must be not negative"),
+        (
+            GGUF + "{types: [Q8_0]}\n   gates: {max_mean_kld: {Q4_K_M: 1}}\n",
+            "r.yaml:4: 'Q4_K_M' is no type of this artifact; known: Q8_0",
+        ),
+        (FP8 + "   verify: 7\n", "r.yaml:4: true or false is expected here"),
+        (FP8 + "   verify: {prompt: [a]}\n", "r.yaml:4: unknown key 'prompt'; did"),
+        (GOOD + "measure: -1\nartifacts:\n - fp8:\n", "r.yaml:2: measure is a number of tokens"),
+        (GOOD + "publish: {repo: here}\nartifacts:\n - fp8:\n", "r.yaml:2: 'here' is no repository"),
+        (GOOD + "publish: {repo: me/x}\nartifacts:\n - fp8:\n - mlx:\n", "r.yaml:2: Model-FP8 and"),
+        (GOOD + "publish: {private: true}\nartifacts:\n - fp8:\n", "r.yaml:2: 'repo' is missing"),
+        (GOOD + "compare: {model: other/Model}\nartifacts:\n - fp8:\n", "r.yaml:2: both models would be"),
+        (GOOD + "calibration: {}\nartifacts:\n - fp8:\n", "r.yaml:2: no artifact uses this calibration"),
+        (
+            GGUF + "{types: [Q4_K_M]}\ncompare: {model: a/B}\ncalibration: {imatrix: x}\n",
+            "r.yaml:4: a ready imatrix belongs to one model",
+        ),
+        (GOOD + "mtp: &a [*a]\n", "r.yaml:2: nested too deeply"),
+        (GOOD + "[1, 2]: 3\n", "r.yaml:2: a key must be a word"),
+        (GOOD + "mtp: {base: \x07}\n", "r.yaml: this is not YAML"),
+    ],
+)  # fmt: skip
+def test_a_problem_is_said_with_its_line(tmp_path, text, said):
+    found = complaints(tmp_path, text)
+    assert any(line.startswith(said) for line in found), found
+
+
+def test_all_at_once_in_the_order_of_the_file(tmp_path):
+    found = complaints(
+        tmp_path,
+        """
+        artifacts:
+          - gguf: {types: [Q4_K_X, Q9]}
+          - mlx: {bits: six}
+        sorce: 1
+        verify: {n_predict: x}
+        """,
+    )
+    assert [line.split(": ")[0] for line in found] == [
+        "r.yaml:1",  # no source
+        "r.yaml:2",
+        "r.yaml:2",
+        "r.yaml:3",
+        "r.yaml:4",
+        "r.yaml:5",
+    ]
+
+
+def test_a_recipe_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageProblem, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    path = write(tmp_path, "x")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageProblem, match="not text"):
+        load_recipe(path)
+
+
+def test_text_is_what_stands_there(tmp_path):
+    recipe = load(tmp_path, SMALL.replace("org/Model}", "org/Model, revision: 0012345}"))
+    assert recipe.subject("model").source.revision == "0012345"
+    recipe = load(tmp_path, SMALL.replace("org/Model}", "org/Model, revision: 1e10}"))
+    assert recipe.subject("model").source.revision == "1e10"

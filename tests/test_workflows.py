@@ -1,0 +1,73 @@
+"""The workflows: what must hold of them, and actionlint where it is installed."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[1] / ".github" / "workflows"
+FILES = sorted(FOLDER.glob("*.yml"))
+EXPORT = yaml.safe_load((FOLDER / "export.yml").read_text())
+
+
+def steps(workflow):
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_little_is_allowed_and_actions_have_versions(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for step in steps(workflow):
+        if "uses" in step:
+            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_input_is_pasted_into_a_script(path):
+    """`${{ inputs.x }}` inside `run:` would let whoever starts a run write the script."""
+    for step in steps(yaml.safe_load(path.read_text())):
+        assert "${{" not in step.get("run", "").replace("${{ matrix.os }}", "")
+
+
+def test_publishing_waits_for_everything():
+    jobs = EXPORT["jobs"]
+    assert set(jobs["publish"]["needs"]) == {"plan", "verify"}
+    assert set(jobs["verify"]["needs"]) == {"plan", "export"}
+    assert jobs["publish"]["if"] == "${{ inputs.publish }}"
+    assert "environment" in jobs["publish"]
+    for name in ("export", "verify"):
+        assert jobs[name]["strategy"]["fail-fast"] is False
+        assert "continue-on-error" not in jobs[name]
+    for name in ("export", "verify", "publish"):
+        assert jobs[name]["strategy"]["matrix"] == "${{ fromJSON(needs.plan.outputs.matrix) }}"
+
+
+def test_only_steps_that_need_the_token_have_it():
+    holders = [step["run"] for step in steps(EXPORT) if "HF_TOKEN" in step.get("env", {})]
+    assert [re.findall(r"qexport (\w+)", text)[0] for text in holders] == ["matrix", "run", "push"]
+    assert "HF_TOKEN" not in EXPORT["env"]
+
+
+def test_commands_of_the_export_workflow_exist():
+    import click
+
+    from qexport.cli.main import COMMANDS, cli
+
+    for step in steps(EXPORT):
+        for line in re.findall(r"qexport (\w+)([^|)\n]*)", step.get("run", "")):
+            assert line[0] in COMMANDS
+            command = cli.get_command(click.Context(cli), line[0])
+            known = {name for option in command.params for name in option.opts}
+            assert set(re.findall(r"--[a-z-]+", line[1])) <= known
+
+
+def test_actionlint():
+    tool = shutil.which("actionlint")
+    if tool is None:
+        pytest.skip("actionlint is not installed")
+    ran = subprocess.run([tool, *map(str, FILES)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
