@@ -84,7 +84,8 @@ def dequantize(source: Path, out: Path) -> Path:
             levels = torch.cat([LEVELS, -LEVELS])[halves.long()]
             value = (levels.unflatten(1, (-1, 16)) * scale.float()[..., None]).flatten(1)
             divisor, factor = (stored.get(f"{module}.weight_{end}") for end in ("global_scale", "scale_2"))
-            value = value * factor if divisor is None else value / divisor
+            # A reciprocal, as runtimes take it: division would tip a bf16 value now and then.
+            value = value * (factor if divisor is None else 1 / divisor)
         plain[f"{module}.weight"] = value.bfloat16()
     config = json.loads((source / "config.json").read_text())
     del config["quantization_config"]
