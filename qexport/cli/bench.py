@@ -132,8 +132,7 @@ def _show(output: Output, found: Bench) -> None:
         for speed in found.speeds
     ]
     output.table(_COLUMNS, rows)
-    threads = f"{found.threads} threads" if found.threads else "threads by its own choice"
-    output.text(f"{found.runtime} {found.runtime_version}, {threads}, on {found.machine}")
+    output.text(found.way)
     output.text(
         f"{found.repeats} rounds of {found.prompts} prompts, answers of up to {found.n_predict} tokens; "
         f"reading measured on {found.prompt_tokens} tokens"

@@ -31,6 +31,7 @@ import torch
 
 from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits, e4m3_value
 from qexport.codecs.jit import bits_of, compiled, float_of
+from qexport.codecs.narrow import narrow, rounding_of
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
@@ -55,9 +56,6 @@ FLOAT_MODES: Mapping[str, FloatMode] = {
 
 _ZERO = np.float32(0)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-_DROPPED = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
-"""Bits of float32's mantissa that a dtype does not have."""
-_HALF, _SMALLEST_HALF = np.float32(0.5), np.float32(2.0**-14)
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,8 @@ def quantize(rows: torch.Tensor, mode: str) -> FloatRows:
         raise UsageProblem(f"rows of {columns} values do not divide into groups of {known.group}")
     packed = np.empty((n, columns * known.bits // 8), np.uint8)
     scales = np.empty((n, columns // known.group), np.uint8)
-    dropped, top = np.uint32(_DROPPED[rows.dtype]), np.float32(known.top)
-    bad = _quantize(source, shift, dropped, known.group, top, known.power_of_two, packed, scales)
+    lost, top = rounding_of(rows.dtype), np.float32(known.top)
+    bad = _quantize(source, shift, lost, known.group, top, known.power_of_two, packed, scales)
     return FloatRows(packed, scales, int(bad))
 
 
@@ -121,20 +119,6 @@ def _mode(name: str) -> FloatMode:
 
 
 @compiled
-def _narrowed(value: np.float32, dropped: np.uint32) -> np.float32:
-    """A float32 that is not negative, rounded to a dtype without its last ``dropped`` bits."""
-    if dropped == np.uint32(13) and value < _SMALLEST_HALF:
-        small: np.float32 = (value + _HALF) - _HALF
-        return small
-    bits = bits_of(value)
-    half = (np.uint32(1) << dropped) >> np.uint32(1)
-    odd = np.uint32((bits >> dropped) & np.uint32(1))
-    up = np.uint32(half - np.uint32(1) + odd) if half else np.uint32(0)
-    wide: np.float32 = float_of(np.uint32((np.uint32(bits + up) >> dropped) << dropped))
-    return wide
-
-
-@compiled
 def _exponent(step: np.float32) -> np.uint32:
     """The exponent of the power of two that is not below ``step``, as float32 and E8M0 store it."""
     if step == _ZERO:
@@ -147,7 +131,7 @@ def _exponent(step: np.float32) -> np.uint32:
 def _quantize(
     source: np.ndarray,
     shift: np.uint32,
-    dropped: np.uint32,
+    lost: np.uint32,
     group: int,
     top: np.float32,
     power_of_two: bool,
@@ -165,7 +149,7 @@ def _quantize(
             for i in range(group):
                 most = max(most, np.uint32(values[i] & _MAGNITUDE))
             bad += int(most >= _INFINITY)
-            step = _narrowed(np.float32(float_of(most) / top), dropped)
+            step = narrow(np.float32(float_of(most) / top), lost)
             out = packed[row, g * width : (g + 1) * width]
             if power_of_two:
                 exponent = _exponent(step)
@@ -186,7 +170,7 @@ def _quantize(
                 scales[row, g] = byte
                 divisor = e4m3_value(byte) if byte else np.float32(np.inf)
                 for i in range(group):
-                    size = _narrowed(float_of(np.uint32(values[i] & _MAGNITUDE)) / divisor, dropped)
+                    size = narrow(float_of(np.uint32(values[i] & _MAGNITUDE)) / divisor, lost)
                     codes[i] = _level(size, values[i])
             for i in range(group // 2):
                 out[i] = np.uint8(codes[2 * i] | codes[2 * i + 1] << np.uint32(4))

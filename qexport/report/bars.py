@@ -86,9 +86,9 @@ def draw_bars(
         text(x(tick), y + 15, f"{100 * tick:.0f}" if percent else f"{tick:g}", "tick", "middle")
         for tick in x.ticks(count)
     ]
-    base = [line(x.start, _TOP, x.start, y, "axis"), *marks]
-    base.append(text((x.start + x.stop) / 2, y + 33, unit, "label", "middle"))
-    return drawing(width, y + _BOTTOM, label, [*grid, *parts, *base])
+    marks.append(text((x.start + x.stop) / 2, y + 33, unit, "label", "middle"))
+    grid.append(line(x.start, _TOP, x.start, y, "axis"))
+    return drawing(width, y + _BOTTOM, label, [*grid, *parts, *marks])
 
 
 def _bar(bar: Bar, x: Linear, y: float) -> Markup:

@@ -9,8 +9,10 @@ from markupsafe import Markup
 
 __all__ = ["NARROW", "WIDE", "Chart", "LegendEntry"]
 
-WIDE, NARROW = 720.0, 350.0
-"""Widths in pixels: of a page, and of a phone, where a picture shrunk to fit could not be read."""
+WIDE = 720.0
+"""The width of a picture on a page, in pixels."""
+NARROW = 350.0
+"""On a phone, where a picture shrunk to fit could not be read."""
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,9 @@ def _model(title: str, found: _Found) -> Model:
     return Model(title, tuple(rows), facts([origin(a) for a in artifacts]), tuple(dict.fromkeys(wrong)))
 
 
-def _place(row: Row) -> tuple[int, int, str]:
+def _place(row: Row) -> tuple[int, bool, int, str]:
     at = _ORDER.index(row.format) if row.format in _ORDER else len(_ORDER)
-    return at, row.size, row.label
+    return at, row.drafter, row.size, row.label
 
 
 def row_of(artifact: Artifact, folder: str = "") -> Row:

@@ -57,6 +57,9 @@ def speed_chart(report: Report) -> Chart | None:
     ]
     if not timed:
         return None
+    # The same type of two models one after the other: that is what one wants to compare.
+    order = list(dict.fromkeys((row.kind, row.label) for _, row in timed))
+    timed.sort(key=lambda pair: order.index((pair[1].kind, pair[1].label)))
     groups = [_speeds(row, f"{row.title}, {model.title}" if several else row.title) for model, row in timed]
     high = max(max(bar.value, *(bar.spread or (0.0,))) for each in groups for bar in each.bars)
     said = "; ".join(

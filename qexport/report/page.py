@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.report import tables
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
 from qexport.report.size_chart import size_chart
+from qexport.report.tables import artifacts, checksums, comparison, divergences, gates, speeds
 from qexport.report.words import differences, glossary, summary
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def lay_out(report: Report) -> Page:
     return Page(
         report=report,
         summary=tuple(summary(report)),
-        gates=tables.gates(report),
+        gates=gates(report),
         charts=tuple(chart for chart in charts if chart is not None),
         comparisons=tuple(_comparisons(report)),
         parts=tuple(_part(model) for model in report.models),
@@ -64,8 +64,8 @@ def lay_out(report: Report) -> Page:
 
 
 def _part(model: Model) -> Part:
-    found = (tables.artifacts(model), tables.divergences(model), tables.speeds(model))
-    return Part(model, found, tables.checksums(model))
+    found = (artifacts(model), divergences(model), speeds(model))
+    return Part(model, found, checksums(model))
 
 
 def _comparisons(report: Report) -> list[Comparison]:
@@ -77,5 +77,5 @@ def _comparisons(report: Report) -> list[Comparison]:
             words = "They have no type in common."
         elif not differing:
             words = f"The same types, made with the same settings. {words}"
-        found.append(Comparison(tables.comparison(report.models[0], other, pairs), words, differing))
+        found.append(Comparison(comparison(report.models[0], other, pairs), words, differing))
     return found

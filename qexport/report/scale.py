@@ -46,11 +46,11 @@ class Log:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, stop: float, zero: float, *, floor: float) -> Log:
-        """A scale that holds all values of at least ``floor``, with some room, and one power of ten."""
+        """A scale of a decade at least that holds all values of at least ``floor``, with some room."""
         known = [value for value in values if value >= floor] or [10 * floor]
         low, high = min(known) / _ROOM, max(known) * _ROOM
-        nearest = 10.0 ** round(math.log10(math.sqrt(low * high)))
-        return cls(min(low, nearest / _ROOM), max(high, nearest * _ROOM), start, stop, zero)
+        wider = max(1.0, math.sqrt(10 * low / high))
+        return cls(low / wider, high * wider, start, stop, zero)
 
     def is_zero(self, value: float) -> bool:
         """Whether a value lies at ``zero``."""
@@ -63,7 +63,7 @@ class Log:
         return self.start + min(share, 1.0) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """Every power of ten on the scale; where there are fewer than three, twice and five times them, too."""
+        """Every power of ten on the scale; where there are few, twice and five times them, too."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         powers = [10.0**power for power in range(first, last + 1)]
         inside = [value for value in powers if self.low <= value <= self.high]
@@ -73,6 +73,6 @@ class Log:
 
 
 def _round_step(step: float) -> float:
-    """The step of 1, 2 or 5 times a power of ten that is nearest above."""
+    """The nearest step of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if step <= factor * power * (1 + 1e-9))
+    return min((factor * power for factor in (1, 2, 5, 10)), key=lambda found: abs(math.log(found / step)))

@@ -53,7 +53,7 @@ def size_chart(report: Report) -> Chart | None:
     return Chart(
         title="Size against KL divergence",
         reading="Further left is smaller, further down is closer to the unquantized model. The mark is the "
-        "mean, the thin line ends at the 99.9th percentile. Each step of the scale is ten times the last.",
+        "mean, the thin line ends at the 99.9th percentile. Each step up is ten times more.",
         draw=lambda width: _draw(points, width),
         legend=tuple(_legend(report, points)),
     )

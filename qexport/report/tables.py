@@ -119,7 +119,7 @@ def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Table:
         Column("Model"),
         Column("Size", True),
         Column("KL divergence", True),
-        Column("99.9 %", True),
+        Column("99.9\u00a0%", True),
         Column("Same top-1", True),
         Column("MTP acceptance", True),
         Column("Its source's", True),
@@ -173,9 +173,10 @@ def _speed_rows(row: Row) -> Iterator[tuple[str, ...]]:
 _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("Type"), lambda row: f"{row.title} (MTP head)" if row.drafter else row.title),
     (Column("Size", True), lambda row: decimal_size(row.size)),
+    (Column("Verified"), proof_words),
     (Column("Bits/weight", True), lambda row: bits(row.bits_per_weight)),
     (Column("KL divergence", True), lambda row: nats(row.kld.mean if row.kld else None)),
-    (Column("99.9 %", True), lambda row: nats(row.kld.p99_9 if row.kld else None)),
+    (Column("99.9\u00a0%", True), lambda row: nats(row.kld.p99_9 if row.kld else None)),
     (Column("Same top-1", True), lambda row: percent(row.same_top1)),
     (Column("Perplexity ratio", True), lambda row: ratio(row.perplexity_ratio)),
     (Column("MTP acceptance", True), lambda row: percent(row.acceptance)),
@@ -183,7 +184,6 @@ _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("In the runtime", True), lambda row: percent(row.runtime_acceptance)),
     (Column("Tokens/s", True), lambda row: speed(row.tok_s)),
     (Column("With MTP", True), lambda row: speed(row.mtp_tok_s)),
-    (Column("Verified"), proof_words),
     (Column("By"), lambda row: row.runtime),
     (Column("File"), lambda row: row.name),
 )
@@ -193,6 +193,6 @@ _KLD: tuple[tuple[str, Callable[[Kld | None], float | None]], ...] = (
     ("90 %", lambda kld: kld.p90 if kld else None),
     ("95 %", lambda kld: kld.p95 if kld else None),
     ("99 %", lambda kld: kld.p99 if kld else None),
-    ("99.9 %", lambda kld: kld.p99_9 if kld else None),
+    ("99.9\u00a0%", lambda kld: kld.p99_9 if kld else None),
     ("Largest", lambda kld: kld.max if kld else None),
 )

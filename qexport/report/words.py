@@ -57,9 +57,9 @@ def glossary(report: Report) -> list[tuple[str, str]]:
             (
                 "KL divergence",
                 "How far the probabilities for the next token are from the unquantized model's, in nats, "
-                "over a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost on "
-                "the whole; the 99.9th percentile is what one position in a thousand exceeds, and shows rare "
-                "blunders.",
+                "over a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost "
+                "on the whole; the 99.9th percentile is what one position in a thousand exceeds: it shows "
+                "rare blunders.",
             ),
             (
                 "Same top-1",
@@ -144,10 +144,9 @@ def _of_model(model: Model, several: bool) -> Iterator[str]:
 
 
 def _way(bench: Bench) -> str:
-    threads = f"{bench.threads} threads" if bench.threads else "threads by its own choice"
     return (
-        f"{bench.runtime} {bench.runtime_version}, {threads}, on {bench.machine}; {bench.repeats} rounds of "
-        f"{bench.prompts} prompts, answers of up to {bench.n_predict} tokens, one at a time."
+        f"{bench.way}; {bench.repeats} rounds of {bench.prompts} prompts, answers of up to "
+        f"{bench.n_predict} tokens, one at a time."
     )
 
 
@@ -161,7 +160,8 @@ def _verdicts(rows: Sequence[Row]) -> str:
     missing = [row for row in rows if row.proof not in ("passed", "failed")]
     if not failed and not missing:
         return "All passed verification." if len(rows) > 1 else "It passed verification."
-    parts = [f"{len(rows) - len(failed) - len(missing)} passed verification"]
+    passed = len(rows) - len(failed) - len(missing)
+    parts = [f"{passed or 'None'} passed verification"]
     if failed:
         each = ", ".join(f"{row.title}: {row.verdict}" for row in failed)
         parts.append(f"{len(failed)} did not pass ({each})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -27,7 +28,11 @@ class Range:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Range:
-        return cls(float(value["median"]), float(value["low"]), float(value["high"]))
+        """Raises KeyError, TypeError or ValueError for what are no speeds."""
+        found = [float(value[name]) for name in ("median", "low", "high")]
+        if not all(math.isfinite(speed) and speed > 0 for speed in found):
+            raise ValueError(f"{found} are no speeds")
+        return cls(*found)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,13 @@ class Bench:
     prompt_tokens: int
     speeds: tuple[Speed, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def way(self) -> str:
+        """Runtime, threads and machine, in words."""
+        own = "threads by its own choice"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}" if self.threads else own
+        return f"{self.runtime} {self.runtime_version}, {threads}, on {self.machine}"
 
     @property
     def bare(self) -> Speed | None:

@@ -1,0 +1,145 @@
+"""``qexport bench`` and ``qexport report`` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from in_process import names, ok, run
+from receipts_by_hand import bench as figures
+from receipts_by_hand import gguf, large_ladder, measures, of_base, receipt
+from verify_fakes import write_llama
+
+import qexport.cli.bench as command
+from qexport.report import Report
+from qexport.verify.bench import Benched
+from qexport.verify.runtime import Failure, RuntimeFailure
+from qexport.verify.speeds import Bench
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A GGUF with its receipt."""
+    path = write_llama(tmp_path / "Tuned-MTP-Q8_0.gguf")
+    receipt(tmp_path, gguf("Q8_0", path.stat().st_size, measures=measures(0.001, 0.05)))
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What ``bench`` is called with; it answers with the figures of a made-up machine."""
+    calls = []
+
+    def fake(path, subject, runtime, options, say):
+        calls.append((path, subject, runtime, options))
+        say("measuring")
+        return Benched(Bench.from_json(figures(40.0)))
+
+    monkeypatch.setattr(command, "bench", fake)
+    return calls
+
+
+def noted(folder):
+    (entry,) = json.loads((folder / "qexport.json").read_text())["artifacts"]
+    return entry["measures"].get("bench")
+
+
+def test_figures_are_shown_and_noted(file, asked):
+    ran = ok("bench", file)
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    assert ["off", "40.0", "38.0", "41.6", "1.00", "-", "800"] in lines
+    assert ["n-max", "2", "58.0", "55.1", "60.3", "1.45", "70%", "800"] in lines
+    assert "xllamacpp 1.2, 16 threads, on Ryzen 7950X, 32 hardware threads, Linux x86_64" in ran.stdout
+    assert ran.stderr.splitlines() == ["measuring", "Noted in qexport.json beside it."]
+    assert noted(file.parent) == Bench.from_json(figures(40.0)).to_json()
+
+
+def test_options_reach_the_measurement(file, asked):
+    words = (
+        "--n-max",
+        "2",
+        "--prompt",
+        "a",
+        "--prompt",
+        "b",
+        "--tokens",
+        "9",
+        "--repeats",
+        "5",
+        "--threads",
+        "3",
+    )
+    ok("bench", file, *words, "--prompt-tokens", "99", "--timeout", "7")
+    options = asked[0][3]
+    assert (options.n_max, options.prompts, options.n_predict, options.repeats) == (2, ("a", "b"), 9, 5)
+    assert (options.threads, options.prompt_tokens, options.time_limit) == (3, 99, 7.0)
+
+
+def test_json_is_one_document_without_paths(file, asked):
+    ran = ok("bench", file, "--json")
+    assert ran.json()["artifact"] == file.name
+    assert ran.json()["receipt"] is True
+    assert len(ran.json()["speeds"]) == 5
+    assert str(file.parent) not in ran.stdout
+
+
+def test_the_receipt_can_be_left_alone(file, asked):
+    before = (file.parent / "qexport.json").read_bytes()
+    assert ok("bench", file, "--no-receipt", "--json").json()["receipt"] is False
+    assert (file.parent / "qexport.json").read_bytes() == before
+
+
+def test_an_artifact_without_a_receipt(file, asked):
+    (file.parent / "qexport.json").unlink()
+    ran = ok("bench", file)
+    assert "No receipt knows this artifact" in ran.stderr
+    assert names(file.parent) == {file.name}
+
+
+def test_failing_with_mtp_is_4_after_the_figures(file, monkeypatch):
+    failure = RuntimeFailure(Failure.DIED, "llama.cpp exited with code 1")
+    made = Benched(Bench.from_json(figures(40.0, (1.2,))), (failure,))
+    monkeypatch.setattr(command, "bench", lambda *_: made)
+    ran = run("bench", file, "--json")
+    assert ran.code == 4
+    assert len(ran.json()["speeds"]) == 2
+    assert "runs without MTP and fails with it: llama.cpp exited with code 1" in ran.stderr
+    assert noted(file.parent) is not None
+
+
+def test_a_folder_without_a_runtime_says_which(zoo):
+    ran = run("bench", zoo("qwen3_5_text"))
+    assert ran.code == 2
+    assert "--runtime-python" in ran.stderr
+
+
+def test_a_report_of_a_bench(file, asked, tmp_path):
+    ok("bench", file)
+    ran = ok("report", file.parent, "-o", tmp_path / "out")
+    assert names(tmp_path / "out") == {"report.html", "report.md", "report.json"}
+    assert (
+        "Fastest here: Q8_0, 58.0 tokens a second with MTP at n-max 2, 1.45 × its speed without."
+        in ran.stdout
+    )
+    assert "Speed with and without MTP" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_report_json_is_the_report(tmp_path):
+    ran = ok("report", *large_ladder(tmp_path), "-o", tmp_path / "out", "--json")
+    assert ran.json() == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert Report.from_json(ran.json()).title == "alice/Tuned"
+
+
+def test_a_report_beside_a_base(tmp_path):
+    ours = receipt(tmp_path / "t", gguf("Q8_0", 1000))
+    base = receipt(tmp_path / "b", of_base(gguf("Q8_0", 1000)))
+    ran = ok("report", ours, "--compare", base, "-o", tmp_path / "out")
+    assert "org/Base: 1 artifact" in ran.stdout
+    assert "## alice/Tuned and org/Base" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_folder_without_receipts_is_3(tmp_path):
+    ran = run("report", tmp_path, "-o", tmp_path / "out")
+    assert ran.code == 3
+    assert "holds no qexport.json" in ran.stderr
+    assert not (tmp_path / "out").exists()
