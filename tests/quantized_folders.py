@@ -65,6 +65,35 @@ def quantize(source: Path, out: Path, kind: str) -> Path:
     return out
 
 
+def dequantize(source: Path, out: Path) -> Path:
+    """Write `out`: the bf16 folder that a quantized one (FP8 in tiles, NVFP4) stands for, whosever it is."""
+    stored: dict[str, torch.Tensor] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        stored |= load_file(file)
+    plain = {name: value for name, value in stored.items() if "weight_" not in name}
+    for name, scale in stored.items():
+        module, _, suffix = name.rpartition(".")
+        if suffix not in ("weight_scale", "weight_scale_inv"):
+            continue
+        codes = stored.get(f"{module}.weight_packed", stored.get(f"{module}.weight"))
+        if codes.dtype == torch.float8_e4m3fn:
+            wide = scale.float().repeat_interleave(128, 0).repeat_interleave(128, 1)
+            value = codes.float() * wide[: codes.shape[0], : codes.shape[1]]
+        else:
+            halves = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1)
+            levels = torch.cat([LEVELS, -LEVELS])[halves.long()]
+            value = (levels.unflatten(1, (-1, 16)) * scale.float()[..., None]).flatten(1)
+            divisor, factor = (stored.get(f"{module}.weight_{end}") for end in ("global_scale", "scale_2"))
+            # A reciprocal, as runtimes take it: division would tip a bf16 value now and then.
+            value = value * (factor if divisor is None else 1 / divisor)
+        plain[f"{module}.weight"] = value.bfloat16()
+    config = json.loads((source / "config.json").read_text())
+    del config["quantization_config"]
+    _write(source, out, plain, config)
+    (out / "hf_quant_config.json").unlink(missing_ok=True)
+    return out
+
+
 def _chosen(name: str, kind: str) -> bool:
     if name.startswith("mtp.") and kind != "fp8":
         return False

@@ -18,14 +18,15 @@ SmolLM2-135M (96 tokens, wheel of 2026-10, two cores), whose narrow rows suffer 
 
 A mixture of experts of random weights, whose router is always near a tie: BF16 0.990 0.050, Q8_0 0.857 0.147.
 
-Folders of the first model, two prompts of 48 tokens, in mlx-lm 0.32 and transformers 5.17 on a CPU:
+Folders, in mlx-lm 0.32 and transformers 5.17 on a CPU: the first model (96 tokens), then SmolLM2 (about 30):
 
     FP8_BLOCK 1.000 0.013   NVFP4 of all linear layers 0.958 0.049, of the MLP alone 0.990 0.038
-    MLX bf16 1.000 0.008   8 bits 0.906 0.072   6 0.948 0.071   5 0.958 0.071   4 0.917 0.086   3 0.844 0.164
-    2 0.708 0.348   mxfp8 1.000 0.027   mxfp4 0.927 0.106   nvfp4 0.927 0.084
+    MLX bf16 1.000 0.002 and 1.000 0.000   8 bits 1.000 0.005 and 0.935 0.042   6 0.990 0.020 and 0.935 0.132
+    5 0.948 0.033 and 0.935 0.213   4 0.927 0.051 and 0.594 0.590   3 0.927 0.148 and 0.188 3.480
+    2 0.719 0.341
+    mxfp8 1.000 0.023 and 0.938 0.126   mxfp4 0.927 0.106 and 0.531 1.102   nvfp4 0.917 0.083 and 0.667 0.602
 
-MLX's groups have a scale and a bias in bf16, rounded after the codes were chosen: that moves all values of a
-group together, and from 5 bits on it is most of the error.
+MLX stores the embedding in as few bits as the rest: a small model with tied embeddings pays for that.
 
 So text and agreement hardly show a single defect; the mean difference does, in a strict type. From Q6 down
 the limits cannot tell one wrong layer from rounding, which is why an export's BF16 file (with less certainty
@@ -67,15 +68,15 @@ _TABLE: tuple[tuple[str, Tolerance], ...] = (
         r"FP8.*|MLX-mxfp8",
         Tolerance(0.85, 0.15, 0.25, "three bits of mantissa; on GPUs of activations, too"),
     ),
-    (r"Q8_0", Tolerance(0.85, 0.10, 0.15, "8.5 bits, and activations rounded to 8 bits as well")),
-    (r"Q6_K", Tolerance(0.88, 0.15, 0.20, "6.6 bits: flips near-ties and little else")),
-    (r"Q5_.*", Tolerance(0.80, 0.25, 0.40, "5.5 bits: flips near-ties, wider ones in small models")),
-    (r"MLX-[568]bit", Tolerance(0.80, 0.25, 0.40, "bf16 scales and biases of groups, whatever the bits")),
+    (r"Q8_0|MLX-8bit", Tolerance(0.85, 0.10, 0.15, "8.5 bits, and activations rounded to 8 bits as well")),
+    (r"Q6_K|MLX-6bit", Tolerance(0.88, 0.15, 0.20, "6.6 bits: flips near-ties and little else")),
+    (r"Q5_.*|MLX-5bit", Tolerance(0.80, 0.25, 0.40, "5.5 bits: flips near-ties, wider ones in small models")),
     (
-        r"(I?Q4_|MXFP4).*|.*NVFP4.*|MIXED_PRECISION|MLX-(4bit|mxfp4|nvfp4)",
+        r"(I?Q4_|MXFP4).*|.*NVFP4.*|MIXED_PRECISION",
         Tolerance(0.72, 0.35, 0.60, "4 to 5 bits: small models visibly move, most tokens stay"),
     ),
-    (r"I?Q3_.*|MLX-3bit", Tolerance(0.62, 0.50, 1.00, "3 to 4 bits: wording changes, meaning should not")),
+    (r"MLX-4bit|MLX-nvfp4", Tolerance(0.55, 0.50, 1.00, "4 bits for all, the embedding too")),
+    (r"I?Q3_.*", Tolerance(0.62, 0.50, 1.00, "3 to 4 bits: wording changes, meaning should not")),
     (
         r".*",
         Tolerance(

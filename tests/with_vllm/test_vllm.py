@@ -15,7 +15,6 @@ import quantized_folders
 import zoo
 from safetensors.torch import load_file, save_file
 
-from qexport.artifacts.opening import open_artifact
 from qexport.export.execute import execute
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
@@ -23,7 +22,7 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.verify.folder_runtimes import ENGINES, FolderRuntime
-from qexport.verify.reference import reference_from_folder, reference_from_view
+from qexport.verify.reference import reference_from_folder
 from qexport.verify.runtime import Failure, RuntimeFailure, Settings
 
 PYTHON = os.environ.get("QEXPORT_VLLM_PYTHON")
@@ -35,9 +34,11 @@ pytestmark = [
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 256, "intermediate": 256, "shards": 1}
 SETTINGS = Settings(context=512, threads=1, time_limit=300)
 IDS = [1, 5, 9, 33, 77, 120, 300, 401, 17, 55, 206, 440, 3, 88, 147, 250, 6, 311, 404, 29, 71, 133, 222, 345]
-# Mean |difference of log-probability| of vLLM in bf16 to transformers in float32. The unquantized models
-# themselves have 0.020 and 0.018; where a router is near a tie and falls the other way, 0.037 was seen.
-NOISE = {"qwen3_5": 0.04, "qwen3_5_moe": 0.06}
+# Mean |difference of log-probability| of vLLM in bf16 to transformers in float32: 0.020 seen, dense.
+# Experts of random weights stand near ties, and a router that falls the other way moves whole answers (0.13
+# seen, of bf16 transformers as well): of those, vLLM is compared with itself on the dequantized weights.
+NOISE = 0.04
+SAME = 1e-3
 OURS = {
     "fp8": lambda repaired: plan_fp8(repaired, Fp8Options()),
     "fp8, head in bf16": lambda repaired: plan_fp8(repaired, Fp8Options(mtp_bf16=True)),
@@ -58,16 +59,22 @@ def runtime():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out, made = tmp_path_factory.mktemp("vllm"), {}
+def made(tmp_path_factory):
+    """A folder by (model, kind): by hand, or as qexport writes it; and its dequantized twin."""
+    out = tmp_path_factory.mktemp("vllm")
 
-    def make(name: str, kind: str) -> Path:
-        if (name, kind) not in made:
-            source = out / name
-            if not source.exists():
-                zoo.build(name, source, **SIZES)
-            made[name, kind] = quantized_folders.quantize(source, out / f"{name}-{kind}", kind)
-        return made[name, kind]
+    def make(name: str, kind: str) -> tuple[Path, Path]:
+        source, path = out / name, out / f"{name}-{kind}"
+        if not source.exists():
+            zoo.build(name, source, **SIZES)
+        if path.exists():
+            return path, path.with_name(path.name + "-plain")
+        if kind in OURS:
+            repaired = examine(ModelChoice(str(source)), download=False).repaired
+            execute([OURS[kind](repaired)], path)
+        else:
+            quantized_folders.quantize(source, path, kind)
+        return path, quantized_folders.dequantize(path, path.with_name(path.name + "-plain"))
 
     return make
 
@@ -77,52 +84,32 @@ def mean_gap(given, expected) -> float:
     return sum(gaps) / len(gaps)
 
 
-@pytest.mark.parametrize("kind", ["plain", *quantized_folders.KINDS])
+@pytest.mark.parametrize("kind", [*quantized_folders.KINDS, *OURS])
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
-def test_its_numbers_are_the_formats(folder, runtime, name, kind):
-    """The same log-probabilities as transformers gives for the weights dequantized by hand."""
-    path = folder(name, "fp8" if kind == "plain" else kind)
-    plain = path.with_name(path.name + "-plain")
-    with runtime.open(plain if kind == "plain" else path, SETTINGS) as session:
+def test_it_loads_with_its_head_and_has_the_formats_numbers(made, runtime, name, kind):
+    """vLLM's log-probabilities are those of the weights that the formulas of the format give."""
+    path, plain = made(name, kind)
+    with runtime.open(path, replace(SETTINGS, draft_max=1)) as session:
         assert session.facts["strict"]
+    with runtime.open(path, SETTINGS) as session:
         given = session.score(IDS, 1)
         answer = session.generate(IDS[:6], n_predict=8, n_probs=3)
-    expected = reference_from_folder(plain).score(IDS, 1)
-    mean = mean_gap(given, expected)
-    print(f"{name} {kind}: mean {mean:.4f}")
-    assert mean < NOISE[name]
-    assert len(answer.tokens) == 8
     assert [step.top[0][0] for step in answer.steps] == list(answer.tokens)
-
-
-@pytest.mark.parametrize("kind", OURS)
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
-def test_what_is_exported_loads_with_its_head_and_has_the_formats_numbers(runtime, tmp_path, name, kind):
-    source = zoo.build(name, tmp_path / "source", **SIZES)
-    repaired = examine(ModelChoice(str(source)), download=False).repaired
-    out = tmp_path / "out"
-    execute([OURS[kind](repaired)], out)
-    with runtime.open(out, replace(SETTINGS, draft_max=1)) as session:
-        assert session.facts["strict"]
-    with runtime.open(out, SETTINGS) as session:
-        given = session.score(IDS, 1)
-    expected = reference_from_view(open_artifact(out).view()).score(IDS, 1)
-    mean = mean_gap(given, expected)
-    print(f"{name} {kind}: mean {mean:.4f}")
-    assert mean < NOISE[name]
-
-
-@pytest.mark.parametrize("kind", quantized_folders.KINDS)
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
-def test_the_head_loads_strictly(folder, runtime, name, kind):
-    with runtime.open(folder(name, kind), replace(SETTINGS, draft_max=1)) as session:
-        assert session.facts["strict"]
+    if name == "qwen3_5":
+        mean = mean_gap(given, reference_from_folder(plain).score(IDS, 1))
+        print(f"{name} {kind}: mean {mean:.4f}")
+        assert mean < NOISE
+    else:
+        with runtime.open(plain, SETTINGS) as session:
+            mean = mean_gap(given, session.score(IDS, 1))
+        print(f"{name} {kind}: mean {mean:.6f} to itself")
+        assert mean < SAME
 
 
 @pytest.mark.parametrize("break_it", ["missing", "scales", "unlisted"])
-def test_a_broken_head_does_not_load(folder, runtime, tmp_path, break_it):
+def test_a_broken_head_does_not_load(made, runtime, tmp_path, break_it):
     """What vLLM would load in silence, were it not told to keep account."""
-    source = folder("qwen3_5", "ct-fp8" if break_it == "unlisted" else "fp8")
+    source, _ = made("qwen3_5", "ct-fp8" if break_it == "unlisted" else "fp8")
     for file in source.glob("*.json"):
         content = file.read_text()
         (tmp_path / file.name).write_text(content.replace('"re:.*mtp.*"', '"lm_head"'))

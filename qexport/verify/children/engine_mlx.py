@@ -1,8 +1,8 @@
 """mlx-lm on one folder: its own loader (strict: no parameter missing, none too many) and its own generation.
 
 ``import mlx_lm`` lowers the process's limit of open files for good, which is one reason for a process of its
-own. Log-probabilities are computed in float32 from the model's logits: in the model's bf16 they would be
-rounded to an eighth.
+own. Log-probabilities are computed in float32 from the model's logits: in bf16 they would be rounded to an
+eighth.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Loaded:
             request["model"], tokenizer_config={"trust_remote_code": False}
         )
         if mx.default_device().type == mx.DeviceType.cpu:
+            # The stored numbers stay what they are. In bf16 the CPU's kernels add an error of their own: on a
+            # trained model 0.07 nats a token where 8 bits cost 0.005, the same for 5 bits as for 8.
             self.model.set_dtype(mx.float32)
         names = [name for name, _ in tree_flatten(self.model.parameters())]
         self.facts = {"strict": True, "parameters": len(names), "device": str(mx.default_device())}
