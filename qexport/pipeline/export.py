@@ -92,7 +92,7 @@ class Item:
     @cached_property
     def fingerprint(self) -> str:
         """What its bytes follow from, as a hash."""
-        return fingerprint(self.plan, self.target.options())
+        return fingerprint(self.plan, _without_timings(self.target.options()))
 
 
 def plan(targets: Sequence[Target], diagnosis: Diagnosis) -> list[Item]:
@@ -245,6 +245,14 @@ def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis) -> list[Path]:
         ]
         receipts.append(write_receipt(folder, entries))
     return receipts
+
+
+def _without_timings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How long a matrix took to collect changes no byte; its own hash is there."""
+    return {
+        key: {k: v for k, v in value.items() if k != "calibration"} if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
 
 
 def _together(items: Sequence[Item]) -> str:

@@ -24,6 +24,8 @@ artifacts:
   - merged:
 """
 
+REPORT = ("report.html", "report.json", "report.md")
+
 
 @pytest.fixture
 def recipe(zoo, tmp_path):
@@ -60,12 +62,12 @@ def test_matrix_for_github_is_one_line_and_its_commands_run(recipe, tmp_path):
 def test_all_formats_from_one_pass_and_the_same_as_one_by_one(recipe, tmp_path):
     ok("run", recipe, "--no-verify", "-o", tmp_path / "all")
     assert names(tmp_path / "all") == {
-        "Zoo-GGUF", "Zoo-MLX-4bit", "Zoo-MLX-4bit-MTP", "Zoo-FP8", "Zoo-NVFP4", "Zoo-BF16",
+        "Zoo-GGUF", "Zoo-MLX-4bit", "Zoo-MLX-4bit-MTP", "Zoo-FP8", "Zoo-NVFP4", "Zoo-BF16", *REPORT,
     }  # fmt: skip
     for only in ("gguf:Q4_K_M", "mlx", "fp8"):
         ok("run", recipe, "--no-verify", "--only", only, "-o", tmp_path / "each")
     for path in (tmp_path / "each").rglob("*"):
-        if path.is_file() and path.name != "qexport.json":
+        if path.is_file() and path.name not in ("qexport.json", *REPORT):
             assert path.read_bytes() == (tmp_path / "all" / path.relative_to(tmp_path / "each")).read_bytes()
     with safe_open(tmp_path / "all" / "Zoo-FP8" / "model.safetensors", "pt") as file:
         assert any(name.endswith("_scale_inv") for name in file.keys())  # noqa: SIM118
@@ -103,7 +105,7 @@ def test_a_base_beside_it_gets_the_same(recipe, zoo, tmp_path):
     sets = ("--set", f"compare={{model: {zoo('qwen3_5_text')}, name: Base}}", "--only", "gguf:Q8_0")
     ran = ok("run", recipe, *sets, "--no-verify", "-o", tmp_path / "out", "--json")
     assert len(ran.json()) == 2
-    assert names(tmp_path / "out") == {"Zoo-GGUF", "Base-GGUF"}
+    assert names(tmp_path / "out") == {"Zoo-GGUF", "Base-GGUF", *REPORT}
     one = ok("run", recipe, *sets, "--only", "compare/gguf:Q8_0", "--dry-run", "--json").json()
     assert {job["only"] for job in one} == {"model/gguf:Q8_0", "compare/gguf:Q8_0"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from nvfp4_folders import plan
-from runtime_rules import (
+from nvfp4_runtime_rules import (
     Module,
     ct_ignores,
     mixed_algo,

@@ -1,5 +1,9 @@
 """Pushes against a Hub that fails: resumed, or stopped with nothing to be seen."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from exported_folders import export, gguf
 from in_process import ok, run
@@ -167,15 +171,17 @@ def test_public_fails_after_the_commit(hub, folder):
 
 
 @pytest.mark.parametrize(("status", "says"), [(401, "no longer accepts"), (403, "may not write")])
-def test_xet_that_is_refused(hub, folder, monkeypatch, status, says):
-    """Where hf_xet is used, it asks the Hub for a token of its own; its errors are words only."""
-    from huggingface_hub import constants
+def test_xet_that_is_refused(hub, folder, status, says):
+    """Where hf_xet is used, it asks the Hub for a token of its own; its errors are words only.
 
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    In a process of its own: hf_xet's session belongs to the process, and one that failed is not always new.
+    """
     hub.faults.append(Fault("GET", "/xet-write-token/", ("status", status), times=100))
-    ran = run("push", folder, REPO)
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "0"}
+    words = [sys.executable, "-m", "qexport", "push", str(folder), REPO]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
     assert len(hub.sent("GET", "/xet-write-token/")) == 1
-    assert ran.code == 6
+    assert ran.returncode == 6, ran.stderr
     assert says in ran.stderr
     assert TOKEN not in ran.stderr
     assert nothing_visible(hub)
