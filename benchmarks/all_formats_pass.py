@@ -5,7 +5,7 @@
 
 Writes Q4_K_M, Q5_K_M, Q6_K and Q8_0, MLX 6-bit with its drafter, FP8 in both layouts and NVFP4 in both, in
 one process; then each target alone, for comparison. A row is loaded when it is read and was not in memory, or
-no longer: pages that were not given back since count once. No peer does this in one pass; what the peers of the
+no longer: pages not given back since count once. No peer does this in one pass; what the peers of the
 single formats need is in the other benchmarks.
 """
 
