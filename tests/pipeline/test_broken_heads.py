@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.pipeline import export
+from qexport.pipeline.export import Item
 from qexport.pipeline.folders import FolderOptions, FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 from qexport.pipeline.measure import Measure, measuring
@@ -409,4 +411,28 @@ def test_a_gguf_without_a_head(source: Measure, tmp_path: Path) -> None:
     diagnosis = diagnose(LocalCheckpoint(MODEL), mtp="drop")
     target = GgufTarget(("Q8_0",), tmp_path, verify=None)
     (item,) = export.write(export.plan([target], diagnosis), diagnosis, threads=2)
+    assert failed(measured(source, item.path)) == {Check.MTP_HEAD}
+
+
+class _NothingRun(FolderTarget):
+    """A target whose artifacts have a report without a runtime having run."""
+
+    def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
+        return [replace(item, report=Report(item.name, "none", "0", ())) for item in items]
+
+
+def test_a_head_that_was_not_asked_for_is_not_missed(
+    source: Measure, view: ModelView, tmp_path: Path
+) -> None:
+    """``--mtp-layout none``: no failure of the export; of a folder that was found somewhere it is one."""
+    target = _NothingRun(MlxOptions(bits=6, mtp=("none",)), tmp_path / "out", verify=None)
+    diagnosis = _diagnosis(MODEL)
+    (item,) = export.write(export.plan([target], diagnosis), diagnosis, threads=2)
+    (proven,), _ = export.prove([item], diagnosis, lambda _: None, measure=TOKENS)
+    assert proven.report is not None
+    head = proven.report.finding(Check.MTP_HEAD)
+    assert head is not None
+    assert head.status is Status.SKIPPED
+    assert not proven.report.failures
+    assert failed(stored(item.path, view)) == set()
     assert failed(measured(source, item.path)) == {Check.MTP_HEAD}
