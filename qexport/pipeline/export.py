@@ -222,7 +222,8 @@ def prove(
                     path = item.path if item.plan.kind == "gguf" else item.target.out
                     known = reports.get(path)
                     if known is None:
-                        report = measured.add_to(report, path)
+                        headless = item.plan.details.get("mtp_layouts") == ["none"]
+                        report = measured.add_to(report, path, headless=headless)
                     else:
                         report = replace(report, findings=known.findings)
                     reports[path] = report

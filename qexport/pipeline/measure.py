@@ -46,8 +46,12 @@ class Measure:
         self._stack = stack
         self._run: TextRun | None = None
 
-    def add_to(self, report: Report, path: Path) -> Report:
-        """The report with what was measured of the artifact at ``path``, or why nothing was."""
+    def add_to(self, report: Report, path: Path, *, headless: bool = False) -> Report:
+        """The report with what was measured of the artifact at ``path``, or why nothing was.
+
+        Args:
+            headless: it was asked for without the MTP head that the source has.
+        """
         try:
             artifact = open_artifact(path, like=self._view)
             run = self._source()
@@ -56,6 +60,8 @@ class Measure:
         except (EnvironmentProblem, InputError) as error:
             return _with(report, skipped(Check.DIVERGENCE, error.message))
         findings = found.findings()
+        if headless and found.score is None:
+            findings = (findings[0], skipped(Check.MTP_HEAD, "the MTP head was left out, as asked for"))
         for finding in findings:
             words = f"{finding.check.value}: {finding.status.value}: {finding.summary}"
             self._say(f"{report.artifact}: {words}")
