@@ -1,4 +1,4 @@
-"""`qexport run` to its end on the demo model: gates kept and broken, the report, a rehearsed push, a second run."""
+"""`qexport run` to its end on the demo model: gates kept and broken, report, rehearsed push, a second run."""
 
 import json
 from dataclasses import dataclass
