@@ -101,9 +101,15 @@ def test_a_machine_too_small_for_a_folder_tries_nothing_and_accuses_nobody(folde
         assert "GB are free; prove it on a larger machine with `qexport verify qwen3_5-fp8`" in found.summary
         assert "--runtime vllm" in found.summary
         assert found.data["available"] == 100_000
-        # bf16 of everything but the head, and a third more: twice what FP8 stores, roughly.
-        assert 1.2 < found.data["needed"] / (2 * trunk_parameters(path)) < 1.4
+        weights = found.data["needed"] - memory._CHILD_BYTES
+        # What is stored, and the trunk in bf16 beside it.
+        assert weights == stored_bytes(path) + 2 * trunk_parameters(path)
     assert started == []
+
+
+def stored_bytes(path) -> int:
+    tensors = LocalCheckpoint(path, quantized=True).tensors.values()
+    return sum(tensor.stop - tensor.start for tensor in tensors)
 
 
 def trunk_parameters(path) -> int:
@@ -111,21 +117,23 @@ def trunk_parameters(path) -> int:
 
 
 def test_what_each_runtime_needs(folders):
-    def needs(name, runtime):
+    def shortage(name, runtime, available=0):
         artifact, stored = open_artifact(folders / name), LocalCheckpoint(folders / name, quantized=True)
-        found = memory.shortage(runtime, artifact, stored, available=0)
-        return None if found is None else found.needed
+        return memory.shortage(runtime, artifact, stored, available=available)
 
-    # Four bits dequantize to the same as eight; what vLLM and SGLang need is theirs to say.
-    assert needs("qwen3_5-ct-nvfp4", "transformers") == needs("qwen3_5-fp8", "transformers") > 0
-    assert needs("qwen3_5-fp8", "vllm") is needs("qwen3_5-fp8", "sglang") is None
-    stored = LocalCheckpoint(folders / "llama", quantized=True)
-    size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
+    # What vLLM and SGLang need is theirs to say.
+    assert shortage("qwen3_5-fp8", "vllm") is shortage("qwen3_5-fp8", "sglang") is None
+    assert (
+        shortage("qwen3_5-ct-nvfp4", "transformers").needed < shortage("qwen3_5-fp8", "transformers").needed
+    )
+    size = stored_bytes(folders / "llama")
+    assert shortage("llama", "transformers").needed == size + memory._CHILD_BYTES
     # All of it is 16 bits, which the child widens to 32 where it runs on a CPU.
-    assert needs("llama", "mlx-lm") == int(size * (1 if sys.platform == "darwin" else 2) * 1.1)
-    artifact = open_artifact(folders / "llama")
-    assert memory.shortage("mlx-lm", artifact, stored, available=3 * size) is None
-    assert "vllm" not in str(memory.shortage("mlx-lm", artifact, stored, available=size // 2))
+    widened = size * (1 if sys.platform == "darwin" else 2)
+    short = shortage("llama", "mlx-lm")
+    assert short.needed == widened + memory._CHILD_BYTES
+    assert "vllm" not in str(short)
+    assert shortage("llama", "mlx-lm", short.needed) is None
 
 
 def test_findings_of_several_runtimes_say_whose_they_are(folders):
