@@ -44,5 +44,40 @@ def build(out: Path) -> Path:
     return out
 
 
+def widen(source: Path, out: Path) -> Path:
+    """The same model in sizes that are multiples of 128: 576 to 768 channels, 9 and 3 heads to 12 and 4.
+
+    What is added is zeros, so every answer stays what it was. RMS norms take their mean over more channels
+    then, which their weights and epsilon make up for.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((source / "config.json").read_text())
+    old, new = config["hidden_size"], 768
+    rows = {"q_proj": new, "k_proj": 4 * 64, "v_proj": 4 * 64, "o_proj": new, "down_proj": new}
+    columns = {"down_proj": config["intermediate_size"]}
+    tensors = {}
+    for name, value in load_file(source / "model.safetensors").items():
+        role = name.split(".")[-2]
+        if value.ndim == 1:
+            wide = torch.zeros(new, dtype=torch.float32)
+            wide[:old] = value.float() * (old / new) ** 0.5
+            tensors[name] = wide
+            continue
+        wide = torch.zeros(rows.get(role, value.shape[0]), columns.get(role, new), dtype=value.dtype)
+        wide[: value.shape[0], : value.shape[1]] = value
+        tensors[name] = wide
+    out.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            (out / file.name).write_bytes(file.read_bytes())
+    config |= {"hidden_size": new, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
+    config["rms_norm_eps"] *= old / new
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
 if __name__ == "__main__":
     print(build(Path(sys.argv[1])))

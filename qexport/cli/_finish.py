@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.cli._push import push_folder
-from qexport.errors import GateRefusal, UsageProblem
+from qexport.errors import GateRefusal, UsageProblem, VerificationError
 from qexport.export.receipt import note_gates
 from qexport.publish.plan import PushOptions
 from qexport.recipe.outcome import GateOutcome, judge_gates
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from qexport.cli._output import Output
     from qexport.pipeline.export import Item
-    from qexport.recipe.recipe import Recipe
+    from qexport.recipe.recipe import Publication, Recipe
     from qexport.recipe.run import Ready
 
-__all__ = ["Made", "finish", "note_outcomes", "raise_gates"]
+__all__ = ["Made", "finish", "note_outcomes", "raise_gates", "raise_refused"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,19 @@ def note_outcomes(work: Ready, items: Sequence[Item], *, head: bool) -> Made:
     return Made(work, tuple(items), every)
 
 
-def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str | None) -> None:
+def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str | None) -> list[str]:
     """Say what gates were not kept, write the report, and publish if that was asked for.
 
     Args:
         pushing: ``push``, ``rehearse`` or nothing.
+
+    Returns:
+        The repositories that were refused; why has been said. The others are not held up by them.
     """
     for outcome in (outcome for each in made for outcome in each.outcomes if not outcome.passed):
         output.say(f"gate not kept: {_words(outcome)}")
     if not made:
-        return
+        return []
     main = [each for each in made if each.work.subject.key == "model"] or [made[0]]
     base = [each for each in made if each not in main]
     out = made[0].work.local.out
@@ -69,8 +72,7 @@ def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str
         compare=[folder for each in base for folder in each.folders],
     )
     output.text(f"Report: {paths.html}")
-    if pushing:
-        _publish(output, recipe, made, dry_run=pushing == "rehearse")
+    return _publish(output, recipe, made, dry_run=pushing == "rehearse") if pushing else []
 
 
 def raise_gates(made: Sequence[Made]) -> None:
@@ -83,34 +85,46 @@ def raise_gates(made: Sequence[Made]) -> None:
         )
 
 
-def _publish(output: Output, recipe: Recipe, made: Sequence[Made], *, dry_run: bool) -> None:
+def raise_refused(refused: Sequence[str]) -> None:
+    """Raises VerificationError where a folder may not be published."""
+    if refused:
+        raise VerificationError(
+            f"{', '.join(refused)}: not published, for the reasons above",
+            hint="`qexport push` has ways to publish all the same, marked on the card.",
+        )
+
+
+def _publish(output: Output, recipe: Recipe, made: Sequence[Made], *, dry_run: bool) -> list[str]:
     if recipe.publish is None:
         raise UsageProblem(
             f"{recipe.path.name} does not say where to publish", hint="Add publish: with a repo."
         )
-    card = recipe.publish.card
+    refused: list[str] = []
     for each in made:
         subject = each.work.subject
         for artifact in recipe.artifacts:
-            folder, repo = (
-                each.work.local.out / recipe.folder(subject, artifact),
-                recipe.repo(subject, artifact),
-            )
-            mine = [item for item in each.items if item.folder == folder]
-            if repo is None or not mine:
+            folder = each.work.local.out / recipe.folder(subject, artifact)
+            repo = recipe.repo(subject, artifact)
+            if repo is None or not any(item.folder == folder for item in each.items):
                 continue
-            push_folder(
-                output,
-                PushOptions(
-                    folder,
-                    repo,
-                    base_model=card.base_model,
-                    quantized_by=card.quantized_by,
-                    front_matter=card.front_matter(),
-                    public=not recipe.publish.private,
-                ),
-                dry_run=dry_run,
-            )
+            try:
+                push_folder(output, _push_options(recipe.publish, folder, repo), dry_run=dry_run)
+            except VerificationError as error:
+                output.say(f"{repo}: {error.message}")
+                refused.append(repo)
+    return refused
+
+
+def _push_options(publish: Publication, folder: Path, repo: str) -> PushOptions:
+    card = publish.card
+    return PushOptions(
+        folder,
+        repo,
+        base_model=card.base_model,
+        quantized_by=card.quantized_by,
+        front_matter=card.front_matter(),
+        public=not publish.private,
+    )
 
 
 def _plain(outcome: GateOutcome) -> dict[str, Any]:

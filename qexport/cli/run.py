@@ -11,7 +11,7 @@ import click
 from qexport.calibrate.options import StreamOptions
 from qexport.cli._calibrate import run_calibration
 from qexport.cli._export import check_items, raise_failed, write_and_judge
-from qexport.cli._finish import Made, finish, note_outcomes, raise_gates
+from qexport.cli._finish import Made, finish, note_outcomes, raise_gates, raise_refused
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
@@ -133,10 +133,11 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
             home=work.local.out,
         )
         made.append(note_outcomes(work, items, head=bool(diagnosis.repaired.mtp_layers)))
-    finish(gathered, recipe, made, pushing=given["pushing"])
+    refused = finish(gathered, recipe, made, pushing=given["pushing"])
     output.document(gathered.documents)
     raise_failed([item for each in made for item in each.items])
     raise_gates(made)
+    raise_refused(refused)
 
 
 def _fetched(

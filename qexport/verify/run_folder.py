@@ -19,6 +19,7 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.verify.choose import choose_runtime
 from qexport.verify.folder_type import folder_type
 from qexport.verify.judge import skipped
+from qexport.verify.memory import shortage
 from qexport.verify.options import VerifyOptions
 from qexport.verify.redact import redact
 from qexport.verify.report import Check, Finding, Report, Status
@@ -65,15 +66,16 @@ def verify_folder(
         raise InputError(f"{path.name}: no such folder", hint="Name the folder that holds config.json.")
     say = progress or (lambda _: None)
     about = _About(path.absolute().name, say)
-    artifact = about.read(path)
-    if artifact is None:
+    opened = about.read(path)
+    if opened is None:
         about.add(skipped(Check.LOADS, "not tried: the folder cannot be read"))
         return about.report([])
+    artifact, stored = opened
     for finding in stored_form(artifact) if stored_form is not None else ():
         about.add(finding)
     named = runtimes is not None or bool(options.runtime) or options.runtime_python is not None
     ran: list[Steps] = []
-    for runtime in _chosen(artifact, options, about) if runtimes is None else runtimes:
+    for runtime in _chosen(artifact, stored, options, about) if runtimes is None else runtimes:
         steps = Steps(path, view, options, runtime, say, about.subject)
         try:
             steps.plain()
@@ -91,10 +93,15 @@ def verify_folder(
     return about.report(ran)
 
 
-def _chosen(artifact: Artifact, options: VerifyOptions, about: _About) -> list[Runtime]:
+def _chosen(
+    artifact: Artifact, stored: LocalCheckpoint, options: VerifyOptions, about: _About
+) -> list[Runtime]:
     runtime = choose_runtime(artifact, options)
     if isinstance(runtime, str):
         about.add(skipped(Check.LOADS, runtime))
+        return []
+    if (short := shortage(runtime.name, artifact, stored)) is not None:
+        about.add(skipped(Check.LOADS, str(short), needed=short.needed, available=short.available))
         return []
     return [runtime]
 
@@ -112,8 +119,8 @@ class _About:
         self.findings.append(finding)
         self.say(f"{self.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
 
-    def read(self, path: Path) -> Artifact | None:
-        """The folder about itself; ``None`` where it cannot be read."""
+    def read(self, path: Path) -> tuple[Artifact, LocalCheckpoint] | None:
+        """The folder about itself, opened both ways; ``None`` where it cannot be read."""
         try:
             artifact = open_artifact(path)
             stored = LocalCheckpoint(path, quantized=True)
@@ -136,7 +143,7 @@ class _About:
             "chat_template": self.subject.chat_template,
         }
         self.add(Finding(Check.FILE, Status.PASS, words, data))
-        return artifact
+        return artifact, stored
 
     def report(self, ran: Sequence[Steps]) -> Report:
         """One report; of several runtimes, every finding says whose it is."""

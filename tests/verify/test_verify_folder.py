@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import quantized_folders
@@ -11,11 +12,14 @@ from safetensors.torch import load_file, save_file
 from verify_fakes import FakeReference, FakeRuntime, generation
 
 from qexport.artifacts.opening import open_artifact
+from qexport.checkpoint.local import LocalCheckpoint
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.families.roles import Block
 from qexport.families.view import ModelView
-from qexport.verify import Check, Status, VerifyOptions, verify_folder
+from qexport.verify import Check, Status, VerifyOptions, memory, verify_folder
 from qexport.verify import run_folder as run_module
 from qexport.verify.choose import can_judge, choose_runtime
+from qexport.verify.folder_runtimes import FolderRuntime
 from qexport.verify.folder_type import folder_type
 from qexport.verify.report import Finding
 from qexport.verify.runtime import Failure, RuntimeFailure
@@ -80,6 +84,56 @@ def test_a_machine_that_lacks_kernels_verifies_nothing_and_accuses_nobody(folder
     report = verify_folder(folders / "llama", view=None, runtimes=[FakeRuntime(refuse=lacking)])
     assert report.verdict == "not verified"
     assert report.finding(Check.LOADS).status is Status.SKIPPED
+
+
+def test_a_machine_too_small_for_a_folder_tries_nothing_and_accuses_nobody(folders, monkeypatch):
+    """The system would kill the child, which looks like a folder that brings its runtime down."""
+    started = []
+    monkeypatch.setattr(FolderRuntime, "open", lambda *_: started.append(1) or pytest.fail("it was started"))
+    monkeypatch.setattr(memory, "_for_children", lambda: 100_000)
+    path = folders / "qwen3_5-fp8"
+    for options in (VerifyOptions(), VerifyOptions(runtime="transformers")):
+        report = verify_folder(path, view=None, options=options)
+        assert report.verdict == "not verified"
+        assert not report.failures
+        found = report.finding(Check.LOADS)
+        assert found.status is Status.SKIPPED
+        assert "GB are free; prove it on a larger machine with `qexport verify qwen3_5-fp8`" in found.summary
+        assert "--runtime vllm" in found.summary
+        assert found.data["available"] == 100_000
+        weights = found.data["needed"] - memory._CHILD_BYTES
+        # What is stored, and the trunk in bf16 beside it.
+        assert weights == stored_bytes(path) + 2 * trunk_parameters(path)
+    assert started == []
+
+
+def stored_bytes(path) -> int:
+    tensors = LocalCheckpoint(path, quantized=True).tensors.values()
+    return sum(tensor.stop - tensor.start for tensor in tensors)
+
+
+def trunk_parameters(path) -> int:
+    return sum(t.data.numel for t in open_artifact(path).view() if t.block is not Block.MTP)
+
+
+def test_what_each_runtime_needs(folders):
+    def shortage(name, runtime, available=0):
+        artifact, stored = open_artifact(folders / name), LocalCheckpoint(folders / name, quantized=True)
+        return memory.shortage(runtime, artifact, stored, available=available)
+
+    # What vLLM and SGLang need is theirs to say.
+    assert shortage("qwen3_5-fp8", "vllm") is shortage("qwen3_5-fp8", "sglang") is None
+    assert (
+        shortage("qwen3_5-ct-nvfp4", "transformers").needed < shortage("qwen3_5-fp8", "transformers").needed
+    )
+    size = stored_bytes(folders / "llama")
+    assert shortage("llama", "transformers").needed == size + memory._CHILD_BYTES
+    # All of it is 16 bits, which the child widens to 32 where it runs on a CPU.
+    widened = size * (1 if sys.platform == "darwin" else 2)
+    short = shortage("llama", "mlx-lm")
+    assert short.needed == widened + memory._CHILD_BYTES
+    assert "vllm" not in str(short)
+    assert shortage("llama", "mlx-lm", short.needed) is None
 
 
 def test_findings_of_several_runtimes_say_whose_they_are(folders):

@@ -49,7 +49,7 @@ def plan_fp8(
     view = repaired.view()
     scope = scope_of(repaired, view, options)
     if not scope.names:
-        why = "; ".join(scope.kept.values()) or "it has no linear layers that qexport knows"
+        why = "; ".join(dict.fromkeys(scope.kept.values())) or "it has no linear layers that qexport knows"
         raise InputError(
             f"no matrix of {repaired.label} can become FP8: {why}",
             hint=f"Both sides of a matrix have to be multiples of {FP8_TILE}.",
