@@ -15,11 +15,11 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from whole_process import timed
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,18 +45,6 @@ model, out, ignore, workers = sys.argv[1:]
 ignored = json.loads(ignore)
 model_free_ptq(model, out, scheme="FP8_BLOCK", ignore=ignored, max_workers=int(workers), device="cpu")
 """
-
-
-def timed(command: list[str], **env: str) -> tuple[float, float]:
-    """Seconds and peak resident MiB of one command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 def qexport(args: argparse.Namespace, out: Path) -> tuple[float, float]:

@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from gguf_pass import ROOT, timed
+from gguf_pass import ROOT
+from whole_process import timed
 
 from qexport.calibrate.imatrix_file import read_imatrix
 

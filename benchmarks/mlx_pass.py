@@ -16,11 +16,11 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from whole_process import timed
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,18 +49,6 @@ from mlx_lm.convert import convert
 model, out, mode, bits = sys.argv[1:]
 convert(model, out, quantize=True, q_mode=mode, q_bits=int(bits) if bits else None)
 """
-
-
-def timed(command: list[str], **env: str) -> tuple[float, float]:
-    """Seconds and peak resident MiB of one command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 def qexport(args: argparse.Namespace, out: Path) -> tuple[float, float]:

@@ -15,11 +15,11 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from whole_process import measured
 
 ROOT = Path(__file__).parent.parent
 LEFT = [
@@ -35,23 +35,10 @@ PEER = (
 )
 
 
-def timed(command: list[str], **env: str) -> tuple[float, float, float]:
-    """Seconds, seconds of processors, and peak resident MiB of one command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"failed: {' '.join(command)}")
-    busy = usage.ru_utime + usage.ru_stime
-    return time.perf_counter() - start, busy, usage.ru_maxrss / 1024
-
-
 def model_free_ptq(args: argparse.Namespace, out: Path) -> tuple[float, float, float]:
     left = json.dumps([*LEFT, *(ATTENTION if args.scope == "mlp" else [])])
     command = [args.llmc_python, "-c", PEER, str(args.model), str(out), left, str(args.workers)]
-    return timed(command, OMP_NUM_THREADS=str(args.threads), PYTHONPATH="")
+    return measured(command, OMP_NUM_THREADS=str(args.threads), PYTHONPATH="")
 
 
 def qexport(args: argparse.Namespace, out: Path) -> tuple[float, float, float]:
@@ -66,7 +53,7 @@ def qexport(args: argparse.Namespace, out: Path) -> tuple[float, float, float]:
         "--no-verify",
     ]
     command += ["--layout", args.layout, "--scope", args.scope, "--scale-search", args.scale_search]
-    return timed([*command, "--threads", str(args.threads)], PYTHONPATH=str(ROOT))
+    return measured([*command, "--threads", str(args.threads)], PYTHONPATH=str(ROOT))
 
 
 def main() -> None:

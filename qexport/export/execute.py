@@ -13,33 +13,28 @@ go after the last.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qexport.checkpoint.finite import nonfinite_count
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.export.disk import make_folder
+from qexport.export.pour import Pour
 from qexport.export.resume import Resume
-from qexport.export.rows import arranged_rows, source_ranges
+from qexport.export.runs import Done, Landed, Run, encode_run, observe, runs_of, spans_of
 from qexport.export.sink import Sink, WrittenFile
-from qexport.export.steps import Lane, Step, merge_steps, surveys_of
+from qexport.export.steps import Step, merge_steps, surveys_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from qexport.formats.plan import ArtifactPlan, PlannedTensor, Region, Survey
+    from qexport.formats.plan import ArtifactPlan, Region, Survey
 
 __all__ = ["Progress", "default_threads", "execute"]
-
-_RUN_VALUES = 1 << 21  # values per run of rows: 4 MB of bf16
-_EVEN_ROWS = 32  # encoders take rows by this many; runs of a multiple waste nothing
 
 
 class Progress(Protocol):
@@ -157,10 +152,10 @@ class _Pass:
         self._most_flying = 3 * threads
         self._progress = progress
         self._resume = resume
-        self._done = _Done(start)
+        self._done = Done(start)
         self._room = threading.Semaphore(6 * threads)  # runs being encoded, or encoded and not yet written
-        self._flying: deque[Future[tuple[_Run, int, list[Any]]]] = deque()
-        self._pours: dict[tuple[int, int], list[_Pour]] = {}
+        self._flying: deque[Future[tuple[Run, int, list[Any]]]] = deque()
+        self._pours: dict[tuple[int, int], list[Pour]] = {}
         self._bad: dict[str, int] = {}
 
     def run(self) -> dict[str, int]:
@@ -172,12 +167,12 @@ class _Pass:
             if wanted and not self._bad:
                 self._survey(wanted)
                 surveyed |= {id(survey) for survey in wanted}
-            runs = _runs_of(step, number)
+            runs = runs_of(step, number)
             self._done.expect(number, len(runs))
             for run in runs:
                 while not self._room.acquire(blocking=not self._flying):
                     self._land()
-                self._flying.append(self._pool.submit(_encode, run, scan_only=bool(self._bad)))
+                self._flying.append(self._pool.submit(encode_run, run, scan_only=bool(self._bad)))
                 while len(self._flying) > self._most_flying:
                     self._land()
             if self._resume is not None and self._resume.due():
@@ -205,7 +200,7 @@ class _Pass:
         for step in self._steps:
             for lane in step.lanes:
                 mine = [tensor for _, tensor in lane.outputs if id(tensor.encoder.survey) in ids]
-                watching += [self._pool.submit(_observe, mine, *span) for span in _spans(lane) if mine]
+                watching += [self._pool.submit(observe, mine, *span) for span in spans_of(lane) if mine]
         for future in watching:
             future.result()
 
@@ -219,176 +214,15 @@ class _Pass:
             for (number, tensor), data in zip(run.lane.outputs, encoded, strict=True):
                 key = (number, id(tensor))
                 if key not in self._pours:
-                    self._pours[key] = [_Pour(tensor, stream) for stream in range(len(tensor.streams))]
+                    self._pours[key] = [Pour(tensor, stream) for stream in range(len(tensor.streams))]
                 streams = data if isinstance(data, tuple) else (data,)
                 for pour, stream in zip(self._pours[key], streams, strict=True):
                     pieces += [(number, *piece) for piece in pour.take(memoryview(stream).cast("B"))]
-        landed = _Landed(run, self._room, self._done, waiting=len(pieces))
+        landed = Landed(run, self._room, self._done, waiting=len(pieces))
         for number, file, offset, view in pieces:
             self._sinks[number].write(file, offset, view, landed.written)
             if self._progress is not None:
                 self._progress.advance(len(view))
-
-
-class _Pour:
-    """Bytes of one stream, poured into its regions one after another."""
-
-    def __init__(self, tensor: PlannedTensor, stream: int) -> None:
-        self._name = tensor.name
-        self._regions = tensor.streams[stream]
-        self._at = 0  # region
-        self._filled = 0  # bytes of it
-
-    def take(self, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-        """(file, offset, bytes) for the next ``data`` of the stream."""
-        while len(data):
-            if self._at == len(self._regions):
-                raise ValueError(f"{self._name}: the encoder gives more than the plan has room for")
-            region = self._regions[self._at]
-            count = min(len(data), region.nbytes - self._filled)
-            if count:
-                yield region.file, region.offset + self._filled, data[:count]
-            data = data[count:]
-            self._filled += count
-            if self._filled == region.nbytes:
-                self._at, self._filled = self._at + 1, 0
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Output rows ``[start, stop)`` of a lane. ``turn`` counts the runs of a step with several lanes."""
-
-    step: Step
-    number: int
-    lane: Lane
-    start: int
-    stop: int
-    turn: _Turn | None
-
-
-class _Turn:
-    """How many runs of a step with several lanes are still to land."""
-
-    def __init__(self, runs: int) -> None:
-        self._left = runs
-        self._lock = threading.Lock()
-
-    def last(self) -> bool:
-        with self._lock:
-            self._left -= 1
-            return self._left == 0
-
-
-class _Done:
-    """How many steps, from the first, are written. Told by the files' threads."""
-
-    def __init__(self, start: int) -> None:
-        self._left: dict[int, int] = {}
-        self._next = start
-        self._lock = threading.Lock()
-
-    @property
-    def steps(self) -> int:
-        with self._lock:
-            return self._next
-
-    def expect(self, step: int, runs: int) -> None:
-        with self._lock:
-            self._left[step] = runs
-
-    def landed(self, step: int) -> None:
-        with self._lock:
-            self._left[step] -= 1
-            while self._left.get(self._next) == 0:
-                del self._left[self._next]
-                self._next += 1
-
-
-class _Landed:
-    """A run whose bytes are on their way to the files.
-
-    Only when all are written may its source's pages go: bytes that need no encoding are still those pages.
-    """
-
-    def __init__(self, run: _Run, room: threading.Semaphore, done: _Done, *, waiting: int) -> None:
-        self._run = run
-        self._room = room
-        self._done = done
-        self._waiting = waiting
-        self._lock = threading.Lock()
-        if not waiting:
-            self._finish()
-
-    def written(self) -> None:
-        """One of the run's pieces is written; called by that file's thread."""
-        with self._lock:
-            self._waiting -= 1
-            last = self._waiting == 0
-        if last:
-            self._finish()
-
-    def _finish(self) -> None:
-        run, source = self._run, self._run.step.source
-        if run.turn is None:
-            ranges = source_ranges(run.lane.outputs[0][1].arrangement, run.start, run.stop)
-        else:
-            ranges = [(0, source.matrix_shape[0])] if run.turn.last() else []
-        for low, high in ranges:
-            for piece in source.rows(low, high):
-                piece.checkpoint.release(piece.name, piece.start, piece.stop)
-        self._done.landed(run.number)
-        self._room.release()
-
-
-def _runs_of(step: Step, number: int) -> list[_Run]:
-    spans = [list(_spans(lane)) for lane in step.lanes]
-    turn = _Turn(sum(map(len, spans))) if len(spans) > 1 else None
-    return [
-        _Run(step, number, lane, start, stop, turn)
-        for lane, its_spans in zip(step.lanes, spans, strict=True)
-        for start, stop in its_spans
-    ]
-
-
-def _spans(lane: Lane) -> Iterator[tuple[int, int]]:
-    rows, columns = lane.outputs[0][1].matrix_shape
-    tile = math.lcm(*(tensor.encoder.rows_together for _, tensor in lane.outputs))
-    even = math.lcm(tile, _EVEN_ROWS)
-    count = max(1, _RUN_VALUES // max(1, columns))
-    count = max(count // even * even, tile if tile > 1 else min(count, _EVEN_ROWS))
-    for start in range(0, rows, count):
-        yield start, min(rows, start + count)
-
-
-def _observe(tensors: Sequence[PlannedTensor], start: int, stop: int) -> None:
-    arranged: tuple[Any, Any] | None = None
-    for tensor in tensors:
-        if arranged is None or not arranged[0].same_as(tensor.arrangement):
-            arranged = (
-                tensor.arrangement,
-                arranged_rows(tensor.source, tensor.arrangement, start, stop),
-            )
-        if tensor.encoder.survey is not None:
-            tensor.encoder.survey.observe(arranged[1], start)
-
-
-def _encode(run: _Run, *, scan_only: bool) -> tuple[_Run, int, list[Any]]:
-    """Read the run's rows once, look for NaN and infinity, and encode them for each output."""
-    encoded: list[Any] = []
-    nonfinite = 0
-    arranged: tuple[Any, Any] | None = None
-    for _, tensor in run.lane.outputs:
-        if arranged is None or not arranged[0].same_as(tensor.arrangement):
-            rows = arranged_rows(tensor.source, tensor.arrangement, run.start, run.stop)
-            nonfinite = nonfinite or nonfinite_count(rows)
-            arranged = (tensor.arrangement, rows)
-        if nonfinite or scan_only:
-            return run, nonfinite, []
-        try:
-            encoded.append(tensor.encoder.encode(arranged[1], run.start))
-        except InputError as error:  # the encoder knows rows, not names
-            raise InputError(f"{tensor.name}: {error.message}", hint=error.hint) from error
-    return run, nonfinite, encoded
 
 
 def _nonfinite_error(bad: dict[str, int]) -> InputError:

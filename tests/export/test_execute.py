@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor, Piece, stack_rows
 from qexport.errors import EnvironmentProblem, InputError
-from qexport.export import execute as execute_module
+from qexport.export import runs as runs_module
 from qexport.export.execute import execute
 from qexport.export.rows import arranged_rows
 from qexport.export.sink import Sink
@@ -95,7 +95,7 @@ def test_bytes_offsets_and_hash(tmp_path):
 
 
 def test_every_row_is_read_once_for_all_artifacts(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", 16)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", 16)
     source = checkpoint(a=(40, 8), b=(7, 8), c=(3,))
     tensors = [source.logical(name) for name in "abc"]
     execute([plan_of(tensors, file=f"{i}.bin") for i in range(3)], tmp_path)
@@ -106,7 +106,7 @@ def test_every_row_is_read_once_for_all_artifacts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_bytes_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", 32)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", 32)
     source = checkpoint(a=(100, 8), b=(9, 16))
     plan = plan_of([source.logical("a"), source.logical("b")])
     ((file,),) = execute([plan], tmp_path, threads=threads)
@@ -115,7 +115,7 @@ def test_bytes_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
 
 
 def test_nan_and_infinity_are_named_counted_and_leave_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(good=(10, 4), first=(6, 4), second=(3,))
     source._data["first"][1, 2] = float("nan")
     source._data["first"][5, 0] = float("inf")
@@ -163,7 +163,7 @@ def test_an_error_in_an_encoder_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("late", [False, True])
 def test_an_error_after_writing_a_run_is_no_success_and_no_hang(tmp_path, monkeypatch, late):
     """Giving pages back may fail too, in the thread that writes; it must be heard of, early or at the end."""
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(a=(400, 4))
     seen = []
 
@@ -226,7 +226,7 @@ def test_steps_of_two_plans_meet():
 
 def test_contradicting_orders_are_written_and_hashed_all_the_same(tmp_path, monkeypatch):
     """The second file gets its bytes back to front; each row is read once for both."""
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(a=(64, 3), b=(5, 4), c=(7,))
     orders = ("abc", "cba")
     plans = [plan_of([source.logical(n) for n in order], file=order, gap=5) for order in orders]
@@ -269,7 +269,7 @@ def tiled_plan(tensor, encoder=None, *, pieces=1):
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("run", [1, 100, 1 << 21])
 def test_streams_fill_their_regions_in_order(tmp_path, monkeypatch, pieces, run):
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", run)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", run)
     source = checkpoint(a=(96, 5))
     plan = tiled_plan(source.logical("a"), pieces=pieces)
     ((file,),) = execute([plan], tmp_path, threads=3)
@@ -312,7 +312,7 @@ class Scaled(Plain):
 
 
 def test_a_survey_sees_all_rows_of_all_its_tensors_before_one_is_encoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(a=(64, 3), b=(9, 4), c=(70, 2))
     source._data["c"][69, 1] = -50.0
     plan, survey = plan_of([source.logical(n) for n in "abc"]), Largest()
@@ -327,7 +327,7 @@ def test_a_survey_sees_all_rows_of_all_its_tensors_before_one_is_encoded(tmp_pat
 
 
 def test_two_orders_of_one_tensor_are_two_walks_over_pages_that_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute_module, "_RUN_VALUES", 8)
+    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(a=(64, 3))
     backwards = Arrangement(row_order=np.arange(63, -1, -1))
     half = Arrangement(shape=(32, 3), row_order=np.arange(32))

@@ -28,7 +28,7 @@ from pathlib import Path
 model, out, die_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 from qexport.checkpoint import open_checkpoint
 from qexport.doctor.diagnose import diagnose
-from qexport.export import execute
+from qexport.export import runs
 from qexport.export.ledger import Ledger
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
@@ -36,7 +36,7 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.pipeline import export
 from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
-execute._RUN_VALUES = 1 << 14
+runs._RUN_VALUES = 1 << 14
 Ledger.due = lambda self: True  # an entry after every step
 count = 0
 def counted(function):
