@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "describe", "render", "rows"]
 
-COLUMNS = ("file", "size", "bits/weight", "load", "tok/s", "MTP tok/s", "accepted", "KL", "verdict")
+COLUMNS = ("file", "size", "bits/weight", "load", "tok/s", "MTP tok/s", "accepted", "head", "KL", "verdict")
 _MARKS = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.SKIPPED: "not checked"}
 _ABSENT = "-"
 
@@ -28,7 +28,8 @@ def rows(reports: Sequence[Report]) -> list[list[str]]:
             _number(report.load_s, ".1f", " s"),
             _number(report.tok_s, ".1f"),
             _number(report.mtp_tok_s, ".1f"),
-            _share(_acceptance(report)),
+            _share(report.acceptance),
+            _share(_head(report)),
             _divergence(report),
             report.verdict,
         ]
@@ -36,10 +37,13 @@ def rows(reports: Sequence[Report]) -> list[list[str]]:
     ]
 
 
-def _acceptance(report: Report) -> float | None:
-    """In the runtime, where it drafts; else of the head that was run by itself."""
+def _head(report: Report) -> float | None:
+    """Acceptance of the head by its own trunk, one token ahead on held-out text: the same for every format.
+
+    ``accepted`` is what the runtime accepted of its drafts in text of its own, which is easier to guess.
+    """
     head = report.finding(Check.MTP_HEAD)
-    return report.acceptance if head is None or report.acceptance is not None else head.data.get("acceptance")
+    return None if head is None else head.data.get("acceptance")
 
 
 def _share(value: float | None) -> str:

@@ -198,8 +198,8 @@ def test_the_table(mtp_file):
     size = f"{good.size / 1000:.1f} kB"
     bits = f"{good.bits_per_weight:.2f}"
     assert rows([good, bad]) == [
-        ["tiny-F32.gguf", size, bits, "0.5 s", "50.0", "80.0", "50%", "-", "pass, without tokens"],
-        ["tiny-F32.gguf", size, bits, "-", "-", "-", "-", "-", "fail: loads"],
+        ["tiny-F32.gguf", size, bits, "0.5 s", "50.0", "80.0", "50%", "-", "-", "pass, without tokens"],
+        ["tiny-F32.gguf", size, bits, "-", "-", "-", "-", "-", "-", "fail: loads"],
     ]
     table = render([good, bad], width=140)
     assert "MTP tok/s" in table
