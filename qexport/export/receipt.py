@@ -19,7 +19,7 @@ from qexport import __version__
 from qexport.export.sink import sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from qexport.checkpoint.tensors import Checkpoint
@@ -114,25 +114,31 @@ def add_measure(path: Path, name: str, value: Mapping[str, Any]) -> Path | None:
     The receipt is the one in the folder, or just above it. ``None``: there is none that knows the artifact,
     or not with these sizes.
     """
-    path = path.absolute()
-    for folder in (path.parent,) if path.is_file() else (path, path.parent):
-        receipt = read_receipt(folder)
-        for entry in receipt.get("artifacts", []) if receipt is not None else []:
-            if _is_of(entry, path, folder) and _same_sizes(folder, entry):
-                entry["measures"] = {**(entry.get("measures") or {}), name: dict(value)}
-                entry["added"] = sorted({*(entry.get("added") or ()), name})
-                return _write(folder, receipt or {})
-    return None
+
+    def add(entry: dict[str, Any]) -> None:
+        entry["measures"] = {**(entry.get("measures") or {}), name: dict(value)}
+        entry["added"] = sorted({*(entry.get("added") or ()), name})
+
+    return _note(path, add)
 
 
 def note_gates(path: Path, gates: Sequence[Mapping[str, Any]]) -> Path | None:
     """Note how a recipe's gates ended for the artifact at ``path``; the receipt as in :func:`add_measure`."""
+
+    def add(entry: dict[str, Any]) -> None:
+        entry["gates"] = [dict(gate) for gate in gates]
+
+    return _note(path, add)
+
+
+def _note(path: Path, add: Callable[[dict[str, Any]], None]) -> Path | None:
+    """Let ``add`` change the entry of the artifact at ``path``, in the receipt that knows it."""
     path = path.absolute()
     for folder in (path.parent,) if path.is_file() else (path, path.parent):
         receipt = read_receipt(folder)
         for entry in receipt.get("artifacts", []) if receipt is not None else []:
             if _is_of(entry, path, folder) and _same_sizes(folder, entry):
-                entry["gates"] = [dict(gate) for gate in gates]
+                add(entry)
                 return _write(folder, receipt or {})
     return None
 

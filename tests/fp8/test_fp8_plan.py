@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from fp8_folders import TILE, config_of, dequantized, one_by_one, repaired, same, tensors_in, write_fp8
+from expert_layouts import one_by_one
+from fp8_folders import TILE, config_of, dequantized, repaired, same, tensors_in, write_fp8
 from zoo_types import Zoo, ZooCopy
 
 from qexport.errors import InputError, UsageProblem

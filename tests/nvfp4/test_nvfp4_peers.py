@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from expert_layouts import one_by_one
 from make_nvfp4_golden import CASES, LEFT
-from nvfp4_folders import json_of, one_by_one, same, write
+from nvfp4_folders import json_of, same, write
 from nvfp4_reading import digest_of, tensors_in
 from zoo_types import Zoo
 

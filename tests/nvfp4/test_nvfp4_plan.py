@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nvfp4_folders import json_of, matrices, one_by_one, plan, repaired, same, write
+from expert_layouts import one_by_one
+from nvfp4_folders import json_of, matrices, plan, repaired, same, write
 from nvfp4_reading import tensors_in
 from safetensors import safe_open
 from zoo_types import Zoo
