@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qexport.checkpoint.front_matter import read_front_matter
 from qexport.doctor.draft import Draft
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.quirks_config import PROCESSOR_FILES
@@ -305,6 +306,13 @@ def _base_has_processor(subject: Subject) -> bool:
     return subject.base is not None and PROCESSOR_FILES[0] in subject.base.files
 
 
+def _card_unreadable(subject: Subject) -> str | None:
+    name, notes = "README.md", list[str]()
+    if name in subject.checkpoint.files:
+        read_front_matter(subject.checkpoint.read_file(name), notes)
+    return notes[0] if notes else None
+
+
 def _processor_missing(subject: Subject) -> str | None:
     if not _no_processor(subject) or _base_has_processor(subject):
         return None
@@ -508,6 +516,14 @@ FILE_QUIRKS = (
         severity="note",
         see=_no_template,
         repair="Nothing is invented; verification then prompts without one.",
+    ),
+    Quirk(
+        id="card.unreadable",
+        title="front matter of README.md that cannot be read",
+        severity="note",
+        see=_card_unreadable,
+        repair="Nothing of it is carried over: licence, languages and tags are then missing from what is "
+        "written. Correct it, or give them with --license and the like.",
     ),
     Quirk(
         id="vision.processor_missing",

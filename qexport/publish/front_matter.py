@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from qexport.checkpoint.front_matter import read_front_matter
 from qexport.formats.gguf.host_paths import holds_host_path
-from qexport.formats.gguf.model_card import read_front_matter
 from qexport.publish.artifacts import mapping
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def front_matter_text(values: Mapping[str, Any]) -> str:
 
 def source_card(readme: bytes | None) -> dict[str, Any]:
     """What a receipt carries of the source's own card: licence, language and task, as plain JSON."""
-    found = read_front_matter(readme, "the source", [])
+    found = read_front_matter(readme, [])
     return {key: found[key] for key in _FROM_SOURCE if _is_plain(found.get(key))}
 
 

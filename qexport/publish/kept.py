@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qexport.checkpoint.front_matter import read_front_matter
 from qexport.errors import UsageProblem
-from qexport.formats.gguf.model_card import read_front_matter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,14 +40,21 @@ def read_kept(card: str | None, where: str, *, replace: bool = False) -> Kept:
         replace: a card that was not made by qexport may be replaced; then nothing of it is kept.
 
     Raises:
-        UsageProblem: it has no markers, or one without the other.
+        UsageProblem: it has no markers, one without the other, or front matter that cannot be read.
     """
     if card is None or not card.strip():
         return Kept()
     sections = _SECTION.findall(card)
     if sections and card.count(KEEP_START) == card.count(KEEP_END) == len(sections):
         text = "\n\n".join(section.strip() for section in sections if section.strip())
-        return Kept(text, read_front_matter(card.encode(), where, []))
+        notes: list[str] = []
+        found = read_front_matter(card.encode("utf-8", "replace"), notes)
+        if notes and not replace:
+            raise UsageProblem(
+                f"what stands in the front matter of {where} would be lost: {notes[0]}",
+                hint="Correct it, or give it up with --replace-card.",
+            )
+        return Kept(text, found)
     if replace:
         return Kept()
     if KEEP_START in card or KEEP_END in card:

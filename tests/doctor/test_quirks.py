@@ -358,3 +358,15 @@ def test_qwen35s_split_rule_is_restored_in_a_real_vocabulary(zoo_copy, tmp_path)
     draft = Draft(diagnosis.subject)
     next(quirk for quirk in QUIRKS if quirk.id == "tokenizer.marks_lost").fix(draft)
     assert json.loads(draft.files()["tokenizer.json"])["pre_tokenizer"] == before
+
+
+@pytest.mark.parametrize(
+    "matter", ["license: [", "date: 2026-02-31\nlicense: mit\nlicense: gpl", "a: &a [*a]"]
+)
+def test_a_card_that_cannot_be_read_is_noted_before_anything_is_written(zoo_copy, matter):
+    folder = zoo_copy("llama")
+    (folder / "README.md").write_text(f"---\n{matter}\n---\n")
+    (finding,) = [f for f in diagnose(opened(folder)).findings if f.id == "card.unreadable"]
+    assert finding.what.startswith("README.md:")
+    (folder / "README.md").write_text("---\ndate: 2026-02-31\nlicense: mit\n---\n")
+    assert "card.unreadable" not in {f.id for f in diagnose(opened(folder)).findings}

@@ -216,3 +216,7 @@ def test_markers_must_come_in_pairs():
             read_kept(broken, "x")
     with pytest.raises(UsageProblem, match="was not written by qexport"):
         read_kept("# Mine", "x")
+    unreadable = f"---\ndate: [\n---\n{start}{end}"
+    with pytest.raises(UsageProblem, match="front matter of x would be lost: README"):
+        read_kept(unreadable, "x")
+    assert read_kept(unreadable, "x", replace=True) == Kept()

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qexport.checkpoint.front_matter import read_front_matter
 from qexport.families.view import ModelView
 from qexport.formats.gguf.host_paths import holds_host_path, is_local
 from qexport.formats.gguf.kv import KV, ValueType, array, f32, i32, string, u32
-from qexport.formats.gguf.model_card import read_front_matter
 
 __all__ = ["GeneralOptions", "ParameterCounts", "general_metadata"]
 
@@ -117,7 +117,8 @@ def general_metadata(
     from gguf.metadata import Metadata
     from gguf.utility import size_label
 
-    card = _cleared_card(read_front_matter(view.files.get("README.md"), view.label, notes), notes)
+    front_matter = read_front_matter(view.files.get("README.md"), [])  # the doctor notes what is wrong
+    card = _cleared_card(front_matter, notes)
     config = dict(view.config)
     known_as = config.get("_name_or_path")
     if isinstance(known_as, str) and known_as and is_local(known_as):
