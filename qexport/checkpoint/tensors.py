@@ -62,6 +62,8 @@ def torch_dtype(name: str) -> torch.dtype:
         "BF16": torch.bfloat16,
         "F16": torch.float16,
         "F32": torch.float32,
+        "F64": torch.float64,
+        "F8_E5M2": torch.float8_e5m2,
         "F8_E4M3": torch.float8_e4m3fn,
         "F8_E8M0": torch.float8_e8m0fnu,
         "U8": torch.uint8,

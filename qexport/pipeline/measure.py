@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from qexport.artifacts.opening import open_artifact
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.verify.comparison import compare
+from qexport.verify.divergence import NotFinite
 from qexport.verify.judge import skipped
-from qexport.verify.report import Check
+from qexport.verify.report import Check, Finding, Status
 from qexport.verify.text_run import heldout_tokens, run_text
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qexport.families.view import ModelView
-    from qexport.verify.report import Finding, Report
+    from qexport.verify.report import Report
     from qexport.verify.text_run import TextRun
 
 __all__ = ["MEASURED_TOKENS", "Measure", "measuring"]
@@ -57,6 +58,8 @@ class Measure:
             run = self._source()
             self._say(f"{report.artifact}: measuring against the source, layer by layer")
             found = compare(run, artifact.view(), run.tokens)
+        except NotFinite as error:
+            return _with(report, Finding(Check.DIVERGENCE, Status.FAIL, error.message))
         except (EnvironmentProblem, InputError) as error:
             return _with(report, skipped(Check.DIVERGENCE, error.message))
         findings = found.findings()

@@ -18,6 +18,7 @@ against that of the trunks: rounding moves both alike.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -108,10 +109,18 @@ def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Finding:
     data: dict[str, Any] = {**found.to_json(), "limit": limit}
     words = f"{found.mean:.4f} nats in the mean, {found.p99_9:.3f} at the 99.9th percentile, "
     words += f"{found.same_top:.1%} of {found.positions} first choices the same"
-    # Written so that NaN fails.
+    if broken := _not_finite(found):
+        words = f"{broken} is not finite: a weight is damaged"
+        return Finding(Check.DIVERGENCE, Status.FAIL, words, data)
     if not found.mean <= limit:
         return Finding(Check.DIVERGENCE, Status.FAIL, f"{words}; at most {limit:g} expected", data)
     return Finding(Check.DIVERGENCE, Status.PASS, words, data)
+
+
+def _not_finite(*measured: Divergence | HeadScore | None) -> str:
+    """The first number that is NaN or infinite, by its name; empty where all are finite."""
+    numbers = [pair for found in measured if found is not None for pair in found.to_json().items()]
+    return next((name for name, number in numbers if not math.isfinite(number)), "")
 
 
 def judge_head(
@@ -134,6 +143,8 @@ def judge_head(
             return skipped(check, "there is no MTP head")
         return Finding(check, Status.FAIL, "the source has an MTP head, the artifact has none")
     words = f"{score.acceptance:.1%} of {score.positions} drafts are the model's own choice"
+    if broken := _not_finite(score, heads):
+        return Finding(check, Status.FAIL, f"the head's {broken} is not finite: a weight is damaged")
     data: dict[str, Any] = {**score.to_json(), "source": source.to_json() if source else None}
     if source is None:
         least = max(ACCEPTANCE_FLOOR, score.chance)

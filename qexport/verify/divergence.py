@@ -28,9 +28,24 @@ if TYPE_CHECKING:
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
 
-__all__ = ["Divergence", "compare_runs", "divergence"]
+__all__ = ["Divergence", "NotFinite", "compare_runs", "divergence", "require_finite"]
 
 _PERCENTILES = {"p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
+
+
+class NotFinite(InputError):
+    """What was computed is no number: a weight of one of the two is damaged."""
+
+
+def require_finite(label: str, what: str, values: torch.Tensor) -> None:
+    """Raises NotFinite, naming the model, where any of ``values`` is NaN or infinite."""
+    import torch
+
+    if broken := int((~torch.isfinite(values)).sum()):
+        raise NotFinite(
+            f"{label}: {broken} of {values.numel()} {what} are not finite",
+            hint="A weight is damaged: its scales or codes are NaN or infinite.",
+        )
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,11 @@ class Divergence:
 
     @property
     def perplexity_ratio(self) -> float:
-        """The artifact's perplexity over the source's."""
-        return math.exp(self.loss - self.source_loss)
+        """The artifact's perplexity over the source's; infinity where no float is as large."""
+        try:
+            return math.exp(self.loss - self.source_loss)
+        except OverflowError:
+            return math.inf
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
@@ -105,6 +123,7 @@ def compare_runs(
 
     Raises:
         InputError: they are not over the same text, or there are no two heads to compare.
+        NotFinite: a logit of either is NaN or infinite.
     """
     import torch
 
@@ -131,6 +150,9 @@ def compare_runs(
                 other.add(at, b, start)
                 added = (shares * (a - b)).sum(-1, dtype=torch.float64).cpu()
                 excess[at] = excess[at] * shrink + added
+        # The source first: what is wrong with it is not the artifact's fault.
+        for run, tally in ((source, one), (artifact, other)):
+            require_finite(run.view.label, "sums of logits", tally.log_sum)
         found = excess / one.mass - one.log_sum + other.log_sum
         text = torch.from_numpy(source.tokens.astype("int64")).clamp(max=rows - 1)
         targets = text[:, int(head) :][:, first:].roll(-1, dims=1).reshape(-1)
@@ -139,6 +161,9 @@ def compare_runs(
             for run, states, tally in ((source, ours, one), (artifact, theirs, other))
         ]
     inside = found.view(chunks, -1)[:, :-1].reshape(-1)
+    for run, loss in ((source, losses[0]), (artifact, losses[1])):
+        require_finite(run.view.label, "log-probabilities of the text", loss)
+    require_finite(artifact.view.label, "divergences", inside)
     same = (one.token == other.token).view(chunks, -1)[:, :-1]
     return _summary(inside, same, losses, rows)
 
@@ -155,11 +180,6 @@ def _summary(found: torch.Tensor, same: torch.Tensor, losses: list[torch.Tensor]
     import numpy as np
 
     values = found.numpy()
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"{int((~np.isfinite(values)).sum())} of {len(values)} divergences are not finite",
-            hint="A weight is damaged: its scales or codes decode to infinity.",
-        )
     tail = {key: float(np.percentile(values, percent)) for key, percent in _PERCENTILES.items()}
     return Divergence(
         positions=len(values),

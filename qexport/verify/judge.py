@@ -59,11 +59,9 @@ def judge_finite(generations: Sequence[Generation]) -> Finding:
     ]
     if not values:
         return skipped(Check.FINITE, "the runtime gave no log-probabilities")
-    broken = sum(1 for value in values if math.isnan(value))
     # Minus infinity among the alternatives is a probability that underflowed; as the chosen token it is not.
-    broken += sum(
-        1 for g in generations for step in g.steps if step.logprob is not None and math.isinf(step.logprob)
-    )
+    broken = sum(1 for value in values if math.isnan(value) or value == math.inf)
+    broken += sum(1 for generation in generations for step in generation.steps if step.logprob == -math.inf)
     data = {"values": len(values), "not_finite": broken}
     if broken:
         return Finding(
@@ -164,12 +162,14 @@ def judge_agreement(
             "reason": limits.reason,
         },
     }
+    if broken := sum(not math.isfinite(number) for number in (*gaps, *deltas)):
+        words = f"{broken} differences of log-probability are not finite"
+        return Finding(Check.AGREEMENT, Status.FAIL, words, data)
     words = f"{agreement:.1%} of {len(gaps)} tokens agree with the source ({exact:.1%} exactly)"
     if mean_delta is not None:
         words += f", log-probabilities differ by {mean_delta:.3f} on average"
     most = limits.mean_delta + noise
     faults = []
-    # Written so that NaN fails.
     if not agreement >= limits.agreement:
         faults.append(f"at least {limits.agreement:.0%} expected of {file_type}")
     if mean_delta is not None and not mean_delta <= most:

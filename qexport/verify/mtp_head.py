@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
+from qexport.verify.divergence import require_finite
 from qexport.verify.text_run import TextRun, run_text
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
 
     Raises:
         InputError: the model has no head.
+        NotFinite: a logit of trunk or head is NaN or infinite.
     """
     import torch
 
@@ -106,8 +108,8 @@ def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
                 for at, part in batches(states, begin, device):
                     tally.add(at, logits(view, part, rows), start)
         given = picked(view, run.draft, first, trunk.token, device) - head.log_sum
-    if not bool(torch.isfinite(head.log_sum).all() and torch.isfinite(trunk.log_sum).all()):
-        raise InputError(f"{view.label}: logits are not finite; a weight of trunk or head is damaged")
+    for what, values in (("trunk", trunk.log_sum), ("head", head.log_sum), ("drafts", given)):
+        require_finite(view.label, f"sums of the {what}'s logits", values)
     commonest = int(torch.bincount(trunk.token).max())
     return HeadScore(
         positions=count,

@@ -19,6 +19,7 @@ class Check(StrEnum):
     """Everything that can be found about a file, in the order in which it is looked at."""
 
     FILE = "file"
+    NUMBERS = "numbers"
     TENSORS = "tensors"
     STORED = "stored"
     DECLARED = "declared"

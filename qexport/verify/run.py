@@ -13,6 +13,7 @@ from qexport.verify.redact import redact
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 from qexport.verify.steps import Progress, Steps, Subject
+from qexport.verify.stored_numbers import gguf_numbers
 
 if TYPE_CHECKING:
     from qexport.families.view import ModelView
@@ -52,6 +53,8 @@ def verify_gguf(
     first = shard_paths(path)[0]
     steps = Steps(first, view, options, runtime, progress or (lambda _: None))
     info = _read_file(steps)
+    if info is not None:
+        steps.add(gguf_numbers(first, info))
     if info is not None and info.head_only:
         words = "an MTP head alone: it drafts for another file and cannot answer itself"
         steps.add(skipped(Check.LOADS, words))

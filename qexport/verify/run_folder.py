@@ -24,6 +24,7 @@ from qexport.verify.options import VerifyOptions
 from qexport.verify.redact import redact
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.steps import Progress, Steps, Subject, report_of
+from qexport.verify.stored_numbers import folder_numbers
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
@@ -71,6 +72,7 @@ def verify_folder(
         about.add(skipped(Check.LOADS, "not tried: the folder cannot be read"))
         return about.report([])
     artifact, stored = opened
+    about.add(folder_numbers(artifact, stored))
     for finding in stored_form(artifact) if stored_form is not None else ():
         about.add(finding)
     named = runtimes is not None or bool(options.runtime) or options.runtime_python is not None

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qexport.artifacts import open_artifact
+from qexport.artifacts.gguf_file import read_gguf
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.demo import MODEL
 from qexport.doctor import Diagnosis, diagnose
@@ -36,6 +37,7 @@ from qexport.pipeline.gguf import GgufTarget
 from qexport.pipeline.measure import Measure, measuring
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.stored_form import check_stored_form
+from qexport.verify.stored_numbers import folder_numbers, gguf_numbers
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +162,41 @@ def test_a_head_that_was_broken_before_the_export(
     found = measured(source, path)
     assert failed(found) == {Check.MTP_HEAD}
     assert "in the source" in found[Check.MTP_HEAD].summary
+
+
+# --- numbers that are none ----------------------------------------------------------------------------------
+
+
+def _numbers(path: Path) -> Finding:
+    if path.is_file():
+        return gguf_numbers(path, read_gguf(path))
+    return folder_numbers(open_artifact(path), LocalCheckpoint(path, quantized=True))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_number_of_what_we_write_is_looked_at(
+    name: str, exported: Callable[[str], dict[str, Path]]
+) -> None:
+    found = _numbers(exported("sound")[name])
+    assert found.status is Status.PASS, found.summary
+    assert found.data["not_looked_at"] == []
+
+
+def test_one_scale_that_is_no_number_is_a_failure_and_not_a_gap(
+    exported: Callable[[str], dict[str, Path]], source: Measure, tmp_path: Path
+) -> None:
+    path = tmp_path / "spoiled.gguf"
+    data = bytearray(exported("sound")["gguf"].read_bytes())
+    entry = read_gguf(exported("sound")["gguf"]).entries["blk.0.ffn_up.weight"]
+    data[entry.start + 3 * 34 + 1] = 0x7E  # the fourth block's float16 becomes NaN
+    path.write_bytes(data)
+    numbers = _numbers(path)
+    assert numbers.status is Status.FAIL
+    assert "blk.0.ffn_up.weight" in numbers.summary
+    assert "block 3," in numbers.summary
+    found = measured(source, path)[Check.DIVERGENCE]
+    assert found.status is Status.FAIL
+    assert "not finite" in found.summary
 
 
 # --- a head that is listed wrongly, or not at all -----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from qexport.errors import InputError
 from qexport.export.rows import read_rows
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.families.view import ModelTensor, ModelView
-from qexport.verify.comparison import Comparison, compare, judge_head
+from qexport.verify.comparison import Comparison, compare, judge_divergence, judge_head
 from qexport.verify.divergence import Divergence
 from qexport.verify.mtp_head import HeadScore, measure_head, score_head
 from qexport.verify.report import Check, Status
@@ -183,6 +184,15 @@ def test_limits(acceptance: float, trunk: float, heads: float, status: Status) -
     best = HeadScore(positions=4000, acceptance=0.6, logprob=-1.0, chance=0.2)
     found = Comparison(_number(trunk), _number(heads), replace(best, acceptance=acceptance), best)
     assert found.findings()[1].status is status
+
+
+@pytest.mark.parametrize("field", ["mean", "max", "loss", "source_loss", "same_top"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_is_none_fails(field: str, number: float) -> None:
+    """Whichever it is, and whatever the mean says."""
+    found = judge_divergence(replace(_number(0.0), **{field: number}))
+    assert found.status is Status.FAIL
+    assert "not finite" in found.summary
 
 
 @pytest.mark.parametrize(("mean", "status"), [(0.9, Status.PASS), (1.1, Status.FAIL)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from qexport.doctor import diagnose
 from qexport.errors import InputError
 from qexport.families.view import ModelView
 from qexport.verify import logits as logits_module
-from qexport.verify.divergence import compare_runs, divergence
+from qexport.verify.divergence import Divergence, NotFinite, compare_runs, divergence
 from qexport.verify.mtp_head import measure_head
 from qexport.verify.text_run import EXACT, run_text
 
@@ -139,7 +141,14 @@ def test_damaged_weights_are_said(zoo: Zoo, tmp_path: Path) -> None:
     tensors["lm_head.weight"][7] = torch.inf
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     view = view_of(out)
-    with pytest.raises(InputError, match="are not finite"):
+    with pytest.raises(NotFinite, match=r"^other: .* are not finite"):
         divergence(view_of(folder), view, ids_for(folder))
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(NotFinite, match=r"^other: .* are not finite"):  # whose it is, whichever side
+        divergence(view, view_of(folder), ids_for(folder))
+    with pytest.raises(NotFinite, match="not finite"):
         measure_head(view, ids_for(folder))
+
+
+def test_a_perplexity_beyond_floats_is_infinite() -> None:
+    ones = {field.name: 1 for field in fields(Divergence)}
+    assert Divergence(**ones | {"loss": 2000.0}).perplexity_ratio == math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from verify_fakes import generation, scored, steps
@@ -29,7 +30,13 @@ def test_finite_numbers_pass_and_are_counted():
 
 @pytest.mark.parametrize(
     "bad",
-    [Step(5, math.nan, ((5, math.nan),)), Step(5, -0.1, ((5, -0.1), (6, math.nan))), Step(5, -math.inf)],
+    [
+        Step(5, math.nan, ((5, math.nan),)),
+        Step(5, -0.1, ((5, -0.1), (6, math.nan))),
+        Step(5, -math.inf),
+        Step(5, math.inf),
+        Step(5, -0.1, ((6, math.inf), (5, -0.1))),
+    ],
 )
 def test_a_number_that_is_none_fails(bad):
     finding = judge.judge_finite([generation(steps=(*steps(WORDS), bad))])
@@ -106,6 +113,15 @@ def test_nan_never_agrees():
     broken = generation(steps=tuple(Step(t, math.nan, ((t, math.nan),)) for t in WORDS))
     assert agreement([broken], [scored(WORDS)]).status is Status.FAIL
     assert agreement([generation(WORDS)], [scored(WORDS, logprob=math.nan)]).status is Status.FAIL
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_one_gap_that_is_no_number_fails_among_many_that_agree(number):
+    without = generation(steps=tuple(Step(token) for token in range(200)))
+    scores = (*scored(range(199)), replace(scored([199])[0], greedy_logprob=number))
+    finding = agreement([without], [scores])
+    assert finding.status is Status.FAIL
+    assert "not finite" in finding.summary
 
 
 def test_tolerances_loosen_with_the_bits():
