@@ -80,19 +80,25 @@ Node = Word | Items | Table | None
 """``None`` is null: nothing, or written as such."""
 
 
-def place_of(root: Node, path: tuple[str | int, ...], fallback: Place) -> Place:
-    """Where the value at ``path`` stands; of what is not there, where that should stand which holds it."""
+def place_of(root: Node, path: tuple[str | int, ...], fallback: Place, *, key: bool = False) -> Place:
+    """Where the value at ``path`` stands: a word itself, of anything larger its key.
+
+    What is not there stands where that does which should hold it.
+
+    Args:
+        fallback: for a tree that is empty.
+        key: of a word, too, the place of its key.
+    """
     place, node = getattr(root, "place", fallback), root
     for step in path:
         if isinstance(node, Table) and step in node:
-            place = node.keys_at[str(step)]
-            node = node[str(step)]
+            place, node = node.keys_at[str(step)], node[str(step)]
         elif isinstance(node, Items) and isinstance(step, int) and step < len(node):
             node = node[step]
+            place = getattr(node, "place", place)
         else:
             return place
-        place = getattr(node, "place", place)
-    return place
+    return node.place if isinstance(node, Word) and not key else place
 
 
 def plain(node: Node) -> Any:

@@ -9,6 +9,7 @@ import click
 from qexport.cli._recipe import burdens_of, show_jobs
 from qexport.recipe.hf_jobs import HfJobs, calls_for, submit
 from qexport.recipe.jobs import Limits, plan_jobs
+from qexport.recipe.load import read_recipe_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def send(
         bucket=given["hf_bucket"],
         install=given["hf_install"],
     )
-    text = given["recipe_path"].read_text(encoding="utf-8")
+    text = read_recipe_text(given["recipe_path"])
     jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
     calls = calls_for(recipe, text, jobs, options, given["overrides"])
     if dry_run:

@@ -1,7 +1,8 @@
-"""The pages of docs/ that are made from the program: the command line and the quirks. ``make docs``."""
+"""What of docs/ is made from the program: commands, quirks, the schema of recipes. ``make docs``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import click
 
 from qexport.cli.main import COMMANDS, cli
 from qexport.doctor.quirks import QUIRKS
+from qexport.recipe.schema import json_schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +54,8 @@ def quirks() -> str:
 
 def pages() -> Mapping[str, str]:
     """File name under docs/ to content."""
-    return {"cli.md": command_line(), "quirks.md": quirks()}
+    schema = json.dumps(json_schema(), indent=1) + "\n"
+    return {"cli.md": command_line(), "quirks.md": quirks(), "recipe.schema.json": schema}
 
 
 def main() -> None:

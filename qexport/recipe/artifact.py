@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_validator
 
 from qexport.errors import QexportError
-from qexport.formats.gguf.file_types import file_type
-from qexport.recipe.fields import check_keys, read_fields
-from qexport.recipe.gates import read_gates
+from qexport.formats.gguf.file_types import FILE_TYPES, file_type
+from qexport.recipe.fields import (
+    EITHER,
+    MAPPING,
+    ONE,
+    Flag,
+    Number,
+    Part,
+    Size,
+    Text,
+    Whole,
+    list_of,
+    model_of,
+    refuse,
+)
+from qexport.recipe.gates import Gates
 from qexport.recipe.kinds import KINDS
 from qexport.recipe.problems import closest
-from qexport.recipe.recipe import Artifact
-from qexport.recipe.tree import Items, Scalar, Table
-from qexport.recipe.values import WRONG, read_size, read_value
-from qexport.recipe.verification import read_verify
+from qexport.recipe.recipe import NAME, Artifact
+from qexport.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from qexport.recipe.problems import Problems
 
-    from qexport.recipe.gates import Gates
-    from qexport.recipe.kinds import Kind
-    from qexport.recipe.problems import Place, Problems
-    from qexport.recipe.tree import Node
-    from qexport.verify.options import VerifyOptions
-
-__all__ = ["NAME", "Defaults", "pending_matrix", "read_artifact", "with_name"]
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
-"""Names that may stand in file names, job names and on a command line as they are."""
-_AROUND = ("name", "importance", "folder", "verify", "gates")
+__all__ = ["Defaults", "Entry", "Verify", "pending_matrix", "to_artifact", "verification", "with_name"]
 
 
 class _Pending:
@@ -48,6 +51,96 @@ def pending_matrix(options: Any, field: str) -> bool:
     return isinstance(getattr(options, field), _Pending)
 
 
+def _type(word: str) -> str:
+    try:
+        return file_type(word).name
+    except QexportError as error:
+        known = (error.hint or "").removeprefix("known types: ").split(", ")
+        raise refuse(error.message + closest(word, known)) from None
+
+
+def _artifact_name(name: str) -> str:
+    if NAME.fullmatch(name) is None:
+        raise refuse(f"{name!r} is no name for an artifact: letters, digits, '.', '_', '+', '-'")
+    return name
+
+
+def _folder_name(folder: str) -> str:
+    if NAME.fullmatch(folder.replace("{name}", "x")) is None:
+        raise refuse(f"{folder!r} is no name for a folder; it may hold {{name}}")
+    return folder
+
+
+_Type = Annotated[
+    Text,
+    AfterValidator(_type),
+    WithJsonSchema({"anyOf": [{"enum": sorted(FILE_TYPES)}, {"type": "string"}]}),
+]
+_Types = Annotated[tuple[_Type, ...], list_of("types such as [Q4_K_M, Q8_0]"), Field(min_length=1)]
+_VERIFY = model_of(
+    VerifyOptions,
+    "Verify",
+    # Of the machine, not of the recipe; limits are the table's, and what a recipe adds are its gates.
+    hidden=("limits", "threads", "llama_server", "runtime_python"),
+    own={
+        "n_predict": Annotated[Whole, Field(ge=1, le=4096)],
+        "n_probs": Annotated[Whole, Field(ge=1, le=1024)],
+        "draft_max": Annotated[Whole, Field(ge=1, le=16)],
+        "context": Annotated[Whole, Field(ge=1, le=1 << 20)],
+        "acceptance_floor": Annotated[Number, Field(ge=0, le=1)],
+        "mtp_tie": Annotated[Number, Field(ge=0)],
+        "time_limit": Annotated[Number, Field(ge=1)],
+    },
+)
+Verify: Any = Optional[Annotated[Annotated[_VERIFY, MAPPING] | Annotated[Flag, ONE], EITHER]]  # noqa: UP045
+"""``verify``: options, or whether at all."""
+_OPTIONS = {
+    word: model_of(
+        kind.options,
+        word.upper(),
+        hidden=kind.hidden,
+        own={**dict.fromkeys(kind.sizes, Size | None), **({"types": _Types} if kind.ladder else {})},
+    )
+    for word, kind in KINDS.items()
+}
+
+
+class _Around(Part):
+    """One artifact: exactly one of gguf, mlx, fp8, nvfp4, merged, and what is said around it.
+
+    Attributes:
+        name: what --only calls it; the kind if left out.
+        importance: whether it is weighted by the calibration; GGUF is, where there is one.
+        folder: of the artifact below --out; {name} is the model's.
+        verify: how it is proven, over what is said for all; false: not at all.
+        gates: limits, over those for all.
+    """
+
+    name: Annotated[Text, AfterValidator(_artifact_name)] | None = None
+    importance: Flag | None = None
+    folder: Annotated[Text, AfterValidator(_folder_name)] | None = None
+    gates: Gates | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_kind(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise refuse(f"an artifact is expected here: a mapping with one of {', '.join(KINDS)}")
+        named = [key for key in value if key in KINDS]
+        if len(named) != 1:
+            got = f"not {' and '.join(named)}" if named else "and there is none"
+            raise refuse(f"an artifact has one of {', '.join(KINDS)}, {got}")
+        # `- fp8:` is an artifact with nothing to say about it.
+        return {key: {} if each is None and key in KINDS else each for key, each in value.items()}
+
+
+_KEYS: dict[str, Any] = {word: (model | None, None) for word, model in _OPTIONS.items()}
+Entry: Any = create_model(
+    "Artifact", __base__=_Around, __doc__=_Around.__doc__, verify=(Verify, None), **_KEYS
+)
+"""An entry as it stands in the file."""
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What the recipe says for all artifacts."""
@@ -57,88 +150,37 @@ class Defaults:
     gates: Gates
 
 
-def read_artifact(node: Node, defaults: Defaults, problems: Problems) -> Artifact | None:
-    """The artifact, or ``None`` after noting what is wrong."""
-    if not isinstance(node, Table):
-        problems.add(node.place, f"an artifact is expected here: a mapping with one of {', '.join(KINDS)}")
-        return None
-    check_keys(node, (*KINDS, *_AROUND), problems)
-    named = [key for key in node.entries if key in KINDS]
-    if len(named) != 1:
-        got = f"not {' and '.join(named)}" if named else "and there is none"
-        problems.add(node.place, f"an artifact has one of {', '.join(KINDS)}, {got}")
-        return None
-    word = named[0]
-    kind, entry = KINDS[word], node.entries[word]
-    values = None if isinstance(entry.value, Scalar) and entry.value.null else entry.value
-    before = len(problems)
-    types = _types(values, kind, entry.place, problems)
-    given = read_fields(
-        values,
-        kind.options,
-        problems,
-        hidden=kind.hidden,
-        also=("types",) if kind.ladder else (),
-        readers=dict.fromkeys(kind.sizes, read_size),
-    )
-    importance = _importance(node, kind, word, given, defaults, problems)
-    options = None
-    if len(problems) == before:
-        options = _made(kind, given, importance, entry.place, problems)
-    name = _name(node, word, problems)
-    folder = _folder(node, kind, options, problems)
-    verify = read_verify(node.entries.get("verify"), defaults.verify, problems)
-    gates = read_gates(node.get("gates"), types, problems, defaults.gates)
-    if len(problems) > before:
-        return None
-    return Artifact(name, word, types, options, importance, folder, verify, gates, node.place)
+def verification(given: Any, base: VerifyOptions | None) -> VerifyOptions | None:
+    """Options of ``verify:`` over those that hold where nothing is said; ``false`` is ``None``."""
+    if given is None or given is True:
+        return base if given is None else base or VerifyOptions()
+    return None if given is False else replace(base or VerifyOptions(), **_given(given))
 
 
-def _types(values: Node | None, kind: Kind, place: Place, problems: Problems) -> tuple[str, ...]:
-    if not kind.ladder:
-        return ()
-    node = values.get("types") if isinstance(values, Table) else None
-    if node is None:
-        problems.add(place, "'types' is missing: a list such as [Q4_K_M, Q8_0]")
-        return ()
-    if not isinstance(node, Items) or not node.items:
-        problems.add(node.place, "a list of types is expected here, such as [Q4_K_M, Q8_0]")
-        return ()
-    found: list[str] = []
-    for item in node.items:
-        word = read_value(item, str, problems)
-        if word is WRONG:
-            continue
-        try:
-            name = file_type(word).name
-        except QexportError as error:
-            known = (error.hint or "").removeprefix("known types: ").split(", ")
-            problems.add(item.place, error.message + closest(word, known))
-            continue
-        if name in found:
-            problems.add(item.place, f"{name} is there twice")
-        found.append(name)
-    return tuple(found)
-
-
-def _importance(
-    node: Table, kind: Kind, word: str, given: Mapping[str, Any], defaults: Defaults, problems: Problems
-) -> bool:
-    asked = node.get("importance")
-    if asked is None:
-        return kind.matrix is not None and defaults.calibrated and kind.weighted(given)
-    wanted = read_value(asked, bool, problems)
-    if wanted is True and kind.matrix is None:
-        problems.add(asked.place, f"{word} has no use for importance")
-    elif wanted is True and not defaults.calibrated:
-        problems.add(asked.place, "importance needs a 'calibration:' in the recipe")
-    return wanted is True
-
-
-def _made(
-    kind: Kind, given: Mapping[str, Any], importance: bool, place: Place, problems: Problems
-) -> Any | None:
-    """The option class with these fields; what it refuses is a problem of this entry."""
+def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems) -> Artifact | None:
+    """The artifact, or ``None`` after noting what does not go together."""
+    at, before = ("artifacts", number), len(problems)
+    word = next(word for word in KINDS if getattr(entry, word) is not None)
+    kind, given = KINDS[word], _given(getattr(entry, word))
+    types = given.pop("types", ())
+    for place, name in enumerate(types):
+        if name in types[:place]:
+            problems.at((*at, word, "types", place), f"{name} is there twice")
+    importance = entry.importance
+    if importance is None:
+        importance = kind.matrix is not None and defaults.calibrated and kind.weighted(given)
+    elif importance and kind.matrix is None:
+        problems.at((*at, "importance"), f"{word} has no use for importance")
+    elif importance and not defaults.calibrated:
+        problems.at((*at, "importance"), "importance needs a 'calibration:' in the recipe")
+    own = entry.gates or Gates()
+    for limit, key in own.types():
+        if key not in types:
+            problems.at(
+                (*at, "gates", limit, key),
+                f"{key!r} is no type of this artifact{closest(key, types)}",
+                key=True,
+            )
     matrix = {kind.matrix: _PENDING} if kind.matrix is not None and importance else {}
     try:
         options = kind.options(**given, **matrix)
@@ -146,31 +188,19 @@ def _made(
     except QexportError as error:
         # Option classes speak of the command line's options: --mtp-layout is the key mtp_layout here.
         text = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
-        problems.add(place, re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), text))
+        problems.at((*at, word), re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), text))
         return None
-    return options
+    if len(problems) > before:
+        return None
+    verify = verification(entry.verify, defaults.verify)
+    folder = entry.folder or kind.folder(options)
+    return Artifact(
+        entry.name or word, word, types, options, importance, folder, verify, own.over(defaults.gates)
+    )
 
 
-def _name(node: Table, word: str, problems: Problems) -> str:
-    given = node.get("name")
-    name = word if given is None else read_value(given, str, problems)
-    if name is WRONG:
-        return word
-    if given is not None and NAME.fullmatch(name) is None:
-        problems.add(given.place, f"{name!r} is no name for an artifact: letters, digits, '.', '_', '+', '-'")
-    return str(name)
-
-
-def _folder(node: Table, kind: Kind, options: Any, problems: Problems) -> str:
-    given = node.get("folder")
-    if given is None:
-        return kind.folder(options) if options is not None else ""
-    folder = read_value(given, str, problems)
-    if folder is WRONG:
-        return ""
-    if NAME.fullmatch(folder.replace("{name}", "x")) is None:
-        problems.add(given.place, f"{folder!r} is no name for a folder; it may hold {{name}}")
-    return str(folder)
+def _given(part: Part) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in part.model_fields_set}
 
 
 def with_name(options: Any, name: str | None) -> Any:

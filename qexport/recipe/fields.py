@@ -1,31 +1,212 @@
-"""A frozen dataclass from a mapping: its fields are the keys, its annotations the types.
+"""What may stand at a key: types of fields as pydantic reads them from the words of a YAML file.
 
-So an option class of a format is readable in a recipe as it is, without a schema beside it that could fall
-behind. What only a program can give (an importance matrix) is hidden by name.
+Words come with how they are written (:class:`~qexport.checkpoint.yaml_tree.Word`). Text is what stands
+there, whatever YAML would make of it; a number or a boolean must look like one, and stand without quotes. A
+frozen dataclass becomes a model by its fields and annotations, so an option class of a format is readable in
+a recipe as it is, without a schema beside it that could fall behind.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import enum
+import math
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from qexport.checkpoint.yaml_tree import Word
 from qexport.recipe.problems import closest
-from qexport.recipe.tree import Table
-from qexport.recipe.values import WRONG, read_value
+from qexport.recipe.size import parse_size
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
+__all__ = [
+    "EITHER",
+    "MAPPING",
+    "ONE",
+    "Flag",
+    "Near",
+    "Number",
+    "Part",
+    "Size",
+    "Text",
+    "Whole",
+    "choice_of",
+    "field_kinds",
+    "fields_of",
+    "list_of",
+    "model_of",
+    "near",
+    "refuse",
+]
 
-    from qexport.recipe.problems import Problems
-    from qexport.recipe.tree import Node
-    from qexport.recipe.values import Reader
-
-__all__ = ["check_keys", "field_kinds", "read_fields"]
-
+_TRUE, _FALSE = (
+    frozenset(("true", "True", "TRUE", "yes", "on")),
+    frozenset(("false", "False", "FALSE", "no", "off")),
+)
+_FAR = 2**63
 # What option classes import for type checkers only, so that their module does not know it at run time.
 _NAMES = {"Path": Path, "Mapping": Mapping, "Sequence": Sequence}
+
+
+class Part(BaseModel):
+    """A mapping of a recipe. A key that is null is as good as not there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: each for key, each in value.items() if each is not None or key not in cls.model_fields}
+
+
+def refuse(said: str) -> PydanticCustomError:
+    """An error whose words go to the user as they are."""
+    return PydanticCustomError("recipe", "{said}", {"said": said})
+
+
+def _wanted(value: object, wanted: str) -> PydanticCustomError:
+    got = "nothing" if value is None else repr(str(value))[:60]
+    if not isinstance(value, str | int | float | None):
+        got = "a mapping" if isinstance(value, dict) else "a list"
+    quotes = " (put it in quotes)" if wanted == "text" and isinstance(value, Word) else ""
+    return refuse(f"{wanted} is expected here, not {got}{quotes}")
+
+
+def _reader(wanted: str, read: Callable[[Word], Any], given: type) -> BeforeValidator:
+    """Words by ``read`` (``None``: it is none); values of a program by their type."""
+
+    def validate(value: Any) -> Any:
+        found = read(value) if isinstance(value, Word) else value if isinstance(value, given) else None
+        if found is None:
+            raise _wanted(value, wanted)
+        return found
+
+    return BeforeValidator(validate)
+
+
+def _flag(word: Word) -> bool | None:
+    return None if word.quoted or word not in _TRUE | _FALSE else word in _TRUE
+
+
+def _text(word: Word) -> str | None:
+    return str(word) if _flag(word) is None else None
+
+
+def _whole(word: Word) -> int | None:
+    try:
+        number = int(word)
+    except ValueError:
+        return None
+    return None if word.quoted or abs(number) >= _FAR else number
+
+
+def _number(word: Word) -> float | None:
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return None if word.quoted or not math.isfinite(number) else number
+
+
+def _size(word: Word) -> int | None:
+    return parse_size(word.replace("_", ""))
+
+
+def near(text: Any, info: ValidationInfo) -> Any:
+    """A path from the file is relative to it (``folder`` of the context), an override's to the command."""
+    if not isinstance(text, Word):
+        return text
+    assert info.context is not None  # words come from files
+    return (info.context["folder"] if text.place.line else Path()) / Path(text).expanduser()
+
+
+Text = Annotated[
+    str,
+    _reader("text", _text, str),
+    WithJsonSchema({"type": ["string", "number"]}),
+]
+Whole = Annotated[int, _reader("a whole number", _whole, int)]
+Number = Annotated[float, _reader("a number", _number, float)]
+Flag = Annotated[bool, _reader("true or false", _flag, bool)]
+Size = Annotated[
+    int,
+    _reader("a size such as 2G or 500M", _size, int),
+    WithJsonSchema(
+        {"type": ["string", "integer"], "pattern": r"^[0-9_.]+ ?[KMGTkmgt]?[Bb]?$", "examples": ["2G"]}
+    ),
+]
+Near = Annotated[Path, BeforeValidator(near), WithJsonSchema({"type": "string"})]
+_LEAVES: Mapping[Any, Any] = {str: Text, int: Whole, float: Number, bool: Flag, Path: Near}
+_MANY = {str: "texts", int: "whole numbers", float: "numbers", Path: "paths"}
+_PAIRS = Annotated[dict[str, Text], AfterValidator(lambda found: tuple(found.items()))]
+
+
+MAPPING = Tag("<mapping>")
+ONE = Tag("<one>")
+EITHER = Discriminator(lambda value: MAPPING.tag if isinstance(value, dict | BaseModel) else ONE.tag)
+"""A mapping, or one value: ``Annotated[Annotated[X, MAPPING] | Annotated[Y, ONE], EITHER]``."""
+
+
+def choice_of(kind: Any) -> BeforeValidator:
+    """One of the words of a ``Literal`` or an enum."""
+    members = get_args(kind) or tuple(kind)
+    known = {str(getattr(each, "value", each)): each for each in members}
+
+    def choose(value: Any) -> Any:
+        if isinstance(value, str) and str(value) in known:
+            return known[str(value)]
+        if not isinstance(value, Word):
+            raise _wanted(value, f"one of {', '.join(known)}")
+        guess = closest(value, known)
+        guess = guess if guess.startswith("; did") else ""
+        raise refuse(f"{str(value)!r:.60} is not one of {', '.join(known)}{guess}")
+
+    return BeforeValidator(choose)
+
+
+def list_of(wanted: str) -> BeforeValidator:
+    """A list; ``wanted`` says of what."""
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(value)
+        raise _wanted(value, f"a list of {wanted}")
+
+    return BeforeValidator(listed)
+
+
+def spelled(kind: Any) -> Any:
+    """An annotation of a dataclass as a type that reads words."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind in _LEAVES:
+        return _LEAVES[kind]
+    if origin in (Union, types.UnionType):
+        (inner,) = [arg for arg in args if arg is not type(None)]
+        return Optional[spelled(inner)]  # noqa: UP045 - of an expression
+    if kind == tuple[tuple[str, str], ...]:
+        return _PAIRS
+    if origin is tuple and args[-1] is Ellipsis:
+        return Annotated[tuple[spelled(args[0]), ...], list_of(_MANY.get(args[0], "values"))]  # type: ignore[misc]
+    if origin is Literal or (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        return Annotated[kind, choice_of(kind)]
+    raise TypeError(f"a recipe cannot hold {kind}")
 
 
 def field_kinds(cls: type, hidden: Collection[str] = ()) -> dict[str, Any]:
@@ -38,49 +219,41 @@ def field_kinds(cls: type, hidden: Collection[str] = ()) -> dict[str, Any]:
     return kinds
 
 
-def read_fields(
-    node: Node | None,
-    cls: type,
-    problems: Problems,
-    *,
-    hidden: Collection[str] = (),
-    also: Collection[str] = (),
-    readers: Mapping[str, Reader] | None = None,
-) -> dict[str, Any]:
-    """The fields that ``node`` gives, by name; what is wrong is noted and left out.
+def model_of(
+    cls: type, name: str, *, hidden: Collection[str] = (), own: Mapping[str, Any] | None = None
+) -> type[Part]:
+    """A model with the fields of a dataclass.
 
     Args:
-        node: a mapping; ``None`` gives nothing, and required fields are then not asked for.
+        name: in the JSON Schema.
         hidden: fields that a recipe does not set.
-        also: keys that someone else reads.
-        readers: how to read a field, instead of by its annotation.
+        own: types of fields that the annotation does not say, or (with ``...``) of keys besides.
     """
-    if node is None:
-        return {}
-    kinds = field_kinds(cls, hidden)
-    if not isinstance(node, Table):
-        known = ", ".join((*also, *kinds))
-        problems.add(node.place, f"a mapping is expected here, with keys such as {known}")
-        return {}
-    check_keys(node, (*also, *kinds), problems)
-    found: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        if name not in node.entries:
-            continue
-        value_node = node.entries[name].value
-        reader = (readers or {}).get(name)
-        value = reader(value_node, problems) if reader else read_value(value_node, kind, problems)
-        if value is not WRONG:
-            found[name] = value
+    own = dict(own or {})
+    kinds = {name: spelled(kind) for name, kind in field_kinds(cls, {*hidden, *own}).items()}
+    fields: dict[str, Any] = {}
     for each in dataclasses.fields(cls):
+        kind = own.pop(each.name, None) or kinds.get(each.name)
+        if kind is None:
+            continue
         needed = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if needed and each.name in kinds and each.name not in node.entries:
-            problems.add(node.place, f"{each.name!r} is missing")
-    return found
+        fields[each.name] = (kind, ... if needed else each.default)
+    fields = {**{key: (kind, ...) for key, kind in own.items()}, **fields}
+    made: type[Part] = create_model(name, __base__=Part, __doc__=cls.__doc__, **fields)
+    return made
 
 
-def check_keys(node: Table, known: Collection[str], problems: Problems) -> None:
-    """Note every key that is not known, with the one that was probably meant."""
-    for key, entry in node.entries.items():
-        if key not in known:
-            problems.add(entry.place, f"unknown key {key!r}{closest(key, known)}")
+def fields_of(kind: Any, path: Sequence[str | int]) -> list[str]:
+    """The keys that the model at ``path`` below an annotation takes."""
+    models = _models(kind)
+    for step in path:
+        if isinstance(step, str) and not step.startswith("<"):
+            found = [each.model_fields[step].annotation for each in models if step in each.model_fields]
+            models = [model for annotation in found for model in _models(annotation)]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for arg in get_args(kind) for model in _models(arg)]

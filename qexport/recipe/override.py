@@ -6,18 +6,16 @@ that says what it is (``artifacts.mlx.mlx.bits``), or by its number from 0. Null
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.yaml_tree import Items, Place, Table, Word, parse_yaml
 from qexport.recipe.kinds import KINDS
-from qexport.recipe.problems import Place
-from qexport.recipe.tree import Entry, Items, Scalar, Table, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from qexport.checkpoint.yaml_tree import Node
     from qexport.recipe.problems import Problems
-    from qexport.recipe.tree import Node
 
 __all__ = ["with_overrides"]
 
@@ -26,14 +24,13 @@ def with_overrides(root: Node, assignments: Iterable[str], problems: Problems) -
     """The tree after every ``path=value``, in turn; what cannot be set is noted."""
     for text in assignments:
         path, equals, value = text.partition("=")
-        source = f"--set {path}"
-        words = path.split(".")
+        words, before = path.split("."), len(problems)
         if not equals or not all(words):
             problems.add(Place(f"--set {text}"), "KEY.PATH=VALUE is expected")
             continue
-        node = parse(value, source, problems) if value.strip() else Scalar("", True, Place(source))
-        if node is not None:
-            root = _put(root, words, node, Place(source), problems)
+        node = parse_yaml(value, f"--set {path}", problems.add, line=0)
+        if len(problems) == before:
+            root = _put(root, words, node, Place(f"--set {path}"), problems)
     return root
 
 
@@ -41,38 +38,30 @@ def _put(node: Node, words: Sequence[str], value: Node, place: Place, problems: 
     if not words:
         return value
     word, rest = words[0], words[1:]
+    if isinstance(node, Word):
+        problems.add(place, f"{word!r} cannot be set: what is above it is one value, {str(node)!r}")
+        return node
     if isinstance(node, Items):
         at = _find(node, word)
         if at is None:
             problems.add(place, f"there is no entry {word!r}; there are {', '.join(_names(node)) or 'none'}")
             return node
-        items = list(node.items)
+        items = Items(list(node), node.place)
         items[at] = _put(items[at], rest, value, place, problems)
-        return replace(node, items=tuple(items))
-    if isinstance(node, Scalar):
-        if not node.null:
-            problems.add(place, f"{word!r} cannot be set: what is above it is one value, {node.text!r}")
-            return node
-        node = Table({}, place)
-    inner = node.entries[word].value if word in node.entries else Scalar("", True, place)
-    made = _put(inner, rest, value, place, problems)
-    entries = {**node.entries, word: Entry(made, place if not rest else _at(node, word, place))}
-    return replace(node, entries=entries)
-
-
-def _at(node: Table, word: str, place: Place) -> Place:
-    return node.entries[word].place if word in node.entries else place
+        return items
+    table = Table({}, place, {}) if node is None else Table(dict(node), node.place, dict(node.keys_at))
+    table[word] = _put(table.get(word), rest, value, place, problems)
+    if not rest or word not in table.keys_at:
+        table.keys_at[word] = place
+    return table
 
 
 def _names(items: Items) -> list[str]:
     names: list[str] = []
-    for number, item in enumerate(items.items):
+    for number, item in enumerate(items):
         name = item.get("name") if isinstance(item, Table) else None
-        kinds = [key for key in item.entries if key in KINDS] if isinstance(item, Table) else []
-        if isinstance(name, Scalar):
-            names.append(name.text)
-        else:
-            names.append(kinds[0] if kinds else str(number))
+        kinds = [key for key in item if key in KINDS] if isinstance(item, Table) else []
+        names.append(str(name) if isinstance(name, Word) else kinds[0] if kinds else str(number))
     return names
 
 
@@ -80,4 +69,4 @@ def _find(items: Items, word: str) -> int | None:
     names = _names(items)
     if names.count(word) == 1:
         return names.index(word)
-    return int(word) if word.isdecimal() and int(word) < len(items.items) else None
+    return int(word) if word.isdecimal() and len(word) < 9 and int(word) < len(items) else None

@@ -1,40 +1,43 @@
-"""Everything that is wrong with a recipe, collected first and said at once, each with its file and line."""
+"""Everything that is wrong with a recipe, collected first and said at once, each with its place."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.yaml_tree import Place, place_of
 from qexport.errors import UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Place", "Problems", "closest"]
+    from qexport.checkpoint.yaml_tree import Node
+
+__all__ = ["Path", "Problems", "closest"]
+
+Path = tuple[str | int, ...]
+"""Keys and numbers that lead from the whole to a part: ``("artifacts", 0, "mlx", "bits")``."""
 
 
-@dataclass(frozen=True, order=True)
-class Place:
-    """A line of a file, or (``line`` 0) an option of the command line."""
-
-    source: str
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}" if self.line else self.source
-
-
-@dataclass
 class Problems:
-    """What has been found so far."""
+    """What has been found so far in the tree ``root`` of ``file``."""
 
-    _found: list[tuple[Place, str]] = field(default_factory=list)
+    def __init__(self, file: str) -> None:
+        self.root: Node = None
+        self._file = file
+        self._found: dict[tuple[Place, str], None] = {}
 
     def add(self, place: Place, message: str) -> None:
         """Note a problem; the same one at the same place counts once."""
-        if (place, message) not in self._found:
-            self._found.append((place, message))
+        self._found[place, message] = None
+
+    def at(self, path: Path, message: str, *, key: bool = False) -> None:
+        """Note a problem of the part at ``path`` (or its key); of what is missing, at what should hold it."""
+        self.add(self.place(path, key=key), message)
+
+    def place(self, path: Path, *, key: bool = False) -> Place:
+        """Where a part stands."""
+        return place_of(self.root, path, Place(self._file, 1, 1), key=key)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -57,7 +60,7 @@ def closest(word: str, known: Iterable[str]) -> str:
     '; known: types, options'
     """
     words = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:80].lower(), words, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {words[near[0]]!r}?"
     return f"; known: {', '.join(words.values())}" if words else ""

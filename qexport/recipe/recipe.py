@@ -6,60 +6,132 @@ the same recipe gives the same files on a laptop, in CI and in a rented job.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from qexport.calibrate.options import Precision
+from qexport.checkpoint.yaml_tree import Word
 from qexport.doctor.mtp import MtpMode
+from qexport.recipe.fields import Flag, Near, Part, Text, Whole, choice_of, list_of, near, refuse
 from qexport.recipe.gates import Gates
+from qexport.verify.options import VerifyOptions
 
-if TYPE_CHECKING:
-    from qexport.recipe.problems import Place
-    from qexport.verify.options import VerifyOptions
+__all__ = ["NAME", "Artifact", "Calibration", "Card", "Mtp", "Publication", "Recipe", "Source", "Subject"]
 
-__all__ = ["Artifact", "Calibration", "Card", "Mtp", "Publication", "Recipe", "Source", "Subject"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
+"""Names that may stand in file names, job names and on a command line as they are."""
 
 
-@dataclass(frozen=True)
-class Source:
+def _model(text: Any, info: Any) -> Any:
+    """A Hub id; or a path, if it begins like one."""
+    if isinstance(text, Word) and (text.startswith(("./", "../", "~")) or text in (".", "..")):
+        return str(near(text, info).resolve())
+    return text
+
+
+def _file_name(name: str) -> str:
+    if NAME.fullmatch(name) is None:
+        raise refuse(f"{name!r} is no name for files and folders: letters, digits, '.', '_', '+', '-'")
+    return name
+
+
+_Model = Annotated[Text, BeforeValidator(_model)]
+
+
+class Source(Part):
     """A model.
 
     Attributes:
-        model: a Hub id, or a folder (relative to the recipe).
+        model: a Hub id, or a folder: what begins with ./ ../ or ~ is relative to the recipe.
         revision: branch, tag or commit on the Hub.
         name: what files and folders are called; the model's own name when not given.
     """
 
-    model: str
-    revision: str | None = None
-    name: str | None = None
+    model: _Model
+    revision: Text | None = None
+    name: Annotated[Text, AfterValidator(_file_name)] | None = None
 
 
-@dataclass(frozen=True)
-class Mtp:
-    """What becomes of the MTP head; ``base`` is where one is grafted from."""
+class Mtp(Part):
+    """What becomes of the MTP head.
 
-    mode: MtpMode = "auto"
-    base: str | None = None
-    revision: str | None = None
+    Attributes:
+        mode: auto keeps one that is there and grafts where a base is given.
+        base: where one is grafted from: a Hub id, or a folder.
+        revision: of the base.
+    """
+
+    mode: Annotated[MtpMode, choice_of(MtpMode)] = "auto"
+    base: _Model | None = None
+    revision: Text | None = None
+
+    @model_validator(mode="after")
+    def _base_is_there(self) -> Mtp:
+        if self.base is None and (self.mode == "graft" or self.revision is not None):
+            what = "mode graft needs a 'base' whose head is taken"
+            raise refuse(what if self.mode == "graft" else "a 'revision' without a 'base'")
+        return self
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What importance is collected with: text, or (``imatrix``) a matrix that is ready.
+class Calibration(Part):
+    """What importance is collected with: text, or a matrix that is ready.
 
     Attributes:
         corpus: a text or records; the built-in corpus when not given.
-        tokens, chunk, seed, precision: as of ``qexport imatrix``.
+        tokens: the most that are read.
+        chunk: tokens in a chunk; every chunk is read as a text of its own.
+        seed: order of the corpus's records.
+        precision: arithmetic of the collecting pass.
+        imatrix: a matrix that is ready; then nothing else is used.
     """
 
-    corpus: Path | None = None
-    tokens: int | None = None
-    chunk: int = 512
-    seed: int = 0
-    precision: Precision = "auto"
-    imatrix: Path | None = None
+    corpus: Near | None = None
+    tokens: Annotated[Whole, Field(ge=2)] | None = None
+    chunk: Annotated[Whole, Field(ge=2, le=1 << 20)] = 512
+    seed: Whole = 0
+    precision: Annotated[Precision, choice_of(Precision)] = "auto"
+    imatrix: Near | None = None
+
+    @model_validator(mode="after")
+    def _matrix_alone(self) -> Calibration:
+        if self.imatrix is not None and len(self.model_fields_set) > 1:
+            raise refuse("'imatrix' is a matrix that is ready: nothing else of calibration is used")
+        return self
+
+
+class Card(Part):
+    """What a model card says that receipts cannot know; the Hub's own keys."""
+
+    base_model: Text | None = None
+    quantized_by: Text | None = None
+    license: Text | None = None
+    license_name: Text | None = None
+    license_link: Text | None = None
+    language: Annotated[tuple[Text, ...], list_of("texts")] = ()
+    pipeline_tag: Text | None = None
+    tags: Annotated[tuple[Text, ...], list_of("texts")] = ()
+
+    def front_matter(self) -> dict[str, Any]:
+        """What was given, as front matter that outranks the source's own."""
+        return self.model_dump(exclude={"base_model", "quantized_by"}, exclude_defaults=True, mode="json")
+
+
+class Publication(Part):
+    """Where folders go on the Hub.
+
+    Attributes:
+        repo: a template: {folder} is the folder's name, {name} the model's, {artifact} the entry's.
+        private: leave the repositories private when everything has passed.
+        card: what the model cards say besides.
+    """
+
+    repo: Text
+    private: Flag = True
+    card: Card = Card()
 
 
 @dataclass(frozen=True)
@@ -75,7 +147,6 @@ class Artifact:
         folder: template of the folder's name: ``{name}`` is the model's.
         verify: how it is proven; ``None``: not at all, and the receipt says so.
         gates: limits that the run ends with.
-        place: where it stands, for messages.
     """
 
     name: str
@@ -86,48 +157,6 @@ class Artifact:
     folder: str
     verify: VerifyOptions | None
     gates: Gates
-    place: Place = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a model card says that receipts cannot know; the Hub's own keys."""
-
-    base_model: str | None = None
-    quantized_by: str | None = None
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    language: tuple[str, ...] = ()
-    pipeline_tag: str | None = None
-    tags: tuple[str, ...] = ()
-
-    def front_matter(self) -> dict[str, Any]:
-        """What was given, as front matter that outranks the source's own."""
-        chosen = {
-            "license": self.license,
-            "license_name": self.license_name,
-            "license_link": self.license_link,
-            "language": list(self.language),
-            "pipeline_tag": self.pipeline_tag,
-            "tags": list(self.tags),
-        }
-        return {key: value for key, value in chosen.items() if value}
-
-
-@dataclass(frozen=True)
-class Publication:
-    """Where folders go on the Hub.
-
-    Attributes:
-        repo: template: ``{folder}`` is the folder's name, ``{name}`` the model's, ``{artifact}`` the entry's.
-        private: leave the repositories private when everything has passed.
-        card: see :class:`Card`.
-    """
-
-    repo: str
-    private: bool = True
-    card: Card = field(default_factory=Card)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,9 @@ def test_values_are_what_stands_there(text, value):
 def test_the_place_of_a_path():
     root = parse_yaml("a:\n  - b: 1\n  -\n    c: [x,\n     y]\n", "f", lambda *_: None)
     nowhere = Place("f", 9, 9)
+    assert place_of(root, ("a", 0, "b"), nowhere) == Place("f", 2, 8)
+    assert place_of(root, ("a", 0, "b"), nowhere, key=True) == Place("f", 2, 5)
+    assert place_of(root, ("a", 1, "c"), nowhere) == Place("f", 4, 5)
     assert place_of(root, ("a", 1, "c", 1), nowhere) == Place("f", 5, 6)
     assert place_of(root, ("a", 1, "missing"), nowhere) == Place("f", 4, 5)
     assert place_of(None, ("a",), nowhere) == nowhere

@@ -159,7 +159,7 @@ def test_wrong_recipes_and_options(recipe, tmp_path):
     bad.write_text("source: {modle: x}\n")
     ran = run("run", bad)
     assert ran.code == 2
-    assert f"{bad}:1: unknown key 'modle'; did you mean 'model'?" in ran.stderr
+    assert f"{bad}:1:10: unknown key 'modle'; did you mean 'model'?" in ran.stderr
     assert run("run", tmp_path / "none.yaml").code == 2
     assert run("matrix", recipe, "--only", "gguf:Q9").code == 2
     assert run("matrix", recipe, "--params", "27").code == 2

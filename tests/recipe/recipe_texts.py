@@ -1,5 +1,6 @@
 """Recipes written into a folder of a test."""
 
+import re
 from pathlib import Path
 from textwrap import dedent
 
@@ -25,11 +26,12 @@ def load(folder, text, *overrides):
 
 
 def complaints(folder, text, *overrides):
-    """The message's lines, without the folder."""
+    """The message's lines, without the folder and the columns."""
     try:
         load(folder, text, *overrides)
     except UsageProblem as problem:
         text = problem.message.replace(f"{folder}/", "")
         lines = text.splitlines()
-        return [line.strip() for line in (lines[1:] if len(lines) > 1 else lines)]
+        lines = [line.strip() for line in (lines[1:] if len(lines) > 1 else lines)]
+        return [re.sub(r"^(r\.yaml:\d+):\d+: ", r"\1: ", line) for line in lines]
     return []

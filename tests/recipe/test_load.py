@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 from recipe_texts import SMALL, complaints, load
 
-from qexport.recipe.fields import field_kinds, read_fields
+from qexport.checkpoint.yaml_tree import parse_yaml
+from qexport.recipe.fields import field_kinds, fields_of, model_of
 from qexport.recipe.gates import Limits
 from qexport.recipe.kinds import KINDS
-from qexport.recipe.problems import Problems
+from qexport.recipe.schema import File, json_schema
 from qexport.recipe.size import parse_size
-from qexport.recipe.tree import parse
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTypeCheckers
@@ -30,19 +30,22 @@ class _Any:
     secret: "OnlyForTypeCheckers | None" = None
 
 
+def read(text, cls, **more):
+    root = parse_yaml(text, "f", lambda place, message: pytest.fail(f"{place}: {message}"))
+    return model_of(cls, "Any", **more).model_validate(root, context={"folder": Path("there")})
+
+
 def test_any_dataclass_is_read_by_its_annotations():
-    problems = Problems()
     text = "needed: 7\nflag: yes\nnumber: 1e-3\nchoice: b\nmany: [1, 2]\npairs: {z: y, a: b}\npath: x\n"
-    found = read_fields(parse(text, "f", problems), _Any, problems, hidden=("secret",))
-    problems.raise_any()
-    assert found == {
+    found = read(text, _Any, hidden=("secret",))
+    assert {name: getattr(found, name) for name in found.model_fields_set} == {
         "needed": "7",
         "flag": True,
         "number": 0.001,
         "choice": "b",
         "many": (1, 2),
         "pairs": (("z", "y"), ("a", "b")),
-        "path": Path("x"),
+        "path": Path("there/x"),
     }
 
 
@@ -50,11 +53,24 @@ def test_any_dataclass_is_read_by_its_annotations():
 def test_every_option_class_can_be_read(name):
     """An annotation that the reader does not know would only show when somebody uses the key."""
     kind = KINDS[name]
-    for field, annotation in field_kinds(kind.options, kind.hidden).items():
-        problems = Problems()
-        read_fields(parse(f"{field}: {{}}", "f", problems), kind.options, problems, hidden=kind.hidden)
-        assert annotation is not None
+    model_of(kind.options, name, hidden=kind.hidden)
     assert set(kind.sizes) <= set(field_kinds(kind.options, kind.hidden))
+
+
+def test_the_schema_knows_every_key_and_what_it_means():
+    schema = json_schema()
+    assert list(schema["properties"]) == fields_of(File, ())
+    assert schema["required"] == ["source", "artifacts"]
+    parts = {**schema["$defs"], "": schema}
+    for name, part in parts.items():
+        assert part["additionalProperties"] is False, name
+    for word, kind in KINDS.items():
+        keys = set(parts[word.upper()]["properties"])
+        assert keys == set(field_kinds(kind.options, kind.hidden)) | ({"types"} if kind.ladder else set())
+    assert parts["Verify"]["properties"]["draft_max"]["maximum"] == 16
+    assert "at a time" in parts["Verify"]["properties"]["draft_max"]["description"]
+    assert parts["Mtp"]["properties"]["mode"]["enum"] == ["auto", "keep", "graft", "drop"]
+    assert parts["Artifact"]["oneOf"] == [{"required": [word]} for word in KINDS]
 
 
 def test_everything_arrives(tmp_path):
@@ -163,7 +179,12 @@ def test_a_path_of_an_override_is_relative_to_the_command(tmp_path, monkeypatch)
         ("source", "--set source: KEY.PATH=VALUE is expected"),
         ("a..b=1", "--set a..b=1: KEY.PATH=VALUE is expected"),
         ("source={", "--set source: this is not YAML"),
-        ("source=", "r.yaml:1: 'source' is missing"),
+        ("source.model=\ud800", "--set source.model: this is not YAML: the character U+D800"),
+        ("measure=" + "[" * 99, "--set measure: this is not YAML that can be read: nested too deeply"),
+        ("measure=!!int 3", "--set measure: tags such as"),
+        ("measure={a: 1, a: 2}", "--set measure: 'a' is there twice"),
+        ("artifacts.99999999999999999999.x=1", "--set artifacts.99999999999999999999.x: there is no entry"),
+        ("source=", "--set source: 'source' is missing"),
     ],
 )
 def test_a_wrong_override_is_said_with_its_path(tmp_path, override, said):
