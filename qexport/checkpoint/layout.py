@@ -35,6 +35,7 @@ _WEIGHT_SUFFIXES = frozenset(
         ".pth",
         ".ckpt",
         ".gguf",
+        ".gguf_file",
         ".h5",
         ".msgpack",
         ".onnx",

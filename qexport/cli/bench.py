@@ -95,8 +95,8 @@ def command(
 
     \b
     Examples:
-      qexport bench Model-MTP-Q4_K_M.gguf
-      qexport bench Model-MTP-Q4_K_M.gguf --llama-server ~/llama.cpp/build/bin/llama-server --n-max 6
+      qexport bench Model-Q4_K_M.gguf
+      qexport bench Model-Q4_K_M.gguf --llama-server ~/llama.cpp/build/bin/llama-server --n-max 6
       qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
     """
     output = Output(as_json=as_json)

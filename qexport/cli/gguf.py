@@ -93,9 +93,9 @@ BUILT_IN = "the corpus inside the package"
 @click.option(
     "--file-name",
     metavar="TEMPLATE",
-    default="{name}{mtp}-{type}{imatrix}",
+    default="{name}-{type}",
     show_default=True,
-    help="File names.",
+    help="File names; what llama.cpp or the Hub would take for something else is changed.",
 )
 @click.option("--quantized-by", metavar="NAME", help="general.quantized_by.")
 @click.option("--no-verify", is_flag=True, help="Do not run the files. The receipt says so.")
@@ -116,7 +116,7 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
     Examples:
       qexport gguf ./merged -q Q4_K_M -q Q8_0 --mtp-from Qwen/Qwen3.5-9B
       qexport gguf ./merged -q Q4_K_M -q Q5_K_M -q Q6_K -q Q8_0 --imatrix
-      qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf
+      qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf_file
       qexport gguf org/model -q Q6_K --dry-run
     """
     output = Output(as_json=as_json)

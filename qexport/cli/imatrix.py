@@ -15,6 +15,7 @@ from qexport.cli._options import JSON, OVERWRITE, THREADS, calibration_options, 
 from qexport.cli._output import Output, human_bytes
 from qexport.cli._report import say_findings
 from qexport.errors import InputError
+from qexport.formats.gguf.file_name import is_model_name
 from qexport.pipeline.calibrate import expected, imatrix_name, prepare
 from qexport.pipeline.imatrix import ImatrixJob, check_imatrix, write_imatrix
 from qexport.pipeline.model import ModelChoice, examine, fetched
@@ -33,7 +34,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "-o",
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file to write.  [default: NAME-imatrix.gguf here]",
+    help="The file to write.  [default: NAME-imatrix.gguf_file here]",
 )
 @click.option(
     "--corpus",
@@ -59,9 +60,9 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
 
     \b
     Examples:
-      qexport imatrix ./merged --mtp-from Qwen/Qwen3.5-9B -o imatrix.gguf
-      qexport imatrix ./merged --corpus mine.jsonl --merge imatrix.gguf -o both.gguf
-      qexport imatrix imatrix.gguf --show-statistics
+      qexport imatrix ./merged --mtp-from Qwen/Qwen3.5-9B -o imatrix.gguf_file
+      qexport imatrix ./merged --corpus mine.jsonl --merge imatrix.gguf_file -o both.gguf_file
+      qexport imatrix imatrix.gguf_file --show-statistics
     """
     output = Output(as_json=as_json)
     if Path(model).is_file():
@@ -91,6 +92,11 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
     diagnosis = fetched(choice, diagnosis)
     collected = run_calibration(output, prepared, diagnosis.repaired.view())
     written, receipt, notes = write_imatrix(imatrix, diagnosis, collected)
+    if is_model_name(written.name):
+        notes = (
+            *notes,
+            f"llama.cpp and the Hub will take {written.name} for a model: end its name in .gguf_file",
+        )
     for note in notes:
         output.say(f"  {note}")
     document = {"file": written.name, "bytes": written.size, "sha256": written.sha256, **collected.facts}

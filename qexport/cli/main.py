@@ -81,7 +81,7 @@ def cli() -> None:
       qexport inspect ./merged
       qexport gguf ./merged --mtp-from Qwen/Qwen3.5-9B -q Q4_K_M -q Q8_0
       qexport mlx ./merged --bits 6
-      qexport verify ./merged-GGUF/merged-MTP-Q4_K_M.gguf --against ./merged
+      qexport verify ./merged-GGUF/merged-Q4_K_M.gguf --against ./merged
     """
 
 

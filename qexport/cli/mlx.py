@@ -72,7 +72,7 @@ def command(**given: Any) -> None:
     \b
     Examples:
       qexport mlx ./merged --bits 6
-      qexport mlx ./merged --bits 4 --importance imatrix.gguf --mtp-from Qwen/Qwen3.5-9B
+      qexport mlx ./merged --bits 4 --importance imatrix.gguf_file --mtp-from Qwen/Qwen3.5-9B
       qexport mlx ./merged --mode mxfp4 --mtp-layout mtplx -o ./merged-mxfp4
     """
     chosen: dict[str, Any] = {}

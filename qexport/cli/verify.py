@@ -42,7 +42,7 @@ def command(artifact: Path, against: str | None, revision: str | None, as_json: 
       qexport verify Model-MLX-6bit --against ./merged
       qexport verify Model-NVFP4 --against ./merged --runtime vllm --runtime-python ~/vllm/bin/python
       qexport verify Model-Q4_K_M.gguf
-      qexport verify Model-MTP-Q4_K_M.gguf --against ./merged
+      qexport verify Model-Q4_K_M.gguf --against ./merged
       qexport verify Model-Q8_0.gguf --llama-server ~/llama.cpp/build/bin/llama-server
     """
     output = Output(as_json=as_json)

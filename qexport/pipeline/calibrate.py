@@ -22,7 +22,7 @@ from qexport.calibrate.options import StreamOptions
 from qexport.calibrate.tokens import tokenize
 from qexport.errors import InputError
 from qexport.families.roles import Role
-from qexport.formats.gguf.file_name import model_stem
+from qexport.formats.gguf.file_name import matrix_name
 from qexport.formats.gguf.importance import gguf_importance, sealed, uncollected
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class Collected:
 
 
 def imatrix_name(view: ModelView, name: str | None = None) -> str:
-    """The file name of a model's matrix: ``Name-MTP-imatrix.gguf``."""
-    return f"{model_stem(name or view.label)}{'-MTP' if view.mtp_layers else ''}-imatrix.gguf"
+    """The file name of a model's matrix: ``Name-imatrix.gguf_file``."""
+    return matrix_name(name or view.label)
 
 
 def prepare(job: CalibrationJob, view: ModelView, label: str) -> Prepared:

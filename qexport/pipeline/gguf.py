@@ -123,10 +123,10 @@ def matrix_there(target: GgufTarget, diagnosis: Diagnosis) -> Collected | None:
     """The matrix that an earlier run has collected in the same way from the same weights, if it is there."""
     if target.calibration is None:
         return None
-    path = target.out / target.calibration.label
     entry = entry_of(target.out, matrix_key(target.calibration, diagnosis.repaired.view()))
-    if entry is None or not path.is_file():
+    if entry is None:
         return None
+    path = target.out / entry.files[0].name  # an earlier version gave it another name
     try:
         matrix = read_imatrix(path)
     except QexportError:

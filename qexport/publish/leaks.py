@@ -23,7 +23,7 @@ __all__ = ["LARGEST", "check_text", "is_small_file"]
 
 # Larger than any tokenizer.json; what is larger is weights by another name, and not read.
 LARGEST = 64 << 20
-_WEIGHTS = frozenset((".gguf", ".safetensors", ".bin", ".npz", ".dat", ".model", ".pt"))
+_WEIGHTS = frozenset((".gguf", ".gguf_file", ".safetensors", ".bin", ".npz", ".dat", ".model", ".pt"))
 _VOCABULARIES = frozenset(("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"))
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 # In running text: a home directory, or a path at least two parts deep below a folder that machines have.

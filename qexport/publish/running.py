@@ -12,6 +12,8 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.formats.gguf.file_name import found_by_tag
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -56,19 +58,27 @@ _KINDS = ("gguf", "mlx", "fp8", "nvfp4", "merged")
 
 def _llama_cpp(files: Sequence[Artifact], repo: str) -> HowTo:
     chosen = next((a for a in files if a.label == "Q4_K_M"), min(files, key=lambda a: a.size))
-    plain = [f"llama-server -hf {repo}:{chosen.label}"]
-    lines = ["# An OpenAI-compatible server on port 8080, with a chat page; -hf downloads the file.", *plain]
+    first = chosen.files[0].name
+    listed = [file.name for artifact in files for file in artifact.files]
+    # Older names, and F16 beside BF16, are not found by their type: such a file is named in full.
+    by_tag = found_by_tag(listed, chosen.label) == first
+    plain = f"llama-server -hf {repo}:{chosen.label}" if by_tag else _by_name(repo, first)
+    lines = ["# An OpenAI-compatible server on port 8080, with a chat page; -hf downloads the file.", plain]
     note = ""
     if chosen.has_mtp:
         lines += [
             "",
             "# Faster: the model's own MTP head drafts tokens ahead, the model checks them.",
-            f"{plain[0]} --spec-type draft-mtp --spec-draft-n-max {_LLAMA_DRAFTS}",
+            f"{plain} --spec-type draft-mtp --spec-draft-n-max {_LLAMA_DRAFTS}",
         ]
         note = "MTP needs a llama.cpp whose `llama-server --help` lists `draft-mtp` under `--spec-type`."
-    lines += ["", "# Or fetch one file and run it.", _download(repo, chosen.files[0].name, len(chosen.files))]
-    lines.append(f"llama-cli -m {shlex.quote(chosen.files[0].name)}")
+    lines += ["", "# Or fetch one file and run it.", _download(repo, first, len(chosen.files))]
+    lines.append(f"llama-cli -m {shlex.quote(first)}")
     return HowTo("llama.cpp", "\n".join(lines), note)
+
+
+def _by_name(repo: str, name: str) -> str:
+    return f"llama-server -hf {repo} --hf-file {shlex.quote(name)}"
 
 
 def _download(repo: str, name: str, count: int) -> str:

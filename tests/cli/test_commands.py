@@ -68,7 +68,7 @@ def test_dry_run_states_exact_sizes_and_writes_nothing(zoo, tmp_path):
     assert result.returncode == 0, result.stderr
     written = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.gguf")}
     assert written == planned
-    assert set(written) == {"qwen3_5-MTP-Q4_K_M.gguf", "qwen3_5-MTP-BF16.gguf"}
+    assert set(written) == {"qwen3_5-Q4_K_M.gguf", "qwen3_5-BF16.gguf"}
 
 
 def test_the_receipt_names_no_host_path_and_owns_up(zoo, tmp_path):
@@ -116,7 +116,7 @@ def test_split_files_carry_llama_cpps_names(zoo, tmp_path):
     words = ("gguf", zoo("qwen3_5"), "-q", "Q8_0", "-o", tmp_path, "--no-verify", "--split-max-size", "1M")
     assert run(*words).returncode == 0
     names = sorted(path.name for path in tmp_path.glob("*.gguf"))
-    assert names[0].startswith("qwen3_5-MTP-Q8_0-00001-of-0000")
+    assert names[0].startswith("qwen3_5-Q8_0-00001-of-0000")
     assert len(names) > 1
 
 

@@ -45,7 +45,7 @@ def test_inspect_and_dry_run_download_no_weights(served):
     planned = run("gguf", "org/Tuned-4B", "-q", "Q4_K_M", "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
     (artifact,) = json.loads(planned.stdout)["artifacts"]
-    assert artifact["files"][0]["name"] == "Tuned-4B-MTP-Q4_K_M.gguf"
+    assert artifact["files"][0]["name"] == "Tuned-4B-Q4_K_M.gguf"
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert weight_bytes(server) < total / 10
 
@@ -57,7 +57,7 @@ def test_export_of_a_hub_model(served, tmp_path):
     assert far.returncode == 0, far.stderr
     near = run("gguf", folder, *options, "-o", tmp_path / "near")
     assert near.returncode == 0, near.stderr
-    name = "Same-MTP-Q8_0.gguf"
+    name = "Same-Q8_0.gguf"
     a, b = (tmp_path / "far" / name).read_bytes(), (tmp_path / "near" / name).read_bytes()
     tensors = 1 << 20  # beyond both headers, which differ in the organization that a Hub id names
     assert a[-tensors:] == b[-tensors:]

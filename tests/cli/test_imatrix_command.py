@@ -81,8 +81,8 @@ def test_its_default_name(zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     ok("imatrix", zoo("qwen3_5"), *SMALL)
     ok("imatrix", zoo("smollm"), *SMALL)
-    assert names(tmp_path) == {"qwen3_5-MTP-imatrix.gguf", "smollm-imatrix.gguf", "qexport.json"}
-    assert set(receipt(tmp_path)) == {"qwen3_5-MTP-imatrix.gguf", "smollm-imatrix.gguf"}
+    assert names(tmp_path) == {"qwen3_5-imatrix.gguf_file", "smollm-imatrix.gguf_file", "qexport.json"}
+    assert set(receipt(tmp_path)) == {"qwen3_5-imatrix.gguf_file", "smollm-imatrix.gguf_file"}
 
 
 def test_the_same_matrix_again(zoo: Any, out: Path, corpus: Path) -> None:
@@ -346,40 +346,40 @@ def test_a_ladder_with_the_built_in_corpus(zoo: Any, out: Path) -> None:
     ran = ok(*words, "-o", out, "--no-verify")
     assert ran.stderr.count("collected in") == 1
     sizes = {file["name"]: file["bytes"] for plan in planned["artifacts"] for file in plan["files"]}
-    assert {path.name: path.stat().st_size for path in out.glob("*.gguf")} == sizes
+    assert {path.name: path.stat().st_size for path in out.glob("*.gguf*")} == sizes
     assert set(sizes) == {
-        "qwen3_5-MTP-imatrix.gguf",
-        "qwen3_5-MTP-Q4_K_M-imatrix.gguf",
-        "qwen3_5-MTP-Q2_K_S-imatrix.gguf",
-        "qwen3_5-MTP-Q8_0.gguf",
+        "qwen3_5-imatrix.gguf_file",
+        "qwen3_5-Q4_K_M.gguf",
+        "qwen3_5-Q2_K_S.gguf",
+        "qwen3_5-Q8_0.gguf",
     }
-    matrix = read_imatrix(out / "qwen3_5-MTP-imatrix.gguf")
-    assert fields(out / "qwen3_5-MTP-Q4_K_M-imatrix.gguf") == {
-        "quantize.imatrix.file": "qwen3_5-MTP-imatrix.gguf",
+    matrix = read_imatrix(out / "qwen3_5-imatrix.gguf_file")
+    assert fields(out / "qwen3_5-Q4_K_M.gguf") == {
+        "quantize.imatrix.file": "qwen3_5-imatrix.gguf_file",
         "quantize.imatrix.dataset": matrix.datasets[0],
         "quantize.imatrix.entries_count": len(matrix.sums),
         "quantize.imatrix.chunks_count": 2,
     }
-    assert fields(out / "qwen3_5-MTP-Q8_0.gguf") == {}
+    assert fields(out / "qwen3_5-Q8_0.gguf") == {}
     artifacts = receipt(out)
     assert set(artifacts) == set(sizes)
     for artifact in artifacts.values():
         said = artifact["options"]["imatrix"]
-        assert (said["file"], said["sha256"]) == ("qwen3_5-MTP-imatrix.gguf", matrix.sha256)
+        assert (said["file"], said["sha256"]) == ("qwen3_5-imatrix.gguf_file", matrix.sha256)
         assert said["calibration"]["corpus_sha256"] == builtin_corpus().sha256
         assert said["calibration"]["tokens"] == 64
 
     given = out.parent / "given"
     words = ("gguf", zoo("qwen3_5"), *ladder, "-o", given, "--no-verify")
-    ran = ok(*words, "--imatrix", out / "qwen3_5-MTP-imatrix.gguf")
+    ran = ok(*words, "--imatrix", out / "qwen3_5-imatrix.gguf_file")
     assert "collected" not in ran.stderr
-    assert names(given) == names(out) - {"qwen3_5-MTP-imatrix.gguf"}
+    assert names(given) == names(out) - {"qwen3_5-imatrix.gguf_file"}
     for path in given.glob("*.gguf"):
         assert path.read_bytes() == (out / path.name).read_bytes()
     plain = out.parent / "plain"
     ok("gguf", zoo("qwen3_5"), "-q", "Q4_K_M", "-o", plain, "--no-verify")
-    with_matrix = tensors(out / "qwen3_5-MTP-Q4_K_M-imatrix.gguf")
-    for name, data in tensors(plain / "qwen3_5-MTP-Q4_K_M.gguf").items():
+    with_matrix = tensors(out / "qwen3_5-Q4_K_M.gguf")
+    for name, data in tensors(plain / "qwen3_5-Q4_K_M.gguf").items():
         if name in matrix.sums and not name.startswith("blk.4."):  # that block is kept at Q6_K or above
             assert not np.array_equal(data, with_matrix[name]) or "_inp" in name or "ssm_" in name, name
 
@@ -387,12 +387,12 @@ def test_a_ladder_with_the_built_in_corpus(zoo: Any, out: Path) -> None:
 def test_a_corpus_of_ones_own(zoo: Any, out: Path, corpus: Path) -> None:
     words = ("gguf", zoo("smollm"), "-q", "IQ4_XS", "-o", out, "--no-verify", "--model-name", "Mine 1B")
     ok(*words, "--imatrix", corpus, *SMALL)
-    assert names(out) == {"Mine-1B-imatrix.gguf", "Mine-1B-IQ4_XS-imatrix.gguf", "qexport.json"}
-    assert fields(out / "Mine-1B-IQ4_XS-imatrix.gguf")["quantize.imatrix.dataset"].startswith("mine.txt sha")
+    assert names(out) == {"Mine-1B-imatrix.gguf_file", "Mine-1B-IQ4_XS.gguf", "qexport.json"}
+    assert fields(out / "Mine-1B-IQ4_XS.gguf")["quantize.imatrix.dataset"].startswith("mine.txt sha")
     records = corpus.with_suffix(".jsonl")
     records.write_text("\n".join(json.dumps({"text": TEXT[n : n + 400]}) for n in range(9)))
     ok(*words, "--imatrix", records, *SMALL, "--overwrite")
-    matrix = read_imatrix(out / "Mine-1B-imatrix.gguf")
+    matrix = read_imatrix(out / "Mine-1B-imatrix.gguf_file")
     assert matrix.datasets[0].startswith("mine.jsonl sha256:")
 
 
@@ -427,19 +427,19 @@ def test_another_models_matrix(zoo: Any, out: Path, tmp_path: Path) -> None:
 def test_a_matrix_in_the_way(zoo: Any, out: Path) -> None:
     """Found before the pass, like every other name."""
     out.mkdir()
-    (out / "smollm-imatrix.gguf").write_bytes(b"mine")
+    (out / "smollm-imatrix.gguf_file").write_bytes(b"mine")
     ran = run("gguf", zoo("smollm"), "-q", "Q4_K_M", "-o", out, "--no-verify", "--imatrix", *SMALL)
     assert ran.code == 2
-    assert "smollm-imatrix.gguf" in ran.stderr
+    assert "smollm-imatrix.gguf_file" in ran.stderr
     assert "collected" not in ran.stderr
-    assert names(out) == {"smollm-imatrix.gguf"}
+    assert names(out) == {"smollm-imatrix.gguf_file"}
 
 
-def test_a_template_that_gives_the_matrix_the_name_of_a_file(zoo: Any, out: Path) -> None:
-    words = ("gguf", zoo("smollm"), "-q", "Q4_K_M", "-o", out, "--no-verify", "--imatrix", *SMALL)
+def test_a_template_that_gives_two_files_one_name(zoo: Any, out: Path) -> None:
+    words = ("gguf", zoo("smollm"), "-q", "Q4_K_M", "-q", "Q8_0", "-o", out, "--no-verify")
     ran = run(*words, "--file-name", "{name}{imatrix}")
     assert ran.code == 2
-    assert "two artifacts would have the name smollm-imatrix.gguf" in ran.stderr
+    assert "two artifacts would have the name smollm.gguf" in ran.stderr
 
 
 @pytest.mark.parametrize("given", ["absent.txt", "."])

@@ -91,14 +91,14 @@ def test_one_calibration_for_all_and_kept(recipe, tmp_path):
     first = ok(*words, *sets)
     assert first.stderr.count("importance matrix: ") == 1
     assert names(tmp_path / "out" / "Zoo-GGUF") == {
-        "Zoo-MTP-Q4_K_M-imatrix.gguf", "Zoo-MTP-imatrix.gguf", "qexport.json",
+        "Zoo-Q4_K_M.gguf", "Zoo-imatrix.gguf_file", "qexport.json",
     }  # fmt: skip
     receipt = json.loads((tmp_path / "out" / "Zoo-NVFP4" / "qexport.json").read_text())
     (artifact,) = receipt["artifacts"]
     assert artifact["options"]["importance"]["calibration"]["tokens"] == 256
     assert str(tmp_path) not in json.dumps(receipt)
     more = ok(*words, *sets, "--only", "mlx", "--set", "artifacts.mlx.importance=true")
-    assert "Zoo-MTP-imatrix.gguf is there" in more.stderr
+    assert "Zoo-imatrix.gguf_file is there" in more.stderr
 
 
 def test_a_base_beside_it_gets_the_same(recipe, zoo, tmp_path):

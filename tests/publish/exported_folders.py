@@ -61,5 +61,5 @@ def noise(size: int, seed: int) -> bytes:
 
 def gguf(label: str, size: int = 200_000, **more: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
     """One GGUF artifact; its bytes depend on the label."""
-    files = {f"Tuned-MTP-{label}.gguf": noise(size, sum(label.encode()))}
+    files = {f"Tuned-{label}.gguf": noise(size, sum(label.encode()))}
     return entry(label, files, **more), files

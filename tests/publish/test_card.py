@@ -116,7 +116,7 @@ def test_without_a_head_nothing_is_said_of_mtp():
     source = {"label": "Merged", "revision": None, "mtp": "none"}
     card = render_card([artifact(source=source, verification={"passed": True, "verdict": "pass"})], OPTIONS)
     assert "draft-mtp" not in card
-    assert "MTP" not in card.replace("Tuned-MTP-Q4_K_M", "")
+    assert "MTP" not in card.replace("Tuned-Q4_K_M", "")
     assert "Exports of `Merged`, made with qexport" in card
     assert "- Source: `Merged`, a local checkpoint\n" in card
 
@@ -130,9 +130,10 @@ def test_a_grafted_head_and_a_matrix_are_provenance():
 
 
 def test_the_importance_matrix_is_a_file_beside():
-    matrix = parse_entry(entry("imatrix", {"m-imatrix.gguf": b"x"}, kind="imatrix", verification=None), "r")
+    files = {"m-imatrix.gguf_file": b"x"}
+    matrix = parse_entry(entry("imatrix", files, kind="imatrix", verification=None), "r")
     card = render_card([artifact(), matrix], OPTIONS)
-    assert "- `m-imatrix.gguf`: the importance matrix" in card
+    assert "- `m-imatrix.gguf_file`: the importance matrix" in card
     assert "WARNING" not in card
     assert "| imatrix |" not in card
     assert "imatrix" in matter(card)["tags"]
@@ -143,6 +144,25 @@ def test_split_files_are_one_row():
     card = render_card([parse_entry(entry("BF16", files), "r")], OPTIONS)
     assert "| [M-BF16-00001-of-00003.gguf](./M-BF16-00001-of-00003.gguf) and 2 more | BF16 | 3 kB |" in card
     assert "hf download bob/Tuned-GGUF --include 'M-BF16-*' --local-dir .\n" in card
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"F16": "M-F16.gguf", "BF16": "M-BF16.gguf"},
+        {"Q8_0": "Tuned-MTP-Q8_0.gguf", "Q4_K_M": "Tuned-MTP-Q4_K_M-imatrix.gguf"},
+    ],
+)
+def test_a_file_that_its_type_does_not_find_is_named_in_full(names):
+    """The second are names of earlier versions; their receipts are still read."""
+    sizes = {"F16": 1, "Q4_K_M": 1}
+    made = [
+        parse_entry(entry(label, {name: b"x" * sizes.get(label, 2)}), "r") for label, name in names.items()
+    ]
+    card = render_card(made, OPTIONS)
+    first = names.get("F16") or names["Q4_K_M"]
+    assert f"\nllama-server -hf bob/Tuned-GGUF --hf-file {first}\n" in card
+    assert "-hf bob/Tuned-GGUF:" not in card
 
 
 def test_facts_from_the_sources_card_and_from_the_earlier_one():

@@ -37,7 +37,7 @@ def test_a_push_to_a_new_repository(hub, folder):
     )
     # What was pushed lies here as before: nothing is written into the folder.
     assert {path.name for path in folder.iterdir()} == {
-        "qexport.json", "Tuned-MTP-Q4_K_M.gguf", "Tuned-MTP-Q8_0.gguf"
+        "qexport.json", "Tuned-Q4_K_M.gguf", "Tuned-Q8_0.gguf"
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_a_later_push_keeps_what_is_there(hub, folder, tmp_path):
     tree = hub.pushed[REPO].tree()
     labels = [a["label"] for a in json.loads(tree["qexport.json"])["artifacts"]]
     assert labels == ["Q4_K_M", "Q8_0", "Q6_K"]
-    assert {"Tuned-MTP-Q4_K_M.gguf", "Tuned-MTP-Q6_K.gguf"} <= set(sums(tree["SHA256SUMS"]))
+    assert {"Tuned-Q4_K_M.gguf", "Tuned-Q6_K.gguf"} <= set(sums(tree["SHA256SUMS"]))
     card = tree["README.md"].decode()
     assert card.index("| Q4_K_M |") < card.index("| Q6_K |") < card.index("| Q8_0 |")
 
@@ -87,7 +87,7 @@ def test_a_later_push_keeps_what_is_there(hub, folder, tmp_path):
 def test_artifacts_whose_files_left_the_repository_leave_the_card(hub, folder, tmp_path):
     ok("push", folder, REPO)
     repo = hub.pushed[REPO]
-    repo.record({k: v for k, v in repo.tree().items() if k != "Tuned-MTP-Q8_0.gguf"}, "main")
+    repo.record({k: v for k, v in repo.tree().items() if k != "Tuned-Q8_0.gguf"}, "main")
     more = tmp_path / "more"
     more.mkdir()
     ok("push", export(more, [gguf("Q6_K")]), REPO)
@@ -140,11 +140,11 @@ def test_what_has_not_passed_is_refused(hub, tmp_path, verification):
     made = export(tmp_path, [gguf("Q4_K_M"), gguf("Q2_K", verification=verification)])
     ran = run("push", made, REPO)
     assert ran.code == 4
-    assert "Q2_K (Tuned-MTP-Q2_K.gguf)" in ran.stderr
+    assert "Q2_K (Tuned-Q2_K.gguf)" in ran.stderr
     assert not hub.requests
     # What passed goes without it.
     ok("push", made, REPO, "--only", "q4_k_m")
-    assert "Tuned-MTP-Q2_K.gguf" not in hub.pushed[REPO].tree()
+    assert "Tuned-Q2_K.gguf" not in hub.pushed[REPO].tree()
 
 
 def test_unverified_on_request_and_the_card_says_so(hub, tmp_path):
@@ -207,7 +207,7 @@ def test_a_card_of_somebody_elses_is_not_replaced(hub, folder):
 def test_a_branch_is_made(hub, folder):
     repo = hub.make(REPO)
     ok("push", folder, REPO, "--branch", "v2", "-m", "Second try")
-    assert "Tuned-MTP-Q8_0.gguf" in repo.tree("v2")
+    assert "Tuned-Q8_0.gguf" in repo.tree("v2")
     assert set(repo.tree("main")) == {".gitattributes"}
 
 

@@ -99,7 +99,7 @@ def test_a_token_that_expires_half_way(hub, folder, pattern):
 def test_a_second_run_sends_only_what_is_missing(hub, tmp_path):
     made = export(tmp_path, [gguf("Q4_K_M"), gguf("Q6_K"), gguf("Q8_0")])
     # Two of three arrive; the third's storage is down for good.
-    first = made / "Tuned-MTP-Q8_0.gguf"
+    first = made / "Tuned-Q8_0.gguf"
     import hashlib
 
     oid = hashlib.sha256(first.read_bytes()).hexdigest()

@@ -57,7 +57,7 @@ def test_a_link_to_a_folder_is_unknown(hub, folder, tmp_path):
 
 
 def test_a_file_that_is_missing_or_cut(hub, folder):
-    path = folder / "Tuned-MTP-Q8_0.gguf"
+    path = folder / "Tuned-Q8_0.gguf"
     data = path.read_bytes()
     path.write_bytes(data[:-1])
     assert "has 299999 bytes; the receipt says 300000" in run("push", folder, REPO).stderr
@@ -77,21 +77,21 @@ def flip(path, *, later):
 
 
 def test_a_file_changed_after_its_receipt_is_read_again(hub, folder):
-    flip(folder / "Tuned-MTP-Q8_0.gguf", later=True)
+    flip(folder / "Tuned-Q8_0.gguf", later=True)
     ran = run("push", folder, REPO)
     assert ran.code == 3
-    assert "Tuned-MTP-Q8_0.gguf is not the file that was exported" in ran.stderr
+    assert "Tuned-Q8_0.gguf is not the file that was exported" in ran.stderr
     assert REPO not in hub.pushed
 
 
 def test_a_file_only_touched_goes(hub, folder):
-    path = folder / "Tuned-MTP-Q8_0.gguf"
+    path = folder / "Tuned-Q8_0.gguf"
     os.utime(path, (path.stat().st_mtime + 60,) * 2)
     ok("push", folder, REPO)
 
 
 def test_rehash_finds_what_the_clock_does_not_show(hub, folder):
-    flip(folder / "Tuned-MTP-Q8_0.gguf", later=False)
+    flip(folder / "Tuned-Q8_0.gguf", later=False)
     assert run("push", folder, REPO, "--rehash").code == 3
     assert REPO not in hub.pushed
 
@@ -211,7 +211,7 @@ def test_receipts_in_subfolders_and_above(tmp_path):
     files = {"mlx/config.json": b"{}", "mlx/model.safetensors": b"w" * 100}
     export(out, [(entry("6bit", files, kind="mlx"), files)])
     names = {f.name for a in read_artifacts(out) for f in a.files}
-    assert names == {"gguf/Tuned-MTP-Q8_0.gguf", *files}
+    assert names == {"gguf/Tuned-Q8_0.gguf", *files}
     # The folder of one format, whose receipt lies one level up.
     (artifact,) = read_artifacts(out / "mlx")
     assert [f.name for f in artifact.files] == ["config.json", "model.safetensors"]

@@ -17,7 +17,7 @@ PASSED = {
 FAILED = {**PASSED, "passed": False, "verdict": "fail: agreement"}
 UNRUN = {"passed": False, "verdict": "not verified", "runtime": {"name": "none", "version": ""}}
 MATRIX = {
-    "file": "tuned-imatrix.gguf",
+    "file": "tuned-imatrix.gguf_file",
     "sha256": "ab" * 32,
     "datasets": ["qexport-calib-1 131072 tokens"],
     "calibration": {"corpus": "qexport-calib-1", "tokens": 131072, "chunk": 512, "seed": 0, "seconds": 61.5},
@@ -105,7 +105,7 @@ def entry(kind: str, label: str, sizes: dict[str, int], **more: Any) -> dict[str
 
 
 def gguf(label: str, size: int, **more: Any) -> dict[str, Any]:
-    return entry("gguf", label, {f"Tuned-MTP-{label}.gguf": size}, **more)
+    return entry("gguf", label, {f"Tuned-{label}.gguf": size}, **more)
 
 
 def receipt(folder: Path, *entries: dict[str, Any]) -> Path:

@@ -20,7 +20,7 @@ from qexport.verify.speeds import Bench
 @pytest.fixture
 def file(tmp_path):
     """A GGUF with its receipt."""
-    path = write_llama(tmp_path / "Tuned-MTP-Q8_0.gguf")
+    path = write_llama(tmp_path / "Tuned-Q8_0.gguf")
     receipt(tmp_path, gguf("Q8_0", path.stat().st_size, measures=measures(0.001, 0.05)))
     return path
 

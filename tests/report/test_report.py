@@ -28,7 +28,7 @@ from qexport.report.words import gate_value, summary
 from qexport.verify.speeds import Bench
 
 GATES = (
-    Gate("Tuned-MTP-Q4_K_M.gguf", "max_mean_kld", 0.03, 0.0169, True),
+    Gate("Tuned-Q4_K_M.gguf", "max_mean_kld", 0.03, 0.0169, True),
     Gate("Tuned-NVFP4/", "max_mean_kld", 0.03, None, False),
 )
 
@@ -52,7 +52,7 @@ def test_every_figure_of_a_receipt_is_in_its_row(tmp_path):
         "Q4_K_M", 16_550_000_000, measures=measures(0.016, 0.6, 0.81, bench=bench(37.0), mtp_tok_s=50)
     )
     (row,) = gather([receipt(tmp_path, made)]).models[0].rows
-    assert (row.kind, row.label, row.name) == ("gguf", "Q4_K_M", "Tuned-MTP-Q4_K_M.gguf")
+    assert (row.kind, row.label, row.name) == ("gguf", "Q4_K_M", "Tuned-Q4_K_M.gguf")
     assert (row.size, row.bits_per_weight, row.proof) == (16_550_000_000, 4.9, "passed")
     assert row.kld is not None
     assert (row.kld.mean, row.kld.p99_9, row.kld.max) == (0.016, 0.6, 1.2)
@@ -137,7 +137,7 @@ def test_an_artifact_is_reported_once(tmp_path):
 
 
 def test_importance_matrices_are_no_artifacts(tmp_path):
-    matrix = entry("imatrix", "imatrix", {"tuned-imatrix.gguf": 10})
+    matrix = entry("imatrix", "imatrix", {"tuned-imatrix.gguf_file": 10})
     assert len(gather([receipt(tmp_path / "a", matrix, gguf("Q8_0", 10))]).models[0].rows) == 1
     with pytest.raises(InputError, match="nothing to report on"):
         gather([receipt(tmp_path / "b", matrix)])
@@ -157,7 +157,7 @@ def test_provenance_is_said_once(tmp_path):
     assert facts["Source"].endswith("54 GB of weights")
     assert facts["MTP head"].startswith("grafted from org/Base, bit for bit")
     assert facts["Calibration"] == (
-        "importance matrix tuned-imatrix.gguf, from qexport-calib-1 131072 tokens"
+        "importance matrix tuned-imatrix.gguf_file, from qexport-calib-1 131072 tokens"
     )
     assert facts["Written by"] == "qexport 0.1.0"
     assert report.models[0].repairs == ("rope parameters in the old form (rope.legacy)",)
@@ -200,7 +200,7 @@ class TestComparison:
     def test_names_and_times_are_no_settings(self, tmp_path):
         ours = gguf("Q4_K_M", 100)
         calibration = {**MATRIX["calibration"], "seconds": 1.0}
-        matrix = {**MATRIX, "file": "base-imatrix.gguf", "sha256": "cd" * 32, "calibration": calibration}
+        matrix = {**MATRIX, "file": "base-imatrix.gguf_file", "sha256": "cd" * 32, "calibration": calibration}
         theirs = of_base({**ours, "options": {**ours["options"], "imatrix": matrix, "model_name": "Base"}})
         report = gather([receipt(tmp_path / "t", ours)], compare=[receipt(tmp_path / "b", theirs)])
         assert lay_out(report).comparisons[0].differences == ()

@@ -24,7 +24,8 @@ class GgufOptions:
         pre_tokenizer: llama.cpp's name of the BPE pre-tokenizer, to override what was recognised.
         split_max_size: bytes of tensors per shard; ``None`` for one file.
         model_name: ``general.name``, instead of what the folder or model card says.
-        file_name: file names: ``{name}``, ``{mtp}``, ``{type}``, ``{imatrix}`` are filled in.
+        file_name: file names: ``{name}`` and ``{type}`` are filled in; what readers of GGUF files would take
+            for something else is changed (``file_name.py``).
         quantized_by: ``general.quantized_by``.
     """
 
@@ -36,5 +37,5 @@ class GgufOptions:
     pre_tokenizer: str | None = None
     split_max_size: int | None = None
     model_name: str | None = None
-    file_name: str = "{name}{mtp}-{type}{imatrix}"
+    file_name: str = "{name}-{type}"
     quantized_by: str | None = None

@@ -131,7 +131,8 @@ def _plan_one(
     notes += said
     tensors: list[PlannedTensor] = []
     shards = _shards(file, outputs, choices, options.split_max_size)
-    stem = file_stem(view, file.name, options, imatrix=bool(weights))
+    stem, named = file_stem(view, file.name, options)
+    notes += named
     planned_files: list[PlannedFile] = []
     for index, (names, members) in enumerate(zip(shard_names(stem, len(shards)), shards, strict=True)):
         infos, size = _infos(file, members, choices)
