@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.export.files import temporary_name, write_problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-    from pathlib import Path
 
     from qexport.formats.plan import ArtifactPlan
 
 __all__ = ["check_collisions", "check_space", "free_bytes", "make_folder"]
+
+_NAME_BYTES = 255  # of a file's name, on every file system in use
 
 
 def free_bytes(folder: Path) -> int:
@@ -51,12 +56,12 @@ def check_space(plans: Sequence[ArtifactPlan], folder: Path) -> None:
 
 
 def check_collisions(
-    names: Sequence[str], folder: Path, *, overwrite: bool, mine: Collection[Path] = ()
+    names: Sequence[str], folder: Path, *, overwrite: bool, mine: Collection[int] = ()
 ) -> None:
-    """Raises UsageProblem when two files share a name, or one is there already and may not be replaced.
+    """Raises UsageProblem when a name cannot be written to, two files share it, or it is taken.
 
     Args:
-        mine: files (resolved) of an interrupted run, which may always be replaced.
+        mine: inodes of the files of an interrupted run, which may always be replaced.
     """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -64,10 +69,24 @@ def check_collisions(
             f"two artifacts would have the name {twice[0]}",
             hint="Put {type} into the file name template.",
         )
-    blocked = next((name for name in names if (folder / name).is_dir()), None)
-    if blocked is not None:
-        raise UsageProblem(f"{blocked} is a folder in {folder.name or folder}", hint="Choose another --out.")
-    there = [name for name in names if (folder / name).exists() and (folder / name).resolve() not in mine]
+    there = []
+    for name in names:
+        if len(os.fsencode(temporary_name(Path(name).name))) > _NAME_BYTES:
+            raise UsageProblem(
+                f"the file name {name[:40]}... is too long: {len(os.fsencode(name))} bytes",
+                hint="Choose a shorter one (--file-name, --model-name).",
+            )
+        try:
+            status = (folder / name).lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise write_problem(error, name) from error
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            what = "folder" if stat.S_ISDIR(status.st_mode) else "device or a pipe"
+            raise UsageProblem(f"{name} is a {what} in {folder.name or folder}", hint="Choose another --out.")
+        if status.st_ino not in mine:
+            there.append(name)
     if there and not overwrite:
         raise UsageProblem(
             f"{', '.join(there[:3])} {'is' if len(there) == 1 else 'are'} already in {folder.name or folder}",

@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.export.crew import Crew
 from qexport.export.disk import make_folder
+from qexport.export.files import silent
+from qexport.export.locks import locked
 from qexport.export.pour import Pour
 from qexport.export.resume import Resume
 from qexport.export.runs import Done, Landed, Run, encode_run, observe, runs_of, spans_of
@@ -30,7 +33,7 @@ from qexport.export.sink import Sink, WrittenFile
 from qexport.export.steps import Step, merge_steps, surveys_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qexport.formats.plan import ArtifactPlan, Region, Survey
 
@@ -59,6 +62,7 @@ def execute(
     threads: int | None = None,
     progress: Progress | None = None,
     resume: Resume | None = None,
+    say: Callable[[str], None] = silent,
 ) -> list[tuple[WrittenFile, ...]]:
     """Write every file of every plan into ``folder``.
 
@@ -66,7 +70,9 @@ def execute(
         plans: from formats; all over one model.
         folder: made if it is not there; or one folder for each plan.
         threads: encoder threads; as many as there are processors by default.
-        resume: go on where an earlier run of the same plans stopped, and leave what the next may need.
+        resume: go on where an earlier run of the same plans stopped, and leave what the next may need. Who
+            gives it holds the folders' locks; otherwise they are taken here.
+        say: is told what was set aside.
 
     Returns:
         for each plan, its files with size and SHA-256.
@@ -82,17 +88,22 @@ def execute(
     for each in dict.fromkeys(folders):
         make_folder(each)
     steps = merge_steps(plans)
-    start = resume.begin(plans, folders, len(steps)) if resume is not None else 0
-    if resume is not None and resume.complete:
-        return resume.rename(plans, folders)
-    there = _written_by(steps[:start], len(plans))
-    keep = False
-    sinks: list[Sink] = []
     with ExitStack() as stack:
+        if resume is None:
+            stack.enter_context(locked(folders, say))
+        start = 0 if resume is None else resume.begin(plans, folders, len(steps))
+        if resume is not None and resume.complete:
+            return resume.rename(plans, folders)
+        there = _written_by(steps[:start], len(plans))
+        crew = stack.enter_context(Crew())
+        sinks: list[Sink] = []
+        keep = start > 0
         # Removes what was not committed, or keeps it; nothing after a commit.
         stack.callback(lambda: _abort(sinks, keep=keep))
         for plan, its_folder, regions in zip(plans, folders, there, strict=True):
-            sinks.append(Sink(plan, its_folder, regions if start else None))
+            sinks.append(Sink(plan, its_folder, crew, regions if start else None, say))
+        if resume is not None:
+            resume.opened({path: n for sink in sinks for path, n in sink.numbers.items()}, start)
         if progress is not None:
             progress.advance(sum(region.nbytes for regions in there for region in regions))
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
@@ -111,6 +122,7 @@ def execute(
         except BaseException:
             if resume is not None:
                 resume.forget()
+            keep = False
             raise
         if resume is not None:
             keep = True  # all is on disk; from here on only names are given
@@ -189,9 +201,9 @@ class _Pass:
         try:
             for sink in self._sinks:
                 sink.sync()
+            self._resume.record(steps)
         except Exception:  # noqa: BLE001  # whatever it is, it is met again; the last entry stays true
             return
-        self._resume.record(steps)
 
     def _survey(self, wanted: Sequence[Survey]) -> None:
         """Show the surveys every row of every tensor that has them."""

@@ -5,149 +5,145 @@ hold. Who runs the same export again (the same fingerprint) opens those files as
 next step; hashes are made good by reading back what was written, never the source. The last entry is made
 when every file is complete and before the first gets its final name: from there on nothing is encoded again.
 
-A lock file beside it keeps two runs from one folder. Both disappear with the end of the run. The ledger is
-no part of an artifact; it may hold paths.
+A ledger may have come with the folder, from anywhere. So it is read within bounds, and its names are never
+believed: a file counts as ours where it also has the inode that the ledger gives, which no other machine's
+ledger can know. The ledger is no part of an artifact; it may hold paths.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import EnvironmentProblem
-from qexport.export.sink import sync_folder, temporary_name
+from qexport.export.files import (
+    plain_status,
+    read_plain,
+    replace_file,
+    set_aside,
+    silent,
+    temporary_name,
+    write_problem,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-__all__ = ["LEDGER_NAME", "LOCK_NAME", "Entry", "Ledger"]
+__all__ = ["LEDGER_NAME", "Entry", "Ledger"]
 
 LEDGER_NAME = ".qexport-ledger.json"
-LOCK_NAME = ".qexport-lock"
-_SCHEMA = 1
+_SCHEMA = 2
 _EVERY = 30.0  # seconds between entries: what a killed run loses at most
+_MOST_BYTES = 32 << 20  # of thousands of files with names and hashes
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the ledger says.
+    """What the ledger says. Files are named as seen from its folder.
 
     Attributes:
         fingerprint: of everything that is being written.
-        files: every file of the run.
+        files: every file of the run by its final name, with its inode.
         steps: how many steps of the pass are on disk.
         hashes: of all files, once they are complete; ``None`` before.
     """
 
     fingerprint: str
-    files: tuple[Path, ...]
+    files: Mapping[str, int]
     steps: int = 0
     hashes: Mapping[str, str] | None = None
 
 
 @dataclass
 class Ledger:
-    """The ledger in ``folder``, held by one run from :meth:`open` to :meth:`close`."""
+    """The ledger in ``folder``; only :meth:`read` is for those who do not hold the folder's lock."""
 
     folder: Path
     every: float = _EVERY
-    _lock: int = field(default=-1, init=False)
-    _last: float = field(default=0.0, init=False)
+    _last: float = field(default_factory=time.monotonic, init=False)
 
-    def open(self) -> Entry | None:
-        """Take the lock; what an earlier run has left, if it can be read.
-
-        Raises:
-            EnvironmentProblem: another run holds it, or the folder cannot be written to.
-        """
+    def read(self) -> Entry | None:
+        """What an earlier run has left, if there is a ledger that can be used."""
+        data = read_plain(self.folder / LEDGER_NAME, _MOST_BYTES)
+        if data is None:
+            return None
         try:
-            self._lock = _take(self.folder / LOCK_NAME)
-        except BlockingIOError as error:
-            raise EnvironmentProblem(
-                f"another run is writing into {self.folder.name or self.folder}",
-                hint="Wait for it, or choose another --out.",
-            ) from error
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"{self.folder.name or self.folder} cannot be written to: {error.strerror or error}",
-                hint="Choose another --out.",
-            ) from error
-        self._last = time.monotonic()
-        return self.read()
+            return _entry(json.loads(data))
+        except (ValueError, RecursionError):  # no UTF-8, no JSON, thousands of digits or brackets
+            return None
+
+    def take(self, say: Callable[[str], None] = silent) -> Entry | None:
+        """As :meth:`read`; what has the ledger's name and is none is set aside."""
+        entry = self.read()
+        if entry is None:
+            try:
+                set_aside(self.folder / LEDGER_NAME, say)
+            except OSError as error:
+                raise EnvironmentProblem(str(write_problem(error, LEDGER_NAME))) from error
+        return entry
 
     def due(self) -> bool:
         """Whether it is time for the next entry."""
         return time.monotonic() - self._last >= self.every
 
     def write(self, entry: Entry) -> None:
-        """Make ``entry`` durable; what it says must be so already."""
+        """Make ``entry`` durable; what it says must be so already. Raises EnvironmentProblem."""
         value: dict[str, Any] = {
             "schema": _SCHEMA,
             "fingerprint": entry.fingerprint,
-            "files": [os.path.relpath(path, self.folder) for path in entry.files],
+            "files": dict(entry.files),
             "steps": entry.steps,
             "hashes": None if entry.hashes is None else dict(entry.hashes),
         }
-        path = self.folder / LEDGER_NAME
-        part = self.folder / temporary_name(LEDGER_NAME)
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(self.folder)
         self._last = time.monotonic()
+        replace_file(self.folder / LEDGER_NAME, json.dumps(value).encode())
 
-    def discard(self, files: Sequence[Path]) -> None:
-        """Forget an earlier run: its unfinished files and the ledger itself."""
-        for path in files:
-            path.with_name(temporary_name(path.name)).unlink(missing_ok=True)
-        (self.folder / LEDGER_NAME).unlink(missing_ok=True)
-        (self.folder / temporary_name(LEDGER_NAME)).unlink(missing_ok=True)
+    def discard(self, entry: Entry | None) -> None:
+        """Forget an earlier run: the ledger, and its unfinished files as far as they are certainly ours."""
+        with contextlib.suppress(OSError):
+            (self.folder / LEDGER_NAME).unlink(missing_ok=True)
+        for name, number in entry.files.items() if entry is not None else ():
+            final = self.folder / name
+            part = final.with_name(temporary_name(final.name))
+            if self._is_below(name) and (found := plain_status(part)) is not None and found.st_ino == number:
+                with contextlib.suppress(OSError):
+                    part.unlink()
 
-    def close(self) -> None:
-        """Let go of the lock. The ledger stays unless it was discarded."""
-        if self._lock >= 0:
-            (self.folder / LOCK_NAME).unlink(missing_ok=True)  # while it is held: nobody else has it
-            os.close(self._lock)
-            self._lock = -1
-
-    def read(self) -> Entry | None:
-        """What the ledger says, if there is one that can be read; needs no lock."""
+    def _is_below(self, name: str) -> bool:
+        """Whether a name leads into the folder, by no link either."""
+        path = PurePath(name)
+        if path.is_absolute() or ".." in path.parts:
+            return False
         try:
-            value = json.loads((self.folder / LEDGER_NAME).read_text(encoding="utf-8"))
-            if value["schema"] != _SCHEMA:
-                return None
-            files = tuple(self.folder / name for name in value["files"])
-            hashes = value["hashes"]
-            return Entry(str(value["fingerprint"]), files, int(value["steps"]), hashes)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # there is none, or it is no ledger of this version
+            return (self.folder / path).parent.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError):
+            return False
 
 
-def _take(path: Path) -> int:
-    """Open and lock ``path``; it must still be the file of that name once it is locked."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _flock(fd)
-            if os.fstat(fd).st_ino == path.stat().st_ino:
-                return fd
-        except FileNotFoundError:
-            pass  # its holder has just finished and removed it
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+def _entry(value: Any) -> Entry | None:
+    """A parsed ledger, if it is one of this version and every value is of its kind."""
+    if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
+        return None
+    values: list[Any] = [value.get(key) for key in ("fingerprint", "files", "steps", "hashes")]
+    entry = Entry(*values)
+    files, hashes = entry.files, entry.hashes
+    good = (
+        isinstance(entry.fingerprint, str)
+        and isinstance(files, dict)
+        and all(_is_name(name) and type(number) is int for name, number in files.items())
+        and type(entry.steps) is int
+        and (hashes is None or (isinstance(hashes, dict) and hashes.keys() == files.keys()))
+        and all(isinstance(each, str) and _SHA256.fullmatch(each) for each in (hashes or {}).values())
+    )
+    return entry if good else None
 
 
-def _flock(fd: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _is_name(name: str) -> bool:
+    return bool(PurePath(name).name) and "\0" not in name

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
-from qexport.export.sink import sync_folder
+from qexport.export.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -177,14 +176,7 @@ def _same_sizes(folder: Path, entry: Mapping[str, Any]) -> bool:
 
 def _write(folder: Path, receipt: Mapping[str, Any]) -> Path:
     path = folder / RECEIPT_NAME
-    part = folder / f".{RECEIPT_NAME}.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(receipt, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(folder)
+    replace_file(path, (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode())
     return path
 
 

@@ -7,32 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qexport.errors import EnvironmentProblem
+from qexport.export.files import plain_status, sync_folder, temporary_name, write_problem
 from qexport.export.ledger import Entry, Ledger
-from qexport.export.sink import WrittenFile, sync_folder, temporary_name
+from qexport.export.sink import WrittenFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["Resume"]
+__all__ = ["Resume", "numbers_there"]
 
 
 @dataclass
 class Resume:
-    """One run's dealings with an open ledger.
+    """One run's dealings with a ledger whose folder it has locked.
 
     Args:
-        ledger: open, so locked by this run.
-        earlier: what it said when it was opened.
+        ledger: the ledger.
+        earlier: what it said at first.
         fingerprint: of all that is to be written.
     """
 
     ledger: Ledger
     earlier: Entry | None
     fingerprint: str
-    _files: tuple[Path, ...] = field(default=(), init=False)
+    _sizes: dict[str, int] = field(default_factory=dict, init=False)
+    _files: Mapping[str, int] = field(default_factory=dict, init=False)
     _hashes: Mapping[str, str] | None = field(default=None, init=False)
 
     @property
@@ -42,18 +43,21 @@ class Resume:
 
     def begin(self, plans: Sequence[ArtifactPlan], folders: Sequence[Path], steps: int) -> int:
         """How many steps of ``steps`` need not be done again. What cannot be used is removed."""
-        self._files = tuple(
-            folder / file.name for plan, folder in zip(plans, folders, strict=True) for file in plan.files
-        )
-        earlier = self.earlier
-        if earlier is not None and not self._usable(earlier, steps):
-            self.ledger.discard(earlier.files)
-            earlier = None
-        if earlier is None:
-            self.record(0)
+        self._sizes = {
+            self._key(folder / file.name): file.size
+            for plan, folder in zip(plans, folders, strict=True)
+            for file in plan.files
+        }
+        if self.earlier is None or not self._usable(self.earlier, steps):
+            self.ledger.discard(self.earlier)
             return 0
-        self._hashes = earlier.hashes
-        return earlier.steps
+        self._files, self._hashes = self.earlier.files, self.earlier.hashes
+        return self.earlier.steps
+
+    def opened(self, numbers: Mapping[Path, int], steps: int) -> None:
+        """These are the files of the run, with their inodes; they hold ``steps`` steps."""
+        self._files = {self._key(path): number for path, number in numbers.items()}
+        self.record(steps)
 
     def due(self) -> bool:
         """Whether it is time for :meth:`record`."""
@@ -77,41 +81,51 @@ class Resume:
         hashes = self._hashes or {}
         written: list[tuple[WrittenFile, ...]] = []
         for plan, folder in zip(plans, folders, strict=True):
-            for file in plan.files:
-                path = folder / file.name
-                part = path.with_name(temporary_name(path.name))
+            finals = {folder / file.name: file for file in plan.files}
+            for path, file in finals.items():
+                number = self._files[self._key(path)]
                 try:
-                    if part.exists():
-                        part.replace(path)
+                    if _is_it(_part(path), number, file.size):
+                        _part(path).replace(path)
                 except OSError as error:
-                    raise EnvironmentProblem(
-                        f"{file.name} cannot be given its name: {error.strerror or error}"
-                    ) from error
-            sync_folder(folder)
+                    raise write_problem(error, file.name) from error
+            for each in {path.parent: None for path in finals}:
+                sync_folder(each)
             written.append(
-                tuple(
-                    WrittenFile(file.name, file.size, hashes[self._key(folder / file.name)])
-                    for file in plan.files
-                )
+                tuple(WrittenFile(f.name, f.size, hashes[self._key(path)]) for path, f in finals.items())
             )
         return written
 
     def forget(self) -> None:
         """Nothing of this run is of use to the next."""
-        self.ledger.discard(self._files)
+        self.ledger.discard(Entry(self.fingerprint, self._files))
 
     def _usable(self, earlier: Entry, steps: int) -> bool:
-        every = {self._key(path) for path in self._files}
-        if earlier.fingerprint != self.fingerprint or every != {self._key(path) for path in earlier.files}:
+        """Whether it is the same run, and every file is the one that it wrote and has the planned size."""
+        if earlier.fingerprint != self.fingerprint or earlier.files.keys() != self._sizes.keys():
             return False
-        if earlier.hashes is not None:
-            return every <= set(earlier.hashes) and all(
-                _part(path).exists() or path.exists() for path in self._files
-            )
-        return 0 < earlier.steps <= steps and all(_part(path).exists() for path in self._files)
+        if earlier.hashes is None and not 0 < earlier.steps <= steps:
+            return False
+        paths = {name: self.ledger.folder / name for name in self._sizes}
+        return all(
+            _is_it(_part(path), earlier.files[name], self._sizes[name])
+            or (earlier.hashes is not None and _is_it(path, earlier.files[name], self._sizes[name]))
+            for name, path in paths.items()
+        )
 
     def _key(self, path: Path) -> str:
         return os.path.relpath(path, self.ledger.folder)
+
+
+def numbers_there(folder: Path) -> frozenset[int]:
+    """Inodes of the files that an interrupted run has written, by the ledger in ``folder``."""
+    entry = Ledger(folder).read()
+    return frozenset() if entry is None else frozenset(entry.files.values())
+
+
+def _is_it(path: Path, number: int, size: int) -> bool:
+    status = plain_status(path)
+    return status is not None and (status.st_ino, status.st_size) == (number, size)
 
 
 def _part(path: Path) -> Path:

@@ -19,10 +19,12 @@ from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs import warmup
 from qexport.export.disk import check_collisions, check_space, make_folder
 from qexport.export.execute import execute
+from qexport.export.files import silent
 from qexport.export.fingerprint import fingerprint
 from qexport.export.ledger import Ledger
+from qexport.export.locks import locked
 from qexport.export.receipt import write_receipt
-from qexport.export.resume import Resume
+from qexport.export.resume import Resume, numbers_there
 from qexport.pipeline.measure import measuring
 from qexport.pipeline.receipts import artifact_entries, entry_of
 
@@ -140,8 +142,7 @@ def check(
     wanted = {folder: [item.plan for item in members] for folder, members in _by_folder(items).items()}
     for folder, plans in (beside or {}).items():
         wanted.setdefault(folder, []).extend(plans)
-    entry = Ledger(home or _home(items)).read() if items else None
-    mine = {path.resolve() for path in entry.files} if entry is not None else set()
+    mine = numbers_there(home or _home(items)) if items else frozenset()
     for folder, every in wanted.items():
         names = [file.name for each in every for file in each.files]
         check_collisions(names, folder, overwrite=overwrite, mine=mine)
@@ -173,6 +174,7 @@ def write(
     home: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] = silent,
 ) -> list[Item]:
     """The one pass, and receipts that call nothing verified yet.
 
@@ -181,24 +183,20 @@ def write(
 
     Args:
         home: where the ledger lies; the first target's folder by default.
+        say: is told what was none of ours and set aside.
     """
     home = home or _home(items)
-    make_folder(home)
-    ledger = Ledger(home)
-    resume = Resume(ledger, ledger.open(), _together(items))
-    try:
-        done = execute(
-            [item.plan for item in items],
-            [item.folder for item in items],
-            threads=threads,
-            progress=progress,
-            resume=resume,
-        )
+    folders = [item.folder for item in items]
+    for folder in (home, *folders):
+        make_folder(folder)
+    with locked((home, *folders), say):
+        ledger = Ledger(home)
+        resume = Resume(ledger, ledger.take(say), _together(items))
+        plans = [item.plan for item in items]
+        done = execute(plans, folders, threads=threads, progress=progress, resume=resume, say=say)
         written = [replace(item, written=files) for item, files in zip(items, done, strict=True)]
         _write_receipts(written, diagnosis)
         resume.forget()
-    finally:
-        ledger.close()
     return written
 
 

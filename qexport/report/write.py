@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.errors import EnvironmentProblem
+from qexport.export.disk import make_folder
+from qexport.export.files import replace_file
 from qexport.report.gather import gather
 from qexport.report.html import html
 from qexport.report.markdown import markdown
@@ -60,11 +61,7 @@ def save_report(report: Report, out: Path) -> ReportPaths:
         (paths.markdown, markdown(page)),
         (paths.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"),
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, content in texts:
-            path.write_text(content, encoding="utf-8", newline="\n")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EnvironmentProblem(f"the report cannot be written into {out}: {reason}") from error
+    make_folder(out)
+    for path, content in texts:
+        replace_file(path, content.encode())
     return paths

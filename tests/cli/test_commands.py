@@ -177,12 +177,12 @@ def test_a_run_that_is_told_to_stop_goes_on_when_told_again(zoo, tmp_path):
     code = (
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
-        "from qexport.export import sink\n"
-        "write = sink._FileWriter._write\n"
+        "from qexport.export.writer import FileWriter\n"
+        "write = FileWriter._write\n"
         "def stop(self, offset, data):\n"
         "    write(self, offset, data)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "sink._FileWriter._write = stop\n"
+        "FileWriter._write = stop\n"
         "from qexport.cli.main import main\n"
         "main()\n"
     )

@@ -17,7 +17,9 @@ from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor, Piece, stack_rows
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.export import runs as runs_module
+from qexport.export.crew import Crew
 from qexport.export.execute import execute
+from qexport.export.locks import locked
 from qexport.export.rows import arranged_rows
 from qexport.export.sink import Sink
 from qexport.export.steps import merge_steps
@@ -180,22 +182,21 @@ def test_an_error_after_writing_a_run_is_no_success_and_no_hang(tmp_path, monkey
 
 def test_a_file_that_lacks_bytes_is_never_complete(tmp_path):
     plan = plan_of([checkpoint(a=(64, 64)).logical("a")])
-    sink = Sink(plan, tmp_path)
-    sink.write(0, 4, b"x" * 100, lambda: None)
-    with pytest.raises(ValueError, match="104 of 16388 bytes"):
-        sink.finish()
-    with pytest.raises(ValueError, match="not complete"):
-        sink.commit()
-    sink.abort()
+    with Crew() as crew:
+        sink = Sink(plan, tmp_path, crew)
+        sink.write(0, 4, b"x" * 100, lambda: None)
+        with pytest.raises(ValueError, match="104 of 16388 bytes"):
+            sink.finish()
+        with pytest.raises(ValueError, match="not complete"):
+            sink.commit()
+        sink.abort()
     assert names(tmp_path) == []
 
 
 def test_two_runs_do_not_weave_one_file(tmp_path):
     plan = plan_of([checkpoint(a=(4, 4)).logical("a")])
-    first = Sink(plan, tmp_path)
-    with pytest.raises(EnvironmentProblem, match="another run"):
-        Sink(plan, tmp_path)
-    first.abort()
+    with locked([tmp_path]), pytest.raises(EnvironmentProblem, match="another run"):
+        execute([plan], tmp_path)
     execute([plan], tmp_path)
     assert names(tmp_path) == ["out.bin"]
 
@@ -367,8 +368,8 @@ def test_a_file_written_in_any_order_has_its_bytes_and_its_hash(data):
         for i, (r, _) in enumerate(regions)
     )
     plan = ArtifactPlan("test", "t", (PlannedFile("f", at, b"hd"),), planned)
-    with tempfile.TemporaryDirectory() as name:
-        sink = Sink(plan, Path(name))
+    with tempfile.TemporaryDirectory() as name, Crew(1) as crew:
+        sink = Sink(plan, Path(name), crew)
         for region, text in data.draw(st.permutations(regions)):
             cut = data.draw(st.integers(0, region.nbytes))
             for low, high in data.draw(st.permutations([(0, cut), (cut, region.nbytes)])):
@@ -381,12 +382,13 @@ def test_a_file_written_in_any_order_has_its_bytes_and_its_hash(data):
 
 def test_bytes_twice_in_one_place_are_a_defect(tmp_path):
     plan = plan_of([checkpoint(a=(64, 64)).logical("a")])
-    sink = Sink(plan, tmp_path)
-    sink.write(0, 100, b"x" * 100, lambda: None)
-    sink.write(0, 150, b"x" * 10, lambda: None)
-    with pytest.raises(ValueError, match=r"bytes for 150\.\.160"):
-        sink.finish()
-    sink.abort()
+    with Crew() as crew:
+        sink = Sink(plan, tmp_path, crew)
+        sink.write(0, 100, b"x" * 100, lambda: None)
+        sink.write(0, 150, b"x" * 10, lambda: None)
+        with pytest.raises(ValueError, match=r"bytes for 150\.\.160"):
+            sink.finish()
+        sink.abort()
 
 
 @settings(max_examples=60, deadline=None)

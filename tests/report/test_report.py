@@ -223,7 +223,7 @@ def test_the_same_receipts_give_the_same_files(tmp_path):
 
 def test_a_report_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentProblem, match="cannot be written"):
+    with pytest.raises(EnvironmentProblem, match="cannot be made"):
         write_report([receipt(tmp_path / "in", gguf("Q8_0", 10))], tmp_path / "file")
 
 
