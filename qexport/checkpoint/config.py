@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from qexport.checkpoint.tensors import Checkpoint
 
@@ -31,8 +31,13 @@ def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return parse_json(checkpoint.read_file(name), f"{checkpoint.label}: {name}")
 
 
-def parse_json(data: bytes, what: str) -> dict[str, Any]:
+def parse_json(
+    data: bytes, what: str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> dict[str, Any]:
     """The JSON object in ``data``, called ``what`` in messages.
+
+    Args:
+        pairs: makes an object of its names and values, where ``dict`` is not enough.
 
     Raises:
         InputError: as :func:`read_json`.
@@ -44,7 +49,7 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
         hint = "Fetch the real file with `git lfs pull`, or download it with `hf download`."
         raise InputError(f"{what} is a Git LFS pointer, not the file itself.", hint=hint)
     try:
-        loaded = json.loads(data.decode("utf-8"))
+        loaded = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
     except UnicodeDecodeError as error:
         hint = "Save it again as UTF-8."
         raise InputError(f"{what} is not UTF-8 (byte {error.start}).", hint=hint) from error

@@ -4,32 +4,21 @@ FP8 with one scale for a tensor and NVFP4's global scale both follow from it, so
 before the first is encoded. Matrices that runtimes fuse (q, k and v; gate and up) share one survey and with
 it a scale. Values that are not finite are passed over: the pass reports them, and a scale made of them would
 only hide where they are.
-
-Magnitudes are compared as integers: floats of one sign are in the order of their bits.
 """
 
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from qexport.codecs.jit import compiled
 from qexport.errors import UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["AmaxSurvey"]
+    import torch
 
-# The bits of infinity: magnitudes are below, NaNs above.
-_INFINITY = {
-    torch.bfloat16: np.uint16(0x7F80),
-    torch.float16: np.uint16(0x7C00),
-    torch.float32: np.uint32(0x7F800000),
-}
+__all__ = ["AmaxSurvey"]
 
 
 class AmaxSurvey:
@@ -59,8 +48,10 @@ class AmaxSurvey:
         Raises:
             UsageProblem: another dtype, or rows beyond the last matrix.
         """
+        from qexport.codecs.largest import largest_in
+
         for matrix, start, stop in self.parts(first_row, len(rows)):
-            found = _largest_in(rows[start:stop])
+            found = largest_in(rows[start:stop])
             with self._lock:
                 self._largest[matrix] = max(self._largest[matrix], found)
 
@@ -84,27 +75,3 @@ class AmaxSurvey:
     def amax(self, matrix: int) -> float:
         """The largest magnitude that was seen in ``matrix``; 0 for zeros, and where nothing was seen."""
         return self._largest[matrix]
-
-
-def _largest_in(rows: torch.Tensor) -> float:
-    if rows.dtype not in _INFINITY or rows.ndim != 2:
-        raise UsageProblem(f"rows of {rows.dtype}, shape {tuple(rows.shape)}, have no largest magnitude here")
-    word = torch.uint32 if rows.dtype == torch.float32 else torch.uint16
-    # A file may place a tensor at any byte; numba would compile a second kernel for unaligned rows.
-    bits = np.require(rows.contiguous().view(word).numpy(), requirements=["C", "A"])
-    top = np.zeros(1, bits.dtype)
-    _largest(bits, _INFINITY[rows.dtype], top)
-    return float(torch.from_numpy(top).view(rows.dtype))
-
-
-@compiled
-def _largest(bits: np.ndarray, infinity: Any, top: np.ndarray) -> None:
-    """Into ``top``: the largest of ``bits`` without their signs, of those below ``infinity``."""
-    sign_less = bits.dtype.type(-1) >> bits.dtype.type(1)
-    best = bits.dtype.type(0)
-    for row in range(bits.shape[0]):
-        values = bits[row]
-        for i in range(len(values)):
-            found = values[i] & sign_less
-            best = max(best, found if found < infinity else bits.dtype.type(0))
-    top[0] = best

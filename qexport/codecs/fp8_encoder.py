@@ -1,4 +1,4 @@
-"""FP8 in tiles behind the protocol that plans hold (``qexport.formats.plan.Encoder``).
+"""FP8, in tiles or with one scale for a matrix, as plans hold it (``qexport.formats.plan.Encoder``).
 
 Two streams for the same rows: codes, and the scales of their tiles. Experts stacked in a tensor need nothing
 special as long as each has a multiple of 128 rows: no tile then lies in two of them.
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["FP8_TILE", "Fp8BlockEncoder"]
+    from qexport.codecs.amax import AmaxSurvey
+
+__all__ = ["FP8_TILE", "Fp8BlockEncoder", "Fp8TensorEncoder"]
 
 FP8_TILE = 128  # fp8_block.TILE, without numba
 
@@ -54,3 +56,37 @@ class Fp8BlockEncoder:
         if made.bad:
             raise unrepresentable(self.type_name, first_row, len(rows), "NaN or infinity")
         return made.codes, made.scales.view(torch.uint8).numpy()
+
+
+@dataclass(frozen=True)
+class Fp8TensorEncoder:
+    """A float32 scale for each matrix, given with its first row; the survey has found its magnitude."""
+
+    survey: AmaxSurvey
+    type_name: str = "F8_E4M3"
+
+    @property
+    def rows_together(self) -> int:
+        return 1
+
+    def encode(self, rows: torch.Tensor, first_row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes, uint8 ``(n, columns)``, and the float32 scales of the matrices that begin in ``rows``.
+
+        Raises:
+            InputError: NaN or infinity.
+        """
+        import numpy as np
+
+        from qexport.codecs.fp8_tensor import encode, tensor_scale
+
+        codes = np.empty(tuple(rows.shape), np.uint8)
+        scales: list[np.float32] = []
+        bad = 0
+        for matrix, start, stop in self.survey.parts(first_row, len(rows)):
+            scale = tensor_scale(self.survey.amax(matrix))
+            bad += encode(rows[start:stop], scale, codes[start:stop])
+            if first_row + start == matrix * (self.survey.rows_per_matrix or 0):
+                scales.append(scale)
+        if bad:
+            raise unrepresentable(self.type_name, first_row, len(rows), "NaN or infinity")
+        return codes, np.array(scales, np.float32)

@@ -3,20 +3,18 @@
 A value is ``code * scale`` with ``scale = amax / 448``; the scale of a matrix of zeros is 1. A code is
 ``x / scale`` in float32, rounded to the rows' dtype and then to E4M3: ModelOpt divides in the model's dtype
 (https://github.com/NVIDIA/TensorRT-Model-Optimizer, ``to_quantized_weight``). The scale needs every row
-beforehand, so the encoder comes with a survey; those of fused matrices share it.
+beforehand, which is the survey's part (``fp8_encoder.py``).
 
 Left out: ``input_scale``, the scale of activations, which only running the model can find.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits
-from qexport.codecs.encoder_parts import unrepresentable
 from qexport.codecs.jit import compiled, float_of
 from qexport.codecs.narrow import narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
@@ -24,9 +22,7 @@ from qexport.codecs.source_bits import source_bits
 if TYPE_CHECKING:
     import torch
 
-    from qexport.codecs.amax import AmaxSurvey
-
-__all__ = ["Fp8TensorEncoder", "tensor_scale"]
+__all__ = ["encode", "tensor_scale"]
 
 _ONE = np.float32(1)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
@@ -41,35 +37,10 @@ def tensor_scale(amax: float) -> np.float32:
     return np.float32(scale) if scale >= np.finfo(np.float32).tiny else _ONE
 
 
-@dataclass(frozen=True)
-class Fp8TensorEncoder:
-    """Two streams: a byte for each value, and a float32 scale for each matrix, given with its first row."""
-
-    survey: AmaxSurvey
-    type_name: str = "F8_E4M3"
-
-    @property
-    def rows_together(self) -> int:
-        return 1
-
-    def encode(self, rows: torch.Tensor, first_row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Codes, uint8 ``(n, columns)``, and the float32 scales of the matrices that begin in ``rows``.
-
-        Raises:
-            InputError: NaN or infinity.
-        """
-        codes = np.empty(tuple(rows.shape), np.uint8)
-        scales: list[np.float32] = []
-        bad, rounding = 0, rounding_of(rows.dtype)
-        for matrix, start, stop in self.survey.parts(first_row, len(rows)):
-            scale = tensor_scale(self.survey.amax(matrix))
-            source, shift = source_bits(rows[start:stop])
-            bad += int(_quantize(source, shift, scale, rounding, codes[start:stop]))
-            if first_row + start == matrix * (self.survey.rows_per_matrix or 0):
-                scales.append(scale)
-        if bad:
-            raise unrepresentable(self.type_name, first_row, len(rows), "NaN or infinity")
-        return codes, np.array(scales, np.float32)
+def encode(rows: torch.Tensor, scale: np.float32, codes: np.ndarray) -> int:
+    """Codes of ``rows`` into ``codes``; the number of values that are NaN or infinity."""
+    source, shift = source_bits(rows)
+    return int(_quantize(source, shift, scale, rounding_of(rows.dtype), codes))
 
 
 @compiled

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from qexport.codecs.encoder_parts import unrepresentable
-from qexport.codecs.nvfp4 import Nvfp4Rows, divisor, global_scale, quantize
-from qexport.codecs.nvfp4_search import quantize_searched
 from qexport.errors import UsageProblem
 
 if TYPE_CHECKING:
     import torch
 
     from qexport.codecs.amax import AmaxSurvey
+    from qexport.codecs.nvfp4 import Nvfp4Rows
 
 __all__ = ["Nvfp4Encoder", "ScaleRule"]
 
@@ -69,6 +68,8 @@ class Nvfp4Encoder:
         Raises:
             InputError: NaN or infinity.
         """
+        from qexport.codecs.nvfp4 import divisor, global_scale
+
         n, columns = rows.shape
         packed, scales = np.empty((n, columns // 2), np.uint8), np.empty((n, columns // 16), np.uint8)
         shared: list[np.float32] = []
@@ -86,6 +87,9 @@ class Nvfp4Encoder:
         return packed, scales, np.array(shared, np.float32)
 
     def _quantize(self, rows: torch.Tensor, shared: np.float32, matrix: int) -> Nvfp4Rows:
+        from qexport.codecs.nvfp4 import quantize
+        from qexport.codecs.nvfp4_search import quantize_searched
+
         if self.scales == "max":
             return quantize(rows, shared, divides=self.divides)
         weights = None

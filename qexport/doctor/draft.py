@@ -9,6 +9,7 @@ from typing import Any
 
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.subject import Subject
+from qexport.families.tokenizer import TokenizerJson, keep_parsed
 
 __all__ = ["CARRIED", "Draft", "SmallFiles", "dump_json"]
 
@@ -39,6 +40,13 @@ def dump_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def dump_tokenizer(value: Mapping[str, Any]) -> bytes:
+    """tokenizer.json, in one line: indenting a large vocabulary takes seconds."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    keep_parsed(data, TokenizerJson(value))
+    return data
+
+
 class Draft:
     """A subject being repaired. The subject, and the folder it came from, stay as they are.
 
@@ -63,7 +71,13 @@ class Draft:
     def edit_json(self, name: str) -> dict[str, Any]:
         """The parsed file ``name`` (empty if there is none), to be changed in place."""
         if name not in self._json:
-            self._json[name] = copy.deepcopy(self.subject.json_file(name) or {})
+            given = self.subject.json_file(name) or {}
+            large = given.get("model") if name == "tokenizer.json" else None
+            if isinstance(large, Mapping):  # vocabulary and merges are left as they are, or put in anew
+                given = {**given, "model": None}
+            self._json[name] = copy.deepcopy(given)
+            if large is not None:
+                self._json[name]["model"] = dict(large)
         return self._json[name]
 
     def write(self, name: str, data: bytes) -> None:
@@ -80,7 +94,7 @@ class Draft:
         for name, value in {**self._json, "config.json": self.config}.items():
             before = self.subject.json_file(name)
             if value != before and (value or before is not None):
-                changed[name] = dump_json(value)
+                changed[name] = dump_tokenizer(value) if name == "tokenizer.json" else dump_json(value)
         return SmallFiles(self.subject.checkpoint, changed)
 
 

@@ -9,8 +9,15 @@ from qexport.doctor.quirk import Quirk
 from qexport.doctor.quirks_config import CONFIG_QUIRKS
 from qexport.doctor.quirks_files import FILE_QUIRKS
 from qexport.doctor.quirks_names import NAME_QUIRKS
+from qexport.doctor.quirks_tokenizer import TOKENIZER_QUIRKS
 from qexport.doctor.quirks_weights import WEIGHT_QUIRKS
 
 __all__ = ["QUIRKS"]
 
-QUIRKS: tuple[Quirk, ...] = (*NAME_QUIRKS, *WEIGHT_QUIRKS, *FILE_QUIRKS, *CONFIG_QUIRKS)
+QUIRKS: tuple[Quirk, ...] = (
+    *NAME_QUIRKS,
+    *WEIGHT_QUIRKS,
+    *FILE_QUIRKS,
+    *TOKENIZER_QUIRKS,
+    *CONFIG_QUIRKS,
+)

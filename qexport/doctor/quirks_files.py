@@ -142,27 +142,6 @@ def _splits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [step for step in steps if step.get("type") == "Split" and isinstance(step.get("pattern"), dict)]
 
 
-def _unlisted_tokens(subject: Subject) -> list[Mapping[str, Any]]:
-    """Added tokens of tokenizer.json that readers of tokenizer.model never hear of."""
-    if "tokenizer.model" not in subject.checkpoint.files or "added_tokens_decoder" in _settings(subject):
-        return []
-    document = subject.json_file("tokenizer.json") or {}
-    return [row for row in document.get("added_tokens") or [] if isinstance(row, Mapping)]
-
-
-def _added_unlisted(subject: Subject) -> str | None:
-    if not (rows := _unlisted_tokens(subject)):
-        return None
-    return f"{len(rows)} added tokens are in tokenizer.json alone, beside a tokenizer.model"
-
-
-def _list_added(draft: Draft) -> None:
-    rows = _unlisted_tokens(draft.subject)
-    draft.edit_json(_TOKENIZER)["added_tokens_decoder"] = {
-        str(row["id"]): {key: value for key, value in row.items() if key != "id"} for row in rows
-    }
-
-
 def _byte_fallback(subject: Subject) -> str | None:
     document = subject.json_file("tokenizer.json") or {}
     model, cut = document.get("model"), document.get("pre_tokenizer")
@@ -390,20 +369,6 @@ FILE_QUIRKS = (
         repair="Qwen3.5's rule is written again.",
         breaks=(
             ("all readers", "words with combining marks (Hindi, Thai, ...) become tokens never trained"),
-        ),
-    ),
-    Quirk(
-        id="tokenizer.added_unlisted",
-        title="added tokens that tokenizer_config.json does not list",
-        severity="repaired",
-        see=_added_unlisted,
-        fix=_list_added,
-        repair="added_tokens_decoder is written from tokenizer.json.",
-        breaks=(
-            (
-                "llama.cpp's converter",
-                "turn markers become ordinary text: <start_of_turn> is cut into letters",
-            ),
         ),
     ),
     Quirk(

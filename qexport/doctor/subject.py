@@ -14,6 +14,7 @@ from qexport.doctor.compare import same_bits
 from qexport.errors import InputError
 from qexport.families.names import SpelledName, canonical_name, is_ignorable
 from qexport.families.table import Family, family_of
+from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 
 __all__ = ["EMBEDDING", "HEAD", "Subject", "Twins", "examine"]
 
@@ -94,10 +95,20 @@ class Subject:
         return same_bits(self.tensors[HEAD], self.tensors[EMBEDDING])
 
     def json_file(self, name: str) -> dict[str, Any] | None:
-        """The parsed small file ``name``, or ``None`` where there is none."""
+        """The parsed small file ``name``, or ``None`` where there is none; not to be changed."""
+        if name == "tokenizer.json":
+            return None if self.tokenizer is None else dict(self.tokenizer.document)
         if name not in self._parsed:
             self._parsed[name] = read_json(self.checkpoint, name) if name in self.checkpoint.files else None
         return self._parsed[name]
+
+    @cached_property
+    def tokenizer(self) -> TokenizerJson | None:
+        """``tokenizer.json``, or ``None`` where there is none."""
+        if "tokenizer.json" not in self.checkpoint.files:
+            return None
+        data = self.checkpoint.read_file("tokenizer.json")
+        return tokenizer_json(data, f"{self.checkpoint.label}: tokenizer.json")
 
     def text_file(self, name: str) -> str | None:
         """The small file ``name`` as text, or ``None`` where there is none."""

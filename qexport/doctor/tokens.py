@@ -31,19 +31,15 @@ _BEGINNINGS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|begi
 
 def token_ids(subject: Subject) -> Mapping[str, int]:
     """Every token's id from ``tokenizer.json``; empty without one."""
-    document = subject.json_file("tokenizer.json") or {}
-    model = document.get("model")
-    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if subject.tokenizer is None:
+        return {}
     try:
-        # Unigram has a list of [piece, score].
-        ids = dict(vocab) if isinstance(vocab, Mapping) else {row[0]: i for i, row in enumerate(vocab or [])}
-        ids |= {row["content"]: row["id"] for row in document.get("added_tokens") or []}
-        if all(isinstance(token, str) and isinstance(number, int) for token, number in ids.items()):
-            return ids
-    except (KeyError, TypeError, IndexError):
-        pass
-    hint = "Copy tokenizer.json again from the base model."
-    raise InputError(f"{subject.checkpoint.label}: tokenizer.json has no usable vocabulary.", hint=hint)
+        return subject.tokenizer.ids
+    except ValueError as error:
+        hint = "Copy tokenizer.json again from the base model."
+        raise InputError(
+            f"{subject.checkpoint.label}: tokenizer.json has no usable vocabulary: {error}.", hint=hint
+        ) from None
 
 
 def tokenizer_kind(subject: Subject) -> str:

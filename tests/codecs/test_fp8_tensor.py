@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, digest, rows_in
 
 from qexport.codecs.amax import AmaxSurvey
-from qexport.codecs.fp8_tensor import Fp8TensorEncoder
+from qexport.codecs.fp8_encoder import Fp8TensorEncoder
 from qexport.errors import InputError
 
 KNOWN = json.loads(GOLDEN.read_text())["hashes"]

@@ -50,7 +50,7 @@ def test_no_tokenizer(zoo: Zoo) -> None:
 
 def test_broken_json(zoo: Zoo) -> None:
     view = view_of(zoo("qwen2"), mtp=False)
-    with pytest.raises(InputError, match=r"tokenizer\.json is not valid JSON"):
+    with pytest.raises(InputError, match=r"tokenizer\.json is not JSON"):
         metadata(replace(view, files={**view.files, "tokenizer.json": b"{"}))
 
 

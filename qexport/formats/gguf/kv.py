@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 __all__ = [
@@ -79,6 +80,11 @@ class KV:
     value: Any
     item: ValueType | None = None
 
+    @cached_property
+    def packed(self) -> bytes:
+        """The value as it stands in a file; the same array goes into the header of every type."""
+        return _value_bytes(self)
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -138,7 +144,7 @@ def header_bytes(metadata: Mapping[str, KV], tensors: Sequence[TensorInfo]) -> b
     """Everything before the first tensor's bytes, padded so that the data section starts aligned."""
     parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
     for key, kv in metadata.items():
-        parts += [_string_bytes(key), struct.pack("<I", kv.type), _value_bytes(kv)]
+        parts += [_string_bytes(key), struct.pack("<I", kv.type), kv.packed]
     for tensor in tensors:
         # ggml counts dimensions from the fastest one: ne[0] is torch's last.
         dims = tuple(reversed(tensor.shape))
@@ -178,5 +184,7 @@ def _value_bytes(kv: KV) -> bytes:
         raise ValueError("an array needs the type of its items")
     head = struct.pack("<IQ", kv.item, len(kv.value))
     if kv.item is ValueType.STRING:
-        return head + b"".join(map(_string_bytes, kv.value))
+        texts = [text if isinstance(text, bytes) else text.encode("utf-8") for text in kv.value]
+        lengths = {size: struct.pack("<Q", size) for size in set(map(len, texts))}
+        return head + b"".join([part for text in texts for part in (lengths[len(text)], text)])
     return head + struct.pack(f"<{len(kv.value)}{_PACKING[kv.item]}", *kv.value)

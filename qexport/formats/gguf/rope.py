@@ -65,12 +65,12 @@ def llama3_rope_factors(config: Mapping[str, Any]) -> torch.Tensor | None:
     The same float32 operations in the same order as the converter's, frequency by frequency, because a factor
     that differs in its last bit is another file.
     """
-    import torch
-
     rope = config["rope_parameters"]
     full = rope.get("full_attention") or rope
     if str(full.get("rope_type") or "").lower() != "llama3":
         return None
+    import torch  # a second of processor time, which other models are spared
+
     base = full.get("rope_theta", 10000.0)
     dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     frequencies = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))

@@ -7,11 +7,14 @@ byte-level BPE.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from qexport.errors import InputError
 from qexport.families.roles import Role
+from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.view import ModelView
 from qexport.formats.gguf.chat_template import chat_template_metadata
 from qexport.formats.gguf.config_defaults import resolved_config
@@ -35,13 +38,18 @@ _NO_BOS_VOCAB = 49152
 
 
 @dataclass(frozen=True)
-class _Files:
-    """The tokenizer's files, parsed."""
+class _Sources:
+    """All that a vocabulary is made of."""
 
-    tokenizer: dict[str, Any] | None
-    config: dict[str, Any] | None
-    added: dict[str, Any] | None
+    family: str
+    label: str
+    vocab_size: int | None
+    tokenizer: bytes | None
+    config: bytes | None
+    added: bytes | None
     model: bytes | None
+    pre_tokenizer: str | None
+    scores_from_merges: bool
 
 
 def tokenizer_metadata(
@@ -54,34 +62,43 @@ def tokenizer_metadata(
         pre_tokenizer: llama.cpp's name, instead of the one that tokenizer.json's rules say.
         scores_from_merges: see :mod:`qexport.formats.gguf.vocab_spm`.
     """
-    files = _Files(
-        read_json(view.files, "tokenizer.json", view.label),
-        read_json(view.files, "tokenizer_config.json", view.label),
-        read_json(view.files, "added_tokens.json", view.label),
-        view.files.get("tokenizer.model"),
-    )
+    files, label = view.files, view.label
+    parsed = _tokenizer(files, label)
+    config = read_json(files, "tokenizer_config.json", label)
     vocab_size = resolved_config(view).get("vocab_size")
     _check_rows(view, vocab_size)
     result: dict[str, KV] = {}
     llama = view.family in _LLAMA_STYLE
-    prefix = (files.config or {}).get("add_prefix_space")
+    prefix = (config or {}).get("add_prefix_space")
     if llama and prefix is not None:
         result["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
 
-    vocabulary = _vocabulary(view, files, vocab_size, pre_tokenizer, scores_from_merges, notes)
-    result.update(vocabulary.metadata())
+    sources = _Sources(
+        family=view.family,
+        label=label,
+        vocab_size=vocab_size,
+        tokenizer=files.get("tokenizer.json"),
+        config=files.get("tokenizer_config.json"),
+        added=files.get("added_tokens.json"),
+        model=files.get("tokenizer.model"),
+        pre_tokenizer=pre_tokenizer,
+        scores_from_merges=scores_from_merges,
+    )
+    vocabulary, said = _vocabulary(sources)
+    notes += said
+    result.update(vocabulary.metadata)
     spm = vocabulary.model == "llama"
     special = read_special_tokens(
-        files.tokenizer,
-        files.config,
+        parsed.document if parsed else None,
+        config,
         view.config,
         n_vocab=len(vocabulary.tokens) if spm else None,
         notes=notes,
     )
     result.update(special.metadata())
-    result.update(chat_template_metadata(files.config, view.files, notes))
-    if files.tokenizer is not None:
-        _normalizer_flags(files.tokenizer.get("normalizer"), result)
+    result.update(chat_template_metadata(config, files, notes))
+    if parsed is not None:
+        _normalizer_flags(parsed.document.get("normalizer"), result)
     if view.family == "gemma3" and spm:
         result["tokenizer.ggml.add_space_prefix"] = boolean(False)
     if llama and vocab_size == _CODE_LLAMA_VOCAB:
@@ -91,48 +108,56 @@ def tokenizer_metadata(
     return result
 
 
-def _vocabulary(
-    view: ModelView,
-    files: _Files,
-    vocab_size: int | None,
-    pre_tokenizer: str | None,
-    scores_from_merges: bool,
-    notes: list[str],
-) -> Vocabulary:
-    if files.model is not None and view.family in _SENTENCEPIECE_FIRST:
-        return sentencepiece_vocabulary(
-            files.model, files.added, files.config, vocab_size=vocab_size, notes=notes
-        )
-    if files.tokenizer is None:
+@lru_cache(maxsize=2)  # every type of every plan asks for the same
+def _vocabulary(sources: _Sources) -> tuple[Vocabulary, Sequence[str]]:
+    """The vocabulary, and what a user should know about it."""
+    notes: list[str] = []
+    return _make_vocabulary(sources, notes), notes
+
+
+def _make_vocabulary(sources: _Sources, notes: list[str]) -> Vocabulary:
+    label, family = sources.label, sources.family
+    given = {"tokenizer.json": sources.tokenizer, "tokenizer_config.json": sources.config}
+    given["added_tokens.json"] = sources.added
+    files = {name: data for name, data in given.items() if data is not None}
+    config, vocab_size = read_json(files, "tokenizer_config.json", label), sources.vocab_size
+    if sources.model is not None and family in _SENTENCEPIECE_FIRST:
+        added = read_json(files, "added_tokens.json", label)
+        return sentencepiece_vocabulary(sources.model, added, config, vocab_size=vocab_size, notes=notes)
+    parsed = _tokenizer(files, label)
+    if parsed is None:
         raise InputError(
-            f"{view.label}: there is no tokenizer.json",
+            f"{label}: there is no tokenizer.json",
             hint="Save it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
         )
-    if (files.tokenizer.get("model") or {}).get("type") != "BPE":
-        kind = (files.tokenizer.get("model") or {}).get("type")
-        raise InputError(f"{view.label}: tokenizer.json holds a {kind} model; GGUF export knows BPE ones")
-    if view.family in _LLAMA_STYLE and is_llama_style(files.tokenizer) and pre_tokenizer is None:
+    kind = (parsed.document.get("model") or {}).get("type")
+    if kind != "BPE":
+        raise InputError(f"{label}: tokenizer.json holds a {kind} model; GGUF export knows BPE ones")
+    if family in _LLAMA_STYLE and is_llama_style(parsed) and sources.pre_tokenizer is None:
         return llama_style_vocabulary(
-            files.tokenizer,
-            files.config,
+            parsed,
+            config,
             vocab_size=vocab_size,
-            scores_from_merges=scores_from_merges,
-            label=view.label,
+            scores_from_merges=sources.scores_from_merges,
+            label=label,
             notes=notes,
         )
-    cleans = (files.config or {}).get("clean_up_tokenization_spaces")
-    if pre_tokenizer is not None:
-        pre = check_name(pre_tokenizer)
+    cleans = (config or {}).get("clean_up_tokenization_spaces")
+    if sources.pre_tokenizer is not None:
+        pre = check_name(sources.pre_tokenizer)
     else:
-        pre = recognise(files.tokenizer, cleans_up_spaces=cleans, label=view.label)
-        if view.family.startswith("qwen3_5") and pre == "qwen2":
+        pre = recognise(parsed.document, cleans_up_spaces=cleans, label=label)
+        if family.startswith("qwen3_5") and pre == "qwen2":
             notes.append(
                 "tokenizer.json cuts words as Qwen2 does, not as Qwen3.5 (which keeps combining marks with "
                 "their letters): a tool may have re-saved it; --pre-tokenizer qwen35 restores the original"
             )
-    return bpe_vocabulary(
-        files.tokenizer, files.config, vocab_size=vocab_size, pre=pre, label=view.label, notes=notes
-    )
+    return bpe_vocabulary(parsed, config, vocab_size=vocab_size, pre=pre, label=label, notes=notes)
+
+
+def _tokenizer(files: Mapping[str, bytes], label: str) -> TokenizerJson | None:
+    data = files.get("tokenizer.json")
+    return None if data is None else tokenizer_json(data, f"{label}: tokenizer.json")
 
 
 def _check_rows(view: ModelView, vocab_size: int | None) -> None:
@@ -150,8 +175,8 @@ def token_embedding_rows(view: ModelView) -> int | None:
     ``tokenizer.model``); ``None`` where all rows stay."""
     if view.family != "gemma3" or "tokenizer.model" in view.files:
         return None
-    tokenizer = read_json(view.files, "tokenizer.json", view.label) or {}
-    return len((tokenizer.get("model") or {}).get("vocab") or {}) + len(tokenizer.get("added_tokens") or [])
+    tokenizer = _tokenizer(view.files, view.label)
+    return 0 if tokenizer is None else len(tokenizer.vocabulary) + len(tokenizer.added)
 
 
 def _normalizer_flags(normalizer: dict[str, Any] | None, result: dict[str, KV]) -> None:

@@ -7,22 +7,43 @@ it.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qexport.errors import InputError
+from qexport.families.tokenizer import TokenizerJson, library_ids
 from qexport.formats.gguf.vocabulary import TokenType, Vocabulary, looks_special
 
-__all__ = ["bpe_vocabulary", "load_tokenizer", "merges_of", "named_tokens"]
+__all__ = ["added_tokens", "bpe_vocabulary", "merges_of", "named_tokens", "texts_by_id"]
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # What transformers' clean_up_tokenization removes when it decodes.
 _CLEAN_UP = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
 
 
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in the text as it stands, before the rest is cut; flags as in tokenizer.json."""
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    special: bool = True
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> AddedToken:
+        """From a row of ``added_tokens`` or an entry of ``added_tokens_decoder``."""
+        return cls(row["content"], **{flag: bool(row.get(flag, False)) for flag in _FLAGS})
+
+
 def bpe_vocabulary(
-    tokenizer: Mapping[str, Any],
+    tokenizer: TokenizerJson,
     tokenizer_config: Mapping[str, Any] | None,
     *,
     vocab_size: int | None,
@@ -32,83 +53,93 @@ def bpe_vocabulary(
 ) -> Vocabulary:
     """Tokens, types and merges; ``vocab_size`` is what ``config.json`` says, the embedding's rows."""
     config = tokenizer_config or {}
-    backend = load_tokenizer(tokenizer, config, vocab_size, notes)
-    texts = {i: text for text, i in backend.get_vocab(with_added_tokens=True).items()}
-    added = backend.get_added_tokens_decoder()
+    added = added_tokens(tokenizer, config, vocab_size, notes)
+    texts = texts_by_id(tokenizer, added, label)
     size = vocab_size if vocab_size is not None else max(texts) + 1
     if max(texts) >= size:
         raise InputError(
             f"{label}: token {texts[max(texts)]!r} has the id {max(texts)}, but vocab_size is {size}",
             hint="The tokenizer has grown past the embedding: resize the embedding, or use its tokenizer.",
         )
+    tokens = [texts.get(i, f"[PAD{i}]") for i in range(size)]
+    types = [TokenType.NORMAL if i in texts else TokenType.UNUSED for i in range(size)]
+    backend = _round_tripper(tokenizer, added)
     cleans = bool(config.get("clean_up_tokenization_spaces"))
-    tokens: list[str] = []
-    types: list[TokenType] = []
-    for i in range(size):
-        text = texts.get(i)
-        if text is None:
-            tokens.append(f"[PAD{i}]")
-            types.append(TokenType.UNUSED)
-        elif i not in added:
-            tokens.append(text)
-            types.append(TokenType.NORMAL)
-        else:
-            # llama.cpp looks for added tokens in the text as it stands, so they are stored as text.
-            if not added[i].normalized:
-                text = _round_trip(backend, text, cleans)
-            if added[i].special or looks_special(text):
-                types.append(TokenType.CONTROL)
-            else:
-                text = text.replace("▁", " ")
-                types.append(TokenType.USER_DEFINED)
-            tokens.append(text)
+    for i, token in added.items():
+        # llama.cpp looks for added tokens in the text as it stands, so they are stored as text.
+        text = token.content if token.normalized else _round_trip(backend, token.content, cleans)
+        control = token.special or looks_special(text)
+        types[i] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+        tokens[i] = text if control else text.replace("▁", " ")
     return Vocabulary("gpt2", pre, tokens, types, merges=merges_of(tokenizer, label))
 
 
-def load_tokenizer(
-    tokenizer: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int | None, notes: list[str]
-) -> Any:
-    """``tokenizer.json`` with the added tokens of ``tokenizer_config.json``, as transformers does it."""
-    from tokenizers import AddedToken, Tokenizer
+def added_tokens(
+    tokenizer: TokenizerJson, config: Mapping[str, Any], vocab_size: int | None, notes: list[str]
+) -> dict[int, AddedToken]:
+    """Added tokens of both ``tokenizer.json`` and ``tokenizer_config.json`` by id, as in transformers."""
+    known = {row["content"]: AddedToken.of(row) for row in tokenizer.added}
+    vocabulary, decoder = tokenizer.vocabulary, config.get("added_tokens_decoder") or {}
+    for _, entry in sorted(decoder.items(), key=lambda item: int(item[0])):
+        known[entry["content"]] = AddedToken.of(entry)
+    for text in named_tokens(config):
+        if text in known:
+            continue
+        # A name without a token gets a new id, which needs a row.
+        if text not in vocabulary and vocab_size is not None and vocab_size <= len({*vocabulary, *known}):
+            notes.append(
+                f"tokenizer_config.json names {text!r}, which has no id and no embedding row: left out"
+            )
+            continue
+        known[text] = AddedToken(text)
+    ids = library_ids(vocabulary, list(known))
+    return {ids[text]: token for text, token in known.items()}
 
+
+def texts_by_id(tokenizer: TokenizerJson, added: Mapping[int, AddedToken], label: str) -> dict[int, str]:
+    """Every token's text by id.
+
+    Raises:
+        InputError: two tokens have one id.
+    """
+    texts: dict[int, str] = {}
+    pairs = itertools.chain(tokenizer.vocabulary.items(), ((t.content, i) for i, t in added.items()))
+    for text, i in pairs:
+        if texts.setdefault(i, text) != text:
+            raise InputError(
+                f"{label}: tokenizer.json has two tokens with the id {i}, {texts[i]!r} and {text!r}",
+                hint="Copy tokenizer.json and tokenizer_config.json again from the base model.",
+            )
+    if not texts:
+        raise InputError(f"{label}: tokenizer.json has no tokens", hint="Copy it again from the base model.")
+    return texts
+
+
+def _round_tripper(tokenizer: TokenizerJson, added: Mapping[int, AddedToken]) -> Any:
+    """The tokenizer with as much of its vocabulary as an added token's own text can need.
+
+    Without merges a text falls into single characters, which a decoder joins as it would join longer tokens;
+    so the texts are those of the whole vocabulary, which would take a second to load.
+    """
+    from tokenizers import Tokenizer
+
+    model = tokenizer.document["model"]
+    longest = 1 + sum(
+        len(model.get(key) or "") for key in ("continuing_subword_prefix", "end_of_word_suffix")
+    )
+    kept = {model.get("unk_token")} | {token.content for token in added.values()}
+    vocab = [t for t in tokenizer.vocabulary if len(t) <= longest or t in kept or t.startswith("<0x")]
+    reduced = {**model, "vocab": {text: i for i, text in enumerate(vocab)}, "merges": []}
+    rows = [{"id": i, **asdict(token)} for i, token in added.items()]
+    document = {**tokenizer.document, "model": reduced, "added_tokens": rows}
+    # About batches and whole prompts, not about one token's text.
+    document |= {"truncation": None, "padding": None, "post_processor": None}
     try:
-        backend = Tokenizer.from_str(json.dumps(tokenizer))
+        return Tokenizer.from_str(json.dumps(document))
     except Exception as error:  # the library raises nothing narrower
         raise InputError(
             f"tokenizer.json cannot be used: {error}", hint="Copy it again from the base model."
         ) from error
-    # Padding and truncation are about batches.
-    backend.no_padding()
-    backend.no_truncation()
-    known = {str(token): token for token in backend.get_added_tokens_decoder().values()}
-    extra: list[AddedToken] = []
-    decoder = config.get("added_tokens_decoder") or {}
-    for _, entry in sorted(decoder.items(), key=lambda item: int(item[0])):
-        flags = {
-            key: bool(entry.get(key, False))
-            for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        }
-        token = AddedToken(entry["content"], **flags)
-        if repr(known.get(entry["content"])) != repr(token):
-            extra.append(token)
-            known[entry["content"]] = token
-    for text in named_tokens(config):
-        if text in known:
-            continue
-        token = AddedToken(text, special=True)
-        if backend.token_to_id(text) is None and vocab_size is not None:
-            # A name without a token gets a new id, which needs a row.
-            rows = max(backend.get_vocab_size(with_added_tokens=True) + len(extra), 0)
-            if rows >= vocab_size:
-                notes.append(
-                    f"tokenizer_config.json names {text!r}, which has no id and no embedding row: left out"
-                )
-                continue
-        extra.append(token)
-        known[text] = token
-    if extra:
-        backend.add_tokens(extra)
-    return backend
 
 
 def named_tokens(config: Mapping[str, Any]) -> list[str]:
@@ -130,16 +161,32 @@ def _round_trip(backend: Any, text: str, cleans: bool) -> str:
     return decoded
 
 
-def merges_of(tokenizer: Mapping[str, Any], label: str) -> list[str]:
+def merges_of(tokenizer: TokenizerJson, label: str) -> list[str]:
     """Merges as "left right". A space inside one is written as its byte-level stand-in.
 
     https://github.com/ggml-org/llama.cpp/issues/9692
+
+    Raises:
+        InputError: a merge is neither ``"a b"`` nor ``["a", "b"]``, or one of its tokens is not there.
     """
-    merges = (tokenizer.get("model") or {}).get("merges") or []
-    if not merges:
-        return []
-    if isinstance(merges[0], str):
-        return list(merges)
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in merges):
-        raise InputError(f"{label}: tokenizer.json has merges that are neither 'a b' nor ['a', 'b']")
-    return [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges]
+    model, vocab = tokenizer.document.get("model") or {}, tokenizer.vocabulary
+    prefix = len(model.get("continuing_subword_prefix") or "")
+    found: list[str] = []
+    for merge in model.get("merges") or []:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not type(pair[0]) is type(pair[1]) is str:
+            raise _bad_merge(label, f"a merge that is neither 'a b' nor ['a', 'b']: {merge!r:.80}")
+        left, right = pair
+        whole = left + right[prefix:]
+        if left not in vocab or right not in vocab or whole not in vocab:
+            raise _bad_merge(label, f"a merge of {left!r} and {right!r}, which do not make a token")
+        found.append(f"{left} {right}" if " " not in whole else f"{_byte_level(left)} {_byte_level(right)}")
+    return found
+
+
+def _byte_level(text: str) -> str:
+    return text.replace(" ", "Ġ")
+
+
+def _bad_merge(label: str, what: str) -> InputError:
+    return InputError(f"{label}: tokenizer.json has {what}", hint="Copy it again from the base model.")

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qexport.errors import EnvironmentProblem, InputError
-from qexport.formats.gguf.vocab_bpe import load_tokenizer, merges_of, named_tokens
+from qexport.families.tokenizer import TokenizerJson
+from qexport.formats.gguf.vocab_bpe import added_tokens, merges_of, named_tokens, texts_by_id
 from qexport.formats.gguf.vocabulary import TokenType, Vocabulary, looks_special
 
 __all__ = ["is_llama_style", "llama_style_vocabulary", "merge_scores", "sentencepiece_vocabulary"]
@@ -86,20 +87,20 @@ def _piece_type(pieces: Any, i: int) -> TokenType:
     return TokenType.NORMAL
 
 
-def is_llama_style(tokenizer: Mapping[str, Any]) -> bool:
+def is_llama_style(tokenizer: TokenizerJson) -> bool:
     """Whether ``tokenizer.json`` is SentencePiece in disguise: byte fallback and a chain of decoders.
 
     A byte-level vocabulary that claims byte fallback has been repaired by the doctor before it comes here.
     """
-    model = tokenizer.get("model") or {}
-    decoder = tokenizer.get("decoder") or {}
+    model = tokenizer.document.get("model") or {}
+    decoder = tokenizer.document.get("decoder") or {}
     return (
         model.get("type") == "BPE" and bool(model.get("byte_fallback")) and decoder.get("type") == "Sequence"
     )
 
 
 def llama_style_vocabulary(
-    tokenizer: Mapping[str, Any],
+    tokenizer: TokenizerJson,
     tokenizer_config: Mapping[str, Any] | None,
     *,
     vocab_size: int | None,
@@ -113,11 +114,12 @@ def llama_style_vocabulary(
         for key, text in (("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")):
             if not config.get(key):
                 config[key] = text
-    backend = load_tokenizer(tokenizer, config, vocab_size, notes)
-    base = backend.get_vocab_size(with_added_tokens=False)
-    texts = {i: text for text, i in backend.get_vocab(with_added_tokens=True).items()}
-    special = _special_ids(backend, config)
-    added = sorted(i for i in backend.get_added_tokens_decoder() if i >= base)
+    known = added_tokens(tokenizer, config, vocab_size, notes)
+    base = len(tokenizer.vocabulary)
+    texts = texts_by_id(tokenizer, known, label)
+    numbers = {text: i for i, text in texts.items()}
+    special = {numbers[text] for text in named_tokens(config) if text in numbers}
+    added = sorted(i for i in known if i >= base)
     if set(range(base)) - set(texts) or added != list(range(base, base + len(added))):
         raise InputError(
             f"{label}: the ids of tokenizer.json have gaps, which a SentencePiece model cannot have"
@@ -155,15 +157,10 @@ def llama_style_vocabulary(
     return Vocabulary("llama", "default", tokens, types, scores=scores)
 
 
-def merge_scores(tokenizer: Mapping[str, Any], tokens: list[str], label: str) -> list[float]:
+def merge_scores(tokenizer: TokenizerJson, tokens: list[str], label: str) -> list[float]:
     """A score per token that makes llama.cpp merge in the order of the merges: minus the rank of the first
     merge that makes the token, as SentencePiece's own BPE models have it."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges_of(tokenizer, label)):
         ranks.setdefault(merge.replace(" ", ""), rank)
     return [-float(ranks[text]) if text in ranks else _ADDED_SCORE for text in tokens]
-
-
-def _special_ids(backend: Any, config: Mapping[str, Any]) -> set[int]:
-    ids = (backend.token_to_id(text) for text in named_tokens(config))
-    return {i for i in ids if i is not None}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
-from qexport.errors import InputError
+from qexport.checkpoint.config import parse_json
 from qexport.formats.gguf.kv import KV, ValueType, array, string
 
 __all__ = ["TokenType", "Vocabulary", "looks_special", "read_json"]
@@ -44,7 +44,9 @@ class Vocabulary:
     scores: list[float] | None = None
     merges: list[str] | None = None
 
-    def metadata(self) -> dict[str, KV]:
+    @cached_property
+    def metadata(self) -> Mapping[str, KV]:
+        """The key-values; made once, since their arrays are most of a file's header."""
         result = {
             "tokenizer.ggml.model": string(self.model),
             "tokenizer.ggml.pre": string(self.pre),
@@ -73,12 +75,4 @@ def looks_special(text: str) -> bool:
 
 def read_json(files: Mapping[str, bytes], name: str, label: str) -> dict[str, Any] | None:
     """A parsed small file, or ``None`` if there is none."""
-    if name not in files:
-        return None
-    try:
-        parsed = json.loads(files[name])
-    except ValueError as error:
-        raise InputError(f"{label}: {name} is not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise InputError(f"{label}: {name} is not a JSON object")
-    return parsed
+    return parse_json(files[name], f"{label}: {name}") if name in files else None

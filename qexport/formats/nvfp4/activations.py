@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qexport.codecs.e4m3 import E4M3_MAX
-
 if TYPE_CHECKING:
     import torch
 
     from qexport.codecs.amax import AmaxSurvey
-    from qexport.codecs.fp8_tensor import Fp8TensorEncoder
+    from qexport.codecs.fp8_encoder import Fp8TensorEncoder
 
 __all__ = ["Fp8StaticEncoder", "input_scale"]
 
@@ -34,6 +32,8 @@ def input_scale(importance: np.ndarray | None) -> np.float32:
     """The scale for a matrix whose columns have these mean squared inputs, ``(1, columns)``."""
     if importance is None or not (largest := float(importance.max())) > 0:
         return np.float32(1)
+    from qexport.codecs.e4m3 import E4M3_MAX
+
     return np.float32(_CREST * np.sqrt(largest) / E4M3_MAX)
 
 

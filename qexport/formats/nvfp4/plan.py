@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.checkpoint.shards import TensorSpec
 from qexport.codecs.amax import AmaxSurvey
 from qexport.codecs.encoders import FloatEncoder
-from qexport.codecs.fp8_tensor import Fp8TensorEncoder
+from qexport.codecs.fp8_encoder import Fp8TensorEncoder
 from qexport.codecs.nvfp4_encoder import Nvfp4Encoder
 from qexport.doctor.draft import dump_json
 from qexport.families.names import published_name
