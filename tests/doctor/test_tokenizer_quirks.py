@@ -327,6 +327,15 @@ def test_hash_seeds_do_not_show(zoo_copy: ZooCopy) -> None:
     assert len(found) == 1
 
 
+def test_half_a_surrogate_pair(zoo_copy: ZooCopy) -> None:
+    folder = zoo_copy("qwen3_5")
+    settings(folder, chat_template="<half>")
+    file = folder / "tokenizer_config.json"
+    file.write_text(file.read_text().replace("<half>", "\\ud800"))
+    with pytest.raises(QexportError):
+        header(folder)
+
+
 def mutated(rng: random.Random, value: Any, depth: int = 0) -> Any:
     """``value`` with something in it changed, dropped, doubled or of another kind."""
     odd = [None, True, -1, 1 << 70, 0.5, "", "\ud800", [], {}, [[]], "a b", float("nan")]

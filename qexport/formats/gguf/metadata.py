@@ -82,4 +82,6 @@ def _build(
         )
     )
     result.update(options.overrides)
+    for value in result.values():
+        _ = value.packed  # half a surrogate pair, a number beyond its type: here they are still the input's
     return result, notes
