@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qexport.calibrate.options import StreamOptions
-from qexport.cli._output import human_bytes
 from qexport.pipeline.calibrate import CalibrationJob, Collected, Prepared, collect, stream_of
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ def run_calibration(output: Output, prepared: Prepared, view: ModelView) -> Coll
     states = chunks.tokens * int(view.text["hidden_size"]) * 4
     output.say(
         f"importance matrix: {chunks.dataset}, {len(chunks.ids)} chunks of {chunks.size}, "
-        f"{stream.precision} on {options.device}, {human_bytes(states)} of hidden states"
+        f"{stream.precision} on {options.device}, {size_text(states)} of hidden states"
         f"{' in a temporary file' if states > stream.state_limit else ''}"
     )
     if chunks.fallback_reason:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.calibrate.imatrix_file import read_imatrix
-from qexport.cli._export import check_items, write_and_prove
 from qexport.cli._options import (
     JSON,
     OUT,
@@ -20,12 +18,6 @@ from qexport.cli._options import (
     verify_options,
 )
 from qexport.cli._output import Output
-from qexport.cli._report import say_findings, show_plans
-from qexport.cli._verify import verify_options_from
-from qexport.formats.gguf.file_name import model_stem
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderTarget, default_folder
-from qexport.pipeline.model import ModelChoice, examine, fetched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +56,14 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def export_folder(asked: FolderOptions, given: dict[str, Any]) -> None:
     """Plan, write and prove one folder; the plan alone with ``--dry-run``."""
+    from qexport.cli._export import check_items, write_and_prove
+    from qexport.cli._report import say_findings, show_plans
+    from qexport.cli._verify import verify_options_from
+    from qexport.formats.gguf.file_name import model_stem
+    from qexport.pipeline import export
+    from qexport.pipeline.folders import FolderTarget, default_folder
+    from qexport.pipeline.model import ModelChoice, examine, fetched
+
     output = Output(as_json=given["as_json"])
     choice = ModelChoice(
         given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
@@ -93,4 +93,6 @@ def export_folder(asked: FolderOptions, given: dict[str, Any]) -> None:
 
 def matrix_from(path: Path | None) -> ImportanceMatrix | None:
     """The importance matrix in a file, if one was named."""
+    from qexport.calibrate.imatrix_file import read_imatrix
+
     return None if path is None else read_imatrix(path)

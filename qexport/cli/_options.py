@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.recipe.size import parse_size
+from qexport.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,16 +14,7 @@ if TYPE_CHECKING:
 
     from qexport.export.execute import Progress
 
-__all__ = ["Output", "human_bytes"]
-
-
-def human_bytes(count: float) -> str:
-    """``1536 -> '1.5 KiB'``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} TiB"
+__all__ = ["Output"]
 
 
 class Output:

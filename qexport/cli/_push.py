@@ -6,8 +6,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from qexport.cli._output import Output, human_bytes
-from qexport.publish.push import push, rehearse
+from qexport.cli._output import Output
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from qexport.export.execute import Progress
@@ -19,6 +19,7 @@ __all__ = ["push_folder"]
 
 def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
     """Push a folder, or show what would go."""
+    from qexport.publish.push import push, rehearse
 
     def bar(total: int) -> AbstractContextManager[Progress]:
         return output.progress(total, "hashing") if total else nullcontext(_Still())
@@ -52,10 +53,10 @@ def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
         output.say(f"Planned as for a new repository: {rehearsal.asked}")
     output.table(
         ("file", "size", "sha256"),
-        [[upload.name, human_bytes(upload.size), upload.sha256] for upload in plan.uploads],
+        [[upload.name, size_text(upload.size), upload.sha256] for upload in plan.uploads],
         title=f"{plan.repo} ({state if remote.exists else 'new, private'})",
     )
-    output.text(f"{len(plan.uploads)} files, {human_bytes(plan.size)}; nothing has been sent.")
+    output.text(f"{len(plan.uploads)} files, {size_text(plan.size)}; nothing has been sent.")
     for artifact in plan.earlier:
         output.text(f"Already there and kept: {artifact.label} ({artifact.files[0].name})")
     for left in plan.left_out:
@@ -83,5 +84,5 @@ def _tell(output: Output, pushed: Pushed) -> None:
         output.text(f"Offered as a pull request: {pushed.pull_request}")
         return
     seen = "private" if pushed.private else "public"
-    output.text(f"Pushed {len(plan.uploads)} files, {human_bytes(plan.size)}: {pushed.url} ({seen})")
+    output.text(f"Pushed {len(plan.uploads)} files, {size_text(plan.size)}: {pushed.url} ({seen})")
     output.text(f"Commit {pushed.commit}")

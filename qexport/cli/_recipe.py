@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._options import SIZE
-from qexport.cli._output import Output, human_bytes
+from qexport.cli._output import Output
 from qexport.errors import EnvironmentProblem, InputError
-from qexport.pipeline.model import ModelChoice, examine
-from qexport.recipe.select import select
-from qexport.recipe.weigh import Burden, guess, weigh
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from qexport.pipeline.model import ModelChoice
     from qexport.recipe.jobs import Job
     from qexport.recipe.recipe import Recipe, Subject
     from qexport.recipe.select import Unit
+    from qexport.recipe.weigh import Burden
 
 __all__ = [
     "burdens_of",
@@ -99,6 +99,8 @@ def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def choice_of(subject: Subject) -> ModelChoice:
     """The model of a subject, as the pipeline opens it."""
+    from qexport.pipeline.model import ModelChoice
+
     source, mtp = subject.source, subject.mtp
     return ModelChoice(source.model, source.revision, mtp.mode, mtp.base, mtp.revision)
 
@@ -109,6 +111,9 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
     Raises:
         EnvironmentProblem: the Hub cannot be reached; the hint names ``--params``.
     """
+    from qexport.pipeline.model import examine
+    from qexport.recipe.weigh import guess, weigh
+
     found: list[Burden] = []
     for subject in recipe.subjects:
         mine = [unit for unit in units if unit.subject == subject.key]
@@ -132,6 +137,8 @@ def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[st
 
     ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each.
     """
+    from qexport.recipe.select import select
+
     words = ["qexport", "run", str(recipe.path), "--only", ",".join(job.only)]
     words += [word for given in overrides for word in ("--set", given)]
     folders: dict[str, str | None] = {}
@@ -158,9 +165,9 @@ def show_jobs(output: Output, jobs: Sequence[Job]) -> None:
         [
             job.name,
             " ".join(job.only),
-            human_bytes(job.output),
-            human_bytes(job.disk),
-            human_bytes(job.memory),
+            size_text(job.output),
+            size_text(job.disk),
+            size_text(job.memory),
             f"~ {human_time(job.seconds)}",
         ]
         for job in jobs

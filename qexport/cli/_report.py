@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qexport.cli._output import Output, human_bytes
+from qexport.cli._output import Output
 from qexport.export.disk import free_bytes
+from qexport.sizes import size_text
 from qexport.verify.table import COLUMNS, describe, rows
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
     if output.as_json:
         return
     for plan in plans:
-        output.text(f"{plan.label}: {len(plan.tensors)} tensors, {human_bytes(plan.size)}")
+        output.text(f"{plan.label}: {len(plan.tensors)} tensors, {size_text(plan.size)}")
         for file in plan.files:
             output.text(f"  {file.name}  {file.size} bytes, header {len(file.header)}")
         for tensor in plan.tensors:
@@ -83,7 +84,7 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
             output.text(f"  note: {note}")
     _summary(output, plans)
     verdict = "fits" if total <= free else "DOES NOT FIT"
-    output.text(f"{human_bytes(total)} to write, {human_bytes(free)} free: {verdict}.")
+    output.text(f"{size_text(total)} to write, {size_text(free)} free: {verdict}.")
 
 
 def say_plans(output: Output, items: Sequence[Item]) -> None:
@@ -91,7 +92,7 @@ def say_plans(output: Output, items: Sequence[Item]) -> None:
     total = sum(item.plan.size for item in items)
     names = ", ".join(item.plan.label for item in items)
     folders = ", ".join(dict.fromkeys(str(item.folder) for item in items))
-    output.say(f"{len(items)} artifact(s) ({names}), {human_bytes(total)}, into {folders}")
+    output.say(f"{len(items)} artifact(s) ({names}), {size_text(total)}, into {folders}")
     for item in items:
         for note in item.plan.notes:
             output.say(f"  {item.plan.label}: {note}")
@@ -135,7 +136,7 @@ def _summary(output: Output, plans: Sequence[ArtifactPlan]) -> None:
     rows = [
         [
             plan.files[0].name + (f" (+{len(plan.files) - 1})" if len(plan.files) > 1 else ""),
-            human_bytes(plan.size),
+            size_text(plan.size),
             f"{plan.bits_per_weight:.2f}",
             ", ".join(f"{count} {kind}" for kind, count in plan.details.get("tensor_types", {}).items()),
         ]

@@ -10,9 +10,7 @@ import click
 from qexport.cli._options import JSON, runtime_options
 from qexport.cli._output import Output
 from qexport.errors import VerificationError
-from qexport.export.receipt import add_measure
-from qexport.verify.bench import BenchOptions, bench
-from qexport.verify.bench_subject import Choice, bench_subject
+from qexport.verify.bench import BenchOptions
 
 if TYPE_CHECKING:
     from qexport.verify.speeds import Bench, Range
@@ -99,6 +97,10 @@ def command(
       qexport bench Model-Q4_K_M.gguf --llama-server ~/llama.cpp/build/bin/llama-server --n-max 6
       qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
     """
+    from qexport.export.receipt import add_measure
+    from qexport.verify.bench import bench
+    from qexport.verify.bench_subject import Choice, bench_subject
+
     output = Output(as_json=as_json)
     options = BenchOptions(n_max, prompt, tokens, repeats, prompt_tokens, threads or 0, timeout)
     choice = Choice(llama_server, runtime or "", runtime_python)

@@ -11,19 +11,11 @@ import click
 
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
-from qexport.cli._report import say_findings, say_plans, show_results
 from qexport.demo import MODEL
 from qexport.errors import EnvironmentProblem, UsageProblem, VerificationError
 from qexport.formats.fp8.options import Fp8Options
-from qexport.formats.gguf.file_types import file_type
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
-from qexport.pipeline.model import ModelChoice, examine
-from qexport.report.write import write_report
-from qexport.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
     from qexport.pipeline.export import Target
@@ -69,6 +61,12 @@ def command(
     Example:
       qexport demo -o demo-out
     """
+    from qexport.cli._report import say_findings, say_plans, show_results
+    from qexport.formats.gguf.file_types import file_type
+    from qexport.pipeline import export
+    from qexport.pipeline.model import ModelChoice, examine
+    from qexport.report.write import write_report
+
     try:
         from qexport.demo.merge import lora_like_merge
     except ImportError as error:
@@ -119,6 +117,10 @@ def command(
 
 def _targets(types: tuple[str, ...], folder: Path) -> list[Target]:
     """Every format that a runtime can prove here: MLX has no wheels for some platforms."""
+    from qexport.pipeline.folders import FolderTarget
+    from qexport.pipeline.gguf import GgufTarget
+    from qexport.verify.options import VerifyOptions
+
     asked = VerifyOptions(prompts=_PROMPTS)
     targets: list[Target] = [GgufTarget(types, folder / "Demo-Tuned-GGUF", verify=asked)]
     if find_spec("mlx_lm") is not None:

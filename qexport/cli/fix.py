@@ -8,11 +8,9 @@ from typing import Any
 import click
 
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS, model_argument, mtp_options
-from qexport.cli._output import Output, human_bytes
-from qexport.cli._report import say_findings, show_plans
+from qexport.cli._output import Output
 from qexport.errors import UsageProblem
-from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
-from qexport.pipeline.model import ModelChoice, examine, fetched
+from qexport.sizes import size_text
 
 __all__ = ["command"]
 
@@ -38,6 +36,10 @@ def command(
       qexport fix ./merged -o ./repaired
       qexport fix ./merged -o ./with-head --mtp graft --mtp-from Qwen/Qwen3.5-9B
     """
+    from qexport.cli._report import say_findings, show_plans
+    from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
+    from qexport.pipeline.model import ModelChoice, examine, fetched
+
     output = Output(as_json=as_json)
     choice = ModelChoice(
         given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
@@ -53,7 +55,7 @@ def command(
         return
     diagnosis = fetched(choice, diagnosis)
     plan = plan_fix(diagnosis)
-    output.say(f"the repaired checkpoint, {human_bytes(plan.size)}, into {folder}")
+    output.say(f"the repaired checkpoint, {size_text(plan.size)}, into {folder}")
     for note in plan.notes:
         output.say(f"  {note}")
     with output.progress(plan.size, "writing") as progress:

@@ -7,10 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.calibrate.imatrix_file import read_imatrix
-from qexport.calibrate.kinds import kind_of
-from qexport.cli._calibrate import calibration_job, run_calibration
-from qexport.cli._export import check_items, write_and_prove
 from qexport.cli._options import (
     JSON,
     OUT,
@@ -24,24 +20,12 @@ from qexport.cli._options import (
     verify_options,
 )
 from qexport.cli._output import Output
-from qexport.cli._report import say_findings, show_plans
-from qexport.cli._verify import verify_options_from
-from qexport.formats.gguf.file_name import model_stem
-from qexport.formats.gguf.options import GgufOptions
-from qexport.pipeline import export
-from qexport.pipeline.calibrate import imatrix_name, prepare
-from qexport.pipeline.gguf import (
-    GgufTarget,
-    matrix_plan,
-    matrix_there,
-    uses_matrix,
-    without_matrix,
-    write_matrix,
-)
-from qexport.pipeline.model import ModelChoice, examine, fetched
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.gguf.options import GgufOptions
+    from qexport.pipeline.gguf import GgufTarget
+    from qexport.pipeline.model import ModelChoice
 
 __all__ = ["command"]
 
@@ -119,6 +103,14 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
       qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf_file
       qexport gguf org/model -q Q6_K --dry-run
     """
+    from qexport.cli._calibrate import calibration_job
+    from qexport.cli._export import write_and_prove
+    from qexport.cli._report import say_findings, show_plans
+    from qexport.pipeline import export
+    from qexport.pipeline.calibrate import imatrix_name, prepare
+    from qexport.pipeline.gguf import matrix_plan, uses_matrix, without_matrix
+    from qexport.pipeline.model import ModelChoice, examine
+
     output = Output(as_json=as_json)
     choice = ModelChoice(
         given["model"], given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
@@ -154,6 +146,11 @@ def _with_matrix(
     output: Output, choice: ModelChoice, diagnosis: Diagnosis, target: GgufTarget, *, overwrite: bool
 ) -> tuple[Diagnosis, GgufTarget]:
     """Everything fetched, and the matrix collected where one is wanted and not there yet."""
+    from qexport.cli._calibrate import run_calibration
+    from qexport.cli._export import check_items
+    from qexport.pipeline.gguf import matrix_plan, matrix_there, write_matrix
+    from qexport.pipeline.model import fetched
+
     if target.calibration is None:
         check_items([target], diagnosis, overwrite=overwrite)
         return fetched(choice, diagnosis), target
@@ -171,6 +168,10 @@ def _with_matrix(
 
 def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:
     """Options into a value, and the corpus of a matrix to collect; what is wrong with them is found here."""
+    from qexport.calibrate.imatrix_file import read_imatrix
+    from qexport.calibrate.kinds import kind_of
+    from qexport.formats.gguf.options import GgufOptions
+
     source: str | None = given["imatrix"]
     corpus = source if source == BUILT_IN or (source and kind_of(Path(source)) == "corpus") else None
     options = GgufOptions(
@@ -189,6 +190,10 @@ def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:
 
 
 def _target(options: GgufOptions, given: dict[str, Any], diagnosis: Diagnosis) -> GgufTarget:
+    from qexport.cli._verify import verify_options_from
+    from qexport.formats.gguf.file_name import model_stem
+    from qexport.pipeline.gguf import GgufTarget
+
     return GgufTarget(
         types=given["types"],
         out=given["out"] or Path(f"{model_stem(diagnosis.subject.checkpoint.label)}-GGUF"),

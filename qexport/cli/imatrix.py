@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.calibrate.imatrix_file import read_imatrix
-from qexport.calibrate.imatrix_sums import statistics
-from qexport.cli._calibrate import calibration_job, run_calibration
 from qexport.cli._options import JSON, OVERWRITE, THREADS, calibration_options, model_argument, mtp_options
-from qexport.cli._output import Output, human_bytes
-from qexport.cli._report import say_findings
+from qexport.cli._output import Output
 from qexport.errors import InputError
-from qexport.formats.gguf.file_name import is_model_name
-from qexport.pipeline.calibrate import expected, imatrix_name, prepare
-from qexport.pipeline.imatrix import ImatrixJob, check_imatrix, write_imatrix
-from qexport.pipeline.model import ModelChoice, examine, fetched
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from qexport.calibrate.imatrix_file import ImportanceMatrix
@@ -64,6 +57,14 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
       qexport imatrix ./merged --corpus mine.jsonl --merge imatrix.gguf_file -o both.gguf_file
       qexport imatrix imatrix.gguf_file --show-statistics
     """
+    from qexport.calibrate.imatrix_file import read_imatrix
+    from qexport.cli._calibrate import calibration_job, run_calibration
+    from qexport.cli._report import say_findings
+    from qexport.formats.gguf.file_name import is_model_name
+    from qexport.pipeline.calibrate import expected, imatrix_name, prepare
+    from qexport.pipeline.imatrix import ImatrixJob, check_imatrix, write_imatrix
+    from qexport.pipeline.model import ModelChoice, examine, fetched
+
     output = Output(as_json=as_json)
     if Path(model).is_file():
         matrix = read_imatrix(Path(model))
@@ -86,7 +87,7 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
         output.document({"file": target.name, "bytes": size, "tokens": chunks.tokens, **_json(plan)})
         output.text(
             f"{target.name}: {len(plan.sums)} tensors from {chunks.tokens} tokens ({chunks.dataset}), "
-            f"{human_bytes(size)}"
+            f"{size_text(size)}"
         )
         return
     diagnosis = fetched(choice, diagnosis)
@@ -105,7 +106,7 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
     output.document({**document, **_json(collected.matrix), "notes": list(notes), "receipt": receipt.name})
     if show_statistics:
         _show_statistics(output, collected.matrix)
-    output.text(f"{target}: {len(collected.matrix.sums)} tensors, {human_bytes(written.size)}")
+    output.text(f"{target}: {len(collected.matrix.sums)} tensors, {size_text(written.size)}")
     output.text(f"Receipt: {receipt}")
 
 
@@ -119,6 +120,8 @@ def _json(matrix: ImportanceMatrix) -> dict[str, Any]:
 
 
 def _statistics_json(matrix: ImportanceMatrix) -> list[dict[str, Any]]:
+    from qexport.calibrate.imatrix_sums import statistics
+
     return [
         {
             "tensor": s.name,
@@ -140,6 +143,8 @@ def _statistics_json(matrix: ImportanceMatrix) -> list[dict[str, Any]]:
 
 def _show_statistics(output: Output, matrix: ImportanceMatrix) -> None:
     """The columns of llama-imatrix's --show-statistics, and experts without data."""
+    from qexport.calibrate.imatrix_sums import statistics
+
     found = statistics(matrix)
     if not found:
         raise InputError(f"{matrix.label} has no entries")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from qexport.cli._options import JSON, model_argument, mtp_options
-from qexport.cli._output import Output, human_bytes
-from qexport.doctor.explain import Explanation, explain
+from qexport.cli._output import Output
 from qexport.errors import InputError
-from qexport.formats.weights import Weight, weights_of
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
+    from qexport.doctor.explain import Explanation
     from qexport.doctor.finding import Finding
+    from qexport.formats.weights import Weight
 
 __all__ = ["command"]
 
@@ -40,6 +40,10 @@ def command(
       qexport inspect ./merged
       qexport inspect org/model --json
     """
+    from qexport.doctor.explain import explain
+    from qexport.formats.weights import weights_of
+    from qexport.pipeline.model import ModelChoice, examine
+
     output = Output(as_json=as_json)
     choice = ModelChoice(model, revision, mtp, mtp_from, mtp_from_revision)  # type: ignore[arg-type]
     diagnosis = examine(choice, download=False)
@@ -67,7 +71,7 @@ def command(
     if not explanation.findings:
         output.text("\nNothing is wrong with it.")
     if weights:
-        rows = [[w.format, human_bytes(w.nbytes), f"{w.bits:.2f}"] for w in weights]
+        rows = [[w.format, size_text(w.nbytes), f"{w.bits:.2f}"] for w in weights]
         output.text("")
         output.table(("format", "size", "bits/weight"), rows)
     if problem and not any(f.severity == "error" for f in explanation.findings):
@@ -88,7 +92,7 @@ def _what_it_is(output: Output, e: Explanation) -> None:
     if e.experts:
         output.text(f"  experts     {e.experts}, {e.experts_per_token} per token")
     output.text(f"  stored as   {', '.join(f'{_count(n)} {kind}' for kind, n in e.dtypes.items())}")
-    output.text(f"  files       {len(e.files)} ({human_bytes(sum(e.files.values()))})")
+    output.text(f"  files       {len(e.files)} ({size_text(sum(e.files.values()))})")
     output.text(f"  vocabulary  {e.vocabulary}{', tied to the output' if e.tied else ''}; {e.tokenizer}")
     output.text(f"  context     {e.context_length}")
     output.text(f"  template    {', '.join(e.chat_template) or 'none'}")

@@ -11,14 +11,11 @@ import click
 from qexport.cli._output import Output
 from qexport.cli._recipe import burdens_of, job_json, limit_options, recipe_options, show_jobs
 from qexport.errors import VerificationError
-from qexport.recipe.arrived import Arrived, State, look, markdown
-from qexport.recipe.jobs import Limits, plan_jobs
-from qexport.recipe.load import load_recipe
-from qexport.recipe.select import select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qexport.recipe.arrived import Arrived
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
 
@@ -67,6 +64,10 @@ def command(
       qexport matrix recipes/qwen3.6-27b.yaml --params 27B --max-disk 120G --format github
       qexport matrix recipes/qwen3.6-27b.yaml --only mlx --check out
     """
+    from qexport.recipe.jobs import Limits, plan_jobs
+    from qexport.recipe.load import load_recipe
+    from qexport.recipe.select import select
+
     output = Output(as_json=form != "text")
     recipe = load_recipe(recipe_path, overrides)
     units = select(recipe, only)
@@ -85,6 +86,8 @@ def command(
 
 def _check(output: Output, recipe: Recipe, units: Sequence[Unit], folder: Path) -> None:
     """Say what is there; raise VerificationError where something is missing, damaged or has not passed."""
+    from qexport.recipe.arrived import State, look, markdown
+
     found = look(recipe, units, folder)
     output.document(
         [
@@ -103,4 +106,6 @@ def _check(output: Output, recipe: Recipe, units: Sequence[Unit], folder: Path) 
 
 def _excused(recipe: Recipe, arrived: Arrived) -> bool:
     """The recipe itself says ``verify: false``."""
+    from qexport.recipe.arrived import State
+
     return arrived.state is State.UNPROVEN and recipe.artifact(arrived.unit.artifact).verify is None

@@ -10,7 +10,6 @@ import click
 from qexport.cli._options import JSON
 from qexport.cli._output import Output
 from qexport.cli._push import push_folder
-from qexport.publish.plan import PushOptions
 
 __all__ = ["command"]
 
@@ -60,6 +59,8 @@ def command(folder: Path, repo: str, dry_run: bool, as_json: bool, **given: Any)
       qexport push ./merged-GGUF alice/Merged-GGUF --base-model alice/Merged
       qexport push ./merged-GGUF alice/Merged-GGUF --only Q4_K_M --public
     """
+    from qexport.publish.plan import PushOptions
+
     output = Output(as_json=as_json)
     options = PushOptions(folder, repo, **given)
     push_folder(output, options, dry_run=dry_run)

@@ -8,9 +8,6 @@ import click
 
 from qexport.cli._options import JSON
 from qexport.cli._output import Output
-from qexport.report.gather import gather
-from qexport.report.words import summary
-from qexport.report.write import save_report
 
 __all__ = ["command"]
 
@@ -45,6 +42,10 @@ def command(folders: tuple[Path, ...], compare: tuple[Path, ...], out: Path | No
       qexport report ./merged-GGUF ./merged-MLX-6bit -o report
       qexport report ./tuned-GGUF --compare ./base-GGUF
     """
+    from qexport.report.gather import gather
+    from qexport.report.words import summary
+    from qexport.report.write import save_report
+
     output = Output(as_json=as_json)
     report = gather(folders, compare=compare)
     paths = save_report(report, out or Path("report"))

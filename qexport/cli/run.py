@@ -9,27 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.calibrate.options import StreamOptions
-from qexport.cli._calibrate import run_calibration
-from qexport.cli._export import check_items, raise_failed, write_and_judge
-from qexport.cli._finish import Made, finish, note_outcomes, raise_gates, raise_refused
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.cli._recipe import burdens_of, choice_of, job_json, limit_options, recipe_options, show_jobs
-from qexport.cli._report import say_findings
-from qexport.export.execute import default_threads
-from qexport.pipeline.model import examine, fetched
-from qexport.recipe.jobs import Limits, plan_jobs
-from qexport.recipe.load import load_recipe
-from qexport.recipe.run import Local, Ready, ready
-from qexport.recipe.select import select
-from qexport.recipe.targets import Runtimes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qexport.cli._finish import Made
     from qexport.doctor.diagnose import Diagnosis
     from qexport.recipe.recipe import Recipe
+    from qexport.recipe.run import Local, Ready
     from qexport.recipe.select import Unit
 
 __all__ = ["command"]
@@ -85,6 +76,9 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
       qexport run recipes/qwen3.6-27b.yaml --only gguf:Q4_K_M,mlx --set source.model=./merged
       qexport run recipes/qwen3.6-27b.yaml --on hf-jobs --hf-bucket you/exports --max-disk 800G --dry-run
     """
+    from qexport.recipe.load import load_recipe
+    from qexport.recipe.select import select
+
     output = Output(as_json=as_json)
     recipe = load_recipe(given["recipe_path"], given["overrides"])
     units = select(recipe, given["only"])
@@ -97,6 +91,9 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
 
 
 def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
+    from qexport.export.execute import default_threads
+    from qexport.recipe.jobs import Limits, plan_jobs
+
     limits = Limits(None, None, given["max_jobs"], given["threads"] or default_threads())
     jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
     output.document([job_json(recipe, job, given["overrides"]) for job in jobs])
@@ -105,6 +102,13 @@ def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict
 
 def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
     """What can be refused is refused for every model before the first weight of one is read."""
+    from qexport.cli._calibrate import run_calibration
+    from qexport.cli._export import raise_failed, write_and_judge
+    from qexport.cli._finish import finish, note_outcomes, raise_gates, raise_refused
+    from qexport.cli._report import say_findings
+    from qexport.pipeline.model import examine
+    from qexport.recipe.run import ready
+
     planned: list[tuple[Ready, Diagnosis]] = []
     for subject in recipe.subjects:
         if any(unit.subject == subject.key for unit in units):
@@ -144,6 +148,8 @@ def _fetched(
     output: Output, work: Ready, headers: Diagnosis, given: dict[str, Any]
 ) -> tuple[Ready, Diagnosis]:
     """All data at hand, and the matrix of an earlier run; whose files are there has the same one."""
+    from qexport.pipeline.model import fetched
+
     diagnosis = fetched(choice_of(work.subject), headers)
     if work.prepared is not None:
         there = None if given["overwrite"] else work.there(diagnosis)
@@ -156,6 +162,8 @@ def _fetched(
 
 
 def _check(work: Ready, diagnosis: Diagnosis, given: dict[str, Any]) -> None:
+    from qexport.cli._export import check_items
+
     check_items(
         work.targets,
         diagnosis,
@@ -178,6 +186,9 @@ class _Gathered(Output):
 
 
 def _local(given: dict[str, Any]) -> Local:
+    from qexport.recipe.run import Local
+    from qexport.recipe.targets import Runtimes
+
     pythons: dict[str, Path] = {}
     for text in given["pythons"]:
         name, equals, path = text.partition("=")

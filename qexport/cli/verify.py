@@ -9,10 +9,7 @@ import click
 
 from qexport.cli._options import JSON, THREADS, measure_option, runtime_options, verify_options
 from qexport.cli._output import Output
-from qexport.cli._verify import verify_options_from
 from qexport.errors import EnvironmentProblem, VerificationError
-from qexport.pipeline.verify import verify_artifact, view_to_compare
-from qexport.verify.table import COLUMNS, describe, rows
 
 __all__ = ["command"]
 
@@ -45,6 +42,10 @@ def command(artifact: Path, against: str | None, revision: str | None, as_json: 
       qexport verify Model-Q4_K_M.gguf --against ./merged
       qexport verify Model-Q8_0.gguf --llama-server ~/llama.cpp/build/bin/llama-server
     """
+    from qexport.cli._verify import verify_options_from
+    from qexport.pipeline.verify import verify_artifact, view_to_compare
+    from qexport.verify.table import COLUMNS, describe, rows
+
     output = Output(as_json=as_json)
     view = view_to_compare(against, revision) if against else None
     options = verify_options_from(given)

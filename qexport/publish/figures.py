@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qexport.publish.artifacts import Artifact
 
-__all__ = ["acceptance", "decimal_size", "measure", "measures", "number"]
+__all__ = ["acceptance", "measure", "measures", "number"]
 
 
 def measures(artifact: Artifact) -> Mapping[str, Any]:
@@ -42,15 +42,3 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def decimal_size(size: int) -> str:
-    """``2729792 -> '2.73 MB'``: powers of 1000, as the Hub shows sizes."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return (
-        f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
-    )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from qexport.publish.artifacts import Proof
-from qexport.publish.figures import acceptance, decimal_size, measure, number
+from qexport.publish.figures import acceptance, measure, number
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,7 +90,7 @@ def _speed(artifact: Artifact) -> str:
 _COLUMNS: tuple[tuple[str, bool, Callable[[Artifact], str]], ...] = (
     ("File", False, _file),
     ("Type", False, lambda a: cell(a.label)),
-    ("Size", True, lambda a: decimal_size(a.size)),
+    ("Size", True, lambda a: size_text(a.size)),
     ("Bits/weight", True, _bits),
     ("KL divergence", True, _kld),
     ("Same top-1", True, lambda a: _share(measure(a, "same_top1"))),

@@ -32,7 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from qexport.checkpoint.yaml_tree import Word
 from qexport.recipe.problems import closest
-from qexport.recipe.size import parse_size
+from qexport.sizes import parse_size
 
 __all__ = [
     "EITHER",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.publish.figures import decimal_size
 from qexport.report.report import Fact
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ def facts(origins: Sequence[Origin]) -> tuple[Fact, ...]:
 def _source(found: Origin) -> str:
     if not found.label:
         return ""
-    weighs = f", {decimal_size(found.weight_bytes)} of weights" if found.weight_bytes else ""
+    weighs = f", {size_text(found.weight_bytes)} of weights" if found.weight_bytes else ""
     if found.repo and found.revision:
         return f"{found.repo} on the Hugging Face Hub, commit {found.revision}{weighs}"
     return f"{found.label}, a local checkpoint{weighs}"

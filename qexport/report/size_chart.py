@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.publish.figures import decimal_size
 from qexport.report.chart import Chart, LegendEntry
 from qexport.report.labels import place
 from qexport.report.numbers import nats
 from qexport.report.scale import Linear, Log
 from qexport.report.svg import Box, drawing, element, group, line, mark, text
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -159,7 +159,7 @@ def _name(p: _Point) -> str:
 
 def _says(p: _Point) -> str:
     tail = "" if p.tail is None else f", 99.9th percentile {nats(p.tail)}"
-    return f"{_name(p)}: {decimal_size(p.row.size)}, mean {nats(p.mean)} nats{tail}"
+    return f"{_name(p)}: {size_text(p.row.size)}, mean {nats(p.mean)} nats{tail}"
 
 
 def _plain(value: float) -> str:

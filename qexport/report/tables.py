@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.publish.figures import decimal_size
 from qexport.report.numbers import bits, nats, percent, ratio, speed, times
 from qexport.report.words import gate_value, gate_words, proof_words
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from qexport.report.pairs import Pair
@@ -142,7 +142,7 @@ def _side(row: Row, model: str) -> list[str]:
     return [
         row.title,
         model,
-        decimal_size(row.size),
+        size_text(row.size),
         nats(kld.mean if kld else None),
         nats(kld.p99_9 if kld else None),
         percent(row.same_top1),
@@ -172,7 +172,7 @@ def _speed_rows(row: Row) -> Iterator[tuple[str, ...]]:
 
 _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("Type"), lambda row: f"{row.title} (MTP head)" if row.drafter else row.title),
-    (Column("Size", True), lambda row: decimal_size(row.size)),
+    (Column("Size", True), lambda row: size_text(row.size)),
     (Column("Verified"), proof_words),
     (Column("Bits/weight", True), lambda row: bits(row.bits_per_weight)),
     (Column("KL divergence", True), lambda row: nats(row.kld.mean if row.kld else None)),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.publish.figures import decimal_size
 from qexport.report.numbers import nats, percent, speed, times
+from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -109,7 +109,7 @@ def gate_value(name: str, value: float | None) -> str:
     if value is None:
         return _NOTHING
     if name == "max_size":
-        return decimal_size(int(value))
+        return size_text(int(value))
     if name == "max_mean_kld":
         shown = nats(value)
         return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} nats"
@@ -126,7 +126,7 @@ def proof_words(row: Row) -> str:
 def _of_model(model: Model, several: bool) -> Iterator[str]:
     rows = model.measured
     count = "1 artifact" if len(model.rows) == 1 else f"{len(model.rows)} artifacts"
-    size = decimal_size(sum(row.size for row in model.rows))
+    size = size_text(sum(row.size for row in model.rows))
     yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.rows)}"
     known = [row for row in rows if row.kld is not None and row.kld.mean is not None]
     if known:
@@ -136,8 +136,8 @@ def _of_model(model: Model, several: bool) -> Iterator[str]:
             yield f"KL divergence from the source: {nats(_mean(best))} nats ({best.title})."
         else:
             yield (
-                f"Closest to the source: {best.title}, {decimal_size(best.size)}, KL divergence "
-                f"{nats(_mean(best))} nats. Smallest: {small.title}, {decimal_size(small.size)}, "
+                f"Closest to the source: {best.title}, {size_text(best.size)}, KL divergence "
+                f"{nats(_mean(best))} nats. Smallest: {small.title}, {size_text(small.size)}, "
                 f"{nats(_mean(small))} nats."
             )
     yield from _fastest(rows)

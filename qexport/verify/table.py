@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qexport.sizes import size_text
 from qexport.verify.report import Check, Status
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def rows(reports: Sequence[Report]) -> list[list[str]]:
     return [
         [
             report.artifact,
-            _size(report.size),
+            size_text(report.size) if report.size else _ABSENT,
             _number(report.bits_per_weight, ".2f"),
             _number(report.load_s, ".1f", " s"),
             _number(report.tok_s, ".1f"),
@@ -91,18 +92,6 @@ def _plain(body: Sequence[Sequence[str]]) -> str:
         for row in (COLUMNS, *body)
     )
     return "\n".join(table) + "\n"
-
-
-def _size(size: int) -> str:
-    """Decimal units, as the Hub shows them."""
-    if not size:
-        return _ABSENT
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
 
 
 def _number(value: float, form: str, unit: str = "") -> str:

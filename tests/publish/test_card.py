@@ -9,7 +9,6 @@ from exported_folders import FAILED, entry, gguf
 from qexport.errors import UsageProblem
 from qexport.publish.artifacts import parse_entry
 from qexport.publish.card import CardOptions, render_card
-from qexport.publish.figures import decimal_size
 from qexport.publish.front_matter import source_card
 from qexport.publish.kept import Kept, read_kept
 from qexport.publish.table import cell, file_table
@@ -207,20 +206,6 @@ def test_the_same_receipts_give_the_same_card():
 )
 def test_cells(text, shown):
     assert cell(text) == shown
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (2_729_792, "2.73 MB"),
-        (17_100_000_000, "17.1 GB"),
-        (655_000_000_000, "655 GB"),
-    ],
-)
-def test_sizes_are_the_hubs(size, text):
-    assert decimal_size(size) == text
 
 
 @pytest.mark.parametrize("card", [None, "", " \n"])

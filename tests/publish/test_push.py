@@ -43,7 +43,7 @@ def test_a_push_to_a_new_repository(hub, folder):
 
 def _human(folder, tree):
     size = sum(len(data) for name, data in tree.items() if name != ".gitattributes")
-    return f"{size / 1024:.1f} KiB"
+    return f"{size / 1000:.3g} kB"
 
 
 def test_no_large_file_is_read_for_its_hash(hub, folder, monkeypatch):

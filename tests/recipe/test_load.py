@@ -12,7 +12,6 @@ from qexport.recipe.fields import field_kinds, fields_of, model_of
 from qexport.recipe.gates import Limits
 from qexport.recipe.kinds import KINDS
 from qexport.recipe.schema import File, json_schema
-from qexport.recipe.size import parse_size
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTypeCheckers
@@ -190,11 +189,3 @@ def test_a_path_of_an_override_is_relative_to_the_command(tmp_path, monkeypatch)
 def test_a_wrong_override_is_said_with_its_path(tmp_path, override, said):
     found = complaints(tmp_path, SMALL, override)
     assert any(line.startswith(said) for line in found), found
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("0", None), ("5", 5), ("1.5k", 1500), ("2 GB", 2 * 10**9), ("-1", None), ("1T", 10**12)],
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size

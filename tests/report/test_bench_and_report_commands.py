@@ -10,7 +10,7 @@ from receipts_by_hand import bench as figures
 from receipts_by_hand import gguf, large_ladder, measures, of_base, receipt
 from verify_fakes import write_llama
 
-import qexport.cli.bench as command
+import qexport.verify.bench as module
 from qexport.report import Report
 from qexport.verify.bench import Benched
 from qexport.verify.runtime import Failure, RuntimeFailure
@@ -35,7 +35,7 @@ def asked(monkeypatch):
         say("measuring")
         return Benched(Bench.from_json(figures(40.0)))
 
-    monkeypatch.setattr(command, "bench", fake)
+    monkeypatch.setattr(module, "bench", fake)
     return calls
 
 
@@ -99,7 +99,7 @@ def test_an_artifact_without_a_receipt(file, asked):
 def test_failing_with_mtp_is_4_after_the_figures(file, monkeypatch):
     failure = RuntimeFailure(Failure.DIED, "llama.cpp exited with code 1")
     made = Benched(Bench.from_json(figures(40.0, (1.2,))), (failure,))
-    monkeypatch.setattr(command, "bench", lambda *_: made)
+    monkeypatch.setattr(module, "bench", lambda *_: made)
     ran = run("bench", file, "--json")
     assert ran.code == 4
     assert len(ran.json()["speeds"]) == 2

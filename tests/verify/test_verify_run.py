@@ -17,10 +17,13 @@ from verify_fakes import (
 
 from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
-from qexport.verify import Check, Status, VerifyOptions, describe, render, rows, verify_gguf
 from qexport.verify import steps as steps_module
 from qexport.verify.memory import Fit
+from qexport.verify.options import VerifyOptions
+from qexport.verify.report import Check, Status
+from qexport.verify.run import verify_gguf
 from qexport.verify.runtime import Failure, RuntimeFailure
+from qexport.verify.table import describe, render, rows
 
 PLAIN = [generation(range(24)), generation(range(30, 54)), generation(tok_s=50.0)]
 MTP = [

@@ -1,0 +1,36 @@
+"""Sizes as people write and read them: powers of 1000, as the Hub and --split-max-size have them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["parse_size", "size_text"]
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)B?", re.IGNORECASE | re.ASCII)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes, or ``None`` where the text is no size.
+
+    >>> parse_size("2G"), parse_size("1.5 MB"), parse_size("0"), parse_size("2 GiB")
+    (2000000000, 1500000, None, None)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        return None
+    return int(float(match[1]) * _UNITS[match[2].upper()]) or None
+
+
+def size_text(count: float) -> str:
+    """Three digits that count.
+
+    >>> size_text(300), size_text(2729792), size_text(152_000_000_000), size_text(999_999)
+    ('300 B', '2.73 MB', '152 GB', '1 MB')
+    """
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
