@@ -168,9 +168,6 @@ class _Coded:
         self.codes = codes
         self.shape = shape
 
-    def release(self, start: int, stop: int) -> None:
-        self.codes.release(start, stop)
-
 
 class Plain(_Coded):
     """Floats as they are."""

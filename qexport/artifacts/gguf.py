@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qexport.artifacts.artifact import Artifact, Kind, Weight, skeleton
 from qexport.artifacts.gguf_file import GgufInfo, GgufTensor, read_gguf, shard_paths
 from qexport.artifacts.turned import turned
-from qexport.checkpoint.mapped import MappedFile
+from qexport.checkpoint.source_file import SourceFile
 from qexport.checkpoint.tensors import StoredTensor, matrix_shape
 from qexport.codecs.decoders import decode_rows
 from qexport.codecs.ggml_types import GGML_TYPES
@@ -40,19 +40,19 @@ _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 class GgufRows:
     """The rows of one tensor as they are in the file."""
 
-    def __init__(self, name: str, tensor: GgufTensor, mapped: MappedFile) -> None:
+    def __init__(self, name: str, tensor: GgufTensor, file: SourceFile) -> None:
         self.shape = tensor.shape
         self.dtype = _FLOATS.get(tensor.type_name, "F32")
         rows, self._columns = matrix_shape(tensor.shape)
         self._type = tensor.type_name
-        self._width = (tensor.stop - tensor.start) // max(1, rows)
-        self._bytes = StoredTensor(name, "U8", (rows, self._width), "", tensor.start, tensor.stop)
-        self._mapped = mapped
+        width = (tensor.stop - tensor.start) // max(1, rows)
+        self._bytes = StoredTensor(name, "U8", (rows, width), "", tensor.start, tensor.stop)
+        self._file = file
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         import torch
 
-        packed = self._mapped.rows(self._bytes, start, stop)
+        packed = self._file.rows(self._bytes, start, stop)
         if self._type in _FLOATS:
             dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[self._type]
             return packed.view(dtype)
@@ -62,9 +62,6 @@ class GgufRows:
         from gguf.quants import dequantize
 
         return torch.from_numpy(dequantize(packed.numpy(), GGMLQuantizationType[self._type]))
-
-    def release(self, start: int, stop: int) -> None:
-        self._mapped.release(self._bytes.start + start * self._width, self._bytes.start + stop * self._width)
 
 
 @dataclass(frozen=True)
@@ -138,5 +135,5 @@ def open_gguf(path: Path, like: ModelView | None, head: Path | None = None) -> A
 
 
 def _tensors(path: Path, info: GgufInfo) -> dict[str, tuple[GgufTensor, GgufRows]]:
-    maps = [MappedFile(part, part.name, part.stat().st_size) for part in shard_paths(path)]
-    return {name: (entry, GgufRows(name, entry, maps[entry.shard])) for name, entry in info.entries.items()}
+    files = [SourceFile(part, part.name, part.stat().st_size) for part in shard_paths(path)]
+    return {name: (entry, GgufRows(name, entry, files[entry.shard])) for name, entry in info.entries.items()}

@@ -11,11 +11,13 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
+from qexport.checkpoint.paths import open_regular
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,9 +128,10 @@ def read_gguf(path: Path) -> GgufInfo:
     parameters = size = 0
     for shard, part in enumerate(paths):
         try:
-            with part.open("rb") as file:
-                size += part.stat().st_size
-                header = _Header(file, part.name, part.stat().st_size, shard)
+            with os.fdopen(open_regular(part, part.name), "rb") as file:
+                length = os.fstat(file.fileno()).st_size
+                size += length
+                header = _Header(file, part.name, length, shard)
                 header.read()
         except OSError as error:
             raise InputError(f"{part.name}: {error.strerror or error}") from error

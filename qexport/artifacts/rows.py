@@ -46,9 +46,6 @@ class Part:
         """Rows ``[start, stop)``, ``(stop - start, columns)`` in the stored dtype."""
         return self.checkpoint.read_rows(self.name, start, stop)
 
-    def release(self, start: int, stop: int) -> None:
-        self.checkpoint.release(self.name, start, stop)
-
     def whole(self) -> torch.Tensor:
         """All of it, ``(rows, columns)``; for scales and other small tensors."""
         return self.rows(0, matrix_shape(self.shape)[0])
@@ -69,10 +66,6 @@ class Decoded(Protocol):
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``[start, stop)`` as ``(stop - start, columns)``."""
-        ...
-
-    def release(self, start: int, stop: int) -> None:
-        """Say that these rows will not be read again."""
         ...
 
 
@@ -112,7 +105,3 @@ class DecodedCheckpoint:
     def identity(self) -> list[object]:
         """What is decoded is exported nowhere, so nothing depends on it."""
         return [self.label]
-
-    def release(self, name: str, start: int, stop: int) -> None:
-        """Let the packed rows behind these leave memory."""
-        self._decoded[name].release(start, stop)

@@ -72,13 +72,6 @@ class _Turned:
         places = np.searchsorted(numbers, self._rows[start:stop])
         return torch.cat(found).index_select(0, torch.from_numpy(places))
 
-    def release(self, start: int, stop: int) -> None:
-        if self._rows is None:
-            self._decoded.release(start, stop)
-        elif stop > start:
-            wanted = self._rows[start:stop]
-            self._decoded.release(int(wanted.min()), int(wanted.max()) + 1)
-
 
 class Folded:
     """The same values in longer rows: MLX stores a convolution as ``(channels, 4, 1)``."""
@@ -95,9 +88,6 @@ class Folded:
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         return self._decoded.read(start * self._each, stop * self._each).reshape(stop - start, -1)
-
-    def release(self, start: int, stop: int) -> None:
-        self._decoded.release(start * self._each, stop * self._each)
 
 
 def _inverse(order: np.ndarray | None) -> np.ndarray | None:

@@ -40,7 +40,7 @@ _MODEL_TYPES = {
 # The family decides the type; weights come from the view; and a dtype here would round Gemma's embedding
 # scale, a buffer, to bf16, which no GGUF runtime does.
 _NOT_OURS = ("model_type", "quantization_config", "dtype", "torch_dtype")
-# Rows are copied in pieces of about this size, so that mapped memory can be let go behind us.
+# Rows are copied in pieces of about this size, so that little is held twice.
 _CHUNK_VALUES = 16 << 20
 
 
@@ -175,5 +175,4 @@ def _copy_rows(target: torch.Tensor, data: LogicalTensor, start: int, stop: int)
             high = min(low + step, piece.stop)
             rows = piece.checkpoint.read_rows(piece.name, low, high)
             target[at : at + high - low] = rows.to(stored)
-            piece.checkpoint.release(piece.name, low, high)
             at += high - low

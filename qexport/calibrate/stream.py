@@ -1,7 +1,7 @@
 """The layer-streamed forward pass: a model of any size runs in the memory of two layers.
 
 A whole model need not be in memory to see what flows through it. The pass goes layer by layer: one layer's
-weights are copied out of the mapped checkpoint, every batch of the text goes through it, its results replace
+weights are read from the checkpoint, every batch of the text goes through it, its results replace
 its inputs, the layer is let go. While it computes, the next one is read. Every weight is read once, however
 long the text.
 
@@ -263,8 +263,6 @@ class LayerStream:
         for at, row in enumerate(rows.tolist()):
             for piece in table.data.rows(row, row + 1):
                 found[at] = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)[0]
-        for piece in table.data.pieces:
-            piece.checkpoint.release(piece.name, piece.start, piece.stop)
         module = self._base.embed_tokens
         module.padding_idx = None  # a row of the whole table, and of interest to gradients only
         module.weight = torch.nn.Parameter(found.to(self._device), requires_grad=False)

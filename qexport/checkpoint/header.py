@@ -13,8 +13,10 @@ does not know, and a tensor written as a JSON list.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.paths import open_regular
 from qexport.checkpoint.strict_json import MAX_SIZE, is_text, load_object
 from qexport.checkpoint.tensors import DTYPE_BYTES, StoredTensor
 from qexport.errors import InputError
@@ -113,9 +115,8 @@ def read_header(path: Path, *, file: str | None = None) -> tuple[dict[str, Store
     """
     name = file or path.name
     try:
-        with path.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(0)
+        with os.fdopen(open_regular(path, name), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
             head = stream.read(64)
             rest = header_length(head, file=name, file_size=size) - len(head)
             if rest > 0:

@@ -19,9 +19,8 @@ from qexport.checkpoint.hub_progress import bar_class
 from qexport.checkpoint.index import INDEX_NAME, join_headers
 from qexport.checkpoint.layout import read_layout
 from qexport.checkpoint.local import LocalCheckpoint
-from qexport.checkpoint.mapped import MappedFile
 from qexport.checkpoint.refusals import refuse_dtypes
-from qexport.checkpoint.tensors import matrix_shape
+from qexport.checkpoint.source_file import SourceFile
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class HubCheckpoint:
                 headers = list(pool.map(self._hub.header, layout.weights))
         self._tensors = join_headers(self._label, headers, layout.owners)
         refuse_dtypes(self._label, self._tensors)
-        self._maps: dict[str, MappedFile] = {}
+        self._fetched: dict[str, SourceFile] = {}
 
     def __repr__(self) -> str:
         return f"<HubCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._weights)} files>"
@@ -121,17 +120,10 @@ class HubCheckpoint:
             InputError: only its header is here.
         """
         stored = self._tensors[name]
-        if stored.file in self._maps:
-            return self._maps[stored.file].rows(stored, start, stop)
+        if stored.file in self._fetched:
+            return self._fetched[stored.file].rows(stored, start, stop)
         message = f"The weights of {self._label} are not downloaded: {name} cannot be read yet."
         raise InputError(message, hint="Call download() and read from the checkpoint that it returns.")
-
-    def release(self, name: str, start: int, stop: int) -> None:
-        """Let the pages of rows ``[start, stop)`` leave memory, where they are here at all."""
-        stored = self._tensors[name]
-        if stored.file in self._maps:
-            width = stored.nbytes // max(1, matrix_shape(stored.shape)[0])
-            self._maps[stored.file].release(stored.start + start * width, stored.start + stop * width)
 
     def identity(self) -> list[object]:
         """The repository's commit, which says what every file holds."""
@@ -145,12 +137,12 @@ class HubCheckpoint:
         Raises:
             EnvironmentProblem: no network, or no room on the disk.
         """
-        files = sorted({self._tensors[name].file for name in names} - self._maps.keys())
+        files = sorted({self._tensors[name].file for name in names} - self._fetched.keys())
         with hub_errors(self.repo, self.sha):
             missing = set(files) - self._hub.cached(files)
             self._hub.check_room(sum(self._hub.listing[file] for file in missing))
             for file in files:
-                self._maps[file] = MappedFile(self._hub.weights(file), file, self._hub.listing[file])
+                self._fetched[file] = SourceFile(self._hub.weights(file), file, self._hub.listing[file])
 
     def download(self, progress: Callable[[int, int], None] | None = None) -> LocalCheckpoint:
         """Fetch weights and small files of this commit into the cache, and open them there.

@@ -1,4 +1,4 @@
-"""A checkpoint in a folder: headers read at once, weights mapped when they are asked for."""
+"""A checkpoint in a folder: headers read at once, weights when they are asked for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.header import read_header
 from qexport.checkpoint.index import join_headers
 from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, read_layout, small_files
-from qexport.checkpoint.mapped import MappedFile
 from qexport.checkpoint.refusals import refuse_dtypes
-from qexport.checkpoint.tensors import DTYPE_BYTES, StoredTensor, matrix_shape
+from qexport.checkpoint.source_file import SourceFile
+from qexport.checkpoint.tensors import StoredTensor, matrix_shape
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ class LocalCheckpoint:
         self._tensors = join_headers(self._label, headers, layout.owners)
         if not quantized:
             refuse_dtypes(self._label, self._tensors)
-        self._maps = {file: _mapped(self._folder, file) for file in layout.weights}
+        self._weights = {file: _source_file(self._folder, file) for file in layout.weights}
 
     def __repr__(self) -> str:
-        return f"<LocalCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._maps)} files>"
+        return f"<LocalCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._weights)} files>"
 
     @property
     def label(self) -> str:
@@ -98,28 +98,17 @@ class LocalCheckpoint:
         return self._read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start, stop)`` of tensor ``name``: a ``(stop - start, columns)`` view in its stored dtype.
+        """Rows ``[start, stop)`` of tensor ``name``: a ``(stop - start, columns)`` in its stored dtype.
 
         Raises:
-            InputError: there is no such tensor, or its file changed.
-            EnvironmentProblem: its file cannot be mapped.
+            InputError: there is no such tensor.
+            EnvironmentProblem: its file changed, or cannot be read.
             ValueError: rows outside the tensor.
         """
         tensor = self._checked(name, start, stop)
         if self.on_read is not None:
             self.on_read(name, start, stop)
-        return self._maps[tensor.file].rows(tensor, start, stop)
-
-    def release(self, name: str, start: int, stop: int) -> None:
-        """Let the pages of rows ``[start, stop)`` leave memory; reading them again is allowed, and slower.
-
-        Raises:
-            InputError: there is no such tensor.
-            ValueError: rows outside the tensor.
-        """
-        tensor = self._checked(name, start, stop)
-        width = matrix_shape(tensor.shape)[1] * DTYPE_BYTES[tensor.dtype]
-        self._maps[tensor.file].release(tensor.start + start * width, tensor.start + stop * width)
+        return self._weights[tensor.file].rows(tensor, start, stop)
 
     def identity(self) -> list[object]:
         """Name, size and time of change of every weight file: another value means other weights, perhaps.
@@ -128,7 +117,7 @@ class LocalCheckpoint:
             InputError: a file is not there any more.
         """
         found: list[object] = []
-        for file in self._maps:
+        for file in self._weights:
             try:
                 status = (self._folder / file).stat()
             except OSError as error:
@@ -153,12 +142,12 @@ class LocalCheckpoint:
             raise InputError(f"{self._label}: {name} cannot be read: {why}.") from error
 
 
-def _mapped(folder: Path, file: str) -> MappedFile:
+def _source_file(folder: Path, file: str) -> SourceFile:
     try:
         size = (folder / file).stat().st_size
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or 'input/output error'}.") from error
-    return MappedFile(folder / file, file, size)
+    return SourceFile(folder / file, file, size)
 
 
 def _listing(folder: Path, label: str, typed: str) -> dict[str, int]:

@@ -63,6 +63,3 @@ class MemoryCheckpoint:
             digest.update(name.encode())
             digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return [digest.hexdigest()]
-
-    def release(self, name: str, start: int, stop: int) -> None:
-        """Nothing to give back."""

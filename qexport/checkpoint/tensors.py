@@ -125,15 +125,11 @@ class Checkpoint(Protocol):
         ...
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start, stop)`` of ``name`` as a ``(stop - start, columns)`` view of mapped memory."""
+        """Rows ``[start, stop)`` of ``name`` as ``(stop - start, columns)``."""
         ...
 
     def identity(self) -> list[object]:
         """Plain values that change when the weights do; cheap, so it does not look at the weights on disk."""
-        ...
-
-    def release(self, name: str, start: int, stop: int) -> None:
-        """Say that rows ``[start, stop)`` will not be read again, so that their pages may leave memory."""
         ...
 
 

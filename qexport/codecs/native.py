@@ -79,7 +79,7 @@ def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | N
 def _plain(array: np.ndarray) -> np.ndarray:
     """The array, or a copy where numba would compile another kernel: unaligned, strided or read-only.
 
-    A file may place a tensor at any byte, and what is mapped from one is often read-only.
+    A file may place a tensor at any byte, and arrays over bytes are read-only.
     """
     import numpy as np
 

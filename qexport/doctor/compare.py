@@ -39,5 +39,4 @@ def _bits(tensor: LogicalTensor, start: int, stop: int) -> bytes:
     for piece in tensor.rows(start, stop):
         found = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)
         parts.append(found.contiguous().view(torch.uint8).numpy().tobytes())
-        piece.checkpoint.release(piece.name, piece.start, piece.stop)
     return b"".join(parts)

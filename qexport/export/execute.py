@@ -3,12 +3,11 @@
 The plans of all artifacts are walked together, a source tensor at a time. Its rows go through the encoders
 in runs of a few megabytes, in worker threads (numba, torch and ggml release the interpreter lock); results
 are taken in order, so a stream of bytes is written front to back, whatever the number of threads. Memory is
-the runs in flight, not the tensor: rows come from mapped files whose pages are given back.
+the runs in flight, not the tensor.
 
-Two things keep pages longer. Where encoders must know all rows of some tensors first (:class:`Survey`), those
-tensors are looked at just before, and their pages stay until they are encoded: a few tensors of one layer.
-And where two artifacts want one tensor's rows in different orders, each walks over it in turn, and its pages
-go after the last.
+Two things walk over a tensor again, one right after the other, so that the disk is not asked twice. Where
+encoders must know all rows of some tensors first (:class:`Survey`), those tensors are looked at just before:
+a few of one layer. And where two artifacts want one tensor's rows in different orders, each has a walk.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reading the rows of a logical tensor, arranged as an output wants them.
 
-Sources are memory-mapped, so a run of rows that lies in one piece costs no copy. Arithmetic follows
+Arithmetic follows
 llama.cpp's converter: float16 stays float16, everything else is computed in float32.
 """
 
@@ -19,10 +19,7 @@ __all__ = ["arranged_rows", "arranged_shape", "read_rows", "source_ranges"]
 
 
 def read_rows(tensor: LogicalTensor, start: int, stop: int) -> torch.Tensor:
-    """Rows ``[start, stop)`` as ``(stop - start, columns)``, in the logical dtype.
-
-    A view of mapped memory where the rows lie in one piece and need no rounding; a copy otherwise.
-    """
+    """Rows ``[start, stop)`` as ``(stop - start, columns)``, in the logical dtype."""
     import torch
 
     parts = [

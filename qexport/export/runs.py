@@ -1,8 +1,5 @@
-"""Runs of rows: what is read, looked at and encoded at a time, and when its pages may go.
-
-A run is a few megabytes of one lane (``qexport.export.steps``). Its source's pages are given back once all
-that was made of it is written; where a step has several lanes, once the last run of the step is.
-"""
+"""Runs of rows: what is read, looked at and encoded at a time: a few megabytes of one lane
+(``qexport.export.steps``)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.finite import nonfinite_count
 from qexport.errors import InputError
-from qexport.export.rows import arranged_rows, source_ranges
+from qexport.export.rows import arranged_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,27 +26,13 @@ _EVEN_ROWS = 32  # encoders take rows by this many; runs of a multiple waste not
 
 @dataclass(frozen=True)
 class Run:
-    """Output rows ``[start, stop)`` of a lane. ``turn`` counts the runs of a step with several lanes."""
+    """Output rows ``[start, stop)`` of a lane."""
 
     step: Step
     number: int
     lane: Lane
     start: int
     stop: int
-    turn: Turn | None
-
-
-class Turn:
-    """How many runs of a step with several lanes are still to land."""
-
-    def __init__(self, runs: int) -> None:
-        self._left = runs
-        self._lock = threading.Lock()
-
-    def last(self) -> bool:
-        with self._lock:
-            self._left -= 1
-            return self._left == 0
 
 
 class Done:
@@ -78,10 +61,7 @@ class Done:
 
 
 class Landed:
-    """A run whose bytes are on their way to the files.
-
-    Only when all are written may its source's pages go: bytes that need no encoding are still those pages.
-    """
+    """A run whose bytes are on their way to the files: its memory is in use until all are written."""
 
     def __init__(self, run: Run, room: threading.Semaphore, done: Done, *, waiting: int) -> None:
         self._run = run
@@ -101,26 +81,12 @@ class Landed:
             self._finish()
 
     def _finish(self) -> None:
-        run, source = self._run, self._run.step.source
-        if run.turn is None:
-            ranges = source_ranges(run.lane.outputs[0][1].arrangement, run.start, run.stop)
-        else:
-            ranges = [(0, source.matrix_shape[0])] if run.turn.last() else []
-        for low, high in ranges:
-            for piece in source.rows(low, high):
-                piece.checkpoint.release(piece.name, piece.start, piece.stop)
-        self._done.landed(run.number)
+        self._done.landed(self._run.number)
         self._room.release()
 
 
 def runs_of(step: Step, number: int) -> list[Run]:
-    spans = [list(spans_of(lane)) for lane in step.lanes]
-    turn = Turn(sum(map(len, spans))) if len(spans) > 1 else None
-    return [
-        Run(step, number, lane, start, stop, turn)
-        for lane, its_spans in zip(step.lanes, spans, strict=True)
-        for start, stop in its_spans
-    ]
+    return [Run(step, number, lane, *span) for lane in step.lanes for span in spans_of(lane)]
 
 
 def spans_of(lane: Lane) -> Iterator[tuple[int, int]]:

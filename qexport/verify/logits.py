@@ -51,7 +51,6 @@ def output_rows(view: ModelView, start: int, stop: int, device: str = "cpu") -> 
     for piece in _output(view).rows(start, stop):
         rows = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)
         parts.append(rows.to(device=device, dtype=torch.float32))
-        piece.checkpoint.release(piece.name, piece.start, piece.stop)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -3,7 +3,6 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from checkpoint_folders import bits, fingerprint, some_tensors, two_shards, writ
 from safetensors.torch import load_file, save_file
 
 from qexport.checkpoint import LocalCheckpoint, matrix_shape
-from qexport.errors import InputError
+from qexport.errors import EnvironmentProblem, InputError
 
 
 def all_rows(checkpoint):
@@ -45,14 +44,13 @@ def test_values_are_the_official_librarys(tmp_path, shards):
     assert fingerprint(folder) == before
 
 
-def test_rows_are_views_that_leave_the_source_alone(tmp_path):
+def test_rows_are_the_callers_to_change(tmp_path):
     folder = write_folder(tmp_path / "model", [some_tensors()])
     before = fingerprint(folder)
     checkpoint = LocalCheckpoint(folder)
     whole = checkpoint.read_rows("embed.weight", 0, 16)
     part = checkpoint.read_rows("embed.weight", 3, 5)
     assert part.shape == (2, 8)
-    assert part.data_ptr() == whole[3:].data_ptr()
     assert bits(part) == bits(whole[3:5])
     assert checkpoint.read_rows("layer.0.norm", 0, 1).shape == (1, 8)
     assert checkpoint.read_rows("layer.0.scale", 0, 1).shape == (1, 1)
@@ -69,19 +67,6 @@ def test_rows_that_are_not_there(tmp_path):
     for start, stop in ((-1, 1), (0, 17), (2, 1)):
         with pytest.raises(ValueError, match=r"embed\.weight, which has 16"):
             checkpoint.read_rows("embed.weight", start, stop)
-
-
-def test_release_and_read_again(tmp_path):
-    folder = write_folder(tmp_path / "model", [{"a": torch.randn(3000, 64).bfloat16(), "b": torch.ones(5)}])
-    checkpoint = LocalCheckpoint(folder)
-    checkpoint.release("a", 0, 3000)  # nothing is mapped yet
-    view = checkpoint.read_rows("a", 0, 3000)
-    before = bits(view)
-    for start in range(0, 3000, 7):
-        checkpoint.release("a", start, min(start + 7, 3000))
-    checkpoint.release("b", 0, 1)
-    assert bits(view) == before
-    assert bits(checkpoint.read_rows("a", 0, 3000)) == before
 
 
 def test_every_read_is_seen(tmp_path):
@@ -103,8 +88,6 @@ def test_many_threads(tmp_path):
         barrier.wait(10)
         for _ in range(20):
             assert all_rows(checkpoint) == expected
-            for name, stored in checkpoint.tensors.items():
-                checkpoint.release(name, 0, matrix_shape(stored.shape)[0])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
@@ -434,37 +417,8 @@ def test_a_file_that_changes_underneath(tmp_path):
     checkpoint = LocalCheckpoint(folder)
     with (folder / "model.safetensors").open("ab") as stream:
         stream.write(b"more")
-    with pytest.raises(InputError, match="changed while it was in use"):
+    with pytest.raises(EnvironmentProblem, match="changed while it was in use"):
         checkpoint.read_rows("embed.weight", 0, 1)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"model\.safetensors is gone"):
+    with pytest.raises(EnvironmentProblem, match=r"model\.safetensors is gone"):
         checkpoint.read_rows("embed.weight", 0, 1)
-
-
-@pytest.mark.skipif("sys.platform != 'linux'", reason="reads /proc")
-def test_memory_does_not_grow(tmp_path):
-    """64 MB streamed in small steps. What stays is what the kernel maps ahead (2 MB folios), no trail."""
-    size, step = 64 << 20, 23
-    folder = write_folder(tmp_path / "model", [{"a": torch.ones(size // 2048, 1024).bfloat16()}])
-    (folder / "model.safetensors").rename(folder / "streamed.safetensors")
-    checkpoint = LocalCheckpoint(folder)
-    highest = 0
-    for number, start in enumerate(range(0, size // 2048, step)):
-        stop = min(start + step, size // 2048)
-        assert float(checkpoint.read_rows("a", start, stop).sum()) == (stop - start) * 1024
-        checkpoint.release("a", start, stop)
-        if number % 100 == 0:
-            highest = max(highest, mapped_kilobytes("streamed.safetensors"))
-    assert max(highest, mapped_kilobytes("streamed.safetensors")) <= 4096
-
-
-def mapped_kilobytes(name):
-    """Resident size of the mapping of file ``name`` in this process."""
-    mine, total = False, 0
-    with Path("/proc/self/smaps").open() as lines:
-        for line in lines:
-            if "-" in line.split(" ", 1)[0]:
-                mine = line.rstrip().endswith(name)
-            elif mine and line.startswith("Rss:"):
-                total += int(line.split()[1])
-    return total

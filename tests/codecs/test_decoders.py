@@ -96,7 +96,7 @@ def test_every_float16() -> None:
 
 @pytest.mark.parametrize("type_name", ["Q6_K", "BF16", "F16", "F32"])
 def test_any_memory(type_name: str) -> None:
-    """Read-only, strided or at an odd address: a mapped file may be all of that."""
+    """Read-only, strided or at an odd address."""
     width = GGML_TYPES[type_name].row_bytes(256)
     raw = np.random.default_rng(1).integers(0, 120, 2 * 3 * width + 1, np.uint8)
     odd = raw[1:].reshape(3, 2 * width)[:, :width]

@@ -97,6 +97,3 @@ class HeadersOnly:
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         raise InputError(f"the data of {name} is not at hand")
-
-    def release(self, name: str, start: int, stop: int) -> None:
-        raise AssertionError("nothing was read")

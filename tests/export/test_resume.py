@@ -6,6 +6,7 @@ The runs are processes of their own, killed (SIGKILL) at a chosen write, fsync o
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,39 @@ def test_a_disk_that_is_full_is_met_again_where_it_was(diagnosis, tmp_path, monk
         export.plan([GgufTarget(("Q8_0",), other, verify=None)], diagnosis), diagnosis, home=other
     )
     assert item.written == fresh.written
+
+
+@pytest.mark.parametrize("at", [0, 10])
+def test_a_source_that_shrinks_during_the_pass(zoo, tmp_path, monkeypatch, at):
+    """It ends with an error, not with the process; once the file is back, what is written is gone on from."""
+    model = shutil.copytree(zoo("qwen3"), tmp_path / "model")
+    (file,) = model.glob("*.safetensors")
+    data, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    out, seen = tmp_path / "out", []
+    diagnosis = diagnose(open_checkpoint(str(model)))
+    monkeypatch.setattr(Ledger, "due", lambda self: True)
+
+    def shrink(name, start, stop):
+        seen.append(name)
+        if len(seen) == at + 1:
+            os.truncate(file, len(data) // 8)
+
+    diagnosis.subject.checkpoint.on_read = shrink
+    items = export.plan([GgufTarget(("Q8_0",), out, verify=None)], diagnosis)
+    with pytest.raises(EnvironmentProblem, match=f"{file.name} (became shorter|changed) while it was in use"):
+        export.write(items, diagnosis, home=out, threads=1)
+    assert not list(out.glob("*.gguf"))
+    assert Ledger(out).read() is not None or at == 0
+    file.write_bytes(data)
+    os.utime(file, ns=times)
+    again = diagnose(open_checkpoint(str(model)))
+    seen.clear()
+    again.subject.checkpoint.on_read = lambda name, start, stop: seen.append(name)
+    export.write(export.plan([GgufTarget(("Q8_0",), out, verify=None)], again), again, home=out)
+    assert at == 0 or len(seen) < len(again.subject.checkpoint.tensors)
+    whole = tmp_path / "whole"
+    export.write(export.plan([GgufTarget(("Q8_0",), whole, verify=None)], again), again, home=whole)
+    assert files_of(out) == files_of(whole)
 
 
 def test_two_runs_into_one_folder(tmp_path):

@@ -84,9 +84,6 @@ class MemoryCheckpoint:
         value = self.held[name]
         return value.reshape(matrix_shape(tuple(value.shape)))[start:stop]
 
-    def release(self, name, start, stop):
-        pass
-
 
 def whole_model(family: str):
     transformers = pytest.importorskip("transformers")
