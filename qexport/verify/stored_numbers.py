@@ -238,8 +238,6 @@ def folder_numbers(artifact: Artifact, stored: Checkpoint) -> Finding:
                 found = part.rows(start, min(rows, start + step))
                 tally.look(_bytes_of(found))
                 zeros += int((found == 0).sum()) if word == "weight_global_scale" else 0
-                del found
-                part.release(start, min(rows, start + step))
         except InputError as error:
             return Finding(Check.NUMBERS, Status.FAIL, error.message)
         count += tally.blocks
