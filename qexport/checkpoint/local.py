@@ -10,6 +10,7 @@ from qexport.checkpoint.header import read_header
 from qexport.checkpoint.index import join_headers
 from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, read_layout, small_files
 from qexport.checkpoint.refusals import refuse_dtypes
+from qexport.checkpoint.snapshot import snapshot_of
 from qexport.checkpoint.source_file import SourceFile
 from qexport.checkpoint.tensors import StoredTensor, matrix_shape
 from qexport.errors import InputError
@@ -29,7 +30,8 @@ class LocalCheckpoint:
 
     Args:
         path: the folder.
-        label: what to call it in messages and receipts; the folder's own name when not given.
+        label: what to call it in messages and receipts; the folder's own name when not given, and for a
+            snapshot in a Hub cache the repository's.
         quantized: open a quantized checkpoint as well; its packed tensors are read as they are stored.
         weights: the safetensors files to read (such as a sidecar), instead of those that are the model.
 
@@ -52,10 +54,12 @@ class LocalCheckpoint:
         weights: Sequence[str] | None = None,
     ) -> None:
         self._folder = Path(path)
+        snapshot = snapshot_of(self._folder)
         # absolute() and not resolve(): a symlink keeps the name that the user gave it.
-        self._label = label or self._folder.absolute().name or self._folder.resolve().name or "checkpoint"
+        own = self._folder.absolute().name or self._folder.resolve().name or "checkpoint"
+        self._label = label or (own if snapshot is None else snapshot.label)
         self.on_read: Callable[[str, int, int], None] | None = None
-        self.revision: str | None = None
+        self.revision: str | None = None if snapshot is None else snapshot.commit
         listing = _listing(self._folder, self._label, str(path))
         if weights is None:
             layout = read_layout(self._label, listing, self._read, quantized=quantized)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.hub_client import cached_folder
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.snapshot import snapshot_folder
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def open_checkpoint(spec: str, *, revision: str | None = None) -> Checkpoint:
         if revision is not None:
             message = f"{spec} is a folder here, which has no revision {revision!r}."
             raise UsageProblem(message, hint="Leave the revision out, or give a Hub repository as org/name.")
-        return LocalCheckpoint(spec)
+        return LocalCheckpoint(snapshot_folder(Path(spec)))
     if _REPO.fullmatch(spec):
         try:
             return HubCheckpoint(spec, revision)
@@ -60,7 +61,7 @@ def _earlier_download(repo: str, revision: str | None) -> LocalCheckpoint | None
     if folder is None:
         return None
     try:
-        return LocalCheckpoint(folder, label=f"{repo}@{folder.name[:8]}")
+        return LocalCheckpoint(folder)
     except InputError:  # only small files are there: what is wrong is still that the Hub is out of reach
         return None
 
