@@ -135,16 +135,19 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
 def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A job as an entry of a matrix: its name, the words for ``--only``, the command, and what it needs.
 
-    ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each.
+    ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each; ``verify``
+    says whether the recipe wants any of them run.
     """
     from qexport.recipe.select import select
 
     words = ["qexport", "run", str(recipe.path), "--only", ",".join(job.only)]
     words += [word for given in overrides for word in ("--set", given)]
     folders: dict[str, str | None] = {}
+    verified = False
     for unit in select(recipe, job.only):
         subject, artifact = recipe.subject(unit.subject), recipe.artifact(unit.artifact)
         folders[recipe.folder(subject, artifact)] = recipe.repo(subject, artifact)
+        verified |= artifact.verify is not None
     return {
         "name": job.name,
         "only": ",".join(job.only),
@@ -156,6 +159,7 @@ def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[st
         "seconds": round(job.seconds),
         "time": human_time(job.seconds),
         "exact": job.exact,
+        "verify": verified,
     }
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qexport.cli._options import JSON, runtime_options
 from qexport.cli._output import Output
-from qexport.errors import VerificationError
+from qexport.errors import QexportError, VerificationError
 from qexport.verify.bench import BenchOptions
 
 if TYPE_CHECKING:
+    from qexport.verify.bench_subject import Choice
     from qexport.verify.speeds import Bench, Range
 
 __all__ = ["command"]
@@ -88,8 +89,9 @@ def command(
     """Measure how many tokens a second ARTIFACT writes, bare and with its MTP head drafting 1 to N tokens.
 
     ARTIFACT is a .gguf file, run by llama.cpp, or a folder: MLX by mlx-lm (without MTP, which it does not
-    run), FP8 and NVFP4 by the vLLM or SGLang that --runtime-python has. Greedy, one request at a time. The
-    figures also go into the receipt beside the artifact, from which `qexport report` draws them.
+    run), FP8 and NVFP4 by the vLLM or SGLang that --runtime-python has; in a folder of several each is
+    measured in turn. Greedy, one request at a time. The figures also go into the receipt beside the artifact,
+    from which `qexport report` draws them.
 
     \b
     Examples:
@@ -97,26 +99,53 @@ def command(
       qexport bench Model-Q4_K_M.gguf --llama-server ~/llama.cpp/build/bin/llama-server --n-max 6
       qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
     """
-    from qexport.export.receipt import add_measure
-    from qexport.verify.bench import bench
-    from qexport.verify.bench_subject import Choice, bench_subject
+    from qexport.pipeline.in_folder import Found, artifacts_in, check_file_sizes, is_one_artifact
+    from qexport.verify.bench_subject import Choice
 
     output = Output(as_json=as_json)
     options = BenchOptions(n_max, prompt, tokens, repeats, prompt_tokens, threads or 0, timeout)
     choice = Choice(llama_server, runtime or "", runtime_python)
+    several = not is_one_artifact(artifact)
+    documents: list[dict[str, Any]] = []
+    problems: list[QexportError] = []
+    for each in artifacts_in(artifact) if several else [Found(artifact, artifact)]:
+        if several:
+            output.title(each.name)
+        try:
+            check_file_sizes(each)
+            documents.append(_one(output, each.path, choice, options, note=not no_receipt))
+        except QexportError as error:
+            if not several:
+                raise
+            problems.append(error)
+            output.say(f"  {error.message}")
+    failures = [(each["artifact"], why) for each in documents if (why := each.pop("failed"))]
+    output.document({"artifacts": documents} if several else documents[0])
+    if failures or problems:
+        words = [f"{name} runs without MTP and fails with it: {why}" for name, why in failures]
+        words += [error.message for error in problems]
+        kinds = [VerificationError] * bool(failures) + [type(error) for error in problems]
+        raise kinds[0]("; ".join(words))
+
+
+def _one(
+    output: Output, artifact: Path, choice: Choice, options: BenchOptions, *, note: bool
+) -> dict[str, Any]:
+    """Measure one artifact, show it, note it in its receipt; ``failed``: what MTP did to it."""
+    from qexport.export.receipt import add_measure
+    from qexport.verify.bench import bench
+    from qexport.verify.bench_subject import bench_subject
+
     path, subject, engine = bench_subject(artifact, choice)
     found = bench(path, subject, engine, options, output.say)
-    receipt = None if no_receipt else add_measure(path, "bench", found.bench.to_json())
-    output.document({"artifact": path.name, **found.bench.to_json(), "receipt": receipt is not None})
+    receipt = add_measure(path, "bench", found.bench.to_json()) if note else None
     _show(output, found.bench)
     if receipt is not None:
         output.say(f"Noted in {receipt.name} beside it.")
-    elif not no_receipt:
+    elif note:
         output.say("No receipt knows this artifact: the figures are noted nowhere.")
-    if found.failures:
-        raise VerificationError(
-            f"{path.name} runs without MTP and fails with it: {found.failures[0].message}"
-        )
+    failed = found.failures[0].message if found.failures else ""
+    return {"artifact": path.name, **found.bench.to_json(), "receipt": receipt is not None, "failed": failed}
 
 
 def _show(output: Output, found: Bench) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qexport.cli._options import JSON, THREADS, measure_option, runtime_options, verify_options
 from qexport.cli._output import Output
-from qexport.errors import EnvironmentProblem, VerificationError
+from qexport.errors import EnvironmentProblem, InputError, QexportError, VerificationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qexport.pipeline.in_folder import Found
+    from qexport.verify.report import Report
 
 __all__ = ["command"]
 
@@ -25,38 +32,104 @@ __all__ = ["command"]
 @verify_options
 @measure_option
 @runtime_options
+@click.option(
+    "--again",
+    is_flag=True,
+    help="In a folder of several: only what its receipts call verified. Is it so on this machine, too?",
+)
 @THREADS
 @JSON
-def command(artifact: Path, against: str | None, revision: str | None, as_json: bool, **given: Any) -> None:
+def command(
+    artifact: Path, against: str | None, revision: str | None, again: bool, as_json: bool, **given: Any
+) -> None:
     """Load ARTIFACT in a runtime that its users use, let it write, and judge it.
 
     ARTIFACT is a .gguf file (or the first of its shards), or a folder: MLX, FP8, NVFP4 in ModelOpt's or
     compressed-tensors' layout. What a folder stores is first compared with what its config tells a loader,
-    since loaders do not. Exit code 4 means that something is wrong, 6 that no runtime could run it.
+    since loaders do not. A folder that holds several (GGUF files, or all that `qexport run` wrote) is gone
+    through by its receipts: every file must be the one that was written, and every artifact is run. Exit code
+    4 means that something is wrong, 6 that no runtime could run it.
 
     \b
     Examples:
       qexport verify Model-MLX-6bit --against ./merged
       qexport verify Model-NVFP4 --against ./merged --runtime vllm --runtime-python ~/vllm/bin/python
-      qexport verify Model-Q4_K_M.gguf
       qexport verify Model-Q4_K_M.gguf --against ./merged
+      qexport verify Model-GGUF
       qexport verify Model-Q8_0.gguf --llama-server ~/llama.cpp/build/bin/llama-server
     """
     from qexport.cli._verify import verify_options_from
+    from qexport.pipeline.in_folder import Found, artifacts_in, check_files, is_one_artifact
     from qexport.pipeline.verify import verify_artifact, view_to_compare
-    from qexport.verify.table import COLUMNS, describe, rows
 
     output = Output(as_json=as_json)
+    several = not is_one_artifact(artifact)
+    found = artifacts_in(artifact) if several else [Found(artifact, artifact)]
+    if again:
+        found = [each for each in found if each.proven]
+        if not found:
+            raise InputError(f"Nothing in {artifact.name} is called verified by a receipt: nothing was run.")
     view = view_to_compare(against, revision) if against else None
     options = verify_options_from(given)
-    report = verify_artifact(artifact, view=view, options=options, say=output.say, measure=given["measure"])
-    output.document(report.to_json())
-    for line in describe(report):
-        output.text(line)
-    output.table(COLUMNS, rows([report]))
-    for text in report.texts:
-        output.say(f"> {text.strip()}")
-    if report.failures:
-        raise VerificationError(f"{artifact.name} failed verification: {report.verdict}")
-    if not report.passed:
-        raise EnvironmentProblem(f"{artifact.name} is not verified: no runtime has run it")
+
+    def judge(each: Found) -> Report:
+        if several:
+            check_files(each)
+        return verify_artifact(
+            each.path, view=view, options=options, say=output.say, measure=given["measure"]
+        )
+
+    if not several:
+        report = judge(found[0])
+        output.document(report.to_json())
+        _show(output, [report])
+        _raise(artifact.name, [report])
+        return
+    reports: list[Report] = []
+    refused: list[tuple[str, QexportError]] = []
+    for each in found:
+        output.title(each.name)
+        try:
+            reports.append(replace(judge(each), artifact=each.name))
+        except QexportError as error:
+            refused.append((each.name, error))
+            output.say(f"  {error.message}")
+    output.document(
+        {
+            "artifacts": [report.to_json() for report in reports],
+            "not_run": [{"artifact": name, "why": error.message} for name, error in refused],
+        }
+    )
+    _show(output, reports, refused)
+    _raise(artifact.name, reports, refused)
+
+
+def _show(
+    output: Output, reports: Sequence[Report], refused: Sequence[tuple[str, QexportError]] = ()
+) -> None:
+    from qexport.verify.table import COLUMNS, describe, rows
+
+    for report in reports:
+        for line in describe(report):
+            output.text(line)
+        for text in report.texts:
+            output.say(f"> {text.strip()}")
+    others = [[name, *[""] * (len(COLUMNS) - 2), f"not run: {error.message}"] for name, error in refused]
+    output.table(COLUMNS, [*rows(reports), *others])
+
+
+def _raise(name: str, reports: Sequence[Report], refused: Sequence[tuple[str, QexportError]] = ()) -> None:
+    """What failed first; then what was wrong with files; then what was not run."""
+    failed = [
+        f"{report.artifact} failed verification: {report.verdict}" for report in reports if report.failures
+    ]
+    failed += [f"{each}: {error.message}" for each, error in refused if isinstance(error, InputError)]
+    if failed:
+        raise VerificationError("; ".join(failed))
+    if refused:
+        error = refused[0][1]
+        error.message = "; ".join(f"{each} is not verified: {found.message}" for each, found in refused)
+        raise error
+    unproven = [report.artifact for report in reports if not report.passed]
+    if unproven:
+        raise EnvironmentProblem(f"{', '.join(unproven)} is not verified: no runtime has run it")

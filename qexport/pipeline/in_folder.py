@@ -1,0 +1,130 @@
+"""What lies in a folder that can be run: the artifacts of its receipts, and models that no receipt knows.
+
+For ``verify DIR`` and ``bench DIR``. A file that a receipt names must be the one that was written; what is
+not there, or another file of the same size, is a problem of its own, and nothing is run in its place.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qexport.artifacts.gguf_file import shard_paths
+from qexport.errors import InputError
+from qexport.export.receipt import RECEIPT_NAME
+from qexport.publish.artifacts import Proof, read_artifacts
+from qexport.publish.sums import check_hashes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qexport.publish.artifacts import Artifact
+
+__all__ = ["Found", "artifacts_in", "check_file_sizes", "check_files", "is_one_artifact"]
+
+# Of a publisher who follows llama.cpp's words; a receipt that calls such a file a model is believed.
+_BESIDE = re.compile(r"mmproj|imatrix|^(mtp|eagle3|dflash|dspark)-", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something to run: the (first) file of a GGUF, or a folder.
+
+    Attributes:
+        home: the folder that the entry's file names are relative to.
+        entry: what a receipt says of it; ``None`` where no receipt knows it.
+    """
+
+    path: Path
+    home: Path
+    entry: Artifact | None = None
+
+    @property
+    def name(self) -> str:
+        """Relative to the folder that was given."""
+        return self.path.relative_to(self.home).as_posix() if self.path != self.home else self.path.name
+
+    @property
+    def proven(self) -> bool:
+        """Whether its receipt calls it verified."""
+        return self.entry is not None and self.entry.proof is Proof.PASSED
+
+
+def is_one_artifact(path: Path) -> bool:
+    """A file, or a folder that is a model: config and weights at its top."""
+    return path.is_file() or ((path / "config.json").is_file() and any(path.glob("*.safetensors")))
+
+
+def artifacts_in(folder: Path) -> list[Found]:
+    """Everything that can be run, in the order of receipts, then by name.
+
+    Importance matrices, projectors and drafters beside their trunk are no models by themselves.
+
+    Raises:
+        InputError: there is nothing to run, or a receipt that cannot be used.
+    """
+    receipts = any(folder.rglob(RECEIPT_NAME))
+    known = read_artifacts(folder) if receipts else ()
+    of_receipts = {file.name for artifact in known for file in artifact.files}
+    found = {
+        _place(folder, artifact): artifact
+        for artifact in known
+        if artifact.proof is not Proof.NOT_NEEDED and not artifact.is_drafter
+    }
+    result = [Found(path, folder, artifact) for path, artifact in found.items()]
+    for path in _models(folder):
+        inside = path.relative_to(folder).as_posix()
+        if inside not in of_receipts and not any(name.startswith(f"{inside}/") for name in of_receipts):
+            result.append(Found(path, folder))
+    if not result:
+        raise InputError(
+            f"There is nothing to run in {folder.name or folder}: no GGUF file, and no folder of a model.",
+            hint="Name a .gguf file, or a folder that an export wrote.",
+        )
+    return result
+
+
+def check_files(found: Found) -> None:
+    """Compare with the receipt, hashes included.
+
+    Raises:
+        InputError: a file is not there, or is not the one that was written.
+    """
+    check_file_sizes(found)
+    if found.entry is not None:
+        check_hashes(found.home, {file.name: file.sha256 for file in found.entry.files})
+
+
+def check_file_sizes(found: Found) -> None:
+    """As :func:`check_files`, without reading."""
+    for file in found.entry.files if found.entry is not None else ():
+        path = found.home / file.name
+        if not path.is_file():
+            raise InputError(f"{file.name} is in the receipt, but not in the folder.")
+        if path.stat().st_size != file.size:
+            raise InputError(f"{file.name} has {path.stat().st_size} bytes; the receipt says {file.size}.")
+
+
+def _place(folder: Path, artifact: Artifact) -> Path:
+    first = folder / artifact.files[0].name
+    if artifact.kind == "gguf":
+        return first
+    return folder / min((file.name.rpartition("/")[0] for file in artifact.files), key=len)
+
+
+def _models(folder: Path) -> Iterator[Path]:
+    """GGUF files (first shards, there or not) and folders of models, outside hidden folders."""
+    seen: set[Path] = set()
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.is_dir():
+            if is_one_artifact(path):
+                yield path
+        elif path.suffix.lower() == ".gguf" and not _BESIDE.search(path.name):
+            first = shard_paths(path)[0]
+            if first not in seen:
+                seen.add(first)
+                yield first
