@@ -52,6 +52,49 @@ def test_only_steps_that_need_the_token_have_it():
     assert "HF_TOKEN" not in EXPORT["env"]
 
 
+def run_step(tmp_path, job, command, *, code=0, **environment):
+    """The script of the step that calls ``qexport command``, with a stand-in that notes its words."""
+    (step,) = [step for step in EXPORT["jobs"][job]["steps"] if f"qexport {command}" in step.get("run", "")]
+    tool = tmp_path / "bin" / "qexport"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/words\necho "| a \\`\\`\\` | <b> |"\nexit {code}\n'
+    )
+    tool.chmod(0o755)
+    environment = {
+        "PATH": f"{tool.parent}:/usr/bin:/bin",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+        **environment,
+    }
+    ran = subprocess.run(
+        ["bash", "-e", "-c", step["run"]], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    return ran.returncode, (tmp_path / "words").read_text().split("\n")[:-1], step
+
+
+@pytest.mark.parametrize("code", [0, 3, 4, 6])
+def test_the_second_machine_runs_the_folder_and_fails_with_it(tmp_path, code):
+    """`verify DIR` finds the files, and fails where there is none (tests/cli/test_verify_folders.py)."""
+    ended, words, step = run_step(tmp_path, "verify", "verify", code=code)
+    assert ended == code
+    assert words == ["verify", "out", "--again"]
+    assert step["if"] == "${{ matrix.verify }}"
+    assert "find" not in step["run"]
+    # As a block of code, whatever names are in it.
+    assert all(
+        line.startswith("    ") or not line for line in (tmp_path / "summary.md").read_text().splitlines()
+    )
+
+
+@pytest.mark.parametrize("code", [0, 4])
+def test_publishing_is_the_recipes_own_push(tmp_path, code):
+    given = {"RECIPE": "recipes/a b.yaml", "ONLY": "gguf:Q4_K_M,mlx"}
+    ended, words, step = run_step(tmp_path, "publish", "push", code=code, **given)
+    assert ended == code
+    assert words == ["push", "out", "--recipe", "recipes/a b.yaml", "--only", "gguf:Q4_K_M,mlx"]
+    assert set(step["env"]) == {"HF_TOKEN", "ONLY"}
+
+
 def test_commands_of_the_export_workflow_exist():
     import click
 

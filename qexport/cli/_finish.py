@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from qexport.cli._push import push_folder
-from qexport.errors import GateRefusal, UsageProblem, VerificationError
+from qexport.cli._push import push_folders
+from qexport.errors import GateRefusal
 from qexport.export.receipt import note_gates
-from qexport.publish.plan import PushOptions
 from qexport.recipe.outcome import GateOutcome, judge_gates
+from qexport.recipe.publication import pushes
 from qexport.report.report import Gate
 from qexport.report.write import write_report
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from qexport.cli._output import Output
     from qexport.pipeline.export import Item
-    from qexport.recipe.recipe import Publication, Recipe
+    from qexport.recipe.recipe import Recipe
     from qexport.recipe.run import Ready
 
-__all__ = ["Made", "finish", "note_outcomes", "raise_gates", "raise_refused"]
+__all__ = ["Made", "finish", "note_outcomes", "raise_gates"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str
         compare=[folder for each in base for folder in each.folders],
     )
     output.text(f"Report: {paths.html}")
-    return _publish(output, recipe, made, dry_run=pushing == "rehearse") if pushing else []
+    if pushing is None:
+        return []
+    units = [unit for each in made for unit in each.work.units]
+    return push_folders(output, pushes(recipe, units, out), dry_run=pushing == "rehearse")
 
 
 def raise_gates(made: Sequence[Made]) -> None:
@@ -83,48 +86,6 @@ def raise_gates(made: Sequence[Made]) -> None:
             "the recipe's gates were not kept: " + "; ".join(_words(outcome) for outcome in broken),
             hint="It is not published. Give these tensors more bits, or change the gate in the recipe.",
         )
-
-
-def raise_refused(refused: Sequence[str]) -> None:
-    """Raises VerificationError where a folder may not be published."""
-    if refused:
-        raise VerificationError(
-            f"{', '.join(refused)}: not published, for the reasons above",
-            hint="`qexport push` has ways to publish all the same, marked on the card.",
-        )
-
-
-def _publish(output: Output, recipe: Recipe, made: Sequence[Made], *, dry_run: bool) -> list[str]:
-    if recipe.publish is None:
-        raise UsageProblem(
-            f"{recipe.path.name} does not say where to publish", hint="Add publish: with a repo."
-        )
-    refused: list[str] = []
-    for each in made:
-        subject = each.work.subject
-        for artifact in recipe.artifacts:
-            folder = each.work.local.out / recipe.folder(subject, artifact)
-            repo = recipe.repo(subject, artifact)
-            if repo is None or not any(item.folder == folder for item in each.items):
-                continue
-            try:
-                push_folder(output, _push_options(recipe.publish, folder, repo), dry_run=dry_run)
-            except VerificationError as error:
-                output.say(f"{repo}: {error.message}")
-                refused.append(repo)
-    return refused
-
-
-def _push_options(publish: Publication, folder: Path, repo: str) -> PushOptions:
-    card = publish.card
-    return PushOptions(
-        folder,
-        repo,
-        base_model=card.base_model,
-        quantized_by=card.quantized_by,
-        front_matter=card.front_matter(),
-        public=not publish.private,
-    )
 
 
 def _plain(outcome: GateOutcome) -> dict[str, Any]:

@@ -27,9 +27,8 @@ def hf_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--hf-install",
             metavar="SPEC",
-            default=_DEFAULTS.install,
-            show_default=True,
-            help="What pip installs in a job, e.g. git+https://github.com/you/qexport.",
+            help="What pip installs in a job, such as 'qexport[all] @ git+https://github.com/you/qexport'.  "
+            "[default: this version, where another machine can have it]",
         ),
         click.option(
             "--hf-image",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from qexport.export.execute import Progress
 
-__all__ = ["Output"]
+__all__ = ["Gathered", "Output"]
 
 
 class Output:
@@ -107,6 +107,18 @@ class Output:
                     bar.advance(task, amount)
 
             yield Bar()
+
+
+class Gathered(Output):
+    """Keeps the document of each part: a command prints one."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(as_json=output.as_json)
+        self.documents: list[Any] = []
+
+    def document(self, value: Any) -> None:
+        """Keep it."""
+        self.documents.append(value)
 
 
 def _numeric(cell: str) -> bool:

@@ -7,14 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from qexport.cli._output import Output
+from qexport.errors import VerificationError
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qexport.export.execute import Progress
     from qexport.publish.plan import PushOptions
     from qexport.publish.push import Pushed, Rehearsal
 
-__all__ = ["push_folder"]
+__all__ = ["push_folder", "push_folders", "raise_refused"]
 
 
 def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
@@ -28,6 +31,30 @@ def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
         _show(output, rehearse(options, output.say, bar=bar), options)
         return
     _tell(output, push(options, output.say, bar=bar, bars=sys.stderr.isatty() and not output.as_json))
+
+
+def push_folders(output: Output, every: Sequence[PushOptions], *, dry_run: bool) -> list[str]:
+    """Push folders of a run; returns the repositories that were refused, and why has been said.
+
+    One that may not be published does not hold up the others.
+    """
+    refused: list[str] = []
+    for options in every:
+        try:
+            push_folder(output, options, dry_run=dry_run)
+        except VerificationError as error:
+            output.say(f"{options.repo}: {error.message}")
+            refused.append(options.repo)
+    return refused
+
+
+def raise_refused(refused: Sequence[str]) -> None:
+    """Raises VerificationError where a folder may not be published."""
+    if refused:
+        raise VerificationError(
+            f"{', '.join(refused)}: not published, for the reasons above",
+            hint="`qexport push` has ways to publish all the same, marked on the card.",
+        )
 
 
 class _Still:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from qexport.recipe.weigh import Burden
 
 __all__ = [
+    "RECIPE",
+    "SET",
     "burdens_of",
     "choice_of",
     "human_time",
@@ -46,6 +48,29 @@ class _Count(click.ParamType[int]):
         return int(float(match[1]) * {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}[match[2].upper()])
 
 
+class _Recipe(click.ParamType[Path]):
+    """A recipe's file, or the name of one that comes with qexport."""
+
+    name = "recipe"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from qexport.recipe.named import find_recipe
+
+        return value if isinstance(value, Path) else find_recipe(str(value))
+
+
+RECIPE = _Recipe()
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    envvar="QEXPORT_SET",
+    help="Another value for a key of the recipe, e.g. source.revision=v2 or artifacts.mlx.mlx.bits=4. "
+    "Repeatable; QEXPORT_SET holds several, with spaces between.",
+)
+
+
 def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """RECIPE, ``--set`` and ``--only``."""
     for option in (
@@ -55,16 +80,8 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME[:TYPE],...",
             help="Only these artifacts, or types of them; model/NAME and compare/NAME where there are both.",
         ),
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="KEY.PATH=VALUE",
-            envvar="QEXPORT_SET",
-            help="Another value for a key of the recipe, e.g. source.revision=v2 or "
-            "artifacts.mlx.mlx.bits=4. Repeatable; QEXPORT_SET holds several, with spaces between.",
-        ),
-        click.argument("recipe_path", metavar="RECIPE", type=click.Path(dir_okay=False, path_type=Path)),
+        SET,
+        click.argument("recipe_path", metavar="RECIPE", type=RECIPE),
     ):
         function = option(function)
     return function
@@ -135,12 +152,13 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
 def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A job as an entry of a matrix: its name, the words for ``--only``, the command, and what it needs.
 
-    ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each; ``verify``
-    says whether the recipe wants any of them run.
+    ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each;
+    ``verify`` says whether the recipe wants any of them run.
     """
+    from qexport.recipe.named import shown
     from qexport.recipe.select import select
 
-    words = ["qexport", "run", str(recipe.path), "--only", ",".join(job.only)]
+    words = ["qexport", "run", shown(recipe.path), "--only", ",".join(job.only)]
     words += [word for given in overrides for word in ("--set", given)]
     folders: dict[str, str | None] = {}
     verified = False

@@ -60,9 +60,9 @@ def command(
 
     \b
     Examples:
-      qexport matrix recipes/qwen3.6-27b.yaml --max-disk 120G
-      qexport matrix recipes/qwen3.6-27b.yaml --params 27B --max-disk 120G --format github
-      qexport matrix recipes/qwen3.6-27b.yaml --only mlx --check out
+      qexport matrix qwen3.6-27b --max-disk 120G
+      qexport matrix qwen3.6-27b --params 27B --max-disk 120G --format github
+      qexport matrix qwen3.6-27b --only mlx --check out
     """
     from qexport.recipe.jobs import Limits, plan_jobs
     from qexport.recipe.load import load_recipe

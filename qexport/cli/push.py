@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from qexport.cli._options import JSON
-from qexport.cli._output import Output
-from qexport.cli._push import push_folder
+from qexport.cli._output import Gathered, Output
+from qexport.cli._push import push_folder, push_folders, raise_refused
+from qexport.cli._recipe import RECIPE, SET
+from qexport.errors import UsageProblem
 
 __all__ = ["command"]
 
 
 @click.command("push")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("repo")
+@click.argument("repo", required=False)
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    type=RECIPE,
+    help="Instead of REPO: DIR is what `qexport run RECIPE -o DIR` wrote, and each of its folders goes where "
+    "the recipe's publish: says, with the card that it describes.",
+)
+@SET
 @click.option("--dry-run", is_flag=True, help="Show the files, their hashes and the card. Sends nothing.")
 @click.option(
     "--public", is_flag=True, help="Make the repository public in the end; all of it must be verified."
@@ -24,7 +35,12 @@ __all__ = ["command"]
 @click.option(
     "--allow-unverified", is_flag=True, help="Push what has not passed verification; the card says so."
 )
-@click.option("--only", metavar="LABEL", multiple=True, help="Push this artifact only, such as Q4_K_M.")
+@click.option(
+    "--only",
+    metavar="LABEL",
+    multiple=True,
+    help="Push this artifact only, such as Q4_K_M; with --recipe what `qexport run` takes.",
+)
 @click.option(
     "--include", metavar="NAME", multiple=True, help="Push a file that no receipt knows (*.png works, too)."
 )
@@ -46,7 +62,15 @@ __all__ = ["command"]
     help="Seconds without an answer before a request is made again.",
 )
 @JSON
-def command(folder: Path, repo: str, dry_run: bool, as_json: bool, **given: Any) -> None:
+def command(
+    folder: Path,
+    repo: str | None,
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Publish the artifacts in DIR as the model repository REPO (org/name), in one commit.
 
     The model card, SHA256SUMS and the receipt are made from DIR's qexport.json. A new repository is private.
@@ -58,9 +82,26 @@ def command(folder: Path, repo: str, dry_run: bool, as_json: bool, **given: Any)
       qexport push ./merged-GGUF alice/Merged-GGUF --dry-run
       qexport push ./merged-GGUF alice/Merged-GGUF --base-model alice/Merged
       qexport push ./merged-GGUF alice/Merged-GGUF --only Q4_K_M --public
+      qexport push ./exports --recipe qwen3.5-9b --only gguf
     """
     from qexport.publish.plan import PushOptions
 
     output = Output(as_json=as_json)
-    options = PushOptions(folder, repo, **given)
-    push_folder(output, options, dry_run=dry_run)
+    if (repo is None) == (recipe is None):
+        raise UsageProblem("push takes a repository (org/name) or --recipe RECIPE", hint="One of the two.")
+    if repo is not None:
+        push_folder(output, PushOptions(folder, repo, **given), dry_run=dry_run)
+        return
+    assert recipe is not None
+    from qexport.recipe.load import load_recipe
+    from qexport.recipe.publication import pushes
+    from qexport.recipe.select import select
+
+    loaded = load_recipe(recipe, overrides)
+    every = pushes(loaded, select(loaded, given.pop("only")), folder)
+    # What was said here outranks the recipe; what was not stays as the recipe has it.
+    said = {name: value for name, value in given.items() if value not in (None, False, ())}
+    gathered = Gathered(output)
+    refused = push_folders(gathered, [replace(options, **said) for options in every], dry_run=dry_run)
+    output.document(gathered.documents)
+    raise_refused(refused)

@@ -11,7 +11,8 @@ import click
 from qexport.calibrate.options import StreamOptions
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
-from qexport.cli._output import Output
+from qexport.cli._output import Gathered, Output
+from qexport.cli._push import raise_refused
 from qexport.cli._recipe import burdens_of, choice_of, job_json, limit_options, recipe_options, show_jobs
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
 
     \b
     Examples:
-      qexport run recipes/demo.yaml -o demo-out --push-dry-run
-      qexport run recipes/qwen3.6-27b.yaml --dry-run
-      qexport run recipes/qwen3.6-27b.yaml --only gguf:Q4_K_M,mlx --set source.model=./merged
-      qexport run recipes/qwen3.6-27b.yaml --on hf-jobs --hf-bucket you/exports --max-disk 800G --dry-run
+      qexport run demo -o demo-out --push-dry-run
+      qexport run qwen3.6-27b --dry-run
+      qexport run qwen3.6-27b --only gguf:Q4_K_M,mlx --set source.model=./merged
+      qexport run qwen3.6-27b --on hf-jobs --hf-bucket you/exports --max-disk 800G --dry-run
     """
     from qexport.recipe.load import load_recipe
     from qexport.recipe.select import select
@@ -104,11 +105,13 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
     """What can be refused is refused for every model before the first weight of one is read."""
     from qexport.cli._calibrate import run_calibration
     from qexport.cli._export import raise_failed, write_and_judge
-    from qexport.cli._finish import finish, note_outcomes, raise_gates, raise_refused
+    from qexport.cli._finish import finish, note_outcomes, raise_gates
     from qexport.cli._report import say_findings
     from qexport.pipeline.model import examine
     from qexport.recipe.run import ready
 
+    if given["pushing"]:
+        _check_pushes(recipe, units, token=given["pushing"] == "push")
     planned: list[tuple[Ready, Diagnosis]] = []
     for subject in recipe.subjects:
         if any(unit.subject == subject.key for unit in units):
@@ -119,7 +122,7 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
                 _check(work, diagnosis, given)
             planned.append((work, diagnosis))
     fetched_works = [_fetched(output, work, diagnosis, given) for work, diagnosis in planned]
-    gathered = _Gathered(output)
+    gathered = Gathered(output)
     measure = recipe.measure if given["measure"] is None else given["measure"]
     made: list[Made] = []
     for work, diagnosis in fetched_works:
@@ -142,6 +145,13 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
     raise_failed([item for each in made for item in each.items])
     raise_gates(made)
     raise_refused(refused)
+
+
+def _check_pushes(recipe: Recipe, units: Sequence[Unit], *, token: bool) -> None:
+    from qexport.publish.push import check_destinations
+    from qexport.recipe.publication import destinations
+
+    check_destinations([each.repo for each in destinations(recipe, units)], token=token)
 
 
 def _fetched(
@@ -171,18 +181,6 @@ def _check(work: Ready, diagnosis: Diagnosis, given: dict[str, Any]) -> None:
         home=work.local.out,
         beside=work.beside(),
     )
-
-
-class _Gathered(Output):
-    """Keeps the document of each model: a command prints one."""
-
-    def __init__(self, output: Output) -> None:
-        super().__init__(as_json=output.as_json)
-        self.documents: list[Any] = []
-
-    def document(self, value: Any) -> None:
-        """Keep it."""
-        self.documents.append(value)
 
 
 def _local(given: dict[str, Any]) -> Local:

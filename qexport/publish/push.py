@@ -21,13 +21,13 @@ from qexport.publish.remote import Remote, look
 from qexport.publish.send import commit, operations, retried, upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from huggingface_hub import HfApi
 
     from qexport.publish.plan import Bar
 
-__all__ = ["Pushed", "Rehearsal", "push", "rehearse"]
+__all__ = ["Pushed", "Rehearsal", "check_destinations", "push", "rehearse"]
 
 _T = TypeVar("_T")
 
@@ -93,11 +93,7 @@ def push(
     """
     _check_repo(options)
     check_before(options)
-    if not _secrets():
-        raise EnvironmentProblem(
-            "There is no access token for the Hub.",
-            hint="`hf auth login`, or set HF_TOKEN, with a token that may write.",
-        )
+    _check_token()
     api = _api()
     with composed(say, bars=bars, timeout=options.timeout):
         remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
@@ -218,19 +214,44 @@ def _message(options: PushOptions, plan: PushPlan) -> str:
     )
 
 
+def check_destinations(repos: Iterable[str], *, token: bool) -> None:
+    """What a push will need, before the work that comes first: names that the Hub takes, and a token.
+
+    Raises:
+        UsageProblem: a repository's name.
+        EnvironmentProblem: there is no token.
+    """
+    for repo in repos:
+        _check_name(repo)
+    if token:
+        _check_token()
+
+
+def _check_token() -> None:
+    if not _secrets():
+        raise EnvironmentProblem(
+            "There is no access token for the Hub.",
+            hint="`hf auth login`, or set HF_TOKEN, with a token that may write.",
+        )
+
+
 def _check_repo(options: PushOptions) -> None:
+    _check_name(options.repo)
+    if options.public and options.create_pr:
+        raise UsageProblem("--public and --create-pr contradict each other")
+
+
+def _check_name(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
-        validate_repo_id(options.repo)
-        good = "/" in options.repo
+        validate_repo_id(repo)
+        good = "/" in repo
     except HFValidationError:
         good = False
     if not good:
-        raise UsageProblem(f"{options.repo!r} is not a repository's id", hint="It is named org/name.")
-    if options.public and options.create_pr:
-        raise UsageProblem("--public and --create-pr contradict each other")
+        raise UsageProblem(f"{repo!r} is not a repository's id", hint="It is named org/name.")
 
 
 def _no_bar(total: int) -> nullcontext[_Silent]:

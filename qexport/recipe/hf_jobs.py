@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
 from qexport.checkpoint.hub_errors import hub_errors
 from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.recipe.install import installable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ class HfJobs:
         namespace: an organisation; the token's account when not given.
         secrets: names of environment variables that the job gets as secrets.
         bucket: ``org/name`` of a bucket for results; a folder of it for each job is mounted at ``/out``.
-        install: what pip installs.
+        install: what pip installs; the same as here when not given.
     """
 
     flavor: str = "cpu-performance"
@@ -56,7 +57,7 @@ class HfJobs:
     namespace: str | None = None
     secrets: tuple[str, ...] = ("HF_TOKEN",)
     bucket: str | None = None
-    install: str = f"qexport[all]=={__version__}"
+    install: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def calls_for(
         overrides: what ``--set`` was given.
 
     Raises:
-        UsageProblem: results would be lost, or the recipe needs this machine.
+        UsageProblem: results would be lost, the recipe needs this machine, or no other can install qexport.
     """
     check_portable(recipe)
     if options.bucket is None and recipe.publish is None:
@@ -114,6 +115,7 @@ def calls_for(
             "the results would be gone with the job: there is no bucket, and no 'publish:' in the recipe",
             hint="Name a bucket with --hf-bucket org/name.",
         )
+    options = replace(options, install=options.install or installable())
     name = _SLUG.sub("-", recipe.path.stem) + ".yaml"
     return [_call(recipe, name, text, job, options, overrides) for job in jobs]
 

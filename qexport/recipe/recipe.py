@@ -20,14 +20,30 @@ from qexport.recipe.fields import Flag, Near, Part, Text, Whole, choice_of, list
 from qexport.recipe.gates import Gates
 from qexport.verify.options import VerifyOptions
 
-__all__ = ["NAME", "Artifact", "Calibration", "Card", "Mtp", "Publication", "Recipe", "Source", "Subject"]
+__all__ = [
+    "DEMO",
+    "NAME",
+    "Artifact",
+    "Calibration",
+    "Card",
+    "Mtp",
+    "Publication",
+    "Recipe",
+    "Source",
+    "Subject",
+]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 """Names that may stand in file names, job names and on a command line as they are."""
 
+DEMO = "qexport:demo"
+"""In a recipe, the model inside the package."""
+
 
 def _model(text: Any, info: Any) -> Any:
-    """A Hub id; or a path, if it begins like one."""
+    """A Hub id; or a path, if it begins like one; or the model inside the package."""
+    if text == DEMO:
+        return str(Path(__file__).parents[1] / "demo" / "model")
     if isinstance(text, Word) and (text.startswith(("./", "../", "~")) or text in (".", "..")):
         return str(near(text, info).resolve())
     return text

@@ -119,7 +119,19 @@ def test_dry_run_writes_nothing(recipe, tmp_path):
 
 def test_hf_jobs_are_rehearsed_without_the_hub(recipe):
     sets = ("--set", "source.model=org/Model", "--params", "27B", "--max-disk", "130G")
-    words = ("run", recipe, "--on", "hf-jobs", "--hf-bucket", "me/x", *sets, "--dry-run", "--json")
+    words = (
+        "run",
+        recipe,
+        "--on",
+        "hf-jobs",
+        "--hf-bucket",
+        "me/x",
+        *sets,
+        "--dry-run",
+        "--json",
+        "--hf-install",
+        "x",
+    )
     calls = [call["run_job"] for call in ok(*words).json()]
     assert len(calls) > 1
     assert {call["flavor"] for call in calls} == {"cpu-performance"}

@@ -71,7 +71,7 @@ def hub(monkeypatch):
 
 def one_call(tmp_path, *, text=PUBLISHED, overrides=(), **options):
     recipe = load(tmp_path, text)
-    (call,) = calls_for(recipe, text, [JOB], HfJobs(**options), overrides)
+    (call,) = calls_for(recipe, text, [JOB], HfJobs(**{"install": "qexport", **options}), overrides)
     return call
 
 

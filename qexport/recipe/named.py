@@ -1,0 +1,45 @@
+"""The recipes that come with qexport, by name: ``qexport run qwen3.5-9b``."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from qexport.errors import UsageProblem
+from qexport.recipe.problems import closest
+
+__all__ = ["find_recipe", "shipped_recipes", "shown"]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The files by name, without ``.yaml``."""
+    folder = Path(str(resources.files("qexport.recipe") / "data"))
+    if not folder.is_dir():  # a checkout, or an editable install of one
+        folder = Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(spec: str) -> Path:
+    """A file that is there, else the shipped recipe of that name (``demo``, ``recipes/demo.yaml``).
+
+    Raises:
+        UsageProblem: it is neither.
+    """
+    path = Path(spec)
+    known = shipped_recipes()
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError):  # a name too long, or one with a NUL
+        pass
+    if path.parent in (Path(), Path("recipes")) and path.name.removesuffix(".yaml") in known:
+        return known[path.name.removesuffix(".yaml")]
+    raise UsageProblem(
+        f"there is no recipe {spec}{closest(path.stem, known)}",
+        hint=f"Name a file, or one that comes with qexport: {', '.join(known)}.",
+    )
+
+
+def shown(path: Path) -> str:
+    """What to call a recipe where another machine may read it: a shipped one by its name."""
+    return path.stem if shipped_recipes().get(path.stem) == path else str(path)

@@ -1,0 +1,87 @@
+"""What a recipe's ``publish:`` makes of the folders of a run: one push for each that is there.
+
+The same for ``run --push``, for ``push --recipe`` and so for a workflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.errors import InputError, UsageProblem
+from qexport.publish.plan import PushOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from qexport.recipe.recipe import Publication, Recipe
+    from qexport.recipe.select import Unit
+
+__all__ = ["Destination", "destinations", "pushes"]
+
+_DRAFTER = "-MTP"  # an MLX drafter lies beside its folder, and goes to a repository beside its repository
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A folder of a run, and the repository that the recipe has for it."""
+
+    folder: str
+    repo: str
+
+
+def destinations(recipe: Recipe, units: Iterable[Unit]) -> list[Destination]:
+    """Where the folders of these units go, each once.
+
+    Raises:
+        UsageProblem: the recipe does not say where.
+    """
+    if recipe.publish is None:
+        raise UsageProblem(
+            f"{recipe.path.name} does not say where to publish", hint="Add publish: with a repo."
+        )
+    found: dict[str, Destination] = {}
+    for unit in units:
+        subject, artifact = recipe.subject(unit.subject), recipe.artifact(unit.artifact)
+        folder, repo = recipe.folder(subject, artifact), recipe.repo(subject, artifact)
+        assert repo is not None
+        found.setdefault(folder, Destination(folder, repo))
+    return list(found.values())
+
+
+def pushes(recipe: Recipe, units: Iterable[Unit], out: Path) -> list[PushOptions]:
+    """One push for every folder of these units, with all that the recipe says of cards and visibility.
+
+    Args:
+        out: the folder that holds the artifacts' folders.
+
+    Raises:
+        UsageProblem: the recipe does not say where.
+        InputError: a folder is not there.
+    """
+    made: list[PushOptions] = []
+    for each in destinations(recipe, units):
+        if not (out / each.folder).is_dir():
+            raise InputError(
+                f"There is no folder {each.folder} in {out}, which {recipe.path.name} would publish.",
+                hint="Make it with `qexport run`, or leave it out with --only.",
+            )
+        assert recipe.publish is not None
+        made.append(_options(recipe.publish, out / each.folder, each.repo))
+        drafter = out / f"{each.folder}{_DRAFTER}"
+        if drafter.is_dir():
+            made.append(_options(recipe.publish, drafter, f"{each.repo}{_DRAFTER}"))
+    return made
+
+
+def _options(publish: Publication, folder: Path, repo: str) -> PushOptions:
+    card = publish.card
+    return PushOptions(
+        folder,
+        repo,
+        base_model=card.base_model,
+        quantized_by=card.quantized_by,
+        front_matter=card.front_matter(),
+        public=not publish.private,
+    )
