@@ -466,6 +466,37 @@ def template_twice_differing(folder: Path) -> None:
 
 
 @plant("qwen3_5")
+def template_null_inline(folder: Path) -> None:
+    """`"chat_template": null` in tokenizer_config.json, which hides chat_template.jinja from some."""
+    (folder / "chat_template.jinja").write_text(_clear_template(folder), encoding="utf-8")
+    change_json(folder, "tokenizer_config.json", lambda c: {**c, "chat_template": None})
+
+
+@plant("qwen3_5")
+def template_empty_jinja(folder: Path) -> None:
+    """An empty chat_template.jinja, which hides the template in tokenizer_config.json."""
+    text = _clear_template(folder)
+    (folder / "chat_template.jinja").write_text("\n", encoding="utf-8")
+    change_json(folder, "tokenizer_config.json", lambda c: {**c, "chat_template": text})
+
+
+@plant("qwen3_5")
+def template_without_default(folder: Path) -> None:
+    """Named templates, none of them called default."""
+    text = _clear_template(folder)
+    named = [{"name": "tool_use", "template": "{{ tools }}" + text}, {"name": "chat", "template": text}]
+    change_json(folder, "tokenizer_config.json", lambda c: {**c, "chat_template": named})
+
+
+@plant("qwen3_5")
+def template_folder_without_default(folder: Path) -> None:
+    """additional_chat_templates/ and no chat_template.jinja beside it."""
+    text = _clear_template(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "chat.jinja").write_text(text, encoding="utf-8")
+
+
+@plant("qwen3_5")
 def template_absent(folder: Path) -> None:
     """No template anywhere."""
     _clear_template(folder)

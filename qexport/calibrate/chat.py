@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from qexport.calibrate.records import Chat
-from qexport.doctor.tokens import TEMPLATE_PLACES
+from qexport.checkpoint.chat_templates import read_templates
 from qexport.errors import EnvironmentProblem, InputError
 
 __all__ = ["ChatRenderer", "How", "json_file", "special_words"]
@@ -72,7 +72,8 @@ class ChatRenderer:
     """
 
     def __init__(self, files: Mapping[str, bytes], *, thinks: bool, label: str) -> None:
-        self._templates = _templates(files, label)
+        templates = read_templates(files, label)
+        self._templates = {**templates.named, "default": templates.default} if templates.default else {}
         self._words = special_words(files, label) if self._templates else {}
         self._thinks = thinks
         self.counts: dict[How, int] = {"template": 0, "simplified": 0, "plain": 0}
@@ -128,7 +129,7 @@ class ChatRenderer:
                 hint="pip install 'qexport[reference]', or calibrate with plain text",
             ) from None
 
-        default = self._templates.get("default") or next(iter(self._templates.values()))
+        default = self._templates["default"]
         template = self._templates.get("tool_use", default) if chat.tools else default
         messages = [dict(message) for message in chat.messages]
         try:
@@ -146,30 +147,6 @@ class ChatRenderer:
             )
             return None
         return str(rendered[0]) or None
-
-
-def _templates(files: Mapping[str, bytes], label: str) -> dict[str, str]:
-    """Templates by name, from the first place that has any; in the order in which transformers 5 looks."""
-    for name in TEMPLATE_PLACES:
-        if name not in files:
-            continue
-        found: Any
-        if name.endswith(".jinja"):
-            try:
-                found = files[name].decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{label}: {name} is not UTF-8 (byte {error.start})") from None
-        else:
-            found = json_file(files, name, label).get("chat_template")
-        if isinstance(found, str):
-            found = [{"name": "default", "template": found}]
-        rows = [row for row in found or () if isinstance(row, Mapping)] if isinstance(found, list) else []
-        named = {
-            str(row.get("name")): row["template"] for row in rows if isinstance(row.get("template"), str)
-        }
-        if any(named.values()):
-            return named
-    return {}
 
 
 def _numbered(chat: Chat) -> Chat:

@@ -11,7 +11,7 @@ from qexport.doctor.diagnose import Diagnosis
 from qexport.doctor.finding import Finding
 from qexport.doctor.graft import head_layers
 from qexport.doctor.subject import Subject
-from qexport.doctor.tokens import template_places, tokenizer_kind
+from qexport.doctor.tokens import tokenizer_kind
 from qexport.families.names import is_expert_name
 from qexport.families.table import layer_kinds
 
@@ -97,7 +97,7 @@ def explain(diagnosis: Diagnosis) -> Explanation:
         experts_per_token=per_token if subject.family.is_moe else None,
         mtp=head_layers(subject.tensors) if subject.family.mtp else 0,
         tokenizer=tokenizer_kind(subject),
-        chat_template=tuple(template_places(subject)),
+        chat_template=tuple(subject.templates.places),
         findings=diagnosis.findings,
     )
 

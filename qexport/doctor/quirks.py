@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.quirks_config import CONFIG_QUIRKS
+from qexport.doctor.quirks_ends import END_QUIRKS
 from qexport.doctor.quirks_files import FILE_QUIRKS
 from qexport.doctor.quirks_names import NAME_QUIRKS
 from qexport.doctor.quirks_tokenizer import TOKENIZER_QUIRKS
@@ -17,6 +18,7 @@ __all__ = ["QUIRKS"]
 QUIRKS: tuple[Quirk, ...] = (
     *NAME_QUIRKS,
     *WEIGHT_QUIRKS,
+    *END_QUIRKS,
     *FILE_QUIRKS,
     *TOKENIZER_QUIRKS,
     *CONFIG_QUIRKS,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qexport.checkpoint.chat_templates import PROCESSOR, TEMPLATE_FILE
 from qexport.checkpoint.front_matter import read_front_matter
+from qexport.checkpoint.special_tokens import as_ids
 from qexport.doctor.draft import Draft
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.quirks_config import PROCESSOR_FILES
 from qexport.doctor.subject import Subject
 from qexport.doctor.tokens import (
     begins_something,
-    chat_template,
     stop_ids,
-    template_places,
     token_ids,
     tokenizer_eos,
     tokenizer_kind,
@@ -24,7 +24,6 @@ from qexport.doctor.tokens import (
 __all__ = ["FILE_QUIRKS"]
 
 _TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
-_JINJA, _JSON = "chat_template.jinja", "chat_template.json"
 # What Qwen3.5's split rule has and Qwen2's has not: letters with their combining marks.
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -160,11 +159,6 @@ def _no_byte_fallback(draft: Draft) -> None:
 # --- where a reply ends -------------------------------------------------------------------------------------
 
 
-def _as_list(value: Any) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
-
-
 def _eos_begins(subject: Subject) -> str | None:
     eos, ends = tokenizer_eos(subject), turn_ends(subject)
     if eos is None or not begins_something(eos) or not ends:
@@ -183,7 +177,7 @@ def _no_generation(subject: Subject) -> str | None:
 
 
 def _missing_stops(subject: Subject) -> list[int]:
-    have = _as_list((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
+    have = as_ids((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
     return [number for number in stop_ids(subject) if number not in have]
 
 
@@ -198,9 +192,9 @@ def _generation_eos(subject: Subject) -> str | None:
 
 def _write_generation(draft: Draft) -> None:
     subject, generation = draft.subject, draft.edit_json(_GENERATION)
-    have = _as_list(generation.get("eos_token_id"))
+    have = as_ids(generation.get("eos_token_id"))
     if _GENERATION not in subject.checkpoint.files:
-        have = _as_list(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
+        have = as_ids(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
         for key in ("bos_token_id", "pad_token_id"):
             value = subject.text.get(key)
             if value is not None:
@@ -211,8 +205,8 @@ def _write_generation(draft: Draft) -> None:
 
 
 def _config_eos(subject: Subject) -> str | None:
-    given = _as_list(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
-    generation = _as_list((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
+    given = as_ids(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
+    generation = as_ids((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
     known = {*stop_ids(subject), *generation}
     if _no_generation(subject) or not given or not known or known & set(given):
         return None
@@ -221,7 +215,7 @@ def _config_eos(subject: Subject) -> str | None:
 
 def _write_config_eos(draft: Draft) -> None:
     subject = draft.subject
-    ids = stop_ids(subject) or _as_list((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
+    ids = stop_ids(subject) or as_ids((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
     value = ids[0] if len(ids) == 1 else ids
     for part in (draft.config, draft.text):
         if part.get("eos_token_id") is not None:
@@ -231,47 +225,72 @@ def _write_config_eos(draft: Draft) -> None:
 # --- chat template ------------------------------------------------------------------------------------------
 
 
+def _places(subject: Subject) -> set[str]:
+    return set(subject.templates.places)
+
+
 def _templates_differ(subject: Subject) -> str | None:
-    places = template_places(subject)
-    return f"the chat templates in {' and '.join(places)} differ" if len(set(places.values())) > 1 else None
+    found = {
+        place: named["default"] for place, named in subject.templates.places.items() if "default" in named
+    }
+    return f"the chat templates in {' and '.join(found)} differ" if len(set(found.values())) > 1 else None
+
+
+def _template_hollow(subject: Subject) -> str | None:
+    templates = subject.templates
+    if not templates.hollow or templates.default is None:
+        return None
+    has = " and ".join(templates.places)
+    return f"a chat template in {' and '.join(templates.hollow)} is null or empty; {has} has one"
+
+
+def _template_not_default(subject: Subject) -> str | None:
+    templates = subject.templates
+    if templates.chosen in ("", "default"):
+        return None
+    names = ", ".join(templates.named)
+    return f"chat templates {names} and none called default; conversations go through {templates.chosen}"
 
 
 def _processor_only(subject: Subject) -> str | None:
-    return f"the chat template is in {_JSON} alone" if set(template_places(subject)) == {_JSON} else None
+    return f"the chat template is in {PROCESSOR} alone" if _places(subject) == {PROCESSOR} else None
 
 
 def _inline_only(subject: Subject) -> str | None:
-    return (
-        f"the chat template is in {_TOKENIZER} alone"
-        if set(template_places(subject)) == {_TOKENIZER}
-        else None
-    )
+    return f"the chat template is in {_TOKENIZER} alone" if _places(subject) == {_TOKENIZER} else None
 
 
 def _jinja_only(subject: Subject) -> str | None:
-    return f"the chat template is in {_JINJA} alone" if set(template_places(subject)) == {_JINJA} else None
+    return f"the chat template is in {TEMPLATE_FILE} alone" if _places(subject) == {TEMPLATE_FILE} else None
 
 
 def _no_template(subject: Subject) -> str | None:
-    return "there is no chat template" if chat_template(subject) is None else None
+    return "there is no chat template" if subject.templates.default is None else None
 
 
 def _write_template(draft: Draft) -> None:
-    """Put the template that transformers 5 uses wherever there is one, and into a file of its own."""
-    places, text = template_places(draft.subject), chat_template(draft.subject)
+    """Put the template that transformers 5 uses wherever there is a place for one, and where that is a list
+    whose names a file of its own would hide, into the list; else into a file of its own."""
+    templates, files = draft.subject.templates, draft.subject.checkpoint.files
+    text = templates.default
     if text is None:
         return
-    if places.get(_JINJA) != text:
-        draft.write(_JINJA, text.encode())
-    for name in (_TOKENIZER, _JSON):
-        if name not in places or places[name] == text:
-            continue
-        document = draft.edit_json(name)
-        if isinstance(document["chat_template"], list):
-            for row in document["chat_template"]:
-                row["template"] = text if row.get("name") == "default" else row["template"]
-        else:
-            document["chat_template"] = text
+    own, inline = (templates.places.get(name, {}) for name in (TEMPLATE_FILE, _TOKENIZER))
+    apart = TEMPLATE_FILE in files or bool(own) or not inline.keys() - {"default"}
+    if apart and own.get("default") != text:
+        draft.write(TEMPLATE_FILE, text.encode())
+    for name in (_TOKENIZER, PROCESSOR):
+        document = draft.edit_json(name) if name in files else {}
+        if "chat_template" in document:
+            document["chat_template"] = _with_default(document["chat_template"], text)
+
+
+def _with_default(value: Any, text: str) -> Any:
+    """A place's content with ``text`` as the template that is used where none is named."""
+    if isinstance(value, list):
+        rows = [row for row in value if isinstance(row, Mapping) and row.get("name") != "default"]
+        return [{"name": "default", "template": text}, *rows] if rows else text
+    return {**value, "default": text} if isinstance(value, Mapping) and value else text
 
 
 # --- processors ---------------------------------------------------------------------------------------------
@@ -447,6 +466,30 @@ FILE_QUIRKS = (
             ),
         ),
         reference="https://github.com/modelscope/ms-swift/issues/4358",
+    ),
+    Quirk(
+        id="template.hollow",
+        title="a chat template that is null or empty in one place and there in another",
+        severity="repaired",
+        see=_template_hollow,
+        fix=_write_template,
+        repair="null and empty count as absent: the template that is there is written in all places.",
+        breaks=(
+            ("llama.cpp's converter", "takes tokenizer_config.json's null: the file has no template"),
+            ("transformers", "takes an empty chat_template.jinja: prompts are empty"),
+        ),
+    ),
+    Quirk(
+        id="template.no_default",
+        title="named chat templates and none called default",
+        severity="repaired",
+        see=_template_not_default,
+        fix=_write_template,
+        repair="One (chat, instruct, chatml, tool_use, else the first) is written as the default, too.",
+        breaks=(
+            ("transformers, vLLM", "ValueError: This model has multiple chat templates with no default ..."),
+            ("llama.cpp", "finds no template and takes ChatML"),
+        ),
     ),
     Quirk(
         id="template.processor_only",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from qexport.checkpoint.chat_templates import ChatTemplates, read_templates, template_files
 from qexport.checkpoint.config import read_json, text_config
 from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, LogicalTensor
 from qexport.doctor.compare import same_bits
@@ -110,15 +111,12 @@ class Subject:
         data = self.checkpoint.read_file("tokenizer.json")
         return tokenizer_json(data, f"{self.checkpoint.label}: tokenizer.json")
 
-    def text_file(self, name: str) -> str | None:
-        """The small file ``name`` as text, or ``None`` where there is none."""
-        if name not in self.checkpoint.files:
-            return None
-        try:
-            return self.checkpoint.read_file(name).decode("utf-8")
-        except UnicodeDecodeError as error:
-            message = f"{self.checkpoint.label}: {name} is not UTF-8 (byte {error.start})."
-            raise InputError(message, hint="Save it again as UTF-8.") from None
+    @cached_property
+    def templates(self) -> ChatTemplates:
+        """The chat templates, wherever they are."""
+        names = template_files(self.checkpoint.files)
+        files = {name: self.checkpoint.read_file(name) for name in names}
+        return read_templates(files, self.checkpoint.label)
 
     @cached_property
     def _parsed(self) -> dict[str, dict[str, Any] | None]:

@@ -1,27 +1,22 @@
-"""What the tokenizer files say: token ids, where a turn ends, the chat template in its three places."""
+"""What the tokenizer files say: token ids, where a turn ends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from qexport.checkpoint.special_tokens import end_ids, special_names
 from qexport.doctor.subject import Subject
 from qexport.errors import InputError
 
 __all__ = [
-    "TEMPLATE_PLACES",
     "begins_something",
-    "chat_template",
     "stop_ids",
-    "template_places",
     "token_ids",
     "tokenizer_eos",
     "tokenizer_kind",
     "turn_ends",
 ]
 
-# In the order in which transformers 5 believes them.
-TEMPLATE_PLACES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
 # What ends a turn in the templates of the families here; looked for in the template, so that a base model's
 # tokenizer, which has them too, is not told to stop at them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
@@ -55,38 +50,30 @@ def tokenizer_kind(subject: Subject) -> str:
     return "none"
 
 
-def template_places(subject: Subject) -> dict[str, str]:
-    """The chat template by the file it is in; where a file has several, the one called ``default``."""
-    found: dict[str, str] = {}
-    for name in TEMPLATE_PLACES:
-        if name.endswith(".jinja"):
-            text: Any = subject.text_file(name)
-        else:
-            text = (subject.json_file(name) or {}).get("chat_template")
-        if isinstance(text, list):
-            named = {row.get("name"): row.get("template") for row in text if isinstance(row, Mapping)}
-            text = named.get("default")
-        if isinstance(text, str):
-            found[name] = text
-    return found
-
-
-def chat_template(subject: Subject) -> str | None:
-    """The template that transformers 5 would use."""
-    return next(iter(template_places(subject).values()), None)
-
-
 def turn_ends(subject: Subject) -> list[str]:
     """The tokens that end a turn in the chat template."""
-    template = chat_template(subject) or ""
+    template = subject.templates.default or ""
     return [token for token in _TURN_ENDS if token in template]
 
 
 def tokenizer_eos(subject: Subject) -> str | None:
-    """``eos_token`` of tokenizer_config.json."""
-    eos = (subject.json_file("tokenizer_config.json") or {}).get("eos_token")
-    eos = eos.get("content") if isinstance(eos, Mapping) else eos
-    return eos if isinstance(eos, str) else None
+    """The tokenizer's end of text: by name, as transformers finds it; else the first that a config stops at;
+    else what the tokenizer's class takes. A name that is no token counts as none."""
+    settings = subject.json_file("tokenizer_config.json") or {}
+    mapped = subject.json_file("special_tokens_map.json") or {}
+    ids = token_ids(subject)
+    if (named := _known(special_names(settings, mapped, by_class=False), ids)) is not None:
+        return named
+    texts = {number: text for text, number in ids.items()}
+    ends = end_ids(subject.json_file("generation_config.json") or {}, subject.config)
+    if (text := next((texts[number] for number in ends if number in texts), None)) is not None:
+        return text
+    return _known(special_names(settings, mapped), ids) if "eos_token" not in settings else None
+
+
+def _known(names: Mapping[str, str], ids: Mapping[str, int]) -> str | None:
+    eos = names.get("eos_token")
+    return eos if eos in ids or not ids else None
 
 
 def begins_something(token: str) -> bool:

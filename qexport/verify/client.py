@@ -94,6 +94,11 @@ class HttpSession(Session):
         body = {"content": text, "add_special": add_special, "parse_special": True}
         return self._call("POST", "/tokenize", body, lambda answer: _ids(_mapping(answer)["tokens"]))
 
+    def ends(self) -> frozenset[int] | None:
+        """llama.cpp's own list: what it would keep from being chosen if told to ignore the end of a text."""
+        body = {"prompt": [0], "n_predict": 1, "ignore_eos": True, "cache_prompt": False, **_GREEDY}
+        return self._call("POST", "/completion", body, _forbidden)
+
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
         body = {
             "prompt": list(prompt_ids),
@@ -172,6 +177,13 @@ def parse_generation(prompt_ids: Sequence[int], answer: Any) -> Generation:
         draft_n=int(timings.get("draft_n", 0)),
         draft_accepted=int(timings.get("draft_n_accepted", 0)),
     )
+
+
+def _forbidden(answer: Any) -> frozenset[int] | None:
+    """The tokens that a request's settings forbid; ``None`` from a build that does not give them back."""
+    settings = _mapping(answer).get("generation_settings")
+    biases = settings.get("logit_bias") if isinstance(settings, Mapping) else None
+    return None if biases is None else frozenset(int(_mapping(bias)["token"]) for bias in biases)
 
 
 def _align(tokens: Sequence[int], probabilities: Iterable[Any]) -> tuple[Step, ...]:

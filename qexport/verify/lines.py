@@ -53,6 +53,10 @@ class LineSession(Session):
     def tokenize(self, text: str, *, add_special: bool) -> tuple[int, ...]:
         return self._ask("tokenize", _ids, text=text, add_special=add_special)
 
+    def ends(self) -> frozenset[int] | None:
+        found = self._facts.get("ends")
+        return None if found is None else frozenset(_ids(found))
+
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
         def read(answer: Any) -> Generation:
             return Generation(

@@ -28,6 +28,8 @@ class Check(StrEnum):
     LOADS = "loads"
     USED = "used"
     TOKENS = "tokens"
+    ENDS = "ends"
+    TEMPLATE_KEPT = "template_kept"
     TEMPLATE = "template"
     GENERATES = "generates"
     FINITE = "finite"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qexport.artifacts.gguf_file import GgufInfo, read_gguf, shard_paths
 from qexport.errors import InputError
+from qexport.verify.conversation import gguf_template
 from qexport.verify.judge import skipped
 from qexport.verify.options import VerifyOptions
 from qexport.verify.redact import redact
@@ -55,6 +56,8 @@ def verify_gguf(
     info = _read_file(steps)
     if info is not None:
         steps.add(gguf_numbers(first, info))
+        if not info.head_only and (kept := gguf_template(view, info.metadata)) is not None:
+            steps.add(kept)
     if info is not None and info.head_only:
         words = "an MTP head alone: it drafts for another file and cannot answer itself"
         steps.add(skipped(Check.LOADS, words))

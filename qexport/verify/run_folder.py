@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from qexport.artifacts.artifact import Kind
 from qexport.artifacts.opening import open_artifact
+from qexport.checkpoint.chat_templates import read_templates
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.verify.choose import choose_runtime
+from qexport.verify.conversation import folder_ends, judge_ends, source_ends, template_kept
 from qexport.verify.folder_type import folder_type
 from qexport.verify.judge import skipped
 from qexport.verify.memory import shortage
@@ -73,6 +75,8 @@ def verify_folder(
         return about.report([])
     artifact, stored = opened
     about.add(folder_numbers(artifact, stored))
+    if (kept := template_kept(view, artifact.files)) is not None:
+        about.add(kept)
     for finding in stored_form(artifact) if stored_form is not None else ():
         about.add(finding)
     named = runtimes is not None or bool(options.runtime) or options.runtime_python is not None
@@ -88,11 +92,22 @@ def verify_folder(
             about.add(skipped(Check.LOADS, f"{redact(problem.message)} ({problem.hint})"))
             continue
         ran.append(steps)
+    if not any(found.check is Check.ENDS for steps in ran for found in steps.findings):
+        about.add(_ends(view, artifact))
     for steps in ran:
         reference = steps.judge(reference)
     if view is not None and view.mtp_layers and not artifact.has_head:
         about.add(skipped(Check.MTP_LOADS, "the source has an MTP head, the folder has none"))
     return about.report(ran)
+
+
+def _ends(view: ModelView | None, artifact: Artifact) -> Finding:
+    """Where a reply ends by the folder's own files, for want of a runtime that says it."""
+    try:
+        source = None if view is None else source_ends(view)
+        return judge_ends(source, folder_ends(artifact.files, artifact.config))
+    except InputError as error:
+        return skipped(Check.ENDS, redact(error.message))
 
 
 def _chosen(
@@ -176,17 +191,9 @@ def folder_subject(artifact: Artifact, stored: LocalCheckpoint) -> Subject:
         file_type=folder_type(artifact),
         size=size,
         bits_per_weight=8 * size / artifact.view().parameters,
-        chat_template=_has_template(stored),
+        chat_template=read_templates(artifact.files, artifact.label).default is not None,
         complete_chats=True,
         context=int(artifact.text.get("max_position_embeddings") or 0),
         # A head beside an MLX trunk is another folder's; one inside is what a runtime could draft with.
         head=artifact.has_head and artifact.kind is not Kind.MLX,
     )
-
-
-def _has_template(folder: LocalCheckpoint) -> bool:
-    names = ("chat_template.jinja", "chat_template.json")
-    if any(name in folder.files for name in names):
-        return True
-    name = "tokenizer_config.json"
-    return name in folder.files and b'"chat_template"' in folder.read_file(name)

@@ -109,6 +109,10 @@ class Session(Protocol):
         """Token ids; special tokens written in ``text`` are always recognised."""
         ...
 
+    def ends(self) -> frozenset[int] | None:
+        """Ids at which the runtime ends a reply; ``None`` where it does not say."""
+        ...
+
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
         """Greedy continuation; ``n_probs`` log-probabilities a step, none for drafted tokens."""
         ...
@@ -137,6 +141,11 @@ class Runtime(Protocol):
     def drafts(self) -> bool:
         """Whether it knows MTP heads at all."""
         ...
+
+    @property
+    def ends_by_text(self) -> frozenset[str]:
+        """Tokens at which it ends a reply whatever the artifact says."""
+        return frozenset()
 
     def open(self, model: Path, settings: Settings) -> Session:
         """Load ``model``. Raises RuntimeFailure, or EnvironmentProblem when the runtime is not there."""

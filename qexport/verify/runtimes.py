@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import qexport
 from qexport.errors import EnvironmentProblem
+from qexport.formats.gguf.ends import KNOWN_BY_TEXT
 from qexport.verify.client import HttpSession
 from qexport.verify.process import ServerProcess
 from qexport.verify.redact import folders_of, redact
@@ -35,6 +36,7 @@ class Xllamacpp(Runtime):
 
     name = "xllamacpp"
     drafts = True
+    ends_by_text = KNOWN_BY_TEXT
 
     def __init__(self, command: Sequence[str] | None = None) -> None:
         self._command = list(command or [sys.executable, "-m", "qexport.verify.llama_child"])
@@ -87,6 +89,7 @@ class LlamaServer(Runtime):
 
     name = "llama-server"
     drafts = True
+    ends_by_text = KNOWN_BY_TEXT
 
     def __init__(self, binary: Path) -> None:
         # Absolute: a bare name would be looked up in PATH. Not resolved: links may choose a program by name.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.verify.conversation import judge_ends, source_ends
 from qexport.verify.judge import (
     judge_acceptance,
     judge_agreement,
@@ -98,6 +99,8 @@ class Steps:
                     self.add(Finding(Check.USED, Status.PASS, words, dict(session.facts)))
                 stage = Check.TOKENS
                 self.add(self._tokens(session))
+                stage = Check.ENDS
+                self.add(self._ends(session))
                 stage = Check.GENERATES
                 for ids in self._prompts(session):
                     self.answers.append(self._generate(session, ids, n_probs=self.options.n_probs))
@@ -199,6 +202,14 @@ class Steps:
             return skipped(Check.TOKENS, "the source has no tokenizer.json")
         cut = [(text, ids, session.tokenize(text, add_special=False)) for text, ids in probes]
         return judge_tokens(cut)
+
+    def _ends(self, session: Session) -> Finding:
+        try:
+            source = None if self.view is None else source_ends(self.view)
+        except InputError as error:
+            return skipped(Check.ENDS, redact(error.message))
+        prompts = [session.tokenize(text, add_special=True) for text in RAW_PROMPTS]
+        return judge_ends(source, session.ends(), prompts, by_text=self.runtime.ends_by_text)
 
     def _prompts(self, session: Session) -> list[tuple[int, ...]]:
         """Prompt ids: through the artifact's chat template where it has one, else as they are."""

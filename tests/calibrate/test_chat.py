@@ -187,8 +187,8 @@ def test_every_built_in_conversation_fits_a_full_template() -> None:
     ("files", "message"),
     [
         ({"chat_template.jinja": b"\xff"}, r"mill: chat_template\.jinja is not UTF-8"),
-        ({"chat_template.json": b"{"}, r"mill: chat_template\.json is not valid JSON"),
-        ({"tokenizer_config.json": b"[]"}, r"mill: tokenizer_config\.json is not a JSON object"),
+        ({"chat_template.json": b"{"}, r"mill: chat_template\.json is not JSON"),
+        ({"tokenizer_config.json": b"[]"}, r"mill: tokenizer_config\.json holds a JSON list"),
     ],
 )
 def test_damaged_files(files: dict[str, bytes], message: str) -> None:

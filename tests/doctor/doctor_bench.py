@@ -39,6 +39,7 @@ def write(plan: ArtifactPlan, out: Path) -> Path:
         blobs[region.file][start : start + len(data)] = data
     for file, blob in zip(plan.files, blobs, strict=True):
         assert len(blob) == file.size
+        (out / file.name).parent.mkdir(exist_ok=True)
         (out / file.name).write_bytes(blob)
     return out
 
@@ -64,7 +65,8 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def data_of(repaired: Repaired, name: str) -> torch.Tensor:

@@ -39,6 +39,7 @@ class FakeSession:
     version: str = "1.0"
     load_s: float = 0.5
     facts: dict = field(default_factory=dict)
+    stops: frozenset | None = None
 
     def __enter__(self):
         return self
@@ -51,6 +52,9 @@ class FakeSession:
 
     def tokenize(self, text, *, add_special):
         return tuple(text.encode()[:20])
+
+    def ends(self):
+        return self.stops
 
     def generate(self, prompt_ids, *, n_predict, n_probs):
         if self.failure is not None:
@@ -70,13 +74,15 @@ class FakeRuntime:
     drafts: bool = True
     facts: dict = field(default_factory=dict)
     opened: list[Settings] = field(default_factory=list)
+    stops: frozenset | None = None
+    ends_by_text: frozenset = frozenset()
 
     def open(self, model: Path, settings: Settings) -> FakeSession:
         self.opened.append(settings)
         if self.refuse is not None:
             raise self.refuse
         answers = list(self.mtp if settings.draft_max else self.plain)
-        return FakeSession(answers, self.failure, facts=self.facts)
+        return FakeSession(answers, self.failure, facts=self.facts, stops=self.stops)
 
 
 @dataclass

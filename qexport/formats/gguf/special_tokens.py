@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qexport.checkpoint.special_tokens import as_ids
 from qexport.errors import InputError
 from qexport.formats.gguf.kv import KV, boolean, u32
 
@@ -67,14 +68,13 @@ def read_special_tokens(
         types = _post_processor(tokenizer, names, found)
 
     def take(kind: str, token_id: object) -> None:
-        if not isinstance(token_id, int):
-            return
-        if token_id < 0:
+        if isinstance(token_id, int) and token_id < 0:
             raise InputError(f"the {kind} token has the id {token_id}")
-        if n_vocab is not None and token_id >= n_vocab:
-            notes.append(f"the {kind} token id {token_id} is outside the vocabulary of {n_vocab}: left out")
-            return
-        found.ids.setdefault(kind, token_id)
+        for number in as_ids(token_id):
+            if n_vocab is None or number < n_vocab:
+                found.ids.setdefault(kind, number)
+                return
+            notes.append(f"the {kind} token id {number} is outside the vocabulary of {n_vocab}: left out")
 
     if names is not None:
         added = (tokenizer or {}).get("added_tokens") or []

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from qexport.checkpoint.chat_templates import read_templates
+from qexport.checkpoint.special_tokens import end_ids
 from qexport.errors import InputError
 from qexport.families.roles import Role
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.view import ModelView
 from qexport.formats.gguf.chat_template import chat_template_metadata
 from qexport.formats.gguf.config_defaults import resolved_config
+from qexport.formats.gguf.ends import complete_ends
 from qexport.formats.gguf.kv import KV, boolean, u32
 from qexport.formats.gguf.pretokenizer import check_name, recognise
 from qexport.formats.gguf.special_tokens import read_special_tokens
@@ -92,11 +95,13 @@ def tokenizer_metadata(
         parsed.document if parsed else None,
         config,
         view.config,
-        n_vocab=len(vocabulary.tokens) if spm else None,
+        n_vocab=len(vocabulary.tokens),
         notes=notes,
     )
+    generation = read_json(files, "generation_config.json", label) or {}
+    complete_ends(special, end_ids(generation, view.config, len(vocabulary.tokens)), vocabulary, label)
     result.update(special.metadata())
-    result.update(chat_template_metadata(config, files, notes))
+    result.update(chat_template_metadata(read_templates(files, label)))
     if parsed is not None:
         _normalizer_flags(parsed.document.get("normalizer"), result)
     if view.family == "gemma3" and spm:

@@ -39,6 +39,7 @@ class Loaded:
             self.model.set_dtype(mx.float32)
         names = [name for name, _ in tree_flatten(self.model.parameters())]
         self.facts = {"strict": True, "parameters": len(names), "device": str(mx.default_device())}
+        self.facts["ends"] = sorted(end for end in self.tokenizer.eos_token_ids if end is not None)
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

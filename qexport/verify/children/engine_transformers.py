@@ -40,7 +40,8 @@ class Loaded:
             "device": str(self.model.device),
         }
         ends = self.model.generation_config.eos_token_id
-        self.ends = set(ends if isinstance(ends, list) else [ends])
+        self.ends = {end for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
+        self.facts["ends"] = sorted(self.ends)
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
