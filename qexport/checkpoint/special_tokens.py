@@ -44,7 +44,9 @@ def special_names(
         mapped: ``special_tokens_map.json``.
         by_class: also what the tokenizer's class takes where neither has the key.
     """
-    known = _CLASS_NAMES.get(str(settings.get("tokenizer_class")).removesuffix("Fast"), {}) if by_class else {}
+    known = (
+        _CLASS_NAMES.get(str(settings.get("tokenizer_class")).removesuffix("Fast"), {}) if by_class else {}
+    )
     found: dict[str, str] = {}
     for key in (f"{kind}_token" for kind in KINDS):
         text = token_text(settings.get(key)) or token_text(mapped.get(key))

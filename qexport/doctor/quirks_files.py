@@ -183,11 +183,16 @@ def _missing_stops(subject: Subject) -> list[int]:
 
 def _generation_eos(subject: Subject) -> str | None:
     generation = subject.json_file(_GENERATION)
-    if generation is None or not (missing := _missing_stops(subject)):
+    if generation is None:
         return None
+    stops, missing = generation.get("eos_token_id"), _missing_stops(subject)
+    if not missing:
+        listed = stops if isinstance(stops, list) else [stops]
+        wrong = stops is not None and any(type(one) is not int for one in listed)
+        return f"eos_token_id of generation_config.json is {stops!r}, not a token's number" if wrong else None
     words = {number: token for token, number in token_ids(subject).items()}
     ends = ", ".join(f"{words[number]} ({number})" for number in missing)
-    return f"generation_config.json stops at {generation.get('eos_token_id')!r}, but a reply ends with {ends}"
+    return f"generation_config.json stops at {stops!r}, but a reply ends with {ends}"
 
 
 def _write_generation(draft: Draft) -> None:

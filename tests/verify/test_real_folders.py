@@ -43,7 +43,7 @@ def test_transformers_reads_native_fp8(tmp_path, name):
     reference = reference_from_folder(tmp_path / "fp8-plain", dtype="bfloat16")
     report = verify_folder(path, view=None, options=OPTIONS, reference=reference)
     assert report.runtime == "transformers"
-    assert report.verdict == "pass, without tokens, mtp_loads"
+    assert report.verdict == "pass, without tokens, ends, template_kept, mtp_loads"
     assert Check.USED in report.verified
     assert Check.TEMPLATE in report.verified
     with folder_runtime("transformers").open(path, SETTINGS) as session:
@@ -103,7 +103,7 @@ def test_mlx_lm_reads_its_own(mlx_folder):
     report = verify_folder(mlx_folder, view=None, options=options, reference=reference)
     assert report.runtime == "mlx-lm"
     assert report.file_type == "MLX-8bit"
-    assert report.verdict == "pass, without tokens"
+    assert report.verdict == "pass, without tokens, ends, template_kept"
     assert report.tok_s > 0
     with folder_runtime("mlx-lm").open(mlx_folder, SETTINGS) as session:
         assert session.facts["strict"]

@@ -54,7 +54,7 @@ def view(**fields) -> ModelView:
 def test_everything_checked_and_passed(folders):
     runtime = FakeRuntime(answers(), facts={"strict": True})
     report = verify_folder(folders / "llama", view=None, runtimes=[runtime], reference=FakeReference())
-    assert report.verdict == "pass, without tokens"
+    assert report.verdict == "pass, without tokens, ends, template_kept"
     assert (report.runtime, report.file_type, report.tok_s) == ("fake", "F16", 50.0)
     assert report.bits_per_weight == 16.0
     assert Check.USED in report.verified

@@ -56,8 +56,8 @@ def test_everything_checked_and_passed(mtp_file):
     )
     assert report.passed
     assert report.failures == ()
-    assert report.unverified == (Check.TOKENS,)
-    assert report.verdict == "pass, without tokens"
+    assert report.unverified == (Check.TOKENS, Check.ENDS, Check.TEMPLATE_KEPT)
+    assert report.verdict == "pass, without tokens, ends, template_kept"
     assert (report.tok_s, report.mtp_tok_s, report.acceptance) == (50.0, 80.0, 0.5)
     assert [settings.draft_max for settings in runtime.opened] == [0, 3]
     assert any("loading again with MTP" in words for words in said)
@@ -110,7 +110,7 @@ def test_a_source_that_does_not_fit_is_not_verified_with_the_numbers(plain_file,
     assert finding.status is Status.SKIPPED
     assert finding.summary == "the source needs about 70.2 GB in bf16, 16.0 GB are free"
     assert Check.AGREEMENT not in report.verified
-    assert "without tokens, agreement" in report.verdict
+    assert "without tokens, ends, agreement" in report.verdict
 
 
 def test_a_runtime_that_dies_while_loading_is_a_finding(plain_file):
@@ -201,7 +201,18 @@ def test_the_table(mtp_file):
     size = f"{good.size / 1000:.0f} kB"
     bits = f"{good.bits_per_weight:.2f}"
     assert rows([good, bad]) == [
-        ["tiny-F32.gguf", size, bits, "0.5 s", "50.0", "80.0", "50%", "-", "-", "pass, without tokens"],
+        [
+            "tiny-F32.gguf",
+            size,
+            bits,
+            "0.5 s",
+            "50.0",
+            "80.0",
+            "50%",
+            "-",
+            "-",
+            "pass, without tokens, ends, template_kept",
+        ],
         ["tiny-F32.gguf", size, bits, "-", "-", "-", "-", "-", "-", "fail: loads"],
     ]
     table = render([good, bad], width=140)

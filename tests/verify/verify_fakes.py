@@ -119,6 +119,7 @@ def write_llama(
     head: bool | None = None,
     nan: bool = False,
     template: str = "",
+    eos: int | None = VOCABULARY - 1,
 ) -> Path:
     """A random llama of a few hundred kB that llama.cpp loads and runs.
 
@@ -148,7 +149,8 @@ def write_llama(
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.NORMAL] * (VOCABULARY - 1) + [gguf.TokenType.CONTROL])
     writer.add_token_merges(["h e", "l l", "i n", "t h"])
-    writer.add_eos_token_id(VOCABULARY - 1)
+    if eos is not None:
+        writer.add_eos_token_id(eos)
     if template:
         writer.add_chat_template(template)
     if nextn:

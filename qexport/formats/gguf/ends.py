@@ -50,9 +50,9 @@ def complete_ends(special: SpecialTokens, ends: Sequence[int], vocabulary: Vocab
         vocabulary.scores is None or tokens[_SPM_EOS : _SPM_EOS + 1] != [_SPM_EOS_TEXT]
     ):
         raise InputError(
-            f"{label}: no file says which token ends a text: llama.cpp would take any",
-            hint="Name it: eos_token in tokenizer_config.json (a token of tokenizer.json), or eos_token_id in "
-            "generation_config.json.",
+            f"{label}: no file says which token ends a text, and llama.cpp would guess one",
+            hint="Name it: eos_token (a token of tokenizer.json) in tokenizer_config.json, or eos_token_id "
+            "in generation_config.json.",
         )
     more = [end for end in ends if end not in special.ids.values() and tokens[end] not in KNOWN_BY_TEXT]
     free = [kind for kind in ("eot", "eom") if kind not in special.ids]
