@@ -10,7 +10,6 @@ from verify_fakes import FakeReference, FakeRuntime, generation, tokenizer_json,
 from qexport.checkpoint.chat_templates import ChatTemplates
 from qexport.families.view import ModelView
 from qexport.formats.gguf.ends import KNOWN_BY_TEXT
-from qexport.verify import Check, Status, VerifyOptions, verify_gguf
 from qexport.verify.conversation import (
     Ends,
     folder_ends,
@@ -19,6 +18,9 @@ from qexport.verify.conversation import (
     source_ends,
     template_kept,
 )
+from qexport.verify.options import VerifyOptions
+from qexport.verify.report import Check, Status
+from qexport.verify.run import verify_gguf
 from qexport.verify.runtime import Settings
 
 ONE, OTHER = "{{ messages }}", "{{ messages[0] }}"
