@@ -1,6 +1,25 @@
-"""``python -m qexport``: the same program as the ``qexport`` command."""
+"""``python -m qexport`` and the ``qexport`` command: Ctrl-C is no defect, even while modules are loaded."""
 
-from qexport.cli.main import main
+from __future__ import annotations
+
+import signal
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; whatever comes after its end is ended silently."""
+    try:
+        from qexport.cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
 
 if __name__ == "__main__":
     main()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import click
+from qexport.cli._terminal import is_terminal, printable, put, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,22 +36,22 @@ class Output:
 
     def say(self, message: str = "") -> None:
         """Words for the person watching: stderr, not part of the result."""
-        click.echo(message, err=True)
+        put(message, err=True)
 
     def title(self, message: str) -> None:
         """A heading among the words."""
-        click.secho(message, bold=True, err=True)
+        put(message, err=True, bold=True)
 
     def document(self, value: Any) -> None:
         """The result as JSON (only with ``--json``)."""
         if self.as_json:
-            click.echo(json.dumps(value, indent=2, ensure_ascii=False))
             Output.printed = True
+            put(visible(json.dumps(value, indent=2, ensure_ascii=False)))
 
     def text(self, message: str) -> None:
         """The result in words (only without ``--json``): stdout."""
         if not self.as_json:
-            click.echo(message)
+            put(message)
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
@@ -62,14 +63,19 @@ class Output:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        lines = box.SIMPLE_HEAD if "utf" in (getattr(sys.stdout, "encoding", "") or "utf") else box.ASCII
+        table = Table(
+            title=None if title is None else printable(title), title_justify="left", box=lines, pad_edge=False
+        )
         for index, column in enumerate(columns):
             numeric = all(_numeric(row[index]) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*row)
-        console = Console(width=None if sys.stdout.isatty() else 140)
-        console.print(table, markup=False)
+            table.add_row(*map(printable, row))
+        screen, drawn = is_terminal(sys.stdout), io.StringIO()
+        width = None if screen else 140
+        Console(file=drawn, width=width, force_terminal=screen, markup=False, emoji=False).print(table)
+        put(drawn.getvalue(), nl=False, raw=True)
 
     @contextmanager
     def progress(self, total: int, label: str, *, steps: bool = False) -> Iterator[Progress]:
@@ -93,14 +99,15 @@ class Output:
 
         amounts: tuple[ProgressColumn, ...] = (DownloadColumn(binary_units=True), TransferSpeedColumn())
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             *((MofNCompleteColumn(),) if steps else amounts),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task(label, total=total)
+        shown = is_terminal(sys.stderr)
+        with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+            task = bar.add_task(printable(label), total=total)
 
             class Bar:
                 def advance(self, amount: int) -> None:

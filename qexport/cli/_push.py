@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from qexport.cli._output import Output
+from qexport.cli._terminal import is_terminal
 from qexport.errors import VerificationError
 from qexport.sizes import size_text
 
@@ -30,7 +31,7 @@ def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
     if dry_run:
         _show(output, rehearse(options, output.say, bar=bar), options)
         return
-    _tell(output, push(options, output.say, bar=bar, bars=sys.stderr.isatty() and not output.as_json))
+    _tell(output, push(options, output.say, bar=bar, bars=is_terminal(sys.stderr) and not output.as_json))
 
 
 def push_folders(output: Output, every: Sequence[PushOptions], *, dry_run: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from qexport.cli._terminal import put
 from qexport.cli.main import cli
 
 __all__ = ["command"]
@@ -22,4 +23,4 @@ def command(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None  # click ships all three
-    click.echo(kind(cli, {}, "qexport", "_QEXPORT_COMPLETE").source())
+    put(kind(cli, {}, "qexport", "_QEXPORT_COMPLETE").source())

@@ -6,21 +6,33 @@ neither torch nor any command's module.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import io
 import json
 import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 import click
 
 from qexport import __version__
 from qexport.cli._output import Output
-from qexport.errors import ExitCode, QexportError
+from qexport.cli._terminal import (
+    ReaderGone,
+    not_written,
+    prepare_streams,
+    put,
+    quiet_end,
+    stdout_fails,
+    visible,
+)
+from qexport.errors import EnvironmentProblem, ExitCode, QexportError, UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -43,6 +55,11 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
+_STOPPED = 130
+_READER_GONE = 141  # as a program that SIGPIPE ends
+_DEFECT = "This is a defect of qexport, not of what it was given. Please report it with the lines above."
+
+
 class _LazyGroup(click.Group):
     """Lists commands from the table; imports ``qexport.cli.<name>`` for the one that is called."""
 
@@ -56,6 +73,14 @@ class _LazyGroup(click.Group):
         command = module.command
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would end here without a word, whichever pipe it was
+            if stdout_fails():
+                raise ReaderGone from error
+            raise EnvironmentProblem("another process closed its end of a pipe") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -89,37 +114,93 @@ def main() -> None:
     """Run the command line: known errors become a sentence, the next step and an exit code."""
     gc.set_threshold(100_000, 20, 20)  # imports and vocabularies are millions of objects that all stay
     signal.signal(signal.SIGTERM, _interrupt)  # as for Ctrl-C: what is written is recorded, no orphans
+    prepare_streams()
     try:
+        code = _run()
+    except KeyboardInterrupt:  # a second one, while words about the first were said
+        code = _STOPPED
+    quiet_end()
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        _check_words(sys.argv[1:])
         code = cli.main(standalone_mode=False)
+        return code if isinstance(code, int) else int(ExitCode.OK)
     except click.exceptions.Exit as error:
-        code = error.exit_code
-    except click.Abort:
-        click.echo("Stopped. The same command again goes on where this one was.", err=True)
-        _document("stopped", None, 130)
-        code = 130
+        return error.exit_code
+    except (ReaderGone, SystemExit):  # the latter is click's way to end where its own help met a closed pipe
+        return _READER_GONE
+    except (click.Abort, KeyboardInterrupt):
+        put("Stopped. The same command again goes on where this one was.", err=True)
+        return _document("stopped", None, _STOPPED)
     except click.ClickException as error:
-        error.show()
-        _document(error.format_message(), None, error.exit_code)
-        code = error.exit_code
+        words = io.StringIO()
+        error.show(words)
+        put(words.getvalue(), err=True, nl=False)
+        return _document(error.format_message(), None, error.exit_code)
     except QexportError as error:
-        _show(error)
-        code = int(error.exit_code)
-    sys.exit(code if isinstance(code, int) else int(ExitCode.OK))
+        return _show(error)
+    except Exception as error:  # noqa: BLE001
+        known = of_the_machine(error)
+        if known is not None:
+            return _show(known)
+        put(traceback.format_exc(), err=True, nl=False)
+        what = f"{type(error).__name__}: {error}"
+        put(_DEFECT, err=True)
+        return _document(f"a defect of qexport: {what}", None, int(ExitCode.FAILURE))
+
+
+def of_the_machine(error: Exception) -> QexportError | None:
+    """What the machine, not the program, is to blame for; ``None`` for a defect."""
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    ):
+        return EnvironmentProblem(
+            "there is not enough memory",
+            hint="Fewer --threads, or a machine with more; what is written stays.",
+        )
+    if isinstance(error, OSError):
+        if stdout_fails():
+            return not_written(error)
+        name = f"{error.filename}: " if error.filename is not None else ""
+        return EnvironmentProblem(f"{name}{error.strerror or error or type(error).__name__}")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return EnvironmentProblem(
+            "this user has no home directory", hint="Set HOME, or give paths without ~."
+        )
+    return None
+
+
+def _check_words(words: Sequence[str]) -> None:
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageProblem(
+                f"{word!a} is not text in UTF-8, and neither receipts nor cards can hold it",
+                hint="Rename the file or folder.",
+            ) from None
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _show(error: QexportError) -> None:
-    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(error.message, err=True)
+def _show(error: QexportError) -> int:
+    put("Error: ", err=True, nl=False, fg="red", bold=True)
+    put(error.message, err=True)
     if error.hint:
-        click.echo(error.hint, err=True)
-    _document(error.message, error.hint, int(error.exit_code))
+        put(error.hint, err=True)
+    return _document(error.message, error.hint, int(error.exit_code))
 
 
-def _document(message: str, hint: str | None, code: int) -> None:
-    """The one document of a command that was asked for JSON and has printed none."""
+def _document(message: str, hint: str | None, code: int) -> int:
+    """The one document of a command that was asked for JSON and has printed none; returns ``code``."""
     if "--json" in sys.argv and not Output.printed:
-        click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}))
+        with contextlib.suppress(ReaderGone, QexportError):
+            put(visible(json.dumps({"error": message, "hint": hint, "exit_code": code}, ensure_ascii=False)))
+    return code

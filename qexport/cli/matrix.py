@@ -10,6 +10,7 @@ import click
 
 from qexport.cli._output import Output
 from qexport.cli._recipe import burdens_of, job_json, limit_options, recipe_options, show_jobs
+from qexport.cli._terminal import put, visible
 from qexport.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def command(
     jobs = plan_jobs(recipe, burdens_of(output, recipe, units, params), limits)
     entries = [job_json(recipe, job, overrides) for job in jobs]
     if form == "github":
-        click.echo(json.dumps({"include": entries}, separators=(",", ":")))
+        put(visible(json.dumps({"include": entries}, separators=(",", ":"))))
         return
     output.document(entries)
     show_jobs(output, jobs)

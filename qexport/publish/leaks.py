@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
 from qexport.formats.gguf.host_paths import holds_host_path
+from qexport.verify.redact import machine_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -102,6 +102,6 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _own_folders() -> Iterator[str]:
     """This machine's own folders; a short one (``/root``) stands in too many vocabularies."""
-    for folder in (Path.home(), Path.cwd(), Path(tempfile.gettempdir())):
+    for folder in machine_folders():
         if len(folder.parts) > 2:
             yield f"{folder}/"

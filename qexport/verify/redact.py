@@ -11,7 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
-__all__ = ["folders_of", "redact"]
+__all__ = ["folders_of", "machine_folders", "redact"]
 
 _START = r"(?:[A-Za-z]:[\\/]+|/(?!/)|\\\\(?=[\w.-]+[\\/]))"
 _PART = r"[^\s\\/'\"`:;,<>|*?()]+"
@@ -28,11 +28,22 @@ _DRIVE = re.compile(r"(?<![\w.~/\\])[A-Za-z]:[\\/]+(?=[^\s\\/])")
 def redact(text: str) -> str:
     """``text`` with every absolute path, POSIX or Windows, cut down to its last part."""
     # Known folders first: they may have spaces in them, which end a path anywhere else.
-    for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
+    for folder in machine_folders():
         if len(folder.parts) > 1:
             text = text.replace(f"{folder}/", "/~/").replace(f"{folder}\\", "/~/")
     text = _HOME.sub("~", _QUOTED.sub(_last_part, text))
     return _DRIVE.sub("", _PLAIN.sub("", text))
+
+
+def machine_folders() -> list[Path]:
+    """Where this process works, lives and puts temporary files, as far as there are such places."""
+    found: list[Path] = []
+    for ask in (Path.cwd, Path.home, lambda: Path(tempfile.gettempdir())):
+        try:
+            found.append(ask())
+        except (OSError, RuntimeError):  # a folder that is gone; a user without a home
+            continue
+    return found
 
 
 def _last_part(match: re.Match[str]) -> str:
