@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from qexport.families.build import expected_tensors
+from qexport.families.hyper import resolve
 from qexport.families.roles import EXPERT_ROLES, NORM_ROLES, Role
-from qexport.families.table import FAMILIES, dimensions
+from qexport.families.table import FAMILIES
 
 DEMO = Path(__file__).parent.parent / "qexport" / "demo" / "model"
 SHARD_BYTES = 1 << 30
@@ -74,16 +75,15 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     config = config_of(args)
-    family = FAMILIES["qwen3_5"]
-    dims = dimensions(family, config)
+    hyper = resolve(FAMILIES["qwen3_5"], config)
     generator = torch.Generator().manual_seed(0)
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = total = 0
-    for prefix, name, template, _, _ in expected_tensors(family, config, 1):
+    for prefix, name, template, _, _ in expected_tensors(hyper, 1):
         if template.optional and template.role is not Role.OUTPUT:
             continue
         assert template.role not in EXPERT_ROLES
-        shape = [dims[word] for word in template.shape.split()]
+        shape = [hyper.dims[word] for word in template.shape.split()]
         tensor = torch.empty(shape, dtype=torch.bfloat16)
         spread = 0.1 if template.role in NORM_ROLES else 0.02
         tensor.normal_(0.0, spread, generator=generator)

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from qexport.artifacts.rows import Decoded, DecodedCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.families.build import build_view, expected_tensors, template_shape
-from qexport.families.roles import Block
-from qexport.families.table import Family, dimensions
+from qexport.families.hyper import resolve
+from qexport.families.table import Family
 from qexport.families.view import ModelTensor, ModelView
 
 __all__ = ["Artifact", "Kind", "Weight", "skeleton"]
@@ -83,10 +83,9 @@ class Artifact:
         """
         decoded = {name: weight.decode() for name, weight in self.weights.items()}
         return build_view(
-            self.family,
+            resolve(self.family, self.text),
             label=self.label,
             config=self.config,
-            text=self.text,
             tensors=DecodedCheckpoint(self.label, decoded).logical(),
             mtp_layers=int(self.has_head),
             files=self.files,
@@ -99,12 +98,13 @@ def skeleton(family: Family, text: Mapping[str, Any], mtp_layers: int, label: st
     Raises:
         InputError: sizes are missing.
     """
-    dims = dimensions(family, text)
+    hyper = resolve(family, text)
     tensors: list[ModelTensor] = []
-    for prefix, name, template, block, layer in expected_tensors(family, text, mtp_layers):
-        shape = template_shape(template, dims, prefix + name)
+    for prefix, name, template, block, layer in expected_tensors(hyper, mtp_layers):
+        shape = template_shape(template, hyper.dims, prefix + name)
         tensors.append(
             ModelTensor(LogicalTensor(prefix + name, shape, "F32", ()), template.role, block, layer)
         )
-    layers = 1 + max((t.layer or 0 for t in tensors if t.block is Block.TRUNK), default=-1)
-    return ModelView(family.name, label, text, text, tuple(tensors), layers, mtp_layers)
+    return ModelView(
+        family.name, label, text, hyper.text, tuple(tensors), hyper.layers, mtp_layers, resolved=hyper
+    )

@@ -13,8 +13,8 @@ from qexport.artifacts.artifact import Artifact, Kind
 from qexport.artifacts.weights import gather
 from qexport.checkpoint.config import read_json, text_config
 from qexport.doctor.draft import SmallFiles
-from qexport.doctor.repaired import whole_text
 from qexport.errors import InputError
+from qexport.families.hyper import resolve
 from qexport.families.table import family_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def open_hf(folder: LocalCheckpoint, config: Mapping[str, Any]) -> Artifact:
         kind=kind,
         family=family,
         config=config,
-        text=whole_text(family, config, text),
+        text=resolve(family, text, config).text,
         weights=gather([(folder, "")], {}),
         files=SmallFiles(folder, {}),
         declared_mtp=declared_mtp(text),

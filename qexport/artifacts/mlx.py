@@ -24,8 +24,8 @@ from qexport.checkpoint.config import read_json, text_config
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.draft import SmallFiles
-from qexport.doctor.repaired import whole_text
 from qexport.errors import InputError
+from qexport.families.hyper import resolve
 from qexport.families.roles import NORM_ROLES, Role
 from qexport.families.table import family_of
 from qexport.families.view import ModelTensor
@@ -69,7 +69,7 @@ def open_mlx(folder: LocalCheckpoint, path: Path, config: Mapping[str, Any], hea
             hint="Name the folder of its model, and this one as the head.",
         )
     family, text = family_of(config), text_config(config)
-    whole = whole_text(family, config, text)
+    whole = resolve(family, text, config).text
     heads = list(_heads(folder, path, head))
     bare = {t.name: t for t in skeleton(family, whole, int(bool(family.mtp)), folder.label)}
     columns = {name: tensor.shape[-1] for name, tensor in bare.items()}

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import Checkpoint
 
-__all__ = ["parse_json", "read_json", "text_config"]
+__all__ = ["TEXT_KEYS", "parse_json", "read_json", "text_config"]
 
 # Multimodal configs keep the language model's settings one level down, under one of these names:
 # transformers' own (Qwen3.5, Gemma 3, Llama 4), InternVL's and DeepSeek-VL's.
-_TEXT_KEYS = ("text_config", "llm_config", "language_config")
+TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
 
 def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         InputError: the nested config is there and not an object.
     """
-    for key in _TEXT_KEYS:
+    for key in TEXT_KEYS:
         nested = config.get(key)
         if nested is None:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.draft import Draft
 from qexport.doctor.finding import Finding
-from qexport.doctor.mtp import MtpMode, MtpResult, settle_mtp
+from qexport.doctor.mtp import MtpMode, settle_mtp
 from qexport.doctor.quirks import QUIRKS
 from qexport.doctor.repaired import Repaired, finish
 from qexport.doctor.subject import Subject, examine
@@ -100,18 +100,18 @@ def _diagnose(checkpoint: Checkpoint, mtp: MtpMode, mtp_from: Checkpoint | None)
     repaired = None
     if not any(finding.severity == "error" for finding in findings):
         try:
+            written: dict[str, str] = {}
             for quirk, found in seen:
                 if found is not None and quirk.fix is not None:
+                    before = dict(draft.text)
                     quirk.fix(draft)
-            repaired = _checked(draft, head)
+                    written |= {
+                        key: quirk.id for key, value in draft.text.items() if before.get(key) != value
+                    }
+            repaired = finish(draft, head, written)
+            repaired.view()
         except InputError as error:
             repair = error.hint or "Does config.json belong to these weights?"
             findings.append(Finding("tensors.unfit", "error", error.message, repair=repair))
     order = {"error": 0, "repaired": 1, "note": 2}
     return Diagnosis(subject, tuple(sorted(findings, key=lambda f: order[f.severity])), repaired)
-
-
-def _checked(draft: Draft, head: MtpResult) -> Repaired:
-    repaired = finish(draft, head)
-    repaired.view()
-    return repaired

@@ -12,8 +12,8 @@ from qexport.doctor.finding import Finding
 from qexport.doctor.graft import head_layers
 from qexport.doctor.subject import Subject
 from qexport.doctor.tokens import tokenizer_kind
+from qexport.families.hyper import resolve
 from qexport.families.names import is_expert_name
-from qexport.families.table import layer_kinds
 
 __all__ = ["Explanation", "Parameters", "explain"]
 
@@ -52,8 +52,8 @@ class Explanation:
     dtypes: Mapping[str, int]
     files: Mapping[str, int]
     tied: bool
-    vocabulary: int | None
-    context_length: int | None
+    vocabulary: int
+    context_length: int
     experts: int | None
     experts_per_token: int | None
     mtp: int
@@ -76,11 +76,11 @@ def explain(diagnosis: Diagnosis) -> Explanation:
         InputError: config.json does not say how many layers there are.
     """
     subject = diagnosis.subject
-    text = {**subject.family.defaults, **subject.text}
-    kinds = Counter(_KINDS[kind] for kind in layer_kinds(subject.family, text))
+    hyper = resolve(subject.family, subject.text, subject.config)
+    kinds = Counter(_KINDS[kind] for kind in hyper.kinds)
     stored = subject.checkpoint.tensors.values()
-    experts = text.get("num_experts") or text.get("num_local_experts")
-    per_token = text.get("num_experts_per_tok")
+    experts = hyper.experts.count if hyper.experts else None
+    per_token = hyper.experts.used if hyper.experts else None
     return Explanation(
         label=subject.checkpoint.label,
         family=subject.family.name,
@@ -91,10 +91,10 @@ def explain(diagnosis: Diagnosis) -> Explanation:
         dtypes=_sums((tensor.dtype, tensor.numel) for tensor in stored),
         files=_sums((tensor.file, tensor.nbytes) for tensor in stored),
         tied="lm_head.weight" not in subject.tensors,
-        vocabulary=text.get("vocab_size"),
-        context_length=text.get("max_position_embeddings"),
-        experts=experts if subject.family.is_moe else None,
-        experts_per_token=per_token if subject.family.is_moe else None,
+        vocabulary=hyper.vocab,
+        context_length=hyper.context,
+        experts=experts,
+        experts_per_token=per_token,
         mtp=head_layers(subject.tensors) if subject.family.mtp else 0,
         tokenizer=tokenizer_kind(subject),
         chat_template=tuple(subject.templates.places),
@@ -115,7 +115,7 @@ def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(found)
 
 
-def _parameters(subject: Subject, experts: Any, per_token: Any) -> Parameters:
+def _parameters(subject: Subject, experts: int | None, per_token: int | None) -> Parameters:
     vision = set(subject.vision)
     parts: Counter[str] = Counter()
     for name, tensor in subject.tensors.items():
@@ -124,7 +124,7 @@ def _parameters(subject: Subject, experts: Any, per_token: Any) -> Parameters:
         if part == "trunk" and is_expert_name(name):
             parts["experts"] += tensor.numel
     idle = 0
-    if subject.family.is_moe and isinstance(experts, int) and isinstance(per_token, int) and experts:
+    if experts and per_token:
         idle = parts["experts"] - parts["experts"] * min(per_token, experts) // experts
     total = parts["vision"] + parts["mtp"] + parts["trunk"]
     return Parameters(total, parts["trunk"], parts["mtp"], parts["vision"], parts["trunk"] - idle)

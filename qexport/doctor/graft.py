@@ -12,13 +12,13 @@ from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.layout import convert_experts, trunk_layout
-from qexport.doctor.rope import rope_parameters
 from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
 from qexport.errors import InputError
 from qexport.families.build import expert_tensor, template_shape
+from qexport.families.hyper import resolve
 from qexport.families.roles import EXPERT_ROLES
-from qexport.families.table import Family, Template, dimensions
+from qexport.families.table import Family, Template
 
 __all__ = ["head_layers", "head_problems", "head_tensors", "misfits", "vocabulary_notes"]
 
@@ -53,7 +53,7 @@ def head_layers(tensors: Mapping[str, LogicalTensor]) -> int:
 def head_problems(family: Family, text: Mapping[str, Any], tensors: Mapping[str, LogicalTensor]) -> list[str]:
     """What is missing from the head in ``tensors``, or has another shape than ``text`` says."""
     problems: list[str] = []
-    dims = dimensions(family, text)
+    dims = resolve(family, text).dims
     for name, template in _templates(family):
         try:
             shape = template_shape(template, dims, name)
@@ -105,7 +105,7 @@ def misfits(subject: Subject, base: Subject) -> list[str]:
     reasons += [f"its head has a matrix of its own ({name})" for name in own]
     reasons += _settings(subject, base)
     if layers == 1 and base.family is subject.family:
-        reasons += head_problems(subject.family, {**subject.family.defaults, **subject.text}, base.tensors)
+        reasons += head_problems(subject.family, subject.text, base.tensors)
     return reasons + _vocabulary(subject, base)[0]
 
 
@@ -115,10 +115,9 @@ def vocabulary_notes(subject: Subject, base: Subject) -> list[str]:
 
 
 def _settings(subject: Subject, base: Subject) -> list[str]:
-    mine = {**subject.family.defaults, **subject.text}
-    theirs = {**base.family.defaults, **base.text}
+    mine, theirs = resolve(subject.family, subject.text).text, resolve(base.family, base.text).text
     pairs = [(key, mine.get(key), theirs.get(key)) for key in _COMPARED]
-    ours, other = rope_parameters(subject.family, subject.text), rope_parameters(base.family, base.text)
+    ours, other = mine["rope_parameters"], theirs["rope_parameters"]
     pairs += [(f"rope {key}", ours.get(key), other.get(key)) for key in _ROPE]
     return [
         f"{key} is {here!r} here and {there!r} in the base"

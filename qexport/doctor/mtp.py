@@ -94,7 +94,6 @@ def _without_heads(subject: Subject, mode: MtpMode) -> MtpResult:
 
 def _keep(draft: Draft, layers: int) -> MtpResult:
     subject, declared = draft.subject, _declared(draft)
-    text = {**subject.family.defaults, **draft.text}
     names = [name for name in draft.tensors if name.startswith("mtp.")]
     own = [name for name in ("mtp.embed_tokens.weight", "mtp.lm_head.weight") if name in draft.tensors]
     findings: list[Finding] = []
@@ -107,7 +106,7 @@ def _keep(draft: Draft, layers: int) -> MtpResult:
     if own:
         what = f"the MTP head has matrices of its own ({', '.join(own)}); published heads share the model's"
         findings.append(_finding("mtp.own_embeddings", "error", what, (), _WAYS_OUT))
-    if problems := head_problems(subject.family, text, draft.tensors):
+    if problems := head_problems(subject.family, draft.text, draft.tensors):
         what = f"the MTP head is incomplete or does not fit ({len(names)} tensors): " + "; ".join(problems)
         findings.append(_finding("mtp.incomplete", "error", what, _LOST, _WAYS_OUT))
     if not findings and declared != layers:

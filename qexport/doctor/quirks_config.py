@@ -6,16 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qexport.doctor.contradictions import BIAS_FLAGS, contradictions
 from qexport.doctor.draft import Draft
 from qexport.doctor.form import reshape, words
 from qexport.doctor.quirk import Quirk
-from qexport.doctor.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.doctor.subject import Subject
+from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
+from qexport.families.values import GENERATION, Typed, typed
 
 __all__ = ["CONFIG_QUIRKS", "PROCESSOR_FILES"]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 _QUANTIZATION = "quantization_config"
+_GENERATION = "generation_config.json"
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
@@ -90,6 +93,63 @@ def _text_only(subject: Subject) -> str | None:
     if not subject.family.mtp or subject.vision or subject.says_wrapper:
         return None
     return f"a text-only checkpoint of the multimodal family {subject.family.name}"
+
+
+def _values(subject: Subject) -> str | None:
+    return f"config.json: {'; '.join(subject.unusable)}" if subject.unusable else None
+
+
+def _types(subject: Subject) -> str | None:
+    found = subject.retyped
+    more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+    return (
+        f"config.json: {', '.join(found[:6])}{more}: not of the type that readers expect" if found else None
+    )
+
+
+def _contradictory(subject: Subject) -> str | None:
+    return None if subject.unusable else "; ".join(contradictions(subject)) or None
+
+
+def _biases(subject: Subject) -> dict[str, bool]:
+    """Flags that are not as the tensors are, and what they have to be."""
+    wrong: dict[str, bool] = {}
+    for key, ending in BIAS_FLAGS.items():
+        if key in subject.family.defaults:
+            there = any(n.startswith("model.layers.") and n.endswith(ending) for n in subject.tensors)
+            if there != bool(subject.text.get(key)):
+                wrong[key] = there
+    return wrong
+
+
+def _bias(subject: Subject) -> str | None:
+    what = {True: "is not true, but there are such biases", False: "is true, but there are none"}
+    return "; ".join(f"{key} {what[there]}" for key, there in _biases(subject).items()) or None
+
+
+def _write_bias(draft: Draft) -> None:
+    draft.text.update(_biases(draft.subject))
+
+
+def _generation(subject: Subject) -> Typed:
+    return typed(subject.json_file(_GENERATION) or {}, keys=GENERATION)
+
+
+def _generation_types(subject: Subject) -> str | None:
+    door = _generation(subject)
+    found = [*door.changed, *door.unusable]
+    return f"{_GENERATION}: {', '.join(found)}" if found else None
+
+
+def _retype_generation(draft: Draft) -> None:
+    target = draft.edit_json(_GENERATION)
+    target_now = typed(target, keys=GENERATION).values
+    target.clear()
+    target.update(target_now)
+
+
+def _already_typed(_: Draft) -> None:
+    """The draft began with the right types."""
 
 
 # --- RoPE ---------------------------------------------------------------------------------------------------
@@ -248,6 +308,55 @@ def _drop_quantization(draft: Draft) -> None:
 # Forms come last: the fixes before them work on a config as it was saved.
 CONFIG_QUIRKS = (
     Quirk(
+        id="config.values",
+        title="values in config.json that cannot be used",
+        severity="error",
+        see=_values,
+        repair="Correct them in config.json, or copy the file from the checkpoint that was fine-tuned.",
+        breaks=(("any", "TypeError, or a model of other sizes than the weights have"),),
+    ),
+    Quirk(
+        id="config.contradiction",
+        title="numbers that contradict each other, or the tensors",
+        severity="error",
+        see=_contradictory,
+        repair="Correct config.json: compare it with that of the checkpoint that was fine-tuned.",
+        breaks=(
+            ("llama.cpp", "GGML_ASSERT(n_expert_used_max <= hparams.n_expert) failed, and the like"),
+            ("transformers", "a shape error at the first token, or another model than was trained"),
+        ),
+    ),
+    Quirk(
+        id="config.bias",
+        title="a flag of biases that the tensors gainsay",
+        severity="repaired",
+        see=_bias,
+        fix=_write_bias,
+        repair="The tensors win: the flag is written as they are.",
+        breaks=(("transformers, vLLM", "trained biases are dropped without a word, or new ones made up"),),
+    ),
+    Quirk(
+        id="config.types",
+        title="numbers in config.json as text, or of another type",
+        severity="repaired",
+        see=_types,
+        fix=_already_typed,
+        repair="They are written as numbers, true or false.",
+        breaks=(
+            ("transformers 5", "StrictDataclassFieldValidationError: Validation error for field ..."),
+            ("mlx-lm 0.32", "TypeError while building the model"),
+        ),
+    ),
+    Quirk(
+        id="generation.types",
+        title="values in generation_config.json of another type",
+        severity="repaired",
+        see=_generation_types,
+        fix=_retype_generation,
+        repair="They are written as numbers, true or false; what cannot be used is left out.",
+        breaks=(("transformers, mlx-lm", "TypeError, or never stops"),),
+    ),
+    Quirk(
         id="rope.legacy_missing",
         title="rope_parameters without the older keys",
         severity="repaired",
@@ -287,7 +396,10 @@ CONFIG_QUIRKS = (
         severity="repaired",
         see=_contradiction,
         fix=_write_rope,
-        repair="rope_parameters is right, as in transformers 5; the older keys follow it.",
+        repair=(
+            "rope_scaling goes first, then rope_parameters, then the older keys, as in transformers 5; both "
+            "spellings are written alike."
+        ),
         breaks=(
             (
                 "mlx-lm, llama.cpp, transformers 4",

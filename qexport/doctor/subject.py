@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import Any
 
 from qexport.checkpoint.chat_templates import ChatTemplates, read_templates, template_files
-from qexport.checkpoint.config import read_json, text_config
+from qexport.checkpoint.config import TEXT_KEYS, read_json, text_config
 from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, LogicalTensor
 from qexport.doctor.compare import same_bits
 from qexport.errors import InputError
 from qexport.families.names import SpelledName, canonical_name, is_ignorable
 from qexport.families.table import Family, family_of
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
+from qexport.families.values import Typed, typed
 
 __all__ = ["EMBEDDING", "HEAD", "Subject", "Twins", "examine"]
 
@@ -44,6 +45,8 @@ class Subject:
         spellings: how each stored name was read.
         twins: tensors that are there twice.
         base: the checkpoint given with ``--mtp-from``; repairs may copy processor files from it.
+        retyped: what config.json says in the wrong type, and ``config`` in the right one.
+        unusable: what nothing can be made of; ``config`` is without it.
     """
 
     checkpoint: Checkpoint
@@ -54,6 +57,8 @@ class Subject:
     spellings: Mapping[str, SpelledName]
     twins: tuple[Twins, ...] = ()
     base: Checkpoint | None = None
+    retyped: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
 
     @property
     def nested(self) -> bool:
@@ -130,7 +135,8 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
         InputError: no usable config.json, an unknown family, or two names for one tensor with different
             contents.
     """
-    config = read_json(checkpoint, "config.json")
+    door = _typed(read_json(checkpoint, "config.json"))
+    config = door.values
     family = family_of(config)
     spellings = {name: canonical_name(name) for name in checkpoint.tensors if not is_ignorable(name)}
     tensors: dict[str, LogicalTensor] = {}
@@ -149,4 +155,32 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
                 hint="Two saves were mixed; save the merged model again into an empty folder.",
             )
         twins.append(Twins(spelled.canonical, kept, name, compared=same is True))
-    return Subject(checkpoint, family, config, text_config(config), tensors, spellings, tuple(twins), base)
+    return Subject(
+        checkpoint,
+        family,
+        config,
+        text_config(config),
+        tensors,
+        spellings,
+        tuple(twins),
+        base,
+        retyped=door.changed,
+        unusable=door.unusable,
+    )
+
+
+def _typed(config: Mapping[str, Any]) -> Typed:
+    """config.json and the configs inside it with every known key in its type."""
+    door = typed(config)
+    values, changed, unusable = door.values, list(door.changed), list(door.unusable)
+    for key, value in values.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            inner = typed(value, where=f"{key}.")
+            values[key] = inner.values
+            changed += inner.changed
+            # A tower's sizes are its own affair: what cannot be used there stays as it is.
+            if key in TEXT_KEYS:
+                unusable += inner.unusable
+            else:
+                values[key] = {**value, **inner.values}
+    return Typed(values, tuple(changed), tuple(unusable))

@@ -7,9 +7,10 @@ from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor, stack_rows
 from qexport.errors import InputError
+from qexport.families.hyper import Hyper
 from qexport.families.names import is_ignorable
 from qexport.families.roles import EXPERT_ROLES, Block, Role
-from qexport.families.table import Family, Template, dimensions, layer_kinds
+from qexport.families.table import Family, Template
 from qexport.families.view import ModelTensor, ModelView
 
 __all__ = ["EXPERT_PARTS", "build_view", "expected_tensors", "expert_tensor", "template_shape"]
@@ -24,18 +25,18 @@ EXPERT_PARTS: Mapping[str, tuple[str, int | None, str]] = {
 Expected = tuple[str, str, Template, Block, int | None]
 
 
-def expected_tensors(family: Family, text: Mapping[str, Any], mtp_layers: int) -> Iterator[Expected]:
+def expected_tensors(hyper: Hyper, mtp_layers: int) -> Iterator[Expected]:
     """Every canonical tensor that the family's templates ask for, in model order.
 
     Yields (prefix, name, template, block, layer); ``prefix + name`` is the canonical name.
     """
+    family = hyper.family
     yield "model.", "embed_tokens.weight", Template("", Role.TOKEN_EMBD, "vocab hidden"), Block.EMBED, None
-    for layer, kind in enumerate(layer_kinds(family, text)):
+    for layer, kind in enumerate(hyper.kinds):
         for template in family.layers[kind]:
             yield f"model.layers.{layer}.", template.name, template, Block.TRUNK, layer
     yield "model.", "norm.weight", Template("", Role.OUTPUT_NORM, "hidden"), Block.HEAD, None
-    tied = bool(text.get("tie_word_embeddings"))
-    head = Template("", Role.OUTPUT, "vocab hidden", optional=tied)
+    head = Template("", Role.OUTPUT, "vocab hidden", optional=hyper.tied)
     yield "", "lm_head.weight", head, Block.HEAD, None
     if mtp_layers:
         for template in family.mtp:
@@ -88,11 +89,10 @@ def expert_tensor(
 
 
 def build_view(
-    family: Family,
+    hyper: Hyper,
     *,
     label: str,
     config: Mapping[str, Any],
-    text: Mapping[str, Any],
     tensors: Mapping[str, LogicalTensor],
     mtp_layers: int,
     files: Mapping[str, bytes],
@@ -107,12 +107,12 @@ def build_view(
     Raises:
         InputError: tensors are missing, unknown, or of another shape than config.json says; all are named.
     """
-    dims = dimensions(family, text)
+    family, dims = hyper.family, hyper.dims
     found: list[ModelTensor] = []
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
-    for prefix, name, template, block, layer in expected_tensors(family, text, mtp_layers):
+    for prefix, name, template, block, layer in expected_tensors(hyper, mtp_layers):
         canonical = prefix + name
         shape = template_shape(template, dims, canonical)
         if template.role in EXPERT_ROLES:
@@ -135,11 +135,12 @@ def build_view(
         family=family.name,
         label=label,
         config=config,
-        text=text,
+        text=hyper.text,
         tensors=(*found, *vision),
-        layers=len(layer_kinds(family, text)),
+        layers=hyper.layers,
         mtp_layers=mtp_layers,
         files=files,
+        resolved=hyper,
     )
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor
+from qexport.families.hyper import Hyper, resolve
 from qexport.families.roles import Block, Role
+from qexport.families.table import FAMILIES
 
 __all__ = ["ModelTensor", "ModelView"]
 
@@ -52,6 +55,7 @@ class ModelView:
         layers: number of trunk layers.
         mtp_layers: number of MTP layers that the files hold (0 or 1).
         files: small files by name (tokenizer, templates, generation config) after repairs.
+        resolved: the hyper-parameters, where they have been resolved before.
     """
 
     family: str
@@ -62,6 +66,7 @@ class ModelView:
     layers: int
     mtp_layers: int
     files: Mapping[str, bytes] = field(default_factory=dict)
+    resolved: Hyper | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[ModelTensor]:
         return iter(self.tensors)
@@ -73,6 +78,11 @@ class ModelView:
             if tensor.role is role and same_layer and (block is None or tensor.block is block):
                 return tensor
         return None
+
+    @cached_property
+    def hyper(self) -> Hyper:
+        """The hyper-parameters with nothing left to guess."""
+        return self.resolved or resolve(FAMILIES[self.family], self.text, self.config)
 
     @property
     def parameters(self) -> int:

@@ -27,6 +27,7 @@ from qexport.artifacts.artifact import Artifact, Kind, skeleton
 from qexport.artifacts.weights import StoredWeight
 from qexport.errors import InputError
 from qexport.families.build import EXPERT_PARTS, expected_tensors
+from qexport.families.hyper import resolve
 from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.linears import FUSED_ROLES
 from qexport.verify.judge import skipped
@@ -125,7 +126,7 @@ def _missing(artifact: Artifact) -> Iterator[str]:
     optional = {"lm_head.weight"} if artifact.text.get("tie_word_embeddings") else set()
     layers = int(artifact.has_head)
     expected = _expected(artifact)
-    for prefix, name, template, _, _ in expected_tensors(artifact.family, artifact.text, layers):
+    for prefix, name, template, _, _ in expected_tensors(resolve(artifact.family, artifact.text), layers):
         canonical = prefix + name
         if canonical in artifact.weights or template.optional or canonical in optional:
             continue

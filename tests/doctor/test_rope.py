@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qexport.doctor.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
+from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.families.table import FAMILIES
 
 LLAMA3 = {

@@ -84,7 +84,7 @@ def test_layer_types_that_are_no_interval_are_refused(zoo: Zoo) -> None:
     model = repaired(zoo("qwen3_5_text"))
     view = model.view()
     kinds = ["full_attention", *["linear_attention"] * 3]
-    other = replace(view, text={**view.text, "layer_types": kinds})
+    other = replace(view, text={**view.text, "layer_types": kinds}, resolved=None)
     with pytest.raises(InputError, match="every n-th layer"):
         trunk_config(model, other, dialect_of(view), {}, head=False)
 
@@ -103,7 +103,8 @@ def test_biases_that_mlx_lm_has_no_place_for_are_refused(zoo_copy: ZooCopy) -> N
 
     folder = zoo_copy("qwen3")
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(8 * 64, dtype=torch.bfloat16)
+    for layer in range(3):
+        tensors[f"model.layers.{layer}.self_attn.q_proj.bias"] = torch.zeros(8 * 64, dtype=torch.bfloat16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="qwen3 has no biases"):
         plan_mlx(repaired(folder), MlxOptions())

@@ -19,6 +19,7 @@ from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.fp8.config import fp8_config
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.scope import scope_of
+from qexport.formats.limits import check_limits
 from qexport.formats.linears import modules_of
 from qexport.formats.order import pass_order
 
@@ -64,7 +65,7 @@ def plan_fp8(
         small={**repaired.files, "config.json": dump_json(config)},
         max_shard=options.max_shard,
         parameters=view.parameters,
-        notes=_notes(scope, options, view.mtp_layers),
+        notes=[*check_limits("fp8", view), *_notes(scope, options, view.mtp_layers)],
         details={
             "layout": options.layout,
             "quantized": _quantized(view.tensors, tensors, scope),

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from qexport.codecs.fp8_encoder import FP8_TILE
 from qexport.families.roles import EXPERT_ROLES, Block, Role
-from qexport.families.table import dimensions
 from qexport.formats.linears import LINEAR_ROLES, fused_roles
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Scope:
 
 def scope_of(repaired: Repaired, view: ModelView, options: Fp8Options) -> Scope:
     """What ``options`` make of ``view``."""
-    dims = dimensions(repaired.family, repaired.text)
+    dims = repaired.hyper.dims
     linear = [tensor for tensor in view if _is_linear(tensor, options)]
     misfits = {_group(tensor): why for tensor in linear if (why := _misfit(tensor, dims))}
     kept = {t.role: misfits[_group(t)] for t in linear if _group(t) in misfits}

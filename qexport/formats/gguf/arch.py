@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.families.roles import NORM_ROLES, Block, Role
-from qexport.families.table import FAMILIES, dimensions
+from qexport.families.table import FAMILIES
 from qexport.formats.plan import Arrangement, Op
 
 if TYPE_CHECKING:
@@ -136,20 +136,16 @@ def arrangement_of(arch: Arch, view: ModelView, tensor: ModelTensor) -> Arrangem
     role, shape = tensor.role, tensor.shape
     if role in arch.norms_plus_one:
         return Arrangement(op="add_one")
-    if arch.interleaved_rope and role in _ROPE_HEADS:
-        heads = int(view.text.get(_ROPE_HEADS[role]) or view.text["num_attention_heads"])
+    if arch.interleaved_rope and role in _QUERIES | _KEYS:
+        heads = view.hyper.heads if role in _QUERIES else view.hyper.kv_heads
         return _ordered(shape, _interleave(shape[0], heads))
     if arch.tiled_v_heads and tensor.block is Block.TRUNK:
         return _linear_attention(view, role, shape)
     return Arrangement()
 
 
-_ROPE_HEADS = {
-    Role.ATTN_Q: "num_attention_heads",
-    Role.ATTN_Q_BIAS: "num_attention_heads",
-    Role.ATTN_K: "num_key_value_heads",
-    Role.ATTN_K_BIAS: "num_key_value_heads",
-}
+_QUERIES = {Role.ATTN_Q, Role.ATTN_Q_BIAS}
+_KEYS = {Role.ATTN_K, Role.ATTN_K_BIAS}
 
 
 def _interleave(rows: int, heads: int) -> np.ndarray:
@@ -165,7 +161,7 @@ def _linear_attention(view: ModelView, role: Role, shape: tuple[int, ...]) -> Ar
     if role is Role.LINEAR_CONV:
         shape = (shape[0], shape[2])  # the middle 1 is the depth-wise group; llama.cpp has no use for it
     op: Op = "neg_exp" if role is Role.LINEAR_A_LOG else "none"
-    dims = dimensions(FAMILIES[view.family], view.text)
+    dims = view.hyper.dims
     k_heads, v_heads = dims["linear_k_heads"], dims["linear_v_heads"]
     if role not in _V_HEADS or k_heads == v_heads:
         return Arrangement(shape=shape, op=op) if role is not Role.LINEAR_NORM else Arrangement()

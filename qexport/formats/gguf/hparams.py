@@ -1,118 +1,108 @@
-"""Hyper-parameters: ``{arch}.*`` key-values from a model's text config.
+"""Hyper-parameters: ``{arch}.*`` key-values, from the resolved ones.
 
-One list of (key, type, config names) serves every family, as llama.cpp's loader reads one list for every
-architecture (``llama_model_base::load_hparams``,
-https://github.com/ggml-org/llama.cpp/blob/master/src/llama-model.cpp); what a family has beyond it is a
-function in a table.
+Every family has the same list, as llama.cpp's loader reads one list for every architecture
+(``llama_model_base::load_hparams``, https://github.com/ggml-org/llama.cpp/blob/master/src/llama-model.cpp);
+what a family has beyond it is a function in a table. Order and omissions are the converter's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from qexport.errors import InputError
-from qexport.families.view import ModelView
 from qexport.formats.gguf.arch import arch_of
-from qexport.formats.gguf.config_defaults import resolved_config
 from qexport.formats.gguf.kv import KV, ValueType, array, boolean, f32, u32
 from qexport.formats.gguf.rope import rope_metadata
 
+if TYPE_CHECKING:
+    from qexport.families.hyper import Hyper
+    from qexport.families.view import ModelView
+
 __all__ = ["hyper_parameters"]
 
-# Qwen3.5 always turns in three interleaved sections; the loader requires the key even where a config is
-# silent.
-_QWEN35_SECTIONS = (11, 11, 10, 0)
-
-_BEFORE_ROPE: tuple[tuple[str, Callable[[Any], KV], tuple[str, ...]], ...] = (
-    ("context_length", u32, ("max_position_embeddings",)),
-    ("embedding_length", u32, ("hidden_size",)),
-    ("feed_forward_length", u32, ("intermediate_size",)),
-    ("attention.head_count", u32, ("num_attention_heads",)),
-    ("attention.head_count_kv", u32, ("num_key_value_heads",)),
-)
-_AFTER_ROPE: tuple[tuple[str, Callable[[Any], KV], tuple[str, ...]], ...] = (
-    ("attention.layer_norm_rms_epsilon", f32, ("rms_norm_eps",)),
-    ("expert_count", u32, ("num_local_experts", "num_experts")),
-    ("expert_used_count", u32, ("num_experts_per_tok",)),
-    ("attention.key_length", u32, ("head_dim",)),
-    ("attention.value_length", u32, ("head_dim",)),
-)
+_GEMMA3_EVERY = 6  # llama.cpp's own pattern: five layers with a window, one without
 
 
 def hyper_parameters(view: ModelView, file_type: int, notes: list[str]) -> dict[str, KV]:
     """Every ``{arch}.*`` key and ``general.file_type``, in the converter's order."""
-    arch = arch_of(view).name
-    config = resolved_config(view)
-    result = {f"{arch}.block_count": u32(view.layers + view.mtp_layers)}
-    _from_table(result, arch, config, _BEFORE_ROPE)
-    if config.get("is_causal") is False:
-        result[f"{arch}.attention.causal"] = boolean(False)
-    result.update(rope_metadata(arch, config["rope_parameters"], notes))
-    _from_table(result, arch, config, _AFTER_ROPE)
+    arch, hyper = arch_of(view).name, view.hyper
+    found: dict[str, KV | None] = {
+        "block_count": u32(view.layers + view.mtp_layers),
+        "context_length": u32(hyper.context),
+        "embedding_length": u32(hyper.hidden),
+        "feed_forward_length": None if hyper.inner is None else u32(hyper.inner),
+        "attention.head_count": u32(hyper.heads),
+        "attention.head_count_kv": u32(hyper.kv_heads),
+        "attention.causal": None if hyper.causal else boolean(False),
+    }
+    result = _present(arch, found)
+    result.update(rope_metadata(arch, hyper, notes))
+    result.update(_present(arch, {"attention.layer_norm_rms_epsilon": f32(hyper.epsilon)}))
+    if hyper.experts is not None:
+        used = {"expert_count": u32(hyper.experts.count), "expert_used_count": u32(hyper.experts.used)}
+        result.update(_present(arch, used))
+    # The converter says it where the config class has the key, or the config does.
+    if "head_dim" in hyper.family.defaults or hyper.sources.get("head_dim") == "stated":
+        size = u32(hyper.head_dim)
+        result.update(_present(arch, {"attention.key_length": size, "attention.value_length": size}))
     result["general.file_type"] = u32(file_type)
     if extra := _EXTRAS.get(view.family):
-        extra(result, arch, config, view)
+        result.update(_present(arch, extra(hyper, view)))
     return result
 
 
-def _from_table(
-    result: dict[str, KV],
-    arch: str,
-    config: Mapping[str, Any],
-    table: tuple[tuple[str, Callable[[Any], KV], tuple[str, ...]], ...],
-) -> None:
-    for key, make, names in table:
-        value = next((config[name] for name in names if name in config), None)
-        if value is not None:
-            result[f"{arch}.{key}"] = make(value)
+def _present(arch: str, found: dict[str, KV | None] | dict[str, KV]) -> dict[str, KV]:
+    return {f"{arch}.{key}": value for key, value in found.items() if value is not None}
 
 
-def _llama(result: dict[str, KV], arch: str, config: Mapping[str, Any], view: ModelView) -> None:
-    result[f"{arch}.vocab_size"] = u32(config["vocab_size"])
-    result[f"{arch}.rope.dimension_count"] = u32(config["head_dim"])
+def _llama(hyper: Hyper, view: ModelView) -> dict[str, KV | None]:
+    return {"vocab_size": u32(hyper.vocab), "rope.dimension_count": u32(hyper.head_dim)}
 
 
-def _moe(result: dict[str, KV], arch: str, config: Mapping[str, Any], view: ModelView) -> None:
-    if (length := config.get("moe_intermediate_size")) is not None:
-        result[f"{arch}.expert_feed_forward_length"] = u32(length)
-    if (length := config.get("shared_expert_intermediate_size")) is not None:
-        result[f"{arch}.expert_shared_feed_forward_length"] = u32(length)
+def _moe(hyper: Hyper, view: ModelView) -> dict[str, KV | None]:
+    if (experts := hyper.experts) is None:
+        return {}
+    shared = experts.shared_inner
+    return {
+        "expert_feed_forward_length": u32(experts.inner),
+        "expert_shared_feed_forward_length": None if shared is None else u32(shared),
+    }
 
 
-def _gemma3(result: dict[str, KV], arch: str, config: Mapping[str, Any], view: ModelView) -> None:
-    if cap := config.get("final_logit_softcapping"):
-        result[f"{arch}.final_logit_softcapping"] = f32(cap)
-    # The pattern itself (every sixth layer is global) is built into llama.cpp's gemma3.
-    if config.get("sliding_window_pattern") != 1:
-        result[f"{arch}.attention.sliding_window"] = u32(config["sliding_window"])
-
-
-def _qwen35(result: dict[str, KV], arch: str, config: Mapping[str, Any], view: ModelView) -> None:
-    _moe(result, arch, config, view)
-    if view.mtp_layers:
-        result[f"{arch}.nextn_predict_layers"] = u32(view.mtp_layers)
-    result[f"{arch}.ssm.conv_kernel"] = u32(config["linear_conv_kernel_dim"])
-    result[f"{arch}.ssm.state_size"] = u32(config["linear_key_head_dim"])
-    result[f"{arch}.ssm.group_count"] = u32(config["linear_num_key_heads"])
-    result[f"{arch}.ssm.time_step_rank"] = u32(config["linear_num_value_heads"])
-    result[f"{arch}.ssm.inner_size"] = u32(config["linear_value_head_dim"] * config["linear_num_value_heads"])
-    kinds = config["layer_types"]
-    if len(kinds) != view.layers:
-        raise InputError(
-            f"{view.label}: layer_types names {len(kinds)} layers, the model has {view.layers}",
-            hint="Repair config.json: layer_types needs one entry per trunk layer.",
+def _gemma3(hyper: Hyper, view: ModelView) -> dict[str, KV | None]:
+    found: dict[str, KV | None] = {
+        "final_logit_softcapping": None if hyper.softcap is None else f32(hyper.softcap)
+    }
+    slides = [window is not None for window in hyper.windows]
+    if any(slides):
+        found["attention.sliding_window"] = u32(
+            next(window for window in hyper.windows if window is not None)
         )
+        if slides != [bool((layer + 1) % _GEMMA3_EVERY) for layer in range(hyper.layers)]:
+            found["attention.sliding_window_pattern"] = array(ValueType.BOOL, slides)
+    return found
+
+
+def _qwen35(hyper: Hyper, view: ModelView) -> dict[str, KV | None]:
+    linear = hyper.linear
+    assert linear is not None
     # The MTP block is a full-attention one.
-    recurrent = [kind == "linear_attention" for kind in kinds] + [False] * view.mtp_layers
-    result[f"{arch}.attention.recurrent_layers"] = array(ValueType.BOOL, recurrent)
-    result[f"{arch}.full_attention_interval"] = u32(config.get("full_attention_interval") or 4)
-    rotary = config["rope_parameters"].get("partial_rotary_factor", 0.25)
-    result[f"{arch}.rope.dimension_count"] = u32(int(config["head_dim"] * rotary))
-    result.setdefault(f"{arch}.rope.dimension_sections", array(ValueType.I32, _QWEN35_SECTIONS))
+    recurrent = [kind == "linear" for kind in hyper.kinds] + [False] * view.mtp_layers
+    return {
+        **_moe(hyper, view),
+        "nextn_predict_layers": u32(view.mtp_layers) if view.mtp_layers else None,
+        "ssm.conv_kernel": u32(linear.kernel),
+        "ssm.state_size": u32(linear.k_dim),
+        "ssm.group_count": u32(linear.k_heads),
+        "ssm.time_step_rank": u32(linear.v_heads),
+        "ssm.inner_size": u32(linear.v_dim * linear.v_heads),
+        "attention.recurrent_layers": array(ValueType.BOOL, recurrent),
+        "full_attention_interval": u32(hyper.interval or 4),
+        "rope.dimension_count": u32(hyper.rotary),
+    }
 
 
-_EXTRAS: dict[str, Callable[[dict[str, KV], str, Mapping[str, Any], ModelView], None]] = {
+_EXTRAS: dict[str, Callable[[Hyper, ModelView], dict[str, KV | None]]] = {
     "llama": _llama,
     "mistral": _llama,
     "qwen3_moe": _moe,

@@ -19,7 +19,6 @@ from qexport.codecs.ggml_types import ggml_type
 from qexport.errors import InputError
 from qexport.families.roles import Block, Role
 from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
-from qexport.formats.gguf.config_defaults import resolved_config
 from qexport.formats.gguf.file_name import file_stem, shard_names
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.importance import cold_experts
@@ -40,6 +39,7 @@ from qexport.formats.gguf.mixture_terms import (
 )
 from qexport.formats.gguf.rope import llama3_rope_factors
 from qexport.formats.gguf.tokenizer import token_embedding_rows
+from qexport.formats.limits import check_limits
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 if TYPE_CHECKING:
@@ -81,17 +81,15 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
             belongs to another model.
     """
     arch = arch_of(view)
+    limits = check_limits("gguf", view)
     files = list(dict.fromkeys(file_type(name).name for name in types))
     outputs = _outputs(arch, view)
-    return tuple(_plan_one(view, arch, file_type(name), outputs, options) for name in files)
+    return tuple(_plan_one(view, arch, file_type(name), outputs, options, limits) for name in files)
 
 
 def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
     outputs: list[_Output] = []
-    try:
-        factors = llama3_rope_factors(resolved_config(view))
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, KeyError) as error:
-        raise InputError(f"{view.label}: rope_parameters in config.json cannot be used: {error}") from error
+    factors = llama3_rope_factors(view.hyper)
     if factors is not None:
         made = MemoryCheckpoint("rope factors", {"rope_freqs.weight": factors}).logical("rope_freqs.weight")
         outputs.append(_Output(made.name, made.shape, None, made, Arrangement()))
@@ -114,9 +112,14 @@ def _without_unused_rows(view: ModelView, tensor: ModelTensor, arrangement: Arra
 
 
 def _plan_one(
-    view: ModelView, arch: Arch, file: FileType, outputs: Sequence[_Output], options: GgufOptions
+    view: ModelView,
+    arch: Arch,
+    file: FileType,
+    outputs: Sequence[_Output],
+    options: GgufOptions,
+    limits: Sequence[str],
 ) -> ArtifactPlan:
-    notes: list[str] = []
+    notes = [*limits]
     shapes = [TensorShape(output.name, output.shape) for output in outputs]
     choices = _choices(view, arch, file, shapes, options, notes)
     weights = _importance(file, outputs, choices, options, notes)
@@ -166,13 +169,13 @@ def _choices(
     options: GgufOptions,
     notes: list[str],
 ) -> dict[str, Choice]:
-    config = resolved_config(view)
+    hyper = view.hyper
     model = MixtureModel(
         arch=arch.name,
         layers=view.layers + view.mtp_layers,
-        heads=int(config["num_attention_heads"]),
-        kv_heads=int(config["num_key_value_heads"]),
-        experts=int(config.get("num_experts") or config.get("num_local_experts") or 0),
+        heads=hyper.heads,
+        kv_heads=hyper.kv_heads,
+        experts=hyper.experts.count if hyper.experts else 0,
         mtp_layers=view.mtp_layers,
     )
     overrides = Overrides(options.tensor_types, options.output_type, options.embedding_type)

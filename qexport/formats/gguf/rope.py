@@ -8,13 +8,14 @@ it: the file carries one divisor per frequency in ``rope_freqs.weight`` instead
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qexport.formats.gguf.kv import KV, ValueType, array, f32, string, u32
 
 if TYPE_CHECKING:
     import torch
+
+    from qexport.families.hyper import Hyper
 
 __all__ = ["llama3_rope_factors", "rope_metadata"]
 
@@ -26,53 +27,49 @@ _YARN_KEYS = (
 )
 
 
-def rope_metadata(arch: str, rope: Mapping[str, Any], notes: list[str]) -> dict[str, KV]:
-    """``{arch}.rope.*`` for resolved RoPE parameters (see ``resolved_config``)."""
+def rope_metadata(arch: str, hyper: Hyper, notes: list[str]) -> dict[str, KV]:
+    """``{arch}.rope.*``."""
     result: dict[str, KV] = {}
-    full = rope.get("full_attention") or rope
-    kind = str(full.get("rope_type") or "default").lower()
-    factor = full.get("factor")
-    if kind in ("linear", "yarn") and factor is not None:
-        result[f"{arch}.rope.scaling.type"] = string(kind)
-        result[f"{arch}.rope.scaling.factor"] = f32(factor)
-        if kind == "yarn":
+    rope = hyper.rope
+    if rope.kind in ("linear", "yarn") and rope.factor is not None:
+        result[f"{arch}.rope.scaling.type"] = string(rope.kind)
+        result[f"{arch}.rope.scaling.factor"] = f32(rope.factor)
+        if rope.kind == "yarn":
             result[f"{arch}.rope.scaling.original_context_length"] = u32(
-                full["original_max_position_embeddings"]
+                rope.original_context or hyper.context
             )
             for name, spellings in _YARN_KEYS:
-                value = next((full[key] for key in spellings if full.get(key) is not None), None)
+                value = next(
+                    (rope.values[key] for key in spellings if rope.values.get(key) is not None), None
+                )
                 if value is not None:
                     result[f"{arch}.rope.scaling.{name}"] = f32(value)
-    elif kind in ("su", "longrope"):
-        result[f"{arch}.rope.scaling.type"] = string("longrope")
-    elif kind not in ("default", "llama3", "linear", "yarn"):
-        notes.append(f"RoPE type {kind!r} has no counterpart in GGUF: only its base frequency is written")
-
-    if sections := rope.get("mrope_section"):
+    elif rope.kind == "dynamic":
+        notes.append(
+            f"RoPE type 'dynamic' has no counterpart in GGUF: up to {hyper.context} tokens nothing changes, "
+            "beyond them the base frequency is not raised"
+        )
+    if rope.sections:
         # Four rotations: time, height, width and one more that no model uses.
-        result[f"{arch}.rope.dimension_sections"] = array(ValueType.I32, [*sections, 0, 0, 0, 0][:4])
-    if full.get("rope_theta") is not None:
-        result[f"{arch}.rope.freq_base"] = f32(full["rope_theta"])
-    sliding = rope.get("sliding_attention") or {}
-    if sliding.get("rope_theta") is not None:
-        result[f"{arch}.rope.freq_base_swa"] = f32(sliding["rope_theta"])
+        result[f"{arch}.rope.dimension_sections"] = array(ValueType.I32, [*rope.sections, 0, 0, 0, 0][:4])
+    result[f"{arch}.rope.freq_base"] = f32(rope.theta)
+    if hyper.local_rope is not None:
+        result[f"{arch}.rope.freq_base_swa"] = f32(hyper.local_rope.theta)
     return result
 
 
-def llama3_rope_factors(config: Mapping[str, Any]) -> torch.Tensor | None:
+def llama3_rope_factors(hyper: Hyper) -> torch.Tensor | None:
     """The values of ``rope_freqs.weight``, float32, or ``None`` where the model has plain frequencies.
 
     The same float32 operations in the same order as the converter's, frequency by frequency, because a factor
     that differs in its last bit is another file.
     """
-    rope = config["rope_parameters"]
-    full = rope.get("full_attention") or rope
-    if str(full.get("rope_type") or "").lower() != "llama3":
+    if hyper.rope.kind != "llama3":
         return None
     import torch  # a second of processor time, which other models are spared
 
-    base = full.get("rope_theta", 10000.0)
-    dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    full, dim = hyper.rope.values, hyper.head_dim
+    base = full["rope_theta"]
     frequencies = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
 
     factor = full.get("factor", 8.0)

@@ -19,7 +19,6 @@ from qexport.families.roles import Role
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.view import ModelView
 from qexport.formats.gguf.chat_template import chat_template_metadata
-from qexport.formats.gguf.config_defaults import resolved_config
 from qexport.formats.gguf.ends import complete_ends
 from qexport.formats.gguf.kv import KV, boolean, u32
 from qexport.formats.gguf.pretokenizer import check_name, recognise
@@ -68,7 +67,7 @@ def tokenizer_metadata(
     files, label = view.files, view.label
     parsed = _tokenizer(files, label)
     config = read_json(files, "tokenizer_config.json", label)
-    vocab_size = resolved_config(view).get("vocab_size")
+    vocab_size = view.hyper.vocab
     _check_rows(view, vocab_size)
     result: dict[str, KV] = {}
     llama = view.family in _LLAMA_STYLE

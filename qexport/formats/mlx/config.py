@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.doctor.form import wrapper_config
 from qexport.errors import InputError
-from qexport.families.table import FAMILIES, dimensions, layer_kinds
+from qexport.families.table import FAMILIES
+from qexport.formats.limits import window_period
 
 if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
@@ -34,6 +35,26 @@ _LEFT_OUT = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
+)
+
+# What mlx-lm's models read of a config, with defaults of their own or none at all.
+_READ = frozenset(
+    {
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "tie_word_embeddings",
+    }
 )
 
 
@@ -84,21 +105,22 @@ def trunk_config(
 
 def _complete(text: dict[str, Any], repaired: Repaired, view: ModelView, dialect: Dialect) -> None:
     """Write down what mlx-lm reads and would otherwise guess."""
-    family = FAMILIES[view.family]
-    dims = dimensions(family, view.text)
-    known: dict[str, Any] = {**dialect.extras, "head_dim": dims["head_dim"], **repaired.text}
-    if "experts" in dims:
-        known["num_experts"] = dims["experts"]
-    for key, value in known.items():
-        if text.get(key) is None and value is not None:
+    hyper = view.hyper
+    for key, value in hyper.text.items():
+        if text.get(key) is None and value is not None and (key in _READ or key in dialect.reads):
             text[key] = copy.deepcopy(value)
-    if "linear" in family.layers:
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(given := text.get(key), dict) and isinstance(whole := hyper.text.get(key), Mapping):
+            text[key] = {**given, **{name: whole[name] for name in whole if name not in given}}
+    if "sliding_window_pattern" in dialect.reads:
+        text["sliding_window_pattern"] = window_period(hyper)
+    if hyper.linear is not None:
         text["full_attention_interval"] = _interval(view)
 
 
 def _interval(view: ModelView) -> int:
     """``full_attention_interval``, all that mlx-lm's qwen3_5 looks at."""
-    kinds = layer_kinds(FAMILIES[view.family], view.text)
+    kinds = view.hyper.kinds
     interval = kinds.index("full") + 1 if "full" in kinds else len(kinds) + 1
     if kinds != tuple("linear" if (n + 1) % interval else "full" for n in range(len(kinds))):
         raise InputError(

@@ -9,7 +9,7 @@ gemma3_text.py). Gemma's norms stay zero-centred: its RMSNorm adds the 1 when it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
@@ -36,7 +36,7 @@ class Dialect:
         keeps_float32: roles that are never cast.
         gates: roles of routers, quantized with 8 bits in groups of 64 whatever the rest has.
         biases: roles of biases that its layers have.
-        extras: config keys that its readers ask for, and what transformers takes where they are missing.
+        reads: config keys of the family that mlx-lm reads beyond those of all.
     """
 
     always_wrapped: bool = False
@@ -46,15 +46,27 @@ class Dialect:
     keeps_float32: frozenset[Role] = frozenset()
     gates: frozenset[Role] = frozenset()
     biases: frozenset[Role] = frozenset()
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
 
 
+_MOE = frozenset({"num_experts", "num_experts_per_tok", "moe_intermediate_size"})
 _QWEN35: dict[str, Any] = {
     "always_wrapped": True,
     "prefix": "language_model.",
     "norms_plus_one": NORM_ROLES - {Role.LINEAR_NORM},
     "keeps_float32": frozenset({Role.LINEAR_A_LOG}),
     "biases": _ATTENTION_BIASES | {Role.ATTN_OUTPUT_BIAS},
+    "reads": _MOE
+    | {
+        "attention_bias",
+        "layer_types",
+        "linear_conv_kernel_dim",
+        "linear_key_head_dim",
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+        "linear_value_head_dim",
+        "shared_expert_intermediate_size",
+    },
 }
 _LLAMA = Dialect(biases=_BIASES)
 
@@ -65,9 +77,14 @@ DIALECTS: Mapping[str, Dialect] = {
     "qwen3": Dialect(),
     "qwen3_moe": Dialect(
         gates=frozenset({Role.ROUTER}),
-        extras={"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False},
+        reads=_MOE | {"decoder_sparse_step", "mlp_only_layers", "norm_topk_prob"},
     ),
-    "gemma3": Dialect(wrapper_prefix="language_model.", extras={"sliding_window": 4096}),
+    "gemma3": Dialect(
+        wrapper_prefix="language_model.",
+        reads=frozenset(
+            {"query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"}
+        ),
+    ),
     "qwen3_5": Dialect(**_QWEN35),
     "qwen3_5_moe": Dialect(gates=frozenset({Role.ROUTER, Role.SHARED_EXPERT_ROUTER}), **_QWEN35),
 }

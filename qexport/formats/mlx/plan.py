@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.families.roles import Block, Role
 from qexport.formats.folder import plan_folder
+from qexport.formats.limits import check_limits
 from qexport.formats.mlx.config import dump, generation_of, language_config, small_files, trunk_config
 from qexport.formats.mlx.dialect import dialect_of, module_path, stored_name
 from qexport.formats.mlx.head import (
@@ -74,12 +75,13 @@ def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...
     """
     view = repaired.view()
     dialect = dialect_of(view)
+    limits = check_limits("mlx", view)
     ordered = [tensor for tensor in pass_order(view) if tensor.block is not Block.VISION]
     tied = bool(repaired.text.get("tie_word_embeddings"))
     trunk = [t for t in ordered if t.block is not Block.MTP and not (tied and t.role is Role.OUTPUT)]
     head = [tensor for tensor in ordered if tensor.block is Block.MTP]
     choices = choose(trunk, view, dialect, options)
-    notes: list[str] = []
+    notes = [*limits, *_wide(view, _dtype(repaired, options))]
     weighted = [t for t in trunk if (scheme := choices.schemes[t.name]) and scheme.mode == "affine"]
     if options.head_scheme is not None and set(options.mtp) - {"none", "vllm-mlx"}:
         weighted += [t for t in head if takes_scheme(t, options.head_scheme)]
@@ -101,6 +103,14 @@ def _dtype(repaired: Repaired, options: MlxOptions) -> str | None:
     if said is None and isinstance(inner, dict):
         said = inner.get("dtype")
     return DTYPES.get(said) if isinstance(said, str) else None
+
+
+def _wide(view: ModelView, dtype: str | None) -> list[str]:
+    """Where a model is float32, mlx-lm keeps everything beside the codes so: that is worth a word."""
+    embedding = view.find(Role.TOKEN_EMBD)
+    if (dtype or (embedding.data.dtype if embedding else None)) != "F32":
+        return []
+    return ["the source is float32, and so is what is not quantized, scales too: --dtype bfloat16 halves it"]
 
 
 def _plan_trunk(job: _Job) -> ArtifactPlan:

@@ -25,6 +25,7 @@ from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES
 from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.gguf.importance import canonical_importance
+from qexport.formats.limits import check_limits
 from qexport.formats.linears import modules_of
 from qexport.formats.nvfp4.activations import Fp8StaticEncoder, input_scale
 from qexport.formats.nvfp4.compressed import compressed_config
@@ -78,7 +79,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
         small,
         max_shard=options.max_shard,
         parameters=view.parameters,
-        notes=_notes(view, options, chosen, weights),
+        notes=[*check_limits("nvfp4", view), *_notes(view, options, chosen, weights)],
         details={
             "layout": options.layout,
             "scope": options.scope,

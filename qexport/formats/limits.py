@@ -1,0 +1,171 @@
+"""What a model can be and a format's readers cannot run, found before anything is written.
+
+llama.cpp and mlx-lm hold much of a family in code: its activation, which layers look back how far, which
+matrices have biases. What their files cannot say they would compute otherwise, without a word; so such a
+model is refused (:func:`check_limits`), or, where no text can tell the difference, noted. Folders of FP8 and
+NVFP4 keep the config, and their readers go by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from qexport.errors import InputError
+from qexport.families.roles import Block, Role
+
+if TYPE_CHECKING:
+    from qexport.families.hyper import Hyper
+    from qexport.families.view import ModelView
+
+__all__ = ["check_limits", "window_period"]
+
+Format = Literal["gguf", "mlx", "fp8", "nvfp4"]
+_READERS: Mapping[Format, str] = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
+# transformers' names for one function each: x * sigmoid(x), and GELU by tanh.
+_SILU = frozenset({"silu", "swish"})
+_GELU = frozenset({"gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"})
+_ROPES: Mapping[Format, frozenset[str]] = {
+    "gguf": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope"}),
+    "mlx": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope", "longrope"}),
+}
+_QKV = frozenset({Role.ATTN_Q_BIAS, Role.ATTN_K_BIAS, Role.ATTN_V_BIAS})
+_BIASES = frozenset(role for role in Role if role.value.endswith("_bias")) - {Role.LINEAR_DT_BIAS}
+_LLAMA = ("llama", "mistral")
+
+
+@dataclass(frozen=True)
+class _Said:
+    """``what`` there is to say; ``note``: it changes nothing that anybody could read."""
+
+    what: str
+    note: bool = False
+
+
+def check_limits(format_: Format, view: ModelView) -> list[str]:
+    """Notes for the plan.
+
+    Raises:
+        InputError: the model is one that the format's readers would run as another.
+    """
+    said = [each for see in _LIMITS for each in see(format_, _READERS.get(format_, ""), view)]
+    refused = [each.what for each in said if not each.note]
+    if refused:
+        others = "FP8 and NVFP4 folders keep config.json as it is; transformers goes by it."
+        raise InputError(
+            f"{view.label} cannot be said in {format_.upper()}: {'; '.join(refused)}", hint=others
+        )
+    return [each.what for each in said]
+
+
+def window_period(hyper: Hyper) -> int | None:
+    """n, where every n-th layer sees all and the others have a window; ``None`` for any other order."""
+    slides = [window is not None for window in hyper.windows]
+    period = slides.index(False) + 1 if False in slides else hyper.layers + 1
+    return period if slides == [bool((i + 1) % period) for i in range(hyper.layers)] else None
+
+
+def _activation(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    hyper = view.hyper
+    gemma = view.family == "gemma3"
+    if hyper.activation in (_GELU if gemma else _SILU):
+        return
+    key, own = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    if reader:
+        yield _Said(f"{key} is {hyper.activation!r}, and {reader}'s {view.family} always takes {own!r}")
+    else:
+        yield _Said(f"{key} is {hyper.activation!r}: transformers runs it, vLLM refuses it", note=True)
+
+
+def _windows(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    hyper = view.hyper
+    window = min((each for each in hyper.windows if each is not None), default=None)
+    if not reader or window is None or (format_, view.family) == ("gguf", "gemma3"):
+        return
+    if view.family == "gemma3":
+        period = window_period(hyper)
+        if period is None or period > hyper.layers:
+            yield _Said(f"{reader} puts a layer without a window into every n-th place, and has at least one")
+    elif window >= hyper.context:
+        what = f"the window of {window} tokens is not written: no text of {hyper.context} tokens reaches it"
+        yield _Said(what, note=True)
+    else:
+        yield _Said(
+            f"sliding_window is {window}, and {reader}'s {view.family} has no windows: beyond it "
+            "its layers would see more than in training (set max_position_embeddings to the window to keep "
+            "texts within it, or sliding_window to null if the model was trained without)"
+        )
+
+
+def _biases(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    known = _BIASES if view.family in _LLAMA else _QKV
+    alien = [tensor.name for tensor in view if tensor.role in _BIASES - known]
+    if format_ == "gguf" and alien:
+        yield _Said(f"{reader}'s {view.family} reads no {alien[0]} ({len(alien)} such biases)")
+
+
+def _shapes(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    hyper, linear = view.hyper, view.hyper.linear
+    if reader and view.family == "qwen2" and hyper.heads * hyper.head_dim != hyper.hidden:
+        yield _Said(
+            f"head_dim is {hyper.head_dim}, and {reader}'s qwen2 divides hidden_size by the number of heads"
+        )
+    if format_ == "gguf" and linear is not None and linear.k_dim != linear.v_dim:
+        yield _Said(
+            f"linear_key_head_dim is {linear.k_dim} and linear_value_head_dim {linear.v_dim}: {reader} has "
+            "one size for both"
+        )
+
+
+def _attention(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    hyper = view.hyper
+    if not reader or view.family != "gemma3":
+        return
+    if format_ == "gguf" and hyper.query_scale is not None:
+        # llama.cpp tells the 27B, alone in its scale, by its number of layers.
+        own = hyper.hidden // hyper.heads if hyper.layers == 62 else hyper.head_dim
+        if hyper.query_scale != own:
+            yield _Said(f"query_pre_attn_scalar is {hyper.query_scale:g}, and {reader} takes {own}")
+    if hyper.attention_softcap is not None:
+        yield _Said(f"attn_logit_softcapping is {hyper.attention_softcap:g}, and {reader} has none")
+    if format_ == "mlx" and hyper.softcap is not None:
+        yield _Said(f"final_logit_softcapping is {hyper.softcap:g}, and {reader} has none")
+    if hyper.text.get("use_bidirectional_attention"):
+        yield _Said(f"use_bidirectional_attention is true, and {reader} has causal attention alone")
+
+
+def _experts(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    experts = view.hyper.experts
+    if format_ == "gguf" and experts is not None and not experts.normed:
+        yield _Said(f"norm_topk_prob is false, and {reader} always makes the experts' weights sum to one")
+
+
+def _rope(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    hyper = view.hyper
+    if not reader:
+        return
+    if hyper.rope.kind not in _ROPES[format_]:
+        yield _Said(f"{reader} cannot turn by RoPE of type {hyper.rope.kind!r}")
+    if format_ == "gguf" and hyper.rope.kind == "llama3" and view.family not in _LLAMA:
+        yield _Said(f"{reader}'s {view.family} reads no frequency factors, which RoPE of type 'llama3' needs")
+    if hyper.local_rope is not None and hyper.local_rope.kind != "default":
+        yield _Said(f"{reader} cannot scale RoPE in layers with a window ({hyper.local_rope.kind!r})")
+
+
+def _vision(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    count = sum(tensor.block is Block.VISION for tensor in view)
+    if format_ == "gguf" and count:
+        yield _Said(f"the vision tower is left out ({count} tensors): the file takes text alone", note=True)
+
+
+_LIMITS: tuple[Callable[[Format, str, ModelView], Iterator[_Said]], ...] = (
+    _activation,
+    _windows,
+    _biases,
+    _shapes,
+    _attention,
+    _experts,
+    _rope,
+    _vision,
+)
