@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING, Any
 from qexport.errors import InputError, UsageProblem
 from qexport.export.receipt import RECEIPT_NAME, read_receipt
 from qexport.publish.names import is_made_here
+from qexport.publish.safe_text import LABEL, without_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Artifact", "ArtifactFile", "Proof", "mapping", "parse_entry", "read_artifacts", "select"]
+__all__ = [
+    "Artifact",
+    "ArtifactFile",
+    "Proof",
+    "check_labels",
+    "mapping",
+    "parse_entry",
+    "read_artifacts",
+    "select",
+]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # No model: there is nothing in it that a runtime could run.
@@ -180,6 +190,18 @@ def read_artifacts(folder: Path) -> tuple[Artifact, ...]:
     return tuple(artifacts)
 
 
+def check_labels(artifacts: Iterable[Artifact]) -> None:
+    """What is published has a label and a kind that can stand in tags and commands as they are.
+
+    Raises:
+        InputError: one has not.
+    """
+    for artifact in artifacts:
+        for word in (artifact.label, artifact.kind):
+            if not LABEL.fullmatch(word):
+                raise _broken(RECEIPT_NAME, f"{word[:60]!r} is no label of an artifact")
+
+
 def select(artifacts: Sequence[Artifact], only: Iterable[str]) -> tuple[Artifact, ...]:
     """The artifacts with these labels (in any case); all of them where none is named.
 
@@ -230,8 +252,9 @@ def _is_plain(name: str) -> bool:
     parts = name.split("/")
     return (
         bool(name)
-        and not any(part in ("", ".", "..") for part in parts)
-        and not re.search(r"[\\\0\n\r]", name)
+        and not any(part in ("", ".", "..") or part.startswith("-") for part in parts)
+        and "\\" not in name
+        and without_hidden(name) == name
     )
 
 

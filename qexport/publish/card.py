@@ -17,7 +17,8 @@ from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
 from qexport.publish.provenance import provenance, repairs
 from qexport.publish.running import how_to_run
-from qexport.publish.table import cell, file_table, legend
+from qexport.publish.safe_text import cell, code, html_text, hub_link
+from qexport.publish.table import file_table, legend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,7 +116,7 @@ def _template() -> Template:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["cell"] = cell
+    environment.filters |= {"cell": cell, "html": html_text}
     return environment.from_string(
         resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
     )
@@ -123,10 +124,10 @@ def _template() -> Template:
 
 def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
     kinds = dict.fromkeys(a.kind.partition("-")[0] for a in models)
-    formats = [_FORMATS.get(kind, kind) for kind in kinds]
+    formats = [_FORMATS.get(kind) or cell(kind) for kind in kinds]
     base = matter.get("base_model")
     names = base if isinstance(base, list) else [base] if base else []
-    of = " and ".join(f"[{name}](https://huggingface.co/{name})" for name in names) or _labels(models)
+    of = " and ".join(map(hub_link, names)) or _labels(models)
     listed = "; ".join(formats)
     head = (
         " The model's MTP head (multi-token prediction, for faster generation) is included."
@@ -138,7 +139,7 @@ def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
 
 def _labels(models: Sequence[Artifact]) -> str:
     labels = dict.fromkeys(str(mapping(a.entry.get("source")).get("label") or "") for a in models)
-    return " and ".join(f"`{cell(label)}`" for label in labels if label) or "a model"
+    return " and ".join(code(label) for label in labels if label) or "a model"
 
 
 def _advice(models: Sequence[Artifact]) -> list[str]:
@@ -162,13 +163,13 @@ def _warning(open_: Sequence[Artifact], models: Sequence[Artifact]) -> str:
 
 def _others(others: Sequence[Artifact], included: Sequence[str]) -> list[str]:
     lines = [
-        f"`{file.name}`: the importance matrix that the quantization was weighted with; "
+        f"{code(file.name)}: the importance matrix that the quantization was weighted with; "
         "`llama-quantize --imatrix` reads it."
         for artifact in others
         for file in artifact.files
         if artifact.kind == "imatrix"
     ]
-    return [*lines, *(f"`{name}`" for name in included)]
+    return [*lines, *map(code, included)]
 
 
 def _verification_intro(models: Sequence[Artifact]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.checkpoint.front_matter import read_front_matter
 from qexport.formats.gguf.host_paths import holds_host_path
 from qexport.publish.artifacts import mapping
+from qexport.publish.safe_text import is_web_link, visible, without_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ _KIND_TAGS = {
     "nvfp4": ("nvfp4", "vllm", "sglang"),
 }
 _FROM_SOURCE = ("license", "license_name", "license_link", "language", "pipeline_tag")
+_FILE = re.compile(r"[\w.-]+", re.ASCII)  # such as LICENSE, in the repository itself
 _HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}")
 
 
@@ -81,16 +83,38 @@ def front_matter_text(values: Mapping[str, Any]) -> str:
     """YAML between two lines of dashes, keys in the order given."""
     import yaml
 
-    text = yaml.safe_dump(
-        dict(values), sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000
+    class Dumper(yaml.SafeDumper):
+        """Text of several lines in one, with escapes: no line of it can look like the end of the matter."""
+
+    Dumper.add_representer(
+        str,
+        lambda dumper, text: dumper.represent_scalar(
+            "tag:yaml.org,2002:str", text, style='"' if "\n" in text else None
+        ),
+    )
+    text = yaml.dump(
+        _visible(dict(values)),
+        Dumper=Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=1000,
     )
     return f"---\n{text}---\n"
 
 
+def _visible(value: Any) -> Any:
+    """The same without characters that nobody sees; lines stay lines."""
+    if isinstance(value, dict):
+        return {_visible(key): _visible(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_visible(inner) for inner in value]
+    return "\n".join(map(without_hidden, value.splitlines())) if isinstance(value, str) else value
+
+
 def source_card(readme: bytes | None) -> dict[str, Any]:
     """What a receipt carries of the source's own card: licence, language and task, as plain JSON."""
-    found = read_front_matter(readme, [])
-    return {key: found[key] for key in _FROM_SOURCE if _is_plain(found.get(key))}
+    return _said(read_front_matter(readme, []))
 
 
 def hub_id(artifact: Artifact) -> str | None:
@@ -102,10 +126,21 @@ def hub_id(artifact: Artifact) -> str | None:
     return match["id"] if match else None
 
 
+def _said(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says of licence, language and task, where it is plain: a receipt may be anybody's."""
+    found = {key: card[key] for key in _FROM_SOURCE if _is_plain(card.get(key))}
+    link = found.get("license_link")
+    if link is not None and not (isinstance(link, str) and (is_web_link(link) or _FILE.fullmatch(link))):
+        del found["license_link"]
+    return found
+
+
 def _is_plain(value: object) -> bool:
     """A word or a list of words, none of them a path of the machine that made the source."""
     words = value if isinstance(value, list) else [value]
-    return bool(words) and all(isinstance(w, str) and w and not holds_host_path(w) for w in words)
+    return bool(words) and all(
+        isinstance(w, str) and w and w == visible(w) and not holds_host_path(w) for w in words
+    )
 
 
 def _tags(artifacts: Sequence[Artifact], kinds: Sequence[str]) -> list[str]:
@@ -124,4 +159,4 @@ def _tags(artifacts: Sequence[Artifact], kinds: Sequence[str]) -> list[str]:
 def _source_card(artifacts: Sequence[Artifact]) -> Mapping[str, Any]:
     """The source's own front matter, where a receipt carries it."""
     cards = (mapping(mapping(a.entry.get("source")).get("card")) for a in artifacts)
-    return next((card for card in cards if card), {})
+    return next((_said(card) for card in cards if card), {})

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qexport.publish.artifacts import read_artifacts, select
+from qexport.publish.artifacts import check_labels, read_artifacts, select
 from qexport.publish.card import CardOptions, render_card
 from qexport.publish.folder import LeftOut, survey
 from qexport.publish.gate import check_proofs, unproven
@@ -128,6 +128,7 @@ def check_before(options: PushOptions) -> tuple[Artifact, ...]:
     """
     every = read_artifacts(options.folder)
     chosen = select(every, options.only)
+    check_labels(chosen)
     check_proofs(chosen, allow_unverified=options.allow_unverified, public=options.public)
     survey(options.folder, chosen, every, options.include)
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.publish.origin import origin, repaired
-from qexport.publish.table import cell
+from qexport.publish.safe_text import cell, code, hub_link
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ def provenance(artifacts: Sequence[Artifact]) -> list[str]:
 def repairs(artifacts: Sequence[Artifact]) -> list[str]:
     """What the doctor repaired in the source, each once."""
     found = (repair for artifact in artifacts for repair in repaired(artifact))
-    return list(dict.fromkeys(f"{cell(what)} (`{cell(quirk)}`)" for what, quirk in found))
+    return list(dict.fromkeys(f"{cell(what)} ({code(quirk)})" for what, quirk in found))
 
 
 def _source(found: Origin) -> str:
@@ -36,15 +36,14 @@ def _source(found: Origin) -> str:
         return ""
     weighs = f", {found.weight_bytes / 1e9:.3g} GB of weights" if found.weight_bytes >= 10**8 else ""
     if found.repo and found.revision:
-        link = f"[{found.repo}](https://huggingface.co/{found.repo})"
-        return f"Source: {link} at commit `{cell(found.revision)}`{weighs}"
-    return f"Source: `{cell(found.label)}`, a local checkpoint{weighs}"
+        return f"Source: {hub_link(found.repo)} at commit {code(found.revision)}{weighs}"
+    return f"Source: {code(found.label)}, a local checkpoint{weighs}"
 
 
 def _head(found: Origin) -> str:
     if found.head == "grafted":
         return (
-            f"MTP head: grafted from `{cell(found.base)}`, bit for bit, since the source had lost its own. "
+            f"MTP head: grafted from {code(found.base)}, bit for bit, since the source had lost its own. "
             "It was not trained further on this model, which is why acceptance is measured."
         )
     return {"own": "MTP head: the source's own", "dropped": "MTP head: dropped on request"}.get(
@@ -55,10 +54,10 @@ def _head(found: Origin) -> str:
 def _matrix(found: Origin) -> str:
     if found.matrix is None:
         return ""
-    sets = ", ".join(f"`{cell(name)}`" for name in found.matrix.datasets)
+    sets = ", ".join(map(code, found.matrix.datasets))
     of = f", from {sets}" if sets else ""
     many = f", {found.matrix.tokens:,} tokens" if found.matrix.tokens is not None else ""
-    return f"Importance matrix: `{cell(found.matrix.file)}`{of}{many}"
+    return f"Importance matrix: {code(found.matrix.file)}{of}{many}"
 
 
 def _tool(found: Origin) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
-from qexport.publish.artifacts import mapping, parse_entry
+from qexport.publish.artifacts import check_labels, mapping, parse_entry
 from qexport.publish.names import CARD_NAME, RECEIPT_NAME
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def _artifacts(receipt: str | None) -> tuple[Artifact, ...]:
     try:
         value: Any = json.loads(receipt or "{}")
         listed = mapping(value).get("artifacts")
-        return tuple(parse_entry(entry, RECEIPT_NAME) for entry in listed) if isinstance(listed, list) else ()
+        found = [parse_entry(entry, RECEIPT_NAME) for entry in listed] if isinstance(listed, list) else []
+        check_labels(found)
+        return tuple(found)
     except (ValueError, InputError):
         return ()
 

@@ -62,7 +62,7 @@ def _llama_cpp(files: Sequence[Artifact], repo: str) -> HowTo:
     listed = [file.name for artifact in files for file in artifact.files]
     # Older names, and F16 beside BF16, are not found by their type: such a file is named in full.
     by_tag = found_by_tag(listed, chosen.label) == first
-    plain = f"llama-server -hf {repo}:{chosen.label}" if by_tag else _by_name(repo, first)
+    plain = f"llama-server -hf {shlex.quote(f'{repo}:{chosen.label}')}" if by_tag else _by_name(repo, first)
     lines = ["# An OpenAI-compatible server on port 8080, with a chat page; -hf downloads the file.", plain]
     note = ""
     if chosen.has_mtp:
@@ -78,14 +78,14 @@ def _llama_cpp(files: Sequence[Artifact], repo: str) -> HowTo:
 
 
 def _by_name(repo: str, name: str) -> str:
-    return f"llama-server -hf {repo} --hf-file {shlex.quote(name)}"
+    return f"llama-server -hf {shlex.quote(repo)} --hf-file {shlex.quote(name)}"
 
 
 def _download(repo: str, name: str, count: int) -> str:
     if count == 1:
-        return f"hf download {repo} {shlex.quote(name)} --local-dir ."
+        return f"hf download {shlex.quote(repo)} {shlex.quote(name)} --local-dir ."
     pattern = name.rsplit("-00001-of-", 1)[0] + "-*"
-    return f"hf download {repo} --include {shlex.quote(pattern)} --local-dir ."
+    return f"hf download {shlex.quote(repo)} --include {shlex.quote(pattern)} --local-dir ."
 
 
 def _mlx(trunks: Sequence[Artifact], drafters: Sequence[Artifact], repo: str) -> list[HowTo]:
@@ -146,6 +146,6 @@ def _place(artifact: Artifact, repo: str) -> tuple[list[str], str]:
     folders = {file.name.rpartition("/")[0] for file in artifact.files}
     top = min(folders, key=len)
     if not top:
-        return [], repo
+        return [], shlex.quote(repo)
     local = shlex.quote(f"./{top}")
-    return [f"hf download {repo} --include {shlex.quote(top + '/*')} --local-dir ."], local
+    return [f"hf download {shlex.quote(repo)} --include {shlex.quote(top + '/*')} --local-dir ."], local

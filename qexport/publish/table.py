@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from qexport.publish.artifacts import Proof
 from qexport.publish.figures import acceptance, measure, number
+from qexport.publish.safe_text import cell
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from qexport.publish.artifacts import Artifact
 
-__all__ = ["cell", "file_table", "legend"]
+__all__ = ["file_table", "legend"]
 
 _MARKS = {Proof.PASSED: "yes", Proof.FAILED: "**failed**", Proof.MISSING: "**no**", Proof.NOT_NEEDED: ""}
 
@@ -47,15 +48,6 @@ def legend(artifacts: Sequence[Artifact]) -> list[str]:
             "Tokens/s is one short run on the machine that made the export, without MTP: only rows compare."
         )
     return lines
-
-
-def cell(text: object) -> str:
-    r"""Text of a receipt, fit for one cell or line of Markdown.
-
-    >>> print(cell("a|b\n<c>"))
-    a\|b &lt;c>
-    """
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _file(artifact: Artifact) -> str:

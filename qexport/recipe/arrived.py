@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from qexport.export.receipt import read_receipt
+from qexport.publish.safe_text import cell
 from qexport.verify.report import Status
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ def markdown(arrived: Sequence[Arrived]) -> str:
     """A table for step summaries and issues."""
     lines = ["| artifact | folder | GB | state |", "|---|---|---|---|"]
     for each in arrived:
-        why = f" ({each.why})" if each.why else ""
-        lines.append(f"| {each.unit} | {each.folder} | {each.nbytes / 1e9:.2f} | {each.state}{why} |")
+        why = f" ({cell(each.why)})" if each.why else ""
+        figures = f"{cell(each.folder)} | {each.nbytes / 1e9:.2f}"
+        lines.append(f"| {cell(each.unit)} | {figures} | {each.state}{why} |")
     return "\n".join(lines)
 
 

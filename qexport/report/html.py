@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from qexport.publish.safe_text import without_hidden
+
 if TYPE_CHECKING:
     from jinja2 import Template
 
@@ -46,6 +48,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=True,
+        finalize=lambda value: without_hidden(value) if type(value) is str else value,
     )
     return environment.from_string(_read(_TEMPLATE))
 

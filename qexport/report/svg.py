@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from qexport.publish.safe_text import without_hidden
+
 __all__ = ["MARKS", "Box", "drawing", "element", "group", "line", "mark", "rectangle", "text", "text_width"]
 
 _CHARACTER = 0.62  # mean advance of a sans-serif digit or letter, in ems
@@ -52,7 +54,9 @@ def element(name: str, *children: Markup | str, **attributes: str | float | None
         for key, value in attributes.items()
         if value is not None
     )
-    inner = Markup("").join(escape(child) for child in children)
+    inner = Markup("").join(
+        child if isinstance(child, Markup) else escape(without_hidden(child)) for child in children
+    )
     return Markup("<{0}{1}>{2}</{0}>").format(name, given, inner)
 
 
@@ -103,6 +107,6 @@ def text_width(words: str, size: float = 12.0) -> float:
 
 def _value(value: str | float) -> str:
     if isinstance(value, str):
-        return value
+        return without_hidden(value)
     shown = f"{value:.1f}"
     return shown.removesuffix(".0")

@@ -11,7 +11,8 @@ from qexport.publish.artifacts import parse_entry
 from qexport.publish.card import CardOptions, render_card
 from qexport.publish.front_matter import source_card
 from qexport.publish.kept import Kept, read_kept
-from qexport.publish.table import cell, file_table
+from qexport.publish.safe_text import cell
+from qexport.publish.table import file_table
 
 OPTIONS = CardOptions("bob/Tuned-GGUF")
 

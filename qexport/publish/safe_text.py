@@ -1,0 +1,80 @@
+"""Text of receipts, models and people, made fit for the place where it is shown.
+
+A receipt may come from anywhere, a model is named by whoever trained it, and a card is read and pasted from
+by people who know neither. So nothing of them is markup: it is text in Markdown, in a code span, in HTML, in
+a command. Characters that nobody sees, or that turn what others see around, are dropped everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from urllib.parse import quote
+
+from markupsafe import escape
+
+__all__ = ["LABEL", "cell", "code", "html_text", "hub_link", "is_web_link", "visible", "without_hidden"]
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,95}", re.ASCII)
+"""Labels and kinds of artifacts: they stand in file names, tags and commands."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_WEB = re.compile(r"https?://[^\s<>\"'`\\/()]+(/[^\s<>\"'`\\]*)?")
+# Control and format characters (bidi marks among them), surrogates, private use, unassigned.
+_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn"))
+_LONGEST = 2000
+# Of Markdown, wherever they stand; an underscore inside a word is none.
+_MARKUP = re.compile(r"[\\`*\[\]|~$<]|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])")
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}  # a backslash would do in Markdown, and nowhere else
+# Of Markdown at the beginning of a line.
+_FIRST = re.compile(r"^(?:>|[#+-](?=[#\s]|$)|[-=](?=[-=])|\d{1,9}(?=[.)](?:\s|$)))")
+
+
+def without_hidden(text: str) -> str:
+    r"""``text`` without characters that are not seen; line ends and tabs become blanks.
+
+    >>> without_hidden("a\x1b[31m\u202eb\nc")
+    'a[31mb c'
+    """
+    spaced = re.sub(r"\s", " ", text)
+    return "".join(c for c in spaced if c == " " or unicodedata.category(c) not in _HIDDEN)
+
+
+def visible(text: object) -> str:
+    """One line of text: nothing hidden, single blanks, and no book."""
+    return " ".join(without_hidden(str(text)[: 2 * _LONGEST]).split())[:_LONGEST].rstrip()
+
+
+def cell(text: object) -> str:
+    r"""Text for a line or a table's cell of Markdown: none of it is markup.
+
+    >>> print(cell("a|b\n<c> [d](javascript:e)"))
+    a\|b &lt;c> \[d\](javascript:e)
+    """
+    escaped = _MARKUP.sub(lambda m: _ENTITIES.get(m[0], f"\\{m[0]}"), visible(text))
+    return _FIRST.sub(lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", escaped)
+
+
+def code(text: object) -> str:
+    """A code span of Markdown, outside of tables."""
+    shown = visible(text) or " "
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", shown)), default=0) + 1)
+    space = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def html_text(text: object) -> str:
+    """Text between tags, or in an attribute."""
+    return str(escape(visible(text)))
+
+
+def hub_link(repo: object) -> str:
+    """A repository as a link to the Hub; what is no repository's id, as text."""
+    name = str(repo)
+    if not _HUB_ID.fullmatch(name):
+        return code(name)
+    return f"[{cell(name)}](https://huggingface.co/{quote(name)})"
+
+
+def is_web_link(text: str) -> bool:
+    """Whether it is an http or https address, with a host and without blanks or hidden characters."""
+    return _WEB.fullmatch(text) is not None and visible(text) == text
