@@ -47,11 +47,14 @@ def expert_layouts(tensors: Mapping[str, LogicalTensor]) -> dict[str, ExpertLayo
     return found
 
 
-def trunk_layout(tensors: Mapping[str, LogicalTensor]) -> ExpertLayout | None:
-    """The layout that the whole model is to have: that of its first trunk block with a usual one."""
+def trunk_layout(
+    tensors: Mapping[str, LogicalTensor], published: ExpertLayout = ExpertLayout.FUSED
+) -> ExpertLayout | None:
+    """The layout that the whole model is to have: that of its first trunk block with a usual one, else
+    ``published``; ``None`` without experts."""
     trunk = [layout for block, layout in expert_layouts(tensors).items() if block.startswith("model.")]
     usual = [layout for layout in trunk if layout is not ExpertLayout.OTHER]
-    return usual[0] if usual else ExpertLayout.FUSED if trunk else None
+    return usual[0] if usual else published if trunk else None
 
 
 def convert_experts(tensors: Mapping[str, LogicalTensor], to: ExpertLayout) -> dict[str, LogicalTensor]:

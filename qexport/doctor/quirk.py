@@ -27,6 +27,7 @@ class Quirk:
             draft, so each looks at the draft, not at what ``see`` found.
         breaks: (reader, error text that its user would meet).
         reference: a permanent link.
+        explains: for an error: whatever else is wrong with tensors follows from it, and is not shown.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Quirk:
     fix: Callable[[Draft], None] | None = field(default=None, repr=False)
     breaks: tuple[tuple[str, str], ...] = ()
     reference: str = ""
+    explains: bool = False
 
     def detect(self, subject: Subject) -> Finding | None:
         """The finding, if the subject has this quirk."""

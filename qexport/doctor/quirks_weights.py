@@ -9,6 +9,7 @@ from dataclasses import replace
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.draft import Draft
 from qexport.doctor.layout import ExpertLayout, convert_experts, expert_layouts, trunk_layout
+from qexport.doctor.mlx_saved import MlxSaved
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.subject import EMBEDDING, HEAD, Subject
 from qexport.doctor.ties import Tie, tie_of
@@ -22,6 +23,54 @@ _MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias
 
 def _some(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} tensors, such as {names[0]}"
+
+
+def _empty(subject: Subject) -> str | None:
+    stored = subject.checkpoint.tensors
+    empty = [tensor for tensor in stored.values() if not tensor.numel]
+    if not empty:
+        return None
+    shown = f"{empty[0].name}, shape {list(empty[0].shape)}"
+    return f"{len(empty)} of {len(stored)} tensors are empty, such as {shown}, as ZeRO-3 saves its parts"
+
+
+def _mlx_saved(subject: Subject) -> str | None:
+    found = subject.checkpoint
+    if not isinstance(found, MlxSaved):
+        return None
+    return f"saved by mlx-lm: convolutions are turned, one was added to {len(found.norms)} norms"
+
+
+def _read_turned(_: Draft) -> None:
+    """They are turned back as they are read."""
+
+
+def _layer_numbers(subject: Subject) -> set[int]:
+    found = (re.match(r"model\.layers\.(\d+)\.", name) for name in subject.tensors)
+    return {int(match[1]) for match in found if match}
+
+
+def _layers_lost(subject: Subject) -> str | None:
+    numbers = _layer_numbers(subject)
+    lost = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
+    if not lost:
+        return None
+    shown = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
+    return f"the tensors have layers 0 to {max(numbers)}, but none of layer {shown}"
+
+
+def _layer_count(subject: Subject) -> str | None:
+    declared, numbers = subject.text.get("num_hidden_layers"), _layer_numbers(subject)
+    count = len(numbers)
+    if type(declared) is not int or not numbers or _layers_lost(subject) or declared == count:
+        return None
+    behind = subject.text.get("num_nextn_predict_layers")
+    if type(behind) is int and declared < count <= declared + behind:  # a head behind the trunk's layers
+        return None
+    what = f"{count - declared} too many" if count > declared else f"{declared - count} missing"
+    return (
+        f"config.json says num_hidden_layers {declared}, the tensors have {count} (0 to {count - 1}): {what}"
+    )
 
 
 def _stray(tensors: dict[str, LogicalTensor], dtype: str) -> list[str]:
@@ -83,7 +132,8 @@ def _mtp_experts(subject: Subject) -> str | None:
 
 
 def _unify_experts(draft: Draft) -> None:
-    layout = trunk_layout(draft.tensors)
+    published = ExpertLayout.FUSED if draft.subject.family.mtp else ExpertLayout.SINGLE
+    layout = trunk_layout(draft.tensors, published)
     if layout is not None:
         draft.tensors = convert_experts(draft.tensors, layout)
 
@@ -138,6 +188,60 @@ def _more_tokens(subject: Subject) -> str | None:
 
 WEIGHT_QUIRKS = (
     Quirk(
+        id="weights.empty",
+        title="empty tensors, as ZeRO-3 leaves them",
+        severity="error",
+        see=_empty,
+        explains=True,
+        repair=(
+            "Gather the weights: `python zero_to_fp32.py . out --safe_serialization` in the checkpoint's "
+            "folder, or train and save with `stage3_gather_16bit_weights_on_model_save: true`."
+        ),
+        breaks=(("transformers", "size mismatch: copying a param with shape torch.Size([0])"),),
+        reference="https://huggingface.co/docs/transformers/deepspeed#save-model-weights",
+    ),
+    Quirk(
+        id="weights.mlx_saved",
+        title="saved by mlx-lm: convolutions turned, one added to norms",
+        severity="repaired",
+        see=_mlx_saved,
+        fix=_read_turned,
+        repair=(
+            "Convolutions are turned back, the same bytes; one is taken off the norms. What was rounded off "
+            "when it was added (up to 2**-8 in bf16) is lost: the model computes what it computes in mlx-lm."
+        ),
+        breaks=(
+            (
+                "transformers, vLLM",
+                "size mismatch for conv1d.weight, and norms that are too strong",
+            ),
+            ("mlx-lm itself", "reads its own saves rightly"),
+        ),
+        reference="https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/models/qwen3_5.py",
+    ),
+    Quirk(
+        id="layers.lost",
+        title="layers missing from the middle",
+        severity="error",
+        see=_layers_lost,
+        repair="A shard is missing or was left out of a merge: download or save the model again.",
+        breaks=(("any", "the layer is newly initialized, or the file is refused"),),
+    ),
+    Quirk(
+        id="layers.count",
+        title="more or fewer layers than config.json says",
+        severity="error",
+        see=_layer_count,
+        repair=(
+            "If layers were cut or stacked on purpose, write the number into num_hidden_layers (and "
+            "layer_types); if not, config.json or weights belong to another model: copy or save them again."
+        ),
+        breaks=(
+            ("transformers", "too many are left out without a word, missing ones are newly initialized"),
+            ("llama.cpp", "missing tensor 'blk.N.attn_norm.weight'"),
+        ),
+    ),
+    Quirk(
         id="dtype.stray_fp32",
         title="a few matrices in float32 in a 16-bit checkpoint",
         severity="repaired",
@@ -171,7 +275,7 @@ WEIGHT_QUIRKS = (
         severity="repaired",
         see=_other_experts,
         fix=_unify_experts,
-        repair="All layers get the published layout that the first usual one has, else fused.",
+        repair="All layers get the layout of the first usual one, else that of the published models.",
         breaks=(("transformers", "packed experts stay randomly initialised, silently"),),
         reference="https://github.com/huggingface/transformers/issues/47407",
     ),

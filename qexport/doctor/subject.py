@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,16 +12,19 @@ from qexport.checkpoint.chat_templates import ChatTemplates, read_templates, tem
 from qexport.checkpoint.config import TEXT_KEYS, read_json, text_config
 from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, LogicalTensor
 from qexport.doctor.compare import same_bits
+from qexport.doctor.mlx_saved import turned_back
 from qexport.errors import InputError
-from qexport.families.names import SpelledName, canonical_name, is_ignorable
+from qexport.families.names import SpelledName, canonical_name, is_ignorable, outer_wrapper
 from qexport.families.table import Family, family_of
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.values import Typed, typed
 
-__all__ = ["EMBEDDING", "HEAD", "Subject", "Twins", "examine"]
+__all__ = ["EMBEDDING", "HEAD", "VALUE_HEAD", "Subject", "Twins", "examine"]
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+# A value head that trl trains beside the model; nothing that runs the model reads it.
+VALUE_HEAD = "v_head."
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,17 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
     door = _typed(read_json(checkpoint, "config.json"))
     config = door.values
     family = family_of(config)
-    spellings = {name: canonical_name(name) for name in checkpoint.tensors if not is_ignorable(name)}
+    stored = [name for name in checkpoint.tensors if not is_ignorable(name)]
+    outer = outer_wrapper(stored)
+    spellings = {name: canonical_name(name.removeprefix(outer)) for name in stored}
+    if outer:
+        spellings = {name: replace(spelled, wrapped=True) for name, spelled in spellings.items()}
+    checkpoint = turned_back(checkpoint, {name: spelled.canonical for name, spelled in spellings.items()})
     tensors: dict[str, LogicalTensor] = {}
     twins: list[Twins] = []
     for name, spelled in spellings.items():
+        if spelled.canonical.startswith(VALUE_HEAD):
+            continue
         tensor = LogicalTensor.whole(checkpoint, checkpoint.tensors[name], name=spelled.canonical)
         first = tensors.get(spelled.canonical)
         if first is None:

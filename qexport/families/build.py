@@ -180,5 +180,5 @@ def _refuse(family: Family, missing: list[str], wrong: list[str], unknown: list[
     shown = problems[:8] + ([f"... and {len(problems) - 8} more"] if len(problems) > 8 else [])
     raise InputError(
         f"the tensors do not fit config.json ({len(problems)} problems):\n  " + "\n  ".join(shown),
-        hint="Does config.json belong to these weights? `qexport inspect MODEL` explains what it sees.",
+        hint="Does config.json belong to these weights? If so, save or download them again.",
     )

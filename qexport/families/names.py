@@ -2,25 +2,48 @@
 
 The same tensor is ``model.layers.0...`` in a text-only save, ``model.language_model.layers.0...`` in a
 published Qwen3.5, ``language_model.model.layers.0...`` in older multimodal and MLX layouts, and the MTP head
-is ``mtp.*``, ``model.mtp.*`` or deeper. Merging tools add ``base_model.model.`` and ``.base_layer``. This
-module maps all of them to the text-only spelling and says which wrapping it found.
+is ``mtp.*``, ``model.mtp.*`` or deeper. Training adds the names of what it wrapped the model in, in front
+(``module.``, ``base_model.model.``, ``pretrained_model.``) and between parts (``_fsdp_wrapped_module.``,
+``.base_layer.``), stacked in any order. This module maps all of them to the text-only spelling and says which
+wrapping it found.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qexport.families.table import Family
 
-__all__ = ["SpelledName", "canonical_name", "is_expert_name", "is_ignorable", "published_name"]
+__all__ = [
+    "SpelledName",
+    "canonical_name",
+    "is_expert_name",
+    "is_ignorable",
+    "outer_wrapper",
+    "published_name",
+]
 
-_VISION = re.compile(
-    r"^(?:model\.)?(?:language_model\.)*(visual\.|vision_tower\.|vision_model\.|multi_modal_projector\.)"
+_VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
+# What wraps a module while it is trained, in front of names and in the middle: torch.compile, FSDP and
+# activation checkpointing, DDP and DeepSpeed, Lightning, trl's models with a value head.
+_WRAPPERS = frozenset(
+    (
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_fpw_module",
+        "_forward_module",
+        "module",
+        "pretrained_model",
+    )
 )
 # What PEFT leaves when a model is saved without unwrapping it.
-_PEFT_PREFIX = "base_model.model."
+_PEFT_FRONT, _PEFT_MIDDLE = ["base_model", "model"], "base_layer"
 _BARE = ("layers.", "embed_tokens.", "norm.")
+# How names of a model begin; whatever else all of them share in front is somebody's wrapper.
+_FIRST = ("model.", "language_model.", "lm_head.", "mtp.", *_BARE, *_VISION)
 # Buffers that old conversions stored; every reader recomputes them.
 _IGNORABLE = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 _EXPERT = re.compile(r"\.mlp\.experts\.")
@@ -31,7 +54,8 @@ class SpelledName:
     """A canonical name and how it was spelled.
 
     ``prefix`` is what stood in front of the language model (``model.``, ``model.language_model.``,
-    ``language_model.model.`` ...), ``mtp`` likewise for the head, ``""`` for names that need none.
+    ``language_model.model.`` ...), ``mtp`` likewise for the head, ``""`` for names that need none. ``peft``
+    and ``wrapped``: names of PEFT's and of other wrappers were in it.
     """
 
     canonical: str
@@ -39,6 +63,7 @@ class SpelledName:
     vision: bool = False
     mtp: bool = False
     peft: bool = False
+    wrapped: bool = False
 
 
 def canonical_name(stored: str) -> SpelledName:
@@ -48,28 +73,49 @@ def canonical_name(stored: str) -> SpelledName:
     'model.layers.3.mlp.gate.weight'
     >>> canonical_name("model.mtp.fc.weight").canonical
     'mtp.fc.weight'
-    >>> canonical_name("language_model.lm_head.weight").canonical
-    'lm_head.weight'
+    >>> canonical_name("module._orig_mod.model.layers.3._fsdp_wrapped_module.mlp.gate.weight").canonical
+    'model.layers.3.mlp.gate.weight'
     """
-    name, peft = stored, False
-    if name.startswith(_PEFT_PREFIX):
-        name, peft = name.removeprefix(_PEFT_PREFIX), True
-    if ".base_layer." in name:
-        name, peft = name.replace(".base_layer.", "."), True
-    if found := _VISION.match(name):
-        rest = name[found.start(1) :]
-        return SpelledName(rest, name[: found.start(1)], vision=True, peft=peft)
+    given = stored.split(".")
+    parts = [part for part in given if part not in _WRAPPERS]
+    wrapped, count = len(parts) < len(given), len(parts)
+    while parts[:2] == _PEFT_FRONT:
+        parts = parts[2:]
+    parts = [part for part in parts if part != _PEFT_MIDDLE]
+    peft = len(parts) < count
+    name = ".".join(parts)
     rest = name
     while rest.startswith(("model.", "language_model.")):
         rest = rest.split(".", 1)[1]
     prefix = name[: len(name) - len(rest)]
+    # Stacked experts, as mlx-lm has them: the model view's own layout under another name.
+    rest = rest.replace(".mlp.switch_mlp.", ".mlp.experts.")
+    if rest.startswith(_VISION):
+        return SpelledName(rest, prefix, vision=True, peft=peft, wrapped=wrapped)
     if rest.startswith("mtp."):
-        return SpelledName(rest, prefix, mtp=True, peft=peft)
+        return SpelledName(rest, prefix, mtp=True, peft=peft, wrapped=wrapped)
     if rest.startswith("lm_head."):
-        return SpelledName(rest, prefix, peft=peft)
+        return SpelledName(rest, prefix, peft=peft, wrapped=wrapped)
     if rest.startswith(_BARE):
-        return SpelledName("model." + rest, prefix, peft=peft)
-    return SpelledName(name, "", peft=peft)
+        return SpelledName("model." + rest, prefix, peft=peft, wrapped=wrapped)
+    return SpelledName(name, "", peft=peft, wrapped=wrapped)
+
+
+def outer_wrapper(names: Iterable[str]) -> str:
+    """What stands in front of all names and belongs to no model: ``actor.``, say.
+
+    >>> outer_wrapper(["actor.model.norm.weight", "actor.lm_head.weight"])
+    'actor.'
+    >>> outer_wrapper(["model.norm.weight", "model.embed_tokens.weight"])
+    ''
+    """
+    left, found = list(names), ""
+    while left and not any(canonical_name(name).canonical.startswith(_FIRST) for name in left):
+        first, dot, _ = left[0].partition(".")
+        if not dot or not all(name.startswith(first + dot) for name in left):
+            return ""
+        left, found = [name.removeprefix(first + dot) for name in left], found + first + dot
+    return found if left else ""
 
 
 def published_name(canonical: str, family: Family, *, wrapper: bool) -> str:
@@ -90,7 +136,7 @@ def published_name(canonical: str, family: Family, *, wrapper: bool) -> str:
         return family.wrapper_prefix + canonical.removeprefix("model.")
     if canonical.startswith("lm_head."):
         return family.wrapper_head + canonical
-    if _VISION.match(canonical):
+    if canonical.startswith(_VISION):
         return family.vision_prefix + canonical
     return canonical
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
+from qexport.doctor.mlx_saved import underneath
 from qexport.families.names import canonical_name
 
 if TYPE_CHECKING:
@@ -54,6 +55,6 @@ def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:
 
 def fetched(choice: ModelChoice, diagnosis: Diagnosis) -> Diagnosis:
     """The same diagnosis with all data at hand: what is on the Hub is downloaded now, and looked at again."""
-    on_hub = isinstance(diagnosis.subject.checkpoint, HubCheckpoint)
+    on_hub = isinstance(underneath(diagnosis.subject.checkpoint), HubCheckpoint)
     base = diagnosis.subject.base
     return examine(choice, download=True) if on_hub or isinstance(base, HubCheckpoint) else diagnosis

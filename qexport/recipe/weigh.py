@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.hub import HubCheckpoint
+from qexport.doctor.mlx_saved import underneath
 from qexport.families.names import canonical_name
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.gguf.importance import gguf_importance, uncollected
@@ -97,7 +98,7 @@ def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequenc
     return Burden(
         subject=subject.key,
         units=tuple(weighed),
-        source=_download(diagnosis.subject.checkpoint) + _head(diagnosis),
+        source=_download(underneath(diagnosis.subject.checkpoint)) + _head(diagnosis),
         layer=_largest_layer(view),
         calibration=active_weights(view) * tokens,
         states=tokens * int(view.text["hidden_size"]) * 4,

@@ -88,7 +88,7 @@ ERRORS = {
     "expert_missing": "tensors.unfit",
     "untied_without_head": "tie.head_missing",
     "tokenizer_absent": "tokenizer.missing",
-    "layer_count_lying": "tensors.unfit",
+    "layer_count_lying": "layers.count",
     "matrix_shape_wrong": "tensors.unfit",
 }
 # As their authors publish them; the others of the zoo are as transformers 5 saves a merge.

@@ -62,7 +62,7 @@ def build_metadata(
         # Values come from files that anything may have written; each has dozens of places to be wrong in.
         raise InputError(
             f"{view.label}: config.json or a tokenizer file has a value that cannot be used: {error!r}",
-            hint="Compare them with the base model's; `qexport inspect` says what it sees.",
+            hint="Compare them with the base model's.",
         ) from error
 
 
