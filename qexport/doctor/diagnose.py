@@ -8,7 +8,7 @@ from typing import Any
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.draft import Draft
 from qexport.doctor.finding import Finding
-from qexport.doctor.mtp import MtpMode, settle_mtp
+from qexport.doctor.mtp import MtpMode, MtpResult, settle_mtp
 from qexport.doctor.quirks import QUIRKS
 from qexport.doctor.repaired import Repaired, finish
 from qexport.doctor.subject import Subject, examine
