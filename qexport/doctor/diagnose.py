@@ -19,7 +19,19 @@ __all__ = ["Diagnosis", "diagnose"]
 # Findings about a head that is then replaced or dropped are of no interest.
 _OLD_HEAD = ("experts.mtp_layout", "names.mtp_prefix")
 # Groups of findings that say nothing where the tensors are not the model's at all.
-_OF_TENSORS = ("dtype", "experts", "layers", "mtp", "names", "tensors", "tie", "vision", "vocab", "weights")
+_OF_TENSORS = (
+    "config.contradiction",
+    "dtype.",
+    "experts.",
+    "layers.",
+    "mtp.",
+    "names.",
+    "tensors.",
+    "tie.",
+    "vision.",
+    "vocab.",
+    "weights.",
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ def _diagnose(checkpoint: Checkpoint, mtp: MtpMode, mtp_from: Checkpoint | None)
     if head.replaced:
         seen = [(quirk, found) for quirk, found in seen if quirk.id not in _OLD_HEAD]
     if causes := [(quirk, found) for quirk, found in seen if quirk.explains and found is not None]:
-        seen = [*causes[:1], *(pair for pair in seen if pair[0].id.split(".")[0] not in _OF_TENSORS)]
+        seen = [*causes[:1], *(pair for pair in seen if not pair[0].id.startswith(_OF_TENSORS))]
         head = MtpResult((), 0, "none")
     findings = [*head.findings, *(found for _, found in seen if found is not None)]
     repaired = None
