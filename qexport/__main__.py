@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 
+from qexport.search_path import without_current_folder
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line; whatever comes after its end is ended silently."""
+    without_current_folder()  # before anything else is imported
     try:
         from qexport.cli.main import main as run
 

@@ -39,7 +39,7 @@ _MODEL_TYPES = {
 }
 # The family decides the type; weights come from the view; and a dtype here would round Gemma's embedding
 # scale, a buffer, to bf16, which no GGUF runtime does.
-_NOT_OURS = ("model_type", "quantization_config", "dtype", "torch_dtype")
+_NOT_OURS = ("model_type", "quantization_config", "dtype", "torch_dtype", "auto_map")
 # Rows are copied in pieces of about this size, so that little is held twice.
 _CHUNK_VALUES = 16 << 20
 
@@ -78,7 +78,7 @@ def empty_model(view: ModelView) -> Any:
         # One product per expert, each with its own input: what calibration looks at, and the plain path.
         options = {"experts_implementation": "eager"} if view.find(Role.ROUTER) is not None else {}
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, **options)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:

@@ -30,6 +30,7 @@ from qexport.cli._terminal import (
     visible,
 )
 from qexport.errors import EnvironmentProblem, ExitCode, QexportError, UsageProblem
+from qexport.search_path import without_current_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,6 +113,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: known errors become a sentence, the next step and an exit code."""
+    without_current_folder()
     gc.set_threshold(100_000, 20, 20)  # imports and vocabularies are millions of objects that all stay
     signal.signal(signal.SIGTERM, _interrupt)  # as for Ctrl-C: what is written is recorded, no orphans
     prepare_streams()

@@ -15,6 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qexport.errors import EnvironmentProblem
+
+# numba obeys this file in the current folder, and it may name a cache of compiled code to be run.
+if Path(".numba_config.yaml").exists():
+    raise EnvironmentProblem(
+        "The current folder has a .numba_config.yaml, which decides what code numba runs.",
+        hint="Remove it, or start in another folder; what it sets can also be given as NUMBA_* variables.",
+    )
+
 from numba import njit, types
 from numba.extending import intrinsic
 

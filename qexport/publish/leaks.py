@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.children.redact import machine_folders
 from qexport.errors import InputError
 from qexport.formats.gguf.host_paths import holds_host_path
-from qexport.verify.redact import machine_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

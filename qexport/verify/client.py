@@ -17,13 +17,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qexport.verify.redact import redact
+from qexport.children.redact import redact
 from qexport.verify.runtime import Failure, Generation, RuntimeFailure, Session, Step
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from qexport.verify.process import ServerProcess
+    from qexport.children.process import ChildProcess
 
 Answer = TypeVar("Answer")
 
@@ -58,7 +58,7 @@ class HttpSession(Session):
     """
 
     def __init__(
-        self, process: ServerProcess, host: str, port: int, *, version: str = "", load_s: float = 0.0
+        self, process: ChildProcess, host: str, port: int, *, version: str = "", load_s: float = 0.0
     ) -> None:
         self._process = process
         self._host = host

@@ -1,29 +1,32 @@
 """The runtimes that prove a folder: mlx-lm, transformers, vLLM, SGLang, each in a child process.
 
 The child is started by the Python that has the runtime: ours, or one that the user names, which need not have
-qexport. It reads the folder and nothing else: the Hub is switched off, and no code out of the folder is run.
+qexport. It reads the folder and nothing else: the Hub is switched off, no code out of the folder is run, and
+of our environment it sees what ``children/environment.py`` names.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from qexport.children.environment import kernel_caches
+from qexport.children.failure import Failure, RuntimeFailure
+from qexport.children.redact import folders_of, redact
+from qexport.children.start import engine_command, start
 from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.verify.lines import LineSession
-from qexport.verify.process import ServerProcess
-from qexport.verify.redact import folders_of, redact
-from qexport.verify.runtime import Failure, Runtime, RuntimeFailure, Session, Settings
-from qexport.verify.tether import NOT_STARTED, tethered
+from qexport.verify.memory import memory_limit
+from qexport.verify.runtime import Runtime, Session, Settings, request_of
+
+if TYPE_CHECKING:
+    from qexport.children.process import ChildProcess
 
 __all__ = ["ENGINES", "Engine", "FolderRuntime", "folder_runtime"]
 
-_CHILDREN = Path(__file__).parent / "children"
 # Words for a missing kernel (vllm/model_executor/kernels/linear, layers/fused_moe/oracle), and for memory.
 _LACKING = re.compile(
     r"Failed to find a kernel|[Kk]ernel \w+ is not supported|No \w+ MoE backend|MoE backend .*not support"
@@ -93,8 +96,7 @@ class FolderRuntime(Runtime):
         # Absolute: a bare name would be looked up in PATH. Not resolved: a venv's python is a link that
         # finds its packages by its own place.
         self._python = None if python is None else python.expanduser().absolute()
-        program = [str(_CHILDREN / "child.py"), str(_CHILDREN / engine.program), *map(str, first)]
-        self._command = list(command or [str(self._python or sys.executable), *program])
+        self._command = list(command or engine_command(engine.program, self._python, first))
 
     @property
     def name(self) -> str:
@@ -111,48 +113,29 @@ class FolderRuntime(Runtime):
                 f"{self.name} cannot be started: no such file as {self._python.name}",
                 hint="Give the path of a Python that has it, such as ~/vllm/bin/python.",
             )
-        request = {
-            "model": str(model.resolve()),
-            "context": settings.context,
-            "threads": settings.threads,
-            "draft_max": settings.draft_max,
-        }
-        process = ServerProcess(
-            tethered(self._command),
-            what=self.name,
-            time_limit=settings.time_limit,
-            first_line=json.dumps(request),
-            env=self._env(settings),
-            secrets=folders_of(model, *([self._python] if self._python else [])),
-        )
         try:
-            return self._session(process)
+            process, ready = start(
+                self._command,
+                request_of(model, settings),
+                what=self.name,
+                install=f"{self._engine.install}, or name a Python that has it with --runtime-python PATH",
+                time_limit=settings.time_limit,
+                memory_limit=memory_limit(settings),
+                env=self._env(settings),
+                secrets=folders_of(model, *([self._python] if self._python else [])),
+            )
+        except RuntimeFailure as failure:
+            if failure.kind is Failure.REFUSED and self._engine.lacking.search(failure.message):
+                reason = f"{self.name} cannot run it on this machine: {failure.message}"
+                raise RuntimeFailure(Failure.LACKING, reason, log=failure.log) from failure
+            raise
+        try:
+            return self._session(process, ready)
         except BaseException:
             process.kill()
             raise
 
-    def _session(self, process: ServerProcess) -> Session:
-        try:
-            ready = process.wait_until(process.answer)
-        except RuntimeFailure as failure:
-            # The environment's problem, not the folder's: the interpreter never ran.
-            said = process.answers() if failure.kind is Failure.DIED else ""
-            if said.startswith(NOT_STARTED):
-                reason = said.removeprefix(NOT_STARTED).strip()
-                raise EnvironmentProblem(f"{self.name} cannot be started: {reason}") from failure
-            raise
-        if ready.get("event") == "missing":
-            raise EnvironmentProblem(
-                f"{self.name} cannot be imported: {redact(str(ready.get('reason')))}",
-                hint=f"{self._engine.install}, or name a Python that has it with --runtime-python PATH",
-            )
-        if ready.get("event") == "refused":
-            reason = str(ready.get("reason"))
-            if self._engine.lacking.search(reason):
-                reason = f"{self.name} cannot run it on this machine: {reason}"
-                raise RuntimeFailure(Failure.LACKING, reason, log=process.log_tail())
-            reason = f"{self.name} could not load it: {reason}"
-            raise RuntimeFailure(Failure.REFUSED, reason, log=process.log_tail())
+    def _session(self, process: ChildProcess, ready: Mapping[str, Any]) -> Session:
         session = LineSession(process, ready)
         if self._engine.passed_over is not None:
             left = [line for line in process.log_lines() if self._engine.passed_over.search(line)]
@@ -162,10 +145,7 @@ class FolderRuntime(Runtime):
         return session
 
     def _env(self, settings: Settings) -> dict[str, str]:
-        # What leads our Python to its packages would lead another one to them, too.
-        ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") if self._python is not None else ()
-        env = {key: value for key, value in os.environ.items() if key not in ours}
-        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env = kernel_caches() if self._engine.drafts else {}
         if settings.threads:
             # vLLM otherwise ties its threads to cores of its choice.
             env |= {"OMP_NUM_THREADS": str(settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

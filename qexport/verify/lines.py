@@ -1,17 +1,16 @@
-"""A session with a runtime that answers JSON lines (``children/child.py``)."""
+"""A session with a runtime that answers JSON lines (``children/programs/child.py``)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qexport.verify.runtime import Failure, Generation, RuntimeFailure, Session, Step
+from qexport.verify.runtime import Generation, Session, Step
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from qexport.verify.process import ServerProcess
+    from qexport.children.process import ChildProcess
 
 __all__ = ["LineSession"]
 
@@ -25,15 +24,14 @@ class LineSession(Session):
         ready: what it said, its first line.
     """
 
-    def __init__(self, process: ServerProcess, ready: Mapping[str, Any]) -> None:
+    def __init__(self, process: ChildProcess, ready: Mapping[str, Any]) -> None:
         self._process = process
-        self._asked = 0
         try:
             self._version = str(ready["version"])
             self._load_s = float(ready["load_s"])
             self._facts = {str(key): value for key, value in dict(ready["facts"]).items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise self._nonsense("its start", error) from error
+            raise process.nonsense("its start", repr(error)) from error
 
     @property
     def version(self) -> str:
@@ -94,25 +92,11 @@ class LineSession(Session):
 
     def _ask(self, do: str, read: Callable[[Any], Answer], **given: Any) -> Answer:
         """One call; every way for it to go wrong is a RuntimeFailure."""
-        if self._process.remaining <= 0:
-            raise self._process.timed_out()
-        self._asked += 1
-        number = self._asked
-        self._process.say(json.dumps({"id": number, "do": do, "with": given}))
-        answer = self._process.wait_until(lambda: self._process.answer(number))
-        if "error" in answer:
-            reason = f"{self._process.what} could not {do.replace('_', ' ')}: {answer['error']}"
-            raise RuntimeFailure(Failure.REFUSED, reason, log=self._process.log_tail())
+        result = self._process.ask(do, **given)
         try:
-            if answer["id"] != number:
-                raise ValueError(f"an answer to call {answer['id']}")
-            return read(answer["result"])
+            return read(result)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._nonsense(do, error) from error
-
-    def _nonsense(self, what: str, error: Exception) -> RuntimeFailure:
-        reason = f"{self._process.what} answered {what} with something else: {error!r}"
-        return RuntimeFailure(Failure.NONSENSE, reason, log=self._process.log_tail())
+            raise self._process.nonsense(do, repr(error)) from error
 
 
 def _steps(values: Any) -> tuple[Step, ...]:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.children.environment import child_environment, search_path
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -78,12 +80,18 @@ def _gpu() -> str:
 
 def _said(command: list[str]) -> str:
     """What a program prints; nothing where it is not there or fails."""
-    program = shutil.which(command[0])
+    path = search_path(os.environ.get("PATH", os.defpath))  # never one that lies in the current folder
+    program = shutil.which(command[0], path=path)
     if program is None:
         return ""
     try:
         ran = subprocess.run(
-            [program, *command[1:]], capture_output=True, text=True, timeout=_PATIENCE_S, check=True
+            [program, *command[1:]],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=True,
+            env=child_environment(Path.home()),
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
     from qexport.checkpoint.local import LocalCheckpoint
     from qexport.families.view import ModelView
+    from qexport.verify.runtime import Settings
 
-__all__ = ["SKIPPED_BLOCKS", "Fit", "Shortage", "fit", "shortage"]
+__all__ = ["SKIPPED_BLOCKS", "Fit", "Shortage", "fit", "memory_limit", "shortage"]
 
 # Parts of a checkpoint that the reference never loads: it only predicts text, one token at a time.
 SKIPPED_BLOCKS = (Block.MTP, Block.VISION)
@@ -117,6 +118,11 @@ def _for_children() -> int:
     """Free bytes on Linux, which kills for more; elsewhere, where nobody says what is free, all there are."""
     linux = sys.platform == "linux"
     return available_memory() if linux else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_limit(settings: Settings) -> int:
+    """Bytes that a runtime's process may take: what its user says, else nearly all that is free now."""
+    return settings.memory_limit or available_memory() * 19 // 20
 
 
 def fit(view: ModelView, *, available: int | None = None) -> Fit:

@@ -109,7 +109,9 @@ def reference_from_folder(folder: Path, *, dtype: str = "float32") -> Transforme
 
     transformers = import_transformers()
     with quiet_transformers():
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), trust_remote_code=False
+        )
     return TransformersReference(model.eval(), _label(folder.name, transformers), dtype)
 
 

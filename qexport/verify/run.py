@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.artifacts.gguf_file import GgufInfo, read_gguf, shard_paths
+from qexport.children.redact import redact
 from qexport.errors import InputError
 from qexport.verify.conversation import gguf_template
 from qexport.verify.judge import skipped
 from qexport.verify.options import VerifyOptions
-from qexport.verify.redact import redact
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 from qexport.verify.steps import Progress, Steps, Subject

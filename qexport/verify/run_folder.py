@@ -16,6 +16,7 @@ from qexport.artifacts.artifact import Kind
 from qexport.artifacts.opening import open_artifact
 from qexport.checkpoint.chat_templates import read_templates
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.verify.choose import choose_runtime
 from qexport.verify.conversation import folder_ends, judge_ends, source_ends, template_kept
@@ -23,7 +24,6 @@ from qexport.verify.folder_type import folder_type
 from qexport.verify.judge import skipped
 from qexport.verify.memory import shortage
 from qexport.verify.options import VerifyOptions
-from qexport.verify.redact import redact
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.steps import Progress, Steps, Subject, report_of
 from qexport.verify.stored_numbers import folder_numbers

@@ -10,36 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qexport.errors import VerificationError
-from qexport.verify.redact import redact
+from qexport.children.failure import Failure, RuntimeFailure
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["Failure", "Generation", "Runtime", "RuntimeFailure", "Session", "Settings", "Step"]
-
-
-class Failure(StrEnum):
-    """How a runtime failed."""
-
-    REFUSED = "refused"  # it said no: the file, or a request
-    DIED = "died"  # abort, segmentation fault, or any exit that nobody asked for
-    TIMEOUT = "timeout"
-    LACKING = "lacking"  # kernels or memory that this machine has not: nothing is said of the artifact
-    NONSENSE = "nonsense"  # an answer that is not what the protocol promises
-
-
-class RuntimeFailure(VerificationError):
-    """The runtime could not do what was asked; ``log`` is the last it said. Neither has host paths."""
-
-    def __init__(self, kind: Failure, message: str, *, log: Sequence[str] = ()) -> None:
-        super().__init__(redact(message))
-        self.kind = kind
-        self.log = tuple(redact(line) for line in log)
+__all__ = ["Failure", "Generation", "Runtime", "RuntimeFailure", "Session", "Settings", "Step", "request_of"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +30,24 @@ class Settings:
         context: tokens of context; small, because the key-value cache of a large model is not.
         threads: threads of the runtime; 0 lets it choose.
         time_limit: seconds from start to close, after which the process is killed.
+        memory_limit: bytes that it may write to, on Linux; 0: what is free when it is started.
     """
 
     draft_max: int = 0
     context: int = 2048
     threads: int = 0
     time_limit: float = 900.0
+    memory_limit: int = 0
+
+
+def request_of(model: Path, settings: Settings) -> dict[str, Any]:
+    """What an engine is asked to load, and how."""
+    return {
+        "model": str(model.resolve()),
+        "context": settings.context,
+        "threads": settings.threads,
+        "draft_max": settings.draft_max,
+    }
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.verify.conversation import judge_ends, source_ends
 from qexport.verify.judge import (
@@ -24,7 +25,6 @@ from qexport.verify.judge import (
 )
 from qexport.verify.memory import fit
 from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, source_probes
-from qexport.verify.redact import redact
 from qexport.verify.reference import Reference, Scored, reference_from_view
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.runtime import Failure, Generation, Runtime, RuntimeFailure, Session, Settings

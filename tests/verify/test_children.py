@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from verify_fakes import write_llama
 
+from qexport.children.process import ChildProcess
 from qexport.errors import EnvironmentProblem
 from qexport.verify.client import HttpSession, parse_generation
-from qexport.verify.process import ServerProcess
 from qexport.verify.runtime import Failure, RuntimeFailure, Settings
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 
-READY = 'print(\'{"event": "ready", "address": "http://127.0.0.1:1"}\', flush=True)\n'
+READY = 'print(\'{"event": "ready", "facts": {"address": "http://127.0.0.1:1"}}\', flush=True)\n'
 
 
 def child(code: str) -> Xllamacpp:
@@ -86,7 +86,7 @@ def test_noise_before_the_answer_is_no_answer(tmp_path):
 
 def test_a_missing_package_names_the_extra(tmp_path):
     runtime = child('print(\'{"event": "missing", "reason": "No module"}\', flush=True)')
-    with pytest.raises(EnvironmentProblem, match="xllamacpp cannot be imported") as caught:
+    with pytest.raises(EnvironmentProblem, match=r"xllamacpp\) cannot be imported") as caught:
         runtime.open(tmp_path / "m.gguf", Settings(time_limit=20))
     assert "qexport[llama]" in str(caught.value.hint)
 
@@ -175,7 +175,7 @@ def test_greedy_is_asked_for_whatever_the_file_recommends(monkeypatch):
         return 200, json.dumps(ANSWER).encode()
 
     monkeypatch.setattr(HttpSession, "_request", request)
-    process = ServerProcess([sys.executable, "-c", "input()"], what="child", time_limit=20)
+    process = ChildProcess([sys.executable, "-c", "input()"], what="child", time_limit=20)
     with HttpSession(process, "127.0.0.1", 1) as session:
         session.generate([1], n_predict=4, n_probs=2)
     neutral = {"temperature": 0, "top_k": 1, "min_p": 0, "repeat_penalty": 1, "presence_penalty": 0}
@@ -185,7 +185,7 @@ def test_greedy_is_asked_for_whatever_the_file_recommends(monkeypatch):
 
 
 def test_no_group_is_killed_twice(monkeypatch):
-    process = ServerProcess([sys.executable, "-c", "input()"], what="child", time_limit=20)
+    process = ChildProcess([sys.executable, "-c", "input()"], what="child", time_limit=20)
     killed = []
     kill = os.killpg
     monkeypatch.setattr(os, "killpg", lambda *given: (killed.append(given), kill(*given)))
@@ -213,7 +213,7 @@ def test_a_binary_that_is_no_program_is_the_environments_problem(tmp_path):
         LlamaServer(binary).open(tmp_path / "m.gguf", Settings(time_limit=20))
 
 
-def _orphan(code: str, note: Path) -> int:
+def _orphans(code: str, note: Path) -> list[int]:
     """Start a parent that opens a session and never gets to close it, kill it, and name what it started."""
     parent = subprocess.Popen([sys.executable, "-c", code])
     try:
@@ -223,28 +223,29 @@ def _orphan(code: str, note: Path) -> int:
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    pid = int(note.read_text())
+    pids = [int(word) for word in note.read_text().split()]
     deadline = time.monotonic() + 5
-    while _alive(pid) and time.monotonic() < deadline:
+    while any(map(_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return pid
+    return pids
 
 
-def test_the_child_goes_with_its_parent_even_while_loading(tmp_path):
+def test_the_child_goes_with_its_parent_and_what_it_started_even_while_loading(tmp_path):
     note = tmp_path / "pid"
-    fake = tmp_path / "xllamacpp.py"
-    # Like the real one, which loads without letting other threads run.
+    engine = tmp_path / "engine.py"
+    # Like xllamacpp, which loads without letting other threads run.
     load = "ctypes.PyDLL(None)" if sys.platform.startswith("linux") else "time"
-    fake.write_text(
-        f"import ctypes, os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\n{load}.sleep(60)\n"
+    engine.write_text(
+        "import ctypes, os, subprocess, sys, time\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(note)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}}')\n{load}.sleep(60)\n"
     )
-    code = f"import os\nos.environ['PYTHONPATH'] = {str(tmp_path)!r}\n"
-    code += "from pathlib import Path\nfrom qexport.verify.runtimes import Xllamacpp\n"
-    code += "from qexport.verify.runtime import Settings\nXllamacpp().open(Path('m.gguf'), Settings())\n"
-    assert not _alive(_orphan(code, note))
+    code = "from pathlib import Path\nfrom qexport.verify.runtimes import Xllamacpp\n"
+    code += "from qexport.children.start import engine_command\nfrom qexport.verify.runtime import Settings\n"
+    code += f"Xllamacpp(engine_command({str(engine)!r})).open(Path('m.gguf'), Settings())\n"
+    assert not [pid for pid in _orphans(code, note) if _alive(pid)]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG")
 def test_the_server_goes_with_its_parent(tmp_path):
     note = tmp_path / "pid"
     binary = tmp_path / "llama-server"
@@ -253,4 +254,4 @@ def test_the_server_goes_with_its_parent(tmp_path):
     code = "from pathlib import Path\nfrom qexport.verify.runtimes import LlamaServer\n"
     code += "from qexport.verify.runtime import Settings\n"
     code += f"LlamaServer(Path({str(binary)!r})).open(Path('m.gguf'), Settings())\n"
-    assert not _alive(_orphan(code, note))
+    assert not [pid for pid in _orphans(code, note) if _alive(pid)]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from qexport.children import start
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.verify import folder_runtimes
 from qexport.verify.folder_runtimes import ENGINES, Engine, FolderRuntime, folder_runtime
 from qexport.verify.runtime import Failure, RuntimeFailure, Settings
 
-CHILD = Path(folder_runtimes.__file__).parent / "children" / "child.py"
+CHILD = Path(start.__file__).parent / "programs" / "child.py"
 READY = {"event": "ready", "version": "1.2", "load_s": 0.5, "facts": {"strict": True}}
 SETTINGS = Settings(time_limit=20.0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qexport.verify.redact import redact
+from qexport.children.redact import redact
 from qexport.verify.runtime import Failure, RuntimeFailure
 
 ASSERT = "/home/alice/llama.cpp/ggml/src/ggml.c:123: GGML_ASSERT"

@@ -1,4 +1,4 @@
-"""A runtime behind JSON lines: ``python child.py ENGINE.py [FIRST.py ...]``.
+"""A runtime behind JSON lines: ``python -I child.py ENGINE.py [FIRST.py ...]``.
 
 One line in (model, context, threads, draft_max), one out: ``ready`` with version, load_s and what the engine
 says of the loading, ``refused`` (the model could not be loaded) or ``missing`` (the runtime could not be
@@ -9,7 +9,8 @@ It leaves when its input ends, in whatever it is. Runtimes print to standard out
 so that no log line can be taken for an answer. Files named after the engine are run before it is loaded.
 
 The engine is a file with ``load(request)``, which returns an object with ``version``, ``facts`` and the
-methods that calls name. Only the standard library is used here, and nothing younger than Python 3.10.
+methods that calls name; a true ``EXPLAINS`` says that its runtime logs why it refuses a model. Only the
+standard library is used here, and nothing younger than Python 3.10.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ def main() -> None:
     """Load the model, say so, and answer calls until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # This file's folder is not the runtime's: nothing of ours may be imported in the place of a package.
-    sys.path[:] = [place for place in sys.path if place != os.path.dirname(os.path.abspath(__file__))]  # noqa: PTH100, PTH120
 
     def tell(**fields: Any) -> None:
         answers.write(json.dumps(fields) + "\n")
@@ -51,7 +50,8 @@ def main() -> None:
     try:
         held = engine.load(request)
     except Exception as error:  # noqa: BLE001 runtimes refuse files with every kind of exception
-        traceback.print_exc()
+        if not getattr(engine, "EXPLAINS", False):
+            traceback.print_exc()
         # A package that only this kind of model needs, or the model's fault?
         tell(event="missing" if isinstance(error, ImportError) else "refused", reason=_words(error))
         return

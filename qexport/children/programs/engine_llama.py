@@ -1,0 +1,45 @@
+"""llama.cpp as the ``xllamacpp`` wheel carries it: loads a GGUF and serves it on the loopback.
+
+``facts`` have the address; what is asked goes there, in llama.cpp's own protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xllamacpp
+
+__all__ = ["EXPLAINS", "load"]
+
+EXPLAINS = True
+
+
+class Loaded:
+    """A server with its model."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.version = str(xllamacpp.__version__)
+        self._server = xllamacpp.Server(_params(request))
+        self.facts = {"address": self._server.listening_address}
+
+
+def _params(request: dict[str, Any]) -> Any:
+    params: Any = xllamacpp.CommonParams()
+    params.model.path = request["model"]
+    params.n_ctx = request["context"]
+    params.n_parallel = 1
+    params.warmup = False
+    # Prompts are not kept (cache_prompt false), and the cache would be allowed 8 GiB.
+    params.cache_ram_mib = 0
+    if request["threads"]:
+        params.cpuparams.n_threads = request["threads"]
+    if request["draft_max"]:
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_MTP]
+        params.speculative.draft.n_max = request["draft_max"]
+        params.load_mtp = True
+    return params
+
+
+def load(request: dict[str, Any]) -> Loaded:
+    """Load the file ``request["model"]``, with its MTP head where ``draft_max`` is not 0."""
+    return Loaded(request)
