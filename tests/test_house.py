@@ -13,6 +13,8 @@ PACKAGE = ROOT / "qexport"
 FLOORS = (
     "errors",
     "sizes",
+    "search_path",
+    "children",
     "checkpoint",
     "families",
     "doctor",
