@@ -85,6 +85,11 @@ def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
         title=f"{plan.repo} ({state if remote.exists else 'new, private'})",
     )
     output.text(f"{len(plan.uploads)} files, {size_text(plan.size)}; nothing has been sent.")
+    if plan.unread:
+        output.text(
+            f"{len(plan.unread)} files were not read, their hashes are the receipt's: a push reads them and "
+            "refuses what differs (--rehash does it now)."
+        )
     for artifact in plan.earlier:
         output.text(f"Already there and kept: {artifact.label} ({artifact.files[0].name})")
     for left in plan.left_out:

@@ -50,7 +50,11 @@ __all__ = ["command"]
 @click.option("--base-model", metavar="ID", help="Hub id of the exported model, for the card.")
 @click.option("--quantized-by", metavar="NAME", help="Whom the card names.  [default: REPO's owner]")
 @click.option("--replace-card", is_flag=True, help="Replace a README.md that qexport did not write.")
-@click.option("--rehash", is_flag=True, help="Read every file again and compare it with its receipt.")
+@click.option(
+    "--rehash",
+    is_flag=True,
+    help="With --dry-run, too, read every file and compare it with its receipt, as a push does.",
+)
 @click.option(
     "--workers", type=click.IntRange(1, 32), default=5, show_default=True, help="Files sent at a time."
 )

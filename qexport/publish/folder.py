@@ -17,7 +17,7 @@ from qexport.errors import InputError, UsageProblem
 from qexport.publish.names import is_made_here
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from qexport.publish.artifacts import Artifact
 
@@ -62,6 +62,7 @@ def survey(
     wanted = {file.name for artifact in chosen for file in artifact.files}
     others = {file.name for artifact in every for file in artifact.files} - wanted
     _check_sizes(folder, chosen)
+    _check_links(folder, wanted)
     left: list[LeftOut] = []
     unknown: list[str] = []
     included: list[str] = []
@@ -78,6 +79,7 @@ def survey(
             left.append(LeftOut(name, "not chosen"))
         else:
             unknown.append(name)
+    _check_links(folder, included)
     for pattern in include:
         if not any(fnmatchcase(name, pattern) for name in (*included, *wanted)):
             raise UsageProblem(f"--include {pattern} matches no file that may be published")
@@ -99,6 +101,18 @@ def _listing(folder: Path) -> set[str]:
         links = [name for name in folders if (base / name).is_symlink()]
         names |= {(base / name).relative_to(folder).as_posix() for name in (*files, *links)}
     return names
+
+
+def _check_links(folder: Path, names: Iterable[str]) -> None:
+    """A link may lead to a file of the folder, and nowhere else: what is elsewhere was not exported here."""
+    home = folder.resolve()
+    for name in sorted(names):
+        target = (folder / name).resolve()
+        if not target.is_relative_to(home) or not target.is_file():
+            raise InputError(
+                f"{name} is a link out of the folder, or no file: not published.",
+                hint="Put the file itself there.",
+            )
 
 
 def _check_sizes(folder: Path, chosen: Sequence[Artifact]) -> None:

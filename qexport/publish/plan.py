@@ -15,7 +15,7 @@ from qexport.publish.kept import KEEP_START, Kept, read_kept
 from qexport.publish.leaks import check_text, is_small_file
 from qexport.publish.names import CARD_NAME, RECEIPT_NAME, SUMS_NAME
 from qexport.publish.remote import still_there
-from qexport.publish.sums import check_hashes, sha256_of, sums_text, to_hash
+from qexport.publish.sums import check_hashes, check_stamps, sha256_of, stamp, sums_text, to_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ class PushOptions:
         include: names or patterns of files that no receipt knows and that shall go, too.
         allow_unverified: push what has not passed; the card says so.
         public: make the repository public once the commit is there; needs everything to have passed.
-        rehash: read every file again and compare with its receipt.
+        rehash: in a rehearsal, too, read every file and compare it with its receipt, as a push does.
         replace_card: a card that qexport did not write may be replaced.
         base_model, quantized_by: for the card; from receipts and ``repo`` when not given.
         front_matter: keys of the card that outrank the source's own: license, language, tags.
@@ -93,7 +93,13 @@ class Upload:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push does. ``earlier`` are artifacts of earlier pushes, which stay and are on the card, too."""
+    """What a push does.
+
+    Attributes:
+        earlier: artifacts of earlier pushes, which stay and are on the card, too.
+        unread: files of a rehearsal whose hash is the receipt's word.
+        stamps: of every file, from before it was read.
+    """
 
     repo: str
     uploads: tuple[Upload, ...]
@@ -101,6 +107,8 @@ class PushPlan:
     earlier: tuple[Artifact, ...]
     left_out: tuple[LeftOut, ...]
     card: str
+    unread: tuple[str, ...] = ()
+    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -116,6 +124,7 @@ class PushPlan:
             "artifacts": [_artifact_json(artifact) for artifact in self.artifacts],
             "already_there": [_artifact_json(artifact) for artifact in self.earlier],
             "unverified": [artifact.label for artifact in unproven(self.artifacts)],
+            "not_hashed": list(self.unread),
             "left_out": [{"name": left.name, "why": left.why} for left in self.left_out],
         }
 
@@ -134,10 +143,13 @@ def check_before(options: PushOptions) -> tuple[Artifact, ...]:
     return chosen
 
 
-def plan_push(options: PushOptions, remote: Remote, *, secrets: Iterable[str] = (), bar: Bar) -> PushPlan:
-    """Plan the push. Reads small files, and large ones only where their hash is in doubt.
+def plan_push(
+    options: PushOptions, remote: Remote, *, real: bool = True, secrets: Iterable[str] = (), bar: Bar
+) -> PushPlan:
+    """Plan the push: read what goes, and compare it with its receipt.
 
     Args:
+        real: read everything; a rehearsal reads large files only where their hash is in doubt.
         remote: what the repository holds.
         secrets: texts that no file may hold.
         bar: makes a progress bar for so many bytes to be hashed.
@@ -149,15 +161,17 @@ def plan_push(options: PushOptions, remote: Remote, *, secrets: Iterable[str] = 
     every = read_artifacts(folder)
     chosen = select(every, options.only)
     found = survey(folder, chosen, every, options.include)
-    doubtful = to_hash(folder, chosen, rehash=options.rehash)
+    doubtful = to_hash(folder, chosen, rehash=real or options.rehash)
     hashes = {file.name: file.sha256 for artifact in chosen for file in artifact.files}
     sizes = {name: (folder / name).stat().st_size for name in (*hashes, *found.included)}
+    stamps = {name: stamp(folder / name) for name in sizes}
     with bar(sum(sizes[name] for name in (*doubtful, *found.included))) as progress:
         check_hashes(folder, doubtful, progress)
         hashes |= {name: sha256_of(folder / name, progress) for name in found.included}
     for name in hashes:
         if is_small_file(name, sizes[name]):
             check_text(name, (folder / name).read_bytes(), secrets=secrets)
+    check_stamps(folder, stamps)
 
     earlier = still_there(remote, chosen)
     if options.public:
@@ -183,7 +197,9 @@ def plan_push(options: PushOptions, remote: Remote, *, secrets: Iterable[str] = 
     ]
     made = ((CARD_NAME, card), (SUMS_NAME, sums), (RECEIPT_NAME, receipt))
     uploads += [Upload(name, len(data), _sha256(data), data=data) for name, data in made]
-    return PushPlan(options.repo, tuple(uploads), chosen, earlier, (*found.left_out, *unused), card.decode())
+    unread = tuple(sorted(set(hashes) - set(doubtful) - set(found.included)))
+    left_out = (*found.left_out, *unused)
+    return PushPlan(options.repo, tuple(uploads), chosen, earlier, left_out, card.decode(), unread, stamps)
 
 
 def _kept(options: PushOptions, remote: Remote) -> tuple[Kept, tuple[LeftOut, ...]]:

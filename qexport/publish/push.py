@@ -19,6 +19,7 @@ from qexport.publish.plan import PushOptions, PushPlan, check_before, plan_push
 from qexport.publish.problems import client_errors, problem
 from qexport.publish.remote import Remote, look
 from qexport.publish.send import commit, operations, retried, upload
+from qexport.publish.sums import check_stamps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,7 +74,7 @@ def rehearse(options: PushOptions, say: Callable[[str], None], *, bar: Bar | Non
         except client_errors() as error:
             found = problem(error, options.repo, "asking for the repository", invisible=False)
             remote, asked = Remote(), found.message
-    plan = plan_push(options, remote, secrets=_secrets(), bar=bar or _no_bar)
+    plan = plan_push(options, remote, real=False, secrets=_secrets(), bar=bar or _no_bar)
     _advise(plan, say)
     return Rehearsal(plan, remote, asked)
 
@@ -110,6 +111,7 @@ def push(
             upload(api, options, made, say)
         except client_errors() as error:
             raise _problem(error, options, "uploading") from None
+        check_stamps(options.folder, plan.stamps)
         try:
             done = commit(api, options, made, plan.uploads, parent, _message(options, plan))
         except client_errors() as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from huggingface_hub import HfApi
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.publish.artifacts import Artifact, ArtifactFile
 
 __all__ = ["Remote", "RemoteFile", "look", "still_there"]
 
@@ -81,12 +81,13 @@ def still_there(remote: Remote, ours: Sequence[Artifact]) -> tuple[Artifact, ...
         artifact
         for artifact in remote.artifacts
         if not any(file.name in replaced for file in artifact.files)
-        and all(_same(remote.files.get(file.name), file.size) for file in artifact.files)
+        and all(_same(remote.files.get(file.name), file) for file in artifact.files)
     )
 
 
-def _same(found: RemoteFile | None, size: int) -> bool:
-    return found is not None and found.size == size
+def _same(found: RemoteFile | None, file: ArtifactFile) -> bool:
+    """Of a small file only the size is known without reading it."""
+    return found is not None and found.size == file.size and found.sha256 in (None, file.sha256)
 
 
 def _artifacts(receipt: str | None) -> tuple[Artifact, ...]:

@@ -1,8 +1,8 @@
 """SHA256SUMS, in the form that ``sha256sum -c`` reads, from hashes that were taken while writing.
 
-The export hashed every byte on its way to the disk, so nothing is read again: for 300 GB of artifacts that
-is the better part of an hour. A file that was touched after its receipt is the exception, as is everything
-with ``rehash``: what is read then must give the receipt's hash.
+A push reads every file that it sends and compares it with its receipt: a file of the same size under the
+same name may be another one. A rehearsal reads those that were touched after their receipt, or all with ``rehash``.
+Between the reading and the commit no file may change, which its size, times and inode tell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qexport.export.execute import Progress
     from qexport.publish.artifacts import Artifact
 
-__all__ = ["check_hashes", "sha256_of", "sums_text", "to_hash"]
+__all__ = ["check_hashes", "check_stamps", "sha256_of", "stamp", "sums_text", "to_hash"]
 
 _CHUNK = 1 << 22
 # Receipts hold whole seconds, and file systems round: two seconds are no sign of a change.
@@ -36,7 +36,7 @@ def sums_text(hashes: Mapping[str, str]) -> str:
 
 
 def to_hash(folder: Path, artifacts: Iterable[Artifact], *, rehash: bool) -> dict[str, str]:
-    """The files to read, with the hashes they must have: all, or those changed after their receipt."""
+    """The files to read, with the hashes they must have: all, or those touched after their receipt."""
     wanted: dict[str, str] = {}
     for artifact in artifacts:
         written = artifact.written
@@ -47,6 +47,30 @@ def to_hash(folder: Path, artifacts: Iterable[Artifact], *, rehash: bool) -> dic
             if rehash or written is None or path.stat().st_mtime > written + _SLACK:
                 wanted[file.name] = file.sha256
     return wanted
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file does."""
+    found = path.stat()
+    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+
+
+def check_stamps(folder: Path, stamps: Mapping[str, tuple[int, ...]]) -> None:
+    """See that files are as they were when their stamps were taken.
+
+    Raises:
+        InputError: one has changed, or is gone.
+    """
+    for name, before in stamps.items():
+        try:
+            same = stamp(folder / name) == before
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(
+                f"{name} changed while it was being published. Nothing of this push is visible on the Hub.",
+                hint="Let nothing write into the folder meanwhile, and push again.",
+            )
 
 
 def check_hashes(folder: Path, wanted: Mapping[str, str], progress: Progress | None = None) -> None:

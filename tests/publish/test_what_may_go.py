@@ -1,6 +1,7 @@
 """What a push refuses before it asks the Hub: unknown, changed, leaking, broken."""
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -90,10 +91,88 @@ def test_a_file_only_touched_goes(hub, folder):
     ok("push", folder, REPO)
 
 
-def test_rehash_finds_what_the_clock_does_not_show(hub, folder):
+@pytest.mark.parametrize("words", [(), ("--rehash",), ("--dry-run", "--rehash")])
+def test_a_push_finds_what_the_clock_does_not_show(hub, folder, words):
+    """Another file of the same size and time: its receipt's hash is not its own."""
     flip(folder / "Tuned-Q8_0.gguf", later=False)
-    assert run("push", folder, REPO, "--rehash").code == 3
+    ran = run("push", folder, REPO, *words)
+    assert ran.code == 3
+    assert "Tuned-Q8_0.gguf is not the file that was exported" in ran.stderr
     assert REPO not in hub.pushed
+
+
+def test_a_rehearsal_says_what_it_did_not_read(hub, folder):
+    flip(folder / "Tuned-Q8_0.gguf", later=False)
+    ran = ok("push", folder, REPO, "--dry-run", "--json")
+    assert ran.json()["not_hashed"] == ["Tuned-Q4_K_M.gguf", "Tuned-Q8_0.gguf"]
+    assert "2 files were not read" in ok("push", folder, REPO, "--dry-run").stdout
+    os.utime(folder / "Tuned-Q4_K_M.gguf", (2e9, 2e9))
+    assert ok("push", folder, REPO, "--dry-run", "--json").json()["not_hashed"] == ["Tuned-Q8_0.gguf"]
+
+
+@pytest.mark.parametrize("when", ["read", "sent"])
+@pytest.mark.parametrize("how", ["flip", "remove", "replace"])
+def test_a_file_that_changes_meanwhile_is_not_committed(hub, folder, monkeypatch, when, how):
+    """Between the hash and the commit, with its size and time of change put back."""
+    path = folder / "Tuned-Q8_0.gguf"
+
+    def harm():
+        if how == "flip":
+            flip(path, later=False)
+        elif how == "remove":
+            path.unlink()
+        else:
+            copy = path.with_suffix(".new")
+            copy.write_bytes(path.read_bytes()[::-1])
+            os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+            copy.replace(path)
+
+    module, name = {
+        "read": ("qexport.publish.plan", "check_hashes"),
+        "sent": ("qexport.publish.push", "upload"),
+    }[when]
+    plain = getattr(importlib.import_module(module), name)
+
+    def harmed(*words, **more):
+        plain(*words, **more)
+        harm()
+
+    monkeypatch.setattr(f"{module}.{name}", harmed)
+    ran = run("push", folder, REPO)
+    assert ran.code == 3
+    assert "Tuned-Q8_0.gguf changed while it was being published" in ran.stderr
+    assert REPO not in hub.pushed or "Tuned-Q8_0.gguf" not in hub.pushed[REPO].tree()
+
+
+def test_a_link_stays_inside_the_folder(hub, folder, tmp_path):
+    path = folder / "Tuned-Q8_0.gguf"
+    (tmp_path / "elsewhere").mkdir()
+    path.rename(tmp_path / "elsewhere" / path.name)
+    path.symlink_to(tmp_path / "elsewhere" / path.name)
+    ran = run("push", folder, REPO)
+    assert ran.code == 3
+    assert "Tuned-Q8_0.gguf is a link out of the folder" in ran.stderr
+    path.unlink()
+    (tmp_path / "elsewhere" / path.name).rename(folder / ".blob")
+    path.symlink_to(".blob")
+    ok("push", folder, REPO)
+
+
+def test_an_included_link_stays_inside_too(hub, folder, tmp_path):
+    (tmp_path / "secret").write_text("s")
+    (folder / "NOTICE").symlink_to(tmp_path / "secret")
+    assert run("push", folder, REPO, "--include", "NOTICE").code == 3
+    assert REPO not in hub.pushed
+
+
+def test_a_file_that_was_replaced_on_the_hub_is_not_listed_with_its_old_hash(hub, folder):
+    ok("push", folder, REPO)
+    repo = hub.pushed[REPO]
+    repo.record(
+        {**repo.tree(), "Tuned-Q4_K_M.gguf": b"x" * (folder / "Tuned-Q4_K_M.gguf").stat().st_size}, "main"
+    )
+    ok("push", folder, REPO, "--only", "Q8_0")
+    assert "Tuned-Q4_K_M" not in repo.tree()["SHA256SUMS"].decode()
 
 
 def test_sums_are_what_sha256sum_reads(hub, folder, tmp_path):
