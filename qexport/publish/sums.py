@@ -1,8 +1,8 @@
 """SHA256SUMS, in the form that ``sha256sum -c`` reads, from hashes that were taken while writing.
 
 A push reads every file that it sends and compares it with its receipt: a file of the same size under the
-same name may be another one. A rehearsal reads those that were touched after their receipt, or all with ``rehash``.
-Between the reading and the commit no file may change, which its size, times and inode tell.
+same name may be another one. A rehearsal reads those that were touched after their receipt, or all with
+``rehash``. Between the reading and the commit no file may change, which its size, times and inode tell.
 """
 
 from __future__ import annotations
