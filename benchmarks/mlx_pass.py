@@ -61,7 +61,7 @@ def peer(args: argparse.Namespace, out: Path) -> tuple[float, float]:
     if not source.exists():
         source.mkdir()
         for file in args.model.resolve().iterdir():
-            (source / file.name).symlink_to(file)
+            (source / file.name).hardlink_to(file)
         config = json.loads((source / "config.json").read_text())
         if config["model_type"].startswith("qwen3_5"):
             config["model_type"] = config["model_type"].removesuffix("_text")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qexport.checkpoint.header import header_length, parse_header
 from qexport.checkpoint.layout import TEMPLATE_FOLDER
+from qexport.checkpoint.paths import read_small
 from qexport.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class HubFiles:
                     cache_dir=self.cache_dir,
                     tqdm_class=silent_tqdm,
                 )
-                self._read[name] = Path(path).read_bytes()
+                self._read[name] = read_small(Path(path), f"{self.repo}: {name}")
             return self._read[name]
 
     def weights(self, file: str) -> Path:

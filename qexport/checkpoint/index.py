@@ -27,8 +27,8 @@ def parse_index(index: Mapping[str, Any], label: str) -> dict[str, str]:
 
     Raises:
         InputError: there is no usable weight_map, it is empty, or it names a file that is not a plain
-            ``.safetensors`` name inside the checkpoint's own folder. Only names are judged: a shard may be a
-            symlink that leads elsewhere, as in the Hugging Face cache.
+            ``.safetensors`` name inside the checkpoint's own folder. Only names are judged; where links may
+            lead is judged when the folder is listed.
     """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

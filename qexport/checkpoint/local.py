@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.header import read_header
 from qexport.checkpoint.index import join_headers
 from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, read_layout, small_files
+from qexport.checkpoint.paths import leads_out, read_small
 from qexport.checkpoint.refusals import refuse_dtypes
 from qexport.checkpoint.snapshot import snapshot_of
 from qexport.checkpoint.source_file import SourceFile
@@ -40,6 +41,7 @@ class LocalCheckpoint:
             thread that asks for them; for tests and accounting.
         revision: the commit, where it was downloaded from the Hub.
         unused: safetensors files in the folder that are no part of the model.
+        led_out: links to somewhere outside of the folder, which are left out.
 
     Raises:
         InputError: there is no such folder, or nothing in it that can be exported; the message says which.
@@ -60,7 +62,7 @@ class LocalCheckpoint:
         self._label = label or (own if snapshot is None else snapshot.label)
         self.on_read: Callable[[str, int, int], None] | None = None
         self.revision: str | None = None if snapshot is None else snapshot.commit
-        listing = _listing(self._folder, self._label, str(path))
+        listing, self.led_out = _listing(self._folder, self._label, str(path))
         if weights is None:
             layout = read_layout(self._label, listing, self._read, quantized=quantized)
         else:
@@ -139,11 +141,7 @@ class LocalCheckpoint:
         return tensor
 
     def _read(self, name: str) -> bytes:
-        try:
-            return (self._folder / name).read_bytes()
-        except OSError as error:
-            why = error.strerror or "input/output error"
-            raise InputError(f"{self._label}: {name} cannot be read: {why}.") from error
+        return read_small(self._folder / name, f"{self._label}: {name}")
 
 
 def _source_file(folder: Path, file: str) -> SourceFile:
@@ -154,8 +152,11 @@ def _source_file(folder: Path, file: str) -> SourceFile:
     return SourceFile(folder / file, file, size)
 
 
-def _listing(folder: Path, label: str, typed: str) -> dict[str, int]:
-    """Sizes of the files at the top and in the template folder; symlinks count as what they lead to."""
+def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Sizes of the files at the top and in the template folder, and names of those that lead out of it.
+
+    Links inside the folder, and those of the Hub's cache, count as what they lead to.
+    """
     try:
         if not folder.exists():
             hint = "Check the path, or give a Hub repository as org/name."
@@ -166,7 +167,15 @@ def _listing(folder: Path, label: str, typed: str) -> dict[str, int]:
         templates = folder / TEMPLATE_FOLDER
         if templates.is_dir():
             found += [entry for entry in templates.iterdir() if entry.is_file()]
-        listing = {entry.relative_to(folder).as_posix(): entry.stat().st_size for entry in found}
+        sizes = {entry.relative_to(folder).as_posix(): entry.stat().st_size for entry in found}
+        led_out = tuple(sorted(name for name in sizes if leads_out(folder, folder / name)))
+        listing = {name: size for name, size in sizes.items() if name not in led_out}
+        needed = [name for name in led_out if name.endswith((".safetensors", ".index.json", "config.json"))]
+        if needed:
+            raise InputError(
+                f"{label}: {needed[0]} is a link that leads out of the folder.",
+                hint="Put the file itself there (a hard link will do), or give the folder that it lies in.",
+            )
         if not listing:
             inside = sorted(entry.parent.name for entry in folder.glob("*/config.json"))
             hint = (
@@ -177,7 +186,7 @@ def _listing(folder: Path, label: str, typed: str) -> dict[str, int]:
         raise InputError(
             f"The folder {typed} cannot be read: {error.strerror or 'input/output error'}."
         ) from error
-    return listing
+    return listing, led_out
 
 
 def _not_a_folder(typed: str) -> InputError:

@@ -265,6 +265,11 @@ def _inline_only(subject: Subject) -> str | None:
     return f"the chat template is in {_TOKENIZER} alone" if _places(subject) == {_TOKENIZER} else None
 
 
+def _led_out(subject: Subject) -> str | None:
+    names = getattr(subject.checkpoint, "led_out", ())
+    return f"left out, since they lead out of the folder: {', '.join(names)}" if names else None
+
+
 def _jinja_only(subject: Subject) -> str | None:
     return f"the chat template is in {TEMPLATE_FILE} alone" if _places(subject) == {TEMPLATE_FILE} else None
 
@@ -456,6 +461,13 @@ FILE_QUIRKS = (
         fix=_write_config_eos,
         repair="config.json's eos_token_id becomes that of the tokenizer.",
         breaks=(("readers of config.json alone", "stops at the wrong token or never"),),
+    ),
+    Quirk(
+        id="files.led_out",
+        title="a link that leads out of the model's folder",
+        severity="note",
+        see=_led_out,
+        repair="Left out: it would publish a file of this machine. Put the file itself there if it belongs.",
     ),
     Quirk(
         id="template.differs",

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.paths import leads_out
 from qexport.errors import InputError, UsageProblem
 from qexport.publish.names import is_made_here
 
@@ -83,6 +84,14 @@ def survey(
     for pattern in include:
         if not any(fnmatchcase(name, pattern) for name in (*included, *wanted)):
             raise UsageProblem(f"--include {pattern} matches no file that may be published")
+    for name in (*sorted(wanted), *included):
+        if not (folder / name).is_file():
+            raise InputError(f"{name} is not a regular file, so it is not published.")
+        if leads_out(folder, folder / name):
+            raise InputError(
+                f"{name} is a link that leads out of {folder.name}, so it is not published.",
+                hint="Put the file itself there, or move the link out of the folder.",
+            )
     if unknown:
         shown = "\n".join(f"  {name}" for name in unknown[:_SHOWN])
         more = f"\n  and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""

@@ -109,12 +109,13 @@ def test_a_file_without_padding(tmp_path):
 
 def test_the_cache_of_the_hub_is_made_of_symlinks(tmp_path):
     folder = write_folder(tmp_path / "plain", two_shards())
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
-    blobs.mkdir()
+    repository = tmp_path / "models--org--name"
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, path in enumerate(sorted(folder.iterdir())):
-        path.rename(blobs / str(number))
-        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+        path.rename(blobs / f"{number:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:040x}")
     checkpoint = LocalCheckpoint(snapshot, label="org/name@abc")
     assert checkpoint.label == "org/name@abc"
     assert all_rows(checkpoint) == official(snapshot)

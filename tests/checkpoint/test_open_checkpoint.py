@@ -1,5 +1,6 @@
 """A folder, a repository, or neither; and what importing costs."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -32,8 +33,9 @@ def cache(tmp_path):
         (repo / "blobs").mkdir(parents=True, exist_ok=True)
         (repo / "snapshots" / commit).mkdir(parents=True)
         for path in made.iterdir():
-            path.rename(repo / "blobs" / f"{commit}-{path.name}")
-            (repo / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{commit}-{path.name}")
+            blob = hashlib.sha1(f"{commit} {path.name}".encode()).hexdigest()
+            path.rename(repo / "blobs" / blob)
+            (repo / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{blob}")
     return repo
 
 

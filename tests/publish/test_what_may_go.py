@@ -57,6 +57,24 @@ def test_a_link_to_a_folder_is_unknown(hub, folder, tmp_path):
     assert "  link\n" in run("push", folder, REPO).stderr
 
 
+@pytest.mark.parametrize("name", ["Tuned-Q8_0.gguf", "NOTICE"])
+def test_a_link_out_of_the_folder_is_not_followed(hub, folder, tmp_path, name):
+    """Whether a receipt knows it or --include names it."""
+    secret = tmp_path / "key"
+    secret.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    ran = run("push", folder, REPO, "--include", "NOTICE*" if name == "NOTICE" else "*")
+    assert ran.code == 3
+    assert f"{name} is a link that leads out of" in ran.stderr
+    assert not hub.requests
+
+
+def test_a_pipe_is_not_waited_for(hub, folder):
+    os.mkfifo(folder / "NOTICE")
+    assert "NOTICE is not a regular file" in run("push", folder, REPO, "--include", "NOTICE").stderr
+
+
 def test_a_file_that_is_missing_or_cut(hub, folder):
     path = folder / "Tuned-Q8_0.gguf"
     data = path.read_bytes()
