@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TEXT_KEYS", "parse_json", "read_json", "text_config"]
 
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 # Multimodal configs keep the language model's settings one level down, under one of these names:
 # transformers' own (Qwen3.5, Gemma 3, Llama 4), InternVL's and DeepSeek-VL's.
 TEXT_KEYS = ("text_config", "llm_config", "language_config")
@@ -61,10 +63,21 @@ def parse_json(
         raise InputError(
             f"{what} is not JSON that can be read: nested too deeply or a number too long."
         ) from error
+    if _HALF.search(data) and not _is_text(loaded):
+        raise InputError(f"{what} spells half of a surrogate pair, which is no text (\\ud800 or the like).")
     if not isinstance(loaded, dict):
         hint = "Copy the file again from the base model."
         raise InputError(f"{what} holds a JSON {type(loaded).__name__}, not an object.", hint=hint)
     return loaded
+
+
+def _is_text(value: object) -> bool:
+    """Whether every word in it has a UTF-8 form."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
