@@ -25,17 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    for folder in ("", "verify", "publish", "recipe"):
-        sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+for folder in ("", "verify", "publish"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 import zoo
 from exported_folders import export, gguf
 from verify_fakes import write_llama
 
-from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.artifacts.gguf import open_gguf
 from qexport.artifacts.gguf_file import read_gguf
+from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.doctor.explain import explain
 from qexport.errors import QexportError
 from qexport.export.receipt import read_receipt
@@ -64,9 +63,9 @@ _RAW = {
     "@HALF@": '"\\ud800"',
 }
 _ODD: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 3, 2**31, 2**31 - 1, -(2**31), 2**32, 2**53, 2**63, 2**64, 10**30, 0.5, -0.0, 1e-5, 1e308,
-    "", "x", "0", "1e-05", "4096.0", "\x00", "\x1b[31m", "../x", "/etc/passwd", "a" * 5000, "é\u202e", [], {}, [[]], [None],
-    [0] * 70, [1.5, "x"], {"a": 1}, {"": None}, *_RAW,
+    None, True, False, -1, 0, 1, 3, 2**31, 2**31 - 1, -(2**31), 2**32, 2**53, 2**63, 2**64, 10**30,
+    0.5, -0.0, 1e-5, 1e308, "", "x", "0", "1e-05", "4096.0", "\x00", "\x1b[31m", "../x", "/etc/passwd",
+    "a" * 5000, "é\u202e", [], {}, [[]], [None], [0] * 70, [1.5, "x"], {"a": 1}, {"": None}, *_RAW,
 )  # fmt: skip
 
 
@@ -86,7 +85,8 @@ def damaged_json(data: bytes, rng: random.Random) -> bytes:
             at = rng.choice(places)
             text = f"{text[:at]}{rng.choice(keys)} 1,{text[at:]}"
     if chance > 0.94:
-        return rng.choice((text.encode("utf-16"), b"\xef\xbb\xbf" + text.encode(errors="replace"), text.encode("latin-1", "replace")))
+        other = text.encode("utf-16"), b"\xef\xbb\xbf" + text.encode(), text.encode("latin-1", "replace")
+        return rng.choice(other)
     found = text.encode("utf-8", "surrogatepass")
     return damaged_bytes(found, rng) if 0.06 < chance < 0.12 else found
 
@@ -117,19 +117,25 @@ def _damaged_value(value: Any, rng: random.Random) -> Any:
     elif action < 0.3:
         other: Any = value
         for step in rng.choice(paths):
-            other = other[step] if isinstance(other, dict | list) and (not isinstance(other, dict) or step in other) else other
-            if not isinstance(other, dict | list):
+            if not isinstance(other, dict | list) or (isinstance(other, dict) and step not in other):
                 break
+            other = other[step]
         holder[last] = json.loads(json.dumps(other))
     elif action < 0.36 and isinstance(holder, dict):
         holder[rng.choice(("", "x", "model_type", "../y", "a" * 300, str(last).upper()))] = holder.pop(last)
     elif action < 0.42 and isinstance(holder[last], list):
         holder[last] = (holder[last] * rng.choice((0, 2, 3)))[:5000]
     elif action < 0.5 and isinstance(holder[last], int | float):
-        holder[last] = rng.choice((str(holder[last]), holder[last] + 1, holder[last] - 1, holder[last] * 1000, -holder[last], float(holder[last])))
+        number = holder[last]
+        holder[last] = rng.choice(
+            (str(number), number + 1, number - 1, number * 1000, -number, float(number))
+        )
     else:
         holder[last] = rng.choice(_ODD)
     return value
+
+
+_SIZES = 0, 1, 64, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1
 
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
@@ -148,18 +154,22 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
             found[at:at] = found[at : at + rng.choice((4, 32, 200))]
         elif action == 4 and len(found) > 8:
             at = rng.randrange(len(found) - 7)
-            found[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1, len(data))))
+            found[at : at + 8] = struct.pack("<Q", rng.choice(_SIZES))
         elif action == 5 and rng.random() < 0.3:
             del found[at:]
     return bytes(found)
 
 
+_WORDS = (
+    "*a", "&a [*a]", "!!python/name:os.system", "{", "[" * 60, "- x", ": :", "<<: {a: 1}", "2026-02-31",
+    "1:30:00", "0o777", "9" * 5000, "'", '"\\UFFFFFFFF"', '"\\0"', "\t", "@x", "%x", "`", "{a: 1, a: 2}",
+    "---", "...", "~", "null", "../../x", "🙂", "\ufeff", "\x07", ".nan", "1e400", "!<x> y", "|9", "? x",
+)  # fmt: skip
+
+
 def damaged_text(data: bytes, rng: random.Random) -> bytes:
     """Lines removed, repeated, put deeper, or with odd words in place of theirs."""
     lines = data.decode().splitlines()
-    words = ("*a", "&a [*a]", "!!python/name:os.system", "{", "[" * 60, "- x", ": :", "<<: {a: 1}", "2026-02-31", "1:30:00",
-             "0o777", "9" * 5000, "'", '"\\UFFFFFFFF"', '"\\0"', "\t", "@x", "%x", "`", "{a: 1, a: 2}", "---", "...", "~", "null",
-             "../../x", "🙂", "\ufeff", "\x07", ".nan", "1e400", "!<x> y", "|9", "? x")  # fmt: skip
     for _ in range(rng.choice((1, 1, 2, 5))):
         at, action = rng.randrange(max(1, len(lines))), rng.random()
         if not lines:
@@ -172,9 +182,9 @@ def damaged_text(data: bytes, rng: random.Random) -> bytes:
             lines[at] = " " * rng.choice((1, 2, 3)) + lines[at]
         elif action < 0.8:
             head, colon, _ = lines[at].partition(":")
-            lines[at] = f"{head}{colon} {rng.choice(words)}"
+            lines[at] = f"{head}{colon} {rng.choice(_WORDS)}"
         else:
-            lines.insert(at, rng.choice(words))
+            lines.insert(at, rng.choice(_WORDS))
     found = "\n".join(lines).encode("utf-8", "surrogatepass")
     return damaged_bytes(found, rng) if rng.random() < 0.2 else found
 
@@ -223,7 +233,9 @@ def _header(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.4:
         return damaged_bytes(data[: 8 + length], rng) + data[8 + length :]
     header = damaged_json(data[8 : 8 + length], rng)
-    return struct.pack("<Q", len(header) + rng.choice((0, 0, 0, 0, 1, -1, 2**40))) + header + data[8 + length :]
+    return (
+        struct.pack("<Q", len(header) + rng.choice((0, 0, 0, 0, 1, -1, 2**40))) + header + data[8 + length :]
+    )
 
 
 def _gguf(data: bytes, rng: random.Random) -> bytes:
@@ -309,25 +321,29 @@ publish:
   card: {license: mit, tags: [a]}
 """
 
-KINDS: dict[str, Kind] = {
-    "header": Kind("*.safetensors", _header, _plan, _model("llama"), 60),
-    "config": Kind("config.json", damaged_json, _plan, _model("qwen3_5"), 60),
-    "moe_config": Kind("config.json", damaged_json, _plan, _model("qwen3_moe"), 20),
-    "tokenizer": Kind("tokenizer.json", damaged_json, _plan, _model("qwen3"), 30),
-    "tokenizer_config": Kind("tokenizer_config.json", damaged_json, _plan, _model("qwen3"), 30),
-    "generation": Kind("generation_config.json", damaged_json, _plan, _model("qwen3"), 20),
-    "index": Kind("model.safetensors.index.json", damaged_json, _plan, _index, 40),
-    "readme": Kind("README.md", damaged_text, _plan, _model("llama"), 30),
-    "gguf": Kind("model.gguf", _gguf, _read_gguf, lambda f: write_llama(f / "model.gguf"), 100),
-    "imatrix": Kind("model.gguf", _gguf, lambda f: read_imatrix(f / "model.gguf"), lambda f: _matrix(f), 100),
-    "receipt": Kind("qexport.json", damaged_json, _receipt, lambda f: export(f, [gguf("Q4_K_M", 3000), gguf("Q8_0", 5000)]), 100),
-    "recipe": Kind("r.yaml", damaged_text, _recipe, lambda f: (f / "r.yaml").write_bytes(_RECIPE), 150),
-}  # fmt: skip
+
+def _exported(folder: Path) -> None:
+    export(folder, [gguf("Q4_K_M", 3000), gguf("Q8_0", 5000)])
 
 
 def _matrix(folder: Path) -> None:
     golden = Path(__file__).parents[1] / "calibrate" / "golden" / "llama.gguf.gz"
     (folder / "model.gguf").write_bytes(gzip.decompress(golden.read_bytes()))
+
+
+KINDS: dict[str, Kind] = {
+    "header": Kind("*.safetensors", _header, _plan, _model("llama"), 200),
+    "config": Kind("config.json", damaged_json, _plan, _model("qwen3_5"), 150),
+    "moe_config": Kind("config.json", damaged_json, _plan, _model("qwen3_moe"), 60),
+    "tokenizer": Kind("tokenizer.json", damaged_json, _plan, _model("qwen3"), 60),
+    "tokenizer_config": Kind("tokenizer_config.json", damaged_json, _plan, _model("qwen3"), 60),
+    "generation": Kind("generation_config.json", damaged_json, _plan, _model("qwen3"), 60),
+    "index": Kind("model.safetensors.index.json", damaged_json, _plan, _index, 100),
+    "readme": Kind("README.md", damaged_text, _plan, _model("llama"), 100),
+    "gguf": Kind("model.gguf", _gguf, _read_gguf, lambda f: write_llama(f / "model.gguf"), 200),
+    "imatrix": Kind("model.gguf", _gguf, lambda f: read_imatrix(f / "model.gguf"), _matrix, 200),
+    "recipe": Kind("r.yaml", damaged_text, _recipe, lambda f: (f / "r.yaml").write_bytes(_RECIPE), 200),
+}  # fmt: skip
 
 
 def faults(name: str, numbers: Iterator[int] | range, work: Path) -> list[str]:
@@ -370,7 +386,9 @@ def main() -> None:
     places: dict[str, list[str]] = {}
     for each in found:
         lines = each.strip().splitlines()
-        places.setdefault(f"{lines[-1][:150]} <- {lines[-3].strip() if len(lines) > 2 else ''}", []).append(each)
+        places.setdefault(f"{lines[-1][:150]} <- {lines[-3].strip() if len(lines) > 2 else ''}", []).append(
+            each
+        )
     for place, cases in sorted(places.items(), key=lambda item: -len(item[1])):
         print(f"{len(cases)} x {place}\n{cases[0]}\n")
     print(f"{name}: {count} cases, {len(found)} faults")
