@@ -12,6 +12,7 @@ from qexport.doctor.draft import Draft
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.quirks_config import PROCESSOR_FILES
 from qexport.doctor.subject import Subject
+from qexport.doctor.tokenizer_class import class_differs
 from qexport.doctor.tokens import (
     begins_something,
     stop_ids,
@@ -84,11 +85,11 @@ def _name_specials(draft: Draft) -> None:
 
 
 def _split_rule(subject: Subject) -> str | None:
-    name = str(_settings(subject).get("tokenizer_class")).removesuffix("Fast")
-    document = subject.json_file("tokenizer.json") or {}
-    if name != "Qwen2Tokenizer" or _MARKS not in str(document.get("pre_tokenizer")):
-        return None
-    return "tokenizer_class is Qwen2Tokenizer, but tokenizer.json has Qwen3.5's split rule"
+    settings, document = _settings(subject), subject.json_file("tokenizer.json") or {}
+    name = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if name == "Qwen2Tokenizer" and _MARKS in str(document.get("pre_tokenizer")):
+        return "tokenizer_class is Qwen2Tokenizer, but tokenizer.json has Qwen3.5's split rule"
+    return class_differs(document, settings, str(subject.config.get("model_type")))
 
 
 def _digits_lost(subject: Subject) -> str | None:
@@ -381,12 +382,15 @@ FILE_QUIRKS = (
     ),
     Quirk(
         id="tokenizer.split_rule",
-        title="a tokenizer class whose split rule is another one",
+        title="a tokenizer class that cuts text otherwise than tokenizer.json",
         severity="note",
         see=_split_rule,
         repair="The files are carried as they are; GGUF takes the rule from tokenizer.json.",
         breaks=(
-            ("transformers 5", "splits words with combining marks (Hindi, Thai, ...) as Qwen2 did, silently"),
+            (
+                "transformers 5, mlx-lm, vLLM",
+                "follow the class: combining marks cut off as by Qwen2, no space after special tokens",
+            ),
         ),
     ),
     Quirk(

@@ -21,6 +21,7 @@ from qexport.children.redact import redact
 from qexport.verify.runtime import Failure, Generation, RuntimeFailure, Session, Step
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from qexport.children.process import ChildProcess
@@ -93,6 +94,12 @@ class HttpSession(Session):
     def tokenize(self, text: str, *, add_special: bool) -> tuple[int, ...]:
         body = {"content": text, "add_special": add_special, "parse_special": True}
         return self._call("POST", "/tokenize", body, lambda answer: _ids(_mapping(answer)["tokens"]))
+
+    def source_ids(
+        self, folder: Path, texts: Sequence[str], *, add_special: bool
+    ) -> list[tuple[int, ...]] | None:
+        """llama.cpp reads no folders."""
+        return None
 
     def ends(self) -> frozenset[int] | None:
         """llama.cpp's own list: what it would keep from being chosen if told to ignore the end of a text."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qexport.verify.runtime import Generation, Session, Step
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from qexport.children.process import ChildProcess
@@ -50,6 +51,18 @@ class LineSession(Session):
 
     def tokenize(self, text: str, *, add_special: bool) -> tuple[int, ...]:
         return self._ask("tokenize", _ids, text=text, add_special=add_special)
+
+    def source_ids(
+        self, folder: Path, texts: Sequence[str], *, add_special: bool
+    ) -> list[tuple[int, ...]] | None:
+        def read(answer: Any) -> list[tuple[int, ...]]:
+            if len(answer) != len(texts):
+                raise ValueError("ids of other texts")
+            return [_ids(ids) for ids in answer]
+
+        return self._ask(
+            "tokenize_with", read, folder=str(folder), texts=list(texts), add_special=add_special
+        )
 
     def ends(self) -> frozenset[int] | None:
         found = self._facts.get("ends")

@@ -8,13 +8,13 @@ a decomposed string would accuse the file of something that is true of every GGU
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from qexport.errors import InputError
+from qexport.families.tokenizer import tokenizer_json
 
-__all__ = ["BENCH_PROMPTS", "BENCH_TEXT", "CHAT_PROMPTS", "RAW_PROMPTS", "source_probes"]
+__all__ = ["BENCH_PROMPTS", "BENCH_TEXT", "CHAT_PROMPTS", "RAW_PROMPTS", "Probe", "ids_by_file", "probes"]
 
 CHAT_PROMPTS = (
     "In two or three sentences: why is the sky blue?",
@@ -42,6 +42,7 @@ _PROBES = (
     "Hello, world! This is a test.",
     "I've been told he'll go; they'RE not sure WE'D like it.",
     "0 1 12 123 1234 12345 123456 1234567 3.14159 1,000,000 2026-11-22",
+    " one blank in front",
     "a  b   c    d\t\te\n\nf\n \n  \n   g\r\nh ",
     'def f(x: int) -> str:\n    if x >= 10:\n        return f"{x!r}"  # ok?\n\treturn None\n',
     '{"key": [1, 2.5e-3, null], "s": "a\\nb"}; x+=1; y=x**2; !!! ??? ... ------ ====== ``` </div>',
@@ -52,28 +53,47 @@ _PROBES = (
     "https://example.com/a?b=c&d=%20e user@example.org C:\\path\\file.txt camelCaseWord snake_case_word",
 )
 _MAX_SPECIAL = 12
+_FILE = "tokenizer.json"
 
 
-def source_probes(files: Mapping[str, bytes]) -> list[tuple[str, list[int]]]:
-    """Probe strings with the ids that the source's own ``tokenizer.json`` gives them; empty without one.
+@dataclass(frozen=True)
+class Probe:
+    """A text to be cut, alone or as a prompt (with what the tokenizer puts around it)."""
+
+    text: str
+    prompt: bool = False
+
+
+def probes(files: Mapping[str, bytes]) -> list[Probe]:
+    """What is asked of a tokenizer, special tokens of the source's own among it.
 
     Raises:
-        InputError: the ``tokenizer.json`` cannot be read.
+        InputError: the source's ``tokenizer.json`` cannot be read.
     """
-    if "tokenizer.json" not in files:
-        return []
+    found = [Probe(text) for text in _PROBES]
+    if _FILE in files:
+        try:
+            added = tokenizer_json(files[_FILE], _FILE).added
+        except ValueError as error:
+            raise InputError(f"{_FILE}: {error}") from None
+        names = [str(token["content"]) for token in added if token.get("special")]
+        # They must stay whole and leave what is around them alone.
+        found += [Probe(f"a {name}b\n") for name in names[:_MAX_SPECIAL]]
+    return found + [Probe(text, prompt=True) for text in RAW_PROMPTS]
+
+
+def ids_by_file(files: Mapping[str, bytes], asked: Sequence[Probe]) -> list[tuple[int, ...]] | None:
+    """Ids by ``tokenizer.json`` as it stands; ``None`` without one.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if _FILE not in files:
+        return None
     from tokenizers import Tokenizer
 
-    raw = files["tokenizer.json"]
     try:
-        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
+        tokenizer = Tokenizer.from_str(files[_FILE].decode("utf-8"))
     except Exception as error:
-        raise InputError(f"tokenizer.json cannot be read: {error}") from error
-    probes = [*_PROBES, *_special_probes(json.loads(raw).get("added_tokens", ()))]
-    return [(text, list(tokenizer.encode(text, add_special_tokens=False).ids)) for text in probes]
-
-
-def _special_probes(added: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Special tokens of this tokenizer inside ordinary text: they must stay whole and leave it alone."""
-    names = [str(token["content"]) for token in added if token.get("special")]
-    return [f"a {name}b\n" for name in names[:_MAX_SPECIAL]]
+        raise InputError(f"{_FILE} cannot be read: {error}") from error
+    return [tuple(tokenizer.encode(one.text, add_special_tokens=one.prompt).ids) for one in asked]

@@ -100,6 +100,13 @@ class Session(Protocol):
         """Token ids; special tokens written in ``text`` are always recognised."""
         ...
 
+    def source_ids(
+        self, folder: Path, texts: Sequence[str], *, add_special: bool
+    ) -> list[tuple[int, ...]] | None:
+        """``texts`` by the tokenizer of ``folder`` in this runtime's library: the same class of the same
+        version, so that what differs is files. ``None`` where the runtime reads no folders."""
+        ...
+
     def ends(self) -> frozenset[int] | None:
         """Ids at which the runtime ends a reply; ``None`` where it does not say."""
         ...

@@ -7,7 +7,7 @@ thing starts, and the bf16 reference last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,11 @@ from qexport.verify.judge import (
     skipped,
 )
 from qexport.verify.memory import fit
-from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, source_probes
+from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, ids_by_file, probes
 from qexport.verify.reference import Reference, Scored, reference_from_view
 from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.runtime import Failure, Generation, Runtime, RuntimeFailure, Session, Settings
+from qexport.verify.source_tokenizer import ids_by_class, ids_in_runtime
 from qexport.verify.thresholds import tolerance
 
 if TYPE_CHECKING:
@@ -194,14 +195,28 @@ class Steps:
     def _tokens(self, session: Session) -> Finding:
         if self.view is None:
             return skipped(Check.TOKENS, "no source was given to compare with")
+        files = self.view.files
         try:
-            probes = source_probes(self.view.files)
+            asked = probes(files)
+            by_file = ids_by_file(files, asked)
+            by_class = ids_in_runtime(session, self.view, asked)
         except InputError as error:
             return skipped(Check.TOKENS, redact(error.message))
-        if not probes:
+        expected = by_class or by_file
+        if expected is None:
             return skipped(Check.TOKENS, "the source has no tokenizer.json")
-        cut = [(text, ids, session.tokenize(text, add_special=False)) for text, ids in probes]
-        return judge_tokens(cut)
+        cut = [session.tokenize(one.text, add_special=one.prompt) for one in asked]
+        texts = [one.text for one in asked]
+        found = judge_tokens(list(zip(texts, expected, cut, strict=True)))
+        if by_class is None and found.status is Status.FAIL and (other := ids_by_class(self.view, asked)):
+            # What the file does not say the class may: a runtime that reads the settings follows that.
+            either = [c if c == ours else f for f, c, ours in zip(expected, other, cut, strict=True)]
+            found, by_class = judge_tokens(list(zip(texts, either, cut, strict=True))), other
+        apart = sum(one != other for one, other in zip(by_class or (), by_file or (), strict=False))
+        if not apart:
+            return found
+        words = f"{found.summary}; the source's class cuts {apart} of them otherwise than its tokenizer.json"
+        return replace(found, summary=words, data={**found.data, "class_differs": apart})
 
     def _ends(self, session: Session) -> Finding:
         try:

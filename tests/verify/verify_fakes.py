@@ -53,6 +53,9 @@ class FakeSession:
     def tokenize(self, text, *, add_special):
         return tuple(text.encode()[:20])
 
+    def source_ids(self, folder, texts, *, add_special):
+        return None
+
     def ends(self):
         return self.stops
 

@@ -8,6 +8,8 @@ imported), both with a reason. Then calls, ``{"id", "do", "with"}``, and for eac
 It leaves when its input ends, in whatever it is. Runtimes print to standard output: ours is moved away first,
 so that no log line can be taken for an answer. Files named after the engine are run before it is loaded.
 
+``tokenize_with`` is answered here: a folder's tokenizer in the engine's own library, to compare with.
+
 The engine is a file with ``load(request)``, which returns an object with ``version``, ``facts`` and the
 methods that calls name; a true ``EXPLAINS`` says that its runtime logs why it refuses a model. Only the
 standard library is used here, and nothing younger than Python 3.10.
@@ -59,12 +61,23 @@ def main() -> None:
     while True:
         call = json.loads(lines.get())
         try:
-            result = getattr(held, call["do"])(**call["with"])
+            do = _tokenize_with if call["do"] == "tokenize_with" else getattr(held, call["do"])
+            result = do(**call["with"])
         except Exception as error:  # noqa: BLE001 as above
             traceback.print_exc()
             tell(id=call["id"], error=_words(error))
         else:
             tell(id=call["id"], result=result)
+
+
+def _tokenize_with(folder: str, texts: list[str], add_special: bool) -> list[list[int]]:
+    """Ids by the tokenizer of another folder: transformers makes it, as it does for all engines here."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return [
+        [int(token) for token in tokenizer.encode(text, add_special_tokens=add_special)] for text in texts
+    ]
 
 
 def _run(path: str, number: int) -> Any:
