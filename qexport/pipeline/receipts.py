@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.export.receipt import artifact_entry, read_receipt, source_entry
 from qexport.export.sink import WrittenFile
+from qexport.families.roles import Block
 from qexport.publish.front_matter import source_card
 from qexport.verify.report import Check, Report
 
@@ -91,6 +92,7 @@ def artifact_entries(
 ) -> list[dict[str, Any]]:
     """One entry for each artifact: its plan, its files and its verdict (``None``: not verified)."""
     source = source_entry(diagnosis.subject.checkpoint)
+    source["vision"] = any(tensor.block is Block.VISION for tensor in diagnosis.repaired.view())
     source["mtp"] = diagnosis.repaired.mtp_origin
     source["card"] = source_card(diagnosis.repaired.files.get("README.md"))
     findings = [finding.to_json() for finding in diagnosis.findings]

@@ -37,6 +37,8 @@ __all__ = [
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # No model: there is nothing in it that a runtime could run.
 _NOT_RUN = frozenset(("imatrix",))
+# Written without the vision tower, whatever the source has.
+_TEXT_ALONE = frozenset(("gguf", "mlx", "mlx-drafter", "imatrix"))
 # Where an MLX folder has its head in itself; by default that is a folder of its own.
 _INSIDE = ("embedded", "mtplx", "vllm-mlx")
 
@@ -118,6 +120,12 @@ class Artifact:
             return isinstance(layouts, list) and not set(_INSIDE).isdisjoint(map(str, layouts))
         origin = str(mapping(self.entry.get("source")).get("mtp") or "none")
         return origin not in ("none", "dropped") and self.kind not in _NOT_RUN
+
+    @property
+    def sees(self) -> bool:
+        """Whether it can take an image: of an earlier version's receipt only the kind tells."""
+        source = mapping(self.entry.get("source"))
+        return self.kind not in _TEXT_ALONE and source.get("vision") is not False
 
     @property
     def is_drafter(self) -> bool:

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from qexport.publish.artifacts import Proof, mapping
-from qexport.publish.front_matter import front_matter, front_matter_text
+from qexport.publish.front_matter import can_do, front_matter, front_matter_text
 from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
 from qexport.publish.provenance import provenance, repairs
@@ -69,7 +69,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         artifacts,
         base_model=options.base_model,
         quantized_by=options.quantized_by or owner or None,
-        kept=_asked(options),
+        kept=_asked(options, artifacts),
     )
     open_ = unproven(models)
     return _template().render(
@@ -92,9 +92,14 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     )
 
 
-def _asked(options: CardOptions) -> dict[str, Any]:
-    """What a person has said: in the earlier card, and in a recipe, which is the later word. Tags add up."""
-    earlier, given = options.kept.front_matter, options.front_matter
+def _asked(options: CardOptions, artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    """What a person has said: in the earlier card, and in a recipe, which is the later word. Tags add up.
+
+    An earlier card may have its task from the source, from a version that did not ask whether it can be done.
+    """
+    earlier, given = dict(options.kept.front_matter), options.front_matter
+    if not can_do(earlier.get("pipeline_tag"), artifacts):
+        del earlier["pipeline_tag"]
     both = [tag for part in (earlier, given) if isinstance(part.get("tags"), list) for tag in part["tags"]]
     return {**earlier, **given, **({"tags": both} if both else {})}
 
@@ -134,7 +139,17 @@ def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
         if any(a.has_mtp for a in models)
         else ""
     )
-    return f"Exports of {of}, made with qexport: {listed}.{head}"
+    return f"Exports of {of}, made with qexport: {listed}.{head}{_blind(models)}"
+
+
+def _blind(models: Sequence[Artifact]) -> str:
+    """That the vision tower of the source is not in some of them."""
+    had = [a for a in models if mapping(a.entry.get("source")).get("vision") and not a.is_drafter]
+    without = dict.fromkeys(a.kind.partition("-")[0].upper() for a in had if not a.sees)
+    if not without:
+        return ""
+    which = "here" if not any(a.sees for a in models) else f"in the {' and '.join(without)} files"
+    return f" The model's vision tower is not {which}: they take text alone, no images."
 
 
 def _labels(models: Sequence[Artifact]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from qexport.publish.artifacts import Artifact
 
-__all__ = ["front_matter", "front_matter_text", "hub_id", "source_card"]
+__all__ = ["can_do", "front_matter", "front_matter_text", "hub_id", "source_card"]
 
 # The first kind that is there names the library: a folder with GGUF files is a GGUF repository to the Hub.
 _LIBRARIES = (
@@ -38,6 +38,7 @@ _KIND_TAGS = {
 }
 _FROM_SOURCE = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FILE = re.compile(r"[\w.-]+", re.ASCII)  # such as LICENSE, in the repository itself
+_SEEING = re.compile(r"image|video|visual|document|audio|any-to-any", re.IGNORECASE)
 _HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}")
 
 
@@ -67,7 +68,7 @@ def front_matter(
         found["library_name"] = library
     found["pipeline_tag"] = "text-generation"
     for key in _FROM_SOURCE:
-        if source.get(key):
+        if source.get(key) and (key != "pipeline_tag" or can_do(source[key], artifacts)):
             found[key] = source[key]
     if quantized_by:
         found["quantized_by"] = quantized_by
@@ -77,6 +78,15 @@ def front_matter(
     # A person's licence or language outranks what the source's card said of itself.
     stays |= {key: kept[key] for key in _FROM_SOURCE if kept.get(key)}
     return {**found, **stays}
+
+
+def can_do(task: object, artifacts: Sequence[Artifact]) -> bool:
+    """Whether any of the artifacts can do a task of the Hub's: one with images needs a vision tower.
+
+    >>> can_do("text-generation", [])
+    True
+    """
+    return not (isinstance(task, str) and _SEEING.search(task)) or any(each.sees for each in artifacts)
 
 
 def front_matter_text(values: Mapping[str, Any]) -> str:

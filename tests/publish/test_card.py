@@ -165,6 +165,38 @@ def test_a_file_that_its_type_does_not_find_is_named_in_full(names):
     assert "-hf bob/Tuned-GGUF:" not in card
 
 
+def seeing(kind, label, vision, tag="image-text-to-text"):
+    card = {"license": "mit", "pipeline_tag": tag}
+    source = {"label": "alice/Tuned@0123abcd", "revision": "0" * 40, "mtp": "none", "card": card}
+    source |= {} if vision is None else {"vision": vision}
+    if kind == "gguf":
+        return artifact(label, source=source)
+    return folder_artifact(label, kind, f"{label}/", source=source)
+
+
+@pytest.mark.parametrize("vision", [True, False, None])
+@pytest.mark.parametrize("tag", ["image-text-to-text", "any-to-any", "visual-question-answering"])
+def test_the_task_is_one_that_the_files_can_do(vision, tag):
+    """GGUF and MLX are written without the vision tower; a folder has it if the source has."""
+    text = [seeing("gguf", "Q4_K_M", vision, tag), seeing("mlx", "6bit", vision, tag)]
+    assert matter(render_card(text, OPTIONS))["pipeline_tag"] == "text-generation"
+    mixed = render_card([*text, seeing("fp8", "FP8", vision, tag)], OPTIONS)
+    assert matter(mixed)["pipeline_tag"] == ("text-generation" if vision is False else tag)
+    kept = Kept("", {"pipeline_tag": tag})  # an earlier card, of a version that copied it
+    assert matter(render_card(text, CardOptions("a/b", kept=kept)))["pipeline_tag"] == "text-generation"
+    said = CardOptions("a/b", front_matter={"pipeline_tag": tag})  # a person's own word
+    assert matter(render_card(text, said))["pipeline_tag"] == tag
+
+
+def test_a_vision_tower_that_is_left_out_is_said():
+    text = [seeing("gguf", "Q4_K_M", True), seeing("mlx", "6bit", True)]
+    assert "The model's vision tower is not here: they take text alone" in render_card(text, OPTIONS)
+    mixed = render_card([*text, seeing("fp8", "FP8", True)], OPTIONS)
+    assert "The model's vision tower is not in the GGUF and MLX files: they take text alone" in mixed
+    assert "vision" not in render_card([seeing("gguf", "Q4_K_M", False)], OPTIONS)
+    assert "vision" not in render_card([seeing("fp8", "FP8", True)], OPTIONS)
+
+
 def test_facts_from_the_sources_card_and_from_the_earlier_one():
     card = {"license": "apache-2.0", "language": ["en", "zh"], "pipeline_tag": "image-text-to-text"}
     source = {"label": "alice/Tuned@0123abcd", "revision": "0" * 40, "mtp": "own", "card": card}
@@ -172,7 +204,7 @@ def test_facts_from_the_sources_card_and_from_the_earlier_one():
     found = matter(render_card([artifact(source=source)], CardOptions("bob/M", kept=kept)))
     assert found["license"] == "mit"
     assert found["language"] == ["en", "zh"]
-    assert found["pipeline_tag"] == "image-text-to-text"
+    assert found["pipeline_tag"] == "text-generation"  # a GGUF takes no images
     assert found["datasets"] == ["x/y"]
     assert found["library_name"] == "gguf"
     assert found["tags"][-1] == "mine"
