@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.hub_client import resolve
 from qexport.checkpoint.hub_errors import hub_errors
 from qexport.checkpoint.hub_progress import bar_class
-from qexport.checkpoint.index import INDEX_NAME, join_headers
-from qexport.checkpoint.layout import read_layout
+from qexport.checkpoint.index import INDEX_NAME
+from qexport.checkpoint.layout import join_layout, read_layout
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.refusals import refuse_dtypes
 from qexport.checkpoint.source_file import SourceFile
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
@@ -69,14 +69,17 @@ class HubCheckpoint:
             self.sha = self.revision = self._hub.sha
             self._label = f"{repo}@{self.sha[:8]}"
             layout = read_layout(self._label, self._hub.listing, self._hub.fetch)
+            layout, self._tensors = join_layout(self._label, layout, self._headers)
             self._files = layout.files
             self._weights = layout.weights
             self.unused: tuple[str, ...] = layout.unused
-            with ThreadPoolExecutor(_CONNECTIONS) as pool:
-                headers = list(pool.map(self._hub.header, layout.weights))
-        self._tensors = join_headers(self._label, headers, layout.owners)
+            self.stale_index: str | None = layout.stale
         refuse_dtypes(self._label, self._tensors)
         self._fetched: dict[str, SourceFile] = {}
+
+    def _headers(self, files: Sequence[str]) -> list[Mapping[str, StoredTensor]]:
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            return list(pool.map(self._hub.header, files))
 
     def __repr__(self) -> str:
         return f"<HubCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._weights)} files>"

@@ -7,19 +7,26 @@ before any weight is read. What cannot be used is refused by :mod:`qexport.check
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.config import parse_json
-from qexport.checkpoint.index import INDEX_NAME, parse_index
-from qexport.checkpoint.refusals import refuse_quantized_config, refuse_without_weights
+from qexport.checkpoint.index import INDEX_NAME, join_headers, parse_index
+from qexport.checkpoint.refusals import (
+    is_adapter,
+    refuse_mistral_layout,
+    refuse_quantized_config,
+    refuse_without_weights,
+)
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["TEMPLATE_FOLDER", "Layout", "read_layout", "small_files"]
+    from qexport.checkpoint.tensors import StoredTensor
+
+__all__ = ["TEMPLATE_FOLDER", "Layout", "join_layout", "read_layout", "small_files"]
 
 SINGLE_NAME = "model.safetensors"
 # The only subfolder that transformers reads beside the files at the top:
@@ -55,13 +62,17 @@ class Layout:
         owners: the index's word on which file holds each tensor; ``None`` without an index.
         files: the small files by relative name, with their sizes in bytes.
         unused: safetensors files at the top that are no part of the model as it is loaded (a second copy in
-            another layout, an adapter beside merged weights, a stray file that no index names).
+            another layout, an adapter beside merged weights, shards of an earlier save).
+        stale: why the index is not believed, where it is not.
+        instead: a complete model beside that of the index.
     """
 
     weights: tuple[str, ...]
     owners: Mapping[str, str] | None
     files: Mapping[str, int]
     unused: tuple[str, ...]
+    stale: str | None = None
+    instead: tuple[str, ...] = ()
 
 
 def read_layout(
@@ -83,23 +94,70 @@ def read_layout(
         for name in listing
         if name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
     )
-    usable = [name for name in candidates if not name.startswith("adapter_")]
+    usable = [name for name in candidates if not is_adapter(name)]
     if not quantized:
         refuse_quantized_config(label, listing, read)
     owners: Mapping[str, str] | None = None
+    stale: str | None = None
+    instead: tuple[str, ...] = ()
     if INDEX_NAME in listing:
         owners = parse_index(parse_json(read(INDEX_NAME), f"{label}: {INDEX_NAME}"), label)
         weights = sorted(set(owners.values()))
-        _check_index_files(label, weights, usable, listing)
+        missing = [name for name in weights if name not in listing]
+        complete = _complete(usable)
+        if missing and len(complete) == 1:
+            # Left over from an earlier save, into which another was written.
+            stale = (
+                f"it names {_some(missing, 2)}, which is not there"
+                if len(missing) == 1
+                else (f"it names {len(missing)} files that are not there, such as {missing[0]}")
+            )
+            weights, owners = complete[0], None
+        elif missing:
+            raise _missing(label, missing, len(weights))
+        else:
+            instead = (SINGLE_NAME,) if SINGLE_NAME in usable and SINGLE_NAME not in weights else ()
+            _check_index_files(label, weights, usable)
     elif not usable:
         refuse_without_weights(label, listing)
     else:
         weights = _without_index(label, usable)
     if "config.json" not in listing:
+        refuse_mistral_layout(label, weights, listing)
         hint = "Copy config.json from the base model: the merge saved the weights without it."
         raise InputError(f"{label} has weights but no config.json.", hint=hint)
     unused = tuple(name for name in candidates if name not in weights)
-    return Layout(tuple(weights), owners, small_files(listing), unused)
+    return Layout(tuple(weights), owners, small_files(listing), unused, stale, instead)
+
+
+def join_layout(
+    label: str, layout: Layout, headers: Callable[[Sequence[str]], Sequence[Mapping[str, StoredTensor]]]
+) -> tuple[Layout, dict[str, StoredTensor]]:
+    """The tensors of ``layout``, and the layout that they are in.
+
+    Where a complete model stands beside the files that the index names, the index must contradict those
+    files: they are then what an earlier save has left.
+
+    Args:
+        headers: reads the headers of files.
+
+    Raises:
+        InputError: the files do not go together (:func:`join_headers`), or both models are whole.
+    """
+    try:
+        tensors = join_headers(label, headers(layout.weights), layout.owners)
+    except InputError as error:
+        if not layout.instead:
+            raise
+        unused = tuple(sorted({*layout.weights, *layout.unused} - {*layout.instead}))
+        why = error.message.removeprefix(f"{label}: ").rstrip(".")
+        layout = replace(layout, weights=layout.instead, owners=None, unused=unused, stale=why, instead=())
+        return layout, join_headers(label, headers(layout.weights), None)
+    if layout.instead:
+        # transformers loads the single file, vLLM and llama.cpp what the index names.
+        message = f"{label} has both {SINGLE_NAME} and an index that does not name it: readers will disagree."
+        raise InputError(message, hint=f"Remove {SINGLE_NAME}, or remove {INDEX_NAME} and its shards.")
+    return layout, tensors
 
 
 def small_files(listing: Mapping[str, int]) -> dict[str, int]:
@@ -115,14 +173,7 @@ def _is_small(path: PurePosixPath) -> bool:
     return not path.name.endswith(".index.json")
 
 
-def _check_index_files(label: str, weights: list[str], usable: list[str], listing: Mapping[str, int]) -> None:
-    missing = [name for name in weights if name not in listing]
-    if missing:
-        raise _missing(label, missing, len(weights))
-    if SINGLE_NAME in usable and SINGLE_NAME not in weights:
-        # transformers loads the single file, vLLM and llama.cpp what the index names.
-        message = f"{label} has both {SINGLE_NAME} and an index that does not name it: readers will disagree."
-        raise InputError(message, hint=f"Remove {SINGLE_NAME}, or remove {INDEX_NAME} and its shards.")
+def _check_index_files(label: str, weights: list[str], usable: list[str]) -> None:
     sets = {_set_of(name) for name in weights} - {None}
     stray = [name for name in usable if name not in weights and _set_of(name) in sets]
     if stray:
@@ -130,28 +181,35 @@ def _check_index_files(label: str, weights: list[str], usable: list[str], listin
         raise InputError(message, hint=f"Save the checkpoint again, so that {INDEX_NAME} names every shard.")
 
 
-def _without_index(label: str, usable: list[str]) -> list[str]:
-    """One file, or one complete set of shards; anything else would be a guess."""
+def _complete(usable: list[str]) -> list[list[str]]:
+    """The models that are whole: a single file, and sets of shards in which no number is missing."""
     sets: dict[tuple[str, str], list[str]] = {}
     for name in usable:
-        shard_set = _set_of(name)
-        if shard_set is not None:
+        if (shard_set := _set_of(name)) is not None:
             sets.setdefault(shard_set, []).append(name)
-    if SINGLE_NAME in usable and not sets:
-        return [SINGLE_NAME]
-    if len(sets) == 1 and SINGLE_NAME not in usable:
-        ((stem, count), found) = sets.popitem()
-        wanted = [f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
-        missing = sorted(set(wanted) - set(found))
-        if missing:
+    found = [[SINGLE_NAME]] if SINGLE_NAME in usable else []
+    return found + [names for (stem, count), names in sets.items() if names == _numbered(stem, count)]
+
+
+def _numbered(stem: str, count: str) -> list[str]:
+    return [f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+
+
+def _without_index(label: str, usable: list[str]) -> list[str]:
+    """One file, or one complete set of shards; anything else would be a guess."""
+    complete = _complete(usable)
+    if len(complete) == 1:
+        return complete[0]
+    sets = {shard_set for name in usable if (shard_set := _set_of(name)) is not None}
+    if not complete and len(sets) == 1:
+        wanted = _numbered(*sets.pop())
+        if missing := sorted(set(wanted) - set(usable)):
             raise _missing(label, missing, len(wanted))
-        if len(found) == len(wanted):
-            return wanted
     if len(usable) == 1 and not sets:
         return list(usable)
     # Mistral repositories carry a second copy of the weights in their own layout.
     own = [name for name in usable if not name.startswith("consolidated")]
-    if len(own) == 1 and not sets:
+    if len(own) == 1 and not sets and not complete:
         return own
     message = f"{label} has several safetensors files and no {INDEX_NAME} that says which belong together."
     raise InputError(

@@ -7,8 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.header import read_header
-from qexport.checkpoint.index import join_headers
-from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, read_layout, small_files
+from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, join_layout, read_layout, small_files
 from qexport.checkpoint.paths import leads_out, read_small
 from qexport.checkpoint.refusals import refuse_dtypes
 from qexport.checkpoint.snapshot import snapshot_of
@@ -42,6 +41,7 @@ class LocalCheckpoint:
         revision: the commit, where it was downloaded from the Hub.
         unused: safetensors files in the folder that are no part of the model.
         led_out: links to somewhere outside of the folder, which are left out.
+        stale_index: why the index is not believed, where it is not.
 
     Raises:
         InputError: there is no such folder, or nothing in it that can be exported; the message says which.
@@ -67,10 +67,10 @@ class LocalCheckpoint:
             layout = read_layout(self._label, listing, self._read, quantized=quantized)
         else:
             layout = Layout(tuple(weights), None, small_files(listing), ())
+        layout, self._tensors = join_layout(self._label, layout, self._headers)
         self._files = layout.files
         self.unused: tuple[str, ...] = layout.unused
-        headers = [read_header(self._folder / file, file=file)[0] for file in layout.weights]
-        self._tensors = join_headers(self._label, headers, layout.owners)
+        self.stale_index: str | None = layout.stale
         if not quantized:
             refuse_dtypes(self._label, self._tensors)
         self._weights = {file: _source_file(self._folder, file) for file in layout.weights}
@@ -130,6 +130,9 @@ class LocalCheckpoint:
                 raise InputError(f"{self._label}: {file} cannot be looked at: {error.strerror}") from error
             found.append([file, status.st_size, status.st_mtime_ns])
         return found
+
+    def _headers(self, files: Sequence[str]) -> list[dict[str, StoredTensor]]:
+        return [read_header(self._folder / file, file=file)[0] for file in files]
 
     def _checked(self, name: str, start: int, stop: int) -> StoredTensor:
         tensor = self._tensors.get(name)

@@ -14,13 +14,22 @@ from qexport.checkpoint.tensors import FLOAT_DTYPES
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from qexport.checkpoint.tensors import StoredTensor
 
-__all__ = ["refuse_dtypes", "refuse_quantized_config", "refuse_without_weights"]
+__all__ = [
+    "is_adapter",
+    "refuse_dtypes",
+    "refuse_mistral_layout",
+    "refuse_quantized_config",
+    "refuse_without_weights",
+]
 
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
+_ADAPTERS = ("adapter_*", "adapters.*", "*_adapters.safetensors", "adapter.safetensors")
+# DeepSpeed's own files: the script that gathers, and the parts that it gathers from.
+_ZERO = ("zero_to_fp32.py", "*_optim_states.pt", "*mp_rank_*_model_states.pt")
 # What a trainer leaves beside its weights; pickles too, but no weights.
 _TRAINER = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args*")
 # Where ModelOpt, AutoGPTQ and AutoAWQ declare a scheme; the config keys of transformers, MLX and older
@@ -78,13 +87,30 @@ def refuse_without_weights(label: str, listing: Mapping[str, int]) -> NoReturn:
         InputError: always.
     """
     top = [name for name in listing if "/" not in name]
-    pickles = [name for name in top if _any(name, _PICKLES) and not _any(name, _TRAINER)]
-    if "adapter_config.json" in top or any(name.startswith("adapter_model.") for name in top):
+    if "adapter_config.json" in top or any(is_adapter(name) for name in top):
+        mlx = any("adapters." in name for name in top)
         raise InputError(
             f"{label} is a LoRA adapter, not a model.",
-            hint="Merge it first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
+            hint="Merge it first: `mlx_lm.fuse --model BASE --adapter-path FOLDER --save-path OUT`."
+            if mlx
+            else "Merge it first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
             "save_pretrained(folder), and give that folder.",
         )
+    pickles = [name for name in top if _any(name, _PICKLES) and not _any(name, (*_TRAINER, *_ZERO))]
+    if not pickles and any(_any(name, _ZERO) for name in top):
+        raise InputError(
+            f"{label} is a checkpoint of DeepSpeed's training: its weights lie in parts.",
+            hint="Gather them: `python zero_to_fp32.py . out --safe_serialization` in that folder; or train "
+            "and save with `stage3_gather_16bit_weights_on_model_save: true`.",
+        )
+    if any(name.endswith(".distcp") for name in top):
+        raise InputError(
+            f"{label} is a checkpoint of FSDP's training: its weights lie in parts.",
+            hint="Gather them with `accelerate merge-weights FOLDER OUT`, or train with "
+            "`fsdp_state_dict_type: FULL_STATE_DICT`.",
+        )
+    if own := [name for name in pickles if name.startswith("consolidated.")]:
+        raise _mistral_layout(label, own[0])
     if pickles:
         raise InputError(
             f"{label} has its weights as pickles only ({pickles[0]}), which can run code when opened.",
@@ -96,6 +122,30 @@ def refuse_without_weights(label: str, listing: Mapping[str, int]) -> NoReturn:
         raise InputError(f"{label} has GGUF files only, which are an output here, not an input.", hint=hint)
     hint = "Give the folder or Hub repository that holds config.json and *.safetensors."
     raise InputError(f"{label} has no weights: there is no safetensors file in it.", hint=hint)
+
+
+def refuse_mistral_layout(label: str, weights: Sequence[str], listing: Mapping[str, int]) -> None:
+    """Refuse weights in the layout of Mistral's own code, where nothing else is there.
+
+    Raises:
+        InputError: they are.
+    """
+    if "params.json" in listing and all(name.startswith("consolidated") for name in weights):
+        raise _mistral_layout(label, weights[0])
+
+
+def is_adapter(name: str) -> bool:
+    """Whether the file holds an adapter: PEFT's ``adapter_model.*``, mlx-lm's ``adapters.safetensors``."""
+    return _any(name, _ADAPTERS)
+
+
+def _mistral_layout(label: str, file: str) -> InputError:
+    return InputError(
+        f"{label} has its weights in the layout of Mistral's or Meta's own code ({file}).",
+        hint="Download the transformers layout too (config.json, model*.safetensors), which most of these "
+        "repositories have, or convert: transformers' convert_mistral_weights_to_hf.py or "
+        "convert_llama_weights_to_hf.py.",
+    )
 
 
 def refuse_dtypes(label: str, tensors: Mapping[str, StoredTensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qexport.doctor.draft import Draft
 from qexport.doctor.quirk import Quirk
-from qexport.doctor.subject import Subject
+from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
 from qexport.families.tokenizer import library_ids
 
@@ -24,6 +24,7 @@ _FILE, _SETTINGS, _ADDED, _MAP = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
+_GENERATION = "generation_config.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _AGAIN = "Copy tokenizer.json again from the base model, or save the tokenizer again where it was changed."
 
@@ -206,6 +207,50 @@ def _write_map(draft: Draft) -> None:
             names[key] = settings[key]
 
 
+# --- ids in the configs -------------------------------------------------------------------------------------
+
+
+def _outside(part: Mapping[str, Any], rows: int) -> dict[str, list[int]]:
+    """Ids that no row of the embedding has, by key."""
+    found: dict[str, list[int]] = {}
+    for key, value in part.items():
+        if key.endswith("_token_id"):
+            numbers = value if isinstance(value, list) else [value]
+            if bad := [n for n in numbers if type(n) is int and not 0 <= n < rows]:
+                found[key] = bad
+    return found
+
+
+def _parts(config: Mapping[str, Any], text: Mapping[str, Any], generation: Mapping[str, Any]) -> Any:
+    parts = {"config.json": config, "generation_config.json": generation}
+    return parts if text is config else {**parts, "text_config": text}
+
+
+def _rows(subject: Subject) -> int | None:
+    embedding = subject.tensors.get(EMBEDDING)
+    return embedding.shape[0] if embedding is not None and embedding.shape else None
+
+
+def _ids_outside(subject: Subject) -> str | None:
+    rows, generation = _rows(subject), subject.json_file(_GENERATION) or {}
+    if rows is None:
+        return None
+    clauses = [
+        f"{key} of {name} is {', '.join(map(str, bad))}"
+        for name, part in _parts(subject.config, subject.text, generation).items()
+        for key, bad in _outside(part, rows).items()
+    ]
+    return f"{_some(clauses)}, but the vocabulary has {rows} rows" if clauses else None
+
+
+def _drop_outside(draft: Draft) -> None:
+    rows, generation = _rows(draft.subject) or 0, draft.edit_json(_GENERATION)
+    for part in _parts(draft.config, draft.text, generation).values():
+        for key, bad in _outside(part, rows).items():
+            left = [n for n in part[key] if n not in bad] if isinstance(part[key], list) else []
+            part[key] = (left[0] if len(left) == 1 else left) if left else None
+
+
 # --- left over from training --------------------------------------------------------------------------------
 
 
@@ -288,6 +333,18 @@ TOKENIZER_QUIRKS = (
         fix=_write_map,
         repair="special_tokens_map.json says what tokenizer_config.json says.",
         breaks=(("transformers 4", "takes one file or the other: another end of text, or a new token"),),
+    ),
+    Quirk(
+        id="tokenizer.ids_outside",
+        title="ids of special tokens that the vocabulary does not have",
+        severity="repaired",
+        see=_ids_outside,
+        fix=_drop_outside,
+        repair="They are taken out; null says that there is none.",
+        breaks=(
+            ("transformers", "IndexError: index out of range in self, on the first batch with padding"),
+            ("vLLM", "OverflowError, or ValueError: token ids out of vocabulary"),
+        ),
     ),
     Quirk(
         id="tokenizer.batching",

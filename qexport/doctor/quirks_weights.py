@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from qexport.checkpoint.index import INDEX_NAME
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.draft import Draft
 from qexport.doctor.layout import ExpertLayout, convert_experts, expert_layouts, trunk_layout
-from qexport.doctor.mlx_saved import MlxSaved
+from qexport.doctor.mlx_saved import MlxSaved, underneath
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.subject import EMBEDDING, HEAD, Subject
 from qexport.doctor.ties import Tie, tie_of
@@ -21,8 +22,8 @@ __all__ = ["WEIGHT_QUIRKS"]
 _MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias)$")
 
 
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} tensors, such as {names[0]}"
+def _some(names: list[str], noun: str = "tensors") -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} {noun}, such as {names[0]}"
 
 
 def _empty(subject: Subject) -> str | None:
@@ -41,8 +42,20 @@ def _mlx_saved(subject: Subject) -> str | None:
     return f"saved by mlx-lm: convolutions are turned, one was added to {len(found.norms)} norms"
 
 
-def _read_turned(_: Draft) -> None:
-    """They are turned back as they are read."""
+def _as_read(_: Draft) -> None:
+    """Reading is the whole repair."""
+
+
+def _stale_index(subject: Subject) -> str | None:
+    checkpoint = underneath(subject.checkpoint)
+    why = getattr(checkpoint, "stale_index", None)
+    read = sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    return f"{INDEX_NAME} is stale: {why}; {_some(read, 'files')} read instead" if why else None
+
+
+def _leftover(subject: Subject) -> str | None:
+    unused = getattr(underneath(subject.checkpoint), "unused", ())
+    return f"no part of the model, and not read: {_some(list(unused), 'files')}" if unused else None
 
 
 def _layer_numbers(subject: Subject) -> set[int]:
@@ -205,7 +218,7 @@ WEIGHT_QUIRKS = (
         title="saved by mlx-lm: convolutions turned, one added to norms",
         severity="repaired",
         see=_mlx_saved,
-        fix=_read_turned,
+        fix=_as_read,
         repair=(
             "Convolutions are turned back, the same bytes; one is taken off the norms. What was rounded off "
             "when it was added (up to 2**-8 in bf16) is lost: the model computes what it computes in mlx-lm."
@@ -218,6 +231,22 @@ WEIGHT_QUIRKS = (
             ("mlx-lm itself", "reads its own saves rightly"),
         ),
         reference="https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/models/qwen3_5.py",
+    ),
+    Quirk(
+        id="weights.stale_index",
+        title="an index of an earlier save beside a complete model",
+        severity="repaired",
+        see=_stale_index,
+        fix=_as_read,
+        repair="The complete one is read; what is written has an index of its own, or needs none.",
+        breaks=(("vLLM, llama.cpp's converter", "FileNotFoundError, or the weights of the earlier save"),),
+    ),
+    Quirk(
+        id="weights.leftover",
+        title="safetensors files that are no part of the model",
+        severity="note",
+        see=_leftover,
+        repair="They are not read. Remove them where a reader takes every file: vLLM did.",
     ),
     Quirk(
         id="layers.lost",

@@ -179,6 +179,11 @@ def empty(folder):
         path.unlink()
 
 
+def mistrals_own(folder):
+    only(folder, "consolidated.safetensors", "params.json", "tekken.json")
+    (folder / "config.json").unlink(missing_ok=True)
+
+
 def only(folder, *names):
     for path in folder.glob("*.safetensors*"):
         path.unlink()
@@ -290,7 +295,37 @@ REFUSED = {
         "as pickles only",
         "convert with safetensors",
     ),
-    "pickles of Meta": (lambda f: only(f, "consolidated.00.pth"), "(consolidated.00.pth)", "save_pretrained"),
+    "pickles of Meta": (
+        lambda f: only(f, "consolidated.00.pth"),
+        "(consolidated.00.pth)",
+        "convert_llama_weights_to_hf.py",
+    ),
+    "Mistral's own": (
+        mistrals_own,
+        "(consolidated.safetensors)",
+        "convert_mistral_weights_to_hf.py",
+    ),
+    "an adapter of mlx": (
+        lambda f: only(f, "adapters.safetensors", "0000100_adapters.safetensors", "adapter_config.json"),
+        "LoRA adapter",
+        "mlx_lm.fuse",
+    ),
+    "parts of ZeRO": (
+        lambda f: only(f, "zero_to_fp32.py", "latest"),
+        "DeepSpeed's training",
+        "zero_to_fp32.py",
+    ),
+    "ZeRO, gathered into a pickle": (
+        lambda f: only(f, "zero_to_fp32.py", "pytorch_model.bin"),
+        "pickles only (pytorch_model.bin)",
+        "save_pretrained",
+    ),
+    "parts of FSDP": (lambda f: only(f, "__0_0.distcp", ".metadata"), "FSDP's training", "merge-weights"),
+    "pickles in shards": (
+        lambda f: only(f, "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"),
+        "pickles only",
+        "save_pretrained",
+    ),
     "adapter": (
         lambda f: only(f, "adapter_config.json", "adapter_model.safetensors"),
         "LoRA adapter",
