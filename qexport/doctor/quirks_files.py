@@ -9,6 +9,7 @@ from qexport.checkpoint.chat_templates import PROCESSOR, TEMPLATE_FILE
 from qexport.checkpoint.front_matter import read_front_matter
 from qexport.checkpoint.special_tokens import as_ids
 from qexport.doctor.draft import Draft
+from qexport.doctor.mlx_saved import underneath
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.quirks_config import PROCESSOR_FILES
 from qexport.doctor.subject import Subject
@@ -267,7 +268,7 @@ def _inline_only(subject: Subject) -> str | None:
 
 
 def _led_out(subject: Subject) -> str | None:
-    names = getattr(subject.checkpoint, "led_out", ())
+    names = getattr(underneath(subject.checkpoint), "led_out", ())
     return f"left out, since they lead out of the folder: {', '.join(names)}" if names else None
 
 
