@@ -105,3 +105,9 @@ class DecodedCheckpoint:
     def identity(self) -> list[object]:
         """What is decoded is exported nowhere, so nothing depends on it."""
         return [self.label]
+
+    def changed(self) -> list[str]:
+        """As for :meth:`identity`: nobody goes by it."""
+        return []
+
+    folder = None

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -48,6 +48,7 @@ class ImportanceMatrix:
         form: which of the two forms the file had.
         label: the file's name, without its folder.
         sha256: of the file.
+        path: the file, where it was read from one: nothing is written over it.
     """
 
     sums: Mapping[str, np.ndarray] = field(repr=False)
@@ -58,6 +59,7 @@ class ImportanceMatrix:
     form: Literal["gguf", "legacy"]
     label: str
     sha256: str
+    path: Path | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def entries(self) -> Mapping[str, np.ndarray]:
@@ -115,7 +117,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
                 f"{path.name}: {name} has values that are negative or not finite",
                 hint="the file is damaged, or the model gave NaN while it was collected; collect it again",
             )
-    return matrix
+    return replace(matrix, path=path)
 
 
 class _Cursor:

@@ -21,6 +21,7 @@ from qexport.checkpoint.layout import join_layout, read_layout
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.refusals import refuse_dtypes
 from qexport.checkpoint.source_file import SourceFile
+from qexport.checkpoint.stamp import Stamp, changed_since, stamp
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class HubCheckpoint:
             self.stale_index: str | None = layout.stale
         refuse_dtypes(self._label, self._tensors)
         self._fetched: dict[str, SourceFile] = {}
+        self._stamps: dict[Path, Stamp] = {}
 
     def _headers(self, files: Sequence[str]) -> list[Mapping[str, StoredTensor]]:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
@@ -132,6 +134,13 @@ class HubCheckpoint:
         """The repository's commit, which says what every file holds."""
         return [self.repo, self.sha]
 
+    def changed(self) -> list[str]:
+        """The fetched files that are not any more what they were then."""
+        return [path.name for path, before in self._stamps.items() if changed_since(path, before)]
+
+    folder = None
+    """What is here lies in the Hub's cache, where nobody writes."""
+
     def fetch(self, names: Iterable[str]) -> None:
         """Download only the files that hold these tensors, so that they can be read from here.
 
@@ -145,7 +154,9 @@ class HubCheckpoint:
             missing = set(files) - self._hub.cached(files)
             self._hub.check_room(sum(self._hub.listing[file] for file in missing))
             for file in files:
-                self._fetched[file] = SourceFile(self._hub.weights(file), file, self._hub.listing[file])
+                path = self._hub.weights(file)
+                self._stamps[path] = stamp(path)
+                self._fetched[file] = SourceFile(path, file, self._hub.listing[file])
 
     def download(self, progress: Callable[[int, int], None] | None = None) -> LocalCheckpoint:
         """Fetch weights and small files of this commit into the cache, and open them there.

@@ -7,16 +7,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.header import read_header
+from qexport.checkpoint.index import INDEX_NAME
 from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, join_layout, read_layout, small_files
 from qexport.checkpoint.paths import leads_out, read_small
 from qexport.checkpoint.refusals import refuse_dtypes
 from qexport.checkpoint.snapshot import snapshot_of
 from qexport.checkpoint.source_file import SourceFile
+from qexport.checkpoint.stamp import Stamp, changed_since, stamp
 from qexport.checkpoint.tensors import StoredTensor, matrix_shape
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
@@ -63,12 +65,15 @@ class LocalCheckpoint:
         self.on_read: Callable[[str, int, int], None] | None = None
         self.revision: str | None = None if snapshot is None else snapshot.commit
         listing, self.led_out = _listing(self._folder, self._label, str(path))
+        stamps = self._stamped(listing)  # before anything is read, so that a change from now on is seen
         if weights is None:
             layout = read_layout(self._label, listing, self._read, quantized=quantized)
         else:
             layout = Layout(tuple(weights), None, small_files(listing), ())
         layout, self._tensors = join_layout(self._label, layout, self._headers)
         self._files = layout.files
+        read = {*layout.weights, *layout.files, INDEX_NAME}
+        self._stamps = {file: each for file, each in stamps.items() if file in read}
         self.unused: tuple[str, ...] = layout.unused
         self.stale_index: str | None = layout.stale
         if not quantized:
@@ -117,19 +122,24 @@ class LocalCheckpoint:
         return self._weights[tensor.file].rows(tensor, start, stop)
 
     def identity(self) -> list[object]:
-        """Name, size and time of change of every weight file: another value means other weights, perhaps.
+        """Name, size, times and inode of every weight file as it was at first: another value means other
+        weights, perhaps."""
+        return [[file, *self._stamps[file].identity()] for file in self._weights]
 
-        Raises:
-            InputError: a file is not there any more.
-        """
-        found: list[object] = []
-        for file in self._weights:
-            try:
-                status = (self._folder / file).stat()
-            except OSError as error:
-                raise InputError(f"{self._label}: {file} cannot be looked at: {error.strerror}") from error
-            found.append([file, status.st_size, status.st_mtime_ns])
-        return found
+    def changed(self) -> list[str]:
+        """The files, weights and small ones, that are not any more what they were when this was opened."""
+        return [name for name, before in self._stamps.items() if changed_since(self._folder / name, before)]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
+
+    def _stamped(self, names: Iterable[str]) -> dict[str, Stamp]:
+        try:
+            return {name: stamp(self._folder / name) for name in names}
+        except OSError as error:
+            raise InputError(f"{self._label}: a file is gone: {error.strerror}") from error
 
     def _headers(self, files: Sequence[str]) -> list[dict[str, StoredTensor]]:
         return [read_header(self._folder / file, file=file)[0] for file in files]

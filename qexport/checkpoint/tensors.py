@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 __all__ = [
@@ -132,6 +134,14 @@ class Checkpoint(Protocol):
         """Plain values that change when the weights do; cheap, so it does not look at the weights on disk."""
         ...
 
+    def changed(self) -> list[str]:
+        """The files that are not any more what they were when this was opened, by relative name."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies, so that nothing is written there; ``None`` where that is no folder of the user's."""
+        ...
 
 @dataclass(frozen=True)
 class Piece:

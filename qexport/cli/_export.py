@@ -28,9 +28,10 @@ def check_items(
     overwrite: bool,
     home: Path | None = None,
     beside: Mapping[Path, Sequence[ArtifactPlan]] | None = None,
+    given: Sequence[Path] = (),
 ) -> None:
     """What can be known to fail before anything is downloaded or collected."""
-    _, todo = _settled(export.plan(targets, diagnosis), home, overwrite=overwrite)
+    _, todo = _settled(export.plan(targets, diagnosis, given), home, overwrite=overwrite)
     if todo:
         export.check(todo, overwrite=overwrite, home=home, beside=beside)
 
@@ -82,7 +83,9 @@ def write_and_judge(
         say_plans(output, todo)
         export.ready_kernels(plans, output.say)
         with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-            todo = export.write(todo, diagnosis, home=home, threads=threads, progress=progress)
+            todo = export.write(
+                todo, diagnosis, home=home, threads=threads, progress=progress, say=output.say
+            )
     unproven = [*(item for item in done if item.report is None), *todo]
     proven, receipts = export.prove(unproven, diagnosis, output.say, measure=measure)
     results = [*(item for item in done if item.report is not None), *proven]

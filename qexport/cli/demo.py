@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,16 @@ from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.demo import MODEL
 from qexport.errors import EnvironmentProblem, UsageProblem, VerificationError
+from qexport.export.disk import make_folder
+from qexport.export.files import replace_file
+from qexport.export.sources import Sources
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qexport.pipeline.export import Target
 
 __all__ = ["command"]
@@ -32,6 +38,7 @@ _PROMPTS = (
 
 
 _MADE = ("GGUF", "MLX-6bit", "MLX-6bit-MTP", "FP8", "NVFP4A16")
+_MARK = ".qexport-demo"
 _MEASURED = 2048  # held-out tokens
 
 
@@ -79,10 +86,9 @@ def command(
         file_type(name)  # a type that does not exist is said before anything is made
     folder = out or Path("demo-out")
     merged = folder / "Demo-Tuned"
-    if folder.exists() and not overwrite:
+    if os.path.lexists(folder) and not overwrite:
         raise UsageProblem(f"{folder} is already there", hint="Add --overwrite, or choose another --out.")
-    for made in [merged, *(folder / f"Demo-Tuned-{name}" for name in _MADE)]:
-        shutil.rmtree(made, ignore_errors=True)
+    _clear(folder, [merged, *(folder / f"Demo-Tuned-{name}" for name in _MADE)])
 
     output.title(f"1. Merging a LoRA-like change into the demo model, as transformers saves it: {merged}")
     lora_like_merge(MODEL, merged, style="declared")
@@ -100,7 +106,9 @@ def command(
     say_plans(output, items)
     export.ready_kernels(plans, output.say)
     with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = export.write(items, diagnosis, home=folder, threads=threads, progress=progress)
+        written = export.write(
+            items, diagnosis, home=folder, threads=threads, progress=progress, say=output.say
+        )
 
     output.title("4. Proven by llama.cpp, mlx-lm and transformers, and measured against the source")
     results, receipts = export.prove(written, diagnosis, output.say, measure=_MEASURED)
@@ -113,6 +121,28 @@ def command(
     output.text(f"Report: {report.html}")
     if any(result.failed for result in results):
         raise VerificationError("the demo failed verification", hint=f"{report.html} says why.")
+
+
+def _clear(folder: Path, made: Sequence[Path]) -> None:
+    """Remove what an earlier demo has made in ``folder``; anything else of these names is somebody's."""
+    sources = Sources(given=(MODEL,))
+    sources.refuse(folder)
+    there = [each for each in made if os.path.lexists(each)]
+    for each in there:
+        sources.refuse_removal(each)
+        if each.is_symlink() or not each.is_dir() or not (folder / _MARK).is_file():
+            raise UsageProblem(
+                f"{each.name} was not made by the demo", hint="Move it away, or choose another --out."
+            )
+    try:
+        for each in there:
+            shutil.rmtree(each)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{folder.name} cannot be cleared: {error.strerror or error}", hint="Choose another --out."
+        ) from error
+    make_folder(folder)
+    replace_file(folder / _MARK, b"Folders of these names are removed by `qexport demo --overwrite`.\n")
 
 
 def _targets(types: tuple[str, ...], folder: Path) -> list[Target]:

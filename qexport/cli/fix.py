@@ -9,7 +9,6 @@ import click
 
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS, model_argument, mtp_options
 from qexport.cli._output import Output
-from qexport.errors import UsageProblem
 from qexport.sizes import size_text
 
 __all__ = ["command"]
@@ -38,7 +37,7 @@ def command(
     """
     from qexport.cli._report import say_findings, show_plans
     from qexport.pipeline.fix import fixed_name, plan_fix, write_fix
-    from qexport.pipeline.model import ModelChoice, examine, fetched
+    from qexport.pipeline.model import ModelChoice, examine, fetched, sources_of
 
     output = Output(as_json=as_json)
     choice = ModelChoice(
@@ -46,8 +45,7 @@ def command(
     )
     diagnosis = examine(choice, download=False)
     folder = out or Path(fixed_name(diagnosis))
-    if Path(choice.model).exists() and folder.resolve() == Path(choice.model).resolve():
-        raise UsageProblem("the repaired checkpoint cannot replace its source", hint="Choose another --out.")
+    sources_of(diagnosis).refuse(folder)
     say_findings(output, diagnosis)
     plan = plan_fix(diagnosis)
     if dry_run:

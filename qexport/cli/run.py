@@ -180,6 +180,7 @@ def _check(work: Ready, diagnosis: Diagnosis, given: dict[str, Any]) -> None:
         overwrite=given["overwrite"],
         home=work.local.out,
         beside=work.beside(),
+        given=work.inputs,
     )
 
 

@@ -29,6 +29,7 @@ from qexport.export.pour import Pour
 from qexport.export.resume import Resume
 from qexport.export.runs import Done, Landed, Run, encode_run, observe, runs_of, spans_of
 from qexport.export.sink import Sink, WrittenFile
+from qexport.export.sources import Sources
 from qexport.export.steps import Step, merge_steps, surveys_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def execute(
     progress: Progress | None = None,
     resume: Resume | None = None,
     say: Callable[[str], None] = silent,
+    sources: Sources | None = None,
 ) -> list[tuple[WrittenFile, ...]]:
     """Write every file of every plan into ``folder``.
 
@@ -72,18 +74,23 @@ def execute(
         resume: go on where an earlier run of the same plans stopped, and leave what the next may need. Who
             gives it holds the folders' locks; otherwise they are taken here.
         say: is told what was set aside.
+        sources: what is read besides that which the plans show.
 
     Returns:
         for each plan, its files with size and SHA-256.
 
     Raises:
-        InputError: NaN or infinite weights; every such tensor is named and counted.
+        UsageProblem: a file would be written over a source, or into it.
+        InputError: NaN or infinite weights; every such tensor is named and counted. Or a source changed.
         EnvironmentProblem: the disk is full or a file cannot be written.
     On any error before the last file is complete nothing is left behind, under a final name or another;
     with ``resume``, only what the next run goes on from.
     """
     threads = threads or default_threads()
     folders = [folder] * len(plans) if isinstance(folder, Path) else list(folder)
+    sources = Sources.of(plans) | (sources or Sources())
+    for plan, each in zip(plans, folders, strict=True):
+        sources.refuse(each, [file.name for file in plan.files])
     for each in dict.fromkeys(folders):
         make_folder(each)
     steps = merge_steps(plans)
@@ -92,6 +99,7 @@ def execute(
             stack.enter_context(locked(folders, say))
         start = 0 if resume is None else resume.begin(plans, folders, len(steps))
         if resume is not None and resume.complete:
+            sources.refuse_changed()
             return resume.rename(plans, folders)
         there = _written_by(steps[:start], len(plans))
         crew = stack.enter_context(Crew())
@@ -113,6 +121,7 @@ def execute(
                 raise _nonfinite_error(bad)
             for sink in sinks:
                 sink.finish()
+            sources.refuse_changed()
         except (EnvironmentProblem, KeyboardInterrupt):
             keep = resume is not None
             pool.shutdown(wait=True, cancel_futures=True)

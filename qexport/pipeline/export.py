@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +26,9 @@ from qexport.export.ledger import Ledger
 from qexport.export.locks import locked
 from qexport.export.receipt import write_receipt
 from qexport.export.resume import Resume, numbers_there
+from qexport.export.sources import Sources
 from qexport.pipeline.measure import measuring
+from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries, entry_of
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ class Item:
     target: Target
     plan: ArtifactPlan
     folder: Path
+    sources: Sources = field(default_factory=Sources, repr=False)
     written: tuple[WrittenFile, ...] = ()
     report: Report | None = None
 
@@ -97,9 +101,22 @@ class Item:
         return fingerprint(self.plan, _without_timings(self.target.options()))
 
 
-def plan(targets: Sequence[Target], diagnosis: Diagnosis) -> list[Item]:
-    """Every artifact of every target. Reads no tensor data."""
-    return [Item(target, made, folder) for target in targets for made, folder in target.plans(diagnosis)]
+def plan(targets: Sequence[Target], diagnosis: Diagnosis, given: Sequence[Path] = ()) -> list[Item]:
+    """Every artifact of every target. Reads no tensor data.
+
+    Args:
+        given: files and folders that are read besides the model, its base and what the targets name.
+
+    Raises:
+        UsageProblem: one would be written over a source, or into it.
+    """
+    sources = sources_of(diagnosis, tuple(targets), tuple(given))
+    items: list[Item] = []
+    for target in targets:
+        for made, folder in target.plans(diagnosis):
+            sources.refuse(folder, [file.name for file in made.files])
+            items.append(Item(target, made, folder, sources))
+    return items
 
 
 def finished(items: Sequence[Item], *, home: Path | None = None) -> tuple[list[Item], list[Item]]:
@@ -187,13 +204,17 @@ def write(
     """
     home = home or _home(items)
     folders = [item.folder for item in items]
+    sources = reduce(or_, [item.sources for item in items], sources_of(diagnosis))
+    sources.refuse(home)
     for folder in (home, *folders):
         make_folder(folder)
     with locked((home, *folders), say):
         ledger = Ledger(home)
         resume = Resume(ledger, ledger.take(say), _together(items))
         plans = [item.plan for item in items]
-        done = execute(plans, folders, threads=threads, progress=progress, resume=resume, say=say)
+        done = execute(
+            plans, folders, threads=threads, progress=progress, resume=resume, say=say, sources=sources
+        )
         written = [replace(item, written=files) for item, files in zip(items, done, strict=True)]
         _write_receipts(written, diagnosis)
         resume.forget()
@@ -226,6 +247,7 @@ def prove(
                         report = replace(report, findings=known.findings)
                     reports[path] = report
                 proven.append(replace(item, report=report))
+    sources_of(diagnosis).refuse_changed()  # a verdict against something else is none
     return proven, _write_receipts(proven, diagnosis)
 
 

@@ -9,6 +9,7 @@ from qexport.export.execute import execute
 from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.merged import plan_merged
+from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def write_fix(
     progress: Progress | None,
 ) -> tuple[tuple[WrittenFile, ...], Path]:
     """Write it, and a receipt; returns the files and the receipt's path."""
+    sources = sources_of(diagnosis)
+    sources.refuse(folder, [file.name for file in plan.files])
     check_collisions([file.name for file in plan.files], folder, overwrite=overwrite)
     check_space([plan], folder)
-    (written,) = execute([plan], folder, threads=threads, progress=progress)
+    (written,) = execute([plan], folder, threads=threads, progress=progress, sources=sources)
     return written, write_receipt(folder, artifact_entries(diagnosis, [(plan, written, None)], {}))

@@ -15,6 +15,7 @@ from qexport.formats.gguf.importance import plan_imatrix
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.pipeline.calibrate import Collected, expected, matrix_key
+from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries, entry_of
 from qexport.pipeline.verify import shared_reference
 from qexport.verify.run import VerifyOptions, verify_gguf
@@ -136,10 +137,14 @@ def matrix_there(target: GgufTarget, diagnosis: Diagnosis) -> Collected | None:
     return Collected(matrix, {key: value for key, value in entry.details.items() if key not in added})
 
 
-def write_matrix(target: GgufTarget, diagnosis: Diagnosis) -> tuple[str, ...]:
-    """Write the collected matrix beside the files to come; returns what a user should know about it."""
+def write_matrix(target: GgufTarget, diagnosis: Diagnosis, given: Sequence[Path] = ()) -> tuple[str, ...]:
+    """Write the collected matrix beside the files to come; returns what a user should know about it.
+
+    Args:
+        given: what is read besides the model and what the target names.
+    """
     (plan,) = matrix_plan(target)
-    (written,) = execute([plan], target.out)
+    (written,) = execute([plan], target.out, sources=sources_of(diagnosis, target, tuple(given)))
     key = None
     if target.calibration is not None:
         key = matrix_key(target.calibration, diagnosis.repaired.view())

@@ -9,6 +9,7 @@ from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
 from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.importance import plan_imatrix
+from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ class ImatrixJob:
     overwrite: bool = False
 
 
-def check_imatrix(job: ImatrixJob, expected: ImportanceMatrix, *, dry_run: bool) -> int:
+def check_imatrix(job: ImatrixJob, diagnosis: Diagnosis, expected: ImportanceMatrix, *, dry_run: bool) -> int:
     """The file's exact size; before a real run also whether it is in nobody's way and there is room.
 
     Raises:
         UsageProblem, EnvironmentProblem: what is in the way, and the way out.
     """
+    sources_of(diagnosis, job.calibration).refuse(job.target.parent, [job.target.name])
     plan = plan_imatrix(expected, job.target.name)
     if not dry_run:
         check_collisions([job.target.name], job.target.parent, overwrite=job.overwrite)
@@ -52,7 +54,7 @@ def write_imatrix(
     """Write the matrix and its receipt; returns the file, the receipt's path and what a user should know."""
     folder = job.target.parent
     plan = plan_imatrix(collected.matrix, job.target.name, collected.facts)
-    ((written,),) = execute([plan], folder)
+    ((written,),) = execute([plan], folder, sources=sources_of(diagnosis, job.calibration))
     options: dict[str, Any] = {
         "mtp": job.choice.mtp,
         "merged": [path.name for path in job.calibration.merge],

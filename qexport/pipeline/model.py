@@ -9,12 +9,13 @@ from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.doctor.mlx_saved import underneath
+from qexport.export.sources import Sources, paths_in
 from qexport.families.names import canonical_name
 
 if TYPE_CHECKING:
     from qexport.doctor.mtp import MtpMode
 
-__all__ = ["ModelChoice", "examine", "fetched"]
+__all__ = ["ModelChoice", "examine", "fetched", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,9 @@ def fetched(choice: ModelChoice, diagnosis: Diagnosis) -> Diagnosis:
     on_hub = isinstance(underneath(diagnosis.subject.checkpoint), HubCheckpoint)
     base = diagnosis.subject.base
     return examine(choice, download=True) if on_hub or isinstance(base, HubCheckpoint) else diagnosis
+
+
+def sources_of(diagnosis: Diagnosis, *given: object) -> Sources:
+    """What is read: the model, the base, and every file that is named in ``given``, values of options."""
+    model, base = diagnosis.subject.checkpoint, diagnosis.subject.base
+    return Sources((model,) if base is None else (model, base), tuple(paths_in(given)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.calibrate.imatrix_file import read_imatrix
@@ -16,7 +17,6 @@ from qexport.recipe.targets import Runtimes, to_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.doctor.diagnose import Diagnosis
@@ -58,7 +58,17 @@ class Ready:
 
     def items(self, diagnosis: Diagnosis) -> list[Item]:
         """Everything that is to be written."""
-        return export.plan(self.targets, diagnosis)
+        return export.plan(self.targets, diagnosis, self.inputs)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file and folder that the recipe names, and itself: those of its other models, too."""
+        calibration = self.recipe.calibration
+        files = (calibration.corpus, calibration.imatrix) if calibration is not None else ()
+        models = [name for each in self.recipe.subjects for name in (each.source.model, each.mtp.base)]
+        folders = (Path(name) for name in models if name is not None)
+        every = (self.recipe.path, *(file for file in files if file is not None), *folders)
+        return tuple(path for path in every if path.exists())
 
     def beside(self) -> dict[Path, list[ArtifactPlan]]:
         """The matrix as a file, where one is collected."""
@@ -78,7 +88,7 @@ class Ready:
     def keep(self, diagnosis: Diagnosis) -> tuple[str, ...]:
         """Write the collected matrix; returns what a user should know about it."""
         assert self.holder is not None
-        return write_matrix(self.holder, diagnosis)
+        return write_matrix(self.holder, diagnosis, self.inputs)
 
 
 def ready(
