@@ -132,12 +132,14 @@ def _one(
     output: Output, artifact: Path, choice: Choice, options: BenchOptions, *, note: bool
 ) -> dict[str, Any]:
     """Measure one artifact, show it, note it in its receipt; ``failed``: what MTP did to it."""
+    from qexport.export.files import in_hub_cache
     from qexport.export.receipt import add_measure
     from qexport.verify.bench import bench
     from qexport.verify.bench_subject import bench_subject
 
     path, subject, engine = bench_subject(artifact, choice)
     found = bench(path, subject, engine, options, output.say)
+    note = note and not in_hub_cache(path)  # where nobody but the client writes
     receipt = add_measure(path, "bench", found.bench.to_json()) if note else None
     _show(output, found.bench)
     if receipt is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.export.files import temporary_name, write_problem
+from qexport.export.files import refuse_hub_cache, temporary_name, write_problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -36,6 +36,7 @@ def free_bytes(folder: Path) -> int:
 
 def make_folder(folder: Path) -> None:
     """Make ``folder`` where it is not there; EnvironmentProblem says why it cannot be."""
+    refuse_hub_cache(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

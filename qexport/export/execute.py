@@ -64,6 +64,7 @@ def execute(
     resume: Resume | None = None,
     say: Callable[[str], None] = silent,
     sources: Sources | None = None,
+    wait: float = 0.0,
 ) -> list[tuple[WrittenFile, ...]]:
     """Write every file of every plan into ``folder``.
 
@@ -75,6 +76,7 @@ def execute(
             gives it holds the folders' locks; otherwise they are taken here.
         say: is told what was set aside.
         sources: what is read besides that which the plans show.
+        wait: seconds to wait for another run in these folders, for who brings what took long to come by.
 
     Returns:
         for each plan, its files with size and SHA-256.
@@ -96,7 +98,7 @@ def execute(
     steps = merge_steps(plans)
     with ExitStack() as stack:
         if resume is None:
-            stack.enter_context(locked(folders, say))
+            stack.enter_context(locked(folders, say, wait=wait))
         start = 0 if resume is None else resume.begin(plans, folders, len(steps))
         if resume is not None and resume.complete:
             sources.refuse_changed()

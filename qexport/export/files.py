@@ -11,23 +11,26 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.errors import EnvironmentProblem
+from qexport.errors import EnvironmentProblem, UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 __all__ = [
+    "in_hub_cache",
     "open_plain",
     "plain_status",
     "read_plain",
+    "refuse_hub_cache",
     "replace_file",
     "set_aside",
     "silent",
     "sync_folder",
     "temporary_name",
+    "upwards",
     "write_problem",
 ]
 
@@ -76,8 +79,10 @@ def replace_file(path: Path, data: bytes) -> None:
     """Make ``path`` a file with these bytes, durably; what has that name until then stays until the end.
 
     Raises:
+        UsageProblem: it lies in the Hub's cache.
         EnvironmentProblem: it cannot be written.
     """
+    refuse_hub_cache(path)
     part = path.with_name(temporary_name(path.name))
     try:
         set_aside(part, unless_plain=True)
@@ -95,6 +100,26 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError as error:
         raise write_problem(error, path.name) from error
     sync_folder(path.parent)
+
+
+def upwards(path: Path) -> tuple[Path, ...]:
+    """A path and all above it, links followed."""
+    real = Path(os.path.realpath(path))
+    return (real, *real.parents)
+
+
+def in_hub_cache(path: Path) -> bool:
+    """Whether ``path`` is or would be in a repository of the Hub client's cache."""
+    return any(
+        above.name.startswith(("models--", "datasets--")) and (above / "snapshots").is_dir()
+        for above in upwards(path)
+    )
+
+
+def refuse_hub_cache(path: Path) -> None:
+    """Raises UsageProblem for places in the cache, which every program here reads and the client writes."""
+    if in_hub_cache(path):
+        raise UsageProblem(f"{path.name or path} lies in the Hub's cache", hint="Choose another --out.")
 
 
 def set_aside(path: Path, say: Callable[[str], None] = silent, *, unless_plain: bool = False) -> None:

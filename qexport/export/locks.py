@@ -18,8 +18,14 @@ LOCK_NAME = ".qexport-lock"
 
 
 @contextmanager
-def locked(folders: Iterable[Path], say: Callable[[str], None] = silent) -> Iterator[None]:
+def locked(
+    folders: Iterable[Path], say: Callable[[str], None] = silent, *, wait: float = 0.0
+) -> Iterator[None]:
     """Hold the locks of these folders, which are there. One folder by two names is locked once.
+
+    Args:
+        say: is told what had a lock's name and was none.
+        wait: seconds, where another run holds one.
 
     Raises:
         EnvironmentProblem: another run holds one, or a folder cannot be written to.
@@ -30,7 +36,7 @@ def locked(folders: Iterable[Path], say: Callable[[str], None] = silent) -> Iter
             try:
                 status = folder.stat()
                 if (status.st_dev, status.st_ino) not in held:
-                    stack.enter_context(_held(folder, say))
+                    stack.enter_context(_held(folder, say, wait))
                     held.add((status.st_dev, status.st_ino))
             except OSError as error:
                 raise EnvironmentProblem(
@@ -41,12 +47,12 @@ def locked(folders: Iterable[Path], say: Callable[[str], None] = silent) -> Iter
 
 
 @contextmanager
-def _held(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _held(folder: Path, say: Callable[[str], None], wait: float) -> Iterator[None]:
     from filelock import FileLock, Timeout  # 80 ms that no --help has to wait for
 
     path = folder / LOCK_NAME
     set_aside(path, say, unless_plain=True)
-    lock = FileLock(path, timeout=0, thread_local=False)
+    lock = FileLock(path, timeout=wait, thread_local=False)
     try:
         lock.acquire()
     except Timeout as error:

@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError, UsageProblem
-from qexport.export.files import temporary_name
+from qexport.export.files import refuse_hub_cache, temporary_name, upwards
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from qexport.checkpoint.tensors import Checkpoint
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["Sources", "in_hub_cache", "paths_in"]
+__all__ = ["Sources", "paths_in"]
 
 _MOST_FILES = 100_000  # of a source's folder are looked at: who exports a home folder waits no minute for it
 _HINT = "Choose another --out. No option allows this."
@@ -79,7 +77,7 @@ class Sources:
         self._refuse_place(folder)
         mine = _id(folder)
         for path in self._roots:
-            if mine is not None and mine in (_id(each) for each in _upwards(path)):
+            if mine is not None and mine in (_id(each) for each in upwards(path)):
                 raise UsageProblem(f"{path.name} lies in {folder.name}, which would be removed", hint=_HINT)
 
     def refuse_changed(self) -> None:
@@ -94,13 +92,12 @@ class Sources:
             )
 
     def _refuse_place(self, place: Path) -> None:
-        for above in _upwards(place):
+        for above in upwards(place):
             source = self._ids.get(_id(above))
             if source is not None:
                 where = "is" if _id(place) == _id(above) else "lies in"
                 raise UsageProblem(f"{place.name or place} {where} {source}, which is read from", hint=_HINT)
-        if in_hub_cache(place):
-            raise UsageProblem(f"{place.name or place} lies in the Hub's cache", hint=_HINT)
+        refuse_hub_cache(place)
 
     @property
     def _roots(self) -> list[Path]:
@@ -131,14 +128,6 @@ def paths_in(value: object) -> Iterator[Path]:
                 yield from paths_in(getattr(value, field.name))
 
 
-def in_hub_cache(path: Path) -> bool:
-    """Whether ``path`` is or would be in a repository of the Hub client's cache."""
-    return any(
-        above.name.startswith(("models--", "datasets--")) and (above / "snapshots").is_dir()
-        for above in _upwards(path)
-    )
-
-
 def _all_of(root: Path) -> Iterator[Path]:
     yield root
     if root.is_dir():
@@ -146,12 +135,6 @@ def _all_of(root: Path) -> Iterator[Path]:
             folder = Path(name)
             yield from (folder / each for each in folders if not (folder / each).is_symlink())
             yield from (folder / each for each in files)
-
-
-def _upwards(path: Path) -> Sequence[Path]:
-    """A path and all above it, links followed."""
-    real = Path(os.path.realpath(path))
-    return (real, *real.parents)
 
 
 def _id(path: Path) -> _Id | None:

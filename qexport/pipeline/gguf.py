@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GgufTarget", "matrix_plan", "matrix_there", "uses_matrix", "without_matrix", "write_matrix"]
 
+MATRIX_WAITS = 600.0
+"""Seconds that a matrix, which may have taken hours, waits for another run in its folder."""
+
 
 @dataclass(frozen=True)
 class GgufTarget:
@@ -144,7 +147,9 @@ def write_matrix(target: GgufTarget, diagnosis: Diagnosis, given: Sequence[Path]
         given: what is read besides the model and what the target names.
     """
     (plan,) = matrix_plan(target)
-    (written,) = execute([plan], target.out, sources=sources_of(diagnosis, target, tuple(given)))
+    (written,) = execute(
+        [plan], target.out, sources=sources_of(diagnosis, target, tuple(given)), wait=MATRIX_WAITS
+    )
     key = None
     if target.calibration is not None:
         key = matrix_key(target.calibration, diagnosis.repaired.view())

@@ -9,6 +9,7 @@ from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
 from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.importance import plan_imatrix
+from qexport.pipeline.gguf import MATRIX_WAITS
 from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries
 
@@ -54,7 +55,7 @@ def write_imatrix(
     """Write the matrix and its receipt; returns the file, the receipt's path and what a user should know."""
     folder = job.target.parent
     plan = plan_imatrix(collected.matrix, job.target.name, collected.facts)
-    ((written,),) = execute([plan], folder, sources=sources_of(diagnosis, job.calibration))
+    ((written,),) = execute([plan], folder, sources=sources_of(diagnosis, job.calibration), wait=MATRIX_WAITS)
     options: dict[str, Any] = {
         "mtp": job.choice.mtp,
         "merged": [path.name for path in job.calibration.merge],

@@ -260,6 +260,18 @@ def test_a_file_put_in_the_place_of_a_part_is_not_taken_for_it(tmp_path, monkeyp
     assert not (tmp_path / "out.bin").exists()
 
 
+def test_a_matrix_waits_for_another_run(out):
+    """What took hours to collect is not lost because a short run is at work in the same folder."""
+    with locked([out]):
+        plan = plan_of([checkpoint(a=(4, 4)).logical("a")])
+        writing = threading.Thread(target=execute, args=([plan], out), kwargs={"wait": 60})
+        writing.start()
+        writing.join(0.2)
+        assert writing.is_alive()
+    writing.join(60)
+    assert names(out) == ["out.bin"]
+
+
 def test_a_second_run_waits_for_no_lock(out):
     with locked([out]), pytest.raises(EnvironmentProblem, match="another run"):
         execute([plan_of([checkpoint(a=(4, 4)).logical("a")])], out)

@@ -13,6 +13,8 @@ from qexport.cli import _calibrate
 from qexport.cli.main import cli
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import InputError, UsageProblem
+from qexport.export.disk import make_folder
+from qexport.export.files import replace_file
 from qexport.export.ledger import Ledger
 from qexport.export.sources import Sources
 from qexport.formats.fp8.options import Fp8Options
@@ -167,6 +169,9 @@ def test_the_hubs_cache_is_nobodys_output(zoo, tmp_path):
             Sources().refuse(out, ["x"])
         result = run("fp8", zoo("qwen3"), "-o", out, "--overwrite", "--no-verify")
         assert isinstance(result.exception, UsageProblem)
+    for write in (lambda: replace_file(snapshot / "qexport.json", b""), lambda: make_folder(snapshot / "x")):
+        with pytest.raises(UsageProblem, match="Hub's cache"):
+            write()
     blob = repo / "blobs" / ("c" * 64)
     (snapshot / "config.json").rename(blob)
     (snapshot / "config.json").symlink_to(blob)
