@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceFile"]
 
-_AGAIN = "Put the file back as it was and start again: what is written already is gone on from."
+_AGAIN = "Put the file back as it was and start again."
 
 
 class SourceFile:

@@ -143,6 +143,7 @@ class Checkpoint(Protocol):
         """Where it lies, so that nothing is written there; ``None`` where that is no folder of the user's."""
         ...
 
+
 @dataclass(frozen=True)
 class Piece:
     """Rows ``[start, stop)`` of one stored tensor."""

@@ -185,7 +185,8 @@ def test_a_disk_that_is_full_is_met_again_where_it_was(diagnosis, tmp_path, monk
 
 @pytest.mark.parametrize("at", [0, 10])
 def test_a_source_that_shrinks_during_the_pass(zoo, tmp_path, monkeypatch, at):
-    """It ends with an error, not with the process; once the file is back, what is written is gone on from."""
+    """It ends with an error, not with the process. A file that was put back may be another one: none of what
+    was written before is gone on from."""
     model = shutil.copytree(zoo("qwen3"), tmp_path / "model")
     (file,) = model.glob("*.safetensors")
     data, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
@@ -210,7 +211,7 @@ def test_a_source_that_shrinks_during_the_pass(zoo, tmp_path, monkeypatch, at):
     seen.clear()
     again.subject.checkpoint.on_read = lambda name, start, stop: seen.append(name)
     export.write(export.plan([GgufTarget(("Q8_0",), out, verify=None)], again), again, home=out)
-    assert at == 0 or len(seen) < len(again.subject.checkpoint.tensors)
+    assert {*seen} == {*again.subject.checkpoint.tensors}
     whole = tmp_path / "whole"
     export.write(export.plan([GgufTarget(("Q8_0",), whole, verify=None)], again), again, home=whole)
     assert files_of(out) == files_of(whole)
