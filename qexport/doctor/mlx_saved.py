@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.tensors import Checkpoint, StoredTensor, matrix_shape
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 __all__ = ["MlxSaved", "turned_back", "underneath"]
@@ -78,6 +80,15 @@ class MlxSaved:
     def identity(self) -> list[object]:
         """That of the checkpoint underneath, and that it is turned back."""
         return [*self.inner.identity(), "mlx"]
+
+    def changed(self) -> list[str]:
+        """The files of the checkpoint underneath that are not any more what they were."""
+        return self.inner.changed()
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the checkpoint underneath."""
+        return self.inner.folder
 
     def _stored_rows(self, name: str, start: int, stop: int) -> tuple[int, int]:
         if name not in self._turned:
