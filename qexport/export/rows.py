@@ -63,7 +63,10 @@ def arranged_rows(tensor: LogicalTensor, arrangement: Arrangement, start: int, s
     if arrangement.op == "none":
         return rows
     wide = rows if rows.dtype == torch.float16 else rows.float()
-    return wide + 1 if arrangement.op == "add_one" else -torch.exp(wide)
+    if arrangement.op == "add_one":
+        return wide + 1
+    # Minus infinity stays what it is: its exponential is zero, which would hide it from who looks for it.
+    return torch.where(wide.isfinite(), -torch.exp(wide), wide)
 
 
 def _reshaped(tensor: LogicalTensor, arrangement: Arrangement) -> LogicalTensor:
