@@ -1,9 +1,10 @@
 """Conversations as the model reads them: through its own chat template.
 
-transformers' renderer does the work, as in training and in vLLM. Templates refuse what their authors had no
-use for, aloud (an exception) or in silence (tools that appear nowhere), so there are three steps: the
-conversation as it is; without tools and system turns, whose text goes to the user; and the contents as plain
-text. How many conversations needed which is reported.
+A template is a program of a stranger, so it is rendered in a process of its own, with limits of time and
+memory (``children/programs/engine_template.py``); one that goes past them is not asked again. Templates
+refuse what their authors had no use for, aloud (an exception) or in silence (tools that appear nowhere), so
+there are three steps: the conversation as it is; without tools and system turns, whose text goes to the
+user; and the contents as plain text. How many conversations needed which is reported.
 
 Reasoning that a template leaves out is put in front of the answer in think tags, if the model has such a
 token. The date that some templates write is fixed, so that the same corpus gives the same tokens tomorrow.
@@ -12,24 +13,28 @@ token. The date that some templates write is fixed, so that the same corpus give
 from __future__ import annotations
 
 import json
+import weakref
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from qexport.calibrate.records import Chat
 from qexport.checkpoint.chat_templates import read_templates
-from qexport.errors import EnvironmentProblem, InputError
+from qexport.children.failure import RuntimeFailure
+from qexport.children.process import ChildProcess
+from qexport.children.start import engine_command, start
+from qexport.errors import InputError
 
 __all__ = ["ChatRenderer", "How", "json_file", "special_words"]
 
 How = Literal["template", "simplified", "plain"]
 
-_TODAY = datetime(2026, 1, 1, tzinfo=UTC)
+_TODAY = (2026, 1, 1)
+# Far above what any template needs: it renders a conversation in milliseconds.
+_PATIENCE_S = 20.0
+_MEMORY = 1 << 30
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _THINK = "<think>"
-# What a template, which is a program of a stranger, has been seen to raise besides jinja2's own errors.
-_TEMPLATE_FAILS = (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
 def json_file(files: Mapping[str, bytes], name: str, label: str) -> dict[str, Any]:
@@ -77,13 +82,14 @@ class ChatRenderer:
         self._words = special_words(files, label) if self._templates else {}
         self._thinks = thinks
         self.counts: dict[How, int] = {"template": 0, "simplified": 0, "plain": 0}
+        self._process: ChildProcess | None = None
         self.reason = "" if self._templates else "the model has no chat template"
 
     def render(self, chat: Chat) -> tuple[str, How]:
         """The conversation's text, and which of the three steps made it.
 
         Raises:
-            EnvironmentProblem: there is a template, and no transformers to render it.
+            EnvironmentProblem: there is a template, and no Jinja to render it.
         """
         text, how = self._render(chat)
         self.counts[how] += 1
@@ -120,33 +126,35 @@ class ChatRenderer:
         return self._through_template(Chat(tuple(inline), chat.tools)) or text
 
     def _through_template(self, chat: Chat) -> str | None:
-        try:
-            from jinja2.exceptions import TemplateError
-            from transformers.utils.chat_template_utils import render_jinja_template
-        except ImportError:
-            raise EnvironmentProblem(
-                "rendering conversations needs transformers",
-                hint="pip install 'qexport[reference]', or calibrate with plain text",
-            ) from None
-
-        default = self._templates["default"]
-        template = self._templates.get("tool_use", default) if chat.tools else default
-        messages = [dict(message) for message in chat.messages]
-        try:
-            rendered, _ = render_jinja_template(
-                conversations=[messages],
-                tools=[dict(tool) for tool in chat.tools] or None,
-                chat_template=template,
-                strftime_now=_TODAY.strftime,
-                **self._words,
-            )
-        except (TemplateError, *_TEMPLATE_FAILS) as error:
-            self.reason = (
-                self.reason
-                or f"the template refuses it: {_first_line(str(error))[:120] or type(error).__name__}"
-            )
+        if not self._templates:
             return None
-        return str(rendered[0]) or None
+        if self._process is None:
+            self._process = self._start()
+        messages = [dict(message) for message in chat.messages]
+        name = "tool_use" if chat.tools and "tool_use" in self._templates else "default"
+        tools = [dict(tool) for tool in chat.tools] or None
+        try:
+            found = self._process.ask("render", within=_PATIENCE_S, name=name, messages=messages, tools=tools)
+        except RuntimeFailure as failure:
+            self._process.kill()
+            self._templates = {}
+            self.reason = failure.message
+            return None
+        if "refused" in found:
+            self.reason = self.reason or f"the template refuses it: {found['refused']}"
+        return str(found.get("text") or "") or None
+
+    def _start(self) -> ChildProcess:
+        process, _ = start(
+            engine_command("engine_template.py"),
+            {"templates": self._templates, "words": self._words, "today": _TODAY},
+            what="the chat template",
+            install="pip install jinja2",
+            time_limit=float("inf"),
+            memory_limit=_MEMORY,
+        )
+        weakref.finalize(self, process.kill)
+        return process
 
 
 def _numbered(chat: Chat) -> Chat:

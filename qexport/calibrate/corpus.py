@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qexport.calibrate.kinds import CORPUS_HINT, read_head, refuse_binary
 from qexport.calibrate.records import Record, RecordError, Text, read_record
+from qexport.checkpoint.paths import read_small
 from qexport.errors import EnvironmentProblem, InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ BUILTIN_LABEL = "qexport-calib-1"
 """Name of the built-in corpus; the number grows when its text changes."""
 BUILTIN_CATEGORIES = ("code", "reasoning", "chat", "tools", "prose", "multilingual")
 
+# A thousand times what an importance matrix is made from.
+_MAX_BYTES = 1 << 28
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
@@ -67,10 +70,7 @@ def read_corpus(path: Path) -> Corpus:
             file's name and the line.
     """
     refuse_binary(path.name, read_head(path))
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", hint=CORPUS_HINT) from None
+    data = read_small(path, path.name, limit=_MAX_BYTES)
     text = _decode(path.name, data)
     if not text.strip():
         raise InputError(f"{path.name} is empty", hint=CORPUS_HINT)

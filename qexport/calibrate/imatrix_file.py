@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from qexport.checkpoint.paths import read_small
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ImportanceMatrix", "read_imatrix"]
 
+# Those of the largest mixtures take three quarters of a gigabyte.
+_MAX_BYTES = 1 << 31
 _HINT = "make one with llama.cpp's llama-imatrix"
 
 
@@ -98,10 +101,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     """Read an importance matrix in either form. Raises InputError naming the file and what is wrong."""
     import numpy as np
 
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", hint=_HINT) from None
+    data = read_small(path, path.name, limit=_MAX_BYTES)
     cursor = _Cursor(path.name, data)
     try:
         read = _read_gguf if data[:4] == b"GGUF" else _read_legacy

@@ -7,10 +7,12 @@ cannot be one: weights, an archive, a table in a binary form.
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Literal
 
+from qexport.checkpoint.paths import open_regular
 from qexport.errors import InputError
 
 __all__ = ["CORPUS_HINT", "kind_of", "read_head", "refuse_binary"]
@@ -54,7 +56,7 @@ def read_head(path: Path) -> bytes:
     if path.is_dir():
         raise InputError(f"{path.name} is a folder, not a corpus", hint=CORPUS_HINT)
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path, path.name), "rb") as file:
             return file.read(_HEAD)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", hint=CORPUS_HINT) from None

@@ -10,10 +10,11 @@ that it does not normalize (NFC) and in a few pre-tokenizers, which qexport's ve
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from qexport.calibrate.chat import json_file, special_words
+from qexport.calibrate.windows import WINDOW, tokens_of
 from qexport.errors import EnvironmentProblem, InputError
 
 __all__ = ["TextTokenizer", "model_tokenizer"]
@@ -30,7 +31,7 @@ class TextTokenizer(Protocol):
     bos: int | None
     size: int
 
-    def text(self, text: str) -> list[int]:
+    def text(self, text: str) -> Sequence[int]:
         """Ids of a plain text, with what the tokenizer adds around it."""
         ...
 
@@ -95,10 +96,19 @@ class _Tokenizers(TextTokenizer):
     def _ids(self, text: str, *, add: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add).ids)
 
-    def text(self, text: str) -> list[int]:
+    def text(self, text: str) -> Sequence[int]:
         self._tokenizer.encode_special_tokens = True
-        ids = self._ids(text, add=True)
+        if len(text) > WINDOW:
+            bare, added = self._ids("a", add=False), self._ids("a", add=True)
+            at = next(at for at in range(len(added)) if added[at : at + len(bare)] == bare)
+            ids = [*added[:at], *tokens_of(text, self._tokens), *added[at + len(bare) :]]
+        else:
+            ids = self._ids(text, add=True)
         return [self.bos, *ids] if self._missing and self.bos is not None else ids
+
+    def _tokens(self, text: str) -> list[tuple[int, int, int]]:
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return [(number, *span) for number, span in zip(found.ids, found.offsets, strict=True)]
 
     def chat(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = False
@@ -146,9 +156,14 @@ class _SentencePiece(TextTokenizer):
         adds = config.get("add_bos_token", True) and self._pieces.bos_id() >= 0
         self.bos = int(self._pieces.bos_id()) if adds else None
 
-    def text(self, text: str) -> list[int]:
-        ids = list(map(int, self._pieces.encode(text)))
+    def text(self, text: str) -> Sequence[int]:
+        long = len(text) > WINDOW
+        ids = tokens_of(text, self._tokens) if long else list(map(int, self._pieces.encode(text)))
         return ids if self.bos is None else [self.bos, *ids]
+
+    def _tokens(self, text: str) -> list[tuple[int, int, int]]:
+        found = self._pieces.encode(text, out_type="immutable_proto")
+        return [(int(piece.id), int(piece.begin), int(piece.end)) for piece in found.pieces]
 
     def chat(self, text: str) -> list[int]:
         words = sorted(self._special, key=len, reverse=True)

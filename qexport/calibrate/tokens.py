@@ -13,7 +13,8 @@ bos token is put anywhere.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from array import array as packed
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -123,11 +124,11 @@ def tokenize(
     tokenizer = model_tokenizer(files, model) if plain or "tokenizer.json" in files else None
     reader = _Reader(tokenizer, files, model)
 
-    pieces: list[list[int]] = []
+    pieces: list[Sequence[int]] = []
     available = 0
     categories: dict[str, int] = {}
     for record, ids in _in_order(corpus, reader, seed):
-        pieces.append(ids)
+        pieces.append(packed("i", ids))
         available += len(ids)
         categories[record.category] = categories.get(record.category, 0) + len(ids)
         if tokens is not None and available >= tokens:
@@ -171,16 +172,16 @@ class _Reader:
         counts = self.renderer.counts if self.renderer else {}
         return self.renderer.reason if self.renderer and sum(counts.values()) > counts["template"] else ""
 
-    def ids(self, record: Record) -> list[int]:
+    def ids(self, record: Record) -> Sequence[int]:
         content = record.content
         if isinstance(content, Ids):
-            return content.ids.tolist()
+            return content.ids
         assert self._tokenizer is not None
         if isinstance(content, Text):
             return self._tokenizer.text(content.text)
         return self._chat(content, self._tokenizer)
 
-    def _chat(self, chat: Chat, tokenizer: TextTokenizer) -> list[int]:
+    def _chat(self, chat: Chat, tokenizer: TextTokenizer) -> Sequence[int]:
         if self.renderer is None:
             thinks = tokenizer.id_of("<think>") is not None
             self.renderer = ChatRenderer(self._files, thinks=thinks, label=self._model)
@@ -188,7 +189,7 @@ class _Reader:
         return tokenizer.text(text) if how == "plain" else tokenizer.chat(text)
 
 
-def _in_order(corpus: Corpus, reader: _Reader, seed: int) -> Iterator[tuple[Record, list[int]]]:
+def _in_order(corpus: Corpus, reader: _Reader, seed: int) -> Iterator[tuple[Record, Sequence[int]]]:
     """Records with their ids, the category with the fewest tokens so far first."""
     if corpus.kind == "text":
         yield from ((record, reader.ids(record)) for record in corpus.records)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import zoo_tokenizers
 
+from qexport.calibrate import chat as chat_module
 from qexport.calibrate.chat import ChatRenderer
 from qexport.calibrate.corpus import builtin_corpus
 from qexport.calibrate.records import Chat
@@ -194,3 +197,55 @@ def test_every_built_in_conversation_fits_a_full_template() -> None:
 def test_damaged_files(files: dict[str, bytes], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ChatRenderer(files, thinks=False, label="mill")
+
+
+HOSTILE = {
+    "endless": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "long": "{% set x = 'a' * 10**10 %}{{ x | length }}",
+    "doubled": "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "wide": "{{ '%10000000000d' % 1 }}",
+    "range": "{% for i in range(10**9) %}{% endfor %}",
+    "deep": "{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}",
+    "escape": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "change": "{{ messages.append(1) }}",
+    "much": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+    "nested": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_bounded_and_reported(monkeypatch, name):
+    monkeypatch.setattr(chat_module, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(chat_module, "_MEMORY", 1 << 28)
+    made = renderer(HOSTILE[name])
+    started = time.monotonic()
+    for _ in range(3):
+        text, how = made.render(Chat(({"role": "user", "content": "hello"},)))
+        assert (text, how) == ("hello", "plain")
+    assert time.monotonic() - started < 25
+    assert made.reason
+    if name in ("endless", "long", "doubled"):
+        assert "killed" in made.reason
+
+
+def test_a_rendering_is_that_of_transformers():
+    """Loop controls, generation blocks, tojson, the words and the whitespace rules."""
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    template = (
+        "{{ bos_token }}\n{%- if tools %}\n  {{ tools | tojson(indent=2) }}\n{% endif %}\n"
+        "{% for m in messages %}\n  {% if m.role == 'skip' %}{% continue %}{% endif %}\n"
+        "{% generation %}<{{ m.role }}>{{ m | tojson }} é\n{% endgeneration %}\n{% endfor %}"
+        "{{ strftime_now('%d %b %Y') }}{% if add_generation_prompt %}no{% endif %}"
+    )
+    messages = ({"role": "user", "content": "ü <&> \n"}, {"role": "assistant", "content": "x"})
+    tools = ({"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": [2.5, None]}}},)
+    made = renderer(template, bos_token="<s>")
+    text = made._through_template(Chat(messages, tools))
+    (expected,), _ = utils.render_jinja_template(
+        conversations=[list(messages)],
+        tools=list(tools),
+        chat_template=template,
+        strftime_now=datetime(2026, 1, 1, tzinfo=UTC).strftime,
+        bos_token="<s>",
+    )
+    assert text == expected

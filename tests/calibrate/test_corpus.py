@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import gguf
 import pytest
 
+from qexport.calibrate import corpus as corpus_module
+from qexport.calibrate import imatrix_file as imatrix_module
 from qexport.calibrate.corpus import Corpus, read_corpus
 from qexport.calibrate.kinds import kind_of
 from qexport.calibrate.records import Chat, Ids, Text
@@ -257,7 +260,7 @@ def test_zero_bytes(tmp_path: Path) -> None:
 
 
 def test_missing_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read .*No such file"):
+    with pytest.raises(InputError, match=r"cannot (read|be read).*No such file"):
         read_corpus(tmp_path / "a.txt")
     with pytest.raises(InputError, match="is a folder"):
         kind_of(tmp_path)
@@ -299,3 +302,15 @@ def test_kind_by_content(tmp_path: Path) -> None:
     assert kind_of(saved(tmp_path / "named.jsonl", LEGACY)) == "imatrix"
     for data in (b"", b"x", b"GGU", b"plain text, quite long", b'{"text": "x"}', "数据".encode()):
         assert kind_of(saved(tmp_path / "imatrix.dat", data)) == "corpus"
+
+
+def test_a_corpus_or_a_matrix_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "a.txt").write_text("word " * 10)
+    monkeypatch.setattr(corpus_module, "_MAX_BYTES", 49)
+    monkeypatch.setattr(imatrix_module, "_MAX_BYTES", 49)
+    for read in (read_corpus, imatrix_module.read_imatrix):
+        with pytest.raises(InputError, match=r"pipe\.txt is not a regular file"):
+            read(tmp_path / "pipe.txt")
+        with pytest.raises(InputError, match=r"a\.txt is larger than 49 bytes"):
+            read(tmp_path / "a.txt")

@@ -142,7 +142,7 @@ def test_bad_gguf_files(tmp_path: Path) -> None:
 
 
 def test_not_an_imatrix(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_imatrix(tmp_path / "nothing")
     for data in (b"", b"\0\0\0\0", b"hello, this is a text file\n" * 9, b"GGUF", b"GGUF" + bytes(range(200))):
         with pytest.raises(InputError, match="not a usable importance matrix"):

@@ -269,11 +269,7 @@ def test_damaged_tokenizers(tmp_path: Path, name: str, data: bytes) -> None:
 
 def test_missing_packages(tmp_path: Path, files_of, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    monkeypatch.setitem(sys.modules, "transformers.utils.chat_template_utils", None)
     files = files_of("llama2")
-    chats = jsonl(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"})
-    with pytest.raises(EnvironmentProblem, match="needs transformers"):
-        tokenize(chats, files, chunk=2)
     del files["tokenizer.json"]
     with pytest.raises(EnvironmentProblem, match="needs sentencepiece"):
         tokenize(text_corpus(tmp_path / "a.txt", "text"), files)
