@@ -65,7 +65,8 @@ class LocalCheckpoint:
         self.on_read: Callable[[str, int, int], None] | None = None
         self.revision: str | None = None if snapshot is None else snapshot.commit
         listing, self.led_out = _listing(self._folder, self._label, str(path))
-        stamps = self._stamped(listing)  # before anything is read, so that a change from now on is seen
+        # Before anything is read, so that a change from now on is seen.
+        stamps = self._stamped({*listing, *(weights or ())})
         if weights is None:
             layout = read_layout(self._label, listing, self._read, quantized=quantized)
         else:

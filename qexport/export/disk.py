@@ -70,6 +70,8 @@ def check_collisions(
             f"two artifacts would have the name {twice[0]}",
             hint="Put {type} into the file name template.",
         )
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UsageProblem(f"{folder.name or folder} is not a folder", hint="Choose another --out.")
     there = []
     for name in names:
         if len(os.fsencode(temporary_name(Path(name).name))) > _NAME_BYTES:

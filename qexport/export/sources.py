@@ -95,8 +95,8 @@ class Sources:
         for above in upwards(place):
             source = self._ids.get(_id(above))
             if source is not None:
-                where = "is" if _id(place) == _id(above) else "lies in"
-                raise UsageProblem(f"{place.name or place} {where} {source}, which is read from", hint=_HINT)
+                what = "the output folder is" if _id(place) == _id(above) else f"{place.name} lies in"
+                raise UsageProblem(f"{what} {source}, which is read from", hint=_HINT)
         refuse_hub_cache(place)
 
     @property

@@ -103,6 +103,8 @@ def test_an_output_folder_that_is_none(tmp_path, kind):
         path.write_bytes(b"")
     else:
         path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageProblem, match="out is not a folder"):
+        check_collisions(["a.bin"], path, overwrite=True)
     with pytest.raises(EnvironmentProblem, match="cannot be made"):
         make_folder(path)
     with pytest.raises(EnvironmentProblem, match="cannot be made"):
