@@ -196,6 +196,19 @@ def nested_prefix_thrice(folder: Path) -> None:
     nested_prefix_twice(folder)
 
 
+@plant("qwen3_5_moe")
+def wrapped_in_training(folder: Path) -> None:
+    """DDP over torch.compile over FSDP, with activation checkpointing around layers."""
+
+    def change(name: str) -> str:
+        before, mark, after = name.partition(".layers.")
+        number, _, rest = after.partition(".")
+        inner = f"{before}.layers.{number}._checkpoint_wrapped_module.{rest}" if mark else name
+        return "module._orig_mod._fsdp_wrapped_module." + inner
+
+    rename(folder, change)
+
+
 @plant("qwen3_5_text")
 def peft_prefix(folder: Path) -> None:
     """Every name behind `base_model.model.`: saved without unloading the adapter's wrapper."""

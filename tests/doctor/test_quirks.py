@@ -30,6 +30,7 @@ REPAIRED = {
     "nested_prefix_twice": "names.nested",
     "nested_prefix_thrice": "names.nested",
     "peft_prefix": "names.peft",
+    "wrapped_in_training": "names.wrapped",
     "base_layer_suffix": "names.peft",
     "experts_each_in_trunk": "experts.mtp_layout",
     "experts_each_in_mtp": "experts.mtp_layout",
@@ -193,6 +194,12 @@ def test_table_is_sound():
         assert quirk.repair, quirk.id
         assert quirk.severity == "note" or quirk.breaks, quirk.id
         assert not quirk.reference or quirk.reference.startswith("https://"), quirk.id
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_inspect_sends_nobody_to_inspect(zoo_copy, name):
+    for finding in diagnose(opened(planted(zoo_copy, name))).findings:
+        assert "inspect" not in finding.what + finding.repair
 
 
 def test_findings_are_json(zoo_copy):

@@ -87,6 +87,7 @@ CASES: Mapping[str, Case] = {
     "wrapper, names of before": Case("qwen3_5", ("prefix_language_model_model",)),
     "wrapper, nested twice": Case("qwen3_5", ("nested_prefix_twice",)),
     "wrapper, no vision": Case("qwen3_5", ("vision_declared_absent",)),
+    "wrapped for training": Case("qwen3_5_moe", ("wrapped_in_training",)),
     "head under another name": Case("qwen3_5", ("mtp_prefix_model", "mtp_key_absent")),
     "grafted head": Case("qwen3_5", ("mtp_declared_absent",), head_from="qwen3_5"),
     "experts one by one": Case("qwen3_5_moe", ("experts_each_in_trunk", "experts_each_in_mtp")),
