@@ -24,6 +24,7 @@ class Loaded:
         folder = request["model"]
         options: dict[str, Any] = {
             "model_path": folder,
+            "trust_remote_code": False,
             "context_length": request["context"],
             "max_running_requests": 1,
             "disable_cuda_graph": True,

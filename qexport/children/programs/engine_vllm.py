@@ -42,6 +42,7 @@ class Loaded:
             _let_off_input_scales()
         options: dict[str, Any] = {
             "model": folder,
+            "trust_remote_code": False,
             "dtype": "bfloat16",
             "enforce_eager": True,
             "max_model_len": request["context"],
