@@ -1,6 +1,7 @@
 """The demo, and verification from the command line, in the real runtime."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,8 +12,17 @@ from qexport.demo import MODEL
 pytestmark = pytest.mark.slow
 
 
+SECRETS = {
+    "HF_TOKEN": "hf_plantedPlantedPlanted",
+    "OPENAI_API_KEY": "sk-planted-planted",
+    "AWS_SECRET_ACCESS_KEY": "planted/aws/secret",
+    "MY_OWN_SECRET": "planted-own-secret",
+}
+
+
 def run(*words):
-    return subprocess.run([sys.executable, "-m", "qexport", *map(str, words)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "qexport", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SECRETS})
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +61,17 @@ def test_the_merge_really_lost_its_head(demo):
     assert "--mtp graft --mtp-from BASE" in refused.stderr
     assert "--mtp drop" in refused.stderr
     assert not (out / "refused").exists()
+
+
+def test_no_file_holds_a_secret_or_a_path_of_this_machine(demo):
+    out, document = demo
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert {".gguf", ".json", ".safetensors", ".html", ".md"} <= {path.suffix for path in files}
+    planted = {*SECRETS.values(), str(out), str(out.parent), str(MODEL), str(MODEL.parent)}
+    for path in files:
+        data = path.read_bytes()
+        assert [word for word in planted if word.encode() in data] == [], path.relative_to(out)
+    assert [word for word in SECRETS.values() if word in json.dumps(document)] == []
 
 
 def test_the_demo_model_fits_the_package():
