@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "COUNT",
     "JSON",
     "OUT",
     "OVERWRITE",
     "SIZE",
     "THREADS",
+    "Finite",
     "calibration_options",
     "measure_option",
     "model_argument",
@@ -41,7 +44,19 @@ class _Size(click.ParamType[int]):
         return size
 
 
+class Finite(click.FloatRange):
+    """A number in a range; ``nan`` is in every range to click, and ``inf`` in those without an end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number that can be kept to", param, ctx)
+        return number
+
+
 SIZE = _Size()
+COUNT = 1 << 40
+"""More tokens than there are; numbers beyond it are typing errors that nothing downstream should meet."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace files that are already there.")
 OUT = click.option(
@@ -51,7 +66,7 @@ OUT = click.option(
     help="Folder for the results; made if it is not there.",
 )
 THREADS = click.option(
-    "--threads", type=click.IntRange(1), help="Worker threads.  [default: every processor]"
+    "--threads", type=click.IntRange(1, 4096), help="Worker threads.  [default: every processor]"
 )
 
 
@@ -111,14 +126,14 @@ def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--calib-chunk",
-            type=click.IntRange(2),
+            type=click.IntRange(2, 1 << 20),
             default=512,
             show_default=True,
             help="Tokens in a chunk; every chunk is read as a text of its own.",
         ),
         click.option(
             "--calib-tokens",
-            type=click.IntRange(2),
+            type=click.IntRange(2, COUNT),
             help="The most tokens to read.  [default: all of a corpus of yours, 131072 of the built-in one]",
         ),
     ):
@@ -129,12 +144,10 @@ def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def verify_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """How artifacts are run and judged."""
     for option in (
-        click.option(
-            "--timeout", type=click.FloatRange(1), help="Seconds that loading and generating may take."
-        ),
+        click.option("--timeout", type=Finite(1, 1e7), help="Seconds that loading and generating may take."),
         click.option(
             "--min-acceptance",
-            type=click.FloatRange(0, 1),
+            type=Finite(0, 1),
             help="Share of drafted tokens that must be accepted with the MTP head.",
         ),
         click.option(
@@ -181,7 +194,7 @@ def measure_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--measure``: how many tokens artifacts are compared with the source on."""
     return click.option(
         "--measure",
-        type=click.IntRange(0),
+        type=click.IntRange(0, 1 << 30),
         default=2048,
         show_default=True,
         metavar="TOKENS",

@@ -42,7 +42,9 @@ class _Count(click.ParamType[int]):
     name = "count"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT])", str(value).strip(), re.IGNORECASE)
+        match = re.fullmatch(
+            r"(\d{1,15}(?:\.\d{1,15})?)([KMBT])", str(value).strip(), re.IGNORECASE | re.ASCII
+        )
         if match is None:
             self.fail(f"{value!r} is not a number of weights such as 27B or 350M", param, ctx)
         return int(float(match[1]) * {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}[match[2].upper()])
@@ -99,7 +101,7 @@ def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--cores",
-            type=click.IntRange(1),
+            type=click.IntRange(1, 4096),
             default=4,
             show_default=True,
             help="Processors of a machine, for the time estimate.",

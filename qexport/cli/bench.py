@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.cli._options import JSON, runtime_options
+from qexport.cli._options import JSON, Finite, runtime_options
 from qexport.cli._output import Output
 from qexport.errors import QexportError, VerificationError
 from qexport.verify.bench import BenchOptions
@@ -49,15 +49,17 @@ _ABSENT = "-"
 )
 @click.option(
     "--prompt-tokens",
-    type=click.IntRange(8),
+    type=click.IntRange(8, 1 << 20),
     default=BenchOptions.prompt_tokens,
     show_default=True,
     help="Tokens of the prompt that reading is measured on.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.  [default: its own choice]")
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), help="Threads of the runtime.  [default: its own choice]"
+)
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=Finite(1, 1e7),
     default=BenchOptions.time_limit,
     show_default=True,
     help="Seconds for each setting, loading included.",

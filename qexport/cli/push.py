@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qexport.cli._options import JSON
+from qexport.cli._options import JSON, Finite
 from qexport.cli._output import Gathered, Output
 from qexport.cli._push import push_folder, push_folders, raise_refused
 from qexport.cli._recipe import RECIPE, SET
@@ -60,7 +60,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, 1e7, min_open=True),
     default=120.0,
     show_default=True,
     help="Seconds without an answer before a request is made again.",

@@ -44,7 +44,9 @@ __all__ = ["command"]
     metavar="RUNTIME=PATH",
     help="The Python that has a runtime which the recipe asks for, e.g. vllm=~/vllm/bin/python.",
 )
-@click.option("--measure", type=click.IntRange(0), metavar="TOKENS", help="Instead of the recipe's number.")
+@click.option(
+    "--measure", type=click.IntRange(0, 1 << 30), metavar="TOKENS", help="Instead of the recipe's number."
+)
 @click.option("--device", default="cpu", show_default=True, help="Where importance is collected.")
 @click.option("--push", "pushing", flag_value="push", help="Publish what has passed, as the recipe says.")
 @click.option("--push-dry-run", "pushing", flag_value="rehearse", help="Show what --push would publish.")

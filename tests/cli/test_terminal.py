@@ -218,3 +218,29 @@ def test_stopped_while_modules_are_loaded():
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (130, "")
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("gguf", "m", "--threads", "9" * 30),
+        ("gguf", "m", "--timeout", "nan"),
+        ("gguf", "m", "--timeout", "inf"),
+        ("verify", ".", "--min-acceptance", "nan"),
+        ("verify", ".", "--measure", "9" * 30),
+        ("verify", ".", "--draft-max", "2147483648"),
+        ("bench", ".", "--prompt-tokens", "9" * 30),
+        ("push", ".", "a/b", "--timeout", "nan"),
+        ("imatrix", "m", "--calib-tokens", "9" * 30),
+        ("imatrix", "m", "--calib-chunk", "9" * 30),
+        ("gguf", "m", "--split-max-size", "9" * 400),
+        ("matrix", "r.yaml", "--params", "9" * 400 + "B"),
+        ("matrix", "r.yaml", "--cores", "9" * 30),
+        ("run", "r.yaml", "--measure", "9" * 30),
+        ("gguf", "m", "--threads", "9" * 5000),
+    ],
+)
+def test_numbers_that_no_machine_has_are_wrong_usage(words):
+    ran = run(*words)
+    assert (ran.code, "Traceback" in ran.stderr) == (2, False), ran.stderr
+    assert "Invalid value" in ran.stderr
