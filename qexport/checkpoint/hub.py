@@ -75,7 +75,7 @@ class HubCheckpoint:
             self._weights = layout.weights
             self.unused: tuple[str, ...] = layout.unused
             self.stale_index: str | None = layout.stale
-        refuse_dtypes(self._label, self._tensors)
+        refuse_dtypes(self._label, self._tensors, layout.declared)
         self._fetched: dict[str, SourceFile] = {}
         self._stamps: dict[Path, Stamp] = {}
 

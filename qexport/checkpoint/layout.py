@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.config import parse_json
 from qexport.checkpoint.index import INDEX_NAME, join_headers, parse_index
 from qexport.checkpoint.refusals import (
+    declared_scheme,
     is_adapter,
     refuse_mistral_layout,
-    refuse_quantized_config,
     refuse_without_weights,
 )
 from qexport.errors import InputError
@@ -73,6 +73,7 @@ class Layout:
     unused: tuple[str, ...]
     stale: str | None = None
     instead: tuple[str, ...] = ()
+    declared: str | None = None
 
 
 def read_layout(
@@ -95,8 +96,7 @@ def read_layout(
         if name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
     )
     usable = [name for name in candidates if not is_adapter(name)]
-    if not quantized:
-        refuse_quantized_config(label, listing, read)
+    declared = None if quantized else declared_scheme(label, listing, read)
     owners: Mapping[str, str] | None = None
     stale: str | None = None
     instead: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ def read_layout(
         hint = "Copy config.json from the base model: the merge saved the weights without it."
         raise InputError(f"{label} has weights but no config.json.", hint=hint)
     unused = tuple(name for name in candidates if name not in weights)
-    return Layout(tuple(weights), owners, small_files(listing), unused, stale, instead)
+    return Layout(tuple(weights), owners, small_files(listing), unused, stale, instead, declared)
 
 
 def join_layout(

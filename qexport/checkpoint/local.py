@@ -78,7 +78,7 @@ class LocalCheckpoint:
         self.unused: tuple[str, ...] = layout.unused
         self.stale_index: str | None = layout.stale
         if not quantized:
-            refuse_dtypes(self._label, self._tensors)
+            refuse_dtypes(self._label, self._tensors, layout.declared)
         self._weights = {file: _source_file(self._folder, file) for file in layout.weights}
 
     def __repr__(self) -> str:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import StoredTensor
 
 __all__ = [
+    "SCHEME_KEYS",
+    "declared_scheme",
     "is_adapter",
     "refuse_dtypes",
     "refuse_mistral_layout",
-    "refuse_quantized_config",
     "refuse_without_weights",
 ]
 
@@ -35,7 +36,7 @@ _TRAINER = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args*
 # Where ModelOpt, AutoGPTQ and AutoAWQ declare a scheme; the config keys of transformers, MLX and older
 # compressed-tensors.
 _SCHEME_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-_SCHEME_KEYS = ("quantization_config", "quantization", "compression_config")
+SCHEME_KEYS = ("quantization_config", "quantization", "compression_config")
 # Names that packed values and their scales go by: GPTQ/AWQ, compressed-tensors, MLX, gpt-oss, bitsandbytes.
 _PACKED = (
     ".qweight",
@@ -48,14 +49,16 @@ _PACKED = (
     ".absmax",
     ".weight",
 )
-# A QLoRA merge keeps the declaration of the 4-bit base it was trained on, a model that transformers read from
-# a GGUF that of the file, though the weights are bf16 again. Where they are not, the tensors give them away.
-_LEFT_BEHIND = ("bitsandbytes", "gguf")
+# Companions of codes that are themselves stored as floats.
+_SCALES = (".weight_scale", ".weight_scale_inv", ".weight_global_scale", ".scales", ".qzeros", ".absmax")
 _SOURCE = "Export from the bf16 source: quantizing twice loses quality, and no format here is read back."
 
 
-def refuse_quantized_config(label: str, listing: Mapping[str, int], read: Callable[[str], bytes]) -> None:
-    """Refuse a checkpoint whose config files declare a quantization.
+def declared_scheme(label: str, listing: Mapping[str, int], read: Callable[[str], bytes]) -> str | None:
+    """How the config files declare a quantization, if they do.
+
+    A merge on a quantized base keeps the declaration, though the weights are bf16 again. So it decides
+    nothing: where weights are packed, the tensors give them away (:func:`refuse_dtypes`).
 
     Args:
         label: what to call the checkpoint in messages.
@@ -63,21 +66,18 @@ def refuse_quantized_config(label: str, listing: Mapping[str, int], read: Callab
         read: gives the bytes of a small file; called for ``config.json`` only.
 
     Raises:
-        InputError: it declares one, or config.json is not a JSON object.
+        InputError: config.json is not a JSON object.
     """
-    for name in _SCHEME_FILES:
-        if name in listing:
-            raise InputError(f"{label} is already quantized: it has a {name}.", hint=_SOURCE)
+    found = next((f"it has a {name}" for name in _SCHEME_FILES if name in listing), None)
     if "config.json" not in listing:
-        return
+        return found
     config = parse_json(read("config.json"), f"{label}: config.json")
-    for part in (config, text_config(config)):
-        for key in _SCHEME_KEYS:
-            if part.get(key) and not _left_behind(part[key]):
-                scheme = _scheme(part[key])
-                raise InputError(
-                    f"{label} is already quantized: config.json has {key}{scheme}.", hint=_SOURCE
-                )
+    text_config(config)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in SCHEME_KEYS:
+            if part.get(key):
+                return f"config.json has {key}{_scheme(part[key])}"
+    return found
 
 
 def refuse_without_weights(label: str, listing: Mapping[str, int]) -> NoReturn:
@@ -148,29 +148,32 @@ def _mistral_layout(label: str, file: str) -> InputError:
     )
 
 
-def refuse_dtypes(label: str, tensors: Mapping[str, StoredTensor]) -> None:
+def refuse_dtypes(label: str, tensors: Mapping[str, StoredTensor], declared: str | None = None) -> None:
     """Refuse tensors that are not bf16, fp16 or fp32.
+
+    Args:
+        declared: how config files declare a quantization.
 
     Raises:
         InputError: there are some; packed or 8-bit weights are told apart from stray integers.
     """
     others = [tensor for tensor in tensors.values() if tensor.dtype not in FLOAT_DTYPES]
+    scales = [name for name in tensors if name.endswith(_SCALES)]
+    if not others and declared and scales:
+        raise InputError(f"{label} is already quantized: {declared}, and there is {scales[0]}.", hint=_SOURCE)
     if not others:
         return
     packed = [t for t in others if t.dtype.startswith("F8") or t.name.endswith(_PACKED)]
     # A float64 weight is wide, not packed.
     packed = [t for t in packed if t.dtype not in ("F64", "BOOL")]
     if packed:
-        what = f"{packed[0].name} is {packed[0].dtype}"
+        what = f"{declared}, and " if declared else ""
+        what += f"{packed[0].name} is {packed[0].dtype}"
         raise InputError(f"{label} is already quantized: {what} ({len(packed)} such tensors).", hint=_SOURCE)
     names = ", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in others[:8])
     more = f" and {len(others) - 8} more" if len(others) > 8 else ""
     hint = "Save the model again in bfloat16, without buffers of other types."
     raise InputError(f"{label} has tensors that are not BF16, F16 or F32: {names}{more}.", hint=hint)
-
-
-def _left_behind(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("quant_method") in _LEFT_BEHIND
 
 
 def _scheme(value: Any) -> str:

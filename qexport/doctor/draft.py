@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qexport.checkpoint.config import text_config
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.subject import Subject
 from qexport.families.tokenizer import TokenizerJson, keep_parsed
@@ -65,8 +66,8 @@ class Draft:
     @property
     def text(self) -> dict[str, Any]:
         """The language model's part of ``config``."""
-        nested = self.config.get("text_config")
-        return nested if isinstance(nested, dict) else self.config
+        inner = text_config(self.config)
+        return inner if isinstance(inner, dict) else self.config
 
     def edit_json(self, name: str) -> dict[str, Any]:
         """The parsed file ``name`` (empty if there is none), to be changed in place."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qexport.checkpoint.config import text_config
 from qexport.doctor.subject import Subject
 from qexport.families.table import Family
 
@@ -55,8 +56,8 @@ def reshape(config: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
 def flat_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The text-only form."""
     architecture, model_type = words(family, wrapper=False)
-    inner = config.get("text_config")
-    if isinstance(inner, Mapping):
+    inner = text_config(config)
+    if inner is not config:
         flat = {"architectures": [architecture], **inner}
         flat |= {key: config[key] for key in _SHARED if key in config and flat.get(key) is None}
     else:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qexport.checkpoint.refusals import SCHEME_KEYS
 from qexport.doctor.contradictions import BIAS_FLAGS, contradictions
 from qexport.doctor.draft import Draft
 from qexport.doctor.form import reshape, words
@@ -17,9 +18,9 @@ from qexport.families.values import GENERATION, Typed, typed
 __all__ = ["CONFIG_QUIRKS", "PROCESSOR_FILES"]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-_QUANTIZATION = "quantization_config"
 _GENERATION = "generation_config.json"
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_LANGUAGE = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.", "mtp.")
 _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
 
@@ -29,7 +30,7 @@ def _reshape(draft: Draft) -> None:
 
 def _vision_absent(subject: Subject) -> str | None:
     config = subject.config
-    if subject.vision or not subject.says_wrapper or subject.family.wrapper_arch is None:
+    if subject.vision or not subject.says_wrapper or subject.foreign is not None:
         return None
     named = f"architectures {config.get('architectures')!r}, model_type {config.get('model_type')!r}"
     declared = "a vision_config" if subject.has_vision_config else "the multimodal form"
@@ -47,7 +48,7 @@ def _drop_vision(draft: Draft) -> None:
 
 
 def _vision_undeclared(subject: Subject) -> str | None:
-    if not subject.vision or subject.has_vision_config:
+    if not subject.vision or subject.has_vision_config or subject.foreign is not None:
         return None
     return (
         f"there are {len(subject.vision)} vision tensors, such as {subject.vision[0]}, but no vision_config"
@@ -61,6 +62,20 @@ def _leave_vision_out(draft: Draft) -> None:
     _drop_vision(draft)
 
 
+def _foreign(subject: Subject) -> str | None:
+    if subject.foreign is None:
+        return None
+    towers = [name for name in subject.tensors if not name.startswith(_LANGUAGE)]
+    left = f"; {len(towers)} tensors are not the language model's, such as {towers[0]}" if towers else ""
+    return f"{subject.foreign!r} around a {subject.family.name} language model{left}"
+
+
+def _keep_language(draft: Draft) -> None:
+    """No reader here builds that model; its language model is one of its own."""
+    draft.tensors = {name: t for name, t in draft.tensors.items() if name.startswith(_LANGUAGE)}
+    _drop_vision(draft)
+
+
 def _flat_wrapper(subject: Subject) -> str | None:
     if not subject.wants_wrapper or subject.nested:
         return None
@@ -70,7 +85,7 @@ def _flat_wrapper(subject: Subject) -> str | None:
 def _model_type(subject: Subject) -> str | None:
     _, wanted = words(subject.family, wrapper=subject.wants_wrapper)
     found = subject.config.get("model_type")
-    if _vision_absent(subject) or _vision_undeclared(subject):
+    if _vision_absent(subject) or _vision_undeclared(subject) or subject.foreign is not None:
         return None
     if found != wanted:
         return f"model_type is {found!r}; for these tensors it has to be {wanted!r}"
@@ -84,6 +99,8 @@ def _architecture(subject: Subject) -> str | None:
     wanted, _ = words(subject.family, wrapper=subject.wants_wrapper)
     found = subject.config.get("architectures")
     if found == [wanted] or _vision_absent(subject) or _vision_undeclared(subject):
+        return None
+    if subject.foreign is not None:
         return None
     return f"architectures is {found!r}; for these tensors it has to be {[wanted]!r}"
 
@@ -293,16 +310,23 @@ def _drop_paths(draft: Draft) -> None:
 
 def _quantization(subject: Subject) -> str | None:
     """Packed weights were refused when the checkpoint was opened; what is left is only the declaration."""
-    for part in (subject.config, subject.text):
-        if declared := part.get(_QUANTIZATION):
-            method = declared.get("quant_method") if isinstance(declared, Mapping) else declared
-            return f"config.json still has {_QUANTIZATION} ({method}), but the weights are plain floats"
+    for part in _parts(dict(subject.config)):
+        for key in SCHEME_KEYS:
+            if declared := part.get(key):
+                method = declared.get("quant_method") if isinstance(declared, Mapping) else declared
+                return f"config.json still has {key} ({method!s:.40}), but the weights are plain floats"
     return None
 
 
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config and every config in it."""
+    return [config, *(value for value in config.values() if isinstance(value, dict))]
+
+
 def _drop_quantization(draft: Draft) -> None:
-    for part in (draft.config, draft.text):
-        part.pop(_QUANTIZATION, None)
+    for part in _parts(draft.config):
+        for key in (*SCHEME_KEYS, "_pre_quantization_dtype"):
+            part.pop(key, None)
 
 
 # Forms come last: the fixes before them work on a config as it was saved.
@@ -494,6 +518,15 @@ CONFIG_QUIRKS = (
             "image_*, video_* and vision_* ids from the base's config.json."
         ),
         breaks=(("transformers", "UNEXPECTED model.visual.blocks.0...: the tower is dropped"),),
+    ),
+    Quirk(
+        id="vision.foreign",
+        title="a multimodal model that is not known, around a language model that is",
+        severity="repaired",
+        see=_foreign,
+        fix=_keep_language,
+        repair="The language model alone is written, text only; everything around it is left out.",
+        breaks=(("any", "the text-only files cannot take images or sound"),),
     ),
     Quirk(
         id="config.flat_wrapper",

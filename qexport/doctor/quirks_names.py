@@ -47,6 +47,8 @@ def _accepted(subject: Subject, spelled: SpelledName) -> bool:
 
 
 def _prefix(subject: Subject) -> str | None:
+    if subject.foreign is not None:
+        return None  # its names are its own
     found = [
         (name, spelled)
         for name, spelled in subject.spellings.items()

@@ -107,6 +107,14 @@ def _round_stray(draft: Draft) -> None:
         draft.tensors[name] = replace(draft.tensors[name], dtype=dtype)
 
 
+def _wide(subject: Subject) -> str | None:
+    return (
+        "the weights are float32: a merge that did not go back to bfloat16"
+        if subject.dtype == "F32"
+        else None
+    )
+
+
 def _mixed(subject: Subject) -> str | None:
     half = {"BF16": "F16", "F16": "BF16"}.get(subject.dtype)
     other = [name for name, tensor in subject.tensors.items() if tensor.dtype == half]
@@ -281,6 +289,17 @@ WEIGHT_QUIRKS = (
             ("vLLM, SGLang", "twice the memory for these"),
             ("llama.cpp's converter", "writes F32 where the rest is BF16"),
         ),
+    ),
+    Quirk(
+        id="dtype.wide",
+        title="all weights in float32",
+        severity="note",
+        see=_wide,
+        repair=(
+            "GGUF and NVFP4 store 16 bits where they do not quantize; a repaired checkpoint, MLX (but with "
+            "--dtype bfloat16) and FP8 keep float32."
+        ),
+        breaks=(("any", "twice the size and memory of bfloat16 for what is not quantized"),),
     ),
     Quirk(
         id="dtype.mixed",

@@ -85,7 +85,18 @@ class Subject:
     @property
     def wants_wrapper(self) -> bool:
         """Whether the repaired checkpoint takes the multimodal form: it has a vision tower and its config."""
-        return bool(self.vision) and self.has_vision_config and self.family.wrapper_arch is not None
+        return bool(self.vision) and self.has_vision_config and self.foreign is None
+
+    @property
+    def foreign(self) -> str | None:
+        """What the multimodal model around the language model calls itself, where it is not the family's."""
+        family, word = self.family, self.config.get("model_type")
+        named = self.config.get("architectures") or []
+        if not self.says_wrapper:
+            return None
+        own = word in family.model_types or word == family.wrapper_model_type
+        own = own or family.wrapper_arch in named or family.causal_arch in named or not (word or named)
+        return None if own and family.wrapper_arch is not None else str(word or next(iter(named), "a model"))
 
     @cached_property
     def dtype(self) -> str:

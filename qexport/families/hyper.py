@@ -23,6 +23,7 @@ __all__ = ["Experts", "Hyper", "LinearAttention", "resolve", "source_of"]
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 # Classes whose __post_init__ replaces a null number of key-value heads by that of query heads.
 _KV_HEADS_FOLLOW = ("llama", "mistral", "qwen2", "qwen3")
+_NONE = ("sliding_window",)  # null is a value here
 _COPY = "Copy config.json from the checkpoint that was fine-tuned and try again."
 _ATTENTION = ("full_attention", "sliding_attention", "linear_attention")
 _KINDS_OF = {"gemma3": _ATTENTION[:2], "qwen3_5": _ATTENTION[::2], "qwen3_5_moe": _ATTENTION[::2]}
@@ -168,7 +169,7 @@ def resolve(
 
 def _whole(family: Family, text: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as ``AutoConfig(...).to_dict()`` would give it, and RoPE in both spellings."""
-    given = {key: value for key, value in text.items() if value is not None}
+    given = {key: value for key, value in text.items() if value is not None or key in _NONE}
     defaults = {key: value for key, value in family.defaults.items() if value is not None}
     if family.is_moe and "num_local_experts" in given:
         # One number under two names (attribute_map); configs use either.
@@ -185,7 +186,7 @@ def _whole(family: Family, text: Mapping[str, Any], config: Mapping[str, Any]) -
             raise InputError(f"config.json: {heads} attention heads in a hidden_size of {hidden}", hint=_COPY)
     # All readers take 10000 where a plain transformer's config is silent.
     silent = not rope_parameters(family, whole)
-    whole |= complete_rope(family, {"rope_theta": 10000.0, **whole} if silent else whole)
+    whole |= complete_rope(family, {**whole, "rope_theta": 10000.0} if silent else whole)
     _check_theta(family, whole)
     flag = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     whole["tie_word_embeddings"] = bool(whole.get("tie_word_embeddings") if flag is None else flag)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qexport.checkpoint.config import text_config
 from qexport.errors import InputError
 from qexport.families.defaults import DEFAULTS
 from qexport.families.roles import Role
@@ -240,8 +241,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     Raises:
         InputError: the model type is missing, or no family here knows it.
     """
-    text = config.get("text_config")
-    words = [config.get("model_type"), text.get("model_type") if isinstance(text, Mapping) else None]
+    words = [config.get("model_type"), text_config(config).get("model_type")]
     for family in FAMILIES.values():
         if any(word in family.model_types for word in words if word):
             return family

@@ -85,6 +85,12 @@ class ModelView:
         return self.resolved or resolve(FAMILIES[self.family], self.text, self.config)
 
     @property
+    def wide(self) -> bool:
+        """Whether the model is stored in float32."""
+        embedding = self.find(Role.TOKEN_EMBD)
+        return embedding is not None and embedding.data.dtype == "F32"
+
+    @property
     def parameters(self) -> int:
         """Number of values in all tensors."""
         return sum(tensor.data.numel for tensor in self.tensors)

@@ -12,6 +12,7 @@ import torch
 from checkpoint_folders import fingerprint, some_tensors, two_shards, write_folder, write_index
 from hub_server import TOKEN, HubServer
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from test_local_checkpoint import all_rows
 
 from qexport.checkpoint import HubCheckpoint, LocalCheckpoint, open_checkpoint, read_json
@@ -230,16 +231,22 @@ def truncated(folder):
     (folder / SHARDS[0]).write_bytes((folder / SHARDS[0]).read_bytes()[:-9])
 
 
+def quantized(folder):
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
+    packed = {"layer.0.qweight": torch.ones(2, 2, dtype=torch.int32)}
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(packed, folder / "model.safetensors")
+
+
 REFUSED = {
     "truncated": (truncated, "9 missing"),
     "missing shard": (lambda f: (f / SHARDS[1]).unlink(), f"missing: {SHARDS[1]}"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "outside": (lambda f: write_index(f, {"a": "../x.safetensors"}), "not the plain name"),
     "quantized": (
-        lambda f: (f / "config.json").write_text(
-            json.dumps({"quantization_config": {"quant_method": "awq"}})
-        ),
-        "already quantized",
+        quantized,
+        "already quantized: config.json has quantization_config (quant_method: awq)",
     ),
     "pickles": (
         lambda f: [p.unlink() for p in f.glob("*.safetensors*")],

@@ -281,6 +281,18 @@ def with_file(name):
 
 INT = torch.zeros(2, 2, dtype=torch.int32)
 FP8 = torch.zeros(2, 2).to(torch.float8_e4m3fn)
+
+
+def packed_and(change):
+    """Packed weights, and a declaration of them."""
+
+    def both(folder):
+        tensors(a__qweight=INT)(folder)
+        change(folder)
+
+    return both
+
+
 REFUSED = {
     "no files": (empty, "has no files in it", "config.json"),
     "no config": (no_config, "model has weights but no config.json", "base model"),
@@ -380,23 +392,31 @@ REFUSED = {
     "several": (several, "several safetensors files and no", "Keep the files of one model"),
     "no tensors": (no_tensors, "hold no tensors", "merged model again"),
     "quantization_config": (
-        config(quantization_config={"quant_method": "gptq"}),
+        packed_and(config(quantization_config={"quant_method": "gptq"})),
         "(quant_method: gptq)",
         "bf16 source",
     ),
-    "mlx": (config(quantization={"bits": 4}), "has quantization (bits: 4)", "bf16 source"),
+    "mlx": (packed_and(config(quantization={"bits": 4})), "has quantization (bits: 4)", "bf16 source"),
     "nested": (
-        config(text_config={"quantization_config": {"quant_method": "fp8"}}),
+        packed_and(config(text_config={"quantization_config": {"quant_method": "fp8"}})),
         "quant_method: fp8",
         "bf16",
     ),
     "compression_config": (
-        config(compression_config={"format": "x"}),
+        packed_and(config(compression_config={"format": "x"})),
         "has compression_config",
         "bf16 source",
     ),
-    "modelopt": (with_file("hf_quant_config.json"), "it has a hf_quant_config.json", "bf16 source"),
-    "autogptq": (with_file("quantize_config.json"), "it has a quantize_config.json", "bf16 source"),
+    "modelopt": (
+        packed_and(with_file("hf_quant_config.json")),
+        "it has a hf_quant_config.json",
+        "bf16 source",
+    ),
+    "autogptq": (
+        packed_and(with_file("quantize_config.json")),
+        "has a quantize_config.json",
+        "bf16 source",
+    ),
     "qweight": (tensors(a__qweight=INT), "already quantized: a.qweight is I32", "bf16 source"),
     "packed": (tensors(a__weight_packed=INT.to(torch.uint8)), "a.weight_packed is U8", "bf16 source"),
     "fp8": (tensors(a__weight=FP8), "already quantized: a.weight is F8_E4M3", "bf16 source"),
@@ -423,6 +443,23 @@ def test_what_is_refused(case, tmp_path):
     assert caught.value.hint
     assert str(tmp_path) not in text + caught.value.hint
     assert fingerprint(folder) == before
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "quantization", "compression_config"])
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "compressed-tensors", "bitsandbytes", "gptq", "awq"])
+def test_a_declaration_alone_decides_nothing(key, method, tmp_path):
+    declared = {key: {"quant_method": method}}
+    for number, said in enumerate((declared, {"text_config": declared}, {"vision_config": declared})):
+        folder = write_folder(tmp_path / str(number), [some_tensors()], config=said)
+        (folder / "hf_quant_config.json").write_text("{}")
+        assert LocalCheckpoint(folder).tensors
+
+
+def test_scales_stored_as_floats_are_told(tmp_path):
+    folder = write_folder(tmp_path / "m", [{"a.weight": torch.ones(2, 2), "a.weight_scale": torch.ones(2)}])
+    config(quantization_config={"quant_method": "compressed-tensors"})(folder)
+    with pytest.raises(InputError, match=r"compressed-tensors.*a\.weight_scale"):
+        LocalCheckpoint(folder)
 
 
 def test_null_quantization_is_none(tmp_path):

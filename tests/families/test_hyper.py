@@ -80,6 +80,8 @@ def test_means_what_autoconfig_means(name: str, case: str) -> None:
     if name in ("qwen2", "qwen3", "gemma3") and wanted["sliding_window"]:
         slides = ["sliding_attention" if window else "full_attention" for window in hyper.windows]
         assert slides == wanted["layer_types"]
+    if "sliding_window" in given and given["sliding_window"] is None:
+        assert not any(hyper.windows)
     if hyper.linear is not None:
         types = ["linear_attention" if kind == "linear" else "full_attention" for kind in hyper.kinds]
         assert types == wanted["layer_types"]
@@ -95,6 +97,12 @@ def test_null_is_what_the_class_makes_of_it(name: str) -> None:
             continue  # the class insists on a number
         wanted = theirs(name, given)
         assert resolve(FAMILIES[name], given).text.get(key) == wanted.get(key), key
+
+
+def test_a_null_base_is_the_family_s() -> None:
+    for name, family in FAMILIES.items():
+        rope = resolve(family, {"rope_theta": None, "rope_scaling": None}).rope
+        assert rope.theta == (1e6 if name == "gemma3" else 1e4)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

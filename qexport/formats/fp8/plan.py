@@ -65,7 +65,11 @@ def plan_fp8(
         small={**repaired.files, "config.json": dump_json(config)},
         max_shard=options.max_shard,
         parameters=view.parameters,
-        notes=[*check_limits("fp8", view), *_notes(scope, options, view.mtp_layers)],
+        notes=[
+            *check_limits("fp8", view),
+            *(["the source is float32, and so is what is not FP8"] if view.wide else []),
+            *_notes(scope, options, view.mtp_layers),
+        ],
         details={
             "layout": options.layout,
             "quantized": _quantized(view.tensors, tensors, scope),

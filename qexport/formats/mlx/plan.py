@@ -107,8 +107,7 @@ def _dtype(repaired: Repaired, options: MlxOptions) -> str | None:
 
 def _wide(view: ModelView, dtype: str | None) -> list[str]:
     """Where a model is float32, mlx-lm keeps everything beside the codes so: that is worth a word."""
-    embedding = view.find(Role.TOKEN_EMBD)
-    if (dtype or (embedding.data.dtype if embedding else None)) != "F32":
+    if not view.wide or dtype not in (None, "F32"):
         return []
     return ["the source is float32, and so is what is not quantized, scales too: --dtype bfloat16 halves it"]
 

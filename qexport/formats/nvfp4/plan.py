@@ -22,7 +22,7 @@ from qexport.codecs.fp8_encoder import Fp8TensorEncoder
 from qexport.codecs.nvfp4_encoder import Nvfp4Encoder
 from qexport.doctor.draft import dump_json
 from qexport.families.names import published_name
-from qexport.families.roles import EXPERT_ROLES
+from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.gguf.importance import canonical_importance
 from qexport.formats.limits import check_limits
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan, Encoder
 
 __all__ = ["plan_nvfp4"]
+
+# As published: rounding decay rates costs more than their few bytes.
+_FLOAT32 = (Role.LINEAR_A_LOG, Role.LINEAR_NORM)
+_ROUNDED = "the source is float32: what is not quantized is rounded to bfloat16, as loaders run it"
 
 
 def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
@@ -79,7 +83,11 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
         small,
         max_shard=options.max_shard,
         parameters=view.parameters,
-        notes=[*check_limits("nvfp4", view), *_notes(view, options, chosen, weights)],
+        notes=[
+            *check_limits("nvfp4", view),
+            *([_ROUNDED] if view.wide else []),
+            *_notes(view, options, chosen, weights),
+        ],
         details={
             "layout": options.layout,
             "scope": options.scope,
@@ -98,6 +106,9 @@ def _config(repaired: Repaired, view: ModelView, declared: Mapping[str, Any]) ->
     text = nested if isinstance(nested, dict) else config
     if not view.mtp_layers and text.get("mtp_num_hidden_layers"):
         text["mtp_num_hidden_layers"] = 0  # loaders would draft with whatever memory holds
+    if view.wide:
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+            part.update({key: "bfloat16" for key in ("dtype", "torch_dtype") if key in part})
     return {**config, "quantization_config": declared}
 
 
@@ -136,6 +147,8 @@ class _Makers:
 
     def _as_it_is(self, tensor: ModelTensor) -> FolderTensor:
         name, shape, dtype = tensor.name, tensor.shape, tensor.data.dtype
+        if self._repaired.view().wide and tensor.role not in _FLOAT32:
+            dtype = "BF16"
         if tensor.role in EXPERT_ROLES:
             singles = modules_of(self._repaired, tensor)
             specs = tuple(TensorSpec(f"{module}.weight", dtype, shape[1:]) for module in singles)
