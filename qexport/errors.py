@@ -13,6 +13,7 @@ __all__ = [
     "GateRefusal",
     "InputError",
     "QexportError",
+    "Unproven",
     "UsageProblem",
     "VerificationError",
 ]
@@ -65,6 +66,12 @@ class VerificationError(QexportError):
     """An artifact was written, but a runtime could not load or run it as promised."""
 
     exit_code = ExitCode.VERIFICATION
+
+
+class Unproven(QexportError):
+    """Nothing is wrong with an artifact, and nothing here has run it, or compared it with its source."""
+
+    exit_code = ExitCode.ENVIRONMENT
 
 
 class GateRefusal(QexportError):

@@ -23,6 +23,7 @@ FLOORS = (
     "formats",
     "artifacts",
     "export",
+    "receipt",
     "verify",
     "publish",
     "report",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from qexport.cli._push import push_folders
+from qexport.cli._push import Refused, push_folders
 from qexport.errors import GateRefusal
-from qexport.export.receipt import note_gates
-from qexport.recipe.outcome import GateOutcome, judge_gates
+from qexport.receipt.state import State
+from qexport.receipt.store import note_gates
+from qexport.recipe.outcome import asked_for, judge_gates
 from qexport.recipe.publication import pushes
-from qexport.report.report import Gate
 from qexport.report.write import write_report
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from qexport.cli._output import Output
     from qexport.pipeline.export import Item
+    from qexport.receipt.types import Gate
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.run import Ready
 
@@ -31,12 +32,23 @@ class Made:
 
     work: Ready
     items: tuple[Item, ...]
-    outcomes: tuple[GateOutcome, ...]
+    outcomes: tuple[Gate, ...]
 
     @property
     def folders(self) -> list[Path]:
         """Each once, in order."""
         return list(dict.fromkeys(item.folder for item in self.items))
+
+    @property
+    def demanding(self) -> list[Item]:
+        """What the recipe does not take unverified."""
+        work, out = self.work, self.work.local.out
+        made_for = ((item, asked_for(work.recipe, work.subject, item, out)) for item in self.items)
+        return [
+            item
+            for item, artifact in made_for
+            if item.state is State.FAILED or artifact is None or artifact.unverified == "refuse"
+        ]
 
 
 def note_outcomes(work: Ready, items: Sequence[Item], *, head: bool) -> Made:
@@ -44,12 +56,12 @@ def note_outcomes(work: Ready, items: Sequence[Item], *, head: bool) -> Made:
     judged = judge_gates(work.recipe, work.subject, items, work.local.out, head=head)
     for place, outcomes in judged.items():
         if outcomes:
-            note_gates(items[place].path, [asdict(outcome) for outcome in outcomes])
+            note_gates(items[place].path, outcomes)
     every = tuple(outcome for outcomes in judged.values() for outcome in outcomes)
     return Made(work, tuple(items), every)
 
 
-def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str | None) -> list[str]:
+def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str | None) -> list[Refused]:
     """Say what gates were not kept, write the report, and publish if that was asked for.
 
     Args:
@@ -68,7 +80,7 @@ def finish(output: Output, recipe: Recipe, made: Sequence[Made], *, pushing: str
     paths = write_report(
         [folder for each in main for folder in each.folders],
         out,
-        gates=[Gate(**_plain(outcome)) for each in made for outcome in each.outcomes],
+        gates=[outcome for each in made for outcome in each.outcomes],
         compare=[folder for each in base for folder in each.folders],
     )
     output.text(f"Report: {paths.html}")
@@ -88,10 +100,6 @@ def raise_gates(made: Sequence[Made]) -> None:
         )
 
 
-def _plain(outcome: GateOutcome) -> dict[str, Any]:
-    return asdict(outcome)
-
-
-def _words(outcome: GateOutcome) -> str:
+def _words(outcome: Gate) -> str:
     found = "nothing was measured" if outcome.value is None else f"{outcome.value:.6g}"
     return f"{outcome.artifact} {outcome.gate} {outcome.limit:g}: {found}"

@@ -88,6 +88,7 @@ def export_folder(asked: FolderOptions, given: dict[str, Any]) -> None:
         threads=given["threads"],
         overwrite=given["overwrite"],
         measure=0 if given["no_verify"] else given["measure"],
+        allow_unverified=given["allow_unverified"],
     )
 
 

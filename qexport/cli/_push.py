@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qexport.cli._output import Output
 from qexport.cli._terminal import is_terminal
-from qexport.errors import VerificationError
+from qexport.errors import QexportError, Unproven, VerificationError
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -34,26 +34,32 @@ def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
     _tell(output, push(options, output.say, bar=bar, bars=is_terminal(sys.stderr) and not output.as_json))
 
 
-def push_folders(output: Output, every: Sequence[PushOptions], *, dry_run: bool) -> list[str]:
-    """Push folders of a run; returns the repositories that were refused, and why has been said.
+Refused = tuple[str, QexportError]
+"""A repository, and why nothing went there."""
+
+
+def push_folders(output: Output, every: Sequence[PushOptions], *, dry_run: bool) -> list[Refused]:
+    """Push folders of a run; returns the repositories that were refused, and with what.
 
     One that may not be published does not hold up the others.
     """
-    refused: list[str] = []
+    refused: list[Refused] = []
     for options in every:
         try:
             push_folder(output, options, dry_run=dry_run)
-        except VerificationError as error:
+        except (Unproven, VerificationError) as error:
             output.say(f"{options.repo}: {error.message}")
-            refused.append(options.repo)
+            refused.append((options.repo, error))
     return refused
 
 
-def raise_refused(refused: Sequence[str]) -> None:
-    """Raises VerificationError where a folder may not be published."""
+def raise_refused(refused: Sequence[Refused]) -> None:
+    """Raises VerificationError, or Unproven, where a folder may not be published."""
     if refused:
-        raise VerificationError(
-            f"{', '.join(refused)}: not published, for the reasons above",
+        failed = any(isinstance(error, VerificationError) for _, error in refused)
+        kind = VerificationError if failed else Unproven
+        raise kind(
+            f"{', '.join(repo for repo, _ in refused)}: not published, for the reasons above",
             hint="`qexport push` has ways to publish all the same, marked on the card.",
         )
 

@@ -167,7 +167,7 @@ def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[st
     for unit in select(recipe, job.only):
         subject, artifact = recipe.subject(unit.subject), recipe.artifact(unit.artifact)
         folders[recipe.folder(subject, artifact)] = recipe.repo(subject, artifact)
-        verified |= artifact.verify is not None
+        verified |= artifact.verify is not None and artifact.unverified == "refuse"
     return {
         "name": job.name,
         "only": ",".join(job.only),

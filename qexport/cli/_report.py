@@ -108,7 +108,7 @@ def show_results(output: Output, results: Sequence[Item], receipts: Sequence[Pat
                 "label": r.plan.label,
                 "folder": r.folder.name,
                 "files": [{"name": f.name, "bytes": f.size, "sha256": f.sha256} for f in r.written],
-                "verified": None if r.report is None else r.report.passed,
+                "state": r.state.value,
                 "verification": None if r.report is None else r.report.to_json(),
             }
             for r in results
@@ -127,7 +127,7 @@ def show_results(output: Output, results: Sequence[Item], receipts: Sequence[Pat
     unproven = [r for r in results if r.report is None]
     if unproven:
         _summary(output, [r.plan for r in unproven])
-        output.text("Not verified: no runtime has loaded these files.")
+        output.text("Not run: verification was not asked for.")
     for receipt in receipts:
         output.text(f"Receipt: {receipt}")
 

@@ -12,7 +12,6 @@ __all__ = ["verify_options_from"]
 _NAMES = {
     "tokens": "n_predict",
     "draft_max": "draft_max",
-    "min_acceptance": "acceptance_floor",
     "timeout": "time_limit",
     "llama_server": "llama_server",
     "threads": "threads",

@@ -13,8 +13,8 @@ from qexport.errors import QexportError, VerificationError
 from qexport.verify.bench import BenchOptions
 
 if TYPE_CHECKING:
+    from qexport.receipt.speeds import Bench, Range
     from qexport.verify.bench_subject import Choice
-    from qexport.verify.speeds import Bench, Range
 
 __all__ = ["command"]
 
@@ -135,14 +135,14 @@ def _one(
 ) -> dict[str, Any]:
     """Measure one artifact, show it, note it in its receipt; ``failed``: what MTP did to it."""
     from qexport.export.files import in_hub_cache
-    from qexport.export.receipt import add_measure
+    from qexport.receipt.store import note_bench
     from qexport.verify.bench import bench
     from qexport.verify.bench_subject import bench_subject
 
     path, subject, engine = bench_subject(artifact, choice)
     found = bench(path, subject, engine, options, output.say)
     note = note and not in_hub_cache(path)  # where nobody but the client writes
-    receipt = add_measure(path, "bench", found.bench.to_json()) if note else None
+    receipt = note_bench(path, found.bench) if note else None
     _show(output, found.bench)
     if receipt is not None:
         output.say(f"Noted in {receipt.name} beside it.")

@@ -13,7 +13,7 @@ import click
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.demo import MODEL
-from qexport.errors import EnvironmentProblem, UsageProblem, VerificationError
+from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.export.disk import make_folder
 from qexport.export.files import replace_file
 from qexport.export.sources import Sources
@@ -72,6 +72,7 @@ def command(
     from qexport.formats.gguf.file_types import file_type
     from qexport.pipeline import export
     from qexport.pipeline.model import ModelChoice, examine
+    from qexport.receipt.state import problem
     from qexport.report.write import write_report
 
     try:
@@ -119,8 +120,8 @@ def command(
     show_results(output, results, receipts)
     report = write_report(list(dict.fromkeys(item.folder for item in results)), folder)
     output.text(f"Report: {report.html}")
-    if any(result.failed for result in results):
-        raise VerificationError("the demo failed verification", hint=f"{report.html} says why.")
+    if kind := problem(result.state for result in results):
+        raise kind("the demo was not proven as a whole", hint=f"{report.html} says what.")
 
 
 def _clear(folder: Path, made: Sequence[Path]) -> None:

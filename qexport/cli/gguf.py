@@ -139,6 +139,7 @@ def command(dry_run: bool, as_json: bool, **given: Any) -> None:
         threads=given["threads"],
         overwrite=given["overwrite"],
         measure=0 if given["no_verify"] else given["measure"],
+        allow_unverified=given["allow_unverified"],
     )
 
 

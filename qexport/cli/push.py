@@ -33,8 +33,11 @@ __all__ = ["command"]
     "--public", is_flag=True, help="Make the repository public in the end; all of it must be verified."
 )
 @click.option(
-    "--allow-unverified", is_flag=True, help="Push what has not passed verification; the card says so."
+    "--allow-unverified",
+    is_flag=True,
+    help="Push what nothing has run, or compared with its source; the card says so.",
 )
+@click.option("--allow-failed", is_flag=True, help="Push what has failed, too; the card says so.")
 @click.option(
     "--only",
     metavar="LABEL",

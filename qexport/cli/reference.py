@@ -11,6 +11,7 @@ import click
 
 from qexport.cli.main import COMMANDS, cli
 from qexport.doctor.quirks import QUIRKS
+from qexport.receipt.schema import schema_text
 from qexport.recipe.schema import json_schema
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ def quirks() -> str:
 def pages() -> Mapping[str, str]:
     """File name under docs/ to content."""
     schema = json.dumps(json_schema(), indent=1) + "\n"
-    return {"cli.md": command_line(), "quirks.md": quirks(), "recipe.schema.json": schema}
+    return {
+        "cli.md": command_line(),
+        "quirks.md": quirks(),
+        "recipe.schema.json": schema,
+        "receipt.schema.json": schema_text(),
+    }
 
 
 def main() -> None:

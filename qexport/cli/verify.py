@@ -10,15 +10,21 @@ import click
 
 from qexport.cli._options import JSON, THREADS, measure_option, runtime_options, verify_options
 from qexport.cli._output import Output
-from qexport.errors import EnvironmentProblem, InputError, QexportError, VerificationError
+from qexport.errors import InputError, QexportError, VerificationError
+from qexport.receipt.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qexport.pipeline.in_folder import Found
-    from qexport.verify.report import Report
+    from qexport.receipt.verification import Report
 
 __all__ = ["command"]
+
+_WAYS_OUT = {
+    State.UNCOMPARED: "Name its source with --against MODEL, or take it as it is with --allow-unverified.",
+    State.NOT_RUN: "The lines above say why, and what could run it; --allow-unverified takes it as it is.",
+}
 
 
 @click.command("verify")
@@ -48,7 +54,7 @@ def command(
     compressed-tensors' layout. What a folder stores is first compared with what its config tells a loader,
     since loaders do not. A folder that holds several (GGUF files, or all that `qexport run` wrote) is gone
     through by its receipts: every file must be the one that was written, and every artifact is run. Exit code
-    4 means that something is wrong, 6 that no runtime could run it.
+    4 means that something is wrong, 6 that no runtime could run it or that nothing was compared.
 
     \b
     Examples:
@@ -83,7 +89,7 @@ def command(
         report = judge(found[0])
         output.document(report.to_json())
         _show(output, [report])
-        _raise(artifact.name, [report])
+        _raise([report], allow_unverified=given["allow_unverified"], again=again)
         return
     reports: list[Report] = []
     refused: list[tuple[str, QexportError]] = []
@@ -101,7 +107,7 @@ def command(
         }
     )
     _show(output, reports, refused)
-    _raise(artifact.name, reports, refused)
+    _raise(reports, refused, allow_unverified=given["allow_unverified"], again=again)
 
 
 def _show(
@@ -118,8 +124,16 @@ def _show(
     output.table(COLUMNS, [*rows(reports), *others])
 
 
-def _raise(name: str, reports: Sequence[Report], refused: Sequence[tuple[str, QexportError]] = ()) -> None:
-    """What failed first; then what was wrong with files; then what was not run."""
+def _raise(
+    reports: Sequence[Report],
+    refused: Sequence[tuple[str, QexportError]] = (),
+    *,
+    allow_unverified: bool,
+    again: bool,
+) -> None:
+    """What failed first; then what was wrong with files; then what was not run, or not compared."""
+    from qexport.receipt.state import problem, worst
+
     failed = [
         f"{report.artifact} failed verification: {report.verdict}" for report in reports if report.failures
     ]
@@ -130,6 +144,10 @@ def _raise(name: str, reports: Sequence[Report], refused: Sequence[tuple[str, Qe
         error = refused[0][1]
         error.message = "; ".join(f"{each} is not verified: {found.message}" for each, found in refused)
         raise error
-    unproven = [report.artifact for report in reports if not report.passed]
-    if unproven:
-        raise EnvironmentProblem(f"{', '.join(unproven)} is not verified: no runtime has run it")
+    # Again: what the receipts call compared are these very bytes.
+    asked = [report for report in reports if not (again and report.state is State.UNCOMPARED)]
+    kind = problem([report.state for report in asked], allow_unverified=allow_unverified)
+    if kind is not None:
+        open_ = [report for report in asked if not report.passed]
+        named = "; ".join(f"{report.artifact}: {report.verdict}" for report in open_)
+        raise kind(f"not verified: {named}", hint=_WAYS_OUT.get(worst(report.state for report in open_)))

@@ -24,17 +24,19 @@ from qexport.export.files import silent
 from qexport.export.fingerprint import fingerprint
 from qexport.export.ledger import Ledger
 from qexport.export.locks import locked
-from qexport.export.receipt import write_receipt
 from qexport.export.resume import Resume, numbers_there
+from qexport.export.sink import WrittenFile
 from qexport.export.sources import Sources
-from qexport.pipeline.measure import measuring
+from qexport.pipeline.measure import head_report, measuring
 from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries, entry_of
+from qexport.receipt.state import State
+from qexport.receipt.store import read_receipt, settle, write_receipt
+from qexport.receipt.verification import REQUIRED_OF_HEADS
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.export.execute import Progress
-    from qexport.export.sink import WrittenFile
     from qexport.formats.plan import ArtifactPlan
     from qexport.verify.report import Report
 
@@ -59,6 +61,10 @@ class Target(Protocol):
 
     def check_runtime(self) -> None:
         """Raises EnvironmentProblem when what is to prove the artifacts is not there."""
+        ...
+
+    def foresee(self, plan: ArtifactPlan, diagnosis: Diagnosis) -> str | None:
+        """Why nothing here can prove it, and what could; ``None``: something can, or shall not."""
         ...
 
     def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
@@ -91,9 +97,9 @@ class Item:
         return self.folder / self.plan.files[0].name if self.plan.kind == "gguf" else self.folder
 
     @property
-    def failed(self) -> bool:
-        """Whether something was found wrong. What no runtime could run has not failed, nor passed."""
-        return self.report is not None and bool(self.report.failures)
+    def state(self) -> State:
+        """How far it is proven; what verification was not asked for has not run."""
+        return State.NOT_RUN if self.report is None else self.report.state
 
     @cached_property
     def fingerprint(self) -> str:
@@ -135,7 +141,8 @@ def finished(items: Sequence[Item], *, home: Path | None = None) -> tuple[list[I
         if there is None:
             todo.append(item)
         else:
-            done.append(replace(item, written=there.files, report=there.report))
+            files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
+            done.append(replace(item, written=files, report=there.verification))
     return done, todo
 
 
@@ -161,6 +168,7 @@ def check(
         wanted.setdefault(folder, []).extend(plans)
     mine = numbers_there(home or _home(items)) if items else frozenset()
     for folder, every in wanted.items():
+        read_receipt(folder)  # a later version's is refused now, not after the pass
         names = [file.name for each in every for file in each.files]
         check_collisions(names, folder, overwrite=overwrite, mine=mine)
     for disk in _by_disk(wanted):
@@ -208,6 +216,8 @@ def write(
     sources.refuse(home)
     for folder in (home, *folders):
         make_folder(folder)
+    for folder in dict.fromkeys(folders):
+        settle(folder, say)
     with locked((home, *folders), say):
         ledger = Ledger(home)
         resume = Resume(ledger, ledger.take(say), _together(items))
@@ -239,13 +249,10 @@ def prove(
                 if report is not None and measure and not report.failures:
                     # A drafter has its trunk's: what is measured is both together.
                     path = item.path if item.plan.kind == "gguf" else item.target.out
-                    known = reports.get(path)
-                    if known is None:
-                        headless = item.plan.details.get("mtp_layouts") == ["none"]
-                        report = measured.add_to(report, path, headless=headless)
-                    else:
-                        report = replace(report, findings=known.findings)
-                    reports[path] = report
+                    headless = item.plan.details.get("mtp_layouts") == ["none"]
+                    known = reports.get(path) or measured.add_to(report, path, headless=headless)
+                    reports[path] = known
+                    report = head_report(report, known) if report.required == REQUIRED_OF_HEADS else known
                 proven.append(replace(item, report=report))
     sources_of(diagnosis).refuse_changed()  # a verdict against something else is none
     return proven, _write_receipts(proven, diagnosis)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
-from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.merged import plan_merged
 from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries
+from qexport.receipt.store import settle, write_receipt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,5 +47,6 @@ def write_fix(
     sources.refuse(folder, [file.name for file in plan.files])
     check_collisions([file.name for file in plan.files], folder, overwrite=overwrite)
     check_space([plan], folder)
+    settle(folder)
     (written,) = execute([plan], folder, threads=threads, progress=progress, sources=sources)
     return written, write_receipt(folder, artifact_entries(diagnosis, [(plan, written, None)], {}))

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.artifacts.artifact import Kind
 from qexport.errors import EnvironmentProblem
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
@@ -19,6 +20,8 @@ from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.receipt.verification import REQUIRED_OF_HEADS, Report
+from qexport.verify.choose import Traits, has_experts, unjudged
 from qexport.verify.options import VerifyOptions
 from qexport.verify.run_folder import verify_folder
 from qexport.verify.stored_form import check_stored_form
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item
-    from qexport.verify.report import Report
 
 __all__ = ["FolderOptions", "FolderTarget", "default_folder"]
 
@@ -111,8 +113,14 @@ class FolderTarget:
                 "--runtime-python PATH, or --no-verify.",
             )
 
+    def foresee(self, plan: ArtifactPlan, diagnosis: Diagnosis) -> str | None:
+        """Why nothing here can prove the folder, known before it is written, and the way to a proof."""
+        if self.verify is None or plan.kind == _DRAFTER:
+            return None
+        return unjudged(_traits(self.asked, plan, diagnosis), self.verify)
+
     def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
-        """What is stored, then what a runtime makes of it. A drafter has the verdict of its trunk."""
+        """What is stored, then what a runtime makes of it. A drafter is proven when its trunk is measured."""
         if self.verify is None:
             return list(items)
         report = verify_folder(
@@ -125,18 +133,27 @@ class FolderTarget:
         return [replace(item, report=_of(item, report)) for item in items]
 
 
+def _traits(asked: FolderOptions, plan: ArtifactPlan, diagnosis: Diagnosis) -> Traits:
+    if isinstance(asked, MlxOptions):
+        return Traits(Kind.MLX)
+    experts = has_experts(diagnosis.repaired.view().text)
+    if isinstance(asked, Nvfp4Options):
+        return Traits(Kind.MODELOPT if asked.layout == "modelopt" else Kind.COMPRESSED_TENSORS, experts)
+    packed = (tensor for tensor in plan.tensors if len(tensor.streams) > 1)
+    odd = next((each.name for each in packed if any(size % 128 for size in each.shape[-2:])), None)
+    return Traits(Kind.FP8 if asked.native else Kind.COMPRESSED_TENSORS, experts, odd=odd)
+
+
 def _of(item: Item, report: Report) -> Report:
-    """The trunk's report, or what of it is about the drafter: the findings, not the texts and speeds."""
+    """The trunk's report; of a drafter, which no runtime here can run, one that is still empty."""
     if item.plan.kind != _DRAFTER:
         return report
-    return replace(
-        report,
+    return Report(
         artifact=item.folder.name,
-        texts=(),
+        file_type=report.file_type,
         size=item.plan.size,
         bits_per_weight=item.plan.bits_per_weight,
-        load_s=0.0,
-        tok_s=0.0,
+        required=REQUIRED_OF_HEADS,
     )
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.errors import EnvironmentProblem, QexportError
 from qexport.export.execute import execute
-from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.importance import plan_imatrix
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
@@ -18,6 +17,7 @@ from qexport.pipeline.calibrate import Collected, expected, matrix_key
 from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries, entry_of
 from qexport.pipeline.verify import shared_reference
+from qexport.receipt.store import write_receipt
 from qexport.verify.run import VerifyOptions, verify_gguf
 
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ class GgufTarget:
                 hint="pip install 'qexport[llama]', name a build of yours with --llama-server, or "
                 "--no-verify.",
             )
+
+    def foresee(self, plan: ArtifactPlan, diagnosis: Diagnosis) -> str | None:
+        """Nothing speaks against a proof."""
+        return None
 
     def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
         """Run every file in llama.cpp."""

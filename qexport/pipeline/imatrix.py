@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
-from qexport.export.receipt import write_receipt
 from qexport.formats.gguf.importance import plan_imatrix
 from qexport.pipeline.gguf import MATRIX_WAITS
 from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries
+from qexport.receipt.store import settle, write_receipt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,7 @@ def check_imatrix(job: ImatrixJob, diagnosis: Diagnosis, expected: ImportanceMat
     if not dry_run:
         check_collisions([job.target.name], job.target.parent, overwrite=job.overwrite)
         check_space([plan], job.target.parent)
+        settle(job.target.parent)
     return plan.size
 
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from qexport.artifacts.gguf_file import shard_paths
 from qexport.errors import InputError
-from qexport.export.receipt import RECEIPT_NAME
-from qexport.publish.artifacts import Proof, read_artifacts
 from qexport.publish.sums import check_hashes
+from qexport.receipt.folder import known_in
+from qexport.receipt.names import RECEIPT_NAME
+from qexport.receipt.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
 __all__ = ["Found", "artifacts_in", "check_file_sizes", "check_files", "is_one_artifact"]
 
@@ -49,7 +50,7 @@ class Found:
     @property
     def proven(self) -> bool:
         """Whether its receipt calls it verified."""
-        return self.entry is not None and self.entry.proof is Proof.PASSED
+        return self.entry is not None and self.entry.state is State.PASSED
 
 
 def is_one_artifact(path: Path) -> bool:
@@ -66,12 +67,12 @@ def artifacts_in(folder: Path) -> list[Found]:
         InputError: there is nothing to run, or a receipt that cannot be used.
     """
     receipts = any(folder.rglob(RECEIPT_NAME))
-    known = read_artifacts(folder) if receipts else ()
+    known = known_in(folder).artifacts if receipts else ()
     of_receipts = {file.name for artifact in known for file in artifact.files}
     found = {
         _place(folder, artifact): artifact
         for artifact in known
-        if artifact.proof is not Proof.NOT_NEEDED and not artifact.is_drafter
+        if artifact.is_model and not artifact.is_drafter
     }
     result = [Found(path, folder, artifact) for path, artifact in found.items()]
     for path in _models(folder):

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from qexport.artifacts.opening import open_artifact
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.receipt.measures import Measures
 from qexport.verify.comparison import compare
 from qexport.verify.divergence import NotFinite
 from qexport.verify.judge import skipped
 from qexport.verify.report import Check, Finding, Status
-from qexport.verify.text_run import heldout_tokens, run_text
+from qexport.verify.text_run import heldout_tokens, run_text, scored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from qexport.verify.report import Report
     from qexport.verify.text_run import TextRun
 
-__all__ = ["MEASURED_TOKENS", "Measure", "measuring"]
+__all__ = ["MEASURED_TOKENS", "Measure", "head_report", "measuring"]
 
 MEASURED_TOKENS = 2048
 """Enough to tell a broken head (4 standard errors of an acceptance of one half are 6 points), and a matter of
@@ -62,24 +63,34 @@ class Measure:
             return _with(report, Finding(Check.DIVERGENCE, Status.FAIL, error.message))
         except (EnvironmentProblem, InputError) as error:
             return _with(report, skipped(Check.DIVERGENCE, error.message))
-        findings = found.findings()
-        if headless and found.score is None:
-            findings = (findings[0], skipped(Check.MTP_HEAD, "the MTP head was left out, as asked for"))
+        findings = found.findings(headless=headless)
         for finding in findings:
             words = f"{finding.check.value}: {finding.status.value}: {finding.summary}"
             self._say(f"{report.artifact}: {words}")
-        return _with(report, *findings)
+        return replace(_with(report, *findings), measures=found.measures(report.measures))
 
     def _source(self) -> TextRun:
         if self._run is None:
             tokens = self._tokens()
-            self._say(f"measuring: {tokens.size} held-out tokens through {self._view.label}, layer by layer")
+            self._say(
+                f"measuring: {tokens.size} held-out tokens ({scored(tokens)} positions are scored) through "
+                f"{self._view.label}, layer by layer"
+            )
             self._run = self._stack.enter_context(run_text(self._view, tokens))
         return self._run
 
     def _tokens(self) -> np.ndarray:
         chunk = min(_CHUNK, self._count, int(self._view.text.get("max_position_embeddings") or _CHUNK))
         return heldout_tokens(self._view, tokens=self._count, chunk=chunk)
+
+
+def head_report(report: Report, trunk: Report) -> Report:
+    """The report on a head in a folder of its own: what was found of the head when its trunk was measured."""
+    found, shown = trunk.finding(Check.MTP_HEAD), trunk.measures
+    mine = Measures(
+        drafts=shown.drafts, acceptance=shown.acceptance, source_acceptance=shown.source_acceptance
+    )
+    return replace(report, findings=() if found is None else (found,), measures=mine)
 
 
 def _with(report: Report, *findings: Finding) -> Report:

@@ -2,78 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from qexport.export.receipt import artifact_entry, read_receipt, source_entry
-from qexport.export.sink import WrittenFile
+from qexport import __version__
 from qexport.families.roles import Block
 from qexport.publish.front_matter import source_card
-from qexport.verify.report import Check, Report
+from qexport.receipt.store import read_receipt
+from qexport.receipt.types import Artifact, File, Matrix, Source, SourceFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.export.sink import WrittenFile
     from qexport.formats.plan import ArtifactPlan
+    from qexport.receipt.verification import Report
 
-__all__ = ["Finished", "artifact_entries", "entry_of", "measures_of"]
+__all__ = ["artifact_entries", "entry_of", "source_of"]
 
-
-def measures_of(report: Report) -> dict[str, Any]:
-    """The figures people compare artifacts by; what was not measured is not there.
-
-    ``kld`` (nats, mean and tails), ``same_top1``, ``perplexity_ratio``, ``acceptance`` of the MTP head by its
-    own trunk and ``source_acceptance``, ``tok_s`` and ``mtp_tok_s`` of the runtime.
-    """
-    found: dict[str, Any] = {}
-    divergence = report.finding(Check.DIVERGENCE)
-    if divergence is not None and "mean" in divergence.data:
-        data = divergence.data
-        tails = ("mean", "median", "p90", "p95", "p99", "p99_9", "max")
-        found["kld"] = {name: data[name] for name in tails if name in data}
-        found["same_top1"] = data["same_top"]
-        found["positions"] = data["positions"]
-        found["perplexity_ratio"] = data.get("perplexity_ratio")
-    head = report.finding(Check.MTP_HEAD)
-    if head is not None and "acceptance" in head.data:
-        found["acceptance"] = head.data["acceptance"]
-        found["source_acceptance"] = (head.data.get("source") or {}).get("acceptance")
-    if report.tok_s:
-        found["tok_s"] = round(report.tok_s, 2)
-    if report.mtp_tok_s:
-        found["mtp_tok_s"] = round(report.mtp_tok_s, 2)
-    return found
+_LIBRARIES = ("torch", "gguf", "xllamacpp", "transformers", "safetensors", "numba", "tokenizers")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What a receipt says of an artifact that is there."""
-
-    files: tuple[WrittenFile, ...]
-    report: Report | None
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-def entry_of(folder: Path, fingerprint: str) -> Finished | None:
+def entry_of(folder: Path, fingerprint: str) -> Artifact | None:
     """The artifact in ``folder`` that was made from exactly this, if all its files are there."""
-    receipt = read_receipt(folder)
-    for entry in receipt.get("artifacts", []) if receipt is not None else []:
-        if entry.get("fingerprint") != fingerprint:
-            continue
-        files = tuple(WrittenFile(f["name"], f["bytes"], f["sha256"]) for f in entry["files"])
-        if all(_is_there(folder / file.name, file.size) for file in files):
-            return Finished(files, _report(entry), entry.get("details") or {})
+    for artifact in read_receipt(folder).receipt.artifacts:
+        there = artifact.fingerprint == fingerprint
+        if there and all(_is_there(folder / file.name, file.size) for file in artifact.files):
+            return artifact
     return None
-
-
-def _report(entry: Mapping[str, Any]) -> Report | None:
-    try:
-        verdict = entry.get("verification")
-        return None if verdict is None else Report.from_json(verdict)
-    except (KeyError, ValueError, TypeError):
-        return None  # another version's: verify again
 
 
 def _is_there(path: Path, size: int) -> bool:
@@ -83,29 +45,77 @@ def _is_there(path: Path, size: int) -> bool:
         return False
 
 
+def source_of(diagnosis: Diagnosis) -> Source:
+    """Where the weights came from: for every weight file its size and a hash of the layout.
+
+    The hash covers names, dtypes, shapes and offsets, not the weights: reading those twice would double the
+    time of an export.
+    """
+    checkpoint, repaired = diagnosis.subject.checkpoint, diagnosis.repaired
+    files: dict[str, tuple[int, int, Any]] = {}
+    for tensor in checkpoint.tensors.values():
+        count, size, digest = files.get(tensor.file) or (0, 0, hashlib.sha256())
+        digest.update(repr((tensor.name, tensor.dtype, tensor.shape, tensor.start)).encode())
+        files[tensor.file] = (count + 1, size + tensor.nbytes, digest)
+    return Source(
+        label=checkpoint.label,
+        revision=getattr(checkpoint, "revision", None),
+        files={name: SourceFile(count, size, h.hexdigest()) for name, (count, size, h) in files.items()},
+        mtp=repaired.mtp_origin,
+        vision=any(tensor.block is Block.VISION for tensor in repaired.view()),
+        card=source_card(repaired.files.get("README.md")),
+    )
+
+
 def artifact_entries(
     diagnosis: Diagnosis,
     artifacts: Iterable[tuple[ArtifactPlan, Sequence[WrittenFile], Report | None]],
     options: Mapping[str, Any],
     *,
     fingerprint: str | None = None,
-) -> list[dict[str, Any]]:
-    """One entry for each artifact: its plan, its files and its verdict (``None``: not verified)."""
-    source = source_entry(diagnosis.subject.checkpoint)
-    source["vision"] = any(tensor.block is Block.VISION for tensor in diagnosis.repaired.view())
-    source["mtp"] = diagnosis.repaired.mtp_origin
-    source["card"] = source_card(diagnosis.repaired.files.get("README.md"))
-    findings = [finding.to_json() for finding in diagnosis.findings]
+) -> list[Artifact]:
+    """One entry for each artifact: its plan, its files and its verdict (``None``: not asked for).
+
+    Args:
+        fingerprint: says what its bytes follow from, so that they are not made again.
+    """
+    source = source_of(diagnosis)
     return [
-        artifact_entry(
-            plan,
-            written,
+        Artifact(
+            kind=plan.kind,
+            label=plan.label,
+            files=tuple(File(f.name, f.size, f.sha256) for f in written),
+            bits_per_weight=round(plan.bits_per_weight, 4),
+            details=dict(plan.details),
+            notes=tuple(plan.notes),
+            verification=report,
             source=source,
-            findings=findings,
-            options=options,
-            verification=None if report is None else report.to_json(),
+            options=dict(options),
+            matrix=_matrix(options),
+            model_name=options.get("model_name"),
+            mtp_layouts=tuple(plan.details.get("mtp_layouts", ())),
+            findings=tuple(diagnosis.findings),
             fingerprint=fingerprint,
-            measures=None if report is None else measures_of(report),
+            tool=__version__,
+            libraries=_versions(),
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         for plan, written, report in artifacts
     ]
+
+
+def _matrix(options: Mapping[str, Any]) -> Matrix | None:
+    """GGUF options call it imatrix, folder formats importance."""
+    for given in (options.get("imatrix"), options.get("importance")):
+        if isinstance(given, Mapping):
+            tokens = (given["calibration"] or {}).get("tokens")
+            return Matrix(given["file"], given["sha256"], tuple(given["datasets"]), tokens)
+    return None
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions

@@ -11,21 +11,21 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from qexport.publish.artifacts import Proof, mapping
 from qexport.publish.front_matter import can_do, front_matter, front_matter_text
-from qexport.publish.gate import unproven
+from qexport.publish.gate import outcome, unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
 from qexport.publish.provenance import provenance, repairs
 from qexport.publish.running import how_to_run
-from qexport.publish.safe_text import cell, code, html_text, hub_link
 from qexport.publish.table import file_table, legend
+from qexport.receipt.safe_text import cell, code, html_text, hub_link
+from qexport.receipt.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jinja2 import Template
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
 __all__ = ["CardOptions", "render_card"]
 
@@ -63,8 +63,8 @@ class CardOptions:
 def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     """The text of README.md. ``artifacts`` are all that the repository will hold, in table order."""
     owner, _, title = options.repo.rpartition("/")
-    models = sorted((a for a in artifacts if a.proof is not Proof.NOT_NEEDED), key=_place)
-    others = [artifact for artifact in artifacts if artifact.proof is Proof.NOT_NEEDED]
+    models = sorted((a for a in artifacts if a.is_model), key=_place)
+    others = [artifact for artifact in artifacts if not artifact.is_model]
     matter = front_matter(
         artifacts,
         base_model=options.base_model,
@@ -76,7 +76,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         front_matter=front_matter_text(matter),
         title=title,
         intro=_intro(models, matter),
-        unproven=open_,
+        unproven=[{"label": a.label, "outcome": outcome(a)} for a in open_],
         warning=_warning(open_, models),
         keep_start=KEEP_START,
         keep_end=KEEP_END,
@@ -106,8 +106,8 @@ def _asked(options: CardOptions, artifacts: Sequence[Artifact]) -> dict[str, Any
 
 def _place(artifact: Artifact) -> tuple[int, int]:
     """Kinds as in ``_FORMATS``, small before large."""
-    kind = artifact.kind.partition("-")[0]
-    return (list(_FORMATS).index(kind) if kind in _FORMATS else len(_FORMATS)), artifact.size
+    known = list(_FORMATS)
+    return (known.index(artifact.format) if artifact.format in known else len(known)), artifact.size
 
 
 @cache
@@ -128,7 +128,7 @@ def _template() -> Template:
 
 
 def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
-    kinds = dict.fromkeys(a.kind.partition("-")[0] for a in models)
+    kinds = dict.fromkeys(a.format for a in models)
     formats = [_FORMATS.get(kind) or cell(kind) for kind in kinds]
     base = matter.get("base_model")
     names = base if isinstance(base, list) else [base] if base else []
@@ -144,8 +144,8 @@ def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
 
 def _blind(models: Sequence[Artifact]) -> str:
     """That the vision tower of the source is not in some of them."""
-    had = [a for a in models if mapping(a.entry.get("source")).get("vision") and not a.is_drafter]
-    without = dict.fromkeys(a.kind.partition("-")[0].upper() for a in had if not a.sees)
+    had = [a for a in models if a.source.vision and not a.is_drafter]
+    without = dict.fromkeys(a.format.upper() for a in had if not a.sees)
     if not without:
         return ""
     which = "here" if not any(a.sees for a in models) else f"in the {' and '.join(without)} files"
@@ -153,7 +153,7 @@ def _blind(models: Sequence[Artifact]) -> str:
 
 
 def _labels(models: Sequence[Artifact]) -> str:
-    labels = dict.fromkeys(str(mapping(a.entry.get("source")).get("label") or "") for a in models)
+    labels = dict.fromkeys(a.source.label for a in models)
     return " and ".join(code(label) for label in labels if label) or "a model"
 
 
@@ -188,23 +188,20 @@ def _others(others: Sequence[Artifact], included: Sequence[str]) -> list[str]:
 
 
 def _verification_intro(models: Sequence[Artifact]) -> str:
-    if not any(artifact.verification for artifact in models):
+    if all(artifact.state is State.NOT_RUN for artifact in models):
         return "None of these files has been run by the tool that wrote them."
+    every = "Each" if all(a.state is not State.NOT_RUN for a in models) else "What is not marked as not run"
     return (
-        "Each export was loaded and run after it was written, and what came out was judged. Every number "
-        "must be finite and the text sane; where it could be compared with the unquantized source, tokens "
-        "and probabilities must agree with it."
+        f"{every} export was loaded and run after it was written, and what came out was judged. Every number "
+        "must be finite and the text sane; tokens and probabilities must agree with those of the unquantized "
+        "source. What could not be compared with it has not passed."
     )
 
 
 def _report(artifact: Artifact) -> dict[str, Any]:
-    runtime = mapping(artifact.verification.get("runtime"))
-    lines = []
-    if runtime.get("name"):
-        lines.append(f"run in {cell(runtime['name'])} {cell(runtime.get('version') or '')}".rstrip())
-    findings = artifact.verification.get("findings")
-    for finding in findings if isinstance(findings, list) else []:
-        found = mapping(finding)
-        if found.get("summary"):
-            lines.append(f"{cell(found.get('status'))}: {cell(found['summary'])}")
-    return {"label": artifact.label, "verdict": artifact.verdict, "lines": lines}
+    assert artifact.verification is not None
+    engine = str(artifact.verification.engine)
+    lines = [f"run in {cell(engine)}"] if engine else []
+    found = artifact.verification.findings
+    lines += [f"{each.status}: {cell(each.summary)}" for each in found if each.summary]
+    return {"label": artifact.label, "verdict": outcome(artifact), "lines": lines}

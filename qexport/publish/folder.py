@@ -15,16 +15,26 @@ from typing import TYPE_CHECKING
 
 from qexport.checkpoint.paths import leads_out
 from qexport.errors import InputError, UsageProblem
-from qexport.publish.names import is_made_here
+from qexport.receipt.names import is_made_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
 __all__ = ["LeftOut", "Survey", "survey"]
 
-_NEVER = ("*.part", "*.partial", "*.incomplete", "*.tmp", "*.lock", "*.ledger", "*.ledger.*", "*ledger.json*")
+_NEVER = (
+    "*.part",
+    "*.partial",
+    "*.incomplete",
+    "*.tmp",
+    "*.lock",
+    "*.ledger",
+    "*.ledger.*",
+    "*ledger.json*",
+    "qexport.json.*",
+)
 _SHOWN = 8
 
 
@@ -73,7 +83,7 @@ def survey(
         if any(part.startswith(".") for part in name.split("/")):
             left.append(LeftOut(name, "hidden"))
         elif any(fnmatchcase(name.rsplit("/", 1)[-1].lower(), pattern) for pattern in _NEVER):
-            left.append(LeftOut(name, "unfinished, or a ledger"))
+            left.append(LeftOut(name, "unfinished, a ledger, or set aside"))
         elif any(fnmatchcase(name, pattern) for pattern in include):
             included.append(name)
         elif name in others:

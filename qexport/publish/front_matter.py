@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.front_matter import read_front_matter
 from qexport.formats.gguf.host_paths import holds_host_path
-from qexport.publish.artifacts import mapping
-from qexport.publish.safe_text import is_web_link, visible, without_hidden
+from qexport.receipt.safe_text import is_web_link, visible, without_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
-__all__ = ["can_do", "front_matter", "front_matter_text", "hub_id", "source_card"]
+__all__ = ["can_do", "front_matter", "front_matter_text", "source_card"]
 
 # The first kind that is there names the library: a folder with GGUF files is a GGUF repository to the Hub.
 _LIBRARIES = (
@@ -39,7 +38,6 @@ _KIND_TAGS = {
 _FROM_SOURCE = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FILE = re.compile(r"[\w.-]+", re.ASCII)  # such as LICENSE, in the repository itself
 _SEEING = re.compile(r"image|video|visual|document|audio|any-to-any", re.IGNORECASE)
-_HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}")
 
 
 def front_matter(
@@ -58,11 +56,11 @@ def front_matter(
     """
     source = _source_card(artifacts)
     found: dict[str, Any] = {}
-    bases = [base_model] if base_model else sorted({hub_id(a) for a in artifacts} - {None}, key=str)
+    bases = [base_model] if base_model else sorted({a.source.hub_id for a in artifacts} - {None}, key=str)
     if bases:
         found["base_model"] = bases[0] if len(bases) == 1 else bases
         found["base_model_relation"] = "quantized"
-    kinds = [artifact.kind.partition("-")[0] for artifact in artifacts]
+    kinds = [artifact.format for artifact in artifacts]
     library = next((name for kind, name in _LIBRARIES if kind in kinds), None)
     if library is not None:
         found["library_name"] = library
@@ -127,15 +125,6 @@ def source_card(readme: bytes | None) -> dict[str, Any]:
     return _said(read_front_matter(readme, []))
 
 
-def hub_id(artifact: Artifact) -> str | None:
-    """The Hub id that an artifact was exported from; ``None`` for a folder.
-
-    A receipt labels a Hub source ``org/name@`` and the first digits of the commit.
-    """
-    match = _HUB_LABEL.fullmatch(str(mapping(artifact.entry.get("source")).get("label")))
-    return match["id"] if match else None
-
-
 def _said(card: Mapping[str, Any]) -> dict[str, Any]:
     """What a card says of licence, language and task, where it is plain: a receipt may be anybody's."""
     found = {key: card[key] for key in _FROM_SOURCE if _is_plain(card.get(key))}
@@ -157,9 +146,7 @@ def _tags(artifacts: Sequence[Artifact], kinds: Sequence[str]) -> list[str]:
     tags = ["quantized", "qexport"]
     for kind in dict.fromkeys(kinds):
         tags += _KIND_TAGS.get(kind, ())
-    if any(
-        a.kind == "imatrix" or mapping(a.entry.get("details")).get("importance_matrix") for a in artifacts
-    ):
+    if any(artifact.format == "imatrix" or artifact.matrix is not None for artifact in artifacts):
         tags.append("imatrix")
     if any(artifact.has_mtp for artifact in artifacts):
         tags += ["mtp", "speculative-decoding"]
@@ -168,5 +155,5 @@ def _tags(artifacts: Sequence[Artifact], kinds: Sequence[str]) -> list[str]:
 
 def _source_card(artifacts: Sequence[Artifact]) -> Mapping[str, Any]:
     """The source's own front matter, where a receipt carries it."""
-    cards = (mapping(mapping(a.entry.get("source")).get("card")) for a in artifacts)
+    cards = (artifact.source.card for artifact in artifacts)
     return next((_said(card) for card in cards if card), {})

@@ -1,50 +1,82 @@
 """The gate: what may be published, and what the card has to say about it.
 
-Nothing counts as exported until it has been run. What failed, or was never run, is refused unless the user
-insists, and then the card says it at its top. A repository is made public only when everything in it passed.
+Nothing counts as exported until it has been run and compared. What failed, was never run, or ran and was not
+compared, is refused unless the user insists, and then the card says it at its top. A repository is made
+public only when everything in it passed.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.errors import VerificationError
-from qexport.publish.artifacts import Proof
+from qexport.errors import InputError
+from qexport.receipt.names import RECEIPT_NAME
+from qexport.receipt.safe_text import LABEL
+from qexport.receipt.state import State, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
-__all__ = ["check_proofs", "unproven"]
+__all__ = ["check_labels", "check_proofs", "outcome", "unproven"]
+
+
+def check_labels(artifacts: Iterable[Artifact]) -> None:
+    """What is published has a label and a kind that can stand in tags and commands as they are.
+
+    Raises:
+        InputError: one has not.
+    """
+    for artifact in artifacts:
+        for word in (artifact.label, artifact.kind):
+            if not LABEL.fullmatch(word):
+                raise InputError(
+                    f"{RECEIPT_NAME} cannot be used: {word[:60]!r} is no label of an artifact.",
+                    hint="Export again, so that a receipt is written.",
+                )
 
 
 def unproven(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
-    """The artifacts that failed verification or were not verified."""
-    return tuple(a for a in artifacts if a.proof in (Proof.FAILED, Proof.MISSING))
+    """The models that did not pass, or do not keep a limit of their recipe."""
+    return tuple(a for a in artifacts if a.is_model and (a.state is not State.PASSED or a.broken_gates))
 
 
-def check_proofs(artifacts: Iterable[Artifact], *, allow_unverified: bool, public: bool) -> None:
+def outcome(artifact: Artifact) -> str:
+    """How verification and the recipe's gates ended."""
+    gates = ", ".join(artifact.broken_gates)
+    return artifact.verdict if not gates else f"{artifact.verdict}; limits not kept: {gates}"
+
+
+def check_proofs(
+    artifacts: Iterable[Artifact], *, allow_unverified: bool, public: bool, allow_failed: bool = False
+) -> None:
     """Refuse what has not passed.
 
     Args:
-        allow_unverified: push it all the same; the card will say so.
+        allow_unverified: push what was not run, or not compared, all the same; the card will say so.
         public: the repository is to be made public, for which everything must have passed.
+        allow_failed: push what has failed, too.
 
     Raises:
-        VerificationError: something has not passed; names each with its verdict.
+        VerificationError: something has failed, or does not keep its recipe's limits; each is named.
+        Unproven: something was not run, or not compared with its source.
     """
     open_ = unproven(artifacts)
-    if not open_ or (allow_unverified and not public):
-        return
-    lines = "\n".join(f"  {a.label} ({a.files[0].name}): {a.verdict}" for a in open_)
-    if public and allow_unverified:
-        raise VerificationError(
+    states = [State.FAILED if artifact.broken_gates else artifact.state for artifact in open_]
+    left = [state for state in states if not (allow_failed and state is State.FAILED)]
+    kind = problem(left, allow_unverified=allow_unverified or allow_failed)
+    lines = "\n".join(f"  {a.label} ({a.files[0].name}): {outcome(a)}" for a in open_)
+    if kind is None and public and open_:
+        refused = problem(states)
+        assert refused is not None
+        raise refused(
             f"A repository is made public only when all of it passed verification:\n{lines}",
             hint="Push it private (leave --public out), or verify these first.",
         )
-    raise VerificationError(
-        f"Not pushed, since this has not passed verification:\n{lines}",
-        hint="Export again with verification, choose others with --only LABEL, or push them marked as "
-        "unverified with --allow-unverified.",
-    )
+    if kind is not None:
+        raise kind(
+            f"Not pushed, since this has not passed verification:\n{lines}",
+            hint="Export again with verification, or choose others with --only LABEL. Marked on the card, "
+            "what was not run or not compared goes with --allow-unverified, what failed with --allow-failed.",
+        )

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qexport.publish.artifacts import check_labels, read_artifacts, select
 from qexport.publish.card import CardOptions, render_card
 from qexport.publish.folder import LeftOut, survey
-from qexport.publish.gate import check_proofs, unproven
+from qexport.publish.gate import check_labels, check_proofs, outcome, unproven
 from qexport.publish.kept import KEEP_START, Kept, read_kept
 from qexport.publish.leaks import check_text, is_small_file
-from qexport.publish.names import CARD_NAME, RECEIPT_NAME, SUMS_NAME
 from qexport.publish.remote import still_there
 from qexport.publish.sums import check_hashes, check_stamps, sha256_of, stamp, sums_text, to_hash
+from qexport.receipt.folder import known_in, select
+from qexport.receipt.names import CARD_NAME, RECEIPT_NAME, SUMS_NAME
+from qexport.receipt.store import receipt_bytes
+from qexport.receipt.types import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from qexport.export.execute import Progress
-    from qexport.publish.artifacts import Artifact
     from qexport.publish.remote import Remote
+    from qexport.receipt.types import Artifact
 
     Bar = Callable[[int], AbstractContextManager[Progress]]
 
 __all__ = ["PushOptions", "PushPlan", "Upload", "check_before", "plan_push"]
-
-_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class PushOptions:
         branch: of the repository; its main one when not given.
         only: labels of the artifacts that go; all when empty.
         include: names or patterns of files that no receipt knows and that shall go, too.
-        allow_unverified: push what has not passed; the card says so.
+        allow_unverified: push what was not run, or not compared; the card says so.
+        allow_failed: push what has failed, too.
         public: make the repository public once the commit is there; needs everything to have passed.
         rehash: in a rehearsal, too, read every file and compare it with its receipt, as a push does.
         replace_card: a card that qexport did not write may be replaced.
@@ -61,6 +61,7 @@ class PushOptions:
     only: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     allow_unverified: bool = False
+    allow_failed: bool = False
     public: bool = False
     rehash: bool = False
     replace_card: bool = False
@@ -135,12 +136,21 @@ def check_before(options: PushOptions) -> tuple[Artifact, ...]:
     Raises:
         InputError, UsageProblem, VerificationError: see the gate, the survey and the receipts.
     """
-    every = read_artifacts(options.folder)
+    every = known_in(options.folder).artifacts
     chosen = select(every, options.only)
     check_labels(chosen)
-    check_proofs(chosen, allow_unverified=options.allow_unverified, public=options.public)
+    _gate(options, chosen)
     survey(options.folder, chosen, every, options.include)
     return chosen
+
+
+def _gate(options: PushOptions, artifacts: Iterable[Artifact]) -> None:
+    check_proofs(
+        artifacts,
+        allow_unverified=options.allow_unverified,
+        allow_failed=options.allow_failed,
+        public=options.public,
+    )
 
 
 def plan_push(
@@ -158,7 +168,8 @@ def plan_push(
         InputError, UsageProblem, VerificationError: what is in the way.
     """
     folder, secrets = options.folder, tuple(secrets)
-    every = read_artifacts(folder)
+    known = known_in(folder)
+    every = known.artifacts
     chosen = select(every, options.only)
     found = survey(folder, chosen, every, options.include)
     doubtful = to_hash(folder, chosen, rehash=real or options.rehash)
@@ -175,9 +186,9 @@ def plan_push(
 
     earlier = still_there(remote, chosen)
     if options.public:
-        check_proofs(earlier, allow_unverified=options.allow_unverified, public=True)
+        _gate(options, earlier)
     together = (*earlier, *chosen)
-    receipt = _receipt(together)
+    receipt = receipt_bytes(Receipt(together))
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
     sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
     kept, unused = _kept(options, remote)
@@ -215,18 +226,13 @@ def _kept(options: PushOptions, remote: Remote) -> tuple[Kept, tuple[LeftOut, ..
     return read_kept(remote.card, options.repo, replace=options.replace_card), unused
 
 
-def _receipt(artifacts: Sequence[Artifact]) -> bytes:
-    value = {"schema": _SCHEMA, "artifacts": [dict(artifact.entry) for artifact in artifacts]}
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     return {
         "kind": artifact.kind,
         "label": artifact.label,
         "bytes": artifact.size,
-        "proof": artifact.proof.value,
-        "verdict": artifact.verdict,
+        "state": artifact.state.value,
+        "verdict": outcome(artifact),
     }
 
 

@@ -5,20 +5,20 @@ Everything is read at one commit, and the push is made on top of that commit or 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
-from qexport.publish.artifacts import check_labels, mapping, parse_entry
-from qexport.publish.names import CARD_NAME, RECEIPT_NAME
+from qexport.publish.gate import check_labels
+from qexport.receipt.names import CARD_NAME, RECEIPT_NAME
+from qexport.receipt.store import parse_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from huggingface_hub import HfApi
 
-    from qexport.publish.artifacts import Artifact, ArtifactFile
+    from qexport.receipt.types import Artifact, File
 
 __all__ = ["Remote", "RemoteFile", "look", "still_there"]
 
@@ -85,7 +85,7 @@ def still_there(remote: Remote, ours: Sequence[Artifact]) -> tuple[Artifact, ...
     )
 
 
-def _same(found: RemoteFile | None, file: ArtifactFile) -> bool:
+def _same(found: RemoteFile | None, file: File) -> bool:
     """Of a small file only the size is known without reading it."""
     return found is not None and found.size == file.size and found.sha256 in (None, file.sha256)
 
@@ -93,12 +93,10 @@ def _same(found: RemoteFile | None, file: ArtifactFile) -> bool:
 def _artifacts(receipt: str | None) -> tuple[Artifact, ...]:
     """The entries of the repository's receipt; one that cannot be read is as good as none."""
     try:
-        value: Any = json.loads(receipt or "{}")
-        listed = mapping(value).get("artifacts")
-        found = [parse_entry(entry, RECEIPT_NAME) for entry in listed] if isinstance(listed, list) else []
+        found = parse_receipt(receipt.encode()).receipt.artifacts if receipt is not None else ()
         check_labels(found)
-        return tuple(found)
-    except (ValueError, InputError):
+        return found
+    except InputError:
         return ()
 
 

@@ -17,7 +17,7 @@ from qexport.formats.gguf.file_name import found_by_tag
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
 __all__ = ["HowTo", "how_to_run"]
 
@@ -40,7 +40,7 @@ def how_to_run(artifacts: Sequence[Artifact], repo: str) -> list[HowTo]:
     result: list[HowTo] = []
     drafters = [artifact for artifact in artifacts if artifact.is_drafter]
     models = [artifact for artifact in artifacts if not artifact.is_drafter]
-    of = {kind: [a for a in models if a.kind.partition("-")[0] == kind] for kind in _KINDS}
+    of = {kind: [a for a in models if a.format == kind] for kind in _KINDS}
     if of["gguf"]:
         result.append(_llama_cpp(of["gguf"], repo))
     if of["mlx"]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.export.execute import Progress
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
 __all__ = ["check_hashes", "check_stamps", "sha256_of", "stamp", "sums_text", "to_hash"]
 
@@ -39,7 +39,7 @@ def to_hash(folder: Path, artifacts: Iterable[Artifact], *, rehash: bool) -> dic
     """The files to read, with the hashes they must have: all, or those touched after their receipt."""
     wanted: dict[str, str] = {}
     for artifact in artifacts:
-        written = artifact.written
+        written = artifact.written_at
         for file in artifact.files:
             path = folder / file.name
             if not path.is_file():

@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from qexport.publish.artifacts import Proof
-from qexport.publish.figures import acceptance, measure, number
-from qexport.publish.safe_text import cell
+from qexport.receipt.safe_text import cell
+from qexport.receipt.text import bits, with_error
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
 __all__ = ["file_table", "legend"]
-
-_MARKS = {Proof.PASSED: "yes", Proof.FAILED: "**failed**", Proof.MISSING: "**no**", Proof.NOT_NEEDED: ""}
 
 
 def file_table(artifacts: Sequence[Artifact]) -> str:
@@ -33,20 +30,22 @@ def file_table(artifacts: Sequence[Artifact]) -> str:
 def legend(artifacts: Sequence[Artifact]) -> list[str]:
     """What the figures mean, for those that are there."""
     lines = []
-    if any(measure(a, "kld") is not None or measure(a, "same_top1") is not None for a in artifacts):
+    if any(artifact.measures.kld or artifact.measures.same_top1 for artifact in artifacts):
+        counts = sorted({f"{a.measures.positions:,}" for a in artifacts if a.measures.positions})
+        at = f"at {' and '.join(counts)} positions of" if counts else "on"
         lines.append(
-            "KL divergence and same top-1 compare next-token probabilities with the unquantized model's, on "
-            "text that was not calibrated on: a divergence of 0 and a top-1 of 100 % would be no loss."
+            "KL divergence (nats, the mean) and same top-1 compare next-token probabilities with the "
+            f"unquantized model's, {at} text that was not calibrated on: a divergence of 0 and a top-1 of "
+            "100 % would be no loss. ± is the standard error, from blocks of neighbouring positions."
         )
-    if any(acceptance(a) is not None for a in artifacts):
+    if any(artifact.measures.acceptance for artifact in artifacts):
         lines.append(
-            "MTP acceptance is the share of tokens drafted by the MTP head that the model then accepts. The "
-            "text is the same either way; the more is accepted, the faster it comes."
+            "MTP acceptance is the share of tokens drafted by the MTP head, one ahead over the same text, "
+            "that are the model's own choice. The text is the same either way; the more is accepted, the "
+            "faster it comes."
         )
-    if any(measure(a, "tok_s") is not None for a in artifacts):
-        lines.append(
-            "Tokens/s is one short run on the machine that made the export, without MTP: only rows compare."
-        )
+    if any(artifact.bits_per_weight for artifact in artifacts):
+        lines.append("Bits/weight counts stored tensors with their scales; size counts all files.")
     return lines
 
 
@@ -59,34 +58,14 @@ def _file(artifact: Artifact) -> str:
     return f"[{cell(folder)}/](./{quote(folder)})" if folder else "this repository"
 
 
-def _bits(artifact: Artifact) -> str:
-    bits = number(artifact.entry.get("bits_per_weight"))
-    return f"{bits:.2f}" if bits else ""
-
-
-def _kld(artifact: Artifact) -> str:
-    value = measure(artifact, "kld")
-    return "" if value is None else f"{value:.3g}" if value >= 0.1 else f"{value:.5f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def _speed(artifact: Artifact) -> str:
-    value = measure(artifact, "tok_s")
-    return "" if value is None else f"{value:.1f}"
-
-
 # Title, whether it is a number, and the cell of an artifact.
 _COLUMNS: tuple[tuple[str, bool, Callable[[Artifact], str]], ...] = (
     ("File", False, _file),
     ("Type", False, lambda a: cell(a.label)),
     ("Size", True, lambda a: size_text(a.size)),
-    ("Bits/weight", True, _bits),
-    ("KL divergence", True, _kld),
-    ("Same top-1", True, lambda a: _share(measure(a, "same_top1"))),
-    ("MTP acceptance", True, lambda a: _share(acceptance(a))),
-    ("Tokens/s", True, _speed),
-    ("Verified", False, lambda a: _MARKS[a.proof]),
+    ("Bits/weight", True, lambda a: bits(a.bits_per_weight)),
+    ("KL divergence", True, lambda a: with_error(a.measures.kld.estimate if a.measures.kld else None)),
+    ("Same top-1", True, lambda a: with_error(a.measures.same_top1, share=True)),
+    ("MTP acceptance", True, lambda a: with_error(a.measures.acceptance, share=True)),
+    ("Verified", False, lambda a: a.state.value if a.is_model else ""),
 )

@@ -9,28 +9,26 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qexport.export.receipt import read_receipt
-from qexport.publish.safe_text import cell
-from qexport.verify.report import Status
+from qexport.receipt.safe_text import cell
+from qexport.receipt.store import read_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from qexport.receipt.state import State
+    from qexport.receipt.types import Artifact, File
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
 
-__all__ = ["Arrived", "State", "look", "markdown"]
+__all__ = ["Arrived", "Gone", "look", "markdown"]
 
 
-class State(StrEnum):
-    """What is to be said of a unit."""
+class Gone(StrEnum):
+    """Why there is nothing to be in a state."""
 
-    PASSED = "passed"
-    FAILED = "failed verification"
-    UNPROVEN = "not verified"
     DAMAGED = "damaged"
     MISSING = "missing"
 
@@ -42,7 +40,7 @@ class Arrived:
     unit: Unit
     folder: str
     nbytes: int
-    state: State
+    state: State | Gone
     why: str = ""
 
 
@@ -63,13 +61,17 @@ def look(recipe: Recipe, units: Iterable[Unit], out: Path) -> list[Arrived]:
 
 
 def _look(unit: Unit, out: Path, folder: str, kind: str) -> Arrived:
-    entry = _entry(read_receipt(out / folder), kind, unit.type)
-    if entry is None:
-        return Arrived(unit, folder, 0, State.MISSING, "no receipt names it")
-    nbytes = sum(int(file["bytes"]) for file in entry["files"])
-    wrong = _wrong(out / folder, entry["files"])
-    state = State.DAMAGED if wrong else _verdict(entry.get("verification"))
-    return Arrived(unit, folder, nbytes, state, wrong)
+    found = next(
+        (a for a in read_receipt(out / folder).receipt.artifacts if _is_of(a, kind, unit.type)), None
+    )
+    if found is None:
+        return Arrived(unit, folder, 0, Gone.MISSING, "no receipt names it")
+    wrong = _wrong(out / folder, found.files)
+    return Arrived(unit, folder, found.size, Gone.DAMAGED if wrong else found.state, wrong)
+
+
+def _is_of(artifact: Artifact, kind: str, type_name: str) -> bool:
+    return artifact.kind == kind and (not type_name or artifact.label == type_name)
 
 
 def markdown(arrived: Sequence[Arrived]) -> str:
@@ -82,31 +84,14 @@ def markdown(arrived: Sequence[Arrived]) -> str:
     return "\n".join(lines)
 
 
-def _entry(receipt: dict[str, Any] | None, kind: str, type_name: str) -> dict[str, Any] | None:
-    for entry in (receipt or {}).get("artifacts", []):
-        if entry.get("kind") == kind and (not type_name or entry.get("label") == type_name):
-            return dict(entry)
-    return None
-
-
-def _verdict(verification: dict[str, Any] | None) -> State:
-    """What no runtime could run has not failed, nor passed."""
-    if verification is None:
-        return State.UNPROVEN
-    if verification.get("passed") is True:
-        return State.PASSED
-    failed = any(finding.get("status") == Status.FAIL for finding in verification.get("findings", ()))
-    return State.FAILED if failed else State.UNPROVEN
-
-
-def _wrong(folder: Path, files: Iterable[dict[str, Any]]) -> str:
+def _wrong(folder: Path, files: Iterable[File]) -> str:
     for file in files:
-        path = folder / file["name"]
+        path = folder / file.name
         if not path.is_file():
-            return f"{file['name']} is not there"
-        if path.stat().st_size != file["bytes"]:
-            return f"{file['name']} has {path.stat().st_size} bytes, not {file['bytes']}"
+            return f"{file.name} is not there"
+        if path.stat().st_size != file.size:
+            return f"{file.name} has {path.stat().st_size} bytes, not {file.size}"
         with path.open("rb") as handle:
-            if hashlib.file_digest(handle, "sha256").hexdigest() != file["sha256"]:
-                return f"{file['name']} has another hash"
+            if hashlib.file_digest(handle, "sha256").hexdigest() != file.sha256:
+                return f"{file.name} has another hash"
     return ""

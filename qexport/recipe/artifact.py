@@ -20,6 +20,7 @@ from qexport.recipe.fields import (
     Size,
     Text,
     Whole,
+    choice_of,
     list_of,
     model_of,
     refuse,
@@ -27,7 +28,7 @@ from qexport.recipe.fields import (
 from qexport.recipe.gates import Gates
 from qexport.recipe.kinds import KINDS
 from qexport.recipe.problems import closest
-from qexport.recipe.recipe import NAME, Artifact
+from qexport.recipe.recipe import NAME, Artifact, Unverified
 from qexport.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
@@ -87,7 +88,6 @@ _VERIFY = model_of(
         "n_probs": Annotated[Whole, Field(ge=1, le=1024)],
         "draft_max": Annotated[Whole, Field(ge=1, le=16)],
         "context": Annotated[Whole, Field(ge=1, le=1 << 20)],
-        "acceptance_floor": Annotated[Number, Field(ge=0, le=1)],
         "mtp_tie": Annotated[Number, Field(ge=0)],
         "time_limit": Annotated[Number, Field(ge=1)],
     },
@@ -113,12 +113,15 @@ class _Around(Part):
         importance: whether it is weighted by the calibration; GGUF is, where there is one.
         folder: of the artifact below --out; {name} is the model's.
         verify: how it is proven, over what is said for all; false: not at all.
+        unverified: refuse (the default) ends the run with an error where nothing could run it, or compare it
+            with its source; allow publishes it, and its card says so.
         gates: limits, over those for all.
     """
 
     name: Annotated[Text, AfterValidator(_artifact_name)] | None = None
     importance: Flag | None = None
     folder: Annotated[Text, AfterValidator(_folder_name)] | None = None
+    unverified: Annotated[Unverified, choice_of(Unverified)] = "refuse"
     gates: Gates | None = None
 
     @model_validator(mode="before")
@@ -195,7 +198,15 @@ def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems)
     verify = verification(entry.verify, defaults.verify)
     folder = entry.folder or kind.folder(options)
     return Artifact(
-        entry.name or word, word, types, options, importance, folder, verify, own.over(defaults.gates)
+        entry.name or word,
+        word,
+        types,
+        options,
+        importance,
+        folder,
+        verify,
+        own.over(defaults.gates),
+        entry.unverified,
     )
 
 

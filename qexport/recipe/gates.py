@@ -39,7 +39,8 @@ class Gates(Part):
         min_agreement: least share of generated tokens that the source would have chosen.
         max_mean_kld: most mean KL divergence from the source, in nats.
         min_same_top1: least share of positions at which the most likely token is the source's.
-        min_acceptance: least share of drafted tokens that are accepted with the MTP head.
+        min_acceptance: least share of drafts of the MTP head, one token ahead over held-out text, that are
+            the model's own choice.
         max_size: bytes, such as 20G.
     """
 

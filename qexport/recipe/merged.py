@@ -56,6 +56,10 @@ class MergedTarget:
                 hint="pip install 'qexport[reference]', or --no-verify.",
             )
 
+    def foresee(self, plan: ArtifactPlan, diagnosis: Diagnosis) -> str | None:
+        """Nothing speaks against a proof."""
+        return None
+
     def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
         """What is stored, then what transformers makes of it."""
         if self.verify is None:

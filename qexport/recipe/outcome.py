@@ -2,41 +2,31 @@
 
 What was not measured passes no gate. Two things are no failing: acceptance where the model has no MTP head,
 and anything about artifacts that cannot be run at all (the repaired checkpoint), but for their size.
+Acceptance is that over held-out text: what a runtime accepts over a few prompts gates nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from qexport.pipeline.receipts import measures_of
-from qexport.verify.report import Check
+from qexport.receipt.measures import Measures
+from qexport.receipt.types import Gate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.pipeline.export import Item
     from qexport.recipe.gates import Limits
-    from qexport.recipe.recipe import Recipe, Subject
+    from qexport.recipe.recipe import Artifact, Recipe, Subject
 
-__all__ = ["GateOutcome", "judge_gates", "to_json"]
-
-
-@dataclass(frozen=True)
-class GateOutcome:
-    """One gate of one artifact. ``value`` is ``None`` where nothing was measured."""
-
-    artifact: str
-    gate: str
-    limit: float
-    value: float | None
-    passed: bool
+__all__ = ["asked_for", "judge_gates"]
 
 
 def judge_gates(
     recipe: Recipe, subject: Subject, items: Sequence[Item], out: Path, *, head: bool
-) -> dict[int, tuple[GateOutcome, ...]]:
+) -> dict[int, tuple[Gate, ...]]:
     """The outcome of every gate, by the place of the item.
 
     Args:
@@ -44,26 +34,24 @@ def judge_gates(
         out: the folder that holds the artifacts' folders.
         head: whether the model has an MTP head.
     """
-    by_folder = {out / recipe.folder(subject, artifact): artifact for artifact in recipe.artifacts}
-    judged: dict[int, tuple[GateOutcome, ...]] = {}
+    judged: dict[int, tuple[Gate, ...]] = {}
     for place, item in enumerate(items):
-        mine = by_folder.get(item.folder)
-        ladder = [a for a in recipe.artifacts if item.plan.label in a.types and a.types]
-        artifact = ladder[0] if item.plan.kind == "gguf" and ladder else mine
-        if artifact is not None:
+        artifact = asked_for(recipe, subject, item, out)
+        if artifact is not None and item.folder == item.target.out:
             limits = artifact.gates.of(item.plan.label if artifact.types else None)
             judged[place] = tuple(_judge(limits, item, head=head))
     return judged
 
 
-def to_json(outcomes: Sequence[GateOutcome]) -> list[dict[str, Any]]:
-    """As plain data, for receipts."""
-    return [asdict(outcome) for outcome in outcomes]
+def asked_for(recipe: Recipe, subject: Subject, item: Item, out: Path) -> Artifact | None:
+    """The recipe's entry that an item was made for; a drafter goes with its trunk."""
+    mine = [each for each in recipe.artifacts if out / recipe.folder(subject, each) == item.target.out]
+    return next((each for each in mine if not each.types or item.plan.label in each.types), None)
 
 
-def _judge(limits: Limits, item: Item, *, head: bool) -> list[GateOutcome]:
+def _judge(limits: Limits, item: Item, *, head: bool) -> list[Gate]:
     values = _values(item)
-    outcomes: list[GateOutcome] = []
+    outcomes: list[Gate] = []
     for each in fields(limits):
         limit = getattr(limits, each.name)
         excused = (each.name == "min_acceptance" and not head) or (
@@ -74,20 +62,16 @@ def _judge(limits: Limits, item: Item, *, head: bool) -> list[GateOutcome]:
         value = values.get(each.name)
         # Written so that NaN fails.
         kept = value is not None and (value <= limit if each.name.startswith("max_") else value >= limit)
-        outcomes.append(GateOutcome(item.name, each.name, limit, value, kept))
+        outcomes.append(Gate(item.name, each.name, limit, value, kept))
     return outcomes
 
 
 def _values(item: Item) -> dict[str, float | None]:
-    measures: Mapping[str, Any] = {} if item.report is None else measures_of(item.report)
-    agreement = None if item.report is None else item.report.finding(Check.AGREEMENT)
-    acceptance = measures.get("acceptance")
-    if acceptance is None and item.report is not None:
-        acceptance = item.report.acceptance
+    found = Measures() if item.report is None else item.report.measures
     return {
-        "min_agreement": None if agreement is None else agreement.data.get("agreement"),
-        "max_mean_kld": (measures.get("kld") or {}).get("mean"),
-        "min_same_top1": measures.get("same_top1"),
-        "min_acceptance": acceptance,
+        "min_agreement": found.agreement,
+        "max_mean_kld": None if found.kld is None else found.kld.mean,
+        "min_same_top1": None if found.same_top1 is None else found.same_top1.value,
+        "min_acceptance": None if found.acceptance is None else found.acceptance.value,
         "max_size": item.plan.size,
     }

@@ -25,10 +25,15 @@ _DRAFTER = "-MTP"  # an MLX drafter lies beside its folder, and goes to a reposi
 
 @dataclass(frozen=True)
 class Destination:
-    """A folder of a run, and the repository that the recipe has for it."""
+    """A folder of a run, and the repository that the recipe has for it.
+
+    Attributes:
+        allow_unverified: what nothing could run, or compare with its source, is published all the same.
+    """
 
     folder: str
     repo: str
+    allow_unverified: bool = False
 
 
 def destinations(recipe: Recipe, units: Iterable[Unit]) -> list[Destination]:
@@ -46,7 +51,11 @@ def destinations(recipe: Recipe, units: Iterable[Unit]) -> list[Destination]:
         subject, artifact = recipe.subject(unit.subject), recipe.artifact(unit.artifact)
         folder, repo = recipe.folder(subject, artifact), recipe.repo(subject, artifact)
         assert repo is not None
-        found.setdefault(folder, Destination(folder, repo))
+        allowed = artifact.unverified == "allow"
+        # What shares a folder is pushed together: what one of them refuses, none is given.
+        if folder in found:
+            allowed = allowed and found[folder].allow_unverified
+        found[folder] = Destination(folder, repo, allowed)
     return list(found.values())
 
 
@@ -68,14 +77,14 @@ def pushes(recipe: Recipe, units: Iterable[Unit], out: Path) -> list[PushOptions
                 hint="Make it with `qexport run`, or leave it out with --only.",
             )
         assert recipe.publish is not None
-        made.append(_options(recipe.publish, out / each.folder, each.repo))
+        made.append(_options(recipe.publish, out / each.folder, each.repo, each))
         drafter = out / f"{each.folder}{_DRAFTER}"
         if drafter.is_dir():
-            made.append(_options(recipe.publish, drafter, f"{each.repo}{_DRAFTER}"))
+            made.append(_options(recipe.publish, drafter, f"{each.repo}{_DRAFTER}", each))
     return made
 
 
-def _options(publish: Publication, folder: Path, repo: str) -> PushOptions:
+def _options(publish: Publication, folder: Path, repo: str, where: Destination) -> PushOptions:
     card = publish.card
     return PushOptions(
         folder,
@@ -84,4 +93,5 @@ def _options(publish: Publication, folder: Path, repo: str) -> PushOptions:
         quantized_by=card.quantized_by,
         front_matter=card.front_matter(),
         public=not publish.private,
+        allow_unverified=where.allow_unverified,
     )

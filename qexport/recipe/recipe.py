@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -33,6 +33,7 @@ __all__ = [
     "Subject",
 ]
 
+Unverified = Literal["refuse", "allow"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 """Names that may stand in file names, job names and on a command line as they are."""
 
@@ -163,6 +164,9 @@ class Artifact:
         folder: template of the folder's name: ``{name}`` is the model's.
         verify: how it is proven; ``None``: not at all, and the receipt says so.
         gates: limits that the run ends with.
+        unverified: what becomes of it where nothing is wrong and no runtime at hand could run it, or nothing
+            could be compared with the source: ``refuse`` ends the run with an error and publishes nothing,
+            ``allow`` publishes it, and its card says so.
     """
 
     name: str
@@ -173,6 +177,7 @@ class Artifact:
     folder: str
     verify: VerifyOptions | None
     gates: Gates
+    unverified: Unverified = "refuse"
 
 
 @dataclass(frozen=True)

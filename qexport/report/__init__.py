@@ -4,8 +4,9 @@
 :class:`Report` they are made from.
 """
 
+from qexport.receipt.types import Gate
 from qexport.report.gather import gather
-from qexport.report.report import Fact, Gate, Model, Report
+from qexport.report.report import Fact, Model, Report
 from qexport.report.row import Row
 from qexport.report.write import ReportPaths, save_report, write_report
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
-from qexport.publish.artifacts import Proof, mapping, read_artifacts
-from qexport.publish.figures import measure, measures, number
-from qexport.publish.origin import origin, repaired
+from qexport.receipt.folder import known_in
 from qexport.report.provenance import facts
 from qexport.report.report import Gate, Model, Report
-from qexport.report.row import File, Kld, Row
-from qexport.verify.speeds import Bench
+from qexport.report.row import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from qexport.publish.artifacts import Artifact
+    from qexport.receipt.types import Artifact
 
-__all__ = ["gather", "row_of"]
+__all__ = ["gather"]
 
 _ORDER = ("gguf", "mlx", "fp8", "nvfp4", "merged")
 
 
-def gather(folders: Sequence[Path], *, gates: Iterable[Gate] = (), compare: Sequence[Path] = ()) -> Report:
+def gather(
+    folders: Sequence[Path],
+    *,
+    gates: Iterable[Gate] = (),
+    compare: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda words: None,
+) -> Report:
     """Everything that receipts in or just above the folders know.
 
     Args:
@@ -34,18 +36,19 @@ def gather(folders: Sequence[Path], *, gates: Iterable[Gate] = (), compare: Sequ
             first source is that model and the others are compared with it.
         gates: limits and their outcome; those that receipts have noted where none are given.
         compare: folders of the model to compare with.
+        say: told what receipts hold that cannot be used.
 
     Raises:
         InputError: a folder has no receipt, or one that cannot be used, or no artifact at all is known.
     """
-    models = [*_models(folders), *_models(compare)]
+    models = [*_models(folders, say), *_models(compare, say)]
     if not models:
         raise InputError("There is nothing to report on: these receipts know importance matrices only.")
     found = [artifact for _, artifacts in models for artifact, _ in artifacts]
-    newest = max((artifact.written or 0.0 for artifact in found), default=0.0)
+    newest = max((artifact.written_at or 0.0 for artifact in found), default=0.0)
     return Report(
         models=tuple(_model(title, artifacts) for title, artifacts in models),
-        gates=tuple(gates) or tuple(gate for artifact in found for gate in _gates(artifact)),
+        gates=tuple(gates) or tuple(gate for artifact in found for gate in artifact.gates),
         written=datetime.fromtimestamp(newest, UTC).date().isoformat() if newest else "",
     )
 
@@ -53,100 +56,42 @@ def gather(folders: Sequence[Path], *, gates: Iterable[Gate] = (), compare: Sequ
 _Found = list[tuple["Artifact", str]]
 
 
-def _models(folders: Sequence[Path]) -> list[tuple[str, _Found]]:
+def _models(folders: Sequence[Path], say: Callable[[str], None]) -> list[tuple[str, _Found]]:
     """Artifacts with the name of their folder, by source; each entry once, whichever folder named it."""
-    seen: dict[tuple[str, ...], None] = {}
+    seen: set[tuple[str, ...]] = set()
     sources: dict[str, _Found] = {}
     for folder in folders:
         name = folder.absolute().name
-        for artifact in read_artifacts(folder):
+        known = known_in(folder)
+        for note in known.notes:
+            say(note)
+        for artifact in known.artifacts:
             mark = (artifact.kind, artifact.label, *(file.sha256 for file in artifact.files))
-            if artifact.proof is Proof.NOT_NEEDED or mark in seen:
-                continue
-            seen[mark] = None
-            found = origin(artifact)
-            sources.setdefault(found.repo or found.label, []).append((artifact, name))
+            if artifact.is_model and mark not in seen:
+                seen.add(mark)
+                source = artifact.source
+                sources.setdefault(source.hub_id or source.label, []).append((artifact, name))
     return [(_title(label, found), found) for label, found in sources.items()]
 
 
 def _title(label: str, found: _Found) -> str:
-    if not found or origin(found[0][0]).repo:
+    if found[0][0].source.hub_id:
         return label
     # A folder is called "model" or "merged" as often as not; GGUF files carry the model's own name.
-    names = (mapping(artifact.entry.get("options")).get("model_name") for artifact, _ in found)
-    return next((str(name) for name in names if name), label) or "a model"
+    names = (artifact.model_name for artifact, _ in found)
+    return next((name for name in names if name), label) or "a model"
 
 
 def _model(title: str, found: _Found) -> Model:
-    rows = sorted((row_of(artifact, folder) for artifact, folder in found), key=_place)
+    rows = sorted((Row(artifact, _name(artifact, folder)) for artifact, folder in found), key=_place)
     artifacts = [artifact for artifact, _ in found]
-    wrong = (f"{what} ({quirk})" for artifact in artifacts for what, quirk in repaired(artifact))
-    return Model(title, tuple(rows), facts([origin(a) for a in artifacts]), tuple(dict.fromkeys(wrong)))
+    wrong = (f"{each.what} ({each.id})" for artifact in artifacts for each in artifact.repairs)
+    return Model(title, tuple(rows), facts(artifacts), tuple(dict.fromkeys(wrong)))
 
 
 def _place(row: Row) -> tuple[int, bool, int, str]:
     at = _ORDER.index(row.format) if row.format in _ORDER else len(_ORDER)
     return at, row.drafter, row.size, row.label
-
-
-def row_of(artifact: Artifact, folder: str = "") -> Row:
-    """The row of one artifact; ``folder`` names it where it is not in a folder of its own."""
-    figures = {} if artifact.is_drafter else measures(artifact)
-    proof, verdict = _proof(artifact)
-    positions = number(figures.get("positions"))
-    runtime = mapping(artifact.verification.get("runtime"))
-    seen = None if artifact.is_drafter else number(artifact.verification.get("acceptance"))
-
-    def of(name: str) -> float | None:
-        return measure(artifact, name) if figures else None
-
-    return Row(
-        kind=artifact.kind,
-        label=artifact.label,
-        name=_name(artifact, folder),
-        size=artifact.size,
-        files=tuple(File(file.name, file.size, file.sha256) for file in artifact.files),
-        proof=proof,
-        verdict=verdict,
-        bits_per_weight=number(artifact.entry.get("bits_per_weight")),
-        drafter=artifact.is_drafter,
-        has_mtp=artifact.has_mtp,
-        runtime=" ".join(str(runtime[key]) for key in ("name", "version") if runtime.get(key)),
-        kld=_kld(figures.get("kld")),
-        same_top1=of("same_top1"),
-        perplexity_ratio=of("perplexity_ratio"),
-        positions=None if positions is None else int(positions),
-        acceptance=of("acceptance"),
-        source_acceptance=of("source_acceptance"),
-        runtime_acceptance=seen,
-        tok_s=of("tok_s"),
-        mtp_tok_s=of("mtp_tok_s"),
-        bench=_bench(figures.get("bench")),
-        settings=mapping(artifact.entry.get("options")),
-    )
-
-
-def _proof(artifact: Artifact) -> tuple[str, str]:
-    """How verification ended, and its words; gates are another matter."""
-    found = artifact.verification
-    if found.get("passed") is True:
-        return Proof.PASSED.value, str(found.get("verdict") or Proof.PASSED.value)
-    verdict = str(found.get("verdict") or "")
-    # What no runtime could run has not passed, nor has anything been found wrong with it.
-    if not found or verdict == Proof.MISSING.value:
-        return Proof.MISSING.value, Proof.MISSING.value
-    return Proof.FAILED.value, verdict or Proof.FAILED.value
-
-
-def _gates(artifact: Artifact) -> list[Gate]:
-    noted = artifact.entry.get("gates")
-    found: list[Gate] = []
-    for gate in map(mapping, noted if isinstance(noted, list) else ()):
-        limit, value = number(gate.get("limit")), number(gate.get("value"))
-        if limit is not None and gate.get("gate"):
-            passed = gate.get("passed") is True
-            found.append(Gate(str(gate.get("artifact")), str(gate["gate"]), limit, value, passed))
-    return found
 
 
 def _name(artifact: Artifact, folder: str) -> str:
@@ -155,16 +100,3 @@ def _name(artifact: Artifact, folder: str) -> str:
         return first
     parent = min((file.name.rpartition("/")[0] for file in artifact.files), key=len)
     return f"{parent or folder or artifact.label}/"
-
-
-def _kld(value: object) -> Kld | None:
-    found = mapping(value) or {"mean": value}
-    known = {each.name: number(found.get(each.name)) for each in fields(Kld)}
-    return Kld(**known) if known["mean"] is not None else None
-
-
-def _bench(value: object) -> Bench | None:
-    try:
-        return Bench.from_json(mapping(value))
-    except (KeyError, TypeError, ValueError):
-        return None  # none, or another version's

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from qexport.publish.safe_text import without_hidden
+from qexport.receipt.safe_text import without_hidden
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qexport.publish.safe_text import cell
+from qexport.receipt.safe_text import cell
 
 if TYPE_CHECKING:
     from qexport.report.page import Page, Part

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.receipt.text import percent, speed, times, with_error
 from qexport.report.bars import Bar, BarGroup, draw_bars
 from qexport.report.chart import Chart, LegendEntry
-from qexport.report.numbers import percent, speed, times
 from qexport.report.svg import element, line, rectangle
 from qexport.report.words import machines
 
@@ -24,7 +24,7 @@ def acceptance_chart(report: Report) -> Chart | None:
     groups = [
         BarGroup(model.title if len(report.models) > 1 else "", tuple(map(_acceptance, rows)))
         for model in report.models
-        if (rows := [row for row in model.measured if row.acceptance is not None])
+        if (rows := [row for row in model.measured if row.measures.acceptance is not None])
     ]
     if not groups:
         return None
@@ -58,8 +58,10 @@ def speed_chart(report: Report) -> Chart | None:
     if not timed:
         return None
     # The same type of two models one after the other: that is what one wants to compare.
-    order = list(dict.fromkeys((row.kind, row.label) for _, row in timed))
-    timed.sort(key=lambda pair: order.index((pair[1].kind, pair[1].label)))
+    order: dict[tuple[str, str], int] = {}
+    for _, row in timed:
+        order.setdefault((row.kind, row.label), len(order))
+    timed.sort(key=lambda pair: order[pair[1].kind, pair[1].label])
     groups = [_speeds(row, f"{row.title}, {model.title}" if several else row.title) for model, row in timed]
     high = max(max(bar.value, *(bar.spread or (0.0,))) for each in groups for bar in each.bars)
     said = "; ".join(
@@ -83,13 +85,15 @@ def speed_chart(report: Report) -> Chart | None:
 
 
 def _acceptance(row: Row) -> Bar:
-    source = "" if row.source_acceptance is None else f" (source {percent(row.source_acceptance)})"
+    found, source = row.measures.acceptance, row.measures.source_acceptance
+    assert found is not None
+    words = "" if source is None else f" (source {percent(source.value)})"
     return Bar(
         name=row.title,
-        value=row.acceptance or 0.0,
-        figure=f"{percent(row.acceptance)}{source}",
+        value=found.value,
+        figure=f"{with_error(found, share=True)}{words}",
         class_="mtp",
-        beside=row.source_acceptance,
+        beside=None if source is None else source.value,
     )
 
 

@@ -67,11 +67,11 @@ def _differences(ours: Row, theirs: Row) -> Iterator[str]:
         return
     one, other = dict(_flat(ours.settings)), dict(_flat(theirs.settings))
     for name in [*one, *(name for name in other if name not in one)]:
-        mine, yours = one.get(name), other.get(name)
-        if mine != yours:
-            yield f"{name}: {_shown(mine)} and {_shown(yours)}"
-    if None not in (ours.positions, theirs.positions) and ours.positions != theirs.positions:
-        yield f"measured on {ours.positions} and {theirs.positions} positions"
+        if one.get(name) != other.get(name):
+            yield f"{name}: {_shown(one.get(name))} and {_shown(other.get(name))}"
+    mine, yours = ours.measures.positions, theirs.measures.positions
+    if None not in (mine, yours) and mine != yours:
+        yield f"measured on {mine} and {yours} positions"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

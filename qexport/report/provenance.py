@@ -10,30 +10,32 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qexport.publish.origin import Origin
+    from qexport.receipt.types import Artifact
 
 __all__ = ["facts"]
 
 
-def facts(origins: Sequence[Origin]) -> tuple[Fact, ...]:
+def facts(artifacts: Sequence[Artifact]) -> tuple[Fact, ...]:
     """Source, MTP head, calibration, tool."""
     return tuple(
         Fact(what, text)
         for what, of in _FACTS
-        for text in dict.fromkeys(filter(None, (of(found) for found in origins)))
+        for text in dict.fromkeys(filter(None, (of(artifact) for artifact in artifacts)))
     )
 
 
-def _source(found: Origin) -> str:
+def _source(artifact: Artifact) -> str:
+    found = artifact.source
     if not found.label:
         return ""
     weighs = f", {size_text(found.weight_bytes)} of weights" if found.weight_bytes else ""
-    if found.repo and found.revision:
-        return f"{found.repo} on the Hugging Face Hub, commit {found.revision}{weighs}"
+    if found.hub_id and found.revision:
+        return f"{found.hub_id} on the Hugging Face Hub, commit {found.revision}{weighs}"
     return f"{found.label}, a local checkpoint{weighs}"
 
 
-def _head(found: Origin) -> str:
+def _head(artifact: Artifact) -> str:
+    found = artifact.source
     if found.head == "grafted":
         return (
             f"grafted from {found.base}, bit for bit, since the source had lost its own. It was not trained "
@@ -42,19 +44,20 @@ def _head(found: Origin) -> str:
     return {"own": "the source's own", "dropped": "dropped on request"}.get(found.head, "none")
 
 
-def _calibration(found: Origin) -> str:
-    if found.matrix is None:
+def _calibration(artifact: Artifact) -> str:
+    matrix = artifact.matrix
+    if matrix is None:
         return ""
-    of = f", from {', '.join(found.matrix.datasets)}" if found.matrix.datasets else ""
-    many = "" if of or found.matrix.tokens is None else f", {found.matrix.tokens:,} tokens"
-    return f"importance matrix {found.matrix.file}{of}{many}"
+    of = f", from {', '.join(matrix.datasets)}" if matrix.datasets else ""
+    many = "" if of or matrix.tokens is None else f", {matrix.tokens:,} tokens"
+    return f"importance matrix {matrix.file}{of}{many}"
 
 
-def _tool(found: Origin) -> str:
-    return f"qexport {found.tool}" if found.tool else ""
+def _tool(artifact: Artifact) -> str:
+    return f"qexport {artifact.tool}" if artifact.tool else ""
 
 
-_FACTS: tuple[tuple[str, Callable[[Origin], str]], ...] = (
+_FACTS: tuple[tuple[str, Callable[[Artifact], str]], ...] = (
     ("Source", _source),
     ("MTP head", _head),
     ("Calibration", _calibration),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qexport.errors import InputError
+from qexport.receipt.store import artifact_json
+from qexport.receipt.types import Gate
 from qexport.report.pairs import Pair, pair_up
 from qexport.report.row import Row
 
 __all__ = ["SCHEMA", "Fact", "Gate", "Model", "Report"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,6 @@ class Fact:
 
     what: str
     text: str
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A limit that an artifact had to keep.
-
-    Attributes:
-        gate: its name in a recipe, such as ``max_mean_kld``.
-        value: what was measured; ``None``: nothing was, which passes no gate.
-    """
-
-    artifact: str
-    gate: str
-    limit: float
-    value: float | None
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -62,17 +46,8 @@ class Model:
             "title": self.title,
             "facts": [asdict(fact) for fact in self.facts],
             "repairs": list(self.repairs),
-            "artifacts": [row.to_json() for row in self.rows],
+            "artifacts": [{"name": row.name, **artifact_json(row.artifact)} for row in self.rows],
         }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Model:
-        return cls(
-            title=value["title"],
-            rows=tuple(Row.from_json(row) for row in value["artifacts"]),
-            facts=tuple(Fact(**fact) for fact in value["facts"]),
-            repairs=tuple(value["repairs"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -115,21 +90,3 @@ class Report:
                 for other, pairs in self.pairs
             ],
         }
-
-    @classmethod
-    def from_json(cls, value: object) -> Report:
-        """The report that :meth:`to_json` gave.
-
-        Raises:
-            InputError: it is none, or of a version that this qexport does not know.
-        """
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            raise InputError("this is no report of this version of qexport")
-        try:
-            return cls(
-                models=tuple(Model.from_json(model) for model in value["models"]),
-                gates=tuple(Gate(**gate) for gate in value["gates"]),
-                written=value["written"],
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the report cannot be read: {error!r}") from error

@@ -1,6 +1,6 @@
 """Size against KL divergence: what a byte buys. The plot that publishers of quantizations show first.
 
-A mark for the mean, a thin line up to the 99.9th percentile; names beside the marks, formats told apart by
+A mark for the mean, a thin line up to the 99th percentile; names beside the marks, formats told apart by
 shape and colour. Divergence is on a logarithmic scale, with a place for what is zero.
 """
 
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.receipt.state import State
+from qexport.receipt.text import nats
 from qexport.report.chart import Chart, LegendEntry
 from qexport.report.labels import place
-from qexport.report.numbers import nats
 from qexport.report.scale import Linear, Log
 from qexport.report.svg import Box, drawing, element, group, line, mark, text
 from qexport.sizes import size_text
@@ -43,17 +44,17 @@ class _Point:
 def size_chart(report: Report) -> Chart | None:
     """``None`` where no divergence was measured."""
     points = [
-        _Point(row, row.kld.mean, row.kld.p99_9, other=model is not report.models[0])
+        _Point(row, row.measures.kld.mean, row.measures.kld.p99, other=model is not report.models[0])
         for model in reversed(report.models)  # the first one's on top
         for row in model.measured
-        if row.kld is not None and row.kld.mean is not None
+        if row.measures.kld is not None
     ]
     if not points:
         return None
     return Chart(
         title="Size against KL divergence",
         reading="Further left is smaller, further down is closer to the unquantized model. The mark is the "
-        "mean, the thin line ends at the 99.9th percentile. Each step up is ten times more.",
+        "mean, the thin line ends at the 99th percentile. Each step up is ten times more.",
         draw=lambda width: _draw(points, width),
         legend=tuple(_legend(report, points)),
     )
@@ -154,11 +155,11 @@ def _state(p: _Point) -> str:
 
 
 def _name(p: _Point) -> str:
-    return f"{p.row.title} (failed)" if p.row.proof == "failed" else p.row.title
+    return p.row.title if p.row.state is State.PASSED else f"{p.row.title} ({p.row.state})"
 
 
 def _says(p: _Point) -> str:
-    tail = "" if p.tail is None else f", 99.9th percentile {nats(p.tail)}"
+    tail = "" if p.tail is None else f", 99th percentile {nats(p.tail)}"
     return f"{_name(p)}: {size_text(p.row.size)}, mean {nats(p.mean)} nats{tail}"
 
 

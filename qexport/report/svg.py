@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from qexport.publish.safe_text import without_hidden
+from qexport.receipt.safe_text import without_hidden
 
 __all__ = ["MARKS", "Box", "drawing", "element", "group", "line", "mark", "rectangle", "text", "text_width"]
 

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.report.numbers import bits, nats, percent, ratio, speed, times
-from qexport.report.words import gate_value, gate_words, proof_words
+from qexport.receipt.text import bits, nats, percent, ratio, speed, times, with_error
+from qexport.report.words import gate_value, gate_words
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
+    from qexport.receipt.measures import Kld
     from qexport.report.pairs import Pair
     from qexport.report.report import Model, Report
-    from qexport.report.row import Kld, Row
+    from qexport.report.row import Row
 
 __all__ = ["Column", "Table", "artifacts", "checksums", "comparison", "divergences", "gates", "speeds"]
 
@@ -60,13 +61,16 @@ def artifacts(model: Model) -> Table:
 def divergences(model: Model) -> Table:
     """The whole distribution of the KL divergence."""
     rows = [
-        [row.title, *(nats(value(row.kld)) for _, value in _KLD), str(row.positions or "")]
+        [row.title, *(value(row.measures.kld) for _, value in _KLD), str(row.measures.positions or "")]
         for row in model.measured
-        if row.kld is not None
+        if row.measures.kld is not None
     ]
     names = [Column(name, True) for name, _ in _KLD]
     columns = [Column("Artifact"), *names, Column("Positions", True)]
-    note = "Nats. A percentile of 99 % is the value that one position in a hundred exceeds."
+    note = (
+        "Nats; ± is the standard error of the mean, from blocks of neighbouring positions. A percentile of "
+        "99 % is the value that one position in a hundred exceeds; ten positions must."
+    )
     return Table.of("KL divergence in full", columns, rows, note)
 
 
@@ -119,7 +123,7 @@ def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Table:
         Column("Model"),
         Column("Size", True),
         Column("KL divergence", True),
-        Column("99.9\u00a0%", True),
+        Column("99\u00a0%", True),
         Column("Same top-1", True),
         Column("MTP acceptance", True),
         Column("Its source's", True),
@@ -131,25 +135,26 @@ def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Table:
 
 def checksums(model: Model) -> Table:
     """Every file of weights and beside them."""
-    rows = [[file.name, f"{file.bytes:,}", file.sha256] for row in model.rows for file in row.files]
+    rows = [[file.name, f"{file.size:,}", file.sha256] for row in model.rows for file in row.artifact.files]
     return Table.of("Files", [Column("File"), Column("Bytes", True), Column("SHA-256")], rows)
 
 
 def _side(row: Row, model: str) -> list[str]:
-    kld = row.kld
+    found = row.measures
+    kld = found.kld
     best = row.bench.best if row.bench is not None else None
     bare = row.bench.bare if row.bench is not None else None
     return [
         row.title,
         model,
         size_text(row.size),
-        nats(kld.mean if kld else None),
-        nats(kld.p99_9 if kld else None),
-        percent(row.same_top1),
-        percent(row.acceptance),
-        percent(row.source_acceptance),
-        speed(bare.tok_s.median if bare else row.tok_s),
-        f"{speed(best.tok_s.median)} (n-max {best.n_max})" if best and best.n_max else speed(row.mtp_tok_s),
+        with_error(kld.estimate if kld else None),
+        nats(kld.p99 if kld else None),
+        with_error(found.same_top1, share=True),
+        with_error(found.acceptance, share=True),
+        with_error(found.source_acceptance, share=True),
+        speed(bare.tok_s.median if bare else None),
+        f"{speed(best.tok_s.median)} (n-max {best.n_max})" if best and best.n_max else "",
     ]
 
 
@@ -173,26 +178,26 @@ def _speed_rows(row: Row) -> Iterator[tuple[str, ...]]:
 _ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
     (Column("Type"), lambda row: f"{row.title} (MTP head)" if row.drafter else row.title),
     (Column("Size", True), lambda row: size_text(row.size)),
-    (Column("Verified"), proof_words),
-    (Column("Bits/weight", True), lambda row: bits(row.bits_per_weight)),
-    (Column("KL divergence", True), lambda row: nats(row.kld.mean if row.kld else None)),
-    (Column("99.9\u00a0%", True), lambda row: nats(row.kld.p99_9 if row.kld else None)),
-    (Column("Same top-1", True), lambda row: percent(row.same_top1)),
-    (Column("Perplexity ratio", True), lambda row: ratio(row.perplexity_ratio)),
-    (Column("MTP acceptance", True), lambda row: percent(row.acceptance)),
-    (Column("Source's", True), lambda row: percent(row.source_acceptance)),
-    (Column("In the runtime", True), lambda row: percent(row.runtime_acceptance)),
-    (Column("Tokens/s", True), lambda row: speed(row.tok_s)),
-    (Column("With MTP", True), lambda row: speed(row.mtp_tok_s)),
+    (Column("Verified"), lambda row: row.artifact.verdict),
+    (Column("Bits/weight", True), lambda row: bits(row.artifact.bits_per_weight)),
+    (
+        Column("KL divergence", True),
+        lambda row: with_error(row.measures.kld.estimate if row.measures.kld else None),
+    ),
+    (Column("99\u00a0%", True), lambda row: nats(row.measures.kld.p99 if row.measures.kld else None)),
+    (Column("Same top-1", True), lambda row: with_error(row.measures.same_top1, share=True)),
+    (Column("Perplexity ratio", True), lambda row: ratio(row.measures.perplexity_ratio)),
+    (Column("MTP acceptance", True), lambda row: with_error(row.measures.acceptance, share=True)),
+    (Column("Source's", True), lambda row: with_error(row.measures.source_acceptance, share=True)),
     (Column("By"), lambda row: row.runtime),
     (Column("File"), lambda row: row.name),
 )
-_KLD: tuple[tuple[str, Callable[[Kld | None], float | None]], ...] = (
-    ("Mean", lambda kld: kld.mean if kld else None),
-    ("Median", lambda kld: kld.median if kld else None),
-    ("90 %", lambda kld: kld.p90 if kld else None),
-    ("95 %", lambda kld: kld.p95 if kld else None),
-    ("99 %", lambda kld: kld.p99 if kld else None),
-    ("99.9\u00a0%", lambda kld: kld.p99_9 if kld else None),
-    ("Largest", lambda kld: kld.max if kld else None),
+_KLD: tuple[tuple[str, Callable[[Kld | None], str]], ...] = (
+    ("Mean", lambda kld: with_error(kld.estimate if kld else None)),
+    ("Median", lambda kld: nats(kld.median if kld else None)),
+    ("90 %", lambda kld: nats(kld.p90 if kld else None)),
+    ("95 %", lambda kld: nats(kld.p95 if kld else None)),
+    ("99 %", lambda kld: nats(kld.p99 if kld else None)),
+    ("99.9\u00a0%", lambda kld: nats(kld.p99_9 if kld else None)),
+    ("Largest", lambda kld: nats(kld.max if kld else None)),
 )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.report.numbers import nats, percent, speed, times
+from qexport.receipt.state import State
+from qexport.receipt.text import nats, percent, speed, times
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from qexport.receipt.speeds import Bench
     from qexport.report.pairs import Pair
     from qexport.report.report import Model, Report
     from qexport.report.row import Row
-    from qexport.verify.speeds import Bench
 
-__all__ = ["differences", "gate_value", "gate_words", "glossary", "machines", "proof_words", "summary"]
+__all__ = ["differences", "gate_value", "gate_words", "glossary", "machines", "summary"]
 
 _GATES = {
     "min_agreement": "agreement with the source, at least",
@@ -48,45 +49,51 @@ def glossary(report: Report) -> list[tuple[str, str]]:
         (
             "Verified",
             "The artifact was loaded and run after it was written, and what came out was judged: every "
-            "number finite, the text sane, tokens and probabilities those of the source where they could be "
-            "compared. What was not run counts as not verified.",
+            "number finite, the text sane, tokens and probabilities those of the source. What was not run, "
+            "or ran and was not compared with the source, has neither passed nor failed.",
         ),
     ]
-    if any(row.kld for row in rows):
+    if any(row.measures.kld for row in rows):
         found += [
             (
                 "KL divergence",
                 "How far the probabilities for the next token are from the unquantized model's, in nats, "
                 "over a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost "
-                "on the whole; the 99.9th percentile is what one position in a thousand exceeds: it shows "
-                "rare blunders.",
+                "on the whole; the 99th percentile is what one position in a hundred exceeds: it shows rare "
+                "blunders. ± is the standard error, from blocks of 64 neighbouring positions; what differs "
+                "by less than two of them may be the same.",
             ),
             (
                 "Same top-1",
                 "The share of positions where the likeliest next token is the unquantized model's.",
             ),
         ]
-    if any(row.perplexity_ratio is not None for row in rows):
+    if any(row.measures.perplexity_ratio is not None for row in rows):
         found.append(
             (
                 "Perplexity ratio",
                 "The perplexity on that text over the unquantized model's; 1 is no loss, 1.01 one per cent.",
             )
         )
-    if any(row.acceptance is not None or row.runtime_acceptance is not None for row in rows):
+    if any(row.measures.acceptance is not None for row in rows):
         found.append(
             (
                 "MTP acceptance",
                 "The MTP head drafts tokens that the model then accepts or rejects; the text is the same "
                 "either way, and the more is accepted, the faster it comes. Acceptance is measured over "
-                "held-out text, one token ahead; the source's is its unquantized head's by the same measure. "
-                "In the runtime: while it answered the prompts of verification.",
+                "held-out text, one token ahead; the source's is its unquantized head's by the same measure.",
             )
         )
     if benches:
         found.append(("n-max", "The most tokens that the MTP head drafts at a time; off is without MTP."))
-    if any(row.bits_per_weight for row in rows):
-        found.append(("Bits/weight", "Bits of the file for each weight of the model; the source has 16."))
+    if any(row.artifact.bits_per_weight for row in rows):
+        found.append(
+            (
+                "Bits/weight",
+                "Bits of the stored tensors, scales included, for each weight; the source has 16. Size "
+                "counts all files.",
+            )
+        )
     return found
 
 
@@ -116,19 +123,13 @@ def gate_value(name: str, value: float | None) -> str:
     return percent(value) if name in _GATES else f"{value:g}"
 
 
-def proof_words(row: Row) -> str:
-    """The verdict, in a table's cell."""
-    if row.proof == "passed":
-        return "yes" if row.verdict in ("pass", "passed") else row.verdict.replace("pass,", "yes,", 1)
-    return row.verdict if row.proof == "failed" else "no"
-
-
 def _of_model(model: Model, several: bool) -> Iterator[str]:
     rows = model.measured
     count = "1 artifact" if len(model.rows) == 1 else f"{len(model.rows)} artifacts"
     size = size_text(sum(row.size for row in model.rows))
     yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.rows)}"
-    known = [row for row in rows if row.kld is not None and row.kld.mean is not None]
+    # What has not passed may be close by accident.
+    known = [row for row in rows if row.measures.kld is not None and row.state is State.PASSED]
     if known:
         best = min(known, key=lambda row: (_mean(row), row.size))
         small = min(known, key=lambda row: row.size)
@@ -151,23 +152,24 @@ def _way(bench: Bench) -> str:
 
 
 def _mean(row: Row) -> float:
-    assert row.kld is not None
-    return row.kld.mean or 0.0
+    assert row.measures.kld is not None
+    return row.measures.kld.mean
 
 
 def _verdicts(rows: Sequence[Row]) -> str:
-    failed = [row for row in rows if row.proof == "failed"]
-    missing = [row for row in rows if row.proof not in ("passed", "failed")]
-    if not failed and not missing:
-        return "All passed verification." if len(rows) > 1 else "It passed verification."
-    passed = len(rows) - len(failed) - len(missing)
+    """How many are in which state, and who is in none to be proud of."""
+    of = {state: [row for row in rows if row.state is state] for state in State}
+    passed = len(of[State.PASSED])
+    if passed == len(rows):
+        return "All passed verification." if passed > 1 else "It passed verification."
     parts = [f"{passed or 'None'} passed verification"]
-    if failed:
-        each = ", ".join(f"{row.title}: {row.verdict}" for row in failed)
-        parts.append(f"{len(failed)} did not pass ({each})")
-    if missing:
-        parts.append(f"{len(missing)} not verified ({', '.join(row.title for row in missing)})")
-    return f"{', '.join(parts)}."
+    for state in (State.FAILED, State.UNCOMPARED, State.NOT_RUN):
+        if of[state]:
+            named = (
+                f"{r.title}: {r.artifact.verdict}" if state is State.FAILED else r.title for r in of[state]
+            )
+            parts.append(f"{len(of[state])} {state} ({', '.join(named)})")
+    return f"{'; '.join(parts)}."
 
 
 def _fastest(rows: Sequence[Row]) -> Iterator[str]:

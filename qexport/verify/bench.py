@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.errors import UsageProblem
+from qexport.receipt.engine import Engine
+from qexport.receipt.speeds import Bench, Range, Speed
 from qexport.verify.machine import this_machine
 from qexport.verify.prompts import BENCH_PROMPTS, BENCH_TEXT
 from qexport.verify.runtime import Failure, RuntimeFailure, Settings
-from qexport.verify.speeds import Bench, Range, Speed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,8 +98,7 @@ def bench(path: Path, subject: Subject, runtime: Runtime, options: BenchOptions,
             break
         speeds.append(found)
     made = Bench(
-        runtime=runtime.name,
-        runtime_version=run.version,
+        engine=Engine(runtime.name, run.version),
         machine=this_machine(),
         threads=options.threads,
         prompts=len(options.prompts or BENCH_PROMPTS),

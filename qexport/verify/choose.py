@@ -11,6 +11,7 @@ Some runtimes load what they cannot read and say nothing, so who may judge what 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.artifact import Kind
@@ -23,28 +24,61 @@ if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
     from qexport.verify.options import VerifyOptions
 
-__all__ = ["can_judge", "choose_runtime"]
+__all__ = ["Traits", "can_judge", "choose_runtime", "has_experts", "unjudged", "why_not"]
 
 _EXPERTS = ("num_experts", "num_local_experts")
 _NAME_ONE = "name one with --runtime vllm --runtime-python PATH"
 
 
-def can_judge(runtime: str, artifact: Artifact) -> str | None:
-    """Why ``runtime`` cannot judge this folder; ``None`` if it can."""
-    if (artifact.kind is Kind.MLX) != (runtime == "mlx-lm"):
-        return f"{runtime} does not read {'MLX folders' if artifact.kind is Kind.MLX else 'this layout'}"
+@dataclass(frozen=True)
+class Traits:
+    """What of a folder decides who can judge it.
+
+    Attributes:
+        experts: it is a mixture of experts.
+        mixed: its linear layers are in several formats.
+        odd: the first FP8 matrix with a dimension that is no multiple of the block's.
+    """
+
+    kind: Kind
+    experts: bool = False
+    mixed: bool = False
+    odd: str | None = None
+
+
+def has_experts(text: Mapping[str, Any]) -> bool:
+    """Whether a language model's config has experts."""
+    return any(text.get(key) for key in _EXPERTS)
+
+
+def why_not(runtime: str, folder: Traits) -> str | None:
+    """Why ``runtime`` cannot judge such a folder, which need not be there yet; ``None`` if it can."""
+    if (folder.kind is Kind.MLX) != (runtime == "mlx-lm"):
+        return f"{runtime} does not read {'MLX folders' if folder.kind is Kind.MLX else 'this layout'}"
     if runtime != "transformers":
         return None
-    if artifact.kind is Kind.MODELOPT:
+    if folder.kind is Kind.MODELOPT:
         return "transformers does not read ModelOpt's layout"
-    if artifact.kind is Kind.COMPRESSED_TENSORS:
-        if _has_experts(artifact.text):
-            return "transformers does not read compressed-tensors experts rightly"
-        if "nvfp4" in str(artifact.details.get("quantization")) and _mixed(artifact):
-            return "transformers does not read mixed compressed-tensors formats"
-    if artifact.kind is Kind.FP8 and (odd := _odd(artifact)):
-        return f"transformers dequantizes FP8 of other sizes than multiples of 128 wrongly ({odd})"
+    if folder.kind is Kind.COMPRESSED_TENSORS and folder.experts:
+        return "transformers does not read compressed-tensors experts rightly"
+    if folder.kind is Kind.COMPRESSED_TENSORS and folder.mixed:
+        return "transformers does not read mixed compressed-tensors formats"
+    if folder.kind is Kind.FP8 and folder.odd:
+        return f"transformers dequantizes FP8 of other sizes than multiples of 128 wrongly ({folder.odd})"
     return None
+
+
+def unjudged(folder: Traits, options: VerifyOptions) -> str | None:
+    """Why no runtime is taken for such a folder where the user names none, and the way to one."""
+    if folder.kind is Kind.MLX or options.runtime or options.runtime_python is not None:
+        return None
+    reason = why_not("transformers", folder)
+    return None if reason is None else f"{reason}; vLLM does: {_NAME_ONE}"
+
+
+def can_judge(runtime: str, artifact: Artifact) -> str | None:
+    """Why ``runtime`` cannot judge this folder; ``None`` if it can."""
+    return why_not(runtime, _traits(artifact))
 
 
 def choose_runtime(artifact: Artifact, options: VerifyOptions) -> FolderRuntime | str:
@@ -63,13 +97,13 @@ def choose_runtime(artifact: Artifact, options: VerifyOptions) -> FolderRuntime 
         return folder_runtime("mlx-lm", options.runtime_python)
     if options.runtime_python is not None:
         return folder_runtime("vllm", options.runtime_python)
-    if reason := can_judge("transformers", artifact):
-        return f"{reason}; vLLM does: {_NAME_ONE}"
-    return folder_runtime("transformers")
+    return unjudged(_traits(artifact), options) or folder_runtime("transformers")
 
 
-def _has_experts(text: Mapping[str, Any]) -> bool:
-    return any(text.get(key) for key in _EXPERTS)
+def _traits(artifact: Artifact) -> Traits:
+    mixed = "nvfp4" in str(artifact.details.get("quantization")) and _mixed(artifact)
+    odd = _odd(artifact) if artifact.kind is Kind.FP8 else None
+    return Traits(artifact.kind, has_experts(artifact.text), mixed, odd)
 
 
 def _mixed(artifact: Artifact) -> bool:

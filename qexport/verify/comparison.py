@@ -19,11 +19,13 @@ against that of the trunks: rounding moves both alike.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from qexport.receipt.measures import Estimate, Measures
+from qexport.receipt.text import nats, with_error
 from qexport.verify.divergence import Divergence, compare_runs
-from qexport.verify.judge import ACCEPTANCE_FLOOR, skipped
+from qexport.verify.judge import ACCEPTANCE_FLOOR
 from qexport.verify.mtp_head import HeadScore, score_head
 from qexport.verify.report import Check, Finding, Status
 from qexport.verify.text_run import TextRun, run_text
@@ -64,10 +66,31 @@ class Comparison:
     score: HeadScore | None
     source_score: HeadScore | None
 
-    def findings(self, *, limit: float = DAMAGED) -> tuple[Finding, ...]:
-        """Both judgements; ``limit`` as in :func:`judge_divergence`."""
-        head = judge_head(self.score, self.source_score, trunk=self.trunk, heads=self.heads)
-        return judge_divergence(self.trunk, limit=limit), head
+    def findings(self, *, limit: float = DAMAGED, headless: bool = False) -> tuple[Finding, ...]:
+        """Both judgements, of the head only where there is one to judge.
+
+        Args:
+            limit: as in :func:`judge_divergence`.
+            headless: the artifact was asked for without the head that the source has.
+        """
+        trunk = judge_divergence(self.trunk, limit=limit)
+        if self.score is None and (headless or self.source_score is None):
+            return (trunk,)
+        return trunk, judge_head(self.score, self.source_score, trunk=self.trunk, heads=self.heads)
+
+    def measures(self, known: Measures) -> Measures:
+        """The figures, with those that are known already."""
+        trunk, score, source = self.trunk, self.score, self.source_score
+        return replace(
+            known,
+            positions=trunk.positions,
+            kld=trunk.kld,
+            same_top1=Estimate(trunk.same_top, trunk.same_top_error),
+            perplexity_ratio=trunk.perplexity_ratio,
+            drafts=None if score is None else score.positions,
+            acceptance=None if score is None else Estimate(score.acceptance, score.error),
+            source_acceptance=None if source is None else Estimate(source.acceptance, source.error),
+        )
 
 
 def compare(
@@ -107,11 +130,13 @@ def compare(
 def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Finding:
     """The divergence against ``limit``, nats in the mean."""
     data: dict[str, Any] = {**found.to_json(), "limit": limit}
-    words = f"{found.mean:.4f} nats in the mean, {found.p99_9:.3f} at the 99.9th percentile, "
-    words += f"{found.same_top:.1%} of {found.positions} first choices the same"
     if broken := _not_finite(found):
         words = f"{broken} is not finite: a weight is damaged"
         return Finding(Check.DIVERGENCE, Status.FAIL, words, data)
+    mean, same = Estimate(found.mean, found.error), Estimate(found.same_top, found.same_top_error)
+    words = f"{with_error(mean)} nats in the mean over {found.positions} positions, "
+    words += "" if found.p99 is None else f"{nats(found.p99)} at the 99th percentile, "
+    words += f"{with_error(same, share=True)} of first choices the same"
     if not found.mean <= limit:
         return Finding(Check.DIVERGENCE, Status.FAIL, f"{words}; at most {limit:g} expected", data)
     return Finding(Check.DIVERGENCE, Status.PASS, words, data)
@@ -120,7 +145,7 @@ def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Finding:
 def _not_finite(*measured: Divergence | HeadScore | None) -> str:
     """The first number that is NaN or infinite, by its name; empty where all are finite."""
     numbers = [pair for found in measured if found is not None for pair in found.to_json().items()]
-    return next((name for name, number in numbers if not math.isfinite(number)), "")
+    return next((name for name, number in numbers if number is not None and not math.isfinite(number)), "")
 
 
 def judge_head(
@@ -133,18 +158,17 @@ def judge_head(
     """The head of an artifact beside that of its source.
 
     Args:
-        score: of the artifact; ``None``: it has no head.
+        score: of the artifact; ``None``: it has no head, and should.
         source: of the source; ``None``: not known, or it has none.
         trunk, heads: divergence of trunk and head from the source's, where both were run.
     """
     check = Check.MTP_HEAD
     if score is None:
-        if source is None:
-            return skipped(check, "there is no MTP head")
         return Finding(check, Status.FAIL, "the source has an MTP head, the artifact has none")
-    words = f"{score.acceptance:.1%} of {score.positions} drafts are the model's own choice"
     if broken := _not_finite(score, heads):
         return Finding(check, Status.FAIL, f"the head's {broken} is not finite: a weight is damaged")
+    share = with_error(Estimate(score.acceptance, score.error), share=True)
+    words = f"{share} of {score.positions} drafts are the model's own choice"
     data: dict[str, Any] = {**score.to_json(), "source": source.to_json() if source else None}
     if source is None:
         least = max(ACCEPTANCE_FLOOR, score.chance)

@@ -3,8 +3,9 @@
 At every position of the second half of each chunk (as llama-perplexity counts, so that numbers can be
 compared) the source gives a distribution p over the vocabulary and the artifact q; the divergence is
 sum p * (log p - log q), in nats. The mean says what is lost on the whole, the tail where it hurts: a mean of
-0.01 with a 99.9th percentile of 3 is a model that now and then says something else. Same-top is the share of
-positions where both would say the same word.
+0.01 with a 99th percentile of 1 is a model that now and then says something else. Same-top is the share of
+positions where both would say the same word. Both means have a standard error
+(:mod:`~qexport.verify.blocks`); a percentile is given where at least ten positions lie beyond it.
 
 Both are run by the same code in float32 on the same text, so what differs is weights. Left out: what the
 runtime's own arithmetic adds (activations rounded to 8 bits in llama.cpp, a cache in fewer bits).
@@ -17,6 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
+from qexport.receipt.measures import Kld, supported
+from qexport.verify.blocks import block_error
 from qexport.verify.text_run import TextRun, run_text
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class Divergence:
 
     Attributes:
         positions: how many predictions were compared.
+        error, same_top_error: standard errors of the two means.
         same_top: share of them where the likeliest token is the same.
         source_loss, loss: mean negative log-probability of the text's own next token (of the one after, for
             heads).
@@ -62,13 +66,15 @@ class Divergence:
 
     positions: int
     mean: float
+    error: float | None
     median: float
-    p90: float
-    p95: float
-    p99: float
-    p99_9: float
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    p99_9: float | None
     max: float
     same_top: float
+    same_top_error: float | None
     source_loss: float
     loss: float
     vocabulary: int
@@ -80,6 +86,12 @@ class Divergence:
             return math.exp(self.loss - self.source_loss)
         except OverflowError:
             return math.inf
+
+    @property
+    def kld(self) -> Kld:
+        """The divergence alone."""
+        tail = {name: getattr(self, name) for name in (*_PERCENTILES, "median", "max")}
+        return Kld(self.mean, self.error, **tail)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
@@ -160,7 +172,7 @@ def compare_runs(
             (tally.log_sum - picked(run.view, states, first, targets, device)).view(chunks, -1)[:, :-1]
             for run, states, tally in ((source, ours, one), (artifact, theirs, other))
         ]
-    inside = found.view(chunks, -1)[:, :-1].reshape(-1)
+    inside = found.view(chunks, -1)[:, :-1]
     for run, loss in ((source, losses[0]), (artifact, losses[1])):
         require_finite(run.view.label, "log-probabilities of the text", loss)
     require_finite(artifact.view.label, "divergences", inside)
@@ -179,14 +191,20 @@ def _states(run: TextRun, head: bool) -> HiddenStates:
 def _summary(found: torch.Tensor, same: torch.Tensor, losses: list[torch.Tensor], rows: int) -> Divergence:
     import numpy as np
 
-    values = found.numpy()
-    tail = {key: float(np.percentile(values, percent)) for key, percent in _PERCENTILES.items()}
+    windows, agreeing = found.numpy(), same.numpy()
+    values = windows.reshape(-1)
+    tail = {
+        key: float(np.percentile(values, percent)) if supported(percent / 100, len(values)) else None
+        for key, percent in _PERCENTILES.items()
+    }
     return Divergence(
         positions=len(values),
         mean=float(values.mean()),
+        error=block_error(windows),
         median=float(np.median(values)),
         max=float(values.max()),
-        same_top=float(same.double().mean()),
+        same_top=float(agreeing.mean()),
+        same_top_error=block_error(agreeing),
         source_loss=float(losses[0].mean()),
         loss=float(losses[1].mean()),
         vocabulary=rows,

@@ -26,6 +26,7 @@ __all__ = [
     "skipped",
 ]
 
+# Of a head without its source to compare with, over held-out text.
 # Heads broken by a wrong norm, a wrong tie or a lost tensor were reported at 0 to 11 % (MTPLX, vllm-mlx#471,
 # GSQ#11), working ones, heavily quantized or grafted onto a fine-tune included, from 30 % up.
 ACCEPTANCE_FLOOR = 0.15
@@ -224,18 +225,18 @@ def _gap(generation: Generation, place: int, other: int) -> float | None:
     return top.get(step.token, math.nan) - top.get(other, -math.inf)
 
 
-def judge_acceptance(generations: Sequence[Generation], *, floor: float = ACCEPTANCE_FLOOR) -> Finding:
-    """The MTP head drafted, and enough of its drafts were accepted."""
+def judge_acceptance(generations: Sequence[Generation]) -> Finding:
+    """The MTP head drafts at all.
+
+    How much is accepted over a few short prompts is said and judges nothing: heads that differ by a factor of
+    two in use had 32 to 41 %. What a head is worth is measured over held-out text (``mtp_head``).
+    """
     drafted = sum(generation.draft_n for generation in generations)
     accepted = sum(generation.draft_accepted for generation in generations)
-    data: dict[str, Any] = {"drafted": drafted, "accepted": accepted, "floor": floor}
+    data: dict[str, Any] = {"drafted": drafted, "accepted": accepted, "prompts": len(generations)}
     if drafted == 0:
         return Finding(Check.MTP_ACCEPTANCE, Status.FAIL, "the MTP head drafted nothing", data)
-    rate = accepted / drafted
-    data["acceptance"] = rate
-    words = f"{accepted} of {drafted} drafted tokens accepted ({rate:.1%})"
-    if rate < floor:
-        return Finding(Check.MTP_ACCEPTANCE, Status.FAIL, f"{words}; at least {floor:.0%} expected", data)
+    words = f"it drafts; {accepted} of {drafted} drafted tokens accepted over {len(generations)} prompt(s)"
     return Finding(Check.MTP_ACCEPTANCE, Status.PASS, words, data)
 
 

@@ -7,43 +7,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from qexport.children.environment import child_environment, search_path
+from qexport.receipt.engine import Machine
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Machine", "this_machine"]
+__all__ = ["this_machine"]
 
 _PATIENCE_S = 10.0
 _BLANK = "unknown processor"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """``processors`` counts hardware threads; ``gpu`` is empty where none was seen."""
-
-    cpu: str
-    processors: int
-    system: str
-    gpu: str = ""
-
-    def __str__(self) -> str:
-        gpu = f", {self.gpu}" if self.gpu else ""
-        return f"{self.cpu}, {self.processors} hardware threads, {self.system}{gpu}"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Machine:
-        """The machine that :meth:`to_json` gave. Raises KeyError or ValueError for what is none."""
-        return cls(
-            str(value["cpu"]), int(value["processors"]), str(value["system"]), str(value.get("gpu", ""))
-        )
 
 
 def this_machine() -> Machine:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
+from qexport.verify.blocks import block_error
 from qexport.verify.divergence import require_finite
 from qexport.verify.text_run import TextRun, run_text
 
@@ -41,18 +42,14 @@ class HeadScore:
         acceptance: share of them that are the trunk's own first choice.
         logprob: mean log-probability, in nats, that the head gives to that choice.
         chance: acceptance of always drafting the one token that the trunk says most often.
+        error: standard error of the acceptance.
     """
 
     positions: int
     acceptance: float
     logprob: float
     chance: float
-
-    @property
-    def error(self) -> float:
-        """Standard error of the acceptance."""
-        share = min(max(self.acceptance, 1 / self.positions), 1 - 1 / self.positions)
-        return math.sqrt(share * (1 - share) / self.positions)
+    error: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,10 +107,19 @@ def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
         given = picked(view, run.draft, first, trunk.token, device) - head.log_sum
     for what, values in (("trunk", trunk.log_sum), ("head", head.log_sum), ("drafts", given)):
         require_finite(view.label, f"sums of the {what}'s logits", values)
+    hits = (trunk.token == head.token).view(chunks, -1).numpy()
     commonest = int(torch.bincount(trunk.token).max())
     return HeadScore(
         positions=count,
-        acceptance=float((trunk.token == head.token).double().mean()),
+        acceptance=float(hits.mean()),
         logprob=float(given.mean()),
         chance=commonest / count,
+        error=_error(hits),
     )
+
+
+def _error(hits: np.ndarray) -> float:
+    """By blocks, and at least that of independent drafts: of few, all may be accepted."""
+    count = hits.size
+    share = min(max(float(hits.mean()), 1 / count), 1 - 1 / count)
+    return max(math.sqrt(share * (1 - share) / count), block_error(hits) or 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qexport.verify.judge import ACCEPTANCE_FLOOR, MTP_TIE
+from qexport.verify.judge import MTP_TIE
 from qexport.verify.thresholds import Tolerance
 
 __all__ = ["VerifyOptions"]
@@ -21,7 +21,6 @@ class VerifyOptions:
         n_probs: alternatives asked for at each token.
         mtp: also run with the MTP head, where the artifact has one and the runtime can.
         draft_max: tokens the head drafts at a time (llama.cpp's own default).
-        acceptance_floor: least share of drafts that must be accepted.
         mtp_tie: nats between two tokens below which MTP may choose the other.
         limits: instead of the table's limits for the artifact's type.
         reference: compare with the bf16 source, where a view is given and fits into memory.
@@ -38,7 +37,6 @@ class VerifyOptions:
     n_probs: int = 8
     mtp: bool = True
     draft_max: int = 3
-    acceptance_floor: float = ACCEPTANCE_FLOOR
     mtp_tie: float = MTP_TIE
     limits: Tolerance | None = None
     reference: bool = True

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.receipt.engine import Engine
+from qexport.receipt.measures import Drafts, Measures
 from qexport.verify.conversation import judge_ends, source_ends
 from qexport.verify.judge import (
     judge_acceptance,
@@ -79,8 +81,6 @@ class Steps:
     mtp_answers: list[Generation] = field(default_factory=list)
     version: str = ""
     load_s: float = 0.0
-    tok_s: float = 0.0
-    mtp_tok_s: float = 0.0
 
     def add(self, finding: Finding) -> None:
         """Note a finding and say it."""
@@ -88,7 +88,7 @@ class Steps:
         self.progress(f"{self.path.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
 
     def plain(self) -> None:
-        """Without MTP: tokens, template, answers with log-probabilities, then one answer for its speed."""
+        """Without MTP: tokens, template, answers with log-probabilities."""
         self.progress(f"{self.path.name}: loading into {self.runtime.name}")
         stage = Check.LOADS
         try:
@@ -105,8 +105,6 @@ class Steps:
                 stage = Check.GENERATES
                 for ids in self._prompts(session):
                     self.answers.append(self._generate(session, ids, n_probs=self.options.n_probs))
-                # Log-probabilities cost a sort of the vocabulary for each token: speed is measured without.
-                self.tok_s = self._generate(session, self.answers[0].prompt_ids, n_probs=0).tok_s
                 count = sum(len(answer.tokens) for answer in self.answers)
                 words = f"{count} tokens for {len(self.answers)} prompts"
                 self.add(
@@ -139,7 +137,6 @@ class Steps:
                     return
                 for answer in self.answers:
                     self.mtp_answers.append(self._generate(session, answer.prompt_ids, n_probs=0))
-                self.mtp_tok_s = self._generate(session, self.answers[0].prompt_ids, n_probs=0).tok_s
         except RuntimeFailure as failure:
             self.mtp_answers.clear()
             self.add(_failed(stage, failure))
@@ -169,7 +166,7 @@ class Steps:
             )
         if self.mtp_answers:
             self.add(judge_mtp_text(self.answers, self.mtp_answers, tie=self.options.mtp_tie))
-            self.add(judge_acceptance(self.mtp_answers, floor=self.options.acceptance_floor))
+            self.add(judge_acceptance(self.mtp_answers))
         return reference
 
     def report(self) -> Report:
@@ -302,21 +299,24 @@ def _failed(check: Check, failure: RuntimeFailure) -> Finding:
 
 
 def report_of(artifact: str, subject: Subject, findings: Sequence[Finding], runs: Sequence[Steps]) -> Report:
-    """A report of ``findings`` and of what ran (perhaps nothing); speeds are those of the first run."""
-    drafted = sum(answer.draft_n for steps in runs for answer in steps.mtp_answers)
-    accepted = sum(answer.draft_accepted for steps in runs for answer in steps.mtp_answers)
+    """A report of ``findings`` and of what ran (perhaps nothing)."""
+    drafting = [answer for steps in runs for answer in steps.mtp_answers]
+    drafted = sum(answer.draft_n for answer in drafting)
+    accepted = sum(answer.draft_accepted for answer in drafting)
+    agreed = next((found.data for found in findings if found.check is Check.AGREEMENT), {})
     order = list(Check)
     return Report(
         artifact=artifact,
-        runtime=", ".join(steps.runtime.name for steps in runs) or "none",
-        runtime_version=", ".join(steps.version for steps in runs),
+        engine=Engine(
+            ", ".join(steps.runtime.name for steps in runs) or "none",
+            ", ".join(steps.version for steps in runs),
+        ),
         findings=tuple(sorted(findings, key=lambda finding: order.index(finding.check))),
         texts=tuple(answer.text for steps in runs for answer in steps.answers),
         file_type=subject.file_type,
         size=subject.size,
         bits_per_weight=subject.bits_per_weight,
         load_s=runs[0].load_s if runs else 0.0,
-        tok_s=runs[0].tok_s if runs else 0.0,
-        mtp_tok_s=runs[0].mtp_tok_s if runs else 0.0,
-        acceptance=accepted / drafted if drafted else None,
+        drafts=Drafts(drafted, accepted, len(drafting)) if drafting else None,
+        measures=Measures(agreement=agreed.get("agreement"), agreement_tokens=agreed.get("tokens")),
     )

@@ -87,7 +87,8 @@ def check_stored_form(artifact: Artifact) -> list[Finding]:
         # MLX runs every matrix by itself, and its mixed recipes give v_proj more bits than q_proj.
         unlike = [] if artifact.kind is Kind.MLX else list(_unlike(weights))
         findings.append(_finding(Check.FUSED, unlike, "fused modules are alike"))
-    findings.append(_mtp(artifact))
+    if (head := _mtp(artifact)) is not None:
+        findings.append(head)
     return findings
 
 
@@ -259,11 +260,12 @@ def _shared(weight: _Weight) -> Iterator[float]:
             yield from weight.stored.parts[part].whole().float().view(-1).tolist()
 
 
-def _mtp(artifact: Artifact) -> Finding:
+def _mtp(artifact: Artifact) -> Finding | None:
+    """``None``: the family has none, and nothing is to be said of it."""
     check, declared = Check.MTP_DECLARED, artifact.declared_mtp
     data = {"declared": declared, "present": artifact.has_head}
     if not artifact.family.mtp:
-        return skipped(check, f"the {artifact.family.name} family has no MTP head")
+        return None
     if declared and not artifact.has_head:
         words = f"the config declares {declared} MTP layer(s), and none of their tensors are there"
         return Finding(check, Status.FAIL, words, data)

@@ -6,55 +6,39 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qexport.receipt.text import bits, with_error
+from qexport.receipt.verification import Status
 from qexport.sizes import size_text
-from qexport.verify.report import Check, Status
 
 if TYPE_CHECKING:
-    from qexport.verify.report import Report
+    from qexport.receipt.verification import Report
 
 __all__ = ["COLUMNS", "describe", "render", "rows"]
 
-COLUMNS = ("file", "size", "bits/weight", "load", "tok/s", "MTP tok/s", "accepted", "head", "KL", "verdict")
+COLUMNS = ("file", "size", "bits/weight", "KL", "same top-1", "head", "drafts", "verdict")
 _MARKS = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.SKIPPED: "not checked"}
 _ABSENT = "-"
 
 
 def rows(reports: Sequence[Report]) -> list[list[str]]:
-    """One row for each report, in the order of ``COLUMNS``; a dash where nothing was measured."""
+    """One row for each report, in the order of ``COLUMNS``; a dash where nothing was measured.
+
+    ``head`` is its acceptance by its own trunk, one token ahead on held-out text, the same for every format;
+    ``drafts`` what the runtime accepted over the few prompts that it answered.
+    """
     return [
         [
             report.artifact,
             size_text(report.size) if report.size else _ABSENT,
-            _number(report.bits_per_weight, ".2f"),
-            _number(report.load_s, ".1f", " s"),
-            _number(report.tok_s, ".1f"),
-            _number(report.mtp_tok_s, ".1f"),
-            _share(report.acceptance),
-            _share(_head(report)),
-            _divergence(report),
+            bits(report.bits_per_weight) or _ABSENT,
+            with_error(report.measures.kld.estimate if report.measures.kld else None) or _ABSENT,
+            with_error(report.measures.same_top1, share=True) or _ABSENT,
+            with_error(report.measures.acceptance, share=True) or _ABSENT,
+            str(report.drafts or _ABSENT),
             report.verdict,
         ]
         for report in reports
     ]
-
-
-def _head(report: Report) -> float | None:
-    """Acceptance of the head by its own trunk, one token ahead on held-out text: the same for every format.
-
-    ``accepted`` is what the runtime accepted of its drafts in text of its own, which is easier to guess.
-    """
-    head = report.finding(Check.MTP_HEAD)
-    return None if head is None else head.data.get("acceptance")
-
-
-def _share(value: float | None) -> str:
-    return _ABSENT if value is None else f"{value:.0%}"
-
-
-def _divergence(report: Report) -> str:
-    found = report.finding(Check.DIVERGENCE)
-    mean = None if found is None else found.data.get("mean")
-    return _ABSENT if mean is None else f"{mean:.4f}"
 
 
 def render(reports: Sequence[Report], *, width: int | None = None) -> str:
@@ -77,7 +61,7 @@ def render(reports: Sequence[Report], *, width: int | None = None) -> str:
 
 def describe(report: Report) -> list[str]:
     """One line for each finding, with the runtime's own last words under a failure."""
-    lines = [f"{report.artifact}: {report.verdict}  ({report.runtime} {report.runtime_version})"]
+    lines = [f"{report.artifact}: {report.verdict}  ({report.engine or 'no runtime'})"]
     for finding in report.findings:
         lines.append(f"  {_MARKS[finding.status]:<11}  {finding.check.value:<14}  {finding.summary}")
         if finding.status is Status.FAIL:
@@ -92,7 +76,3 @@ def _plain(body: Sequence[Sequence[str]]) -> str:
         for row in (COLUMNS, *body)
     )
     return "\n".join(table) + "\n"
-
-
-def _number(value: float, form: str, unit: str = "") -> str:
-    return f"{value:{form}}{unit}" if value else _ABSENT

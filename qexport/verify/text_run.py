@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
 
-__all__ = ["EXACT", "TextRun", "heldout_tokens", "run_text"]
+__all__ = ["EXACT", "TextRun", "heldout_tokens", "run_text", "scored"]
 
 EXACT = StreamOptions(precision="float32")
 
@@ -95,6 +95,12 @@ def heldout_tokens(view: ModelView, *, tokens: int = 8192, chunk: int = 512) -> 
     return tokenize(
         heldout_corpus(), view.files, tokens=tokens, chunk=chunk, vocab_size=vocabulary, model=view.label
     ).ids
+
+
+def scored(tokens: np.ndarray) -> int:
+    """How many predictions are compared over ``tokens``: the second half of each chunk but for its last."""
+    chunks, chunk = tokens.shape
+    return int(chunks * (chunk - 1 - chunk // 2))
 
 
 def _keeper(states: HiddenStates) -> Callable[[int, torch.Tensor], None]:

@@ -64,7 +64,7 @@ def test_a_matrix_and_its_receipt(zoo: Any, out: Path) -> None:
     assert f"{target}: {len(matrix.sums)} tensors" in ran.stdout
     assert dataset in ran.stderr
     (artifact,) = receipt(out).values()
-    assert (artifact["kind"], artifact["verified"]) == ("imatrix", None)
+    assert (artifact["kind"], artifact["verification"]) == ("imatrix", None)
     assert artifact["files"] == [{"name": "m.gguf", "bytes": target.stat().st_size, "sha256": matrix.sha256}]
     details = artifact["details"]
     assert details["corpus"] == "qexport-calib-1"

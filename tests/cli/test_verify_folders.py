@@ -1,6 +1,7 @@
 """`qexport verify DIR` and `bench DIR`: every artifact by its receipt, one table, one exit code."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import qexport.pipeline.verify as command
 import qexport.verify.bench as bench_module
 import qexport.verify.bench_subject as subject_module
 from qexport.errors import EnvironmentProblem
+from qexport.receipt.engine import Engine
+from qexport.receipt.speeds import Bench
 from qexport.verify.bench import Benched
-from qexport.verify.report import REQUIRED, Finding, Report, Status
-from qexport.verify.speeds import Bench
+from qexport.verify.report import REQUIRED, Check, Finding, Report, Status
 
-PASSED = tuple(Finding(check, Status.PASS, "good") for check in REQUIRED)
-WRONG = (*PASSED[:-1], Finding(REQUIRED[-1], Status.FAIL, "gibberish"))
+RAN = tuple(Finding(check, Status.PASS, "good") for check in REQUIRED)
+PASSED = (*RAN, Finding(Check.AGREEMENT, Status.PASS, "good"))
+WRONG = (*RAN[:-1], Finding(REQUIRED[-1], Status.FAIL, "gibberish"))
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def ran(monkeypatch):
         said = calls.says.get(path.name, PASSED)
         if isinstance(said, Exception):
             raise said
-        return Report(path.name, "xllamacpp", "1", said)
+        return Report(path.name, Engine("xllamacpp", "1"), said)
 
     monkeypatch.setattr(command, "verify_artifact", verify)
     return calls
@@ -164,7 +167,7 @@ def test_one_that_fails_is_4_and_the_others_are_run(out, ran):
     found = run("verify", out)
     assert found.code == 4
     assert len(ran) == 5
-    assert "Tuned-Q6_K-00001-of-00002.gguf failed verification: fail: text" in found.stderr
+    assert "Tuned-Q6_K-00001-of-00002.gguf failed verification: failed: text" in found.stderr
     assert "not run: no runtime" in found.stdout
 
 
@@ -173,7 +176,18 @@ def test_what_no_runtime_has_run_is_6(out, ran, said):
     ran.says = {"Tuned-MLX-6bit": said}
     found = run("verify", out)
     assert found.code == 6
-    assert "Tuned-MLX-6bit is not verified" in found.stderr
+    assert re.search(r"Tuned-MLX-6bit( is not verified|: not run)", found.stderr)
+
+
+def test_what_ran_and_was_not_compared_is_6_unless_told(out, ran):
+    ran.says = {"Tuned-MLX-6bit": RAN}
+    found = run("verify", out)
+    assert found.code == 6
+    assert "Tuned-MLX-6bit: ran, not compared" in found.stderr
+    assert "--against MODEL" in found.stderr
+    ok("verify", out, "--allow-unverified")
+    # The receipts have compared these very bytes; another machine only runs them.
+    ok("verify", out, "--again")
 
 
 def test_bench_measures_each_and_notes_it(out, ran, monkeypatch):
@@ -182,7 +196,7 @@ def test_bench_measures_each_and_notes_it(out, ran, monkeypatch):
     found = ok("bench", out / "Tuned-GGUF", "--json")
     assert [each["artifact"] for each in found.json()["artifacts"]] == RECEIPTS
     entries = json.loads((out / "Tuned-GGUF" / "qexport.json").read_text())["artifacts"]
-    assert [bool((each.get("measures") or {}).get("bench")) for each in entries] == [True] * 4 + [False]
+    assert [bool(each["bench"]) for each in entries] == [True] * 4 + [False]
     (out / "Tuned-GGUF" / RECEIPTS[0]).unlink()
     found = run("bench", out / "Tuned-GGUF", "--json")
     assert found.code == 3

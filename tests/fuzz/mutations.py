@@ -37,12 +37,12 @@ from qexport.artifacts.gguf_file import read_gguf
 from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.doctor.explain import explain
 from qexport.errors import QexportError
-from qexport.export.receipt import read_receipt
 from qexport.formats.weights import weights_of
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.pipeline.receipts import entry_of
-from qexport.publish.artifacts import read_artifacts
 from qexport.publish.card import CardOptions, render_card
+from qexport.receipt.folder import known_in
+from qexport.receipt.store import read_receipt
 from qexport.recipe.load import load_recipe
 from qexport.report.gather import gather
 from qexport.report.html import html
@@ -264,7 +264,7 @@ def _like() -> Any:
 def _receipt(folder: Path) -> None:
     read_receipt(folder)
     entry_of(folder, "0" * 64)
-    artifacts = read_artifacts(folder)
+    artifacts = known_in(folder).artifacts
     render_card(artifacts, CardOptions(repo="a/b"))
     html(lay_out(gather([folder])))
 

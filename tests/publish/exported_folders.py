@@ -9,6 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from qexport.errors import InputError
+from qexport.receipt.store import parse_receipt
+from qexport.receipt.types import Artifact
+
 VERIFIED = {
     "passed": True,
     "verdict": "pass",
@@ -16,11 +20,16 @@ VERIFIED = {
     "acceptance": 0.8636,
     "findings": [{"check": "loads", "status": "pass", "summary": "loaded in 0.0 s"}],
 }
-FAILED = {**VERIFIED, "passed": False, "verdict": "fail: agreement"}
+FAILED = {
+    **VERIFIED,
+    "passed": False,
+    "verdict": "fail: agreement",
+    "findings": [{"check": "agreement", "status": "fail", "summary": "9.0% of 96 tokens agree"}],
+}
 
 
 def entry(label: str, files: dict[str, bytes], **more: Any) -> dict[str, Any]:
-    """A receipt's entry, as ``qexport.export.receipt.artifact_entry`` makes them."""
+    """A receipt's entry of schema 1, as exports made them until 2026-11."""
     listed = [
         {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
@@ -53,6 +62,14 @@ def export(folder: Path, artifacts: list[tuple[dict[str, Any], dict[str, bytes]]
     receipt = {"schema": 1, "artifacts": [made for made, _ in artifacts]}
     (folder / "qexport.json").write_text(json.dumps(receipt))
     return folder
+
+
+def parsed(value: dict[str, Any]) -> Artifact:
+    """The entry as a receipt that is read has it."""
+    read = parse_receipt(json.dumps({"schema": 1, "artifacts": [value]}).encode())
+    if not read.receipt.artifacts:
+        raise InputError("; ".join(read.notes))
+    return read.receipt.artifacts[0]
 
 
 def noise(size: int, seed: int) -> bytes:

@@ -79,7 +79,7 @@ class PushHub(HubServer):
     puts: list[tuple[str, int]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     tokens: set[str] = field(default_factory=lambda: {TOKEN})
-    lfs_over: int = 4096
+    lfs_over: int = 16384
     part_size: int = 1 << 16
     lock: threading.RLock = field(default_factory=threading.RLock)
 

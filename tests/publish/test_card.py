@@ -4,26 +4,25 @@ from pathlib import Path
 
 import pytest
 import yaml
-from exported_folders import FAILED, entry, gguf
+from exported_folders import FAILED, entry, gguf, parsed
 
 from qexport.errors import UsageProblem
-from qexport.publish.artifacts import parse_entry
 from qexport.publish.card import CardOptions, render_card
 from qexport.publish.front_matter import source_card
 from qexport.publish.kept import Kept, read_kept
-from qexport.publish.safe_text import cell
 from qexport.publish.table import file_table
+from qexport.receipt.safe_text import cell
 
 OPTIONS = CardOptions("bob/Tuned-GGUF")
 
 
 def artifact(label="Q4_K_M", **more):
-    return parse_entry(gguf(label, 2_000_000, **more)[0], "qexport.json")
+    return parsed(gguf(label, 2_000_000, **more)[0])
 
 
 def folder_artifact(label, kind, prefix="", **more):
     files = {f"{prefix}config.json": b"{}", f"{prefix}model.safetensors": b"w" * 9000}
-    return parse_entry(entry(label, files, kind=kind, **more), "qexport.json")
+    return parsed(entry(label, files, kind=kind, **more))
 
 
 def matter(card):
@@ -52,7 +51,7 @@ def test_measures_that_are_none_show_nothing(junk):
 def test_an_entry_with_nothing_but_files():
     """As bare as a later version could leave it."""
     files = gguf("Q4_K_M")[0]["files"]
-    value = parse_entry({"kind": "gguf", "label": "Q4_K_M", "files": files}, "qexport.json")
+    value = parsed({"kind": "gguf", "label": "Q4_K_M", "files": files})
     card = render_card([value], OPTIONS)
     assert "**This has not passed verification.**" in card
     assert "None of these files has been run by the tool that wrote them." in card
@@ -131,7 +130,7 @@ def test_a_grafted_head_and_a_matrix_are_provenance():
 
 def test_the_importance_matrix_is_a_file_beside():
     files = {"m-imatrix.gguf_file": b"x"}
-    matrix = parse_entry(entry("imatrix", files, kind="imatrix", verification=None), "r")
+    matrix = parsed(entry("imatrix", files, kind="imatrix", verification=None))
     card = render_card([artifact(), matrix], OPTIONS)
     assert "- `m-imatrix.gguf_file`: the importance matrix" in card
     assert "WARNING" not in card
@@ -141,7 +140,7 @@ def test_the_importance_matrix_is_a_file_beside():
 
 def test_split_files_are_one_row():
     files = {f"M-BF16-0000{n}-of-00003.gguf": b"x" * 1000 for n in (1, 2, 3)}
-    card = render_card([parse_entry(entry("BF16", files), "r")], OPTIONS)
+    card = render_card([parsed(entry("BF16", files))], OPTIONS)
     assert "| [M-BF16-00001-of-00003.gguf](./M-BF16-00001-of-00003.gguf) and 2 more | BF16 | 3 kB |" in card
     assert "hf download bob/Tuned-GGUF --include 'M-BF16-*' --local-dir .\n" in card
 
@@ -156,9 +155,7 @@ def test_split_files_are_one_row():
 def test_a_file_that_its_type_does_not_find_is_named_in_full(names):
     """The second are names of earlier versions; their receipts are still read."""
     sizes = {"F16": 1, "Q4_K_M": 1}
-    made = [
-        parse_entry(entry(label, {name: b"x" * sizes.get(label, 2)}), "r") for label, name in names.items()
-    ]
+    made = [parsed(entry(label, {name: b"x" * sizes.get(label, 2)})) for label, name in names.items()]
     card = render_card(made, OPTIONS)
     first = names.get("F16") or names["Q4_K_M"]
     assert f"\nllama-server -hf bob/Tuned-GGUF --hf-file {first}\n" in card
@@ -227,9 +224,7 @@ def test_what_a_person_says_of_the_base_model_and_of_themselves():
 
 def test_the_same_receipts_give_the_same_card():
     made = gguf("Q4_K_M")[0]
-    cards = {
-        render_card([parse_entry({**made, "written": day}, "r")], OPTIONS) for day in ("2026-01-01", "x")
-    }
+    cards = {render_card([parsed({**made, "written": day})], OPTIONS) for day in ("2026-01-01", "x")}
     assert len(cards) == 1
 
 

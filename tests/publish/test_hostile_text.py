@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from exported_folders import FAILED, entry, export, gguf
+from exported_folders import FAILED, entry, export, gguf, parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import run
@@ -25,11 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
 from recipe_texts import SMALL, load
 
 from qexport.errors import InputError, UsageProblem
-from qexport.publish.artifacts import parse_entry
 from qexport.publish.card import CardOptions, render_card
 from qexport.publish.front_matter import source_card
 from qexport.publish.kept import KEEP_END, KEEP_START, read_kept
-from qexport.publish.safe_text import cell, code, hub_link, visible, without_hidden
+from qexport.receipt.safe_text import cell, code, hub_link, visible, without_hidden
 from qexport.recipe.arrived import look, markdown
 from qexport.recipe.select import units_of
 from qexport.report import write_report
@@ -124,7 +123,7 @@ def planted(text, where=None):
 
 
 def rendered(made, **options):
-    return render_card([parse_entry(each, "r") for each in made], CardOptions("bob/Tuned-GGUF", **options))
+    return render_card([parsed(each) for each in made], CardOptions("bob/Tuned-GGUF", **options))
 
 
 def structure(text):
@@ -210,7 +209,7 @@ def test_files_and_included_names(text):
     """A name that could break out of a line is refused; any other is quoted wherever it stands."""
     name = f"{text}.gguf".replace("/", "_").strip("-")
     try:
-        value = parse_entry(entry("Q4_K_M", {name: b"x" * 9}), "r")
+        value = parsed(entry("Q4_K_M", {name: b"x" * 9}))
     except InputError:
         assert visible(text) != text or "\\" in text
         return
@@ -225,7 +224,7 @@ def test_files_and_included_names(text):
 )
 def test_names_that_no_command_can_take(name):
     with pytest.raises(InputError, match="is not a name inside the folder"):
-        parse_entry(entry("Q4_K_M", {name: b"x"}), "r")
+        parsed(entry("Q4_K_M", {name: b"x"}))
 
 
 @pytest.mark.parametrize("label", ["a b", "<b>", "-x", "a\nb", "$(x)", "", "x" * 97, "a|b"])

@@ -8,6 +8,8 @@ from exported_folders import FAILED, entry, export, gguf, noise
 from in_process import ok, run
 from push_server import TOKEN, Fault
 
+from qexport.receipt.store import parse_receipt, read_receipt
+
 REPO = "alice/Tuned-GGUF"
 
 
@@ -30,7 +32,7 @@ def test_a_push_to_a_new_repository(hub, folder):
     for name, sha256 in sums(tree["SHA256SUMS"]).items():
         assert hashlib.sha256(tree[name]).hexdigest() == sha256
     assert set(sums(tree["SHA256SUMS"])) == set(tree) - {".gitattributes", "README.md", "SHA256SUMS"}
-    assert json.loads(tree["qexport.json"]) == json.loads((folder / "qexport.json").read_text())
+    assert parse_receipt(tree["qexport.json"]) == read_receipt(folder)
     assert ran.stdout == (
         f"Pushed 5 files, {_human(folder, tree)}: {hub.endpoint}/{REPO} (private)\n"
         f"Commit {repo.branches['main']}\n"
@@ -139,7 +141,7 @@ def test_a_repository_is_made_public_after_the_commit(hub, folder):
 def test_what_has_not_passed_is_refused(hub, tmp_path, verification):
     made = export(tmp_path, [gguf("Q4_K_M"), gguf("Q2_K", verification=verification)])
     ran = run("push", made, REPO)
-    assert ran.code == 4
+    assert ran.code == (6 if verification is None else 4)
     assert "Q2_K (Tuned-Q2_K.gguf)" in ran.stderr
     assert not hub.requests
     # What passed goes without it.
@@ -149,11 +151,12 @@ def test_what_has_not_passed_is_refused(hub, tmp_path, verification):
 
 def test_unverified_on_request_and_the_card_says_so(hub, tmp_path):
     made = export(tmp_path, [gguf("Q4_K_M"), gguf("Q2_K", verification=FAILED)])
-    ok("push", made, REPO, "--allow-unverified")
+    assert run("push", made, REPO, "--allow-unverified").code == 4  # it has failed, which is another matter
+    ok("push", made, REPO, "--allow-failed")
     card = hub.pushed[REPO].tree()["README.md"].decode()
-    assert "> **1 of 2 exports here have not passed verification:**\n> - Q2_K: fail: agreement\n" in card
-    assert "**failed**" in card
-    ran = run("push", made, REPO, "--allow-unverified", "--public")
+    assert "> **1 of 2 exports here have not passed verification:**\n> - Q2_K: failed: agreement\n" in card
+    assert "| failed |" in card
+    ran = run("push", made, REPO, "--allow-failed", "--public")
     assert ran.code == 4
     assert hub.pushed[REPO].private
 
@@ -163,7 +166,7 @@ def test_earlier_unverified_artifacts_keep_a_repository_private(hub, folder, tmp
     bad.mkdir()
     ok("push", export(bad, [gguf("Q2_K", verification=None)]), REPO, "--allow-unverified")
     ran = run("push", folder, REPO, "--public")
-    assert ran.code == 4
+    assert ran.code == 6
     assert hub.pushed[REPO].private
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from exported_folders import entry, export, gguf
+from exported_folders import VERIFIED, entry, export, gguf
 from in_process import ok, run
 
 from qexport.errors import InputError, UsageProblem
@@ -35,7 +35,10 @@ def out(tmp_path):
     files = {"config.json": b"{}", "model.safetensors": b"w" * 9000}
     export(made / "Tuned-GGUF", [gguf("Q4_K_M"), gguf("Q8_0")])
     export(made / "Tuned-MLX-6bit", [(entry("6bit", files, kind="mlx"), files)])
-    export(made / "Tuned-MLX-6bit-MTP", [(entry("6bit-MTP", files, kind="mlx-drafter"), files)])
+    drafts = {"check": "mtp_head", "status": "pass", "summary": "60 % of 1020 drafts"}
+    proven = {**VERIFIED, "findings": [*VERIFIED["findings"], drafts]}
+    head = entry("6bit-MTP", files, kind="mlx-drafter", verification=proven)
+    export(made / "Tuned-MLX-6bit-MTP", [(head, files)])
     return made
 
 
@@ -78,7 +81,7 @@ def test_what_may_not_go_holds_up_no_other(hub, out, recipe):
     export(out / "Tuned-GGUF", [gguf("Q4_K_M", verification=None)])
     (out / "Tuned-GGUF" / "Tuned-Q8_0.gguf").unlink()
     ran = run("push", out, "--recipe", recipe)
-    assert ran.code == 4
+    assert ran.code == 6
     assert "alice/Tuned-GGUF: not published" in ran.stderr
     assert set(hub.pushed) == {"alice/Tuned-MLX-6bit", "alice/Tuned-MLX-6bit-MTP"}
 

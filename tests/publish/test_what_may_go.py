@@ -7,12 +7,14 @@ import os
 import subprocess
 
 import pytest
-from exported_folders import VERIFIED, entry, export, gguf
+from exported_folders import VERIFIED, entry, export, gguf, parsed
 from in_process import ok, run
 
 from qexport.errors import InputError
-from qexport.publish.artifacts import Proof, parse_entry, read_artifacts
 from qexport.publish.leaks import check_text
+from qexport.receipt.folder import known_in
+from qexport.receipt.state import State
+from qexport.receipt.store import parse_receipt
 
 REPO = "alice/Tuned-GGUF"
 
@@ -288,17 +290,26 @@ def test_a_receipt_that_cannot_be_used(hub, tmp_path, receipt):
 def test_names_that_leave_the_folder(name):
     value = entry("Q8_0", {"x.gguf": b"x"})
     value["files"][0]["name"] = name
-    with pytest.raises(InputError, match="not a name inside the folder"):
-        parse_entry(value, "qexport.json")
+    read = parse_receipt(json.dumps({"schema": 1, "artifacts": [value]}).encode())
+    assert not read.receipt.artifacts
+    assert "names no files" in read.notes[-1]
 
 
 @pytest.mark.parametrize(
-    ("verification", "proof"),
-    [(VERIFIED, Proof.PASSED), (None, Proof.MISSING), ({"passed": "yes"}, Proof.FAILED), ({}, Proof.MISSING)],
+    ("verification", "state"),
+    [
+        (VERIFIED, State.PASSED),
+        (None, State.NOT_RUN),
+        ({"passed": "yes"}, State.NOT_RUN),
+        ({}, State.NOT_RUN),
+        (3, State.NOT_RUN),
+        ({**VERIFIED, "passed": False, "verdict": "not verified"}, State.NOT_RUN),
+        ({**VERIFIED, "findings": [{"check": "text", "status": "fail", "summary": "x"}]}, State.FAILED),
+    ],
 )
-def test_only_a_report_that_passed_is_a_proof(verification, proof):
+def test_only_a_report_that_passed_is_a_proof(verification, state):
     value = {**entry("Q8_0", {"x.gguf": b"x"}), "verification": verification, "verified": True}
-    assert parse_entry(value, "qexport.json").proof is proof
+    assert parsed(value).state is state
 
 
 def test_receipts_in_subfolders_and_above(tmp_path):
@@ -307,12 +318,11 @@ def test_receipts_in_subfolders_and_above(tmp_path):
     export(out / "gguf", [gguf("Q8_0")])
     files = {"mlx/config.json": b"{}", "mlx/model.safetensors": b"w" * 100}
     export(out, [(entry("6bit", files, kind="mlx"), files)])
-    names = {f.name for a in read_artifacts(out) for f in a.files}
+    names = {f.name for a in known_in(out).artifacts for f in a.files}
     assert names == {"gguf/Tuned-Q8_0.gguf", *files}
     # The folder of one format, whose receipt lies one level up.
-    (artifact,) = read_artifacts(out / "mlx")
+    (artifact,) = known_in(out / "mlx").artifacts
     assert [f.name for f in artifact.files] == ["config.json", "model.safetensors"]
-    assert artifact.entry["files"][0]["name"] == "config.json"
 
 
 def test_an_unknown_label(hub, folder):

@@ -14,7 +14,12 @@ PASSED = {
     "acceptance": 0.8636,
     "findings": [],
 }
-FAILED = {**PASSED, "passed": False, "verdict": "fail: agreement"}
+FAILED = {
+    **PASSED,
+    "passed": False,
+    "verdict": "fail: agreement",
+    "findings": [{"check": "agreement", "status": "fail", "summary": "9.0% of 96 tokens agree"}],
+}
 UNRUN = {"passed": False, "verdict": "not verified", "runtime": {"name": "none", "version": ""}}
 MATRIX = {
     "file": "tuned-imatrix.gguf_file",
@@ -25,7 +30,7 @@ MATRIX = {
 
 
 def measures(mean: float, p99_9: float, acceptance: float | None = 0.52, **more: Any) -> dict[str, Any]:
-    """As ``qexport.pipeline.receipts.measures_of`` gives them."""
+    """As schema 1 has them."""
     found: dict[str, Any] = {
         "kld": {
             "mean": mean,
@@ -47,7 +52,7 @@ def measures(mean: float, p99_9: float, acceptance: float | None = 0.52, **more:
 
 
 def bench(bare: float, gains: tuple[float, ...] = (1.25, 1.45, 1.4, 1.2), cpu: str = "Ryzen 7950X") -> dict:
-    """As ``qexport.verify.speeds.Bench.to_json`` gives it."""
+    """As ``qexport.receipt.speeds.Bench.to_json`` gives it."""
 
     def speed(n_max: int, value: float) -> dict[str, Any]:
         return {

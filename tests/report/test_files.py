@@ -182,4 +182,4 @@ def test_markdown_and_html_hold_the_same_figures(tmp_path):
     text = paths.markdown.read_text()
     for row in report.models[0].rows:
         assert row.label in text
-        assert row.files[0].sha256 in text
+        assert row.artifact.files[0].sha256 in text

@@ -19,6 +19,7 @@ from qexport.errors import InputError
 from qexport.export.rows import read_rows
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.families.view import ModelTensor, ModelView
+from qexport.receipt.measures import Estimate, Measures
 from qexport.verify.comparison import Comparison, compare, judge_divergence, judge_head
 from qexport.verify.divergence import Divergence
 from qexport.verify.mtp_head import HeadScore, measure_head, score_head
@@ -156,13 +157,37 @@ def test_without_a_source_the_worst_is_caught(tokens: np.ndarray, change: Change
     assert "the same word is always drafted" in finding.summary
 
 
-def test_no_head_anywhere() -> None:
-    assert judge_head(None, None).status is Status.SKIPPED
+def test_no_head_anywhere_is_no_finding() -> None:
+    (finding,) = Comparison(_number(0.0), None, None, None).findings()
+    assert finding.check is Check.DIVERGENCE
+
+
+def test_a_head_that_was_left_out_as_asked_for_is_no_finding() -> None:
+    best = HeadScore(positions=4000, acceptance=0.6, logprob=-1.0, chance=0.2, error=0.01)
+    found = Comparison(_number(0.0), None, None, best)
+    assert len(found.findings(headless=True)) == 1
+    assert found.findings()[1].status is Status.FAIL
+
+
+def test_every_mean_has_its_error() -> None:
+    trunk = replace(_number(0.01), error=0.002, same_top=0.95, same_top_error=0.01)
+    score = HeadScore(positions=400, acceptance=0.6, logprob=-1.0, chance=0.2, error=0.03)
+    found = Comparison(trunk, _number(0.0), score, score)
+    measured = found.measures(Measures(agreement=0.9))
+    assert measured.kld is not None
+    assert measured.kld.estimate == Estimate(0.01, 0.002)
+    assert (measured.same_top1, measured.acceptance) == (Estimate(0.95, 0.01), Estimate(0.6, 0.03))
+    assert (measured.positions, measured.drafts, measured.agreement) == (100, 400, 0.9)
+    words = [finding.summary for finding in found.findings()]
+    assert "0.0100 ± 0.0020 nats in the mean over 100 positions" in words[0]
+    assert "95.0 ± 1.0 % of first choices the same" in words[0]
+    assert "60.0 ± 3.0 % of 400 drafts" in words[1]
 
 
 def _number(mean: float) -> Divergence:
     zeros = dict.fromkeys(("median", "p90", "p95", "p99", "p99_9", "max", "source_loss", "loss"), 0.0)
-    return Divergence(positions=100, mean=mean, same_top=1.0, vocabulary=10, **zeros)
+    errors = {"error": 0.0, "same_top_error": 0.0}
+    return Divergence(positions=100, mean=mean, same_top=1.0, vocabulary=10, **errors, **zeros)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +206,7 @@ def _number(mean: float) -> Divergence:
     ],
 )
 def test_limits(acceptance: float, trunk: float, heads: float, status: Status) -> None:
-    best = HeadScore(positions=4000, acceptance=0.6, logprob=-1.0, chance=0.2)
+    best = HeadScore(positions=4000, acceptance=0.6, logprob=-1.0, chance=0.2, error=0.0077)
     found = Comparison(_number(trunk), _number(heads), replace(best, acceptance=acceptance), best)
     assert found.findings()[1].status is status
 

@@ -85,7 +85,10 @@ def test_against_all_logits_at_once(zoo: Zoo, tmp_path: Path, name: str, first: 
     assert found.median == pytest.approx(np.median(expected), rel=1e-3)
     assert found.max == pytest.approx(expected.max(), rel=1e-3)
     for key, percent in (("p90", 90), ("p95", 95), ("p99", 99), ("p99_9", 99.9)):
-        assert getattr(found, key) == pytest.approx(np.percentile(expected, percent), rel=1e-3)
+        if len(expected) * (100 - percent) >= 1000:
+            assert getattr(found, key) == pytest.approx(np.percentile(expected, percent), rel=1e-3)
+        else:  # fewer than ten positions lie beyond it
+            assert getattr(found, key) is None
     assert found.same_top == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
     targets = torch.from_numpy(ids).long()[:, begin + 1 :, None]
     for loss, logprobs in ((found.source_loss, p), (found.loss, q)):

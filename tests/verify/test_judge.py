@@ -169,7 +169,7 @@ def test_a_difference_that_cannot_be_weighed_is_not_verified():
     ("drafted", "accepted", "status", "words"),
     [
         (99, 60, Status.PASS, "60 of 99"),
-        (258, 4, Status.FAIL, "at least 15% expected"),
+        (258, 4, Status.PASS, "4 of 258 drafted tokens accepted over 1 prompt(s)"),
         (0, 0, Status.FAIL, "drafted nothing"),
     ],
 )
@@ -177,11 +177,6 @@ def test_acceptance(drafted, accepted, status, words):
     finding = judge.judge_acceptance([generation(draft_n=drafted, draft_accepted=accepted)])
     assert finding.status is status
     assert words in finding.summary
-
-
-def test_acceptance_floor_can_be_moved():
-    answers = [generation(draft_n=50, draft_accepted=5)]
-    assert judge.judge_acceptance(answers, floor=0.05).status is Status.PASS
 
 
 def test_tokens_must_be_the_sources():

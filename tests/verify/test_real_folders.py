@@ -43,7 +43,7 @@ def test_transformers_reads_native_fp8(tmp_path, name):
     reference = reference_from_folder(tmp_path / "fp8-plain", dtype="bfloat16")
     report = verify_folder(path, view=None, options=OPTIONS, reference=reference)
     assert report.runtime == "transformers"
-    assert report.verdict == "pass, without tokens, ends, template_kept, mtp_loads"
+    assert report.verdict == "passed, without tokens, ends, template_kept, mtp_loads"
     assert Check.USED in report.verified
     assert Check.TEMPLATE in report.verified
     with folder_runtime("transformers").open(path, SETTINGS) as session:
@@ -65,7 +65,7 @@ def test_transformers_says_what_is_missing(tmp_path):
     del tensors["model.language_model.layers.2.mlp.down_proj.weight_scale_inv"]
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     report = verify_folder(path, view=None, options=OPTIONS)
-    assert report.verdict == "fail: file"
+    assert report.verdict == "failed: file"
     assert "layers.2.mlp.down_proj.weight is F8_E4M3 and has no scale" in report.failures[0].summary
 
 
@@ -103,8 +103,7 @@ def test_mlx_lm_reads_its_own(mlx_folder):
     report = verify_folder(mlx_folder, view=None, options=options, reference=reference)
     assert report.runtime == "mlx-lm"
     assert report.file_type == "MLX-8bit"
-    assert report.verdict == "pass, without tokens, ends, template_kept"
-    assert report.tok_s > 0
+    assert report.verdict == "passed, without tokens, ends, template_kept"
     with folder_runtime("mlx-lm").open(mlx_folder, SETTINGS) as session:
         assert session.facts["strict"]
         answer = session.generate(ids, n_predict=4, n_probs=3)

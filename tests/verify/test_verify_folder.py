@@ -54,8 +54,8 @@ def view(**fields) -> ModelView:
 def test_everything_checked_and_passed(folders):
     runtime = FakeRuntime(answers(), facts={"strict": True})
     report = verify_folder(folders / "llama", view=None, runtimes=[runtime], reference=FakeReference())
-    assert report.verdict == "pass, without tokens, ends, template_kept"
-    assert (report.runtime, report.file_type, report.tok_s) == ("fake", "F16", 50.0)
+    assert report.verdict == "passed, without tokens, ends, template_kept"
+    assert (report.runtime, report.file_type) == ("fake", "F16")
     assert report.bits_per_weight == 16.0
     assert Check.USED in report.verified
     assert Check.TEMPLATE in report.verified
@@ -64,7 +64,7 @@ def test_everything_checked_and_passed(folders):
 
 def test_a_folder_that_no_runtime_ran_is_never_verified(folders):
     report = verify_folder(folders / "qwen3_5-modelopt-nvfp4", view=None)
-    assert report.verdict == "not verified"
+    assert report.verdict == "not run"
     assert not report.passed
     assert report.runtime == "none"
     assert "--runtime vllm --runtime-python PATH" in report.finding(Check.LOADS).summary
@@ -75,7 +75,7 @@ def test_a_runtime_that_is_not_installed_is_skipped_unless_it_was_named(folders,
     problem = EnvironmentProblem("mlx-lm cannot be imported", hint="pip install it")
     monkeypatch.setattr(run_module, "choose_runtime", lambda *_: FakeRuntime(refuse=problem))
     report = verify_folder(folders / "llama", view=None)
-    assert report.verdict == "not verified"
+    assert report.verdict == "not run"
     assert "pip install it" in report.finding(Check.LOADS).summary
     with pytest.raises(EnvironmentProblem):
         verify_folder(folders / "llama", view=None, options=VerifyOptions(runtime="mlx-lm"))
@@ -84,7 +84,7 @@ def test_a_runtime_that_is_not_installed_is_skipped_unless_it_was_named(folders,
 def test_a_machine_that_lacks_kernels_verifies_nothing_and_accuses_nobody(folders):
     lacking = RuntimeFailure(Failure.LACKING, "no FP4 here")
     report = verify_folder(folders / "llama", view=None, runtimes=[FakeRuntime(refuse=lacking)])
-    assert report.verdict == "not verified"
+    assert report.verdict == "not run"
     assert report.finding(Check.LOADS).status is Status.SKIPPED
 
 
@@ -96,7 +96,7 @@ def test_a_machine_too_small_for_a_folder_tries_nothing_and_accuses_nobody(folde
     path = folders / "qwen3_5-fp8"
     for options in (VerifyOptions(), VerifyOptions(runtime="transformers")):
         report = verify_folder(path, view=None, options=options)
-        assert report.verdict == "not verified"
+        assert report.verdict == "not run"
         assert not report.failures
         found = report.finding(Check.LOADS)
         assert found.status is Status.SKIPPED
@@ -153,7 +153,7 @@ def test_one_of_two_runtimes_failing_fails(folders):
     refused = [generation(range(24), text="\ufffd"), generation(range(24)), generation()]
     runtimes = [FakeRuntime(answers()), FakeRuntime(refused, name="other")]
     report = verify_folder(folders / "llama", view=None, runtimes=runtimes)
-    assert report.verdict == "fail: text"
+    assert report.verdict == "failed: text"
     assert report.failures[0].summary.startswith("other: ")
 
 
@@ -167,7 +167,7 @@ def test_the_stored_form_comes_first_and_counts(folders):
         stored_form=lambda artifact: seen.append(artifact.label) or [bad],
     )
     assert seen == ["llama"]
-    assert report.verdict == "fail: file"
+    assert report.verdict == "failed: file"
 
 
 def test_a_runtime_without_mtp_is_not_asked_for_it(folders):
@@ -183,7 +183,7 @@ def test_a_head_that_loads_and_cannot_draft_is_said(folders):
     assert [settings.draft_max for settings in runtime.opened] == [0, 3]
     assert report.finding(Check.MTP_LOADS).status is Status.PASS
     assert report.finding(Check.MTP_TEXT) == Finding(Check.MTP_TEXT, Status.SKIPPED, "no Triton")
-    assert report.acceptance is None
+    assert report.drafts is None
 
 
 def test_a_lost_head_is_said(folders):
@@ -199,7 +199,7 @@ def test_a_lost_head_is_said(folders):
 def test_a_folder_that_cannot_be_read(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     report = verify_folder(tmp_path, view=None, runtimes=[FakeRuntime(answers())])
-    assert report.verdict == "fail: file"
+    assert report.verdict == "failed: file"
     with pytest.raises(InputError, match="no such folder"):
         verify_folder(tmp_path / "none", view=None)
 

@@ -17,6 +17,7 @@ from verify_fakes import (
 
 from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
+from qexport.receipt.measures import Drafts
 from qexport.verify import steps as steps_module
 from qexport.verify.memory import Fit
 from qexport.verify.options import VerifyOptions
@@ -57,8 +58,9 @@ def test_everything_checked_and_passed(mtp_file):
     assert report.passed
     assert report.failures == ()
     assert report.unverified == (Check.TOKENS, Check.ENDS, Check.TEMPLATE_KEPT)
-    assert report.verdict == "pass, without tokens, ends, template_kept"
-    assert (report.tok_s, report.mtp_tok_s, report.acceptance) == (50.0, 80.0, 0.5)
+    assert report.verdict == "passed, without tokens, ends, template_kept"
+    assert report.drafts == Drafts(60, 30, 2)
+    assert "tok_s" not in json.dumps(report.to_json())
     assert [settings.draft_max for settings in runtime.opened] == [0, 3]
     assert any("loading again with MTP" in words for words in said)
     json.dumps(report.to_json(), allow_nan=False)
@@ -70,13 +72,13 @@ def test_a_file_without_a_head_is_run_once_and_says_nothing_of_mtp(plain_file):
     assert len(runtime.opened) == 1
     assert report.passed
     assert report.finding(Check.MTP_LOADS) is None
-    assert report.acceptance is None
+    assert report.drafts is None
 
 
 def test_a_head_that_is_declared_but_not_there_fails(tmp_path):
     path = write_llama(tmp_path / "tiny.gguf", nextn=1, head=False)
     report = verify_gguf(path, view=None, runtime=FakeRuntime(PLAIN, MTP), reference=FakeReference())
-    assert report.verdict == "fail: file"
+    assert report.verdict == "failed: file"
     assert "holds none of their tensors" in report.failures[0].summary
 
 
@@ -92,12 +94,14 @@ def test_broken_mtp_fails_the_file(mtp_file):
     broken = [generation(range(24), draft_n=250, draft_accepted=3), generation(range(60, 84)), generation()]
     report = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(PLAIN, broken), reference=FakeReference())
     assert not report.passed
-    assert report.verdict == "fail: mtp_text, mtp_acceptance"
+    # How much was accepted over two prompts is said, and judges nothing.
+    assert "3 of 250 drafted tokens accepted over 2 prompt(s)" in report.finding(Check.MTP_ACCEPTANCE).summary
+    assert report.verdict == "failed: mtp_text"
 
 
 def test_disagreement_fails_the_file(plain_file):
     report = verify_gguf(plain_file, view=None, runtime=FakeRuntime(PLAIN), reference=FakeReference(gap=1.5))
-    assert report.verdict == "fail: agreement"
+    assert report.verdict == "failed: agreement"
 
 
 def test_a_source_that_does_not_fit_is_not_verified_with_the_numbers(plain_file, monkeypatch):
@@ -116,14 +120,14 @@ def test_a_source_that_does_not_fit_is_not_verified_with_the_numbers(plain_file,
 def test_a_runtime_that_dies_while_loading_is_a_finding(plain_file):
     died = RuntimeFailure(Failure.DIED, "it was ended by SIGABRT", log=["GGML_ASSERT(false)"])
     report = verify_gguf(plain_file, view=None, runtime=FakeRuntime(refuse=died))
-    assert report.verdict == "fail: loads"
+    assert report.verdict == "failed: loads"
     assert any("| GGML_ASSERT(false)" in line for line in describe(report))
 
 
 def test_a_runtime_that_dies_while_generating_is_a_finding(mtp_file):
     late = RuntimeFailure(Failure.TIMEOUT, "killed after 5 seconds")
     report = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(PLAIN, failure=late))
-    assert report.verdict == "fail: generates"
+    assert report.verdict == "failed: generates"
     assert report.finding(Check.LOADS).status is Status.PASS
     assert report.finding(Check.MTP_LOADS).status is Status.SKIPPED
 
@@ -133,7 +137,7 @@ def test_nothing_made_is_nothing_passed(tmp_path):
     write_llama(path, layers=0, nextn=1)
     report = verify_gguf(path, view=None, runtime=FakeRuntime())
     assert not report.passed
-    assert report.verdict == "not verified"
+    assert report.verdict == "not run"
 
 
 def test_tokens_are_compared_with_the_sources(plain_file):
@@ -143,7 +147,7 @@ def test_tokens_are_compared_with_the_sources(plain_file):
         runtime=FakeRuntime(PLAIN),
         reference=FakeReference(),
     )
-    assert report.verdict == "fail: tokens"  # the fake cuts into bytes
+    assert report.verdict == "failed: tokens"  # the fake cuts into bytes
 
 
 def test_prompts_of_the_user_are_asked(plain_file):
@@ -186,7 +190,7 @@ def test_a_template_may_trim_the_prompt(mtp_file, monkeypatch):
 def test_a_senseless_shard_name_is_a_finding(tmp_path):
     path = write_llama(tmp_path / "x-00001-of-00000.gguf")
     report = verify_gguf(path, view=None, runtime=FakeRuntime(PLAIN), reference=FakeReference())
-    assert report.verdict == "fail: file"
+    assert report.verdict == "failed: file"
     assert "no shard 00001 of 00000" in report.failures[0].summary
 
 
@@ -205,19 +209,17 @@ def test_the_table(mtp_file):
             "tiny-F32.gguf",
             size,
             bits,
-            "0.5 s",
-            "50.0",
-            "80.0",
-            "50%",
             "-",
             "-",
-            "pass, without tokens, ends, template_kept",
+            "-",
+            "30 of 60",
+            "passed, without tokens, ends, template_kept",
         ],
-        ["tiny-F32.gguf", size, bits, "-", "-", "-", "-", "-", "-", "fail: loads"],
+        ["tiny-F32.gguf", size, bits, "-", "-", "-", "-", "failed: loads"],
     ]
     table = render([good, bad], width=140)
-    assert "MTP tok/s" in table
-    assert "fail: loads" in table
+    assert "same top-1" in table
+    assert "failed: loads" in table
 
 
 def test_a_loop_the_source_shares_passes(plain_file):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-__all__ = ["bits", "nats", "percent", "ratio", "speed", "times"]
+if TYPE_CHECKING:
+    from qexport.receipt.measures import Estimate
+
+__all__ = ["bits", "nats", "percent", "ratio", "speed", "times", "with_error"]
 
 _LEAST = 1e-5
 
@@ -49,3 +53,21 @@ def ratio(value: float | None) -> str:
 def bits(value: float | None) -> str:
     """Per weight."""
     return f"{value:.2f}" if value else ""
+
+
+def with_error(found: Estimate | None, *, share: bool = False) -> str:
+    """A mean and its standard error, in nats or (``share``) per cent.
+
+    >>> from qexport.receipt.measures import Estimate
+    >>> with_error(Estimate(0.0123456, 0.00081)), with_error(Estimate(0.9512, 0.0071), share=True)
+    ('0.0123 ± 0.00081', '95.1 ± 0.7 %')
+    """
+    if found is None:
+        return ""
+    if share:
+        words = percent(found.value)
+        return words if found.error is None else words.replace(" %", f" ± {100 * found.error:.1f} %")
+    if found.error is None:
+        return nats(found.value)
+    digits = max(0, 1 - math.floor(math.log10(found.error))) if found.error >= _LEAST else 5
+    return f"{nats(found.value)} ± {found.error:.{min(digits, 6)}f}"

@@ -1,11 +1,10 @@
-"""The files that a push writes itself; what lies in a folder under these names is not sent as it is."""
+"""Files about artifacts. A push writes them anew; what lies in a folder under these names is not sent."""
 
 from __future__ import annotations
 
-from qexport.export.receipt import RECEIPT_NAME
-
 __all__ = ["CARD_NAME", "RECEIPT_NAME", "SUMS_NAME", "is_made_here"]
 
+RECEIPT_NAME = "qexport.json"
 CARD_NAME = "README.md"
 SUMS_NAME = "SHA256SUMS"
 _MADE_HERE = frozenset((CARD_NAME, SUMS_NAME, RECEIPT_NAME))

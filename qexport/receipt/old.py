@@ -1,0 +1,88 @@
+"""Receipts of schema 1, as schema 2 has them; only there are they still dictionaries.
+
+Left out of what they held: tokens a second of single short runs, percentiles that their positions do not
+support, and, of an MTP head in a folder of its own, what its trunk had shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qexport.receipt.measures import supported
+
+__all__ = ["from_schema_1"]
+
+_TAILS = {"p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
+_OF_THE_HEAD = ("mtp_declared", "mtp_head")
+
+
+def from_schema_1(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of ``artifacts``. What is of the wrong type stays so, for the reader to find."""
+    made = dict(entry)
+    measures, details, options = (_mapping(entry.get(name)) for name in ("measures", "details", "options"))
+    verification = entry.get("verification")
+    if isinstance(verification, dict) and verification:
+        made["verification"] = _verification(verification, measures, "draft" in str(entry.get("kind")))
+    else:
+        made["verification"] = None
+    made["bench"] = measures.get("bench")
+    made["mtp_layouts"] = details.get("mtp_layouts") or []
+    made["model_name"] = options.get("model_name")
+    # GGUF options call it imatrix, folder formats importance.
+    matrix = _mapping(options.get("imatrix")) or _mapping(options.get("importance"))
+    tokens = _mapping(matrix.get("calibration")).get("tokens")
+    made["matrix"] = {**matrix, "tokens": tokens} if matrix else None
+    return made
+
+
+def _verification(value: Mapping[str, Any], measures: Mapping[str, Any], drafter: bool) -> dict[str, Any]:
+    findings = value.get("findings")
+    findings = [each for each in findings if isinstance(each, dict)] if isinstance(findings, list) else []
+    made = {**value, "findings": findings, "measures": _measures(measures), "state": _state(value, findings)}
+    if not drafter:
+        return made
+    mine = [each for each in findings if each.get("check") in _OF_THE_HEAD]
+    shown = made["measures"]
+    return {
+        "artifact": value.get("artifact", ""),
+        "findings": mine,
+        "file_type": value.get("file_type", ""),
+        "measures": {name: shown[name] for name in ("drafts", "acceptance", "source_acceptance")},
+        "required": ["mtp_head"],
+    }
+
+
+def _state(value: Mapping[str, Any], findings: list[dict[str, Any]]) -> str | None:
+    """As far as schema 1 says it; what is certain from the findings alone is left to them."""
+    if any(each.get("status") == "fail" for each in findings) or str(value.get("verdict")).startswith("fail"):
+        return "failed"
+    if value.get("passed") is not True:
+        return None
+    compared = [each for each in findings if each.get("check") in ("agreement", "divergence")]
+    return (
+        "ran, not compared" if compared and all(e.get("status") == "skipped" for e in compared) else "passed"
+    )
+
+
+def _measures(value: Mapping[str, Any]) -> dict[str, Any]:
+    positions = value.get("positions")
+    count = positions if isinstance(positions, int) else 0
+    kld = value.get("kld")
+    kld = kld if isinstance(kld, dict) else {"mean": kld}
+    small = [name for name, share in _TAILS.items() if not supported(share, count)]
+    return {
+        "positions": positions,
+        "kld": {k: v for k, v in kld.items() if k not in small} if kld.get("mean") is not None else None,
+        "perplexity_ratio": value.get("perplexity_ratio"),
+        "drafts": positions if value.get("acceptance") is not None else None,
+        **{name: _estimate(value.get(name)) for name in ("same_top1", "acceptance", "source_acceptance")},
+    }
+
+
+def _estimate(value: Any) -> Any:
+    return None if value is None else {"value": value}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,112 @@
+"""Speeds as values: what was measured, of what, where; for receipts and reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from qexport.receipt.engine import Engine, Machine
+from qexport.receipt.typed import as_json, fit
+
+__all__ = ["Bench", "Range", "Speed"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Tokens a second over repeats: the median, the slowest and the fastest."""
+
+    median: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(speed) and speed > 0 for speed in (self.median, self.low, self.high)):
+            raise ValueError("these are no speeds")
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Range:
+        """Of at least one value."""
+        return cls(round(median(values), 3), round(min(values), 3), round(max(values), 3))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One setting.
+
+    Attributes:
+        n_max: tokens that the MTP head drafts at a time; 0: without it.
+        tok_s: generation.
+        prompt_tok_s: reading a prompt; ``None`` where the runtime does not say.
+        drafted, accepted: tokens drafted in all counted runs, and how many of them were kept.
+    """
+
+    n_max: int
+    tok_s: Range
+    prompt_tok_s: Range | None = None
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of drafted tokens that were kept; ``None`` where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All of it.
+
+    Attributes:
+        threads: of the runtime; 0: its own choice.
+        prompts, n_predict, repeats: how many prompts were answered, by at most how many tokens, how often.
+        prompt_tokens: of the prompt that reading was measured on.
+        notes: what could not be measured, and why.
+    """
+
+    engine: Engine = field(metadata={"json": "runtime"})
+    machine: Machine
+    threads: int
+    prompts: int
+    n_predict: int
+    repeats: int
+    prompt_tokens: int
+    speeds: tuple[Speed, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.speeds:
+            raise ValueError("nothing was measured")
+
+    @property
+    def way(self) -> str:
+        """Runtime, threads and machine, in words."""
+        own = "threads by its own choice"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}" if self.threads else own
+        return f"{self.engine}, {threads}, on {self.machine}"
+
+    @property
+    def bare(self) -> Speed | None:
+        """Without MTP."""
+        return next((speed for speed in self.speeds if speed.n_max == 0), None)
+
+    @property
+    def best(self) -> Speed | None:
+        """The fastest setting."""
+        return max(self.speeds, key=lambda speed: speed.tok_s.median, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; no host names or paths in it."""
+        made: dict[str, Any] = as_json(self)
+        for entry, speed in zip(made["speeds"], self.speeds, strict=True):
+            entry["acceptance"] = None if speed.acceptance is None else round(speed.acceptance, 4)
+        return made
+
+    @classmethod
+    def from_json(cls, value: Any) -> Bench:
+        """What :meth:`to_json` gave. Raises ValueError for what is none."""
+        found = fit(cls, value, "bench", [])
+        assert isinstance(found, cls)
+        return found

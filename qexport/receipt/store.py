@@ -1,0 +1,225 @@
+"""``qexport.json`` in a folder: the one reader, which believes nothing, and the one writer.
+
+A receipt comes with files from anywhere. It is read up to a size and a depth, never through a link that
+leaves the folder (but for a Hub cache's own), and what does not fit is left out with a note. Where a run is
+going to write, a file that is no receipt is set aside before the pass, so that the run cannot end on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from qexport.errors import InputError
+from qexport.export.files import replace_file, set_aside, silent, write_problem
+from qexport.receipt.names import RECEIPT_NAME
+from qexport.receipt.old import from_schema_1
+from qexport.receipt.typed import MAX_BYTES, Unfit, as_json, fit, parse
+from qexport.receipt.types import SCHEMA, Artifact, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from qexport.receipt.speeds import Bench
+    from qexport.receipt.types import Gate
+
+__all__ = [
+    "Read",
+    "artifact_json",
+    "note_bench",
+    "note_gates",
+    "parse_receipt",
+    "read_receipt",
+    "receipt_bytes",
+    "settle",
+    "write_receipt",
+]
+
+_MOST_NOTES = 8
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was found.
+
+    Attributes:
+        receipt: empty where there is none, or none that can be used.
+        notes: what was left out, and why.
+        damaged: why the file is no receipt at all; empty: it is one, or there is none.
+    """
+
+    receipt: Receipt = field(default_factory=Receipt)
+    notes: tuple[str, ...] = ()
+    damaged: str = ""
+
+
+def read_receipt(folder: Path) -> Read:
+    """The receipt in ``folder``.
+
+    Raises:
+        InputError: a later qexport has written it.
+    """
+    path = folder / RECEIPT_NAME
+    try:
+        data = _bytes(path)
+    except FileNotFoundError:
+        return Read()
+    except Unfit as error:
+        return Read(damaged=str(error))
+    except OSError as error:
+        return Read(damaged=error.strerror or "it cannot be read")
+    return parse_receipt(data)
+
+
+def parse_receipt(data: bytes) -> Read:
+    """A receipt from the file's bytes, of whatever kind they are.
+
+    Raises:
+        InputError: a later qexport has written it.
+    """
+    try:
+        value = parse(data)
+    except Unfit as error:
+        return Read(damaged=str(error))
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise InputError(
+            f"{RECEIPT_NAME} was written by a later qexport (schema {schema}).",
+            hint="Use that version, or another folder.",
+        )
+    if schema not in (1, SCHEMA) or not isinstance(value.get("artifacts"), list):
+        return Read(damaged="it does not hold what a receipt holds")
+    entries = value["artifacts"]
+    if schema == 1:
+        entries = [from_schema_1(entry) if isinstance(entry, dict) else entry for entry in entries]
+    notes: list[str] = []
+    found = fit(tuple[Artifact, ...], entries, "artifacts", notes)
+    shown = [f"{RECEIPT_NAME}: {note}" for note in notes[:_MOST_NOTES]]
+    if len(notes) > _MOST_NOTES:
+        shown.append(f"{RECEIPT_NAME}: and {len(notes) - _MOST_NOTES} more things left out")
+    return Read(Receipt(found), tuple(shown))
+
+
+def _bytes(path: Path) -> bytes:
+    """All of a regular file that is not too large. Raises Unfit or OSError."""
+    if path.is_symlink() and not _in_cache(path):
+        raise Unfit("it is a link out of the folder")
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Unfit("it is no file")
+    with os.fdopen(fd, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise Unfit(f"it has more than {MAX_BYTES >> 20} MiB")
+    return data
+
+
+def _in_cache(path: Path) -> bool:
+    """Whether a link stays in its folder, or goes to the blobs of the Hub cache whose snapshot that is."""
+    folder, target = path.parent.resolve(), path.resolve()
+    return target.is_relative_to(folder) or target.parent == folder.parent.parent / "blobs"
+
+
+def settle(folder: Path, say: Callable[[str], None] = silent) -> None:
+    """See, before a pass, that a receipt can be written here after it: what is none is set aside.
+
+    Args:
+        say: told what was set aside, and what of the receipt cannot be used.
+
+    Raises:
+        InputError: a later qexport has written it.
+        EnvironmentProblem: it cannot be renamed.
+    """
+    read = read_receipt(folder)
+    for note in read.notes:
+        say(note)
+    if read.damaged:
+        say(f"{RECEIPT_NAME} in {folder.name or folder} cannot be used: {read.damaged}")
+        try:
+            set_aside(folder / RECEIPT_NAME, say)
+        except OSError as error:
+            raise write_problem(error, RECEIPT_NAME) from error
+
+
+def write_receipt(folder: Path, artifacts: Sequence[Artifact], say: Callable[[str], None] = silent) -> Path:
+    """Write the receipt: these artifacts, and those of earlier runs whose files are all still there.
+
+    Speeds that were measured of an artifact stay with it as long as its bytes are the same.
+    """
+    settle(folder, say)
+    earlier = read_receipt(folder).receipt.artifacts
+    replaced = {file.name for artifact in artifacts for file in artifact.files}
+    kept = [
+        artifact
+        for artifact in earlier
+        if not any(file.name in replaced for file in artifact.files)
+        and all((folder / file.name).exists() for file in artifact.files)
+    ]
+    timed = {artifact.files: artifact.bench for artifact in earlier if artifact.bench is not None}
+    made = (replace(each, bench=each.bench or timed.get(each.files)) for each in artifacts)
+    return _write(folder, Receipt((*kept, *made)))
+
+
+def note_bench(path: Path, bench: Bench) -> Path | None:
+    """Note speeds of the artifact at ``path``, a GGUF file or a folder.
+
+    The receipt is the one in the folder, or just above it. ``None``: there is none that knows the artifact,
+    or not with these sizes.
+    """
+    return _note(path, lambda artifact: replace(artifact, bench=bench))
+
+
+def note_gates(path: Path, gates: Sequence[Gate]) -> Path | None:
+    """Note how a recipe's gates ended for the artifact at ``path``; the receipt as in :func:`note_bench`."""
+    return _note(path, lambda artifact: replace(artifact, gates=tuple(gates)))
+
+
+def _note(path: Path, change: Callable[[Artifact], Artifact]) -> Path | None:
+    path = path.absolute()
+    for folder in (path.parent,) if path.is_file() else (path, path.parent):
+        known = read_receipt(folder).receipt.artifacts
+        for at, artifact in enumerate(known):
+            if _is_of(artifact, path, folder) and _same_sizes(folder, artifact):
+                return _write(folder, Receipt((*known[:at], change(artifact), *known[at + 1 :])))
+    return None
+
+
+def _is_of(artifact: Artifact, path: Path, folder: Path) -> bool:
+    files = [folder / file.name for file in artifact.files]
+    if path.is_file():
+        return path in files
+    return artifact.kind not in ("gguf", "imatrix") and all(path in file.parents for file in files)
+
+
+def _same_sizes(folder: Path, artifact: Artifact) -> bool:
+    try:
+        return all((folder / file.name).stat().st_size == file.size for file in artifact.files)
+    except OSError:
+        return False
+
+
+def artifact_json(artifact: Artifact) -> dict[str, Any]:
+    """An entry of a receipt, with what follows from it and readers should not have to work out."""
+    return {
+        **as_json(artifact),
+        "state": artifact.state.value,
+        "verification": None if artifact.verification is None else artifact.verification.to_json(),
+        "bench": None if artifact.bench is None else artifact.bench.to_json(),
+    }
+
+
+def receipt_bytes(receipt: Receipt) -> bytes:
+    """The file."""
+    value = {"schema": SCHEMA, "artifacts": [artifact_json(each) for each in receipt.artifacts]}
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(folder: Path, receipt: Receipt) -> Path:
+    path = folder / RECEIPT_NAME
+    replace_file(path, receipt_bytes(receipt))
+    return path

@@ -1,0 +1,265 @@
+"""A receipt as values. What JSON calls the same is the same; ``bytes`` there is ``size`` here.
+
+Names of files are relative to the folder of the receipt, with ``/``, and lie inside it: a value with another
+name cannot be made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from qexport.doctor.finding import Finding
+from qexport.receipt.measures import Measures
+from qexport.receipt.safe_text import without_hidden
+from qexport.receipt.speeds import Bench
+from qexport.receipt.state import State
+from qexport.receipt.verification import Report
+
+__all__ = ["SCHEMA", "Artifact", "File", "Gate", "Matrix", "Receipt", "Source", "SourceFile", "is_inside"]
+
+SCHEMA = 2
+"""The version of what is written; :mod:`qexport.receipt.old` reads the ones before."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NO_NAME = re.compile(r"[\\\ufffd]|^[A-Za-z]:")
+_MOST_NAME = 1024
+_HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}", re.ASCII)
+_GRAFTED = "grafted from "
+# Written without the vision tower, whatever the source has.
+_TEXT_ALONE = frozenset(("gguf", "mlx", "imatrix"))
+# Where an MLX folder has its head in itself; by default that is a folder of its own.
+_INSIDE = frozenset(("embedded", "mtplx", "vllm-mlx"))
+
+
+def is_inside(name: str) -> bool:
+    """Whether ``name`` is that of a file in the folder or below it, and nothing else.
+
+    >>> is_inside("sub/a.gguf"), is_inside("../a"), is_inside("/a"), is_inside("a//b"), is_inside("C:a")
+    (True, False, False, False, False)
+    """
+    parts = name.split("/")
+    return (
+        0 < len(name) <= _MOST_NAME
+        and not any(part in ("", ".", "..") or part.startswith("-") for part in parts)
+        and _NO_NAME.search(name) is None
+        and without_hidden(name) == name
+    )
+
+
+@dataclass(frozen=True)
+class File:
+    """A file: name, bytes, SHA-256 in hexadecimal."""
+
+    name: str
+    size: int = field(metadata={"json": "bytes"})
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not is_inside(self.name):
+            raise ValueError(f"{self.name[:80]!r} is not a name inside the folder")
+        if not _SHA256.fullmatch(self.sha256) or self.size < 0:
+            raise ValueError(f"{self.name!r} has no SHA-256 or no size")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A weight file of the source: how many tensors, their bytes, and a hash of names, types and places."""
+
+    tensors: int = 0
+    size: int = field(default=0, metadata={"json": "bytes"})
+    layout_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from.
+
+    Attributes:
+        label: of a folder its name; of a Hub model ``org/name@`` and the first digits of the commit.
+        revision: the commit, for a model on the Hub.
+        mtp: ``own``, ``none``, ``dropped``, or ``grafted from`` a base.
+        vision: whether it has a vision tower; ``None``: not said.
+        card: what the source's own card says: licence, language, task.
+    """
+
+    label: str = ""
+    revision: str | None = None
+    files: Mapping[str, SourceFile] = field(default_factory=dict)
+    mtp: str = "none"
+    vision: bool | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hub_id(self) -> str | None:
+        """The id on the Hub; ``None`` for a folder."""
+        match = _HUB_LABEL.fullmatch(self.label)
+        return match["id"] if match else None
+
+    @property
+    def head(self) -> str:
+        """``own``, ``grafted``, ``dropped`` or empty: where the MTP head is from."""
+        if self.mtp.startswith(_GRAFTED):
+            return "grafted"
+        return self.mtp if self.mtp in ("own", "dropped") else ""
+
+    @property
+    def base(self) -> str:
+        """What the head was grafted from."""
+        return self.mtp.removeprefix(_GRAFTED) if self.head == "grafted" else ""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.size for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The importance matrix that weighted the rounding: its file, and what it was made from.
+
+    Attributes:
+        calibration: how it was collected, where that was here.
+    """
+
+    file: str
+    sha256: str = ""
+    datasets: tuple[str, ...] = ()
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that an artifact had to keep.
+
+    Attributes:
+        gate: its name in a recipe, such as ``max_mean_kld``.
+        value: what was measured; ``None``: nothing was, which passes no gate.
+    """
+
+    artifact: str
+    gate: str
+    limit: float
+    value: float | None = None
+    passed: bool = False
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact.
+
+    Attributes:
+        kind: ``gguf``, ``mlx``, ``mlx-drafter``, ``fp8``, ``nvfp4``, ``merged`` or ``imatrix``.
+        label: its type, such as ``Q4_K_M``.
+        details: facts of the format, for people and programs that know it.
+        notes: what was said when it was planned.
+        verification: ``None``: not asked for.
+        bench: speeds that ``qexport bench`` has measured.
+        options: what was asked for.
+        model_name: what was asked for as the model's name.
+        mtp_layouts: where an MLX export has put the head.
+        findings: of the doctor, about the source.
+        fingerprint: what its bytes follow from, so that they are not made again.
+        tool: qexport's version; ``libraries``: those of others.
+        written: when, in ISO 8601.
+    """
+
+    kind: str
+    label: str
+    files: tuple[File, ...]
+    bits_per_weight: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    verification: Report | None = None
+    bench: Bench | None = None
+    gates: tuple[Gate, ...] = ()
+    source: Source = field(default_factory=Source)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    matrix: Matrix | None = None
+    model_name: str | None = None
+    mtp_layouts: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    fingerprint: str | None = None
+    tool: str = field(default="", metadata={"json": "qexport"})
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    written: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("it names no files")
+
+    @property
+    def format(self) -> str:
+        """``gguf``, ``mlx``, ``fp8``, ``nvfp4``, ``merged`` or ``imatrix``."""
+        return self.kind.partition("-")[0]
+
+    @property
+    def is_model(self) -> bool:
+        """Whether there is something in it that a runtime could run."""
+        return self.kind != "imatrix"
+
+    @property
+    def is_drafter(self) -> bool:
+        """An MTP head in a folder of its own, which another artifact is run with."""
+        return "draft" in self.kind
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether an MTP head is inside."""
+        if self.kind == "mlx":
+            return not _INSIDE.isdisjoint(self.mtp_layouts)
+        return self.is_model and self.source.head in ("own", "grafted")
+
+    @property
+    def sees(self) -> bool:
+        """Whether it can take an image: of an earlier version's receipt only the kind tells."""
+        return self.format not in _TEXT_ALONE and self.source.vision is not False
+
+    @property
+    def state(self) -> State:
+        """How far it is proven; what verification was not asked for has not run."""
+        return State.NOT_RUN if self.verification is None else self.verification.state
+
+    @property
+    def verdict(self) -> str:
+        """The state in words, with what it is about."""
+        return State.NOT_RUN.value if self.verification is None else self.verification.verdict
+
+    @property
+    def broken_gates(self) -> tuple[str, ...]:
+        """Limits of its recipe that it does not keep."""
+        return tuple(gate.gate for gate in self.gates if not gate.passed)
+
+    @property
+    def measures(self) -> Measures:
+        """Its figures; those in a drafter's receipt are of its head alone."""
+        return Measures() if self.verification is None else self.verification.measures
+
+    @property
+    def repairs(self) -> tuple[Finding, ...]:
+        """What was wrong with the source and was put right in what was written."""
+        return tuple(finding for finding in self.findings if finding.severity == "repaired")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def written_at(self) -> float | None:
+        """When it was written, in seconds since 1970; ``None`` where the receipt does not say."""
+        try:
+            moment = datetime.fromisoformat(self.written)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            return None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """All artifacts of a folder; several runs may have filled it."""
+
+    artifacts: tuple[Artifact, ...] = ()
+    schema: int = SCHEMA

@@ -1,0 +1,186 @@
+"""What verification found: frozen, JSON-able, and careful to say what was not checked.
+
+A check that was skipped proves nothing: it is listed under ``unverified`` and never counts as verified. What
+does not apply (a head, where the source has none) is no check at all. An artifact has passed when nothing
+failed, everything required was made, and something was compared with the source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from qexport.receipt.engine import Engine
+from qexport.receipt.measures import Drafts, Measures
+from qexport.receipt.state import State
+from qexport.receipt.typed import as_json, fit
+
+__all__ = ["COMPARED", "REQUIRED", "REQUIRED_OF_HEADS", "Check", "Finding", "Report", "Status"]
+
+
+class Check(StrEnum):
+    """Everything that can be found about a file, in the order in which it is looked at."""
+
+    FILE = "file"
+    NUMBERS = "numbers"
+    TENSORS = "tensors"
+    STORED = "stored"
+    DECLARED = "declared"
+    FUSED = "fused"
+    MTP_DECLARED = "mtp_declared"
+    LOADS = "loads"
+    USED = "used"
+    TOKENS = "tokens"
+    ENDS = "ends"
+    TEMPLATE_KEPT = "template_kept"
+    TEMPLATE = "template"
+    GENERATES = "generates"
+    FINITE = "finite"
+    TEXT = "text"
+    AGREEMENT = "agreement"
+    MTP_LOADS = "mtp_loads"
+    MTP_TEXT = "mtp_text"
+    MTP_ACCEPTANCE = "mtp_acceptance"
+    MTP_HEAD = "mtp_head"
+    DIVERGENCE = "divergence"
+
+
+REQUIRED = (Check.FILE, Check.LOADS, Check.GENERATES, Check.FINITE, Check.TEXT)
+"""Without these an artifact has not been run."""
+REQUIRED_OF_HEADS = (Check.MTP_HEAD,)
+"""Of an MTP head in a folder of its own: run with its trunk, it guesses what the trunk says."""
+COMPARED = (Check.AGREEMENT, Check.DIVERGENCE, Check.MTP_HEAD)
+"""Each of these compares what comes out with what the source says."""
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's outcome: a sentence for people, ``data`` for programs."""
+
+    check: Check
+    status: Status
+    summary: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; numbers of ``data`` with six places are enough."""
+        return {**as_json(self), "data": _short(self.data)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on one artifact.
+
+    Attributes:
+        size: bytes of all its files.
+        bits_per_weight: as :func:`~qexport.receipt.measures.bits_per_weight` counts.
+        drafts: of the runtime, over the prompts that it answered.
+        required: checks without which it has not been run.
+        said: how a receipt says that it ended, whose findings may not be complete.
+    """
+
+    artifact: str = ""
+    engine: Engine = field(default_factory=Engine, metadata={"json": "runtime"})
+    findings: tuple[Finding, ...] = ()
+    texts: tuple[str, ...] = ()
+    file_type: str = ""
+    size: int = 0
+    bits_per_weight: float = 0.0
+    load_s: float = 0.0
+    drafts: Drafts | None = None
+    measures: Measures = field(default_factory=Measures)
+    required: tuple[Check, ...] = REQUIRED
+    said: State | None = field(default=None, metadata={"json": "state"})
+
+    @property
+    def runtime(self) -> str:
+        return self.engine.name
+
+    @property
+    def runtime_version(self) -> str:
+        return self.engine.version
+
+    @property
+    def state(self) -> State:
+        """How far it is proven."""
+        if self.failures or self.said is State.FAILED:
+            return State.FAILED
+        held = set(self.verified)
+        if self.said is not State.PASSED:
+            if not held.issuperset(self.required):
+                return self.said or State.NOT_RUN
+            if held.isdisjoint(COMPARED):
+                return State.UNCOMPARED
+        return State.PASSED
+
+    @property
+    def passed(self) -> bool:
+        return self.state is State.PASSED
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.status is Status.FAIL)
+
+    @property
+    def verified(self) -> tuple[Check, ...]:
+        """The checks that were made and passed."""
+        return tuple(finding.check for finding in self.findings if finding.status is Status.PASS)
+
+    @property
+    def unverified(self) -> tuple[Check, ...]:
+        """The checks that were not made."""
+        return tuple(finding.check for finding in self.findings if finding.status is Status.SKIPPED)
+
+    def finding(self, check: Check) -> Finding | None:
+        """The finding of one check, if it came to that."""
+        return next((finding for finding in self.findings if finding.check is check), None)
+
+    @property
+    def verdict(self) -> str:
+        """The state, and what it is about: ``passed, without mtp_loads``, ``failed: agreement, mtp_text``."""
+        if self.failures:
+            return f"{self.state}: " + ", ".join(finding.check.value for finding in self.failures)
+        ran = self.state in (State.PASSED, State.UNCOMPARED)
+        without = ", without " + ", ".join(self.unverified) if ran and self.unverified else ""
+        return f"{self.state}{without}"
+
+    @classmethod
+    def from_json(cls, value: Any) -> Report:
+        """The report that :meth:`to_json` gave. Raises ValueError for what is none."""
+        report = fit(cls, value, "report", [])
+        assert isinstance(report, cls)
+        return report
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON for receipts and ``--json``; no host paths in it."""
+        return {
+            **as_json(self),
+            "state": self.state.value,
+            "verdict": self.verdict,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "load_s": round(self.load_s, 3),
+            "verified": [check.value for check in self.verified],
+            "unverified": [check.value for check in self.unverified],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _short(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else str(value)
+    return value
