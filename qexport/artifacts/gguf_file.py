@@ -87,8 +87,9 @@ class GgufInfo:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of file for each weight, metadata included: what a download costs."""
-        return 8 * self.size / self.parameters if self.parameters else 0.0
+        """Bits of stored tensors for each weight; header and padding are not weights."""
+        stored = sum(entry.stop - entry.start for entry in self.entries.values())
+        return 8 * stored / self.parameters if self.parameters else 0.0
 
     @property
     def head_tensors(self) -> bool:

@@ -68,7 +68,7 @@ def bench_subject(path: Path, choice: Choice) -> tuple[Path, Subject, Runtime]:
             Xllamacpp() if server is None else LlamaServer(server),
         )
     artifact = open_artifact(path)
-    subject = folder_subject(artifact, LocalCheckpoint(path, quantized=True))
+    subject = folder_subject(path, artifact, LocalCheckpoint(path, quantized=True))
     return path, subject, folder_runtime(_runtime(artifact, choice), choice.python)
 
 

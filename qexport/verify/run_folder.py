@@ -18,6 +18,9 @@ from qexport.checkpoint.chat_templates import read_templates
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.families.roles import Block
+from qexport.receipt.measures import bits_per_weight
+from qexport.receipt.names import is_made_here
 from qexport.verify.choose import choose_runtime
 from qexport.verify.conversation import folder_ends, judge_ends, source_ends, template_kept
 from qexport.verify.folder_type import folder_type
@@ -141,7 +144,7 @@ class _About:
         try:
             artifact = open_artifact(path)
             stored = LocalCheckpoint(path, quantized=True)
-            self.subject = folder_subject(artifact, stored)
+            self.subject = folder_subject(path, artifact, stored)
         except InputError as error:
             self.add(Finding(Check.FILE, Status.FAIL, redact(str(error))))
             return None
@@ -176,21 +179,31 @@ class _About:
         return report_of(self.name, self.subject, findings, ran)
 
 
-def folder_subject(artifact: Artifact, stored: LocalCheckpoint) -> Subject:
+def _size(path: Path, stored: LocalCheckpoint) -> int:
+    """Bytes of all files that belong to it: weights, configs, tokenizer."""
+    small = sum(size for name, size in stored.files.items() if not is_made_here(name))
+    return small + sum((path / file).stat().st_size for file in {t.file for t in stored.tensors.values()})
+
+
+def folder_subject(path: Path, artifact: Artifact, stored: LocalCheckpoint) -> Subject:
     """What a folder says of itself.
 
     Args:
+        path: the folder.
         artifact: the folder as it was opened.
         stored: the same folder, as tensors and small files.
 
     Raises:
         InputError: its tensors are not those of a model.
     """
-    size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
+    weights = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
+    # An MLX head is in files that the index does not name, or in a folder of its own.
+    beside = artifact.details.get("head_outside")
+    mine = (t.data.numel for t in artifact.view() if not (beside and t.block is Block.MTP))
     return Subject(
         file_type=folder_type(artifact),
-        size=size,
-        bits_per_weight=8 * size / artifact.view().parameters,
+        size=_size(path, stored),
+        bits_per_weight=bits_per_weight(weights, sum(mine)),
         chat_template=read_templates(artifact.files, artifact.label).default is not None,
         complete_chats=True,
         context=int(artifact.text.get("max_position_embeddings") or 0),

@@ -51,6 +51,10 @@ def test_the_demo_ends_green_with_the_head_at_work(demo):
             assert 0 < measures["kld"]["error"] < measures["kld"]["mean"] < 0.2
             assert "p99_9" not in measures["kld"]
         assert head["acceptance"] > head["source"]["acceptance"] - 0.05
+    for artifact in every:  # counted from the plan, and from what is stored: one figure
+        told = json.loads((out / artifact["folder"] / "qexport.json").read_text())["artifacts"]
+        (mine,) = (each for each in told if each["label"] == artifact["label"])
+        assert artifact["verification"]["bits_per_weight"] == pytest.approx(mine["bits_per_weight"], abs=2e-4)
     for artifact in every[:2]:
         report = artifact["verification"]
         assert report["unverified"] == []
