@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _TYPES = ("Q4_K_M", "Q8_0")
-# In the demo model's world (qexport/demo/corpus.py): it knows stories, capitals, small functions.
+# In the demo model's world (tools/demo_corpus.py): it knows stories, capitals, small functions.
 _PROMPTS = (
     "Tell me a story about a fox.",
     "What is the capital of Japan?",

@@ -5,4 +5,4 @@ from pathlib import Path
 __all__ = ["MODEL"]
 
 MODEL = Path(__file__).parent / "model"
-"""The published form: MTP head, vision tower, chat template. Made by ``python -m qexport.demo.train``."""
+"""The published form: MTP head, vision tower, chat template. Made by ``python tools/train_demo.py``."""

@@ -6,7 +6,7 @@ happens), a native MTP head whose drafts are accepted, a byte-level BPE with Qwe
 template, a vision tower that a text-only merge loses, and the published names and dtypes. What it says can be
 read by a person, so a broken export is visible at once.
 
-    python -m qexport.demo.train --out DIR [--steps N] [--seed S] [--device cpu|cuda]
+    python tools/train_demo.py --out DIR [--steps N] [--seed S] [--device cpu|cuda]
 
 On one CPU core the default takes about a quarter of an hour. The vision tower is random and never trained:
 the demo shows that it is lost and kept, not that it sees.
@@ -41,7 +41,7 @@ from torch.nn import functional
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
-from qexport.demo.corpus import PROMPTS, documents
+from demo_corpus import PROMPTS, documents
 
 __all__ = ["MtpHead", "build_tokenizer", "demo_config", "main", "save_checkpoint", "train"]
 
@@ -131,7 +131,7 @@ answers simple questions in English and some in Chinese, adds small numbers (and
 small Python functions. It knows nothing else. The prompts that `qexport verify` asks of any model are not in
 its training text.
 
-The training text comes from the templates in `qexport/demo/corpus.py`; no third-party text and no weights
+The training text comes from the templates in `tools/demo_corpus.py`; no third-party text and no weights
 of any other model were used. The tokenizer was trained on the same text, with Qwen3.5's pre-tokenizer rules
 and special tokens.
 
@@ -520,7 +520,7 @@ def train(
     result = evaluate(model, mtp, tokenizer, device)
     for question in PROMPTS:
         print(f"{question} -> {sample(model, tokenizer, question, device)!r}", file=sys.stderr, flush=True)
-    command = f"python -m qexport.demo.train --out DIR --device {device} --seed {seed} --steps {steps}"
+    command = f"python tools/train_demo.py --out DIR --device {device} --seed {seed} --steps {steps}"
     if threads != DEFAULT_THREADS and device == "cpu":
         command += f" --threads {threads}"
     if lr != DEFAULT_LR:
@@ -533,7 +533,7 @@ def train(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of ``python -m qexport.demo.train``."""
+    """The command line of ``python tools/train_demo.py``."""
     parser = argparse.ArgumentParser(description="Train the demo model of qexport.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
