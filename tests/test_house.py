@@ -16,6 +16,7 @@ FLOORS = (
     "search_path",
     "children",
     "checkpoint",
+    "container",
     "families",
     "doctor",
     "codecs",

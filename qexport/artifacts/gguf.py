@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.artifacts.artifact import Artifact, Kind, Weight, skeleton
-from qexport.artifacts.gguf_file import GgufInfo, GgufTensor, read_gguf, shard_paths
 from qexport.artifacts.turned import turned
 from qexport.checkpoint.source_file import SourceFile
 from qexport.checkpoint.tensors import StoredTensor, matrix_shape
 from qexport.codecs.decoders import decode_rows
 from qexport.codecs.ggml_types import GGML_TYPES
+from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
+from qexport.container.gguf_read import GgufTensor
 from qexport.errors import InputError
 from qexport.families.table import FAMILIES
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name

@@ -17,20 +17,35 @@ left before anything is allocated, and values must be finite and not negative.
 from __future__ import annotations
 
 import hashlib
-import struct
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qexport.checkpoint.paths import read_small
+from qexport.container.gguf_read import DamagedGguf, GgufHeader, read_gguf_header
+from qexport.container.gguf_write import (
+    KV,
+    MAGIC,
+    TensorInfo,
+    ValueType,
+    array,
+    header_bytes,
+    padded,
+    string,
+    u32,
+)
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ImportanceMatrix", "read_imatrix"]
+__all__ = ["ImportanceMatrix", "imatrix_bytes", "read_imatrix", "sealed"]
+
+_F32 = 0  # ggml's number of the type
 
 # Those of the largest mixtures take three quarters of a gigabyte.
 _MAX_BYTES = 1 << 31
@@ -104,7 +119,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     data = read_small(path, path.name, limit=_MAX_BYTES)
     cursor = _Cursor(path.name, data)
     try:
-        read = _read_gguf if data[:4] == b"GGUF" else _read_legacy
+        read = _read_gguf if data[:4] == MAGIC else _read_legacy
         with np.errstate(invalid="ignore"):  # damaged values are reported below, by name
             matrix = read(cursor, hashlib.sha256(data).hexdigest())
     except UnicodeDecodeError:
@@ -141,15 +156,11 @@ class _Cursor:
         self.at += size
         return self.data[self.at - size : self.at]
 
-    def number(self, code: str) -> int:
-        return int(self.scalar(code))
+    def number(self) -> int:
+        return int.from_bytes(self.take(4), "little", signed=True)
 
-    def scalar(self, code: str) -> float:
-        (value,) = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))
-        return value  # type: ignore[no-any-return]
-
-    def text(self, length_code: str) -> str:
-        return self.take(self.number(length_code)).decode()
+    def text(self) -> str:
+        return self.take(self.number()).decode()
 
     def floats(self, count: int) -> np.ndarray:
         import numpy as np
@@ -162,107 +173,88 @@ def _read_legacy(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
 
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
-    number_of_entries = cursor.number("i")
+    number_of_entries = cursor.number()
     # The smallest entry: a length, one letter, calls, one value and its count.
     if not 0 < number_of_entries <= cursor.left // 17:
         raise cursor.bad(f"neither GGUF nor the older .dat form ({number_of_entries} entries?)")
     for _ in range(number_of_entries):
-        name, calls, values = cursor.text("i"), cursor.number("i"), cursor.floats(cursor.number("i"))
+        name, calls, values = cursor.text(), cursor.number(), cursor.floats(cursor.number())
         if not name or not values.size:
             raise cursor.bad("an entry without a name or values")
         sums[name] = values.reshape(1, -1).astype(np.float32)
         counts[name] = np.array([max(0, calls)])
     # The rest came later and is optional: number of chunks, name of the data set.
-    chunks = cursor.number("i") if cursor.left >= 4 else 0
-    dataset = cursor.text("i") if cursor.left > 4 else ""
+    chunks = cursor.number() if cursor.left >= 4 else 0
+    dataset = cursor.text() if cursor.left > 4 else ""
     datasets = (dataset.rstrip("\0"),) if dataset else ()
     return ImportanceMatrix(sums, counts, datasets, chunks, 0, "legacy", cursor.label, sha256)
-
-
-# Struct codes of GGUF's scalar types: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 
 
 def _read_gguf(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
     import numpy as np
 
-    cursor.take(4)
-    version = cursor.number("I")
-    if version not in (2, 3):
-        raise cursor.bad(f"GGUF version {version}")
-    tensor_count, key_count = cursor.number("Q"), cursor.number("Q")
-    metadata = {cursor.text("Q"): _value(cursor) for _ in range(_plausible(cursor, key_count, 13))}
-    infos = [_tensor_info(cursor) for _ in range(_plausible(cursor, tensor_count, 24))]
-    tensors = _tensors(cursor, infos, metadata.get("general.alignment", 32))
-
-    names = sorted(name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2"))
+    try:
+        header = read_gguf_header(BytesIO(cursor.data), len(cursor.data), lists=("imatrix.datasets",))
+    except DamagedGguf as error:
+        raise cursor.bad(str(error)) from None
+    names = sorted(name.removesuffix(".in_sum2") for name in header.tensors if name.endswith(".in_sum2"))
+    metadata = header.metadata
     if not names:
         kind = metadata.get("general.type", "model")
         raise cursor.bad(f"a GGUF file of type {kind!r} without .in_sum2 tensors")
-    datasets = metadata.get("imatrix.datasets")
+    datasets = header.texts.get("imatrix.datasets")
     chunks, size = metadata.get("imatrix.chunk_count"), metadata.get("imatrix.chunk_size")
-    if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(size, int)):
+    if not (datasets is not None and isinstance(chunks, int) and isinstance(size, int)):
         raise cursor.bad("imatrix.datasets, imatrix.chunk_count or imatrix.chunk_size is missing")
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
     for name in names:
-        found, seen = tensors[f"{name}.in_sum2"], tensors.get(f"{name}.counts")
-        if seen is None or not seen.size or not found.size or found.size % seen.size:
-            raise cursor.bad(f"{name} has {found.size} sums and {0 if seen is None else seen.size} counts")
+        found, seen = (_floats(cursor, header, f"{name}.{suffix}") for suffix in ("in_sum2", "counts"))
+        if not seen.size or not found.size or found.size % seen.size:
+            raise cursor.bad(f"{name} has {found.size} sums and {seen.size} counts")
         if not ((seen >= 0).all() and (seen < 2**62).all()):
             raise cursor.bad(f"{name} has counts that are negative or not finite")
         whole = np.floor(seen.astype(np.float64) + 0.5).astype(np.int64)  # lround: halves away from zero
         sums[name] = found.reshape(len(whole), -1)
         counts[name] = whole
-    texts = tuple(str(text) for text in datasets)
-    return ImportanceMatrix(sums, counts, texts, chunks, size, "gguf", cursor.label, sha256)
+    return ImportanceMatrix(sums, counts, datasets, chunks, size, "gguf", cursor.label, sha256)
 
 
-def _plausible(cursor: _Cursor, count: int, smallest: int) -> int:
-    """``count``, if that many things of ``smallest`` bytes can be left."""
-    if count > cursor.left // smallest:
-        raise cursor.bad(f"it claims {count} items with {cursor.left} bytes left")
-    return count
+def _floats(cursor: _Cursor, header: GgufHeader, name: str) -> np.ndarray:
+    """The values of a tensor, none where it is not there."""
+    tensor = header.tensors.get(name)
+    if tensor is not None and tensor.type_name != "F32":
+        raise cursor.bad(f"{name} is not float32")
+    cursor.at = 0 if tensor is None else tensor.start
+    return cursor.floats(0 if tensor is None else math.prod(tensor.shape))
 
 
-def _value(cursor: _Cursor) -> object:
-    kind = cursor.number("I")
-    if kind == _STRING:
-        return cursor.text("Q")
-    if kind in _SCALARS:
-        return cursor.scalar(_SCALARS[kind])
-    inner, count = (cursor.number("I"), cursor.number("Q")) if kind == _ARRAY else (kind, 0)
-    if kind == _ARRAY and inner == _STRING:
-        return [cursor.text("Q") for _ in range(_plausible(cursor, count, 8))]
-    if kind == _ARRAY and inner in _SCALARS:
-        return cursor.take(count * struct.calcsize(f"<{_SCALARS[inner]}"))  # no array of numbers matters here
-    raise cursor.bad(f"metadata of unknown type {inner}")
+def sealed(matrix: ImportanceMatrix) -> ImportanceMatrix:
+    """The matrix with the hash of the file that :func:`imatrix_bytes` makes of it."""
+    return replace(matrix, sha256=hashlib.sha256(imatrix_bytes(matrix)).hexdigest())
 
 
-def _tensor_info(cursor: _Cursor) -> tuple[str, int, int, int]:
-    """Name, number of values, type, offset."""
-    name, dimensions = cursor.text("Q"), cursor.number("I")
-    if dimensions > 4:
-        raise cursor.bad(f"{name} has {dimensions} dimensions")
-    values = 1
-    for _ in range(dimensions):
-        values *= cursor.number("Q")
-    return name, values, cursor.number("I"), cursor.number("Q")
+def imatrix_bytes(matrix: ImportanceMatrix) -> bytes:
+    """The whole file, as llama-imatrix would write it (``save_imatrix`` in
+    https://github.com/ggml-org/llama.cpp/blob/master/tools/imatrix/imatrix.cpp): sums and counts in float32,
+    names sorted by their bytes, means left to the reader.
+    """
+    import numpy as np
 
-
-def _tensors(
-    cursor: _Cursor, infos: list[tuple[str, int, int, int]], alignment: object
-) -> dict[str, np.ndarray]:
-    if not isinstance(alignment, int) or alignment <= 0:
-        raise cursor.bad(f"alignment {alignment}")
-    start = -(-cursor.at // alignment) * alignment
-    tensors = {}
-    for name, values, kind, offset in infos:
-        if not name.endswith((".in_sum2", ".counts")):
-            continue
-        if kind != 0:
-            raise cursor.bad(f"{name} is not float32")
-        cursor.at = min(start + offset, len(cursor.data))
-        tensors[name] = cursor.floats(values)
-    return tensors
+    metadata: dict[str, KV] = {"general.type": string("imatrix")}
+    if matrix.datasets:
+        metadata["imatrix.datasets"] = array(ValueType.STRING, matrix.datasets)
+    metadata["imatrix.chunk_count"] = u32(matrix.chunk_count)
+    metadata["imatrix.chunk_size"] = u32(matrix.chunk_size)
+    infos: list[TensorInfo] = []
+    data: list[bytes] = []
+    at = 0
+    for name in sorted(matrix.sums, key=str.encode):
+        sums, counts = matrix.sums[name], matrix.counts[name]
+        for suffix, values in (("in_sum2", sums), ("counts", counts[:, None])):
+            raw = np.ascontiguousarray(values, "<f4").tobytes()
+            shape = values.shape if len(values) > 1 else values.shape[1:]  # ggml leaves outer ones out
+            infos.append(TensorInfo(f"{name}.{suffix}", shape, _F32, at))
+            data += [raw, bytes(padded(len(raw)) - len(raw))]
+            at = padded(at + len(raw))
+    return b"".join([header_bytes(metadata, infos), *data])

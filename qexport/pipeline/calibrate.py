@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
 from qexport.calibrate.corpus import builtin_corpus, read_corpus
-from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.calibrate.imatrix_file import read_imatrix, sealed
 from qexport.calibrate.imatrix_sums import merged
 from qexport.calibrate.kinds import kind_of
 from qexport.calibrate.modules import import_transformers
@@ -23,7 +23,7 @@ from qexport.calibrate.tokens import tokenize
 from qexport.errors import InputError
 from qexport.families.roles import Role
 from qexport.formats.gguf.file_name import matrix_name
-from qexport.formats.gguf.importance import gguf_importance, sealed, uncollected
+from qexport.formats.gguf.importance import gguf_importance, uncollected
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

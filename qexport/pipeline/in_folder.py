@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.gguf_file import shard_paths
+from qexport.container.gguf_file import shard_paths
 from qexport.errors import InputError
 from qexport.publish.sums import check_hashes
 from qexport.receipt.folder import known_in

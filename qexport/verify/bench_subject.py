@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.artifacts.artifact import Kind
-from qexport.artifacts.gguf_file import read_gguf, shard_paths
 from qexport.artifacts.opening import open_artifact
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.container.gguf_file import read_gguf, shard_paths
 from qexport.errors import InputError, UsageProblem
 from qexport.verify.choose import can_judge
 from qexport.verify.folder_runtimes import folder_runtime

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.gguf_file import GgufInfo, read_gguf, shard_paths
 from qexport.children.redact import redact
+from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
 from qexport.errors import InputError
 from qexport.verify.conversation import gguf_template
 from qexport.verify.judge import skipped

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.gguf_file import shard_paths
 from qexport.artifacts.rows import Part
 from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.tensors import DTYPE_BYTES, matrix_shape
+from qexport.container.gguf_file import shard_paths
 from qexport.errors import InputError
 from qexport.verify.report import Check, Finding, Status
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from qexport.artifacts.artifact import Artifact
     from qexport.artifacts.forms import Form
-    from qexport.artifacts.gguf_file import GgufInfo
     from qexport.checkpoint.tensors import Checkpoint
+    from qexport.container.gguf_file import GgufInfo
 
 __all__ = ["folder_numbers", "gguf_numbers"]
 

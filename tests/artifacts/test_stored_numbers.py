@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from zoo_types import Zoo
 
 from qexport.artifacts import open_artifact
-from qexport.artifacts.gguf_file import read_gguf
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.container.gguf_file import read_gguf
 from qexport.verify import stored_numbers
 from qexport.verify.report import Check, Finding, Status
 from qexport.verify.stored_numbers import folder_numbers, gguf_numbers

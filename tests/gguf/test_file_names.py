@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qexport.container.gguf_file import shard_names
 from qexport.errors import UsageProblem
-from qexport.formats.gguf.file_name import file_stem, found_by_tag, is_model_name, matrix_name, shard_names
+from qexport.formats.gguf.file_name import file_stem, found_by_tag, is_model_name, matrix_name
 from qexport.formats.gguf.file_types import FILE_TYPES
 from qexport.formats.gguf.options import GgufOptions
 

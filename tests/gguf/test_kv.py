@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from qexport.formats.gguf.kv import (
+from qexport.container.gguf_write import (
     ALIGNMENT,
     TensorInfo,
     ValueType,

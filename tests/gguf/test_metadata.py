@@ -16,7 +16,7 @@ from make_metadata_golden import GOLDEN, plain
 from metadata_cases import CASES, view_of
 from zoo_types import Zoo, ZooCopy
 
-from qexport.formats.gguf.kv import KV, ValueType
+from qexport.container.gguf_write import KV, ValueType
 from qexport.formats.gguf.metadata import GeneralOptions, MetadataOptions, ParameterCounts, build_metadata
 
 BF16 = 32

@@ -11,9 +11,9 @@ from metadata_cases import edit_json, view_of
 from tokenizers import Tokenizer
 from zoo_types import Zoo, ZooCopy
 
+from qexport.container.gguf_write import KV
 from qexport.errors import InputError
 from qexport.families.view import ModelView
-from qexport.formats.gguf.kv import KV
 from qexport.formats.gguf.tokenizer import token_embedding_rows, tokenizer_metadata
 from qexport.formats.gguf.vocabulary import TokenType, looks_special
 

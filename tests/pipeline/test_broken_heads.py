@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qexport.artifacts import open_artifact
-from qexport.artifacts.gguf_file import read_gguf
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.container.gguf_file import read_gguf
 from qexport.demo import MODEL
 from qexport.doctor import Diagnosis, diagnose
 from qexport.families.view import ModelView

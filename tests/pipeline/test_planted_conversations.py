@@ -11,8 +11,8 @@ import pytest
 import torch
 from quirks_planted import change_json, change_tensors
 
-from qexport.artifacts.gguf_file import read_gguf
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.container.gguf_file import read_gguf
 from qexport.doctor import Diagnosis, diagnose
 from qexport.errors import InputError
 from qexport.formats.fp8.options import Fp8Options

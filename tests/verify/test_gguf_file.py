@@ -9,7 +9,7 @@ import struct
 import pytest
 from verify_fakes import VOCABULARY, write_llama
 
-from qexport.artifacts.gguf_file import read_gguf, shard_paths
+from qexport.container.gguf_file import read_gguf, shard_paths
 from qexport.errors import InputError
 
 
@@ -44,7 +44,7 @@ def test_it_reads_what_ggufs_own_reader_reads(tmp_path):
         (b"PK\x03\x04" + bytes(100), "not a GGUF"),
         (b"GGUF" + struct.pack("<I", 1) + bytes(100), "version 1"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "tensors"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 40), "a string of"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 40) + bytes(9), "a string of"),
         (
             b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 99),
             "kind 99",
@@ -113,3 +113,17 @@ def test_a_shard_that_cannot_be_is_an_input_error(tmp_path, name):
     assert shard_paths(path) == [path]
     with pytest.raises(InputError, match="there is no shard"):
         read_gguf(path)
+
+
+def test_names_that_are_not_text_and_counts_beyond_the_file_are_input_errors(tmp_path):
+    """Once for models and once for importance matrices: both are read by the one reader."""
+    from qexport.calibrate.imatrix_file import read_imatrix
+
+    name = b"GGUF" + struct.pack("<IQQQ4sII", 3, 0, 1, 4, b"\xff\xfe\xfd\xfc", 4, 1) + bytes(99)
+    many = b"GGUF" + struct.pack("<IQQ", 3, 1 << 20, 0) + bytes(99)
+    for content, reason in ((name, "a name is not text"), (many, "1048576 tensors with 99 bytes left")):
+        path = tmp_path / "damaged.gguf"
+        path.write_bytes(content)
+        for read in (read_gguf, read_imatrix):
+            with pytest.raises(InputError, match=reason):
+                read(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qexport.checkpoint.chat_templates import ChatTemplates
-from qexport.formats.gguf.kv import KV, ValueType, array, string
+from qexport.container.gguf_write import KV, ValueType, array, string
 
 __all__ = ["chat_template_metadata", "key_of"]
 

@@ -22,7 +22,7 @@ from qexport.errors import UsageProblem
 from qexport.formats.gguf.file_types import FILE_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from qexport.families.view import ModelView
     from qexport.formats.gguf.options import GgufOptions
@@ -35,7 +35,6 @@ __all__ = [
     "matrix_name",
     "model_stem",
     "readable_stem",
-    "shard_names",
 ]
 
 MATRIX_SUFFIX = ".gguf_file"
@@ -134,13 +133,6 @@ def matrix_name(label: str) -> str:
     'Tuned-imatrix.gguf_file'
     """
     return f"{readable_stem(model_stem(label))}-imatrix{MATRIX_SUFFIX}"
-
-
-def shard_names(stem: str, count: int) -> Sequence[str]:
-    """``stem.gguf``, or ``stem-00001-of-0000N.gguf`` (llama.cpp src/llama.cpp, llama_split_path)."""
-    if count == 1:
-        return [f"{stem}.gguf"]
-    return [f"{stem}-{index:05d}-of-{count:05d}.gguf" for index in range(1, count + 1)]
 
 
 def is_model_name(path: str) -> bool:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from qexport.checkpoint.front_matter import read_front_matter
+from qexport.container.gguf_write import KV, ValueType, array, f32, i32, string, u32
 from qexport.families.view import ModelView
 from qexport.formats.gguf.host_paths import holds_host_path, is_local
-from qexport.formats.gguf.kv import KV, ValueType, array, f32, i32, string, u32
 
 __all__ = ["GeneralOptions", "ParameterCounts", "general_metadata"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from qexport.container.gguf_write import KV, ValueType, array, boolean, f32, u32
 from qexport.formats.gguf.arch import arch_of
-from qexport.formats.gguf.kv import KV, ValueType, array, boolean, f32, u32
 from qexport.formats.gguf.rope import rope_metadata
 
 if TYPE_CHECKING:

@@ -1,36 +1,20 @@
-"""Importance matrices in llama.cpp's words: names and column orders of GGUF tensors, and the file itself.
+"""Importance matrices in llama.cpp's words: names and column orders of GGUF tensors; the artifact.
 
 Calibration sums squared inputs under canonical names, in the column order of the checkpoint. A GGUF tensor
 has another name, and ``ssm_out`` its columns in another order (value heads tiled); its importance likewise.
 The MTP block stands behind the trunk's layers (``blk.N.nextn.eh_proj.weight`` and so on); llama-imatrix has
 nothing for it.
-
-The file is what llama-imatrix writes (``save_imatrix`` in
-https://github.com/ggml-org/llama.cpp/blob/master/tools/imatrix/imatrix.cpp): sums and counts in float32,
-names sorted by their bytes, means left to the reader.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qexport.calibrate.imatrix_file import ImportanceMatrix
+from qexport.calibrate.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
 from qexport.errors import InputError
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
-from qexport.formats.gguf.kv import (
-    KV,
-    TensorInfo,
-    ValueType,
-    array,
-    header_bytes,
-    padded,
-    string,
-    u32,
-)
 from qexport.formats.plan import ArtifactPlan, PlannedFile
 
 if TYPE_CHECKING:
@@ -44,13 +28,10 @@ __all__ = [
     "canonical_importance",
     "cold_experts",
     "gguf_importance",
-    "imatrix_bytes",
     "plan_imatrix",
-    "sealed",
     "uncollected",
 ]
 
-_F32 = 0
 _NO_PRODUCT = NORM_ROLES | {Role.LINEAR_CONV, Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS}
 
 
@@ -151,34 +132,6 @@ def cold_experts(matrix: ImportanceMatrix, names: Iterable[str]) -> dict[str, tu
         if counts is not None and len(counts) > 1 and not counts.all():
             found[name] = (int((counts == 0).sum()), len(counts))
     return found
-
-
-def sealed(matrix: ImportanceMatrix) -> ImportanceMatrix:
-    """The matrix with the hash of the file that :func:`imatrix_bytes` makes of it."""
-    return replace(matrix, sha256=hashlib.sha256(imatrix_bytes(matrix)).hexdigest())
-
-
-def imatrix_bytes(matrix: ImportanceMatrix) -> bytes:
-    """The whole file, as llama-imatrix would write it."""
-    import numpy as np
-
-    metadata: dict[str, KV] = {"general.type": string("imatrix")}
-    if matrix.datasets:
-        metadata["imatrix.datasets"] = array(ValueType.STRING, matrix.datasets)
-    metadata["imatrix.chunk_count"] = u32(matrix.chunk_count)
-    metadata["imatrix.chunk_size"] = u32(matrix.chunk_size)
-    infos: list[TensorInfo] = []
-    data: list[bytes] = []
-    at = 0
-    for name in sorted(matrix.sums, key=str.encode):
-        sums, counts = matrix.sums[name], matrix.counts[name]
-        for suffix, values in (("in_sum2", sums), ("counts", counts[:, None])):
-            raw = np.ascontiguousarray(values, "<f4").tobytes()
-            shape = values.shape if len(values) > 1 else values.shape[1:]  # ggml leaves outer ones out
-            infos.append(TensorInfo(f"{name}.{suffix}", shape, _F32, at))
-            data += [raw, bytes(padded(len(raw)) - len(raw))]
-            at = padded(at + len(raw))
-    return b"".join([header_bytes(metadata, infos), *data])
 
 
 def plan_imatrix(

@@ -9,12 +9,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from qexport.container.gguf_write import KV, u32
 from qexport.errors import InputError
 from qexport.families.view import ModelView
 from qexport.formats.gguf.arch import arch_of
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts, general_metadata
 from qexport.formats.gguf.hparams import hyper_parameters
-from qexport.formats.gguf.kv import KV, u32
 from qexport.formats.gguf.tokenizer import tokenizer_metadata
 
 __all__ = ["GeneralOptions", "MetadataOptions", "ParameterCounts", "build_metadata"]

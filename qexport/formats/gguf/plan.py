@@ -16,13 +16,14 @@ from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.codecs.encoders import make_encoder, uses_importance
 from qexport.codecs.ggml_types import ggml_type
+from qexport.container.gguf_file import shard_names
+from qexport.container.gguf_write import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
 from qexport.errors import InputError
 from qexport.families.roles import Block, Role
 from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
-from qexport.formats.gguf.file_name import file_stem, shard_names
+from qexport.formats.gguf.file_name import file_stem
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.importance import cold_experts
-from qexport.formats.gguf.kv import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
 from qexport.formats.gguf.metadata import (
     GeneralOptions,
     MetadataOptions,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qexport.formats.gguf.kv import KV, ValueType, array, f32, string, u32
+from qexport.container.gguf_write import KV, ValueType, array, f32, string, u32
 
 if TYPE_CHECKING:
     import torch

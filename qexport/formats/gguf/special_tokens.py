@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qexport.checkpoint.special_tokens import as_ids
+from qexport.container.gguf_write import KV, boolean, u32
 from qexport.errors import InputError
-from qexport.formats.gguf.kv import KV, boolean, u32
 
 __all__ = ["SpecialTokens", "read_special_tokens"]
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from qexport.checkpoint.chat_templates import read_templates
 from qexport.checkpoint.special_tokens import end_ids
+from qexport.container.gguf_write import KV, boolean, u32
 from qexport.errors import InputError
 from qexport.families.roles import Role
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.view import ModelView
 from qexport.formats.gguf.chat_template import chat_template_metadata
 from qexport.formats.gguf.ends import complete_ends
-from qexport.formats.gguf.kv import KV, boolean, u32
 from qexport.formats.gguf.pretokenizer import check_name, recognise
 from qexport.formats.gguf.special_tokens import read_special_tokens
 from qexport.formats.gguf.vocab_bpe import bpe_vocabulary

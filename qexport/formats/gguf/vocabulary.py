@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from qexport.checkpoint.config import parse_json
-from qexport.formats.gguf.kv import KV, ValueType, array, string
+from qexport.container.gguf_write import KV, ValueType, array, string
 
 __all__ = ["TokenType", "Vocabulary", "looks_special", "read_json"]
 

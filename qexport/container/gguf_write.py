@@ -19,6 +19,8 @@ from typing import Any
 __all__ = [
     "ALIGNMENT",
     "KV",
+    "MAGIC",
+    "PACKING",
     "TensorInfo",
     "ValueType",
     "array",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 ALIGNMENT = 32
-_MAGIC = b"GGUF"
+MAGIC = b"GGUF"
 _VERSION = 3
 
 
@@ -57,7 +59,7 @@ class ValueType(IntEnum):
     F64 = 12
 
 
-_PACKING = {
+PACKING = {
     ValueType.U8: "B",
     ValueType.I8: "b",
     ValueType.U16: "H",
@@ -70,6 +72,7 @@ _PACKING = {
     ValueType.I64: "q",
     ValueType.F64: "d",
 }
+"""Struct codes of the scalars."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def padded(size: int, alignment: int = ALIGNMENT) -> int:
 
 def header_bytes(metadata: Mapping[str, KV], tensors: Sequence[TensorInfo]) -> bytes:
     """Everything before the first tensor's bytes, padded so that the data section starts aligned."""
-    parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
+    parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
     for key, kv in metadata.items():
         parts += [_string_bytes(key), struct.pack("<I", kv.type), kv.packed]
     for tensor in tensors:
@@ -179,7 +182,7 @@ def _value_bytes(kv: KV) -> bytes:
     if kv.type is ValueType.STRING:
         return _string_bytes(kv.value)
     if kv.type is not ValueType.ARRAY:
-        return struct.pack("<" + _PACKING[kv.type], kv.value)
+        return struct.pack("<" + PACKING[kv.type], kv.value)
     if kv.item is None:
         raise ValueError("an array needs the type of its items")
     head = struct.pack("<IQ", kv.item, len(kv.value))
@@ -187,4 +190,4 @@ def _value_bytes(kv: KV) -> bytes:
         texts = [text if isinstance(text, bytes) else text.encode("utf-8") for text in kv.value]
         lengths = {size: struct.pack("<Q", size) for size in set(map(len, texts))}
         return head + b"".join([part for text in texts for part in (lengths[len(text)], text)])
-    return head + struct.pack(f"<{len(kv.value)}{_PACKING[kv.item]}", *kv.value)
+    return head + struct.pack(f"<{len(kv.value)}{PACKING[kv.item]}", *kv.value)
