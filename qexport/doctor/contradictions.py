@@ -15,13 +15,19 @@ from qexport.doctor.subject import Subject
 from qexport.errors import InputError
 from qexport.families.hyper import Hyper, resolve
 
-__all__ = ["BIAS_FLAGS", "contradictions"]
+__all__ = ["ACTIVATIONS", "BIAS_FLAGS", "contradictions"]
 
 _EXPERT = re.compile(r"^(model\.layers\.\d+\.mlp\.)experts\.(\d+)\.(?:gate|up|down)_proj\.weight$")
 _FUSED = re.compile(r"^(model\.layers\.\d+\.mlp\.)experts\.(?:gate_up_proj|down_proj)(?:\.weight)?$")
+# transformers' ACT2FN: which of them a format's readers take is for qexport.formats.limits to say.
+_ACT2FN = """
+gelu gelu_10 gelu_accurate gelu_fast gelu_new gelu_python gelu_python_tanh gelu_pytorch_tanh hardswish laplace
+leaky_relu linear mish prelu quick_gelu relu relu2 relu6 sigmoid silu sqrtsoftplus swish tanh xielu
+"""
+ACTIVATIONS = frozenset(_ACT2FN.split())
 _NEEDS_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 _DIVIDES = ("llama", "gemma3")  # whose config classes insist on it
-BIAS_FLAGS = {"attention_bias": "self_attn.q_proj.bias", "mlp_bias": "mlp.down_proj.bias"}
+BIAS_FLAGS = {"attention_bias": "self_attn.", "mlp_bias": "mlp."}
 
 
 def contradictions(subject: Subject) -> list[str]:
@@ -44,6 +50,12 @@ def _heads(h: Hyper, _: Subject) -> Iterator[str]:
             f"linear_num_key_heads is {linear.k_heads}, which does not divide linear_num_value_heads "
             f"({linear.v_heads})"
         )
+
+
+def _activation(h: Hyper, _: Subject) -> Iterator[str]:
+    if h.activation not in ACTIVATIONS:
+        key = "hidden_activation" if "hidden_activation" in h.family.defaults else "hidden_act"
+        yield f"{key} is {h.activation!r}, which is no activation that transformers knows"
 
 
 def _rotation(h: Hyper, _: Subject) -> Iterator[str]:
@@ -98,16 +110,26 @@ def _experts(h: Hyper, subject: Subject) -> Iterator[str]:
 
 
 def _biases(h: Hyper, subject: Subject) -> Iterator[str]:
-    """All layers of a kind have one or none does; which of the two is repaired elsewhere."""
-    attention = {i for i, kind in enumerate(h.kinds) if kind != "linear"}
-    for key, ending in BIAS_FLAGS.items():
-        layers = {i for i in range(h.layers) if f"model.layers.{i}.{ending}" in subject.tensors}
-        if key in h.family.defaults and layers and (without := sorted(attention - layers)):
-            yield f"layer {min(layers)} has {ending}, layer {without[0]} has none"
+    """Readers give a bias to all matrices of a kind or to none, by one flag; without a flag, to all."""
+    for key, block in BIAS_FLAGS.items():
+        names = [
+            f"model.layers.{i}.{t.name}"
+            for i, kind in enumerate(h.kinds)
+            for t in h.family.layers[kind]
+            if t.name.startswith(block) and t.name.endswith(".bias")
+        ]
+        matrices = [n for n in names if n.removesuffix("bias") + "weight" in subject.tensors]
+        first = next((n for n in matrices if n in subject.tensors), None)
+        without = next((n for n in matrices if n not in subject.tensors), None)
+        if without is not None and first is not None:
+            yield f"there is {first}, but no {without}: readers make all of these biases or none"
+        elif without is not None and key not in h.family.defaults:
+            yield f"there is no {without}, and {h.family.name} always has these biases"
 
 
 _CHECKS: tuple[Callable[[Hyper, Subject], Iterator[str]], ...] = (
     _heads,
+    _activation,
     _rotation,
     _windows,
     _experts,

@@ -131,9 +131,12 @@ def _contradictory(subject: Subject) -> str | None:
 def _biases(subject: Subject) -> dict[str, bool]:
     """Flags that are not as the tensors are, and what they have to be."""
     wrong: dict[str, bool] = {}
-    for key, ending in BIAS_FLAGS.items():
+    for key, block in BIAS_FLAGS.items():
         if key in subject.family.defaults:
-            there = any(n.startswith("model.layers.") and n.endswith(ending) for n in subject.tensors)
+            there = any(
+                n.startswith("model.layers.") and f".{block}" in n and n.endswith(".bias")
+                for n in subject.tensors
+            )
             if there != bool(subject.text.get(key)):
                 wrong[key] = there
     return wrong
@@ -313,14 +316,16 @@ def _quantization(subject: Subject) -> str | None:
     for part in _parts(dict(subject.config)):
         for key in SCHEME_KEYS:
             if declared := part.get(key):
-                method = declared.get("quant_method") if isinstance(declared, Mapping) else declared
-                return f"config.json still has {key} ({method!s:.40}), but the weights are plain floats"
+                named = declared if isinstance(declared, Mapping) else {"quant_method": declared}
+                method = named.get("quant_method") or named.get("quant_algo")
+                shown = f" ({method!s:.40})" if method else ""
+                return f"config.json still has {key}{shown}, but the weights are plain floats"
     return None
 
 
 def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config and every config in it."""
-    return [config, *(value for value in config.values() if isinstance(value, dict))]
+    """The config and every config in it, at any depth."""
+    return [config, *(part for value in config.values() if isinstance(value, dict) for part in _parts(value))]
 
 
 def _drop_quantization(draft: Draft) -> None:
@@ -344,7 +349,10 @@ CONFIG_QUIRKS = (
         title="numbers that contradict each other, or the tensors",
         severity="error",
         see=_contradictory,
-        repair="Correct config.json: compare it with that of the checkpoint that was fine-tuned.",
+        repair=(
+            "Compare config.json with that of the checkpoint that was fine-tuned; where tensors contradict "
+            "each other, the merge lost or added some: save it again."
+        ),
         breaks=(
             ("llama.cpp", "GGML_ASSERT(n_expert_used_max <= hparams.n_expert) failed, and the like"),
             ("transformers", "a shape error at the first token, or another model than was trained"),
@@ -514,8 +522,8 @@ CONFIG_QUIRKS = (
         see=_vision_undeclared,
         fix=_leave_vision_out,
         repair=(
-            "The text-only form is written, without the tower. To keep it, first copy vision_config and the "
-            "image_*, video_* and vision_* ids from the base's config.json."
+            "The text-only form is written, without the tower. Those of Qwen3.5 and Gemma 3 are kept, once "
+            "vision_config and the image_*, video_* and vision_* ids are copied from the base's config.json."
         ),
         breaks=(("transformers", "UNEXPECTED model.visual.blocks.0...: the tower is dropped"),),
     ),

@@ -12,6 +12,9 @@ from qexport.families.names import SpelledName
 __all__ = ["NAME_QUIRKS"]
 
 
+_RENAMED = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
+
+
 def _rewritten(_: Draft) -> None:
     """Tensors are written under published names whatever they were called."""
 
@@ -53,6 +56,8 @@ def _prefix(subject: Subject) -> str | None:
         (name, spelled)
         for name, spelled in subject.spellings.items()
         if not spelled.mtp and _depth(spelled.prefix) <= 1 and not _accepted(subject, spelled)
+        # A tower of no known form is left out, a tensor of no known name refused: neither is renamed.
+        if spelled.canonical.startswith(_RENAMED) or (spelled.vision and subject.wants_wrapper)
     ]
     form = "multimodal" if subject.says_wrapper else "text-only"
     return _example(found, f"are not named as config.json's {form} form has them")
@@ -134,8 +139,9 @@ def _unknown(subject: Subject) -> str | None:
     stored = subject.checkpoint.tensors
     if any(name.startswith(("model.layers.", "model.embed_tokens.")) for name in subject.tensors):
         return None
-    such = f", such as {next(iter(stored))}" if stored else ""
-    return f"none of {len(stored)} tensors has a name of the {subject.family.name} family{such}"
+    other = [name for name in stored if not name.endswith("lm_head.weight")]
+    such = f", such as {other[0]}" if other else ""
+    return f"none of {len(stored)} tensors is named as in a layer of the {subject.family.name} family{such}"
 
 
 # --- wrappers -----------------------------------------------------------------------------------------------

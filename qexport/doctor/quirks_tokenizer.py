@@ -14,7 +14,7 @@ from qexport.doctor.draft import Draft
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
-from qexport.families.tokenizer import library_ids
+from qexport.families.tokenizer import TokenizerJson, added_flags, library_ids
 
 __all__ = ["TOKENIZER_QUIRKS"]
 
@@ -125,9 +125,24 @@ def _stale_decoder(subject: Subject) -> str | None:
         return None
     if _malformed(subject):
         return "added_tokens_decoder of tokenizer_config.json is not a table of tokens by id"
-    if clauses := _contradicting(subject, {i: entry["content"] for i, entry in _decoder(subject).items()}):
+    decoder = _decoder(subject)
+    clauses = _contradicting(subject, {i: entry["content"] for i, entry in decoder.items()})
+    if clauses := clauses or _other_flags(subject.tokenizer, decoder):
         return f"added_tokens_decoder of tokenizer_config.json is stale: {_some(clauses)}"
     return None
+
+
+def _other_flags(tokenizer: TokenizerJson, decoder: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """transformers goes by the decoder's flags, all other readers by tokenizer.json's."""
+    rows = [(row["content"], added_flags(row), decoder.get(row["id"])) for row in tokenizer.added]
+    return [
+        f"{text!r} has {key} {str(there[key]).lower()} there and {str(own[key]).lower()} in tokenizer.json"
+        for text, own, entry in rows
+        if entry is not None
+        for there in (added_flags(entry),)
+        for key in own
+        if own[key] != there[key]
+    ]
 
 
 def _unlisted_added(subject: Subject) -> str | None:

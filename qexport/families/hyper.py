@@ -208,7 +208,7 @@ def _typed(
 ) -> Hyper:
     layers = whole["num_hidden_layers"]
     if layers > _MOST_LAYERS:
-        raise InputError(f"config.json: num_hidden_layers is {layers}, which no model has")
+        raise InputError(f"config.json: num_hidden_layers is {layers}, which no model has", hint=_COPY)
     params = whole["rope_parameters"]
     named = _layer_types(family, whole)
     return Hyper(
@@ -246,7 +246,8 @@ def _layer_types(family: Family, whole: Mapping[str, Any]) -> tuple[str, ...] | 
     if types is None or family.name not in (*_KINDS_OF, "qwen2", "qwen3"):
         return None
     if len(types) != layers:
-        raise InputError(f"layer_types has {len(types)} entries, but num_hidden_layers is {layers}")
+        what = f"layer_types has {len(types)} entries, but num_hidden_layers is {layers}"
+        raise InputError(what, hint=_COPY)
     named = tuple(str(_LEGACY_KIND.get(kind, kind)) for kind in types)
     known = _KINDS_OF.get(family.name, _ATTENTION[:2])
     if (odd := next((kind for kind in named if kind not in known), None)) is not None:
@@ -293,7 +294,7 @@ def _experts(family: Family, whole: Mapping[str, Any]) -> Experts | None:
         return None
     count = whole["num_experts"]
     if count > _MOST_EXPERTS:
-        raise InputError(f"config.json: num_experts is {count}, which no model has")
+        raise InputError(f"config.json: num_experts is {count}, which no model has", hint=_COPY)
     return Experts(
         count=count,
         used=whole["num_experts_per_tok"],

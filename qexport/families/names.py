@@ -42,8 +42,9 @@ _WRAPPERS = frozenset(
 # What PEFT leaves when a model is saved without unwrapping it.
 _PEFT_FRONT, _PEFT_MIDDLE = ["base_model", "model"], "base_layer"
 _BARE = ("layers.", "embed_tokens.", "norm.")
+_LANGUAGE = ("model.", "language_model.", "text_model.")  # the last in Idefics 3 and SmolVLM
 # How names of a model begin; whatever else all of them share in front is somebody's wrapper.
-_FIRST = ("model.", "language_model.", "lm_head.", "mtp.", *_BARE, *_VISION)
+_FIRST = (*_LANGUAGE, "lm_head.", "mtp.", *_BARE, *_VISION)
 # Buffers that old conversions stored; every reader recomputes them.
 _IGNORABLE = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 _EXPERT = re.compile(r"\.mlp\.experts\.")
@@ -85,7 +86,7 @@ def canonical_name(stored: str) -> SpelledName:
     peft = len(parts) < count
     name = ".".join(parts)
     rest = name
-    while rest.startswith(("model.", "language_model.")):
+    while rest.startswith(_LANGUAGE):
         rest = rest.split(".", 1)[1]
     prefix = name[: len(name) - len(rest)]
     # Stacked experts, as mlx-lm has them: the model view's own layout under another name.

@@ -20,7 +20,7 @@ from typing import Any
 from qexport.checkpoint.config import parse_json
 from qexport.errors import InputError
 
-__all__ = ["TokenizerJson", "keep_parsed", "library_ids", "tokenizer_json"]
+__all__ = ["TokenizerJson", "added_flags", "keep_parsed", "library_ids", "tokenizer_json"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +72,19 @@ class TokenizerJson:
         """What the file says of one token or one id in two ways, as clauses."""
         texts: dict[int, str] = {}
         found: list[str] = []
-        listed: dict[str, int] = {}
+        listed: dict[str, Mapping[str, Any]] = {}
         for text, number in self.vocabulary.items():
             first = texts.setdefault(number, text)
             if first != text:
                 found.append(f"{first!r} and {text!r} both have the id {number}")
         for row in self.added:
             text, number = row["content"], row["id"]
-            other = self.vocabulary.get(text, listed.setdefault(text, number))
+            before = listed.setdefault(text, row)
+            other = self.vocabulary.get(text, before["id"])
             if other != number:
                 found.append(f"{text!r} has the ids {other} and {number}")
+            elif added_flags(before) != added_flags(row):
+                found.append(f"{text!r} has the id {number} twice, with different flags")
             elif (first := texts.setdefault(number, text)) != text:
                 found.append(f"{first!r} and {text!r} both have the id {number}")
         return found
@@ -137,6 +140,13 @@ def library_ids(vocabulary: Mapping[str, int], added: Sequence[str]) -> dict[str
         ids[text] = vocabulary.get(text, following)
         following += text not in vocabulary
     return ids
+
+
+def added_flags(row: Mapping[str, Any]) -> dict[str, bool]:
+    """How an added token is cut out of a text, with the library's defaults."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+    flags = {"normalized": not row.get("special", False), **flags}
+    return {key: bool(row.get(key, default)) for key, default in flags.items()}
 
 
 def _are_ids(table: Mapping[Any, Any]) -> bool:

@@ -11,6 +11,7 @@ from doctor_bench import HeadersOnly, ids, opened, repair
 from quirks_planted import change_config, change_tensors, tensors_in
 
 from qexport.doctor import diagnose, explain
+from qexport.doctor.contradictions import ACTIVATIONS
 from qexport.errors import QexportError
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.gguf.options import GgufOptions
@@ -67,7 +68,15 @@ CONTRADICTIONS = [
     ("gemma3", {"sliding_window": None}, "sliding_window is null"),
     ("gemma3", {"layer_types": ["full_attention"]}, "1 entries"),
     ("qwen3_moe", {"mlp_only_layers": [7]}, "names layer 7"),
+    ("llama", {"hidden_act": "SiLU"}, "hidden_act is 'SiLU'"),
+    ("gemma3", {"hidden_activation": "gelu_tanh"}, "no activation that transformers knows"),
 ]
+
+
+def test_activations_are_those_of_transformers():
+    from transformers.activations import ACT2FN
+
+    assert set(ACT2FN) == ACTIVATIONS
 
 
 @pytest.mark.parametrize(("name", "changes", "what"), CONTRADICTIONS, ids=str)
@@ -98,27 +107,62 @@ def test_pruned_experts_and_a_router_that_was_not(zoo_copy):
     assert found == ["model.layers.0.mlp.* has 6 experts, but its router chooses among 8"]
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama"])
-def test_flags_follow_the_biases(zoo_copy, tmp_path, name):
-    folder = zoo_copy(name)
-    rows = config_of(folder)["num_attention_heads"] * config_of(folder).get("head_dim", 32)
+def with_biases(folder, matrices, layers=None):
+    count = config_of(folder)["num_hidden_layers"]
+    paths = [f"model.layers.{i}.{matrix}" for i in layers or range(count) for matrix in matrices]
 
     def add(tensors):
-        layers = config_of(folder)["num_hidden_layers"]
-        some = next(iter(tensors.values())).dtype
+        weights = {path: tensors[f"{path}.weight"] for path in paths}
         return tensors | {
-            f"model.layers.{i}.self_attn.q_proj.bias": torch.ones(rows, dtype=some) for i in range(layers)
+            f"{path}.bias": torch.ones(w.shape[0], dtype=w.dtype) for path, w in weights.items()
         }
 
     change_tensors(folder, add)
+
+
+ATTENTION = tuple(f"self_attn.{part}_proj" for part in "qkvo")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_flags_follow_the_biases(zoo_copy, tmp_path, name):
+    folder = zoo_copy(name)
+    with_biases(folder, ATTENTION)
     diagnosis, out = repair(folder, tmp_path / "out")
     assert "config.bias" in ids(diagnosis, "repaired")
     assert config_of(out)["attention_bias"] is True
     assert diagnosis.repaired.hyper.sources["attention_bias"] == "config.bias"
-    change_tensors(
-        folder, lambda t: {n: x for n, x in t.items() if "layers.1.self_attn.q_proj.bias" not in n}
-    )
-    assert "layer 1 has none" in diagnose(opened(folder)).errors[0].what
+
+
+@pytest.mark.parametrize(
+    ("name", "matrices", "layers", "without"),
+    [
+        ("qwen3", ATTENTION, (0, 2), "layers.1.self_attn.q_proj.bias"),
+        ("qwen3", ("self_attn.o_proj",), None, "layers.0.self_attn.q_proj.bias"),
+        (
+            "llama",
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            None,
+            "self_attn.o_proj.bias",
+        ),
+        ("llama", ("mlp.gate_proj",), None, "layers.0.mlp.up_proj.bias"),
+        ("gemma3", ("self_attn.o_proj",), None, "layers.0.self_attn.q_proj.bias"),
+    ],
+)
+def test_some_of_the_biases_that_readers_make_together(zoo_copy, name, matrices, layers, without):
+    folder = zoo_copy(name)
+    with_biases(folder, matrices, layers)
+    (error,) = diagnose(opened(folder)).errors
+    assert error.id == "config.contradiction"
+    assert f"{without}: readers make all of these biases or none" in error.what
+
+
+@pytest.mark.parametrize("lost", [".bias", "1.self_attn.k_proj.bias"])
+def test_biases_that_a_family_always_has(zoo_copy, lost):
+    folder = zoo_copy("qwen2")
+    change_tensors(folder, lambda t: {n: x for n, x in t.items() if not n.endswith(lost)})
+    (error,) = diagnose(opened(folder)).errors
+    assert error.id == "config.contradiction"
+    assert "self_attn." in error.what
 
 
 def test_biases_that_a_family_has_not(zoo_copy):
@@ -199,6 +243,39 @@ WRAPPERS = [
 ]
 
 
+def test_names_of_idefics_and_its_like(zoo_copy, tmp_path):
+    folder = zoo_copy("llama")
+    plain = tensors_in(folder)
+    change_config(
+        folder,
+        lambda c: {
+            "architectures": ["SmolVLMForConditionalGeneration"],
+            "model_type": "smolvlm",
+            "text_config": {k: v for k, v in c.items() if k != "architectures"},
+            "vision_config": {"hidden_size": 8},
+        },
+    )
+    stray = ("model.vision_model.post_layernorm.weight", "model.connector.modality_projection.proj.weight")
+
+    def wrap(tensors):
+        inner = {n.replace("model.", "model.text_model.", 1): x for n, x in tensors.items()}
+        return inner | {n: torch.ones(8, dtype=torch.float16) for n in stray}
+
+    change_tensors(folder, wrap)
+    diagnosis, out = repair(folder, tmp_path / "out")
+    assert "vision.foreign" in ids(diagnosis, "repaired")
+    assert tensors_in(out).keys() == plain.keys()
+
+
+@pytest.mark.parametrize("stray", ["vision_tower.w.weight", "model.audio_tower.w.weight"])
+def test_what_is_not_renamed_is_not_said_to_be(zoo_copy, stray):
+    folder = zoo_copy("llama")
+    change_tensors(folder, lambda t: t | {stray: torch.ones(8, dtype=torch.float16)})
+    diagnosis = diagnose(opened(folder))
+    assert "names.prefix" not in ids(diagnosis)
+    assert ids(diagnosis) & {"vision.undeclared", "tensors.unfit"}
+
+
 @pytest.mark.parametrize(("name", "kind", "architecture", "key"), WRAPPERS)
 def test_an_unknown_wrapper_gives_its_language_model(zoo_copy, tmp_path, name, kind, architecture, key):
     folder = zoo_copy(name)
@@ -238,13 +315,15 @@ def test_an_unknown_wrapper_gives_its_language_model(zoo_copy, tmp_path, name, k
     assert ids(diagnose(opened(out)), "error", "repaired") == set()
 
 
-@pytest.mark.parametrize("part", [None, "text_config", "vision_config"])
+@pytest.mark.parametrize("part", [None, "text_config", "vision_config", "encoder_config"])
 @pytest.mark.parametrize("key", ["quantization_config", "quantization", "compression_config"])
 def test_declarations_left_anywhere_are_dropped(zoo_copy, tmp_path, part, key):
     folder = zoo_copy("qwen3_5")
 
     def declare(config):
-        (config if part is None else config[part])[key] = {"quant_method": "mxfp4"}
+        config["vision_config"]["encoder_config"] = {"depth": 2}
+        inner = {**config, **config["vision_config"]}
+        (config if part is None else inner[part])[key] = {"quant_method": "mxfp4"}
         return config
 
     change_config(folder, declare)

@@ -84,7 +84,13 @@ def not_a_table(table: dict[str, Json]) -> None:
     table["last"] = table.pop(max(table))
 
 
-STALE = (renamed, shifted, swapped, partly, beyond, not_a_table)
+def flagged(table: dict[str, Json]) -> None:
+    """A marker that is no longer special, and takes the blanks before it along."""
+    last = table[max(table)]
+    last |= {"special": not last["special"], "lstrip": True}
+
+
+STALE = (renamed, shifted, swapped, partly, beyond, not_a_table, flagged)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5", "llama3", "gemma3"])
@@ -231,7 +237,19 @@ def in_both_with_other_ids(document: Json) -> None:
     document["added_tokens"].append({**last, "content": word, "id": last["id"] + 1})
 
 
-AMBIGUOUS = (twice_in_vocabulary, added_over_vocabulary, two_added, one_token_two_ids, in_both_with_other_ids)
+def with_other_flags(document: Json) -> None:
+    last = document["added_tokens"][-1]
+    document["added_tokens"].append({**last, "special": not last["special"]})
+
+
+AMBIGUOUS = (
+    twice_in_vocabulary,
+    added_over_vocabulary,
+    two_added,
+    one_token_two_ids,
+    in_both_with_other_ids,
+    with_other_flags,
+)
 
 
 @pytest.mark.parametrize("change", AMBIGUOUS, ids=lambda change: change.__name__)
