@@ -103,8 +103,8 @@ def test_biases_that_mlx_lm_has_no_place_for_are_refused(zoo_copy: ZooCopy) -> N
 
     folder = zoo_copy("qwen3")
     tensors = load_file(folder / "model.safetensors")
-    for layer in range(3):
-        tensors[f"model.layers.{layer}.self_attn.q_proj.bias"] = torch.zeros(8 * 64, dtype=torch.bfloat16)
+    for name in [n for n in tensors if n.endswith("_proj.weight") and "self_attn" in n]:
+        tensors[name.replace("weight", "bias")] = torch.zeros(tensors[name].shape[0], dtype=torch.bfloat16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="qwen3 has no biases"):
         plan_mlx(repaired(folder), MlxOptions())
