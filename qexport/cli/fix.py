@@ -58,7 +58,7 @@ def command(
         output.say(f"  {note}")
     with output.progress(plan.size, "writing") as progress:
         written, receipt = write_fix(
-            diagnosis, plan, folder, threads=threads, overwrite=overwrite, progress=progress
+            diagnosis, plan, folder, threads=threads, overwrite=overwrite, progress=progress, say=output.say
         )
     output.document(
         {

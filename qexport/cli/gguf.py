@@ -162,7 +162,7 @@ def _with_matrix(
         return diagnosis, target.having(there)
     check_items([target], diagnosis, overwrite=overwrite, beside={target.out: matrix_plan(target)})
     target = target.having(run_calibration(output, target.calibration, diagnosis.repaired.view()))
-    for note in write_matrix(target, diagnosis):
+    for note in write_matrix(target, diagnosis, output.say):
         output.say(f"  {note}")
     return diagnosis, target
 

@@ -82,7 +82,7 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
     prepared = prepare(job, view, target.name)
     chunks, plan = prepared.chunks, expected(prepared, view)
     imatrix = ImatrixJob(choice, target, job, overwrite=given["overwrite"])
-    size = check_imatrix(imatrix, diagnosis, plan, dry_run=dry_run)
+    size = check_imatrix(imatrix, diagnosis, plan, output.say, dry_run=dry_run)
     if dry_run:
         output.document({"file": target.name, "bytes": size, "tokens": chunks.tokens, **_json(plan)})
         output.text(
@@ -92,7 +92,7 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
         return
     diagnosis = fetched(choice, diagnosis)
     collected = run_calibration(output, prepared, diagnosis.repaired.view())
-    written, receipt, notes = write_imatrix(imatrix, diagnosis, collected)
+    written, receipt, notes = write_imatrix(imatrix, diagnosis, collected, output.say)
     if is_model_name(written.name):
         notes = (
             *notes,

@@ -47,7 +47,7 @@ def command(folders: tuple[Path, ...], compare: tuple[Path, ...], out: Path | No
     from qexport.report.write import save_report
 
     output = Output(as_json=as_json)
-    report = gather(folders, compare=compare)
+    report = gather(folders, compare=compare, say=output.say)
     paths = save_report(report, out or Path("report"))
     output.document(report.to_json())
     for line in summary(report):

@@ -135,7 +135,7 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
     for work, diagnosis in fetched_works:
         if work.prepared is not None:
             work = work.having(run_calibration(output, work.prepared, diagnosis.repaired.view()))
-            for note in work.keep(diagnosis):
+            for note in work.keep(diagnosis, output.say):
                 output.say(f"  {note}")
         items = write_and_judge(
             gathered,

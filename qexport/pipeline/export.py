@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.export.execute import Progress
     from qexport.formats.plan import ArtifactPlan
-    from qexport.verify.report import Report
+    from qexport.receipt.verification import Report
 
 __all__ = ["Item", "Target", "check", "finished", "plan", "prove", "ready_kernels", "write"]
 
@@ -226,7 +226,7 @@ def write(
             plans, folders, threads=threads, progress=progress, resume=resume, say=say, sources=sources
         )
         written = [replace(item, written=files) for item, files in zip(items, done, strict=True)]
-        _write_receipts(written, diagnosis)
+        _write_receipts(written, diagnosis, say)
         resume.forget()
     return written
 
@@ -255,10 +255,10 @@ def prove(
                     report = head_report(report, known) if report.required == REQUIRED_OF_HEADS else known
                 proven.append(replace(item, report=report))
     sources_of(diagnosis).refuse_changed()  # a verdict against something else is none
-    return proven, _write_receipts(proven, diagnosis)
+    return proven, _write_receipts(proven, diagnosis, say)
 
 
-def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis) -> list[Path]:
+def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Path]:
     receipts: list[Path] = []
     for folder, members in _by_folder(items).items():
         entries = [
@@ -271,7 +271,7 @@ def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis) -> list[Path]:
                 fingerprint=item.fingerprint,
             )
         ]
-        receipts.append(write_receipt(folder, entries))
+        receipts.append(write_receipt(folder, entries, say))
     return receipts
 
 

@@ -13,6 +13,7 @@ from qexport.pipeline.receipts import artifact_entries
 from qexport.receipt.store import settle, write_receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
@@ -41,12 +42,13 @@ def write_fix(
     threads: int | None,
     overwrite: bool,
     progress: Progress | None,
+    say: Callable[[str], None],
 ) -> tuple[tuple[WrittenFile, ...], Path]:
     """Write it, and a receipt; returns the files and the receipt's path."""
     sources = sources_of(diagnosis)
     sources.refuse(folder, [file.name for file in plan.files])
     check_collisions([file.name for file in plan.files], folder, overwrite=overwrite)
     check_space([plan], folder)
-    settle(folder)
-    (written,) = execute([plan], folder, threads=threads, progress=progress, sources=sources)
-    return written, write_receipt(folder, artifact_entries(diagnosis, [(plan, written, None)], {}))
+    settle(folder, say)
+    (written,) = execute([plan], folder, threads=threads, progress=progress, say=say, sources=sources)
+    return written, write_receipt(folder, artifact_entries(diagnosis, [(plan, written, None)], {}), say)

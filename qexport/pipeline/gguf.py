@@ -144,7 +144,9 @@ def matrix_there(target: GgufTarget, diagnosis: Diagnosis) -> Collected | None:
     return Collected(matrix, {key: value for key, value in entry.details.items() if key not in added})
 
 
-def write_matrix(target: GgufTarget, diagnosis: Diagnosis, given: Sequence[Path] = ()) -> tuple[str, ...]:
+def write_matrix(
+    target: GgufTarget, diagnosis: Diagnosis, say: Callable[[str], None], given: Sequence[Path] = ()
+) -> tuple[str, ...]:
     """Write the collected matrix beside the files to come; returns what a user should know about it.
 
     Args:
@@ -158,5 +160,5 @@ def write_matrix(target: GgufTarget, diagnosis: Diagnosis, given: Sequence[Path]
     if target.calibration is not None:
         key = matrix_key(target.calibration, diagnosis.repaired.view())
     entries = artifact_entries(diagnosis, [(plan, written, None)], target.options(), fingerprint=key)
-    write_receipt(target.out, entries)
+    write_receipt(target.out, entries, say)
     return tuple(plan.notes)

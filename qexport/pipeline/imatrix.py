@@ -14,6 +14,7 @@ from qexport.pipeline.receipts import artifact_entries
 from qexport.receipt.store import settle, write_receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from qexport.calibrate.imatrix_file import ImportanceMatrix
@@ -35,7 +36,14 @@ class ImatrixJob:
     overwrite: bool = False
 
 
-def check_imatrix(job: ImatrixJob, diagnosis: Diagnosis, expected: ImportanceMatrix, *, dry_run: bool) -> int:
+def check_imatrix(
+    job: ImatrixJob,
+    diagnosis: Diagnosis,
+    expected: ImportanceMatrix,
+    say: Callable[[str], None],
+    *,
+    dry_run: bool,
+) -> int:
     """The file's exact size; before a real run also whether it is in nobody's way and there is room.
 
     Raises:
@@ -46,12 +54,12 @@ def check_imatrix(job: ImatrixJob, diagnosis: Diagnosis, expected: ImportanceMat
     if not dry_run:
         check_collisions([job.target.name], job.target.parent, overwrite=job.overwrite)
         check_space([plan], job.target.parent)
-        settle(job.target.parent)
+        settle(job.target.parent, say)
     return plan.size
 
 
 def write_imatrix(
-    job: ImatrixJob, diagnosis: Diagnosis, collected: Collected
+    job: ImatrixJob, diagnosis: Diagnosis, collected: Collected, say: Callable[[str], None]
 ) -> tuple[WrittenFile, Path, tuple[str, ...]]:
     """Write the matrix and its receipt; returns the file, the receipt's path and what a user should know."""
     folder = job.target.parent
@@ -62,4 +70,4 @@ def write_imatrix(
         "merged": [path.name for path in job.calibration.merge],
     }
     entries = artifact_entries(diagnosis, [(plan, [written], None)], options)
-    return written, write_receipt(folder, entries), tuple(plan.notes)
+    return written, write_receipt(folder, entries, say), tuple(plan.notes)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from qexport.artifacts.opening import open_artifact
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.receipt.measures import Measures
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.comparison import compare
 from qexport.verify.divergence import NotFinite
 from qexport.verify.judge import skipped
-from qexport.verify.report import Check, Finding, Status
 from qexport.verify.text_run import heldout_tokens, run_text, scored
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qexport.families.view import ModelView
-    from qexport.verify.report import Report
+    from qexport.receipt.verification import Report
     from qexport.verify.text_run import TextRun
 
 __all__ = ["MEASURED_TOKENS", "Measure", "head_report", "measuring"]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.families.view import ModelView
+    from qexport.receipt.verification import Report
     from qexport.verify.options import VerifyOptions
     from qexport.verify.reference import Reference
-    from qexport.verify.report import Report
 
 __all__ = ["shared_reference", "verify_artifact", "view_to_compare"]
 

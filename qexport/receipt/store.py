@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
-from qexport.export.files import replace_file, set_aside, silent, write_problem
+from qexport.export.files import replace_file, set_aside, write_problem
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.old import from_schema_1
 from qexport.receipt.typed import MAX_BYTES, Unfit, as_json, fit, parse
@@ -125,7 +125,7 @@ def _in_cache(path: Path) -> bool:
     return target.is_relative_to(folder) or target.parent == folder.parent.parent / "blobs"
 
 
-def settle(folder: Path, say: Callable[[str], None] = silent) -> None:
+def settle(folder: Path, say: Callable[[str], None]) -> None:
     """See, before a pass, that a receipt can be written here after it: what is none is set aside.
 
     Args:
@@ -146,10 +146,13 @@ def settle(folder: Path, say: Callable[[str], None] = silent) -> None:
             raise write_problem(error, RECEIPT_NAME) from error
 
 
-def write_receipt(folder: Path, artifacts: Sequence[Artifact], say: Callable[[str], None] = silent) -> Path:
+def write_receipt(folder: Path, artifacts: Sequence[Artifact], say: Callable[[str], None]) -> Path:
     """Write the receipt: these artifacts, and those of earlier runs whose files are all still there.
 
     Speeds that were measured of an artifact stay with it as long as its bytes are the same.
+
+    Args:
+        say: told what was set aside, as :func:`settle` does.
     """
     settle(folder, say)
     earlier = read_receipt(folder).receipt.artifacts

@@ -16,7 +16,7 @@ from qexport.recipe.matrix_in import Matrix
 from qexport.recipe.targets import Runtimes, to_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.doctor.diagnose import Diagnosis
@@ -85,10 +85,10 @@ class Ready:
         targets = _targets(self.recipe, self.subject, self.units, self.local, matrix)
         return replace(self, targets=targets, holder=self.holder.having(collected))
 
-    def keep(self, diagnosis: Diagnosis) -> tuple[str, ...]:
+    def keep(self, diagnosis: Diagnosis, say: Callable[[str], None]) -> tuple[str, ...]:
         """Write the collected matrix; returns what a user should know about it."""
         assert self.holder is not None
-        return write_matrix(self.holder, diagnosis, self.inputs)
+        return write_matrix(self.holder, diagnosis, say, self.inputs)
 
 
 def ready(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from qexport.report.svg import Box, text_width
 
@@ -33,23 +36,44 @@ def place(
     Args:
         obstacles: what else no name may cover.
     """
-    taken = [Box(x - _AROUND, y - _AROUND, x + _AROUND, y + _AROUND) for x, y in points]
-    taken += obstacles
+    taken = _Taken(frame, (Box(x - _AROUND, y - _AROUND, x + _AROUND, y + _AROUND) for x, y in points))
+    for obstacle in obstacles:
+        taken.add(obstacle)
     labels: list[Label] = []
     for (x, y), name in zip(points, names, strict=True):
         if not name:
             labels.append(Label("", x, y, "start"))
             continue
         tried = _candidates(x, y, name)
-        free = (
-            (label, box)
-            for label, box in tried
-            if box.inside(frame) and not any(box.meets(other) for other in taken)
-        )
+        free = ((label, box) for label, box in tried if box.inside(frame) and not taken.meets(box))
         label, box = next(free, tried[0] if tried[0][1].inside(frame) else tried[1])
-        taken.append(box)
+        taken.add(box)
         labels.append(label)
     return labels
+
+
+class _Taken:
+    """Which pixels of the frame are covered: to ask costs the same however many things cover them."""
+
+    def __init__(self, frame: Box, boxes: Iterable[Box]) -> None:
+        self._frame = frame
+        shape = math.ceil(frame.bottom - frame.top), math.ceil(frame.right - frame.left)
+        self._covered = np.zeros(shape, dtype=bool)
+        for box in boxes:
+            self.add(box)
+
+    def add(self, box: Box) -> None:
+        self._covered[self._of(box)] = True
+
+    def meets(self, box: Box) -> bool:
+        return bool(self._covered[self._of(box)].any())
+
+    def _of(self, box: Box) -> tuple[slice, slice]:
+        across, down = self._frame.left, self._frame.top
+        return (
+            slice(max(0, math.floor(box.top - down)), max(0, math.ceil(box.bottom - down))),
+            slice(max(0, math.floor(box.left - across)), max(0, math.ceil(box.right - across))),
+        )
 
 
 def _candidates(x: float, y: float, name: str) -> list[tuple[Label, Box]]:

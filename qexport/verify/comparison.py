@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.receipt.measures import Estimate, Measures
 from qexport.receipt.text import nats, with_error
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.divergence import Divergence, compare_runs
 from qexport.verify.judge import ACCEPTANCE_FLOOR
 from qexport.verify.mtp_head import HeadScore, score_head
-from qexport.verify.report import Check, Finding, Status
 from qexport.verify.text_run import TextRun, run_text
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from qexport.checkpoint.special_tokens import end_ids, special_names
 from qexport.errors import InputError
 from qexport.families.tokenizer import tokenizer_json
 from qexport.formats.gguf.chat_template import key_of
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.judge import skipped
-from qexport.verify.report import Check, Finding, Status
 
 if TYPE_CHECKING:
     from qexport.families.view import ModelView

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qexport.verify.report import Check, Finding, Status
+from qexport.receipt.verification import Check, Finding, Status
 
 if TYPE_CHECKING:
     from qexport.verify.reference import Scored

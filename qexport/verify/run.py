@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from qexport.children.redact import redact
 from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
 from qexport.errors import InputError
+from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.conversation import gguf_template
 from qexport.verify.judge import skipped
 from qexport.verify.options import VerifyOptions
-from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 from qexport.verify.steps import Progress, Steps, Subject
 from qexport.verify.stored_numbers import gguf_numbers

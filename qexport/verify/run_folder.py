@@ -21,13 +21,13 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.families.roles import Block
 from qexport.receipt.measures import bits_per_weight
 from qexport.receipt.names import is_made_here
+from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.choose import choose_runtime
 from qexport.verify.conversation import folder_ends, judge_ends, source_ends, template_kept
 from qexport.verify.folder_type import folder_type
 from qexport.verify.judge import skipped
 from qexport.verify.memory import shortage
 from qexport.verify.options import VerifyOptions
-from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.steps import Progress, Steps, Subject, report_of
 from qexport.verify.stored_numbers import folder_numbers
 

@@ -15,6 +15,7 @@ from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.receipt.engine import Engine
 from qexport.receipt.measures import Drafts, Measures
+from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.conversation import judge_ends, source_ends
 from qexport.verify.judge import (
     judge_acceptance,
@@ -28,7 +29,6 @@ from qexport.verify.judge import (
 from qexport.verify.memory import fit
 from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, ids_by_file, probes
 from qexport.verify.reference import Reference, Scored, reference_from_view
-from qexport.verify.report import Check, Finding, Report, Status
 from qexport.verify.runtime import Failure, Generation, Runtime, RuntimeFailure, Session, Settings
 from qexport.verify.source_tokenizer import ids_by_class, ids_in_runtime
 from qexport.verify.thresholds import tolerance

@@ -30,9 +30,9 @@ from qexport.families.build import EXPERT_PARTS, expected_tensors
 from qexport.families.hyper import resolve
 from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.linears import FUSED_ROLES
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.judge import skipped
 from qexport.verify.loader_rules import Asked, Promise, promises
-from qexport.verify.report import Check, Finding, Status
 
 if TYPE_CHECKING:
     from qexport.artifacts.forms import Form

@@ -24,7 +24,7 @@ from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.tensors import DTYPE_BYTES, matrix_shape
 from qexport.container.gguf_file import shard_paths
 from qexport.errors import InputError
-from qexport.verify.report import Check, Finding, Status
+from qexport.receipt.verification import Check, Finding, Status
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,7 +25,7 @@ from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.formats.plan import ArtifactPlan
-from qexport.verify.report import Status
+from qexport.receipt.verification import Status
 from qexport.verify.stored_form import check_stored_form
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}

@@ -18,7 +18,7 @@ from qexport.doctor import diagnose
 from qexport.export.execute import execute
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
-from qexport.verify.report import Check, Finding, Status
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.stored_form import check_stored_form
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}

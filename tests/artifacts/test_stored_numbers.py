@@ -15,8 +15,8 @@ from zoo_types import Zoo
 from qexport.artifacts import open_artifact
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.container.gguf_file import read_gguf
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify import stored_numbers
-from qexport.verify.report import Check, Finding, Status
 from qexport.verify.stored_numbers import folder_numbers, gguf_numbers
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}

@@ -130,6 +130,26 @@ def test_fix_writes_a_checkpoint_that_needs_no_fixing(zoo_copy, tmp_path):
     assert [f for f in again["findings"] if f["severity"] != "note"] == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fix",),
+        ("gguf", "-q", "Q8_0", "--no-verify"),
+        ("gguf", "-q", "Q4_K_M", "--no-verify", "--calib-tokens", 64, "--imatrix"),
+        ("imatrix", "--calib-tokens", 64),
+    ],
+)
+def test_a_damaged_receipt_is_set_aside_with_a_word(zoo, tmp_path, words):
+    (tmp_path / "qexport.json").write_text('{"schema": 2, "artifacts": 5}')
+    command, *more = words
+    small = ("--calib-chunk", 32) if "--calib-tokens" in more else ()
+    out = tmp_path / "m.gguf_file" if command == "imatrix" else tmp_path
+    ran = run(command, zoo("smollm"), *small, "-o", out, *more)
+    assert ran.returncode == 0, ran.stderr
+    assert "qexport.json.set-aside" in ran.stderr
+    assert json.loads((tmp_path / "qexport.json").read_text())["artifacts"]
+
+
 def test_fix_does_not_write_into_its_source(zoo_copy):
     source = zoo_copy("qwen3")
     result = run("fix", source, "-o", source, "--overwrite")

@@ -18,8 +18,8 @@ import qexport.verify.bench_subject as subject_module
 from qexport.errors import EnvironmentProblem
 from qexport.receipt.engine import Engine
 from qexport.receipt.speeds import Bench
+from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
 from qexport.verify.bench import Benched
-from qexport.verify.report import REQUIRED, Check, Finding, Report, Status
 
 RAN = tuple(Finding(check, Status.PASS, "good") for check in REQUIRED)
 PASSED = (*RAN, Finding(Check.AGREEMENT, Status.PASS, "good"))

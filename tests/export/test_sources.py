@@ -276,7 +276,7 @@ def test_fix_and_a_matrix_of_a_source_that_changed(source, tmp_path, monkeypatch
     plan = plan_fix(diagnosis)
     CHANGES["tokenizer"](source)
     with pytest.raises(InputError, match="changed while it was read"):
-        write_fix(diagnosis, plan, tmp_path / "out", threads=1, overwrite=False, progress=None)
+        write_fix(diagnosis, plan, tmp_path / "out", threads=1, overwrite=False, progress=None, say=print)
     assert list((tmp_path / "out").iterdir()) == []
 
     collect = _calibrate.run_calibration

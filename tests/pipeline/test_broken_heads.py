@@ -35,7 +35,7 @@ from qexport.pipeline.export import Item
 from qexport.pipeline.folders import FolderOptions, FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 from qexport.pipeline.measure import Measure, measuring
-from qexport.verify.report import Check, Finding, Report, Status
+from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.stored_form import check_stored_form
 from qexport.verify.stored_numbers import folder_numbers, gguf_numbers
 

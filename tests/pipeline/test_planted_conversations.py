@@ -21,8 +21,8 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.pipeline import export
 from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
+from qexport.receipt.verification import Status
 from qexport.verify.conversation import folder_ends, gguf_template, template_kept
-from qexport.verify.report import Status
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
 SIZES |= {"kv_heads": 1, "key_heads": 1, "value_heads": 2, "shards": 1}

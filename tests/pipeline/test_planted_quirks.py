@@ -33,7 +33,7 @@ from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.pipeline import export
 from qexport.pipeline.folders import FolderOptions, FolderTarget
-from qexport.verify.report import Status
+from qexport.receipt.verification import Status
 from qexport.verify.stored_form import check_stored_form
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from qexport.receipt.store import note_bench, read_receipt, write_receipt
 
 
 def folder(path, *artifacts):
-    write_receipt(fill(path, *artifacts), artifacts)
+    write_receipt(fill(path, *artifacts), artifacts, pytest.fail)
     return path
 
 
@@ -56,12 +56,12 @@ def test_it_stays_when_the_same_artifact_is_proven_again(tmp_path):
     folder(tmp_path, made)
     note_bench(tmp_path / "a.gguf", BENCH)
     for _ in range(2):
-        write_receipt(tmp_path, [replace(made, verification=PASSED)])
+        write_receipt(tmp_path, [replace(made, verification=PASSED)], pytest.fail)
         assert benches(tmp_path) == {"Q8_0": BENCH}
 
 
 def test_it_goes_with_the_bytes_it_was_measured_on(tmp_path):
     folder(tmp_path, artifact("gguf", "Q8_0", "a.gguf"))
     note_bench(tmp_path / "a.gguf", BENCH)
-    write_receipt(tmp_path, [artifact("gguf", "Q8_0", "a.gguf", sha256="b" * 64)])
+    write_receipt(tmp_path, [artifact("gguf", "Q8_0", "a.gguf", sha256="b" * 64)], pytest.fail)
     assert benches(tmp_path) == {"Q8_0": None}

@@ -63,14 +63,14 @@ def test_what_is_no_receipt(data, tmp_path):
     settle(tmp_path, said.append)
     assert (tmp_path / "qexport.json.set-aside").read_bytes() == data
     assert "set aside as qexport.json.set-aside" in said[-1]
-    assert write_receipt(fill(tmp_path, FULL), [FULL])
+    assert write_receipt(fill(tmp_path, FULL), [FULL], said.append)
     assert [made.label for made in read_receipt(tmp_path).receipt.artifacts] == ["Q8_0"]
 
 
 def test_a_later_qexports_receipt_is_left_alone(tmp_path):
     (tmp_path / "qexport.json").write_text('{"schema": 3, "artifacts": []}')
     with pytest.raises(InputError, match="later qexport"):
-        settle(tmp_path)
+        settle(tmp_path, pytest.fail)
     assert (tmp_path / "qexport.json").is_file()
 
 
@@ -132,7 +132,7 @@ def test_links_pipes_and_folders_are_no_receipts(tmp_path):
     assert "link" in read_receipt(folder).damaged
     (folder / ".qexport.json.part").symlink_to(outside)
     before = outside.read_bytes()
-    write_receipt(fill(folder, FULL), [FULL])
+    write_receipt(fill(folder, FULL), [FULL], print)
     assert outside.read_bytes() == before
     assert not path.is_symlink()
     path.unlink()
@@ -141,7 +141,7 @@ def test_links_pipes_and_folders_are_no_receipts(tmp_path):
     path.unlink()
     path.mkdir()
     assert read_receipt(folder).damaged
-    settle(folder)
+    settle(folder, print)
     assert not read_receipt(folder).damaged
 
 

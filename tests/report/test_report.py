@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
+import pstats
 from dataclasses import replace
 
 import pytest
@@ -64,6 +66,27 @@ def test_every_figure_of_a_receipt_is_in_its_row(tmp_path):
     assert row.bench.best.n_max == 2
     assert row.artifact.files[0].sha256 == made["files"][0]["sha256"]
     assert row.settings["imatrix"] == MATRIX
+
+
+def test_the_work_grows_with_the_receipts_and_no_faster(tmp_path):
+    def calls(count):
+        made = [
+            gguf(
+                f"T{at}",
+                10**9 + at * 7919 % 997,
+                measures=measures(0.01 + at / 99, 9, bench=bench(at + 1, ())),
+            )
+            for at in range(count)
+        ]
+        folders = [receipt(tmp_path / f"{count}-{at}", each) for at, each in enumerate(made)]
+        with cProfile.Profile() as profile:
+            write_report(folders, tmp_path / f"report-{count}")
+        return {place: each[1] for place, each in pstats.Stats(profile).stats.items()}
+
+    few, many = calls(15), calls(60)
+    # Up to fourteen places are tried for a name in each picture, and fewer where there is room.
+    grown = {place: calls for place, calls in many.items() if calls > max(6 * few.get(place, 0), 300 * 60)}
+    assert grown == {}
 
 
 @pytest.mark.parametrize(

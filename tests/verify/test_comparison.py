@@ -20,10 +20,10 @@ from qexport.export.rows import read_rows
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.families.view import ModelTensor, ModelView
 from qexport.receipt.measures import Estimate, Measures
+from qexport.receipt.verification import Check, Status
 from qexport.verify.comparison import Comparison, compare, judge_divergence, judge_head
 from qexport.verify.divergence import Divergence
 from qexport.verify.mtp_head import HeadScore, measure_head, score_head
-from qexport.verify.report import Check, Status
 from qexport.verify.text_run import TextRun, heldout_tokens, run_text
 
 MODEL = Path(qexport.demo.__file__).parent / "model"

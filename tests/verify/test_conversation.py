@@ -10,6 +10,7 @@ from verify_fakes import FakeReference, FakeRuntime, generation, tokenizer_json,
 from qexport.checkpoint.chat_templates import ChatTemplates
 from qexport.families.view import ModelView
 from qexport.formats.gguf.ends import KNOWN_BY_TEXT
+from qexport.receipt.verification import Check, Status
 from qexport.verify.conversation import (
     Ends,
     folder_ends,
@@ -19,7 +20,6 @@ from qexport.verify.conversation import (
     template_kept,
 )
 from qexport.verify.options import VerifyOptions
-from qexport.verify.report import Check, Status
 from qexport.verify.run import verify_gguf
 from qexport.verify.runtime import Settings
 

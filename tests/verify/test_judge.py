@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from verify_fakes import generation, scored, steps
 
+from qexport.receipt.verification import Check, Status
 from qexport.verify import judge
-from qexport.verify.report import Check, Status
 from qexport.verify.runtime import Step
 from qexport.verify.thresholds import tolerance
 

@@ -15,10 +15,10 @@ import quantized_folders
 import zoo
 from safetensors.torch import load_file, save_file
 
+from qexport.receipt.verification import Check, Status
 from qexport.verify.folder_runtimes import folder_runtime
 from qexport.verify.options import VerifyOptions
 from qexport.verify.reference import reference_from_folder
-from qexport.verify.report import Check, Status
 from qexport.verify.run_folder import verify_folder
 from qexport.verify.runtime import Failure, RuntimeFailure, Settings
 from qexport.verify.thresholds import tolerance

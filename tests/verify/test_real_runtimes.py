@@ -10,8 +10,8 @@ import pytest
 from verify_fakes import FakeReference, tokenizer_json, write_llama
 
 from qexport.families.view import ModelView
+from qexport.receipt.verification import Check, Status
 from qexport.verify.options import VerifyOptions
-from qexport.verify.report import Check, Status
 from qexport.verify.run import verify_gguf
 from qexport.verify.runtime import Settings
 from qexport.verify.runtimes import LlamaServer, Xllamacpp

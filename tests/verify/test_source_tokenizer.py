@@ -14,9 +14,9 @@ from verify_fakes import FakeRuntime, FakeSession, generation, write_llama
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.families.view import ModelView
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.options import VerifyOptions
 from qexport.verify.prompts import Probe, ids_by_file, probes
-from qexport.verify.report import Check, Finding, Status
 from qexport.verify.run import verify_gguf
 from qexport.verify.source_tokenizer import ids_by_class
 

@@ -16,13 +16,13 @@ from qexport.checkpoint.local import LocalCheckpoint
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
+from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify import memory
 from qexport.verify import run_folder as run_module
 from qexport.verify.choose import can_judge, choose_runtime
 from qexport.verify.folder_runtimes import FolderRuntime
 from qexport.verify.folder_type import folder_type
 from qexport.verify.options import VerifyOptions
-from qexport.verify.report import Check, Finding, Status
 from qexport.verify.run_folder import verify_folder
 from qexport.verify.runtime import Failure, RuntimeFailure
 from qexport.verify.thresholds import tolerance

@@ -18,10 +18,10 @@ from verify_fakes import (
 from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
 from qexport.receipt.measures import Drafts
+from qexport.receipt.verification import Check, Status
 from qexport.verify import steps as steps_module
 from qexport.verify.memory import Fit
 from qexport.verify.options import VerifyOptions
-from qexport.verify.report import Check, Status
 from qexport.verify.run import verify_gguf
 from qexport.verify.runtime import Failure, RuntimeFailure
 from qexport.verify.table import describe, render, rows
