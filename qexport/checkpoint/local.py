@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalCheckpoint"]
 
+# Ends of names without which a model would be another one, or none.
+_NEEDED = (
+    ".safetensors",
+    ".index.json",
+    "config.json",
+    "tokenizer.json",
+    "vocab.json",
+    ".model",
+    "merges.txt",
+)
+
 
 class LocalCheckpoint:
     """A folder with safetensors weights and their config; implements ``Checkpoint``, usable from threads.
@@ -182,9 +193,16 @@ def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tupl
         if templates.is_dir():
             found += [entry for entry in templates.iterdir() if entry.is_file()]
         sizes = {entry.relative_to(folder).as_posix(): entry.stat().st_size for entry in found}
+        for name in [name for name in sizes if not _is_text(name)]:
+            if name.endswith((".safetensors", ".jinja")):
+                raise InputError(
+                    f"{label} has a file {name!a}, whose name is not text in UTF-8: no receipt can hold it.",
+                    hint="Rename the file, or move it elsewhere.",
+                )
+            del sizes[name]
         led_out = tuple(sorted(name for name in sizes if leads_out(folder, folder / name)))
         listing = {name: size for name, size in sizes.items() if name not in led_out}
-        needed = [name for name in led_out if name.endswith((".safetensors", ".index.json", "config.json"))]
+        needed = [name for name in led_out if name.endswith(_NEEDED)]
         if needed:
             raise InputError(
                 f"{label}: {needed[0]} is a link that leads out of the folder.",
@@ -201,6 +219,13 @@ def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tupl
             f"The folder {typed} cannot be read: {error.strerror or 'input/output error'}."
         ) from error
     return listing, led_out
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _not_a_folder(typed: str) -> InputError:

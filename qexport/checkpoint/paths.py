@@ -23,6 +23,8 @@ __all__ = ["MAX_SMALL_BYTES", "leads_out", "open_regular", "read_small"]
 
 MAX_SMALL_BYTES = 1 << 27
 """Of a small file. The largest in use, tokenizers of 250 000 words, take a quarter of it."""
+_MAX_CONFIG_BYTES = 1 << 23
+"""Of a config, which is walked many times; one that lists every expert of a large model has half of it."""
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -62,16 +64,18 @@ def open_regular(path: Path, what: str) -> int:
     raise InputError(f"{what} is not a regular file.", hint="Put the file itself in its place.")
 
 
-def read_small(path: Path, what: str, *, limit: int = MAX_SMALL_BYTES) -> bytes:
+def read_small(path: Path, what: str, *, limit: int | None = None) -> bytes:
     """All of a small file.
 
     Args:
         what: how messages call it.
-        limit: the most bytes that it may have.
+        limit: the most bytes that it may have, if not what files of its name may.
 
     Raises:
         InputError: it is no regular file, too large, or cannot be read.
     """
+    if limit is None:
+        limit = _MAX_CONFIG_BYTES if path.name.endswith("config.json") else MAX_SMALL_BYTES
     try:
         with os.fdopen(open_regular(path, what), "rb") as file:
             data = file.read(limit + 1)

@@ -11,6 +11,7 @@ import gc
 import importlib
 import io
 import json
+import os
 import signal
 import sys
 import traceback
@@ -179,7 +180,10 @@ def of_the_machine(error: Exception) -> QexportError | None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    for word in words:
+    here = ""
+    with contextlib.suppress(OSError):  # it was removed
+        here = os.getcwd()  # noqa: PTH109 what "." is called in receipts
+    for word in (*words, here):
         try:
             word.encode("utf-8")
         except UnicodeEncodeError:

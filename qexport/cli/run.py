@@ -114,8 +114,10 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
     from qexport.cli._export import raise_unproven, write_and_judge
     from qexport.cli._finish import finish, note_outcomes, raise_gates
     from qexport.cli._report import say_findings
+    from qexport.export.sources import Sources
     from qexport.pipeline.model import examine
     from qexport.recipe.run import ready
+    from qexport.report.write import REPORT_NAMES
 
     if given["pushing"]:
         _check_pushes(recipe, units, token=given["pushing"] == "push")
@@ -125,6 +127,7 @@ def _run(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str,
             diagnosis = examine(choice_of(subject), download=False)
             say_findings(output, diagnosis)
             work = ready(recipe, subject, units, diagnosis, _local(given))
+            Sources(given=work.inputs).refuse(work.local.out, REPORT_NAMES)
             if work.prepared is None:
                 _check(work, diagnosis, given)
             planned.append((work, diagnosis))

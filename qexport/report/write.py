@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from qexport.report.report import Gate, Report
 
-__all__ = ["ReportPaths", "save_report", "write_report"]
+__all__ = ["REPORT_NAMES", "ReportPaths", "save_report", "write_report"]
+
+REPORT_NAMES = ("report.html", "report.md", "report.json")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def save_report(report: Report, out: Path) -> ReportPaths:
         EnvironmentProblem: the files cannot be written.
     """
     page = lay_out(report)
-    paths = ReportPaths(out / "report.html", out / "report.md", out / "report.json")
+    paths = ReportPaths(*(out / name for name in REPORT_NAMES))
     texts = (
         (paths.html, html(page)),
         (paths.markdown, markdown(page)),

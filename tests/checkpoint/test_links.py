@@ -1,5 +1,7 @@
 """Links in a model's folder lead to a place inside it, or into the blobs of the Hub cache that it lies in."""
 
+import os
+
 import pytest
 from checkpoint_folders import some_tensors, write_folder
 
@@ -74,10 +76,35 @@ def test_what_leads_out_is_left_out_and_named(zoo, tmp_path):
     assert all(name in finding.what for name in out)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_weights_and_config_from_elsewhere_are_refused(tmp_path, name):
     folder = write_folder(tmp_path / "model", [some_tensors()])
+    (folder / "tokenizer.json").write_text("{}")
     (folder / name).rename(tmp_path / "real")
     linked(folder / name, "../real")
     with pytest.raises(InputError, match=f"^model: {name} is a link that leads out of the folder"):
+        LocalCheckpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["extra.safetensors", "additional_chat_templates/rag.jinja"])
+def test_names_that_no_receipt_can_hold(tmp_path, name):
+    folder = write_folder(tmp_path / "model", [some_tensors()])
+    stray = folder / os.fsdecode(b"holiday\xff.png")
+    stray.write_text("x")
+    checkpoint = LocalCheckpoint(folder)
+    assert stray.name not in checkpoint.files
+    assert not checkpoint.unused
+    odd = folder / os.fsdecode(name.encode().replace(b".", b"\xff."))
+    odd.parent.mkdir(exist_ok=True)
+    odd.write_text("x")
+    with pytest.raises(InputError, match=r"udcff.*name is not text in UTF-8") as caught:
+        LocalCheckpoint(folder)
+    assert caught.value.hint
+
+
+def test_a_config_that_no_model_has(tmp_path):
+    folder = write_folder(tmp_path / "model", [some_tensors()])
+    with (folder / "config.json").open("a") as file:
+        file.write(" " * (8 << 20))
+    with pytest.raises(InputError, match=r"config\.json is larger than 8 MiB"):
         LocalCheckpoint(folder)

@@ -86,6 +86,14 @@ def test_words_that_are_not_text_are_refused():
     assert ran.stderr.startswith("Error: 'model-\\udcff' is not text in UTF-8")
 
 
+def test_the_current_folder_is_a_word_too(tmp_path):
+    here = tmp_path / os.fsdecode(b"model-\xff")
+    here.mkdir()
+    ran = child("inspect .", cwd=here)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "udcff' is not text in UTF-8" in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "redirect", "code", "said"),
     [

@@ -155,6 +155,9 @@ def test_everything_that_a_recipe_names_is_a_source(zoo_copy, tmp_path):
     (tmp_path / "tuned-FP8").symlink_to(other)
     result = run("run", recipe, "-o", tmp_path, "--overwrite", "--no-verify")
     assert isinstance(result.exception, UsageProblem), (result.output, result.exception)
+    recipe = recipe.rename(tmp_path / "report.json")  # where the report goes
+    result = run("run", recipe, "-o", tmp_path, "--overwrite", "--no-verify", "--only", "compare/fp8")
+    assert "report.json would be written over report.json" in str(result.exception), result.output
     assert contents(model, other) == before
 
 
