@@ -80,7 +80,7 @@ class Measures:
     positions: int | None = None
     kld: Kld | None = None
     same_top1: Estimate | None = None
-    perplexity_ratio: float | None = None
+    perplexity_ratio: Estimate | None = None
     drafts: int | None = None
     acceptance: Estimate | None = None
     source_acceptance: Estimate | None = None

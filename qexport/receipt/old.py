@@ -65,6 +65,9 @@ def _state(value: Mapping[str, Any], findings: list[dict[str, Any]]) -> str | No
     )
 
 
+_MEANS = ("same_top1", "perplexity_ratio", "acceptance", "source_acceptance")
+
+
 def _measures(value: Mapping[str, Any]) -> dict[str, Any]:
     positions = value.get("positions")
     count = positions if isinstance(positions, int) else 0
@@ -74,9 +77,8 @@ def _measures(value: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "positions": positions,
         "kld": {k: v for k, v in kld.items() if k not in small} if kld.get("mean") is not None else None,
-        "perplexity_ratio": value.get("perplexity_ratio"),
         "drafts": positions if value.get("acceptance") is not None else None,
-        **{name: _estimate(value.get(name)) for name in ("same_top1", "acceptance", "source_acceptance")},
+        **{name: _estimate(value.get(name)) for name in _MEANS},
     }
 
 

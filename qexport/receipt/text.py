@@ -45,9 +45,11 @@ def times(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} ×"
 
 
-def ratio(value: float | None) -> str:
-    """Of perplexities: ``1.00234 -> '1.0023'``."""
-    return "" if value is None else f"{value:.4f}"
+def ratio(found: Estimate | None) -> str:
+    """Of perplexities: ``1.00234 -> '1.0023'``, with its standard error."""
+    if found is None:
+        return ""
+    return f"{found.value:.4f}" if found.error is None else f"{found.value:.4f} ± {found.error:.4f}"
 
 
 def bits(value: float | None) -> str:

@@ -86,7 +86,7 @@ class Comparison:
             positions=trunk.positions,
             kld=trunk.kld,
             same_top1=Estimate(trunk.same_top, trunk.same_top_error),
-            perplexity_ratio=trunk.perplexity_ratio,
+            perplexity_ratio=trunk.perplexity,
             drafts=None if score is None else score.positions,
             acceptance=None if score is None else Estimate(score.acceptance, score.error),
             source_acceptance=None if source is None else Estimate(source.acceptance, source.error),

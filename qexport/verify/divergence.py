@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
-from qexport.receipt.measures import Kld, supported
+from qexport.receipt.measures import Estimate, Kld, supported
 from qexport.verify.blocks import block_error
 from qexport.verify.text_run import TextRun, run_text
 
@@ -59,6 +59,7 @@ class Divergence:
         positions: how many predictions were compared.
         error, same_top_error: standard errors of the two means.
         same_top: share of them where the likeliest token is the same.
+        loss_error: standard error of the difference of the two losses, position by position.
         source_loss, loss: mean negative log-probability of the text's own next token (of the one after, for
             heads).
         vocabulary: tokens that both know; others are left out.
@@ -77,6 +78,7 @@ class Divergence:
     same_top_error: float | None
     source_loss: float
     loss: float
+    loss_error: float | None
     vocabulary: int
 
     @property
@@ -86,6 +88,12 @@ class Divergence:
             return math.exp(self.loss - self.source_loss)
         except OverflowError:
             return math.inf
+
+    @property
+    def perplexity(self) -> Estimate:
+        """The ratio with its standard error, which follows from that of its logarithm."""
+        ratio = self.perplexity_ratio
+        return Estimate(ratio, None if self.loss_error is None else ratio * self.loss_error)
 
     @property
     def kld(self) -> Kld:
@@ -207,6 +215,7 @@ def _summary(found: torch.Tensor, same: torch.Tensor, losses: list[torch.Tensor]
         same_top_error=block_error(agreeing),
         source_loss=float(losses[0].mean()),
         loss=float(losses[1].mean()),
+        loss_error=block_error((losses[1] - losses[0]).numpy()),
         vocabulary=rows,
         **tail,
     )

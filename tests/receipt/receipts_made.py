@@ -27,7 +27,9 @@ def report(*more: Finding, **given: Any) -> Report:
 PASSED = report(
     *found(Check.AGREEMENT),
     drafts=Drafts(90, 40, 2),
-    measures=Measures(1020, Kld(0.01, 0.002, 0.005), Estimate(0.95, 0.01), 1.01, agreement=0.9),
+    measures=Measures(
+        1020, Kld(0.01, 0.002, 0.005), Estimate(0.95, 0.01), Estimate(1.01, 0.01), agreement=0.9
+    ),
 )
 
 

@@ -58,7 +58,8 @@ def test_every_figure_of_a_receipt_is_in_its_row(tmp_path):
     assert found.kld is not None
     # 99.9 % of 4080 positions is beyond 4 of them: no percentile.
     assert (found.kld.mean, found.kld.p99, found.kld.p99_9, found.kld.max) == (0.016, 0.16, None, 1.2)
-    assert (found.same_top1, found.perplexity_ratio, found.positions) == (Estimate(0.984), 1.008, 4080)
+    assert (found.same_top1, found.perplexity_ratio) == (Estimate(0.984), Estimate(1.008))
+    assert found.positions == 4080
     assert (found.acceptance, found.source_acceptance) == (Estimate(0.81), Estimate(0.525))
     assert row.runtime == "xllamacpp 1.2"
     assert row.bench == Bench.from_json(bench(37.0))
@@ -87,6 +88,29 @@ def test_the_work_grows_with_the_receipts_and_no_faster(tmp_path):
     # Up to fourteen places are tried for a name in each picture, and fewer where there is room.
     grown = {place: calls for place, calls in many.items() if calls > max(6 * few.get(place, 0), 300 * 60)}
     assert grown == {}
+
+
+def test_every_mean_is_shown_with_its_standard_error(tmp_path):
+    def estimate(value):
+        return {"value": value, "error": 0.0123}
+
+    made = gguf("Q4_K_M", 10**9)
+    made["verification"] = {
+        "verified": ["loads"],
+        "measures": {
+            "positions": 1020,
+            "kld": {"mean": 0.5, "error": 0.0123},
+            **{name: estimate(0.5) for name in ("same_top1", "perplexity_ratio", "acceptance")},
+            "source_acceptance": estimate(0.5),
+        },
+    }
+    (tmp_path / "qexport.json").write_text(json.dumps({"schema": 2, "artifacts": [made]}))
+    (row,) = gather([tmp_path]).models[0].rows
+    shown = lay_out(gather([tmp_path])).parts[0].tables[0]
+    assert row.measures.perplexity_ratio == Estimate(0.5, 0.0123)
+    cells = dict(zip((column.title for column in shown.columns), shown.rows[0], strict=True))
+    means = ("KL divergence", "Same top-1", "Perplexity ratio", "MTP acceptance", "Source's")
+    assert [cells[name] for name in means if "±" not in cells.get(name, "")] == []
 
 
 @pytest.mark.parametrize(

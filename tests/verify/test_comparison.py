@@ -186,7 +186,7 @@ def test_every_mean_has_its_error() -> None:
 
 def _number(mean: float) -> Divergence:
     zeros = dict.fromkeys(("median", "p90", "p95", "p99", "p99_9", "max", "source_loss", "loss"), 0.0)
-    errors = {"error": 0.0, "same_top_error": 0.0}
+    errors = {"error": 0.0, "same_top_error": 0.0, "loss_error": 0.0}
     return Divergence(positions=100, mean=mean, same_top=1.0, vocabulary=10, **errors, **zeros)
 
 

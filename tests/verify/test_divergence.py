@@ -20,6 +20,7 @@ from qexport.doctor import diagnose
 from qexport.errors import InputError
 from qexport.families.view import ModelView
 from qexport.verify import logits as logits_module
+from qexport.verify.blocks import block_error
 from qexport.verify.divergence import Divergence, NotFinite, compare_runs, divergence
 from qexport.verify.mtp_head import measure_head
 from qexport.verify.text_run import EXACT, run_text
@@ -94,6 +95,8 @@ def test_against_all_logits_at_once(zoo: Zoo, tmp_path: Path, name: str, first: 
     for loss, logprobs in ((found.source_loss, p), (found.loss, q)):
         assert loss == pytest.approx(-float(logprobs.gather(-1, targets).mean()), rel=1e-4)
     assert found.perplexity_ratio == pytest.approx(np.exp(found.loss - found.source_loss))
+    said = (p - q).gather(-1, targets)[..., 0].double().numpy()
+    assert found.perplexity.error == pytest.approx(found.perplexity_ratio * block_error(said), rel=1e-3)
 
 
 def test_a_model_from_itself(zoo: Zoo) -> None:
