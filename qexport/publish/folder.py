@@ -73,7 +73,7 @@ def survey(
     wanted = {file.name for artifact in chosen for file in artifact.files}
     others = {file.name for artifact in every for file in artifact.files} - wanted
     _check_sizes(folder, chosen)
-    _check_links(folder, wanted)
+    _check_kept(folder, wanted)
     left: list[LeftOut] = []
     unknown: list[str] = []
     included: list[str] = []
@@ -90,18 +90,10 @@ def survey(
             left.append(LeftOut(name, "not chosen"))
         else:
             unknown.append(name)
-    _check_links(folder, included)
+    _check_kept(folder, included)
     for pattern in include:
         if not any(fnmatchcase(name, pattern) for name in (*included, *wanted)):
             raise UsageProblem(f"--include {pattern} matches no file that may be published")
-    for name in (*sorted(wanted), *included):
-        if not (folder / name).is_file():
-            raise InputError(f"{name} is not a regular file, so it is not published.")
-        if leads_out(folder, folder / name):
-            raise InputError(
-                f"{name} is a link that leads out of {folder.name}, so it is not published.",
-                hint="Put the file itself there, or move the link out of the folder.",
-            )
     if unknown:
         shown = "\n".join(f"  {name}" for name in unknown[:_SHOWN])
         more = f"\n  and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
@@ -122,15 +114,15 @@ def _listing(folder: Path) -> set[str]:
     return names
 
 
-def _check_links(folder: Path, names: Iterable[str]) -> None:
+def _check_kept(folder: Path, names: Iterable[str]) -> None:
     """A link may lead to a file of the folder, and nowhere else: what is elsewhere was not exported here."""
-    home = folder.resolve()
     for name in sorted(names):
-        target = (folder / name).resolve()
-        if not target.is_relative_to(home) or not target.is_file():
+        if not (folder / name).is_file():
+            raise InputError(f"{name} is not a regular file, so it is not published.")
+        if leads_out(folder, folder / name):
             raise InputError(
-                f"{name} is a link out of the folder, or no file: not published.",
-                hint="Put the file itself there.",
+                f"{name} is a link that leads out of {folder.name}, so it is not published.",
+                hint="Put the file itself there, or move the link out of the folder.",
             )
 
 

@@ -92,10 +92,10 @@ def test_the_push_is_refused_for_it_and_rehearsed_for_the_other(done):
     assert "base_model: someone/Demo" in done.ran.stdout
     assert str(done.out) not in done.ran.stdout.partition("someone/Demo-GGUF (new")[2]
     assert "someone/Demo-NVFP4A16 (new" not in done.ran.stdout
-    assert "gate: max_mean_kld" in done.ran.stderr
+    assert "limits not kept: max_mean_kld" in done.ran.stderr
     alone = run("push", done.out / "Demo-NVFP4A16", "someone/Demo-NVFP4A16", "--dry-run")
     assert alone.code == 4
-    assert "gate: max_mean_kld" in alone.stderr
+    assert "limits not kept: max_mean_kld" in alone.stderr
 
 
 def test_a_second_run_makes_nothing_again_and_ends_the_same(done):
@@ -146,5 +146,5 @@ def test_what_was_not_run_keeps_no_gate_and_is_not_pushed(done, tmp_path):
     assert ran.code == 5
     assert "min_agreement 0.9: nothing was measured" in ran.stderr
     alone = run(*words, "--set", "artifacts.gguf.gates={}")
-    assert alone.code == 4
+    assert alone.code == 6
     assert "someone/Demo-GGUF: not published, for the reasons above" in alone.stderr
