@@ -107,7 +107,12 @@ def _diagnose(checkpoint: Checkpoint, mtp: MtpMode, mtp_from: Checkpoint | None)
     base = examine(mtp_from) if mtp_from is not None and subject.family.mtp and mtp != "drop" else None
     draft = Draft(subject)
     seen = [(quirk, quirk.detect(subject)) for quirk in QUIRKS]
-    head = settle_mtp(draft, mtp, base)
+    try:
+        head = settle_mtp(draft, mtp, base)
+    except InputError:
+        if not any(found is not None and found.severity == "error" for _, found in seen):
+            raise
+        head = MtpResult((), 0, "none")  # nobody can tell before the errors are mended
     if head.replaced:
         seen = [(quirk, found) for quirk, found in seen if quirk.id not in _OLD_HEAD]
     if causes := [(quirk, found) for quirk, found in seen if quirk.explains and found is not None]:

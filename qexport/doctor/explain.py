@@ -12,6 +12,7 @@ from qexport.doctor.finding import Finding
 from qexport.doctor.graft import head_layers
 from qexport.doctor.subject import Subject
 from qexport.doctor.tokens import tokenizer_kind
+from qexport.errors import InputError
 from qexport.families.hyper import resolve
 from qexport.families.names import is_expert_name
 
@@ -76,7 +77,11 @@ def explain(diagnosis: Diagnosis) -> Explanation:
         InputError: config.json does not say how many layers there are.
     """
     subject = diagnosis.subject
-    hyper = resolve(subject.family, subject.text, subject.config)
+    try:
+        hyper = resolve(subject.family, subject.text, subject.config)
+    except InputError:
+        _ = diagnosis.repaired  # names all that is wrong
+        raise
     kinds = Counter(_KINDS[kind] for kind in hyper.kinds)
     stored = subject.checkpoint.tensors.values()
     experts = hyper.experts.count if hyper.experts else None

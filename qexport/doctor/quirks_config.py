@@ -13,12 +13,12 @@ from qexport.doctor.form import reshape, words
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.subject import Subject
 from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
-from qexport.families.values import GENERATION, Typed, typed
+from qexport.families.values import GENERATION, TOKENIZER, typed
 
 __all__ = ["CONFIG_QUIRKS", "PROCESSOR_FILES"]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-_GENERATION = "generation_config.json"
+_TYPED_FILES = {"generation_config.json": GENERATION, "tokenizer_config.json": TOKENIZER}
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _LANGUAGE = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.", "mtp.")
 _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
@@ -151,21 +151,22 @@ def _write_bias(draft: Draft) -> None:
     draft.text.update(_biases(draft.subject))
 
 
-def _generation(subject: Subject) -> Typed:
-    return typed(subject.json_file(_GENERATION) or {}, keys=GENERATION)
+def _odd_types(subject: Subject) -> str | None:
+    found = []
+    for file, keys in _TYPED_FILES.items():
+        door = typed(subject.json_file(file) or {}, keys=keys)
+        if odd := [*door.changed, *door.unusable]:
+            found.append(f"{file}: {', '.join(odd)}")
+    return "; ".join(found) or None
 
 
-def _generation_types(subject: Subject) -> str | None:
-    door = _generation(subject)
-    found = [*door.changed, *door.unusable]
-    return f"{_GENERATION}: {', '.join(found)}" if found else None
-
-
-def _retype_generation(draft: Draft) -> None:
-    target = draft.edit_json(_GENERATION)
-    target_now = typed(target, keys=GENERATION).values
-    target.clear()
-    target.update(target_now)
+def _retype(draft: Draft) -> None:
+    for file, keys in _TYPED_FILES.items():
+        if file in draft.subject.checkpoint.files:
+            target = draft.edit_json(file)
+            values = typed(target, keys=keys).values
+            target.clear()
+            target.update(values)
 
 
 def _already_typed(_: Draft) -> None:
@@ -381,10 +382,10 @@ CONFIG_QUIRKS = (
     ),
     Quirk(
         id="generation.types",
-        title="values in generation_config.json of another type",
+        title="values in generation_config.json or tokenizer_config.json of another type",
         severity="repaired",
-        see=_generation_types,
-        fix=_retype_generation,
+        see=_odd_types,
+        fix=_retype,
         repair="They are written as numbers, true or false; what cannot be used is left out.",
         breaks=(("transformers, mlx-lm", "TypeError, or never stops"),),
     ),

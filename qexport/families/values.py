@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["GENERATION", "Typed", "typed"]
+__all__ = ["GENERATION", "TOKENIZER", "Typed", "typed"]
 
 _MOST = 2**31 - 1  # sizes become 32-bit numbers in every format
 _WRAPPED = re.compile(r"^(?:\w+\.)?(?:u?int|float|bool_?|tensor|bfloat)\d*_?\((.*?)(?:, ?d?type=.*)?\)$")
@@ -109,6 +109,12 @@ def _tokens(value: Any) -> int | list[int]:
     what = "a token's number, or a list of them"
     token = _whole(-1, what)
     return _list(token, what)(value) if isinstance(value, list) else token(value)
+
+
+def _one_token(value: Any) -> int:
+    """eos_token_id alone may be a list."""
+    one = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return _whole(-1, "a token's number")(one)
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -223,17 +229,35 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("model_type", "hidden_act", "hidden_activation", "torch_dtype", "dtype"), _word),
     **dict.fromkeys(("architectures", "layer_types"), _words),
     "mlp_only_layers": _list(_count, "a list of layers"),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _tokens),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), _one_token),
+    "eos_token_id": _tokens,
     **dict.fromkeys(("rope_parameters", "rope_scaling"), _object),
 }
 
 GENERATION: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _tokens),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), _one_token),
+    "eos_token_id": _tokens,
     **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"), _rate),
     **dict.fromkeys(("top_k", "max_length", "max_new_tokens", "num_beams"), _count),
     **dict.fromkeys(("do_sample", "use_cache"), _flag),
 }
 """Keys of generation_config.json."""
+
+TOKENIZER: Mapping[str, Callable[[Any], Any]] = {
+    "model_max_length": _number,  # 1e30 is "no limit"
+    **dict.fromkeys(
+        (
+            "add_bos_token",
+            "add_eos_token",
+            "add_prefix_space",
+            "clean_up_tokenization_spaces",
+            "legacy",
+            "split_special_tokens",
+        ),
+        _flag,
+    ),
+}
+"""Keys of tokenizer_config.json."""
 
 
 def typed(

@@ -173,6 +173,8 @@ def test_biases_that_a_family_has_not(zoo_copy):
 
 
 TYPES = [
+    ({"pad_token_id": [0]}, 0),
+    ({"bos_token_id": ["1"]}, 1),
     ({"rms_norm_eps": "1e-05"}, 1e-05),
     ({"hidden_size": 256.0}, 256),
     ({"num_attention_heads": "8"}, 8),
@@ -241,6 +243,23 @@ WRAPPERS = [
     ("qwen2", "internvl_chat", "InternVLChatModel", "llm_config"),
     ("gemma3", "shieldgemma9", "ShieldGemma9ForImages", "text_config"),
 ]
+
+
+def test_settings_of_the_tokenizer_as_text(zoo_copy, tmp_path):
+    folder = zoo_copy("llama")
+    file = folder / "tokenizer_config.json"
+    clean = json.loads(file.read_text())
+    as_text = {
+        "model_max_length": "4096",
+        "add_bos_token": "true",
+        "legacy": "False",
+        "add_eos_token": "maybe",
+    }
+    file.write_text(json.dumps(clean | as_text))
+    diagnosis, out = repair(folder, tmp_path / "out")
+    assert "generation.types" in ids(diagnosis, "repaired")
+    written = json.loads((out / "tokenizer_config.json").read_text())
+    assert {"model_max_length": 4096, "add_bos_token": True, "legacy": False}.items() <= written.items()
 
 
 def test_names_of_idefics_and_its_like(zoo_copy, tmp_path):

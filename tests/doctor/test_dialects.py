@@ -14,6 +14,7 @@ from zoo_types import Zoo, ZooCopy
 
 from qexport.doctor import diagnose, explain
 from qexport.doctor.diagnose import Diagnosis
+from qexport.errors import InputError
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.weights import weights_of
@@ -351,6 +352,19 @@ def test_layers_off_by_one(zoo_copy: ZooCopy, name: str, by: int, said: str) -> 
     assert "layers.count" in ids(diagnosis, "error")
     assert "tensors.unfit" not in ids(diagnosis)
     assert any(said in error.what for error in diagnosis.errors)
+
+
+@pytest.mark.parametrize(("count", "known"), [(0, "config.values"), (3, "layers.count"), (5, "layers.count")])
+def test_layers_that_layer_types_gainsays(zoo_copy: ZooCopy, count: int, known: str) -> None:
+    """A head cannot be settled before its errors are known: they are said, not the first alone."""
+    folder = zoo_copy("qwen3_5")
+    change_text_config(folder, lambda c: {**c, "num_hidden_layers": count})
+    diagnosis = diagnose(opened(folder))
+    (error,) = (f for f in diagnosis.errors if f.id == known)
+    with pytest.raises(InputError) as caught:
+        explain(diagnosis)
+    assert error.what in caught.value.message
+    assert "32" not in caught.value.message
 
 
 @pytest.mark.parametrize("name", FAMILIES)
