@@ -24,7 +24,7 @@ from qexport.codecs import ggml
 from qexport.codecs.encoder_parts import chunk_rows
 from qexport.codecs.encoders import GgmlEncoder, RowEncoder, make_encoder, uses_importance
 from qexport.codecs.ggml_types import GGML_TYPES
-from qexport.codecs.warmup import prepare
+from qexport.codecs.warmup import prepare_encoders
 
 Work = Callable[[int, int], object]
 
@@ -74,7 +74,8 @@ def main() -> None:
     rows = torch.from_numpy(rng.standard_normal(shape, np.float32) * np.float32(0.02)).to(torch.bfloat16)
     wide = rows.to(torch.float32).numpy()
     importance = np.square(rng.standard_normal(args.columns, np.float32))
-    for one in prepare(types, [torch.bfloat16], importance=True):
+    encoders = [make_encoder(name, weights) for name in types for weights in (None, importance)]
+    for one in prepare_encoders((encoder, torch.bfloat16, args.columns) for encoder in encoders):
         print(f"{one.type_name}: {'compiled' if one.compiled else 'loaded'} in {one.seconds:.1f} s")
     print(f"\n{args.rows} x {args.columns} bfloat16, threads: {args.threads}, best of {args.rounds}, Mw/s")
     print(

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from qexport.artifacts.numbers import e2m1, e4m3, grouped
 from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.checkpoint.local import LocalCheckpoint
-from qexport.codecs.nvfp4 import dequantize
 from qexport.doctor import diagnose
 from qexport.formats.gguf.importance import canonical_importance
 from qexport.formats.nvfp4.options import Nvfp4Options
@@ -63,7 +63,8 @@ def main() -> None:
             tensor.encoder.survey.observe(rows[tensor.name], 0)
         for tensor in planned:
             packed, scales, shared = tensor.encoder.encode(rows[tensor.name], 0)
-            decoded = dequantize(packed, scales, shared[0])
+            steps = e4m3(torch.from_numpy(scales)) * float(shared[0])
+            decoded = grouped(e2m1(torch.from_numpy(packed)), steps)
             squares = (decoded - rows[tensor.name].float()).square()
             plain += squares.sum().item()
             weighted += (squares * torch.from_numpy(weights[tensor.name])).sum().item()

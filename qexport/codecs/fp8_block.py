@@ -32,7 +32,7 @@ from qexport.codecs.narrow import AS_BFLOAT16, AS_IT_IS, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
 from qexport.errors import UsageProblem
 
-__all__ = ["TILE", "Fp8Rows", "Style", "dequantize", "quantize"]
+__all__ = ["TILE", "Fp8Rows", "Style", "quantize"]
 
 TILE = 128
 
@@ -83,20 +83,6 @@ def quantize(rows: torch.Tensor, style: Style = Style.NATIVE) -> Fp8Rows:
         scale_rounding = rounding = rounding_of(rows.dtype)
     bad = int(_quantize(source, shift, scale_rounding, rounding, of_zeros, least, codes, scales))
     return Fp8Rows(codes, torch.from_numpy(scales).to(dtype), bad)
-
-
-def dequantize(codes: np.ndarray, scales: torch.Tensor) -> torch.Tensor:
-    """Float32 ``(n, columns)``: ``codes``, uint8 of that shape, times ``scales``, float32 or bfloat16.
-
-    Raises:
-        UsageProblem: there is not one scale for each tile.
-    """
-    n, columns = codes.shape
-    if (n, columns) != (scales.shape[0] * TILE, scales.shape[1] * TILE) or codes.dtype != np.uint8:
-        raise UsageProblem(f"{codes.dtype} {codes.shape} does not belong to scales {tuple(scales.shape)}")
-    values = torch.from_numpy(codes).view(torch.float8_e4m3fn).to(torch.float32)
-    tiles = values.view(n // TILE, TILE, columns // TILE, TILE)
-    return tiles.mul_(scales.to(torch.float32)[:, None, :, None]).view(n, columns)
 
 
 @compiled

@@ -35,7 +35,7 @@ from qexport.codecs.narrow import narrow, rounding_of
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
-__all__ = ["FLOAT_MODES", "FloatMode", "FloatRows", "dequantize", "quantize"]
+__all__ = ["FLOAT_MODES", "FloatMode", "FloatRows", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -89,27 +89,6 @@ def quantize(rows: torch.Tensor, mode: str) -> FloatRows:
     lost, top = rounding_of(rows.dtype), np.float32(known.top)
     bad = _quantize(source, shift, lost, known.group, top, known.power_of_two, packed, scales)
     return FloatRows(packed, scales, int(bad))
-
-
-def dequantize(packed: np.ndarray, scales: np.ndarray, mode: str) -> torch.Tensor:
-    """Float32 ``(n, columns)``: exact products.
-
-    Raises:
-        UsageProblem: there is no such mode, or the arrays do not belong together.
-    """
-    known = _mode(mode)
-    n, groups = scales.shape
-    if packed.shape != (n, groups * known.group * known.bits // 8) or packed.dtype != np.uint8:
-        raise UsageProblem(f"{packed.dtype} {packed.shape} does not belong to scales {scales.shape}")
-    if known.bits == 8:
-        values = torch.from_numpy(packed).view(torch.float8_e4m3fn).to(torch.float32)
-    else:
-        levels = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-        codes = torch.from_numpy(np.stack([packed & 15, packed >> 4], -1).reshape(n, -1).astype(np.int64))
-        values = torch.cat([levels, -levels])[codes]
-    kind = torch.float8_e8m0fnu if known.power_of_two else torch.float8_e4m3fn
-    steps = torch.from_numpy(scales).view(kind).to(torch.float32)
-    return (values.view(n, groups, known.group) * steps[..., None]).view(n, -1)
 
 
 def _mode(name: str) -> FloatMode:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qexport.codecs.e2m1 import LEVELS, TOP_LEVEL
+from qexport.codecs.e2m1 import TOP_LEVEL
 from qexport.codecs.e4m3 import E4M3_MAX
 from qexport.codecs.jit import compiled
 from qexport.codecs.narrow import AS_IT_IS, rounding_of
@@ -29,7 +29,7 @@ from qexport.codecs.nvfp4_rows import BLOCK, row_codes, row_scales, row_tops, st
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
-__all__ = ["BLOCK", "LEVELS", "Nvfp4Rows", "dequantize", "divisor", "global_scale", "prepared", "quantize"]
+__all__ = ["BLOCK", "Nvfp4Rows", "divisor", "global_scale", "prepared", "quantize"]
 
 _TOP = np.float32(TOP_LEVEL * E4M3_MAX)
 _TINY = np.finfo(np.float32).tiny
@@ -92,27 +92,6 @@ def quantize(rows: torch.Tensor, shared: np.float32, *, divides: bool = False) -
     rounding = rounding_of(rows.dtype) if divides else AS_IT_IS
     bad = _quantize(source, shift, np.float32(shared), divides, rounding, made.packed, made.scales)
     return Nvfp4Rows(made.packed, made.scales, int(bad))
-
-
-def dequantize(
-    packed: np.ndarray, scales: np.ndarray, shared: np.float32, *, divides: bool = False
-) -> torch.Tensor:
-    """Float32 ``(n, columns)``; the arguments are what :func:`quantize` gave and was given.
-
-    Raises:
-        UsageProblem: there is not one scale for each block.
-    """
-    n, blocks = scales.shape
-    if packed.shape != (n, blocks * BLOCK // 2) or packed.dtype != np.uint8 or scales.dtype != np.uint8:
-        raise UsageProblem(f"{packed.dtype} {packed.shape} does not belong to scales {scales.shape}")
-    levels = np.array([*LEVELS, *(-level for level in LEVELS)], np.float32)
-    values = np.empty((n, blocks, BLOCK), np.float32)
-    pairs = packed.reshape(n, blocks, BLOCK // 2)
-    values[..., 0::2], values[..., 1::2] = levels[pairs & 15], levels[pairs >> 4]
-    wide = torch.from_numpy(scales).view(torch.float8_e4m3fn).to(torch.float32)
-    one = float(np.float32(shared))
-    steps = wide / one if divides else wide * one
-    return torch.from_numpy(values).mul_(steps[..., None]).view(n, blocks * BLOCK)
 
 
 def prepared(rows: torch.Tensor, shared: np.float32) -> tuple[np.ndarray, np.uint32, Nvfp4Rows]:

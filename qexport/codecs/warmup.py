@@ -11,14 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qexport.codecs.encoders import make_encoder
-from qexport.codecs.ggml_types import ggml_type
-from qexport.codecs.native import KERNELS
-
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prepared", "prepare", "prepare_encoders"]
+__all__ = ["Prepared", "prepare_encoders"]
 
 
 class Warmable(Protocol):
@@ -40,45 +36,6 @@ class Prepared:
     type_name: str
     seconds: float
     compiled: bool
-
-
-def prepare(
-    type_names: Iterable[str],
-    dtypes: Iterable[torch.dtype],
-    *,
-    importance: bool = False,
-    announce: Callable[[Prepared], None] | None = None,
-) -> list[Prepared]:
-    """Encode one row of zeros with our kernels of these types; types that need none are left out.
-
-    Args:
-        type_names: names of ggml types, in any order and number.
-        dtypes: of the rows that will be encoded.
-        importance: whether there will be importance.
-        announce: called after each type.
-
-    Returns:
-        What was announced.
-    """
-    import numpy as np
-    import torch
-
-    from qexport.codecs.jit import compilations
-
-    done: list[Prepared] = []
-    dtypes = tuple(dict.fromkeys(dtypes))
-    for kind in dict.fromkeys(ggml_type(name) for name in type_names):
-        if kind.name not in KERNELS:
-            continue
-        start, before = time.perf_counter(), compilations()
-        for weights in (None, np.ones(kind.block, np.float32)) if importance else (None,):
-            encoder = make_encoder(kind.name, weights)
-            for dtype in dtypes:
-                encoder.encode(torch.zeros((1, kind.block), dtype=dtype), 0)
-        done.append(Prepared(kind.name, time.perf_counter() - start, compilations() > before))
-        if announce:
-            announce(done[-1])
-    return done
 
 
 def prepare_encoders(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from codec_strategies import importance_of, make_rows, rows_of
+from decoding import nvfp4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qexport.codecs.nvfp4 import Nvfp4Rows, dequantize, divisor, global_scale, quantize
+from qexport.codecs.nvfp4 import Nvfp4Rows, divisor, global_scale, quantize
 from qexport.codecs.nvfp4_search import quantize_searched
 from qexport.errors import UsageProblem
 
@@ -19,7 +20,7 @@ TAME = ["normal", "heavy", "sparse", "constant", "one-sided", "two values", "nea
 
 def losses(rows: torch.Tensor, made: Nvfp4Rows, shared: np.float32, weights, divides: bool) -> np.ndarray:
     """Weighted squared error of each block, in float64."""
-    error = dequantize(made.packed, made.scales, shared, divides=divides).double() - rows.double()
+    error = nvfp4(made.packed, made.scales, shared, divides=divides).double() - rows.double()
     squares = error.square() * torch.from_numpy(np.float64(weights))
     return squares.unflatten(-1, (-1, 16)).sum(-1).numpy()
 
@@ -95,7 +96,7 @@ def test_four_over_six() -> None:
     source = torch.tensor([[6.0, 4.5, 4.5, 4.5, *[1.5] * 12]])
     found = quantize_searched(source, np.float32(1))
     assert found.scales.tolist() == [[0x3C]]  # 1.5 for the usual 1
-    assert dequantize(found.packed, found.scales, np.float32(1)).tolist() == source.tolist()
+    assert nvfp4(found.packed, found.scales, np.float32(1)).tolist() == source.tolist()
     assert quantize(source, np.float32(1)).scales.tolist() == [[0x38]]
 
 

@@ -7,31 +7,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from qexport.codecs.warmup import Prepared, prepare
+from qexport.codecs.encoders import make_encoder
+from qexport.codecs.warmup import Prepared, prepare_encoders
 
 CODE = """
 import json, torch
-from qexport.codecs.warmup import prepare
+from qexport.codecs.encoders import make_encoder
+from qexport.codecs.warmup import prepare_encoders
 told = []
-types = ["Q4_1", "Q8_0"]
-prepare(types, [torch.bfloat16], announce=lambda one: told.append([one.type_name, one.compiled]))
-again = prepare(types, [torch.bfloat16])
-print(json.dumps([told, [one.compiled for one in again]]))
+samples = [(make_encoder(name), torch.bfloat16, 32) for name in ("Q4_1", "Q8_0")]
+first = prepare_encoders(samples, announce=lambda one: told.append(one.type_name))
+again = prepare_encoders(samples)
+print(json.dumps([told, [[one.type_name, one.compiled] for one in first], [one.compiled for one in again]]))
 """
 
 
-def test_what_is_told() -> None:
-    told: list[Prepared] = []
-    types = ["F16", "q4_1", "IQ4_XS", "Q8_0", "Q4_1"]  # floats and ggml's types need nothing
-    done = prepare(types, [torch.bfloat16, torch.float32], importance=True, announce=told.append)
-    assert [one.type_name for one in done] == ["Q4_1", "Q8_0"]
-    assert told == done
+def test_one_of_each_kind_is_encoded() -> None:
+    ones = np.ones(32, np.float32)
+    encoders = [make_encoder("Q4_1"), make_encoder("Q4_1", ones), make_encoder("Q8_0"), make_encoder("Q4_1")]
+    samples = [(encoder, dtype, 32) for encoder in encoders for dtype in (torch.bfloat16, torch.float32)]
+    done = prepare_encoders(samples)
+    assert [one.type_name for one in done] == ["Q4_1"] * 4 + ["Q8_0"] * 2
     assert all(one.seconds > 0 for one in done)
-    assert not any(one.compiled for one in prepare(types, [torch.float32], importance=True))
-    assert prepare([], []) == []
+    told: list[Prepared] = []
+    assert not any(one.compiled for one in prepare_encoders(samples, announce=told.append))
+    assert told == []
+    assert prepare_encoders([]) == []
 
 
 @pytest.mark.slow
@@ -39,6 +44,7 @@ def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     for first in (True, False):
         run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-        told, again = json.loads(run.stdout)
-        assert told == [["Q4_1", first], ["Q8_0", first]]
+        told, done, again = json.loads(run.stdout)
+        assert told == (["Q4_1", "Q8_0"] if first else [])
+        assert done == [["Q4_1", first], ["Q8_0", first]]
         assert again == [False, False]
