@@ -32,7 +32,7 @@ fast: venv
 	$(BIN)/python -m pytest -m "not slow"
 
 docs: venv
-	$(BIN)/python -m qexport.cli.reference docs
+	$(BIN)/python tools/make_docs.py docs
 
 clean:
 	rm -rf demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -1,8 +1,7 @@
-"""What a recipe may hold, as one model: what validates it, and the JSON Schema that editors take."""
+"""What a recipe may hold, as one model, and what it says of values that do not fit."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
@@ -11,11 +10,10 @@ from qexport.pipeline.measure import MEASURED_TOKENS
 from qexport.recipe.artifact import Entry, Verify
 from qexport.recipe.fields import Part, Whole, fields_of, list_of
 from qexport.recipe.gates import Gates
-from qexport.recipe.kinds import KINDS
 from qexport.recipe.problems import Path, Problems, closest
 from qexport.recipe.recipe import Calibration, Mtp, Publication, Source
 
-__all__ = ["File", "json_schema", "note"]
+__all__ = ["File", "note"]
 
 
 class _File(Part):
@@ -47,8 +45,6 @@ File: Any = create_model(
     "Recipe", __base__=_File, __doc__=_File.__doc__, verify=(Verify, None), artifacts=(_Entries, ...)
 )
 """The whole file, but for what spans its parts."""
-# One key, or several with commas between, of the section "Attributes:".
-_ATTRIBUTE = re.compile(r"^ {4,8}(\w[\w, ]*): (.*(?:\n {9,}.*)*)", re.MULTILINE)
 _MISSING = {
     "source": ": which model? (source: {model: org/name})",
     "artifacts": ": a list of what is to be written",
@@ -81,30 +77,3 @@ def _said(kind: str, path: Path, error: Any) -> str:
     if kind == "less_than_equal":
         return f"{last} must be " + (f"{limits['le']} at most" if limits["le"] != 1 else "a share, 1 at most")
     return str(error["msg"])
-
-
-def json_schema() -> dict[str, Any]:
-    """For editors (``# yaml-language-server: $schema=...``); what a key means comes from docstrings."""
-    schema: dict[str, Any] = _compact(File.model_json_schema())
-    for part in (schema, *schema["$defs"].values()):
-        title, _, attributes = part.get("description", "").partition("\n\n")
-        part["description"] = " ".join(title.split())
-        for names, text in _ATTRIBUTE.findall(attributes.partition("Attributes:")[2].split("\n\n")[0]):
-            for name in set(names.split(", ")) & set(part["properties"]):
-                part["properties"][name]["description"] = " ".join(text.replace("``", "").split())
-    schema["$defs"]["Artifact"]["oneOf"] = [{"required": [word]} for word in KINDS]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _compact(schema: Any) -> Any:
-    """Without titles that repeat a key; with bounds in JSON Schema's words."""
-    if isinstance(schema, list):
-        return [_compact(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    words = {"ge": "minimum", "le": "maximum"}
-    return {
-        words.get(key, key): _compact(value)
-        for key, value in schema.items()
-        if not (key == "title" and isinstance(value, str)) and not (key == "default" and value is None)
-    }

@@ -12,10 +12,10 @@ import pytest
 from receipts_made import FULL, PASSED, artifact, fill
 
 from qexport.errors import InputError
-from qexport.receipt.schema import schema_text
 from qexport.receipt.state import State
 from qexport.receipt.store import parse_receipt, read_receipt, receipt_bytes, settle, write_receipt
 from qexport.receipt.types import Receipt
+from receipt_schema import schema_text
 
 GOOD = json.loads(receipt_bytes(Receipt((FULL,))))
 

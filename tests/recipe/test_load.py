@@ -11,7 +11,8 @@ from qexport.checkpoint.yaml_tree import parse_yaml
 from qexport.recipe.fields import field_kinds, fields_of, model_of
 from qexport.recipe.gates import Limits
 from qexport.recipe.kinds import KINDS
-from qexport.recipe.schema import File, json_schema
+from qexport.recipe.schema import File
+from recipe_schema import json_schema
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTypeCheckers

@@ -11,8 +11,8 @@ import click
 
 from qexport.cli.main import COMMANDS, cli
 from qexport.doctor.quirks import QUIRKS
-from qexport.receipt.schema import schema_text
-from qexport.recipe.schema import json_schema
+from receipt_schema import schema_text
+from recipe_schema import json_schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
