@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.receipt.text import percent, speed, times, with_error
+from qexport.receipt.text import speed, times, with_error
 from qexport.report.bars import Bar, BarGroup, draw_bars
 from qexport.report.chart import Chart, LegendEntry
 from qexport.report.svg import element, line, rectangle
@@ -87,7 +87,7 @@ def speed_chart(report: Report) -> Chart | None:
 def _acceptance(row: Row) -> Bar:
     found, source = row.measures.acceptance, row.measures.source_acceptance
     assert found is not None
-    words = "" if source is None else f" (source {percent(source.value)})"
+    words = "" if source is None else f" (source {with_error(source, share=True)})"
     return Bar(
         name=row.title,
         value=found.value,

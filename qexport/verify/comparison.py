@@ -180,12 +180,12 @@ def judge_head(
     moved = trunk.mean if trunk is not None else 0.0
     least = source.acceptance - _LOSS - _PER_NAT * moved - 2 * score.error
     data["least"] = least
-    words += f" ({source.acceptance:.1%} in the source)"
+    words += f" ({with_error(Estimate(source.acceptance, source.error), share=True)} in the source)"
     faults = [] if score.acceptance >= least else [f"at least {least:.1%} expected"]
     if heads is not None and trunk is not None:
         most = _HEAD_SLACK + _HEAD_FACTOR * trunk.mean
         data |= {"divergence": heads.to_json(), "most": most}
-        words += f", {heads.mean:.4f} nats from the source's head"
+        words += f", {with_error(heads.kld.estimate)} nats from the source's head"
         if not heads.mean <= most:
             faults.append(f"at most {most:.4f} expected beside a trunk at {trunk.mean:.4f}")
     if faults:

@@ -172,7 +172,8 @@ def test_a_head_that_was_left_out_as_asked_for_is_no_finding() -> None:
 def test_every_mean_has_its_error() -> None:
     trunk = replace(_number(0.01), error=0.002, same_top=0.95, same_top_error=0.01)
     score = HeadScore(positions=400, acceptance=0.6, logprob=-1.0, chance=0.2, error=0.03)
-    found = Comparison(trunk, _number(0.0), score, score)
+    heads = replace(_number(0.003), error=0.0004)
+    found = Comparison(trunk, heads, score, replace(score, acceptance=0.61, error=0.02))
     measured = found.measures(Measures(agreement=0.9))
     assert measured.kld is not None
     assert measured.kld.estimate == Estimate(0.01, 0.002)
@@ -182,6 +183,7 @@ def test_every_mean_has_its_error() -> None:
     assert "0.0100 ± 0.0020 nats in the mean over 100 positions" in words[0]
     assert "95.0 ± 1.0 % of first choices the same" in words[0]
     assert "60.0 ± 3.0 % of 400 drafts" in words[1]
+    assert "(61.0 ± 2.0 % in the source), 0.00300 ± 0.00040 nats from the source's head" in words[1]
 
 
 def _number(mean: float) -> Divergence:
