@@ -112,7 +112,8 @@ class Ledger:
         for name, number in entry.files.items() if entry is not None else ():
             final = self.folder / name
             part = final.with_name(temporary_name(final.name))
-            if self._is_below(name) and (found := plain_status(part)) is not None and found.st_ino == number:
+            found = plain_status(part)  # before links are followed, which takes long for a hundred thousand
+            if found is not None and found.st_ino == number and self._is_below(name):
                 with contextlib.suppress(OSError):
                     part.unlink()
 

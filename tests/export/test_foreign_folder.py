@@ -15,7 +15,7 @@ from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.export.disk import check_collisions, make_folder
 from qexport.export.execute import execute
 from qexport.export.files import read_plain, replace_file
-from qexport.export.ledger import LEDGER_NAME, Ledger
+from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
 from qexport.export.locks import LOCK_NAME, locked
 from qexport.pipeline import export
 from qexport.pipeline.gguf import GgufTarget
@@ -278,3 +278,12 @@ def test_a_second_run_waits_for_no_lock(out):
     with locked([out]), pytest.raises(EnvironmentProblem, match="another run"):
         execute([plan_of([checkpoint(a=(4, 4)).logical("a")])], out)
     assert names(out) == []
+
+
+def test_names_of_nothing_follow_no_links(tmp_path, monkeypatch):
+    followed = []
+    monkeypatch.setattr(Ledger, "_is_below", lambda self, name: followed.append(name))
+    (tmp_path / ".there.part").write_text("x")
+    number = (tmp_path / ".there.part").stat().st_ino
+    Ledger(tmp_path).discard(Entry("x", {"there": number, **{f"f{n}": n for n in range(1000)}}))
+    assert followed == ["there"]
