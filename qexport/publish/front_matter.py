@@ -36,6 +36,7 @@ _KIND_TAGS = {
     "nvfp4": ("nvfp4", "vllm", "sglang"),
 }
 _FROM_SOURCE = ("license", "license_name", "license_link", "language", "pipeline_tag")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,95}")
 _FILE = re.compile(r"[\w.-]+", re.ASCII)  # such as LICENSE, in the repository itself
 _SEEING = re.compile(r"image|video|visual|document|audio|any-to-any", re.IGNORECASE)
 
@@ -128,6 +129,10 @@ def source_card(readme: bytes | None) -> dict[str, Any]:
 def _said(card: Mapping[str, Any]) -> dict[str, Any]:
     """What a card says of licence, language and task, where it is plain: a receipt may be anybody's."""
     found = {key: card[key] for key in _FROM_SOURCE if _is_plain(card.get(key))}
+    for key in ("license", "language", "pipeline_tag"):  # words that the Hub has a list of
+        words = found.get(key, [])
+        if not all(_WORD.fullmatch(w) for w in (words if isinstance(words, list) else [words])):
+            del found[key]
     link = found.get("license_link")
     if link is not None and not (isinstance(link, str) and (is_web_link(link) or _FILE.fullmatch(link))):
         del found["license_link"]

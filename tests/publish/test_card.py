@@ -214,6 +214,8 @@ def test_what_a_receipt_carries_of_the_sources_card():
     assert source_card(readme) == {"license": "mit", "language": ["en", "no"]}
     assert source_card(None) == {}
     assert source_card(b"---\nlicense: [\n---") == {}
+    odd = b"---\nlicense: 'mit](javascript:alert(1))'\nlanguage: [en, '<b>']\npipeline_tag: a|b\n---"
+    assert source_card(odd) == {}
 
 
 def test_what_a_person_says_of_the_base_model_and_of_themselves():
