@@ -342,6 +342,7 @@ KINDS: dict[str, Kind] = {
     "readme": Kind("README.md", damaged_text, _plan, _model("llama"), 100),
     "gguf": Kind("model.gguf", _gguf, _read_gguf, lambda f: write_llama(f / "model.gguf"), 200),
     "imatrix": Kind("model.gguf", _gguf, lambda f: read_imatrix(f / "model.gguf"), _matrix, 200),
+    "receipt": Kind("qexport.json", damaged_json, _receipt, _exported, 200),
     "recipe": Kind("r.yaml", damaged_text, _recipe, lambda f: (f / "r.yaml").write_bytes(_RECIPE), 200),
 }  # fmt: skip
 
