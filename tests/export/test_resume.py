@@ -23,15 +23,18 @@ from qexport.pipeline.gguf import GgufTarget
 
 KILLS = int(os.environ.get("QEXPORT_KILLS", "4"))  # each takes two more runs of a few seconds
 
-# Arguments: model, folder, the number of the event to die at (0: none). Prints how many events there were.
+# Arguments: model, folder, the number of the event to die at (0: none; below 0: counted from where all bytes are
+# on disk and only names are missing). Prints how many events there were before and after that. How often files
+# are synced before it is the threads' chance; after it nothing is.
 CHILD = """
-import os, signal, sys
+import os, signal, sys, threading
 from pathlib import Path
 model, out, die_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 from qexport.checkpoint import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.export import runs
 from qexport.export.ledger import Ledger
+from qexport.export.resume import Resume
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
@@ -40,15 +43,21 @@ from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 runs._RUN_VALUES = 1 << 14
 Ledger.due = lambda self: True  # an entry after every step
-count = 0
+counts, phase, lock = [0, 0], 0, threading.Lock()
 def counted(function):
     def call(*args, **kwargs):
-        global count
-        count += 1
-        if count == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with lock:
+            counts[phase] += 1
+            if die_at and (sum(counts) == die_at or (phase and counts[1] == -die_at)):
+                os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     return call
+finished = Resume.finished
+def complete(*args, **kwargs):
+    global phase
+    finished(*args, **kwargs)
+    phase = 1
+Resume.finished = complete
 os.pwrite, os.fsync = counted(os.pwrite), counted(os.fsync)
 Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
 diagnosis = diagnose(open_checkpoint(model))
@@ -63,7 +72,7 @@ done, todo = export.finished(items, home=out)
 if todo:
     export.check(todo, overwrite=False, home=out)
     export.write(todo, diagnosis, home=out, threads=2)
-print(count)
+print(*counts)
 """
 
 
@@ -92,19 +101,19 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(zoo, tmp_path):
     model = zoo("qwen3_5")
     whole = child(model, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    events = int(whole.stdout)
+    writing, naming = map(int, whole.stdout.split())
     expected = files_of(tmp_path / "whole")
     assert {name.split("/")[0] for name in expected} == {"a", "b", "b-MTP", "c", "d"}
     assert not any(part.startswith(".") for name in contents(tmp_path / "whole") for part in name.split("/"))
     luck = random.Random(4)
-    late = range(events - 16, events + 1)
-    moments = [*luck.sample(range(1, events - 16), KILLS - KILLS // 2), *luck.sample(late, KILLS // 2)]
+    early = luck.sample(range(1, writing * 9 // 10), KILLS - KILLS // 2)
+    moments = [*early, *luck.sample(range(-naming, 0), KILLS // 2)]
     for number, die_at in enumerate(moments):
         out = tmp_path / str(number)
         killed = child(model, out, die_at)
         assert killed.returncode == -signal.SIGKILL, (die_at, killed.stderr)
         if number % 2:
-            child(model, out, luck.randrange(1, events))  # perhaps killed once more
+            child(model, out, luck.randrange(1, writing))  # perhaps killed once more
         done = child(model, out)
         assert done.returncode == 0, (die_at, done.stderr)
         assert files_of(out) == expected, die_at
