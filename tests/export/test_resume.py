@@ -23,9 +23,9 @@ from qexport.pipeline.gguf import GgufTarget
 
 KILLS = int(os.environ.get("QEXPORT_KILLS", "4"))  # each takes two more runs of a few seconds
 
-# Arguments: model, folder, the number of the event to die at (0: none; below 0: counted from where all bytes are
-# on disk and only names are missing). Prints how many events there were before and after that. How often files
-# are synced before it is the threads' chance; after it nothing is.
+# Arguments: model, folder, the number of the event to die at (0: none; below 0: counted from where all bytes
+# are on disk and only names are missing). Prints how many events there were before and after that. How often
+# files are synced before it is the threads' chance; after it nothing is.
 CHILD = """
 import os, signal, sys, threading
 from pathlib import Path
