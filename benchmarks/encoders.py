@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from qexport.codecs import ggml
-from qexport.codecs.encoder_parts import chunk_rows
-from qexport.codecs.encoders import GgmlEncoder, RowEncoder, make_encoder, uses_importance
+from qexport.codecs.encoder_parts import RowEncoder, chunk_rows
+from qexport.codecs.encoders import make_encoder, uses_importance
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.codecs.warmup import prepare_encoders
+from qexport.codecs.weighted_encoders import GgmlEncoder
 
 Work = Callable[[int, int], object]
 

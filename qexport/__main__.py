@@ -7,8 +7,6 @@ import sys
 
 from qexport.search_path import without_current_folder
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line; whatever comes after its end is ended silently."""

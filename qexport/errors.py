@@ -7,17 +7,6 @@ traceback.
 
 from enum import IntEnum
 
-__all__ = [
-    "EnvironmentProblem",
-    "ExitCode",
-    "GateRefusal",
-    "InputError",
-    "QexportError",
-    "Unproven",
-    "UsageProblem",
-    "VerificationError",
-]
-
 
 class ExitCode(IntEnum):
     """Exit codes of the command line; documented in docs/cli.md."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["without_current_folder"]
-
 
 def without_current_folder() -> None:
     """Take the current folder, and what is relative to it, off the search path, unless qexport lies in it."""

@@ -1,6 +1,7 @@
 """The house's own rules: imports point down, nothing heavy at start, every module has a title."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,22 +130,7 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_exported_names_exist(path):
-    tree = ast.parse(path.read_text())
-    defined: set[str] = set()
-    exported: list[str] = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            defined.add(node.name)
-        elif isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    defined.add(target.id)
-                    if target.id == "__all__":
-                        exported = ast.literal_eval(node.value)
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            defined.add(node.target.id)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            defined |= {alias.asname or alias.name for alias in node.names}
-    assert set(exported) <= defined
-    assert len(exported) == len(set(exported))
+def test_public_names_are_listed_at_doors_only(path):
+    """``__init__.py`` is a door; inside, an underscore says what is private, and nothing is said twice."""
+    lists = re.search(r"^__all__\b", path.read_text(), re.MULTILINE)
+    assert path.name == "__init__.py" or lists is None

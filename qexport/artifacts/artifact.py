@@ -19,8 +19,6 @@ from qexport.families.hyper import resolve
 from qexport.families.table import Family
 from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["Artifact", "Kind", "Weight", "skeleton"]
-
 
 class Kind(StrEnum):
     """The formats that can be opened."""

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from qexport.artifacts.rows import Decoded, Part
 
-__all__ = ["Form", "decoded", "form_of"]
 
 TILE = 128
 

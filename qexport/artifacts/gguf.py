@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from qexport.artifacts.rows import Decoded
     from qexport.families.view import ModelView
 
-__all__ = ["GgufWeight", "open_gguf"]
 
 _FLOATS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 # Made of the config, not of the checkpoint.

@@ -20,7 +20,6 @@ from qexport.families.table import family_of
 if TYPE_CHECKING:
     from qexport.checkpoint.local import LocalCheckpoint
 
-__all__ = ["declared_mtp", "open_hf"]
 
 _METHODS = {
     "fp8": Kind.FP8,

@@ -31,8 +31,6 @@ from qexport.families.table import family_of
 from qexport.families.view import ModelTensor
 from qexport.formats.plan import Arrangement
 
-__all__ = ["DRAFTER_TYPES", "MlxWeight", "open_mlx"]
-
 DRAFTER_TYPES = ("qwen3_5_mtp", "qwen3_5_moe_mtp")
 SIDECARS = ("mtp.safetensors", "mtp/weights.safetensors", "model-mtp.safetensors")
 _SHIFTED = {

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
     from qexport.families.view import ModelView
 
-__all__ = ["open_artifact"]
-
 
 def open_artifact(path: Path, *, like: ModelView | None = None, head: Path | None = None) -> Artifact:
     """Open what lies at ``path``, written by qexport or by anybody else. Reads headers and small files.

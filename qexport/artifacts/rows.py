@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import Checkpoint
 
-__all__ = ["Decoded", "DecodedCheckpoint", "Part"]
-
 
 class Part:
     """One stored tensor: codes, or scales of them."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qexport.artifacts.rows import Decoded
     from qexport.formats.plan import Arrangement
 
-__all__ = ["Folded", "turned"]
 
 # Rows between wanted ones that are read with them: cheaper than another call.
 _GAP = 64

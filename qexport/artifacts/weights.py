@@ -15,8 +15,6 @@ from qexport.artifacts.rows import Decoded, Part
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.families.names import canonical_name, is_ignorable
 
-__all__ = ["StoredWeight", "gather"]
-
 # What follows the module's path, and the name of the part. The longest come first.
 _SUFFIXES = (
     (".weight_global_scale", "weight_global_scale"),

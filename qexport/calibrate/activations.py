@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["HiddenStates"]
-
 
 class HiddenStates:
     """Float32 ``(chunks, tokens, width)``; to be closed.

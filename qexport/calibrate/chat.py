@@ -25,8 +25,6 @@ from qexport.children.process import ChildProcess
 from qexport.children.start import engine_command, start
 from qexport.errors import InputError
 
-__all__ = ["ChatRenderer", "How", "json_file", "special_words"]
-
 How = Literal["template", "simplified", "plain"]
 
 _TODAY = (2026, 1, 1)

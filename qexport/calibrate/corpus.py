@@ -24,7 +24,6 @@ from qexport.errors import EnvironmentProblem, InputError
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["BUILTIN_CATEGORIES", "BUILTIN_LABEL", "Corpus", "builtin_corpus", "heldout_corpus", "read_corpus"]
 
 BUILTIN_LABEL = "qexport-calib-1"
 """Name of the built-in corpus; the number grows when its text changes."""

@@ -43,7 +43,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ImportanceMatrix", "imatrix_bytes", "read_imatrix", "sealed"]
 
 _F32 = 0  # ggml's number of the type
 

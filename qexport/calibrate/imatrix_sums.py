@@ -16,7 +16,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["TensorStatistics", "merged", "statistics"]
 
 _ACTIVE = 1e-5  # a mean square up to this counts as a column that is not used
 

@@ -15,8 +15,6 @@ from typing import Literal
 from qexport.checkpoint.paths import open_regular
 from qexport.errors import InputError
 
-__all__ = ["CORPUS_HINT", "kind_of", "read_head", "refuse_binary"]
-
 CORPUS_HINT = (
     "A corpus is a text file (UTF-8), or JSON lines with messages, text or input_ids; "
     "--imatrix also takes an importance matrix."

@@ -7,8 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["available_memory", "multiplies_bf16", "return_freed_memory"]
-
 _NO_LIMIT = 1 << 62
 
 

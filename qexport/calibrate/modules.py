@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import LogicalTensor
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["add_mtp", "empty_model", "fill", "import_transformers", "parameter_of"]
 
 # Family -> transformers' model_type of the language model alone.
 _MODEL_TYPES = {

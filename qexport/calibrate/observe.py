@@ -24,8 +24,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["InputSquares", "Observer", "Products"]
-
 
 class Observer:
     """What is told of every product; this one ignores it. Subclasses collect."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Precision", "StreamOptions"]
 
 Precision = Literal["auto", "mixed", "bfloat16", "float32"]
 

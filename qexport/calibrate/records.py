@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Chat", "Content", "Ids", "Record", "RecordError", "Text", "read_record"]
-
 Message = Mapping[str, Any]
 
 # Question and answer, by the columns' names. An Alpaca record's "input" belongs to its instruction.

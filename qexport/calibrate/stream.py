@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["LayerStream", "Progress", "device_of"]
 
 _FLOAT32_ROLES = NORM_ROLES | {
     Role.LINEAR_A_LOG,

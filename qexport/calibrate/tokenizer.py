@@ -17,8 +17,6 @@ from qexport.calibrate.chat import json_file, special_words
 from qexport.calibrate.windows import WINDOW, tokens_of
 from qexport.errors import EnvironmentProblem, InputError
 
-__all__ = ["TextTokenizer", "model_tokenizer"]
-
 
 class TextTokenizer(Protocol):
     """Text to ids.

@@ -28,7 +28,6 @@ from qexport.errors import InputError, UsageProblem
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["BUILTIN_TOKENS", "Chunks", "tokenize"]
 
 BUILTIN_TOKENS = 1 << 17
 """How much of the built-in corpus is read where no amount is given."""

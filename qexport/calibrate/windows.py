@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["WINDOW", "tokens_of"]
 
 WINDOW = 1 << 18
 """Characters that are tokenized at a time."""

@@ -21,7 +21,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["DEFAULT", "PROCESSOR", "TEMPLATE_FILE", "ChatTemplates", "read_templates", "template_files"]
 
 TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER = "tokenizer_config.json"

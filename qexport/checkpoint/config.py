@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import Checkpoint
 
-__all__ = ["TEXT_KEYS", "parse_json", "read_json", "text_config"]
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 # Multimodal configs keep the language model's settings one level down, under one of these names:

@@ -9,8 +9,6 @@ from typing import Any
 
 from qexport.checkpoint.yaml_tree import Place, parse_yaml, plain
 
-__all__ = ["read_front_matter"]
-
 _RULE = "---"
 
 

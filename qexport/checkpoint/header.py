@@ -24,7 +24,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MAX_HEADER_BYTES", "header_length", "parse_header", "read_header"]
 
 # The official reader's bound; it keeps a corrupt length from becoming an allocation.
 MAX_HEADER_BYTES = 100_000_000

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import StoredTensor
 
-__all__ = ["HubCheckpoint"]
 
 _CONNECTIONS = 8
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import StoredTensor
 
-__all__ = ["HubFiles", "cached_folder", "resolve"]
 
 # Nearly all headers fit; one that does not costs a second request.
 _FIRST_RANGE = 1 << 17

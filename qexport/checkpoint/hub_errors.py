@@ -13,7 +13,6 @@ from qexport.errors import EnvironmentProblem, InputError, QexportError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["hub_errors"]
 
 _LATER = "Try again: files that are already complete are kept."
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["bar_class"]
-
 
 def bar_class(progress: Callable[[int, int], None], done: int, total: int) -> type[Any]:
     """A class to give as ``tqdm_class``; it draws nothing.

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import StoredTensor
 
-__all__ = ["INDEX_NAME", "join_headers", "parse_index"]
 
 INDEX_NAME = "model.safetensors.index.json"
 _AGAIN = "Save the checkpoint again with save_pretrained, which writes index and shards together."

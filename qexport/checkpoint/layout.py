@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import StoredTensor
 
-__all__ = ["TEMPLATE_FOLDER", "Layout", "join_layout", "read_layout", "small_files"]
 
 SINGLE_NAME = "model.safetensors"
 # The only subfolder that transformers reads beside the files at the top:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["LocalCheckpoint"]
 
 # Ends of names without which a model would be another one, or none.
 _NEEDED = (

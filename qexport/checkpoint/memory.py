@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["MemoryCheckpoint"]
 
 _DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 

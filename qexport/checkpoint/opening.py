@@ -15,7 +15,6 @@ from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 if TYPE_CHECKING:
     from qexport.checkpoint.tensors import Checkpoint
 
-__all__ = ["open_checkpoint"]
 
 # Two parts, as the Hub writes names: https://huggingface.co/docs/hub/repositories-getting-started
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)

@@ -19,7 +19,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MAX_SMALL_BYTES", "leads_out", "open_regular", "read_small"]
 
 MAX_SMALL_BYTES = 1 << 27
 """Of a small file. The largest in use, tokenizers of 250 000 words, take a quarter of it."""

@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import StoredTensor
 
-__all__ = [
-    "SCHEME_KEYS",
-    "declared_scheme",
-    "is_adapter",
-    "refuse_dtypes",
-    "refuse_mistral_layout",
-    "refuse_without_weights",
-]
 
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
 _ADAPTERS = ("adapter_*", "adapters.*", "*_adapters.safetensors", "adapter.safetensors")

@@ -23,8 +23,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["CheckpointPlan", "ShardPlan", "TensorSpec", "group_by_size", "group_like", "plan_shards"]
-
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from qexport.errors import InputError
 
-__all__ = ["Snapshot", "snapshot_folder", "snapshot_of"]
-
 _REPO = re.compile(r"models--(?P<repo>[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.tensors import StoredTensor
 
-__all__ = ["SourceFile"]
 
 _AGAIN = "Put the file back as it was and start again."
 

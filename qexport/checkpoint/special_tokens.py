@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_ids", "end_ids", "special_names", "token_text"]
-
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Defaults of the classes' own __init__, for the families here.
 _QWEN = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}

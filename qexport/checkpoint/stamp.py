@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-__all__ = ["Stamp", "changed_since", "stamp"]
-
 
 @dataclass(frozen=True)
 class Stamp:

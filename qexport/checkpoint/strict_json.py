@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["MAX_SIZE", "is_text", "load_object"]
-
 MAX_SIZE = 2**64 - 1
 
 

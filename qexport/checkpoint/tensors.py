@@ -21,17 +21,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = [
-    "DTYPE_BYTES",
-    "FLOAT_DTYPES",
-    "Checkpoint",
-    "LogicalTensor",
-    "Piece",
-    "StoredTensor",
-    "matrix_shape",
-    "stack_rows",
-    "torch_dtype",
-]
 
 # Names and sizes as in the safetensors format:
 # https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs (enum Dtype)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     Note = Callable[["Place", str], None]
 
-__all__ = ["MOST_CHARACTERS", "Items", "Node", "Place", "Table", "Word", "parse_yaml", "place_of", "plain"]
 
 MOST_CHARACTERS = 1 << 20
 """The front matter of a model that lists thousands of benchmark results has a third of this."""

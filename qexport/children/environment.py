@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["child_environment", "kernel_caches", "search_path"]
 
 _WORDS = "LANG LANGUAGE LC_ALL LC_CTYPE TZ USER LOGNAME TMPDIR TEMP TMP"
 _THREADS = (

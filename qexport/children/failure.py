@@ -11,8 +11,6 @@ from qexport.errors import VerificationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Failure", "RuntimeFailure"]
-
 
 class Failure(StrEnum):
     """How a runtime failed."""

@@ -27,8 +27,6 @@ from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, QexportError
 
-__all__ = ["ChildProcess"]
-
 Answer = TypeVar("Answer")
 
 _POLL_S = (0.001, 0.02)  # at first, for short answers, and after a while

@@ -11,8 +11,6 @@ import re
 import tempfile
 from pathlib import Path
 
-__all__ = ["folders_of", "machine_folders", "redact"]
-
 _START = r"(?:[A-Za-z]:[\\/]+|/(?!/)|\\\\(?=[\w.-]+[\\/]))"
 _PART = r"[^\s\\/'\"`:;,<>|*?()]+"
 _HOME = re.compile(rf"(?:[A-Za-z]:)?[\\/]+(?:home|Users)[\\/]+{_PART}[\\/]*(?=$|[\s'\"`:;,<>|*?()])")

@@ -15,7 +15,6 @@ from qexport.errors import EnvironmentProblem
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["engine_command", "start"]
 
 _PROGRAMS = Path(__file__).parent / "programs"
 

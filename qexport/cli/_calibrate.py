@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from qexport.cli._output import Output
     from qexport.families.view import ModelView
 
-__all__ = ["calibration_job", "run_calibration"]
-
 
 def calibration_job(given: dict[str, Any], corpus: Path | None, merge: Sequence[Path] = ()) -> CalibrationJob:
     """The job that the options of ``calibration_options`` describe."""

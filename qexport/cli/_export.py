@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item, Target
 
-__all__ = ["check_items", "raise_unproven", "write_and_judge", "write_and_prove"]
-
 
 def check_items(
     targets: Sequence[Target],

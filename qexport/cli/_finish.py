@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.run import Ready
 
-__all__ = ["Made", "finish", "note_outcomes", "raise_gates"]
-
 
 @dataclass(frozen=True)
 class Made:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.pipeline.folders import FolderOptions
 
-__all__ = ["export_folder", "folder_options", "matrix_from", "source_options"]
-
 
 def folder_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """MODEL, ``--out`` and everything about the head, verification and output."""

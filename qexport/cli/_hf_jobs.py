@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
 
-__all__ = ["hf_job_options", "send"]
 
 _DEFAULTS = HfJobs()
 

@@ -13,22 +13,6 @@ from qexport.sizes import parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "COUNT",
-    "JSON",
-    "OUT",
-    "OVERWRITE",
-    "SIZE",
-    "THREADS",
-    "Finite",
-    "calibration_options",
-    "measure_option",
-    "model_argument",
-    "mtp_options",
-    "runtime_options",
-    "verify_options",
-]
-
 
 class _Size(click.ParamType[int]):
     """``2G``, ``500M``: bytes, in powers of 1000 as llama.cpp's --split-max-size takes them."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from qexport.export.execute import Progress
 
-__all__ = ["Gathered", "Output"]
-
 
 class Output:
     """Where a command's results go.

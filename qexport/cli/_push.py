@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from qexport.publish.plan import PushOptions
     from qexport.publish.push import Pushed, Rehearsal
 
-__all__ = ["push_folder", "push_folders", "raise_refused"]
-
 
 def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
     """Push a folder, or show what would go."""

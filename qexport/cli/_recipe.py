@@ -23,18 +23,6 @@ if TYPE_CHECKING:
     from qexport.recipe.select import Unit
     from qexport.recipe.weigh import Burden
 
-__all__ = [
-    "RECIPE",
-    "SET",
-    "burdens_of",
-    "choice_of",
-    "human_time",
-    "job_json",
-    "limit_options",
-    "recipe_options",
-    "show_jobs",
-]
-
 
 class _Count(click.ParamType[int]):
     """``27B``, ``350M``: a number of weights."""

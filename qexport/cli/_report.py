@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item
 
-__all__ = ["plan_json", "say_findings", "say_plans", "show_plans", "show_results"]
-
 
 def say_findings(output: Output, diagnosis: Diagnosis, *, details: bool = False) -> None:
     """One line for each thing that was found or repaired, errors first; ``details``: whom it breaks, too."""

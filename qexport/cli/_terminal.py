@@ -18,18 +18,6 @@ import click
 
 from qexport.errors import EnvironmentProblem
 
-__all__ = [
-    "ReaderGone",
-    "is_terminal",
-    "not_written",
-    "prepare_streams",
-    "printable",
-    "put",
-    "quiet_end",
-    "stdout_fails",
-    "visible",
-]
-
 
 class ReaderGone(Exception):
     """Whoever read stdout has read enough (``| head -1``)."""

@@ -7,8 +7,6 @@ from typing import Any
 
 from qexport.verify.options import VerifyOptions
 
-__all__ = ["verify_options_from"]
-
 _NAMES = {
     "tokens": "n_predict",
     "draft_max": "draft_max",

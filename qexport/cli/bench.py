@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qexport.receipt.speeds import Bench, Range
     from qexport.verify.bench_subject import Choice
 
-__all__ = ["command"]
 
 _COLUMNS = ("MTP", "tok/s", "slowest", "fastest", "times bare", "accepted", "prompt tok/s")
 _ABSENT = "-"

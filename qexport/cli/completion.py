@@ -8,8 +8,6 @@ from click.shell_completion import get_completion_class
 from qexport.cli._terminal import put
 from qexport.cli.main import cli
 
-__all__ = ["command"]
-
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from qexport.pipeline.export import Target
 
-__all__ = ["command"]
 
 _TYPES = ("Q4_K_M", "Q8_0")
 # In the demo model's world (tools/demo_corpus.py): it knows stories, capitals, small functions.

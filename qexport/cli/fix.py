@@ -11,8 +11,6 @@ from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS, model_argument, 
 from qexport.cli._output import Output
 from qexport.sizes import size_text
 
-__all__ = ["command"]
-
 
 @click.command("fix")
 @model_argument

@@ -10,8 +10,6 @@ from qexport.cli._folder import export_folder, folder_options, source_options
 from qexport.cli._options import SIZE
 from qexport.formats.fp8.options import LAYOUTS, Fp8Options
 
-__all__ = ["command"]
-
 
 @click.command("fp8")
 @source_options

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from qexport.pipeline.gguf import GgufTarget
     from qexport.pipeline.model import ModelChoice
 
-__all__ = ["command"]
 
 BUILT_IN = "the corpus inside the package"
 """What ``--imatrix`` alone stands for; no file has this name by accident."""

@@ -16,7 +16,6 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from qexport.calibrate.imatrix_file import ImportanceMatrix
 
-__all__ = ["command"]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

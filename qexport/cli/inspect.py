@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qexport.doctor.finding import Finding
     from qexport.formats.weights import Weight
 
-__all__ = ["command"]
-
 
 @click.command("inspect")
 @model_argument

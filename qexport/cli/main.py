@@ -36,7 +36,6 @@ from qexport.search_path import without_current_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: Mapping[str, str] = {
     "inspect": "Explain a checkpoint: what it is, what is wrong with it, what each format would weigh.",

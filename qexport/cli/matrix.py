@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
 
-__all__ = ["command"]
-
 
 @click.command("matrix")
 @recipe_options

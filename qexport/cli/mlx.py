@@ -19,8 +19,6 @@ from qexport.formats.mlx.options import (
     MlxOptions,
 )
 
-__all__ = ["command"]
-
 
 def _numbers(values: tuple[int, ...]) -> click.Choice[str]:
     return click.Choice([str(value) for value in values])

@@ -11,8 +11,6 @@ from qexport.cli._folder import export_folder, folder_options, matrix_from, sour
 from qexport.cli._options import SIZE
 from qexport.formats.nvfp4.options import Nvfp4Options
 
-__all__ = ["command"]
-
 
 @click.command("nvfp4")
 @source_options

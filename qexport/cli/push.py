@@ -14,8 +14,6 @@ from qexport.cli._push import push_folder, push_folders, raise_refused
 from qexport.cli._recipe import RECIPE, SET
 from qexport.errors import UsageProblem
 
-__all__ = ["command"]
-
 
 @click.command("push")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))

@@ -9,8 +9,6 @@ import click
 from qexport.cli._options import JSON
 from qexport.cli._output import Output
 
-__all__ = ["command"]
-
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qexport.recipe.run import Local, Ready
     from qexport.recipe.select import Unit
 
-__all__ = ["command"]
-
 
 @click.command("run")
 @recipe_options

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qexport.pipeline.in_folder import Found
     from qexport.receipt.verification import Report
 
-__all__ = ["command"]
 
 _WAYS_OUT = {
     State.UNCOMPARED: "Name its source with --against MODEL, or take it as it is with --allow-unverified.",

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["AmaxSurvey"]
-
 
 class AmaxSurvey:
     """A :class:`~qexport.formats.plan.Survey` of ``matrices`` matrices below each other.

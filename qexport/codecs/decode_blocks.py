@@ -16,8 +16,6 @@ import numpy as np
 
 from qexport.codecs.jit import bits_of, compiled, float_of
 
-__all__ = ["IQ4_VALUES", "decode_iq4_nl", "decode_q4", "decode_q5", "decode_q8_0", "float16_at"]
-
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 """What the levels of IQ4_NL and IQ4_XS stand for: kvalues_iq4nl in ggml-common.h."""
 

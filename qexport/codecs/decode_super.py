@@ -17,8 +17,6 @@ import numpy as np
 from qexport.codecs.decode_blocks import IQ4_VALUES, float16_at
 from qexport.codecs.jit import compiled
 
-__all__ = ["decode_iq4_xs", "decode_q2_k", "decode_q3_k", "decode_q4_k", "decode_q5_k", "decode_q6_k"]
-
 
 @compiled
 def decode_q2_k(packed: np.ndarray, out: np.ndarray) -> None:

@@ -18,8 +18,6 @@ from qexport.errors import UsageProblem
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["decode_rows"]
-
 
 def decode_rows(type_name: str, packed: np.ndarray, columns: int) -> np.ndarray:
     """Rows of numbers.

@@ -10,8 +10,6 @@ import numpy as np
 
 from qexport.codecs.jit import bits_of, compiled
 
-__all__ = ["LEVELS", "TOP_LEVEL", "e2m1_code", "e2m1_nearest"]
-
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 TOP_LEVEL = np.float32(6)
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from qexport.codecs.jit import bits_of, compiled, float_of
 
-__all__ = ["E4M3_MAX", "e4m3_bits", "e4m3_value"]
-
 E4M3_MAX = np.float32(448)
 
 _NORMAL = np.uint32(0x3C800000)  # 2**-6

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["CHUNK_VALUES", "RowByRow", "RowEncoder", "chunk_rows", "empty_output", "unrepresentable"]
 
 CHUNK_VALUES = 1 << 18  # one megabyte of float32: stays in the cache between widening and encoding
 

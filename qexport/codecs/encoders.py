@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = [
-    "FloatEncoder",
-    "GgmlEncoder",
-    "NativeEncoder",
-    "RowEncoder",
-    "make_encoder",
-    "uses_importance",
-]
-
 
 def uses_importance(type_name: str) -> bool:
     """Whether importance changes the bytes of this type: not for floats and Q8_0."""

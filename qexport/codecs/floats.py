@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["FLOAT_CODECS", "to_bf16", "to_f16", "to_f32"]
-
 
 def to_f32(rows: torch.Tensor) -> np.ndarray:
     """``(n, columns)`` to ``(n, 4 * columns)`` bytes."""

@@ -32,8 +32,6 @@ from qexport.codecs.narrow import AS_BFLOAT16, AS_IT_IS, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
 from qexport.errors import UsageProblem
 
-__all__ = ["TILE", "Fp8Rows", "Style", "quantize"]
-
 TILE = 128
 
 _ONE, _ZERO = np.float32(1), np.float32(0)

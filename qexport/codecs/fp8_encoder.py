@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from qexport.codecs.amax import AmaxSurvey
 
-__all__ = ["FP8_TILE", "Fp8BlockEncoder", "Fp8TensorEncoder"]
 
 FP8_TILE = 128  # fp8_block.TILE, without numba
 

@@ -22,7 +22,6 @@ from qexport.codecs.source_bits import source_bits
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["encode", "tensor_scale"]
 
 _ONE = np.float32(1)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)

@@ -25,7 +25,6 @@ from qexport.errors import EnvironmentProblem, UsageProblem
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["find_library", "is_available", "quantize_rows", "rows_are_valid"]
 
 _PATTERNS = ("xllamacpp*.so", "xllamacpp*.dylib", "xllamacpp*.pyd")
 _INSTALL = "pip install 'qexport[llama]'"

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from qexport.errors import UsageProblem
 
-__all__ = ["GGML_TYPES", "GgmlType", "ggml_type"]
-
 
 @dataclass(frozen=True)
 class GgmlType:

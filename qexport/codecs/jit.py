@@ -27,8 +27,6 @@ if Path(".numba_config.yaml").exists():
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["bits_of", "compilations", "compiled", "float_of"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 _kernels: list[Any] = []

@@ -15,8 +15,6 @@ import numpy as np
 from qexport.codecs.jit import compiled
 from qexport.codecs.lanes import Lanes, float_lanes, raw_bits, select
 
-__all__ = ["code", "from_half_bits", "half_bits", "nearest", "rounded", "signed_code", "within"]
-
 _MAGIC = np.float32(1.5 * 2**23)
 _MANTISSA = 0x7FFFFF
 _ORIGIN = 0x400000  # the mantissa of _MAGIC: where zero lies

@@ -37,28 +37,6 @@ from numba.extending import (
     register_model,
 )
 
-__all__ = [
-    "LANES",
-    "SQUARE",
-    "Lanes",
-    "absolute",
-    "all_lanes",
-    "any_lane",
-    "float_lanes",
-    "int_lanes",
-    "load",
-    "raw_bits",
-    "read_square",
-    "root",
-    "select",
-    "splat",
-    "splat_int",
-    "store",
-    "to_float",
-    "to_int",
-    "write_square",
-]
-
 LANES = 32
 
 Lanes = Any

@@ -10,8 +10,6 @@ import torch
 from qexport.codecs.jit import compiled
 from qexport.errors import UsageProblem
 
-__all__ = ["largest_in"]
-
 # The bits of infinity: magnitudes are below, NaNs above.
 _INFINITY = {
     torch.bfloat16: np.uint16(0x7F80),

@@ -22,8 +22,6 @@ from qexport.codecs.lane_numbers import nearest, signed_code
 from qexport.codecs.lanes import Lanes, any_lane, load, select, splat, store, to_float
 from qexport.codecs.scale_search import NOTHING, largest
 
-__all__ = ["descend"]
-
 _SIZE, _TOP, _ROUNDS = 16, 4, 5
 
 

@@ -26,8 +26,6 @@ from qexport.codecs.jit import bits_of, compiled, float_of
 from qexport.codecs.source_bits import SOURCE_DTYPES, source_bits, widen
 from qexport.errors import UsageProblem
 
-__all__ = ["BITS", "GROUPS", "AffineRows", "check", "dequantize", "quantize"]
-
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["MlxAffineEncoder", "MlxFloatEncoder", "RoundedEncoder"]
 
 _EVEN = 32  # rows that the weighted fit works on at once
 _WIDTHS = {"BF16": 16, "F16": 13, "F32": 0}  # bits of float32's mantissa that the dtype lacks

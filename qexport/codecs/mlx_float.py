@@ -35,8 +35,6 @@ from qexport.codecs.narrow import narrow, rounding_of
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
-__all__ = ["FLOAT_MODES", "FloatMode", "FloatRows", "quantize"]
-
 
 @dataclass(frozen=True)
 class FloatMode:

@@ -36,8 +36,6 @@ from qexport.codecs.lanes import (
 )
 from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
 
-__all__ = ["fit_into"]
-
 _ROUNDER = np.float32(2.0**23)
 _SMALLEST_STEP = np.float32(1e-7)
 _SIGN = -0x80000000

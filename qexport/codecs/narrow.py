@@ -16,7 +16,6 @@ from qexport.codecs.jit import bits_of, compiled, float_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AS_BFLOAT16", "AS_FLOAT16", "AS_IT_IS", "narrow", "rounding_of"]
 
 # How many bits of float32's mantissa each dtype has not.
 AS_IT_IS = np.uint32(0)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["KERNELS", "quantize_into"]
 
 KERNELS: Mapping[str, str] = {
     "Q8_0": "q8_0",

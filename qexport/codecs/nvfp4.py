@@ -29,8 +29,6 @@ from qexport.codecs.nvfp4_rows import BLOCK, row_codes, row_scales, row_tops, st
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
-__all__ = ["BLOCK", "Nvfp4Rows", "divisor", "global_scale", "prepared", "quantize"]
-
 _TOP = np.float32(TOP_LEVEL * E4M3_MAX)
 _TINY = np.finfo(np.float32).tiny
 

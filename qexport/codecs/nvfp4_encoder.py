@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from qexport.codecs.amax import AmaxSurvey
     from qexport.codecs.nvfp4 import Nvfp4Rows
 
-__all__ = ["Nvfp4Encoder", "ScaleRule"]
 
 ScaleRule = Literal["max", "mse"]
 

@@ -20,8 +20,6 @@ from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits, e4m3_value
 from qexport.codecs.jit import compiled, float_of
 from qexport.codecs.narrow import narrow
 
-__all__ = ["BLOCK", "INFINITY", "MAGNITUDE", "row_codes", "row_scales", "row_tops", "step_of"]
-
 BLOCK = 16
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 INFINITY = np.uint32(0x7F800000)

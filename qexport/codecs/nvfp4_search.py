@@ -27,7 +27,6 @@ from qexport.errors import UsageProblem
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["quantize_searched"]
 
 _BELOW, _ABOVE = 4, 6
 _LAST = 0x7E  # E4M3 of 448

@@ -27,8 +27,6 @@ from qexport.codecs.range_search import fit_scales, round_scales, steps_around
 from qexport.codecs.super_blocks import BLOCK, final_codes, search_sub_blocks, work_arrays
 from qexport.codecs.tiles import is_finite, read_tile, write_blocks
 
-__all__ = ["encode"]
-
 _PLAIN, _WEIGHTED = steps_around(3, -0.5, 0.1, 15), steps_around(3, -0.9, 0.05, 36)
 _SUBS, _WORDS = 16, 21
 _TOP, _TOP_CODE = 3, 15

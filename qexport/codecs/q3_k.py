@@ -45,8 +45,6 @@ from qexport.codecs.level_descent import descend
 from qexport.codecs.scale_search import factors_around, largest, levels_of, search_scale
 from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
 
-__all__ = ["encode"]
-
 _BLOCK, _SUBS, _SIZE, _NBYTES = 256, 16, 16, 110
 _TOP, _SCALE_TOP = 4, 32
 _FACTORS, _SCALE_FACTORS = factors_around(_TOP), factors_around(_SCALE_TOP)

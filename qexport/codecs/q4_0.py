@@ -44,8 +44,6 @@ from qexport.codecs.lanes import (
 from qexport.codecs.scale_search import factors_around, largest, levels_of, search_scale
 from qexport.codecs.tiles import is_finite, put_half, read_tile, scratch, write_blocks
 
-__all__ = ["encode"]
-
 _TOPS = {"Q4_0": 8, "Q5_0": 16}
 _FACTORS = {name: factors_around(top) for name, top in _TOPS.items()}
 _SIZE = 32

@@ -37,8 +37,6 @@ from qexport.codecs.lanes import (
 from qexport.codecs.range_search import found_codes, search_range, steps_around
 from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
 
-__all__ = ["encode"]
-
 _TOPS = {"Q4_1": 15, "Q5_1": 31}
 _STEPS = {"Q4_1": steps_around(15, -0.9, 0.05, 36), "Q5_1": steps_around(31, -0.9, 0.05, 36)}
 _SIZE = 32

@@ -31,8 +31,6 @@ from qexport.codecs.range_search import fit_scales, round_scales, steps_around
 from qexport.codecs.super_blocks import BLOCK, final_codes, search_sub_blocks, work_arrays
 from qexport.codecs.tiles import is_finite, read_tile, write_blocks
 
-__all__ = ["encode"]
-
 _TOPS = {"Q4_K": 15, "Q5_K": 31}
 _STEPS = {
     ("Q4_K", False): steps_around(15, -1.0, 0.1, 20),

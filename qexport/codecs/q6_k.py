@@ -38,8 +38,6 @@ from qexport.codecs.scale_search import (
 )
 from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
 
-__all__ = ["encode"]
-
 _BLOCK, _SUBS, _SIZE, _NBYTES, _TOP = 256, 16, 16, 210, 32
 _FACTORS = factors_around(_TOP)
 _UPPER, _SCALES, _D = 32, 48, 52  # where words of a packed block begin

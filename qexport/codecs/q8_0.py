@@ -33,8 +33,6 @@ from qexport.codecs.lanes import (
 )
 from qexport.codecs.tiles import is_finite, put_half, read_tile, scratch, write_blocks
 
-__all__ = ["encode"]
-
 _SIZE, _PARTS = 32, 17  # values and 16-bit halves of a block
 _GROUP = 8  # blocks turned into lanes at once
 _INFINITY = np.float32(np.inf)

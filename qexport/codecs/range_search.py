@@ -35,8 +35,6 @@ from qexport.codecs.lanes import (
     to_float,
 )
 
-__all__ = ["fit_scales", "found_codes", "round_scales", "search_range", "steps_around"]
-
 _NEARBY = np.float32(2**22 - 1)
 
 

@@ -25,8 +25,6 @@ from qexport.codecs.jit import compiled
 from qexport.codecs.lane_numbers import signed_code
 from qexport.codecs.lanes import Lanes, absolute, load, select, splat, store, to_float
 
-__all__ = ["NOTHING", "NO_LEVELS", "factors_around", "largest", "levels_of", "search_scale"]
-
 NOTHING = np.float32(1e-15)
 """Sub-blocks whose values are all smaller have scale zero: GROUP_MAX_EPS."""
 

@@ -12,8 +12,6 @@ import torch
 from qexport.codecs.jit import compiled
 from qexport.errors import UsageProblem
 
-__all__ = ["SOURCE_DTYPES", "source_bits", "widen"]
-
 SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 

@@ -18,8 +18,6 @@ from qexport.codecs.lanes import LANES, Lanes, absolute, any_lane, load, root, s
 from qexport.codecs.range_search import found_codes, search_range
 from qexport.codecs.tiles import scratch
 
-__all__ = ["BLOCK", "Work", "final_codes", "search_sub_blocks", "work_arrays"]
-
 BLOCK = 256
 
 

@@ -27,8 +27,6 @@ from qexport.codecs.lanes import (
     write_square,
 )
 
-__all__ = ["is_finite", "put_half", "read_tile", "scratch", "write_blocks"]
-
 _LINE = 64  # bytes
 
 

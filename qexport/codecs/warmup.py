@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prepared", "prepare_encoders"]
-
 
 class Warmable(Protocol):
     """An encoder of any format (``qexport.formats.plan.Encoder``)."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["GgmlEncoder", "NativeEncoder"]
 
 _EVEN = 32  # rows that a kernel works on at once
 

@@ -20,7 +20,6 @@ from qexport.container.gguf_write import ALIGNMENT, MAGIC, PACKING, ValueType, p
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-__all__ = ["DamagedGguf", "GgufHeader", "GgufTensor", "Scalar", "count_in", "read_gguf_header"]
 
 Scalar = int | float | bool | str
 

@@ -16,26 +16,6 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
-__all__ = [
-    "ALIGNMENT",
-    "KV",
-    "MAGIC",
-    "PACKING",
-    "TensorInfo",
-    "ValueType",
-    "array",
-    "boolean",
-    "f32",
-    "header_bytes",
-    "i32",
-    "padded",
-    "shard_metadata",
-    "string",
-    "u16",
-    "u32",
-    "u64",
-]
-
 ALIGNMENT = 32
 MAGIC = b"GGUF"
 _VERSION = 3

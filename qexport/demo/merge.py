@@ -23,8 +23,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from qexport.calibrate.quiet import quiet_transformers
 
-__all__ = ["RANK", "lora_like_merge"]
-
 RANK = 4
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.errors import InputError
 
-__all__ = ["same_bits"]
-
 # A run of this many rows is compared at a time: 4096 rows of 5120 bf16 values are 40 MB.
 _RUN = 4096
 

@@ -15,8 +15,6 @@ from qexport.doctor.subject import Subject
 from qexport.errors import InputError
 from qexport.families.hyper import Hyper, resolve
 
-__all__ = ["ACTIVATIONS", "BIAS_FLAGS", "contradictions"]
-
 _EXPERT = re.compile(r"^(model\.layers\.\d+\.mlp\.)experts\.(\d+)\.(?:gate|up|down)_proj\.weight$")
 _FUSED = re.compile(r"^(model\.layers\.\d+\.mlp\.)experts\.(?:gate_up_proj|down_proj)(?:\.weight)?$")
 # transformers' ACT2FN: which of them a format's readers take is for qexport.formats.limits to say.

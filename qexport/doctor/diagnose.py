@@ -14,8 +14,6 @@ from qexport.doctor.repaired import Repaired, finish
 from qexport.doctor.subject import Subject, examine
 from qexport.errors import InputError
 
-__all__ = ["Diagnosis", "diagnose"]
-
 # Findings about a head that is then replaced or dropped are of no interest.
 _OLD_HEAD = ("experts.mtp_layout", "names.mtp_prefix")
 # Groups of findings that say nothing where the tensors are not the model's at all.

@@ -12,8 +12,6 @@ from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.subject import Subject
 from qexport.families.tokenizer import TokenizerJson, keep_parsed
 
-__all__ = ["CARRIED", "Draft", "SmallFiles", "dump_json"]
-
 # What readers look for beside the weights, and the model card, whose front matter holds licence and lineage.
 # Trainer state and pictures stay behind.
 CARRIED = (

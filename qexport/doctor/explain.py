@@ -16,8 +16,6 @@ from qexport.errors import InputError
 from qexport.families.hyper import resolve
 from qexport.families.names import is_expert_name
 
-__all__ = ["Explanation", "Parameters", "explain"]
-
 _KINDS = {"full": "full attention", "linear": "linear attention", "dense": "full attention, dense MLP"}
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Breaks", "Finding", "Severity"]
-
 # error: cannot be exported without a decision; repaired: qexport repairs it; note: worth knowing.
 Severity = Literal["error", "repaired", "note"]
 

@@ -14,8 +14,6 @@ from qexport.checkpoint.config import text_config
 from qexport.doctor.subject import Subject
 from qexport.families.table import Family
 
-__all__ = ["flat_config", "reshape", "words", "wrapper_config"]
-
 # Keys of the multimodal model itself; everything else in a flat config belongs to the language model.
 _ROOT = (
     "architectures",

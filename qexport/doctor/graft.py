@@ -20,8 +20,6 @@ from qexport.families.hyper import resolve
 from qexport.families.roles import EXPERT_ROLES
 from qexport.families.table import Family, Template
 
-__all__ = ["head_layers", "head_problems", "head_tensors", "misfits", "vocabulary_notes"]
-
 # What the head's decoder layer computes with, beyond what its shapes say.
 _COMPARED = (
     "hidden_size",

@@ -15,8 +15,6 @@ from qexport.checkpoint.tensors import LogicalTensor, stack_rows
 from qexport.errors import InputError
 from qexport.families.build import EXPERT_PARTS, expert_tensor
 
-__all__ = ["ExpertLayout", "convert_experts", "expert_layouts", "trunk_layout"]
-
 _EXPERT = re.compile(r"^(?P<block>(?:model|mtp)\.layers\.\d+\.)mlp\.experts\.(?P<rest>.+)$")
 _ONE = re.compile(r"^(?P<expert>\d+)\.(gate|up|down)_proj\.weight$")
 _GATE, _UP, _DOWN = EXPERT_PARTS

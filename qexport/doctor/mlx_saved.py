@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["MlxSaved", "turned_back", "underneath"]
 
 _CONVOLUTION = "linear_attn.conv1d.weight"
 _PLUS_ONE = (

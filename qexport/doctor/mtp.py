@@ -22,8 +22,6 @@ from qexport.doctor.graft import head_layers, head_problems, head_tensors, misfi
 from qexport.doctor.subject import Subject
 from qexport.errors import UsageProblem
 
-__all__ = ["MtpMode", "MtpResult", "settle_mtp"]
-
 MtpMode = Literal["auto", "keep", "graft", "drop"]
 _KEY, _OWN_EMBEDDINGS = "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"
 _WAYS_OUT = "`--mtp graft --mtp-from BASE` takes the base model's head, `--mtp drop` exports without one."

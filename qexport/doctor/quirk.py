@@ -9,8 +9,6 @@ from qexport.doctor.draft import Draft
 from qexport.doctor.finding import Breaks, Finding, Severity
 from qexport.doctor.subject import Subject
 
-__all__ = ["Quirk"]
-
 
 @dataclass(frozen=True)
 class Quirk:

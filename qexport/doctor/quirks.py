@@ -13,8 +13,6 @@ from qexport.doctor.quirks_names import NAME_QUIRKS
 from qexport.doctor.quirks_tokenizer import TOKENIZER_QUIRKS
 from qexport.doctor.quirks_weights import WEIGHT_QUIRKS
 
-__all__ = ["QUIRKS"]
-
 QUIRKS: tuple[Quirk, ...] = (
     *NAME_QUIRKS,
     *WEIGHT_QUIRKS,

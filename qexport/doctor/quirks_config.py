@@ -15,8 +15,6 @@ from qexport.doctor.subject import Subject
 from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.families.values import GENERATION, TOKENIZER, typed
 
-__all__ = ["CONFIG_QUIRKS", "PROCESSOR_FILES"]
-
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 _TYPED_FILES = {"generation_config.json": GENERATION, "tokenizer_config.json": TOKENIZER}
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}

@@ -11,8 +11,6 @@ from qexport.doctor.quirk import Quirk
 from qexport.doctor.subject import Subject
 from qexport.doctor.tokens import stop_ids, tokenizer_eos, tokenizer_kind
 
-__all__ = ["END_QUIRKS"]
-
 _TOKENIZER, _JSON = "tokenizer_config.json", "tokenizer.json"
 # A model of embeddings reads the vector of that very token.
 _EMBEDDINGS = ("config_sentence_transformers.json", "modules.json")

@@ -23,8 +23,6 @@ from qexport.doctor.tokens import (
     turn_ends,
 )
 
-__all__ = ["FILE_QUIRKS"]
-
 _TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
 # What Qwen3.5's split rule has and Qwen2's has not: letters with their combining marks.
 _QWEN2_SPLIT = (

@@ -9,9 +9,6 @@ from qexport.doctor.quirk import Quirk
 from qexport.doctor.subject import VALUE_HEAD, Subject
 from qexport.families.names import SpelledName
 
-__all__ = ["NAME_QUIRKS"]
-
-
 _RENAMED = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
 
 

@@ -16,8 +16,6 @@ from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
 from qexport.families.tokenizer import TokenizerJson, added_flags, library_ids
 
-__all__ = ["TOKENIZER_QUIRKS"]
-
 _FILE, _SETTINGS, _ADDED, _MAP = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -16,8 +16,6 @@ from qexport.doctor.subject import EMBEDDING, HEAD, Subject
 from qexport.doctor.ties import Tie, tie_of
 from qexport.doctor.tokens import token_ids
 
-__all__ = ["WEIGHT_QUIRKS"]
-
 # In float32 on purpose, or too small to matter: decay rates, norms, the short convolution.
 _MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias)$")
 

@@ -15,8 +15,6 @@ from qexport.families.hyper import Hyper, resolve
 from qexport.families.table import Family
 from qexport.families.view import ModelView
 
-__all__ = ["Repaired", "finish"]
-
 
 @dataclass(frozen=True)
 class Repaired:

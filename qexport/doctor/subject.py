@@ -19,8 +19,6 @@ from qexport.families.table import Family, family_of
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.values import Typed, typed
 
-__all__ = ["EMBEDDING", "HEAD", "VALUE_HEAD", "Subject", "Twins", "examine"]
-
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 # A value head that trl trains beside the model; nothing that runs the model reads it.

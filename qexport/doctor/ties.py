@@ -12,8 +12,6 @@ from enum import Enum, auto
 
 from qexport.doctor.subject import EMBEDDING, HEAD, Subject
 
-__all__ = ["Tie", "TieState", "tie_of"]
-
 
 class Tie(Enum):
     """What there is to say about flags and head."""

@@ -11,8 +11,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["class_differs"]
-
 _SPACE = "\u2581"
 _WORDS = (
     "Hello, world!  Two words.",

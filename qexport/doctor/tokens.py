@@ -8,15 +8,6 @@ from qexport.checkpoint.special_tokens import end_ids, special_names
 from qexport.doctor.subject import Subject
 from qexport.errors import InputError
 
-__all__ = [
-    "begins_something",
-    "stop_ids",
-    "token_ids",
-    "tokenizer_eos",
-    "tokenizer_kind",
-    "turn_ends",
-]
-
 # What ends a turn in the templates of the families here; looked for in the template, so that a base model's
 # tokenizer, which has them too, is not told to stop at them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")

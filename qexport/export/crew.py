@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Crew", "Lane", "OpenFiles", "Part"]
 
 _LANES = 4
 _QUEUE = 8  # chunks waiting per lane: enough to keep the disk busy, small beside the chunks in flight

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["check_collisions", "check_space", "free_bytes", "make_folder"]
 
 _NAME_BYTES = 255  # of a file's name, on every file system in use
 

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import ArtifactPlan, Region, Survey
 
-__all__ = ["Progress", "default_threads", "execute"]
-
 
 class Progress(Protocol):
     """What the pass tells whoever watches it."""

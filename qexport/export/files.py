@@ -19,20 +19,6 @@ from qexport.errors import EnvironmentProblem, UsageProblem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "in_hub_cache",
-    "open_plain",
-    "plain_status",
-    "read_plain",
-    "refuse_hub_cache",
-    "replace_file",
-    "set_aside",
-    "silent",
-    "sync_folder",
-    "temporary_name",
-    "upwards",
-    "write_problem",
-]
 
 # A link is not followed; a pipe without a reader does not make us wait. Windows has neither word.
 _PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import Checkpoint
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["fingerprint"]
-
 
 def fingerprint(plan: ArtifactPlan, options: Mapping[str, Any]) -> str:
     """SHA-256, as hex, of everything that the bytes of ``plan``'s files follow from.

@@ -35,7 +35,6 @@ from qexport.export.files import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LEDGER_NAME", "Entry", "Ledger"]
 
 LEDGER_NAME = ".qexport-ledger.json"
 _SCHEMA = 2

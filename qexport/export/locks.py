@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["LOCK_NAME", "locked"]
 
 LOCK_NAME = ".qexport-lock"
 

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import PlannedTensor
 
-__all__ = ["Pour"]
-
 
 class Pour:
     """Bytes of one stream, poured into its regions one after another."""

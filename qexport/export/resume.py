@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["Resume", "numbers_there"]
-
 
 @dataclass
 class Resume:

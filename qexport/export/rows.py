@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import Arrangement
 
-__all__ = ["arranged_rows", "arranged_shape", "read_rows", "source_ranges"]
-
 
 def read_rows(tensor: LogicalTensor, start: int, stop: int) -> torch.Tensor:
     """Rows ``[start, stop)`` as ``(stop - start, columns)``, in the logical dtype."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qexport.export.steps import Lane, Step
     from qexport.formats.plan import PlannedTensor
 
-__all__ = ["Done", "Landed", "Run", "encode_run", "observe", "runs_of", "spans_of"]
 
 _RUN_VALUES = 1 << 21  # values per run of rows: 4 MB of bf16
 _EVEN_ROWS = 32  # encoders take rows by this many; runs of a multiple waste nothing

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qexport.export.crew import Crew
     from qexport.formats.plan import ArtifactPlan, Region
 
-__all__ = ["Sink", "WrittenFile"]
-
 
 @dataclass(frozen=True)
 class WrittenFile:

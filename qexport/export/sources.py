@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import Checkpoint
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["Sources", "paths_in"]
 
 _MOST_FILES = 100_000  # of a source's folder are looked at: who exports a home folder waits no minute for it
 _HINT = "Choose another --out. No option allows this."

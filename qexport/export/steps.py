@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import LogicalTensor
     from qexport.formats.plan import ArtifactPlan, PlannedTensor, Survey
 
-__all__ = ["Lane", "Step", "merge_steps", "surveys_of"]
 
 Output = tuple[int, "PlannedTensor"]
 """The number of the artifact, and one of its tensors."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qexport.export.crew import Crew
     from qexport.formats.plan import PlannedFile
 
-__all__ = ["FileWriter"]
 
 _BEHIND = 128 << 20  # bytes before that which should be on disk by then
 _READ_BACK = 4 << 20  # bytes read at a time to hash what did not come in order

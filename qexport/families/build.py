@@ -13,8 +13,6 @@ from qexport.families.roles import EXPERT_ROLES, Block, Role
 from qexport.families.table import Family, Template
 from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["EXPERT_PARTS", "build_view", "expected_tensors", "expert_tensor", "template_shape"]
-
 # Stacked canonical name -> (fused name, which half of it, per-expert name)
 EXPERT_PARTS: Mapping[str, tuple[str, int | None, str]] = {
     "mlp.experts.gate_proj.weight": ("mlp.experts.gate_up_proj", 0, "mlp.experts.{e}.gate_proj.weight"),

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["DEFAULTS"]
-
 _PLAIN: dict[str, Any] = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,

@@ -17,8 +17,6 @@ from qexport.families.rope import Rope, complete_rope, rope_of, rope_parameters
 from qexport.families.table import Family
 from qexport.families.values import typed
 
-__all__ = ["Experts", "Hyper", "LinearAttention", "resolve", "source_of"]
-
 # Far above any model; numbers beyond come from damaged files, and would be counted to one by one.
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 # Classes whose __post_init__ replaces a null number of key-value heads by that of query heads.

@@ -16,15 +16,6 @@ from dataclasses import dataclass
 
 from qexport.families.table import Family
 
-__all__ = [
-    "SpelledName",
-    "canonical_name",
-    "is_expert_name",
-    "is_ignorable",
-    "outer_wrapper",
-    "published_name",
-]
-
 _VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
 # What wraps a module while it is trained, in front of names and in the middle: torch.compile, FSDP and
 # activation checkpointing, DDP and DeepSpeed, Lightning, trl's models with a value head.

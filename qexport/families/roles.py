@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["EXPERT_ROLES", "NORM_ROLES", "Block", "Role"]
-
 
 class Block(StrEnum):
     """Which part of the model a tensor belongs to."""

@@ -19,15 +19,6 @@ from typing import Any
 
 from qexport.families.table import Family
 
-__all__ = [
-    "Rope",
-    "complete_rope",
-    "legacy_rope_keys",
-    "rope_disagreements",
-    "rope_of",
-    "rope_parameters",
-]
-
 _QWEN35 = ("qwen3_5", "qwen3_5_moe")
 _KINDS = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 # Readers take these from keys of their own. Qwen3.5's sections stay: rope_scaling replaces rope_parameters.

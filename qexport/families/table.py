@@ -17,8 +17,6 @@ from qexport.errors import InputError
 from qexport.families.defaults import DEFAULTS
 from qexport.families.roles import Role
 
-__all__ = ["FAMILIES", "Family", "Template", "family_of"]
-
 
 @dataclass(frozen=True)
 class Template:

@@ -20,8 +20,6 @@ from typing import Any
 from qexport.checkpoint.config import parse_json
 from qexport.errors import InputError
 
-__all__ = ["TokenizerJson", "added_flags", "keep_parsed", "library_ids", "tokenizer_json"]
-
 
 @dataclass(frozen=True, eq=False)
 class TokenizerJson:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["GENERATION", "TOKENIZER", "Typed", "typed"]
-
 _MOST = 2**31 - 1  # sizes become 32-bit numbers in every format
 _WRAPPED = re.compile(r"^(?:\w+\.)?(?:u?int|float|bool_?|tensor|bfloat)\d*_?\((.*?)(?:, ?d?type=.*)?\)$")
 _NOTHING = ("", "none", "null")

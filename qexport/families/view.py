@@ -18,8 +18,6 @@ from qexport.families.hyper import Hyper, resolve
 from qexport.families.roles import Block, Role
 from qexport.families.table import FAMILIES
 
-__all__ = ["ModelTensor", "ModelView"]
-
 
 @dataclass(frozen=True)
 class ModelTensor:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import LogicalTensor
     from qexport.formats.plan import Encoder
 
-__all__ = ["SHARD_BYTES", "FolderTensor", "plan_folder"]
 
 SHARD_BYTES = 5 << 30  # what mlx-lm and save_pretrained limit a shard to
 

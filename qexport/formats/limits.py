@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qexport.families.hyper import Hyper
     from qexport.families.view import ModelView
 
-__all__ = ["check_limits", "window_period"]
 
 Format = Literal["gguf", "mlx", "fp8", "nvfp4"]
 _READERS: Mapping[Format, str] = {"gguf": "llama.cpp", "mlx": "mlx-lm"}

@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor
 
-__all__ = [
-    "ATTENTION_ROLES",
-    "DELTA_ROLES",
-    "FUSED_ROLES",
-    "LINEAR_ROLES",
-    "MLP_ROLES",
-    "fused_roles",
-    "modules_of",
-]
 
 MLP_ROLES = frozenset(
     {

@@ -18,8 +18,6 @@ from qexport.errors import InputError
 from qexport.families.names import published_name
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
-__all__ = ["plan_merged"]
-
 
 def plan_merged(repaired: Repaired, *, findings: Iterable[Finding] = ()) -> ArtifactPlan:
     """Plan the repaired checkpoint: weights, index, and every small file.

@@ -18,8 +18,6 @@ from qexport.formats.gguf.mixture import walk_order
 if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["pass_order"]
-
 
 def pass_order(view: ModelView) -> tuple[ModelTensor, ...]:
     """The tensors of ``view`` in the order of the pass."""

@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = [
-    "Arrangement",
-    "ArtifactPlan",
-    "Encoded",
-    "Encoder",
-    "Op",
-    "PlannedFile",
-    "PlannedTensor",
-    "Region",
-    "Survey",
-]
 
 Encoded: TypeAlias = "bytes | np.ndarray"
 Op = Literal["none", "add_one", "neg_exp"]

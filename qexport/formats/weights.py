@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["GGUF_LADDER", "Weight", "weights_of"]
 
 GGUF_LADDER = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 

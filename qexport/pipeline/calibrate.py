@@ -36,18 +36,6 @@ if TYPE_CHECKING:
     from qexport.calibrate.tokens import Chunks
     from qexport.families.view import ModelView
 
-__all__ = [
-    "CalibrationJob",
-    "Collected",
-    "Prepared",
-    "collect",
-    "expected",
-    "imatrix_name",
-    "matrix_key",
-    "prepare",
-    "stream_of",
-]
-
 
 @dataclass(frozen=True)
 class CalibrationJob:

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.receipt.verification import Report
 
-__all__ = ["Item", "Target", "check", "finished", "plan", "prove", "ready_kernels", "write"]
-
 
 class Target(Protocol):
     """One thing that was asked for."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qexport.export.sink import WrittenFile
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["fixed_name", "plan_fix", "write_fix"]
-
 
 def fixed_name(diagnosis: Diagnosis) -> str:
     """The folder that ``fix`` writes to when it is not told."""

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item
 
-__all__ = ["FolderOptions", "FolderTarget", "default_folder"]
 
 FolderOptions = MlxOptions | Fp8Options | Nvfp4Options
 

@@ -18,7 +18,8 @@ from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries, entry_of
 from qexport.pipeline.verify import shared_reference
 from qexport.receipt.store import write_receipt
-from qexport.verify.run import VerifyOptions, verify_gguf
+from qexport.verify.options import VerifyOptions
+from qexport.verify.run import verify_gguf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from qexport.pipeline.calibrate import Prepared
     from qexport.pipeline.export import Item
 
-__all__ = ["GgufTarget", "matrix_plan", "matrix_there", "uses_matrix", "without_matrix", "write_matrix"]
 
 MATRIX_WAITS = 600.0
 """Seconds that a matrix, which may have taken hours, waits for another run in its folder."""

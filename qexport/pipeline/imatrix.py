@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from qexport.pipeline.calibrate import CalibrationJob, Collected
     from qexport.pipeline.model import ModelChoice
 
-__all__ = ["ImatrixJob", "check_imatrix", "write_imatrix"]
-
 
 @dataclass(frozen=True)
 class ImatrixJob:

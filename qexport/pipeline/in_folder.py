@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["Found", "artifacts_in", "check_file_sizes", "check_files", "is_one_artifact"]
 
 # Of a publisher who follows llama.cpp's words; a receipt that calls such a file a model is believed.
 _BESIDE = re.compile(r"mmproj|imatrix|^(mtp|eagle3|dflash|dspark)-", re.IGNORECASE)

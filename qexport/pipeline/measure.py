@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from qexport.receipt.verification import Report
     from qexport.verify.text_run import TextRun
 
-__all__ = ["MEASURED_TOKENS", "Measure", "head_report", "measuring"]
 
 MEASURED_TOKENS = 2048
 """Enough to tell a broken head (4 standard errors of an acceptance of one half are 6 points), and a matter of

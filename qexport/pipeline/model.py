@@ -15,8 +15,6 @@ from qexport.families.names import canonical_name
 if TYPE_CHECKING:
     from qexport.doctor.mtp import MtpMode
 
-__all__ = ["ModelChoice", "examine", "fetched", "sources_of"]
-
 
 @dataclass(frozen=True)
 class ModelChoice:

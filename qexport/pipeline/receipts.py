@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.receipt.verification import Report
 
-__all__ = ["artifact_entries", "entry_of", "source_of"]
 
 _LIBRARIES = ("torch", "gguf", "xllamacpp", "transformers", "safetensors", "numba", "tokenizers")
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qexport.verify.options import VerifyOptions
     from qexport.verify.reference import Reference
 
-__all__ = ["shared_reference", "verify_artifact", "view_to_compare"]
-
 
 def view_to_compare(model: str, revision: str | None) -> ModelView:
     """The model that an artifact is compared with: with its MTP head, unless something is wrong with that."""

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["CardOptions", "render_card"]
 
 _TEMPLATE = "card.md.jinja"
 _FORMATS = {

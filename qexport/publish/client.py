@@ -21,7 +21,6 @@ from qexport.publish.problems import without_secrets
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["composed"]
 
 _LOGGER = "huggingface_hub"
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["LeftOut", "Survey", "survey"]
 
 _NEVER = (
     "*.part",

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["can_do", "front_matter", "front_matter_text", "source_card"]
 
 # The first kind that is there names the library: a folder with GGUF files is a GGUF repository to the Hub.
 _LIBRARIES = (

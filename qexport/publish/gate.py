@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["check_labels", "check_proofs", "outcome", "unproven"]
-
 
 def check_labels(artifacts: Iterable[Artifact]) -> None:
     """What is published has a label and a kind that can stand in tags and commands as they are.

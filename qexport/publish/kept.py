@@ -16,7 +16,6 @@ from qexport.errors import UsageProblem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["KEEP_END", "KEEP_START", "Kept", "read_kept"]
 
 KEEP_START = "<!-- qexport:keep -->"
 KEEP_END = "<!-- /qexport:keep -->"

@@ -19,7 +19,6 @@ from qexport.formats.gguf.host_paths import holds_host_path
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["LARGEST", "check_text", "is_small_file"]
 
 # Larger than any tokenizer.json; what is larger is weights by another name, and not read.
 LARGEST = 64 << 20

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     Bar = Callable[[int], AbstractContextManager[Progress]]
 
-__all__ = ["PushOptions", "PushPlan", "Upload", "check_before", "plan_push"]
-
 
 @dataclass(frozen=True)
 class PushOptions:

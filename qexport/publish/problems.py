@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["client_errors", "is_conflict", "is_passing", "problem", "without_secrets"]
 
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 _TOKEN = re.compile(r"\b(?:hf|api|jwt)_[A-Za-z0-9_.-]{8,}|Bearer\s+\S+")

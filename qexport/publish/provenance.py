@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["provenance", "repairs"]
-
 
 def provenance(artifacts: Sequence[Artifact]) -> list[str]:
     """One line for each fact; a fact that all artifacts share is said once."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from qexport.publish.plan import Bar
 
-__all__ = ["Pushed", "Rehearsal", "check_destinations", "push", "rehearse"]
 
 _T = TypeVar("_T")
 

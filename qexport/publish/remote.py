@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact, File
 
-__all__ = ["Remote", "RemoteFile", "look", "still_there"]
 
 _LARGEST_TEXT = 32 << 20
 

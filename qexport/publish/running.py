@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["HowTo", "how_to_run"]
 
 # Drafts at a time: llama.cpp's own default, and for vLLM, which serves many at once, what Qwen's cards name.
 _LLAMA_DRAFTS = 3

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from qexport.publish.plan import PushOptions, Upload
 
-__all__ = ["WAITS", "Committed", "commit", "operations", "retried", "upload"]
 
 _T = TypeVar("_T")
 # Seconds before the second, third and fourth attempt. The client's own five retries of a request, which

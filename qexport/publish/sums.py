@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qexport.export.execute import Progress
     from qexport.receipt.types import Artifact
 
-__all__ = ["check_hashes", "check_stamps", "sha256_of", "stamp", "sums_text", "to_hash"]
 
 _CHUNK = 1 << 22
 # Receipts hold whole seconds, and file systems round: two seconds are no sign of a change.

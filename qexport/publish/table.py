@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["file_table", "legend"]
-
 
 def file_table(artifacts: Sequence[Artifact]) -> str:
     """A Markdown table; columns without any value are left out."""

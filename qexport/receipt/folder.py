@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["Known", "known_in", "select"]
-
 
 @dataclass(frozen=True)
 class Known:

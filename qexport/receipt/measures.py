@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Drafts", "Estimate", "Kld", "Measures", "bits_per_weight", "supported"]
-
 _BEYOND = 10
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CARD_NAME", "RECEIPT_NAME", "SUMS_NAME", "is_made_here"]
-
 RECEIPT_NAME = "qexport.json"
 CARD_NAME = "README.md"
 SUMS_NAME = "SHA256SUMS"

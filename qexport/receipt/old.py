@@ -11,8 +11,6 @@ from typing import Any
 
 from qexport.receipt.measures import supported
 
-__all__ = ["from_schema_1"]
-
 _TAILS = {"p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 _OF_THE_HEAD = ("mtp_declared", "mtp_head")
 

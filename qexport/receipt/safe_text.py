@@ -13,8 +13,6 @@ from urllib.parse import quote
 
 from markupsafe import escape
 
-__all__ = ["LABEL", "cell", "code", "html_text", "hub_link", "is_web_link", "visible", "without_hidden"]
-
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,95}", re.ASCII)
 """Labels and kinds of artifacts: they stand in file names, tags and commands."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)

@@ -11,8 +11,6 @@ from typing import Any
 from qexport.receipt.engine import Engine, Machine
 from qexport.receipt.typed import as_json, fit
 
-__all__ = ["Bench", "Range", "Speed"]
-
 
 @dataclass(frozen=True)
 class Range:

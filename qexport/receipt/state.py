@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from qexport.errors import QexportError
 
-__all__ = ["State", "problem", "worst"]
-
 
 class State(StrEnum):
     """From the best to the worst."""

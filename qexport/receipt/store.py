@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from qexport.receipt.speeds import Bench
     from qexport.receipt.types import Gate
 
-__all__ = [
-    "Read",
-    "artifact_json",
-    "note_bench",
-    "note_gates",
-    "parse_receipt",
-    "read_receipt",
-    "receipt_bytes",
-    "settle",
-    "write_receipt",
-]
 
 _MOST_NOTES = 8
 

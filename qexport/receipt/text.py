@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qexport.receipt.measures import Estimate
 
-__all__ = ["bits", "nats", "percent", "ratio", "speed", "times", "with_error"]
 
 _LEAST = 1e-5
 

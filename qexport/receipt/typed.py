@@ -17,8 +17,6 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["MAX_BYTES", "Unfit", "as_json", "fit", "key_of", "needed", "parse", "types_of"]
-
 T = TypeVar("T")
 MAX_BYTES = 32 << 20
 """No receipt is larger; what is, is not read."""

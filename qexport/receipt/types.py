@@ -19,8 +19,6 @@ from qexport.receipt.speeds import Bench
 from qexport.receipt.state import State
 from qexport.receipt.verification import Report
 
-__all__ = ["SCHEMA", "Artifact", "File", "Gate", "Matrix", "Receipt", "Source", "SourceFile", "is_inside"]
-
 SCHEMA = 2
 """The version of what is written; :mod:`qexport.receipt.old` reads the ones before."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -18,8 +18,6 @@ from qexport.receipt.measures import Drafts, Measures
 from qexport.receipt.state import State
 from qexport.receipt.typed import as_json, fit
 
-__all__ = ["COMPARED", "REQUIRED", "REQUIRED_OF_HEADS", "Check", "Finding", "Report", "Status"]
-
 
 class Check(StrEnum):
     """Everything that can be found about a file, in the order in which it is looked at."""

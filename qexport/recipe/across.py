@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from qexport.recipe.problems import Problems
     from qexport.recipe.recipe import Artifact, Recipe, Subject
 
-__all__ = ["check_across", "check_names"]
 
 # https://huggingface.co/docs/hub/repositories-getting-started: 96 characters, no -- or .. inside
 _REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
 
-__all__ = ["Arrived", "Gone", "look", "markdown"]
-
 
 class Gone(StrEnum):
     """Why there is nothing to be in a state."""

@@ -34,8 +34,6 @@ from qexport.verify.options import VerifyOptions
 if TYPE_CHECKING:
     from qexport.recipe.problems import Problems
 
-__all__ = ["Defaults", "Entry", "Verify", "pending_matrix", "to_artifact", "verification", "with_name"]
-
 
 class _Pending:
     """Stands for a matrix that is not there yet, so that options which need one can be checked."""

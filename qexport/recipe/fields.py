@@ -34,26 +34,6 @@ from qexport.checkpoint.yaml_tree import Word
 from qexport.recipe.problems import closest
 from qexport.sizes import parse_size
 
-__all__ = [
-    "EITHER",
-    "MAPPING",
-    "ONE",
-    "Flag",
-    "Near",
-    "Number",
-    "Part",
-    "Size",
-    "Text",
-    "Whole",
-    "choice_of",
-    "field_kinds",
-    "fields_of",
-    "list_of",
-    "model_of",
-    "near",
-    "refuse",
-]
-
 _TRUE, _FALSE = (
     frozenset(("true", "True", "TRUE", "yes", "on")),
     frozenset(("false", "False", "FALSE", "no", "off")),

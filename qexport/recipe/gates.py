@@ -10,8 +10,6 @@ from pydantic import Field
 
 from qexport.recipe.fields import EITHER, MAPPING, ONE, Number, Part, Size
 
-__all__ = ["Gates", "Limits"]
-
 
 @dataclass(frozen=True)
 class Limits:

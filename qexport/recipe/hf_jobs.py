@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from qexport.recipe.jobs import Job
     from qexport.recipe.recipe import Recipe
 
-__all__ = ["Call", "HfJobs", "Submitted", "calls_for", "check_portable", "submit"]
 
 OUT = "/out"
 # $0 is the recipe's name; the rest goes to `qexport run` as it is, so nothing needs quoting.

@@ -15,8 +15,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from qexport.errors import UsageProblem
 
-__all__ = ["installable"]
-
 _RELEASED = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?")
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.weigh import Burden, Weighed
 
-__all__ = ["MOST_JOBS", "Job", "Limits", "plan_jobs"]
 
 MOST_JOBS = 256
 """Of one matrix on GitHub: https://docs.github.com/en/actions/reference/limits"""

@@ -20,8 +20,6 @@ from qexport.formats.nvfp4.options import NVIDIA, Nvfp4Options
 from qexport.pipeline.folders import default_folder
 from qexport.recipe.merged import MergedOptions
 
-__all__ = ["KINDS", "Kind"]
-
 
 @dataclass(frozen=True)
 class Kind:

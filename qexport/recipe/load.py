@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from qexport.recipe.recipe import Source
 
-__all__ = ["load_recipe", "read_recipe_text"]
 
 _MOST_BYTES = 4 << 20
 

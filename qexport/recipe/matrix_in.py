@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from qexport.calibrate.imatrix_file import ImportanceMatrix
 
-__all__ = ["Matrix"]
-
 
 @dataclass(frozen=True)
 class Matrix:

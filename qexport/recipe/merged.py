@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item
 
-__all__ = ["MergedOptions", "MergedTarget"]
-
 
 @dataclass(frozen=True)
 class MergedOptions:

@@ -8,8 +8,6 @@ from pathlib import Path
 from qexport.errors import UsageProblem
 from qexport.recipe.problems import closest
 
-__all__ = ["find_recipe", "shipped_recipes", "shown"]
-
 
 def shipped_recipes() -> dict[str, Path]:
     """The files by name, without ``.yaml``."""

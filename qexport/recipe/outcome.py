@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qexport.recipe.gates import Limits
     from qexport.recipe.recipe import Artifact, Recipe, Subject
 
-__all__ = ["asked_for", "judge_gates"]
-
 
 def judge_gates(
     recipe: Recipe, subject: Subject, items: Sequence[Item], out: Path, *, head: bool

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.yaml_tree import Node
     from qexport.recipe.problems import Problems
 
-__all__ = ["with_overrides"]
-
 
 def with_overrides(root: Node, assignments: Iterable[str], problems: Problems) -> Node:
     """The tree after every ``path=value``, in turn; what cannot be set is noted."""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from qexport.checkpoint.yaml_tree import Node
 
-__all__ = ["Path", "Problems", "closest"]
 
 Path = tuple[str | int, ...]
 """Keys and numbers that lead from the whole to a part: ``("artifacts", 0, "mlx", "bits")``."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Publication, Recipe
     from qexport.recipe.select import Unit
 
-__all__ = ["Destination", "destinations", "pushes"]
 
 _DRAFTER = "-MTP"  # an MLX drafter lies beside its folder, and goes to a repository beside its repository
 

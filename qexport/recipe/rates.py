@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["calibration_seconds", "core_seconds", "guessed_core_seconds", "pass_seconds"]
 
 _RATES: Mapping[str, tuple[float, float]] = {
     "Q8_0": (2900, 2900), "Q6_K": (660, 670), "Q5_K": (430, 210), "Q4_K": (350, 213), "Q3_K": (620, 607),

@@ -20,19 +20,6 @@ from qexport.recipe.fields import Flag, Near, Part, Text, Whole, choice_of, list
 from qexport.recipe.gates import Gates
 from qexport.verify.options import VerifyOptions
 
-__all__ = [
-    "DEMO",
-    "NAME",
-    "Artifact",
-    "Calibration",
-    "Card",
-    "Mtp",
-    "Publication",
-    "Recipe",
-    "Source",
-    "Subject",
-]
-
 Unverified = Literal["refuse", "allow"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 """Names that may stand in file names, job names and on a command line as they are."""

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe, Subject
     from qexport.recipe.select import Unit
 
-__all__ = ["Local", "Ready", "ready"]
-
 
 @dataclass(frozen=True)
 class Local:

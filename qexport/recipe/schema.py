@@ -13,8 +13,6 @@ from qexport.recipe.gates import Gates
 from qexport.recipe.problems import Path, Problems, closest
 from qexport.recipe.recipe import Calibration, Mtp, Publication, Source
 
-__all__ = ["File", "note"]
-
 
 class _File(Part):
     """A recipe: what is exported from what, how it is proven, and where it goes.

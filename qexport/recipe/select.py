@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from qexport.recipe.recipe import Recipe
 
-__all__ = ["Unit", "select", "units_of", "words_for"]
-
 
 @dataclass(frozen=True)
 class Unit:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qexport.recipe.select import Unit
     from qexport.verify.options import VerifyOptions
 
-__all__ = ["Runtimes", "to_targets"]
-
 
 @dataclass(frozen=True)
 class Runtimes:

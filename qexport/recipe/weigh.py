@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Recipe, Subject
     from qexport.recipe.select import Unit
 
-__all__ = ["Burden", "Weighed", "guess", "stand_in", "weigh"]
 
 _BUILT_IN_TOKENS = 131_072
 _GIB = 1 << 30

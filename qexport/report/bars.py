@@ -15,7 +15,6 @@ from qexport.report.svg import drawing, element, group, line, rectangle, text, t
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["Bar", "BarGroup", "draw_bars"]
 
 _BAR, _STEP, _HEAD, _GAP = 15.0, 21.0, 23.0, 10.0
 _TOP, _BOTTOM = 6.0, 42.0

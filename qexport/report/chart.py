@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["NARROW", "WIDE", "Chart", "LegendEntry"]
-
 WIDE = 720.0
 """The width of a picture on a page, in pixels."""
 NARROW = 350.0

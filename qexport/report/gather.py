@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.receipt.folder import known_in
+from qexport.receipt.types import Gate
 from qexport.report.provenance import facts
-from qexport.report.report import Gate, Model, Report
+from qexport.report.report import Model, Report
 from qexport.report.row import Row
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["gather"]
 
 _ORDER = ("gguf", "mlx", "fp8", "nvfp4", "merged")
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from qexport.report.page import Page
 
-__all__ = ["html"]
 
 _TEMPLATE, _STYLE = "report.html.jinja", "report.css"
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from qexport.report.svg import Box, text_width
 
-__all__ = ["Label", "place"]
-
 _GAP = 9.0
 _SIZE = 12.0
 _AROUND = 7.0

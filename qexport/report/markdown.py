@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from qexport.report.page import Page, Part
     from qexport.report.tables import Table
 
-__all__ = ["markdown"]
-
 
 def markdown(page: Page) -> str:
     """The text of report.md."""

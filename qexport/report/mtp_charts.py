@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qexport.report.report import Report
     from qexport.report.row import Row
 
-__all__ = ["acceptance_chart", "speed_chart"]
-
 
 def acceptance_chart(report: Report) -> Chart | None:
     """``None`` where no acceptance was measured."""

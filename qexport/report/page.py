@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from qexport.report.report import Model, Report
     from qexport.report.tables import Table
 
-__all__ = ["Comparison", "Page", "Part", "lay_out"]
-
 
 @dataclass(frozen=True)
 class Part:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qexport.report.row import Row
 
-__all__ = ["Pair", "pair_up"]
 
 # Names, sizes of files, and what differs from run to run: none of them changes what weights become. The same
 # corpus may be other tokens in another tokenizer, and an MTP head is another model's own or grafted.

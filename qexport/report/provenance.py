@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from qexport.receipt.types import Artifact
 
-__all__ = ["facts"]
-
 
 def facts(artifacts: Sequence[Artifact]) -> tuple[Fact, ...]:
     """Source, MTP head, calibration, tool."""

@@ -10,8 +10,6 @@ from qexport.receipt.types import Gate
 from qexport.report.pairs import Pair, pair_up
 from qexport.report.row import Row
 
-__all__ = ["SCHEMA", "Fact", "Gate", "Model", "Report"]
-
 SCHEMA = 2
 
 

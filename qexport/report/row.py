@@ -11,8 +11,6 @@ from qexport.receipt.speeds import Bench
 from qexport.receipt.state import State
 from qexport.receipt.types import Artifact
 
-__all__ = ["Row"]
-
 
 @dataclass(frozen=True)
 class Row:

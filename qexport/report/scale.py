@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Linear", "Log"]
-
 _ROOM = 1.5  # beyond the least and the most, as a factor
 _FEW = 3
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from qexport.report.report import Report
     from qexport.report.row import Row
 
-__all__ = ["FLOOR", "size_chart"]
 
 FLOOR = 1e-6
 """Nats below which float32 arithmetic is all that is measured: drawn as zero."""

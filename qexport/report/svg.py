@@ -13,8 +13,6 @@ from markupsafe import Markup, escape
 
 from qexport.receipt.safe_text import without_hidden
 
-__all__ = ["MARKS", "Box", "drawing", "element", "group", "line", "mark", "rectangle", "text", "text_width"]
-
 _CHARACTER = 0.62  # mean advance of a sans-serif digit or letter, in ems
 _R = 5.0
 MARKS = {

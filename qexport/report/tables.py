@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qexport.report.report import Model, Report
     from qexport.report.row import Row
 
-__all__ = ["Column", "Table", "artifacts", "checksums", "comparison", "divergences", "gates", "speeds"]
-
 
 @dataclass(frozen=True)
 class Column:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qexport.report.report import Model, Report
     from qexport.report.row import Row
 
-__all__ = ["differences", "gate_value", "gate_words", "glossary", "machines", "summary"]
 
 _GATES = {
     "min_agreement": "agreement with the source, at least",

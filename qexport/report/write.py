@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from qexport.report.report import Gate, Report
+    from qexport.receipt.types import Gate
+    from qexport.report.report import Report
 
-__all__ = ["REPORT_NAMES", "ReportPaths", "save_report", "write_report"]
 
 REPORT_NAMES = ("report.html", "report.md", "report.json")
 

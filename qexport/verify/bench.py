@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import UsageProblem
 from qexport.receipt.engine import Engine
 from qexport.receipt.speeds import Bench, Range, Speed
 from qexport.verify.machine import this_machine
 from qexport.verify.prompts import BENCH_PROMPTS, BENCH_TEXT
-from qexport.verify.runtime import Failure, RuntimeFailure, Settings
+from qexport.verify.runtime import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from qexport.verify.runtime import Generation, Runtime, Session
     from qexport.verify.steps import Subject
 
-__all__ = ["BenchOptions", "Benched", "bench"]
 
 Say = Callable[[str], None]
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from qexport.verify.runtime import Runtime
     from qexport.verify.steps import Subject
 
-__all__ = ["Choice", "bench_subject"]
 
 _NO_SPEED = "transformers"
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
     from qexport.verify.options import VerifyOptions
 
-__all__ = ["Traits", "can_judge", "choose_runtime", "has_experts", "unjudged", "why_not"]
 
 _EXPERTS = ("num_experts", "num_local_experts")
 _NAME_ONE = "name one with --runtime vllm --runtime-python PATH"

@@ -17,8 +17,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
-from qexport.verify.runtime import Failure, Generation, RuntimeFailure, Session, Step
+from qexport.verify.runtime import Generation, Session, Step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-__all__ = ["HttpSession", "parse_generation"]
 
 _LOWEST_FLOAT = -3.0e38
 _OK = 200

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
 
-__all__ = ["DAMAGED", "Comparison", "compare", "judge_divergence", "judge_head"]
 
 DAMAGED = 1.0
 """Nats in the mean that no usable quantization reaches; what recipes promise is far below it."""

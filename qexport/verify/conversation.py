@@ -23,15 +23,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
 
 _GENERATION, _TOKENIZER = "generation_config.json", "tokenizer.json"
-__all__ = [
-    "Ends",
-    "folder_ends",
-    "gguf_template",
-    "judge_ends",
-    "judge_template",
-    "source_ends",
-    "template_kept",
-]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
 
-__all__ = ["Divergence", "NotFinite", "compare_runs", "divergence", "require_finite"]
 
 _PERCENTILES = {"p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
 

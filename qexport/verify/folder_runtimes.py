@@ -25,7 +25,6 @@ from qexport.verify.runtime import Runtime, Session, Settings, request_of
 if TYPE_CHECKING:
     from qexport.children.process import ChildProcess
 
-__all__ = ["ENGINES", "Engine", "FolderRuntime", "folder_runtime"]
 
 # Words for a missing kernel (vllm/model_executor/kernels/linear, layers/fused_moe/oracle), and for memory.
 _LACKING = re.compile(

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from qexport.artifacts.artifact import Artifact
 
-__all__ = ["folder_type"]
 
 _PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 

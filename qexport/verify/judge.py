@@ -14,17 +14,6 @@ if TYPE_CHECKING:
     from qexport.verify.runtime import Generation
     from qexport.verify.thresholds import Tolerance
 
-__all__ = [
-    "ACCEPTANCE_FLOOR",
-    "MTP_TIE",
-    "judge_acceptance",
-    "judge_agreement",
-    "judge_finite",
-    "judge_mtp_text",
-    "judge_text",
-    "judge_tokens",
-    "skipped",
-]
 
 # Of a head without its source to compare with, over held-out text.
 # Heads broken by a wrong norm, a wrong tie or a lost tensor were reported at 0 to 11 % (MTPLX, vllm-mlx#471,

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from qexport.children.process import ChildProcess
 
-__all__ = ["LineSession"]
 
 Answer = TypeVar("Answer")
 

@@ -32,8 +32,6 @@ from qexport.errors import InputError
 from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.linears import LINEAR_ROLES
 
-__all__ = ["Asked", "Promise", "promises"]
-
 
 @dataclass(frozen=True)
 class Asked:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import LogicalTensor
     from qexport.families.view import ModelView
 
-__all__ = ["Tally", "batches", "logits", "output_rows", "picked", "slices", "vocabulary"]
 
 _SLICE = 8192  # rows of the output matrix
 _POSITIONS = 1024

@@ -12,8 +12,6 @@ from pathlib import Path
 from qexport.children.environment import child_environment, search_path
 from qexport.receipt.engine import Machine
 
-__all__ = ["this_machine"]
-
 _PATIENCE_S = 10.0
 _BLANK = "unknown processor"
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
     from qexport.verify.runtime import Settings
 
-__all__ = ["SKIPPED_BLOCKS", "Fit", "Shortage", "fit", "memory_limit", "shortage"]
 
 # Parts of a checkpoint that the reference never loads: it only predicts text, one token at a time.
 SKIPPED_BLOCKS = (Block.MTP, Block.VISION)

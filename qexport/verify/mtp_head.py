@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
 
-__all__ = ["HeadScore", "measure_head", "score_head"]
-
 
 @dataclass(frozen=True)
 class HeadScore:

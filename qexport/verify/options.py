@@ -8,8 +8,6 @@ from pathlib import Path
 from qexport.verify.judge import MTP_TIE
 from qexport.verify.thresholds import Tolerance
 
-__all__ = ["VerifyOptions"]
-
 
 @dataclass(frozen=True)
 class VerifyOptions:

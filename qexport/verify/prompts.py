@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from qexport.errors import InputError
 from qexport.families.tokenizer import tokenizer_json
 
-__all__ = ["BENCH_PROMPTS", "BENCH_TEXT", "CHAT_PROMPTS", "RAW_PROMPTS", "Probe", "ids_by_file", "probes"]
-
 CHAT_PROMPTS = (
     "In two or three sentences: why is the sky blue?",
     "Write a Python function that returns the n-th Fibonacci number.",

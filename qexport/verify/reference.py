@@ -21,7 +21,6 @@ from qexport.verify.memory import SKIPPED_BLOCKS
 if TYPE_CHECKING:
     from qexport.families.view import ModelView
 
-__all__ = ["Reference", "Scored", "TransformersReference", "reference_from_folder", "reference_from_view"]
 
 # bf16 arithmetic moved mean differences by 0.008 on a model of 8 layers; deeper ones add up more.
 _BF16_NOISE = 0.03

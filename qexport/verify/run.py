@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qexport.verify.reference import Reference
     from qexport.verify.runtime import Runtime
 
-__all__ = ["VerifyOptions", "gguf_subject", "verify_gguf"]
-
 
 def verify_gguf(
     path: Path,

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from qexport.verify.reference import Reference
     from qexport.verify.runtime import Runtime
 
-__all__ = ["StoredFormCheck", "folder_subject", "verify_folder"]
 
 StoredFormCheck = Callable[["Artifact"], Sequence[Finding]]
 

@@ -12,13 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qexport.children.failure import Failure, RuntimeFailure
-
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
-
-__all__ = ["Failure", "Generation", "Runtime", "RuntimeFailure", "Session", "Settings", "Step", "request_of"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from qexport.verify.client import HttpSession
 from qexport.verify.memory import memory_limit
 from qexport.verify.runtime import Runtime, Session, Settings, request_of
 
-__all__ = ["LlamaServer", "Xllamacpp"]
-
 _LOOPBACK = "127.0.0.1"
 
 

@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.verify.runtime import Failure, RuntimeFailure
+from qexport.children.failure import Failure, RuntimeFailure
 
 if TYPE_CHECKING:
     from qexport.families.view import ModelView
     from qexport.verify.prompts import Probe
     from qexport.verify.runtime import Session
 
-__all__ = ["ids_by_class", "ids_in_runtime"]
 
 Ids = list[tuple[int, ...]]
 

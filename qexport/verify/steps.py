@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.receipt.engine import Engine
@@ -29,7 +30,7 @@ from qexport.verify.judge import (
 from qexport.verify.memory import fit
 from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, ids_by_file, probes
 from qexport.verify.reference import Reference, Scored, reference_from_view
-from qexport.verify.runtime import Failure, Generation, Runtime, RuntimeFailure, Session, Settings
+from qexport.verify.runtime import Generation, Runtime, Session, Settings
 from qexport.verify.source_tokenizer import ids_by_class, ids_in_runtime
 from qexport.verify.thresholds import tolerance
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
     from qexport.verify.options import VerifyOptions
 
-__all__ = ["Progress", "Steps", "Subject", "report_of"]
 
 Progress = Callable[[str], None]
 

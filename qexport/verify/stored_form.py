@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from qexport.artifacts.forms import Form
     from qexport.families.view import ModelTensor
 
-__all__ = ["check_stored_form"]
 
 _VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
 _EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")

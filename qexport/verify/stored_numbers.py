@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import Checkpoint
     from qexport.container.gguf_file import GgufInfo
 
-__all__ = ["folder_numbers", "gguf_numbers"]
 
 _CHUNK = 4 << 20
 _NAMED = 20  # faults that a finding lists

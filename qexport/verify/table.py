@@ -13,7 +13,6 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from qexport.receipt.verification import Report
 
-__all__ = ["COLUMNS", "describe", "render", "rows"]
 
 COLUMNS = ("file", "size", "bits/weight", "KL", "same top-1", "head", "drafts", "verdict")
 _MARKS = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.SKIPPED: "not checked"}

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from qexport.calibrate.stream import Progress
     from qexport.families.view import ModelView
 
-__all__ = ["EXACT", "TextRun", "heldout_tokens", "run_text", "scored"]
 
 EXACT = StreamOptions(precision="float32")
 

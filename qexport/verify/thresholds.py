@@ -38,8 +38,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["Tolerance", "tolerance"]
-
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -14,7 +14,7 @@ from oracle.summary import compare, summarize
 from zoo import ZOO
 
 from qexport.calibrate.corpus import read_corpus
-from qexport.calibrate.imatrix_file import ImportanceMatrix, read_imatrix
+from qexport.calibrate.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix, sealed
 from qexport.calibrate.observe import InputSquares
 from qexport.calibrate.options import StreamOptions
 from qexport.calibrate.stream import LayerStream
@@ -22,14 +22,7 @@ from qexport.calibrate.tokens import tokenize
 from qexport.export.execute import execute
 from qexport.families.roles import Role
 from qexport.families.view import ModelView
-from qexport.formats.gguf.importance import (
-    cold_experts,
-    gguf_importance,
-    imatrix_bytes,
-    plan_imatrix,
-    sealed,
-    uncollected,
-)
+from qexport.formats.gguf.importance import cold_experts, gguf_importance, plan_imatrix, uncollected
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.pipeline.model import ModelChoice, examine

@@ -17,7 +17,8 @@ from metadata_cases import CASES, view_of
 from zoo_types import Zoo, ZooCopy
 
 from qexport.container.gguf_write import KV, ValueType
-from qexport.formats.gguf.metadata import GeneralOptions, MetadataOptions, ParameterCounts, build_metadata
+from qexport.formats.gguf.general import GeneralOptions, ParameterCounts
+from qexport.formats.gguf.metadata import MetadataOptions, build_metadata
 
 BF16 = 32
 LABEL = "Tiny-Model-3M-Instruct"

@@ -11,9 +11,9 @@ from receipts_by_hand import gguf, large_ladder, measures, of_base, receipt
 from verify_fakes import write_llama
 
 import qexport.verify.bench as module
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.receipt.speeds import Bench
 from qexport.verify.bench import Benched
-from qexport.verify.runtime import Failure, RuntimeFailure
 
 
 @pytest.fixture

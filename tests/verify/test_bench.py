@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from verify_fakes import generation, write_llama
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import InputError, UsageProblem
 from qexport.receipt.engine import Engine
 from qexport.receipt.speeds import Bench, Range
@@ -17,7 +18,6 @@ from qexport.verify.bench import BenchOptions, bench
 from qexport.verify.bench_subject import Choice, bench_subject
 from qexport.verify.machine import this_machine
 from qexport.verify.prompts import BENCH_PROMPTS
-from qexport.verify.runtime import Failure, RuntimeFailure
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 from qexport.verify.steps import Subject
 

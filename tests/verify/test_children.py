@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from verify_fakes import write_llama
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.process import ChildProcess
 from qexport.errors import EnvironmentProblem
 from qexport.verify.client import HttpSession, parse_generation
-from qexport.verify.runtime import Failure, RuntimeFailure, Settings
+from qexport.verify.runtime import Settings
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 
 READY = 'print(\'{"event": "ready", "facts": {"address": "http://127.0.0.1:1"}}\', flush=True)\n'

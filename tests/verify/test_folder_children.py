@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from qexport.children import start
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.verify.folder_runtimes import ENGINES, Engine, FolderRuntime, folder_runtime
-from qexport.verify.runtime import Failure, RuntimeFailure, Settings
+from qexport.verify.runtime import Settings
 
 CHILD = Path(start.__file__).parent / "programs" / "child.py"
 READY = {"event": "ready", "version": "1.2", "load_s": 0.5, "facts": {"strict": True}}

@@ -15,12 +15,13 @@ import quantized_folders
 import zoo
 from safetensors.torch import load_file, save_file
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.receipt.verification import Check, Status
 from qexport.verify.folder_runtimes import folder_runtime
 from qexport.verify.options import VerifyOptions
 from qexport.verify.reference import reference_from_folder
 from qexport.verify.run_folder import verify_folder
-from qexport.verify.runtime import Failure, RuntimeFailure, Settings
+from qexport.verify.runtime import Settings
 from qexport.verify.thresholds import tolerance
 
 pytestmark = pytest.mark.slow

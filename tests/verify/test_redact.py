@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
-from qexport.verify.runtime import Failure, RuntimeFailure
 
 ASSERT = "/home/alice/llama.cpp/ggml/src/ggml.c:123: GGML_ASSERT"
 

@@ -13,6 +13,7 @@ from verify_fakes import FakeReference, FakeRuntime, generation
 
 from qexport.artifacts.opening import open_artifact
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
@@ -24,7 +25,6 @@ from qexport.verify.folder_runtimes import FolderRuntime
 from qexport.verify.folder_type import folder_type
 from qexport.verify.options import VerifyOptions
 from qexport.verify.run_folder import verify_folder
-from qexport.verify.runtime import Failure, RuntimeFailure
 from qexport.verify.thresholds import tolerance
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}

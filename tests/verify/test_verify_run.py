@@ -15,6 +15,7 @@ from verify_fakes import (
     write_llama,
 )
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
 from qexport.receipt.measures import Drafts
@@ -23,7 +24,6 @@ from qexport.verify import steps as steps_module
 from qexport.verify.memory import Fit
 from qexport.verify.options import VerifyOptions
 from qexport.verify.run import verify_gguf
-from qexport.verify.runtime import Failure, RuntimeFailure
 from qexport.verify.table import describe, render, rows
 
 PLAIN = [generation(range(24)), generation(range(30, 54)), generation(tok_s=50.0)]

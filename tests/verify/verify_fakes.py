@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qexport.children.failure import RuntimeFailure
 from qexport.verify.reference import Scored
-from qexport.verify.runtime import Generation, RuntimeFailure, Settings, Step
+from qexport.verify.runtime import Generation, Settings, Step
 
 VOCABULARY = 320
 

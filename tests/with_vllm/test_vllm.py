@@ -15,6 +15,7 @@ import quantized_folders
 import zoo
 from safetensors.torch import load_file, save_file
 
+from qexport.children.failure import Failure, RuntimeFailure
 from qexport.export.execute import execute
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
@@ -23,7 +24,7 @@ from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.verify.folder_runtimes import ENGINES, FolderRuntime
 from qexport.verify.reference import reference_from_folder
-from qexport.verify.runtime import Failure, RuntimeFailure, Settings
+from qexport.verify.runtime import Settings
 
 PYTHON = os.environ.get("QEXPORT_VLLM_PYTHON")
 pytestmark = [

@@ -27,8 +27,6 @@ import time
 import traceback
 from typing import Any
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Load the model, say so, and answer calls until standard input ends."""

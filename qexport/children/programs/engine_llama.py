@@ -9,8 +9,6 @@ from typing import Any
 
 import xllamacpp
 
-__all__ = ["EXPLAINS", "load"]
-
 EXPLAINS = True
 
 

@@ -18,8 +18,6 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load as load_folder
 
-__all__ = ["load"]
-
 
 class Loaded:
     """A model and its tokenizer."""

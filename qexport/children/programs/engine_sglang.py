@@ -13,8 +13,6 @@ from typing import Any
 
 import sglang
 
-__all__ = ["load"]
-
 
 class Loaded:
     """A model and its tokenizer."""

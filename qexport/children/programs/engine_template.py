@@ -15,8 +15,6 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["load"]
-
 _MOST_CHARACTERS = 1 << 24
 
 

@@ -25,8 +25,6 @@ import vllm
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
-__all__ = ["load"]
-
 _MOST_PROBS = 20
 
 

@@ -17,8 +17,6 @@ import signal
 import sys
 import time
 
-__all__ = ["main"]
-
 # First words of what is said on standard output in the program's place, for children/process.py.
 NOT_STARTED, OVER_MEMORY = "qexport: not started: ", "qexport: over memory: "
 _POLL_S = 0.05

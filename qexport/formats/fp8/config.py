@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from qexport.formats.fp8.options import Fp8Options
     from qexport.formats.fp8.scope import Scope
 
-__all__ = ["fp8_config"]
 
 _SCHEMA = "0.19.0"  # the version of compressed-tensors whose config this is
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.fp8.scope import Scope
 
-__all__ = ["ignored_patterns", "listed_modules"]
 
 _SGLANG_FUSED = {
     Role.LINEAR_A: "in_proj_ba",

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from qexport.errors import UsageProblem
 from qexport.formats.folder import SHARD_BYTES
 
-__all__ = ["LAYOUTS", "Fp8Options"]
-
 LAYOUTS = ("native", "compressed-tensors")
 
 

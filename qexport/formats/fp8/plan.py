@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from qexport.formats.fp8.scope import Scope
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["plan_fp8"]
-
 
 def plan_fp8(
     repaired: Repaired, options: Fp8Options | None = None, *, findings: Iterable[Finding] = ()

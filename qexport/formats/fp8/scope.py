@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.fp8.options import Fp8Options
 
-__all__ = ["Scope", "scope_of"]
-
 
 @dataclass(frozen=True)
 class Scope:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["ARCHES", "Arch", "arch_of", "arrangement_of", "gguf_name"]
 
 _GLOBAL = {
     Role.TOKEN_EMBD: "token_embd.weight",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from qexport.checkpoint.chat_templates import ChatTemplates
 from qexport.container.gguf_write import KV, ValueType, array, string
 
-__all__ = ["chat_template_metadata", "key_of"]
-
 
 def key_of(name: str) -> str:
     """The key of the template called ``name``."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qexport.formats.gguf.special_tokens import SpecialTokens
     from qexport.formats.gguf.vocabulary import Vocabulary
 
-__all__ = ["KNOWN_BY_TEXT", "complete_ends"]
 
 KNOWN_BY_TEXT = frozenset(
     (

@@ -27,15 +27,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
     from qexport.formats.gguf.options import GgufOptions
 
-__all__ = [
-    "MATRIX_SUFFIX",
-    "file_stem",
-    "found_by_tag",
-    "is_model_name",
-    "matrix_name",
-    "model_stem",
-    "readable_stem",
-]
 
 MATRIX_SUFFIX = ".gguf_file"
 """Of importance matrices: GGUF inside, but no reader lists them among the models."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.errors import UsageProblem
 
-__all__ = ["FILE_TYPES", "FileType", "file_type"]
-
 
 @dataclass(frozen=True)
 class FileType:

@@ -19,8 +19,6 @@ from qexport.container.gguf_write import KV, ValueType, array, f32, i32, string,
 from qexport.families.view import ModelView
 from qexport.formats.gguf.host_paths import holds_host_path, is_local
 
-__all__ = ["GeneralOptions", "ParameterCounts", "general_metadata"]
-
 
 @dataclass(frozen=True)
 class ParameterCounts:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["holds_host_path", "is_local"]
-
 # First parts of "a/b" that are folders people train into, not organisations on the Hub.
 _FOLDERS = frozenset(
     {

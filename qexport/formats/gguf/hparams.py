@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qexport.families.hyper import Hyper
     from qexport.families.view import ModelView
 
-__all__ = ["hyper_parameters"]
 
 _GEMMA3_EVERY = 6  # llama.cpp's own pattern: five layers with a window, one without
 

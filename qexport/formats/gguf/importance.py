@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = [
-    "canonical_importance",
-    "cold_experts",
-    "gguf_importance",
-    "plan_imatrix",
-    "uncollected",
-]
 
 _NO_PRODUCT = NORM_ROLES | {Role.LINEAR_CONV, Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS}
 

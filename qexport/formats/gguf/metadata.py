@@ -17,8 +17,6 @@ from qexport.formats.gguf.general import GeneralOptions, ParameterCounts, genera
 from qexport.formats.gguf.hparams import hyper_parameters
 from qexport.formats.gguf.tokenizer import tokenizer_metadata
 
-__all__ = ["GeneralOptions", "MetadataOptions", "ParameterCounts", "build_metadata"]
-
 # The version of the block formats (GGML_QNT_VERSION); llama.cpp refuses quantised files without it.
 _QUANTIZATION_VERSION = 2
 

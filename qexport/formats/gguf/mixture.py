@@ -35,8 +35,6 @@ from qexport.formats.gguf.mixture_terms import (
 )
 from qexport.formats.gguf.recipe import Walk, count_attn_v, is_tied
 
-__all__ = ["MTP_FLOOR", "choose_types", "protect_mtp", "requires_importance", "walk_order"]
-
 MTP_FLOOR = "Q6_K"
 
 

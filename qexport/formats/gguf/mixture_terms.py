@@ -10,17 +10,6 @@ from enum import StrEnum
 from qexport.codecs.ggml_types import ggml_type
 from qexport.errors import UsageProblem
 
-__all__ = [
-    "EMBEDDINGS",
-    "OUTPUT",
-    "Choice",
-    "MixtureModel",
-    "Overrides",
-    "Reason",
-    "TensorShape",
-    "compile_pattern",
-]
-
 OUTPUT = "output.weight"
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 

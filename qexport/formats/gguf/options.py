@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qexport.calibrate.imatrix_file import ImportanceMatrix
 
-__all__ = ["GgufOptions"]
-
 
 @dataclass(frozen=True)
 class GgufOptions:

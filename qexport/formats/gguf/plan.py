@@ -23,13 +23,9 @@ from qexport.families.roles import Block, Role
 from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.file_name import file_stem
 from qexport.formats.gguf.file_types import file_type
+from qexport.formats.gguf.general import GeneralOptions, ParameterCounts
 from qexport.formats.gguf.importance import cold_experts
-from qexport.formats.gguf.metadata import (
-    GeneralOptions,
-    MetadataOptions,
-    ParameterCounts,
-    build_metadata,
-)
+from qexport.formats.gguf.metadata import MetadataOptions, build_metadata
 from qexport.formats.gguf.mixture import choose_types, protect_mtp, requires_importance, walk_order
 from qexport.formats.gguf.mixture_terms import (
     Choice,
@@ -51,7 +47,6 @@ if TYPE_CHECKING:
     from qexport.formats.gguf.file_types import FileType
     from qexport.formats.gguf.options import GgufOptions
 
-__all__ = ["plan_gguf"]
 
 _QUANTIZE_KEYS = ("general.quantization_version", "general.file_type")
 _KV_STRING = 127  # llama-quantize passes these strings through a 128-byte buffer

@@ -19,8 +19,6 @@ from typing import Any
 from qexport.errors import InputError, UsageProblem
 from qexport.formats.gguf.pretokenizer_rules import GPT2_SPLIT, KNOWN_NAMES, RULES, Rule, canonical_regex
 
-__all__ = ["check_name", "recognise", "split_rules"]
-
 
 def check_name(name: str) -> str:
     """``name`` if llama.cpp knows it as a pre-tokenizer."""

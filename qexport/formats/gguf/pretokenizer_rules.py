@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GPT2_SPLIT", "KNOWN_NAMES", "RULES", "Candidate", "Rule", "canonical_regex"]
-
 
 @dataclass(frozen=True)
 class Candidate:

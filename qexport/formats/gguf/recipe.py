@@ -23,8 +23,6 @@ from qexport.formats.gguf.mixture_terms import (
     TensorShape,
 )
 
-__all__ = ["Walk", "count_attn_v", "is_tied"]
-
 
 def is_tied(tensors: Sequence[TensorShape]) -> bool:
     return all(tensor.name != OUTPUT for tensor in tensors)

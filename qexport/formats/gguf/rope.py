@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from qexport.families.hyper import Hyper
 
-__all__ = ["llama3_rope_factors", "rope_metadata"]
 
 _YARN_KEYS = (
     ("yarn_ext_factor", ("extrapolation_factor",)),

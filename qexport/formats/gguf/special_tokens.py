@@ -17,8 +17,6 @@ from qexport.checkpoint.special_tokens import as_ids
 from qexport.container.gguf_write import KV, boolean, u32
 from qexport.errors import InputError
 
-__all__ = ["SpecialTokens", "read_special_tokens"]
-
 TYPES: tuple[str, ...] = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 # GGUF's words. `cls` has none: llama.cpp takes bos where it needs one.

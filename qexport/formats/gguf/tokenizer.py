@@ -27,8 +27,6 @@ from qexport.formats.gguf.vocab_bpe import bpe_vocabulary
 from qexport.formats.gguf.vocab_spm import is_llama_style, llama_style_vocabulary, sentencepiece_vocabulary
 from qexport.formats.gguf.vocabulary import Vocabulary, read_json
 
-__all__ = ["token_embedding_rows", "tokenizer_metadata"]
-
 # Families whose tokenizer.model counts, and those that may be SentencePiece without one.
 _SENTENCEPIECE_FIRST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3"})
 _LLAMA_STYLE = frozenset({"llama", "mistral"})

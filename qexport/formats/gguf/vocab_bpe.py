@@ -17,8 +17,6 @@ from qexport.errors import InputError
 from qexport.families.tokenizer import TokenizerJson, library_ids
 from qexport.formats.gguf.vocabulary import TokenType, Vocabulary, looks_special
 
-__all__ = ["added_tokens", "bpe_vocabulary", "merges_of", "named_tokens", "texts_by_id"]
-
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # What transformers' clean_up_tokenization removes when it decodes.

@@ -17,8 +17,6 @@ from qexport.families.tokenizer import TokenizerJson
 from qexport.formats.gguf.vocab_bpe import added_tokens, merges_of, named_tokens, texts_by_id
 from qexport.formats.gguf.vocabulary import TokenType, Vocabulary, looks_special
 
-__all__ = ["is_llama_style", "llama_style_vocabulary", "merge_scores", "sentencepiece_vocabulary"]
-
 _ADDED_SCORE = -1000.0
 _HOLE_SCORE = -10000.0
 

@@ -11,8 +11,6 @@ from typing import Any
 from qexport.checkpoint.config import parse_json
 from qexport.container.gguf_write import KV, ValueType, array, string
 
-__all__ = ["TokenType", "Vocabulary", "looks_special", "read_json"]
-
 
 class TokenType(IntEnum):
     """``llama_token_type`` of include/llama.h."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
     from qexport.formats.mlx.dialect import Dialect
 
-__all__ = ["dump", "generation_of", "language_config", "small_files", "trunk_config"]
 
 # The model card describes the source; the others belong to the vision tower.
 _LEFT_OUT = (

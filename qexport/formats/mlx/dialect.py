@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["DIALECTS", "Dialect", "dialect_of", "module_path", "stored_name"]
 
 _BIASES = frozenset(role for role in Role if role.value.endswith("_bias")) - {Role.LINEAR_DT_BIAS}
 _ATTENTION_BIASES = frozenset({Role.ATTN_Q_BIAS, Role.ATTN_K_BIAS, Role.ATTN_V_BIAS})

@@ -34,16 +34,6 @@ if TYPE_CHECKING:
     from qexport.formats.folder import FolderTensor
     from qexport.formats.mlx.options import Scheme
 
-__all__ = [
-    "DEPTH",
-    "NORM_FORMAT",
-    "SIDECARS",
-    "drafter_config",
-    "head_tensors",
-    "manifest",
-    "runtime_contract",
-    "takes_scheme",
-]
 
 DEPTH = 1  # MTP layers of every published head
 NORM_FORMAT = "mlx_gamma"

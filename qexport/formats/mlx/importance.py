@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.families.view import ModelTensor, ModelView
 
-__all__ = ["importance_of"]
-
 
 def importance_of(
     view: ModelView, tensors: Iterable[ModelTensor], matrix: ImportanceMatrix | None, notes: list[str]

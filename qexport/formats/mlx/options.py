@@ -15,7 +15,6 @@ from qexport.formats.folder import SHARD_BYTES
 if TYPE_CHECKING:
     from qexport.calibrate.imatrix_file import ImportanceMatrix
 
-__all__ = ["AFFINE_BITS", "AFFINE_GROUPS", "MODES", "MTP_LAYOUTS", "RECIPES", "MlxOptions", "Scheme"]
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)

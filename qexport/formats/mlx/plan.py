@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from qexport.formats.mlx.schemes import Choices
     from qexport.formats.plan import ArtifactPlan
 
-__all__ = ["plan_mlx"]
 
 _METADATA = {"format": "mlx"}
 _UNCOUNTED = (Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS)  # mlx-lm counts modules, and these are none

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from qexport.formats.mlx.dialect import Dialect
     from qexport.formats.mlx.options import MlxOptions
 
-__all__ = ["GATE_SCHEME", "Choices", "choose", "is_matrix"]
 
 GATE_SCHEME = Scheme(64, 8)
 _NO_MODULE = NORM_ROLES | {Role.LINEAR_CONV, Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS}

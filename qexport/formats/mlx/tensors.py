@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qexport.formats.mlx.options import Scheme
     from qexport.formats.plan import Encoder
 
-__all__ = ["plain", "quantized"]
-
 
 def quantized(
     tensor: ModelTensor, name: str, scheme: Scheme, dtype: str | None, importance: np.ndarray | None = None

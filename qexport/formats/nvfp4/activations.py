@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from qexport.codecs.amax import AmaxSurvey
     from qexport.codecs.fp8_encoder import Fp8TensorEncoder
 
-__all__ = ["Fp8StaticEncoder", "input_scale"]
 
 _CREST = 32
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.nvfp4.scope import Algo
 
-__all__ = ["compressed_config", "ignored"]
 
 _FORMAT = "nvfp4-pack-quantized"
 _LIBRARY = "0.19.0"  # the compressed-tensors whose schema this is

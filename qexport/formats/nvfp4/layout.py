@@ -16,7 +16,6 @@ from qexport.checkpoint.shards import TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LAYOUTS", "Layout", "fp8_specs", "nvfp4_specs"]
 
 Specs = tuple[TensorSpec, TensorSpec, TensorSpec]
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.nvfp4.scope import Algo
 
-__all__ = ["MODULE_ROLES", "excluded", "modelopt_config", "modelopt_file", "vision_roots"]
 
 PRODUCER = {"name": "modelopt", "version": f"0.47.0+qexport.{__version__}"}
 MODULE_ROLES = LINEAR_ROLES | {

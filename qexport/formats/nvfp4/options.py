@@ -11,7 +11,6 @@ from qexport.formats.folder import SHARD_BYTES
 if TYPE_CHECKING:
     from qexport.calibrate.imatrix_file import ImportanceMatrix
 
-__all__ = ["NVIDIA", "SCOPES", "Nvfp4Options"]
 
 NVIDIA = "nvidia"
 SCOPES = ("mlp", "mlp+attention", "all-linear", NVIDIA)

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from qexport.formats.nvfp4.scope import Algo
     from qexport.formats.plan import ArtifactPlan, Encoder
 
-__all__ = ["plan_nvfp4"]
 
 # As published: rounding decay rates costs more than their few bytes.
 _FLOAT32 = (Role.LINEAR_A_LOG, Role.LINEAR_NORM)

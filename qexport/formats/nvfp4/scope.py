@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.nvfp4.options import Nvfp4Options
 
-__all__ = ["Algo", "choose", "fused_key"]
 
 Algo = Literal["NVFP4", "FP8"]
 _BLOCK = 16
