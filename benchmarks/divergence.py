@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qexport.artifacts import open_artifact
-from qexport.calibrate.corpus import read_corpus
-from qexport.calibrate.tokens import tokenize
+from qexport.evidence.corpus import read_corpus
+from qexport.evidence.tokens import tokenize
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.verify.divergence import compare_runs
 from qexport.verify.text_run import run_text

@@ -21,7 +21,7 @@ import numpy as np
 from gguf_pass import ROOT
 from whole_process import timed
 
-from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.evidence.imatrix_file import read_imatrix
 
 
 def compare(ours: Path, theirs: Path) -> None:

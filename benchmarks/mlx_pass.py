@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 OURS = """
 import sys
 from pathlib import Path
-from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.evidence.imatrix_file import read_imatrix
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.export.execute import execute

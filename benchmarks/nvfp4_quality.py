@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qexport.artifacts.numbers import e2m1, e4m3, grouped
-from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
+from qexport.evidence.imatrix_file import read_imatrix
 from qexport.formats.gguf.importance import canonical_importance
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4

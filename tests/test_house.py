@@ -21,7 +21,7 @@ FLOORS = (
     "families",
     "doctor",
     "codecs",
-    "calibrate",
+    "evidence",
     "formats",
     "artifacts",
     "export",

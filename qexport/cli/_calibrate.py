@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qexport.calibrate.options import StreamOptions
+from qexport.evidence.options import StreamOptions
 from qexport.pipeline.calibrate import CalibrationJob, Collected, Prepared, collect, stream_of
 from qexport.sizes import size_text
 

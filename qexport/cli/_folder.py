@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.pipeline.folders import FolderOptions
 
 
@@ -92,6 +92,6 @@ def export_folder(asked: FolderOptions, given: dict[str, Any]) -> None:
 
 def matrix_from(path: Path | None) -> ImportanceMatrix | None:
     """The importance matrix in a file, if one was named."""
-    from qexport.calibrate.imatrix_file import read_imatrix
+    from qexport.evidence.imatrix_file import read_imatrix
 
     return None if path is None else read_imatrix(path)

@@ -168,8 +168,8 @@ def _with_matrix(
 
 def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:
     """Options into a value, and the corpus of a matrix to collect; what is wrong with them is found here."""
-    from qexport.calibrate.imatrix_file import read_imatrix
-    from qexport.calibrate.kinds import kind_of
+    from qexport.evidence.imatrix_file import read_imatrix
+    from qexport.evidence.kinds import kind_of
     from qexport.formats.gguf.options import GgufOptions
 
     source: str | None = given["imatrix"]

@@ -14,7 +14,7 @@ from qexport.errors import InputError
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -56,9 +56,9 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
       qexport imatrix ./merged --corpus mine.jsonl --merge imatrix.gguf_file -o both.gguf_file
       qexport imatrix imatrix.gguf_file --show-statistics
     """
-    from qexport.calibrate.imatrix_file import read_imatrix
     from qexport.cli._calibrate import calibration_job, run_calibration
     from qexport.cli._report import say_findings
+    from qexport.evidence.imatrix_file import read_imatrix
     from qexport.formats.gguf.file_name import is_model_name
     from qexport.pipeline.calibrate import expected, imatrix_name, prepare
     from qexport.pipeline.imatrix import ImatrixJob, check_imatrix, write_imatrix
@@ -119,7 +119,7 @@ def _json(matrix: ImportanceMatrix) -> dict[str, Any]:
 
 
 def _statistics_json(matrix: ImportanceMatrix) -> list[dict[str, Any]]:
-    from qexport.calibrate.imatrix_sums import statistics
+    from qexport.evidence.imatrix_sums import statistics
 
     return [
         {
@@ -142,7 +142,7 @@ def _statistics_json(matrix: ImportanceMatrix) -> list[dict[str, Any]]:
 
 def _show_statistics(output: Output, matrix: ImportanceMatrix) -> None:
     """The columns of llama-imatrix's --show-statistics, and experts without data."""
-    from qexport.calibrate.imatrix_sums import statistics
+    from qexport.evidence.imatrix_sums import statistics
 
     found = statistics(matrix)
     if not found:

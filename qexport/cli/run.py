@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.calibrate.options import StreamOptions
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Gathered, Output
 from qexport.cli._push import raise_refused
 from qexport.cli._recipe import burdens_of, choice_of, job_json, limit_options, recipe_options, show_jobs
+from qexport.evidence.options import StreamOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

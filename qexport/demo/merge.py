@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from qexport.calibrate.quiet import quiet_transformers
+from qexport.evidence.quiet import quiet_transformers
 
 RANK = 4
 

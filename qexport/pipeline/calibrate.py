@@ -13,14 +13,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
-from qexport.calibrate.corpus import builtin_corpus, read_corpus
-from qexport.calibrate.imatrix_file import read_imatrix, sealed
-from qexport.calibrate.imatrix_sums import merged
-from qexport.calibrate.kinds import kind_of
-from qexport.calibrate.modules import import_transformers
-from qexport.calibrate.options import StreamOptions
-from qexport.calibrate.tokens import tokenize
 from qexport.errors import InputError
+from qexport.evidence.corpus import builtin_corpus, read_corpus
+from qexport.evidence.imatrix_file import read_imatrix, sealed
+from qexport.evidence.imatrix_sums import merged
+from qexport.evidence.kinds import kind_of
+from qexport.evidence.modules import import_transformers
+from qexport.evidence.options import StreamOptions
+from qexport.evidence.tokens import tokenize
 from qexport.families.roles import Role
 from qexport.formats.gguf.file_name import matrix_name
 from qexport.formats.gguf.importance import gguf_importance, uncollected
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
-    from qexport.calibrate.stream import LayerStream, Progress
-    from qexport.calibrate.tokens import Chunks
+    from qexport.evidence.imatrix_file import ImportanceMatrix
+    from qexport.evidence.stream import LayerStream, Progress
+    from qexport.evidence.tokens import Chunks
     from qexport.families.view import ModelView
 
 
@@ -42,7 +42,7 @@ class CalibrationJob:
     """What to calibrate with, and how.
 
     Attributes:
-        corpus: a text or records (see ``calibrate.corpus``); ``None`` for the built-in corpus.
+        corpus: a text or records (see ``evidence.corpus``); ``None`` for the built-in corpus.
         tokens: the most to read; ``None``: all of a file, a default amount of the built-in corpus.
         chunk: tokens in a chunk; every chunk is a text of its own.
         seed: order of records.
@@ -90,7 +90,7 @@ def prepare(job: CalibrationJob, view: ModelView, label: str) -> Prepared:
         InputError: the corpus is empty, too short, not text, or its columns are not known.
         EnvironmentProblem: transformers is missing, or there is no such device.
     """
-    from qexport.calibrate.stream import device_of  # brings torch
+    from qexport.evidence.stream import device_of  # brings torch
 
     import_transformers()
     device_of(job.stream.device)
@@ -138,7 +138,7 @@ def matrix_key(prepared: Prepared, view: ModelView) -> str:
 
 def stream_of(prepared: Prepared, view: ModelView) -> LayerStream:
     """The pass, ready to run. Raises EnvironmentProblem: no transformers, no such device."""
-    from qexport.calibrate.stream import LayerStream  # brings torch
+    from qexport.evidence.stream import LayerStream  # brings torch
 
     return LayerStream(view, prepared.job.stream)
 
@@ -150,7 +150,7 @@ def collect(prepared: Prepared, stream: LayerStream, progress: Progress | None) 
         InputError: damaged weights; a matrix to merge belongs to another model.
         EnvironmentProblem: no room for activations.
     """
-    from qexport.calibrate.observe import InputSquares  # brings torch
+    from qexport.evidence.observe import InputSquares  # brings torch
 
     squares, chunks = InputSquares(), prepared.chunks
     begun = monotonic()

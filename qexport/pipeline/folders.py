@@ -27,9 +27,9 @@ from qexport.verify.run_folder import verify_folder
 from qexport.verify.stored_form import check_stored_form
 
 if TYPE_CHECKING:
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.doctor.diagnose import Diagnosis
     from qexport.doctor.repaired import Repaired
+    from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.errors import EnvironmentProblem, QexportError
+from qexport.evidence.imatrix_file import read_imatrix
 from qexport.export.execute import execute
 from qexport.formats.gguf.importance import plan_imatrix
 from qexport.formats.gguf.options import GgufOptions

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.export.sink import WrittenFile
     from qexport.pipeline.calibrate import CalibrationJob, Collected
     from qexport.pipeline.model import ModelChoice

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
 @dataclass(frozen=True)

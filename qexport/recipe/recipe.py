@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from qexport.calibrate.options import Precision
 from qexport.checkpoint.yaml_tree import Word
 from qexport.doctor.mtp import MtpMode
+from qexport.evidence.options import Precision
 from qexport.recipe.fields import Flag, Near, Part, Text, Whole, choice_of, list_of, near, refuse
 from qexport.recipe.gates import Gates
 from qexport.verify.options import VerifyOptions

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.calibrate.imatrix_file import read_imatrix
-from qexport.calibrate.options import StreamOptions
+from qexport.evidence.imatrix_file import read_imatrix
+from qexport.evidence.options import StreamOptions
 from qexport.formats.gguf.options import GgufOptions
 from qexport.pipeline import export
 from qexport.pipeline.calibrate import CalibrationJob, Prepared, expected, imatrix_name, prepare
@@ -18,8 +18,8 @@ from qexport.recipe.targets import Runtimes, to_targets
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.calibrate import Collected
     from qexport.pipeline.export import Item, Target

@@ -24,9 +24,9 @@ from qexport.recipe.targets import to_targets
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
     from qexport.checkpoint.tensors import Checkpoint
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.families.view import ModelView
     from qexport.recipe.recipe import Recipe, Subject
     from qexport.recipe.select import Unit

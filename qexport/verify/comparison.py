@@ -33,8 +33,8 @@ from qexport.verify.text_run import TextRun, run_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from qexport.calibrate.options import StreamOptions
-    from qexport.calibrate.stream import Progress
+    from qexport.evidence.options import StreamOptions
+    from qexport.evidence.stream import Progress
     from qexport.families.view import ModelView
 
 

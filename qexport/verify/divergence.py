@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from qexport.calibrate.activations import HiddenStates
-    from qexport.calibrate.options import StreamOptions
-    from qexport.calibrate.stream import Progress
+    from qexport.evidence.activations import HiddenStates
+    from qexport.evidence.options import StreamOptions
+    from qexport.evidence.stream import Progress
     from qexport.families.view import ModelView
 
 

@@ -17,8 +17,8 @@ from qexport.errors import InputError
 from qexport.families.roles import Role
 
 if TYPE_CHECKING:
-    from qexport.calibrate.activations import HiddenStates
     from qexport.checkpoint.tensors import LogicalTensor
+    from qexport.evidence.activations import HiddenStates
     from qexport.families.view import ModelView
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.artifacts.artifact import Kind
-from qexport.calibrate.machine import available_memory
+from qexport.evidence.machine import available_memory
 from qexport.families.roles import Block
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qexport.calibrate.modules import empty_model, fill, import_transformers
-from qexport.calibrate.quiet import quiet_transformers
 from qexport.errors import InputError
+from qexport.evidence.modules import empty_model, fill, import_transformers
+from qexport.evidence.quiet import quiet_transformers
 from qexport.families.roles import Role
 from qexport.verify.memory import SKIPPED_BLOCKS
 

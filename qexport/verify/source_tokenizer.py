@@ -50,7 +50,7 @@ def ids_by_class(view: ModelView, asked: Sequence[Probe]) -> Ids | None:
         from transformers import AutoTokenizer
     except ImportError:
         return None
-    from qexport.calibrate.quiet import quiet_transformers
+    from qexport.evidence.quiet import quiet_transformers
 
     with _folder(view) as folder, quiet_transformers():
         try:

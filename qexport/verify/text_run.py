@@ -15,16 +15,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.calibrate.activations import HiddenStates
-from qexport.calibrate.corpus import heldout_corpus
-from qexport.calibrate.options import StreamOptions
-from qexport.calibrate.tokens import tokenize
+from qexport.evidence.activations import HiddenStates
+from qexport.evidence.corpus import heldout_corpus
+from qexport.evidence.options import StreamOptions
+from qexport.evidence.tokens import tokenize
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from qexport.calibrate.stream import Progress
+    from qexport.evidence.stream import Progress
     from qexport.families.view import ModelView
 
 
@@ -66,8 +66,8 @@ def run_text(
         InputError: ids beyond the vocabulary, weights that are missing or damaged.
         EnvironmentProblem: transformers is missing, or memory or disk are too small.
     """
-    from qexport.calibrate.observe import Observer
-    from qexport.calibrate.stream import LayerStream
+    from qexport.evidence.observe import Observer
+    from qexport.evidence.stream import LayerStream
 
     options = options or EXACT
     stream = LayerStream(view, options)

@@ -17,8 +17,8 @@ import torch
 from in_process import names, ok, run
 from safetensors.torch import load_file, save_file
 
-from qexport.calibrate.corpus import builtin_corpus
-from qexport.calibrate.imatrix_file import read_imatrix
+from qexport.evidence.corpus import builtin_corpus
+from qexport.evidence.imatrix_file import read_imatrix
 
 SMALL = ("--calib-tokens", 64, "--calib-chunk", 32)
 TEXT = "The quick brown fox jumps over the lazy dog, and 12 others watch it. " * 40

@@ -13,9 +13,9 @@ import pytest
 import torch
 from codec_strategies import make_rows
 
-from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.codecs.encoders import make_encoder
 from qexport.codecs.ggml_types import GGML_TYPES
+from qexport.evidence.imatrix_file import read_imatrix
 
 BIN = os.environ.get("QEXPORT_LLAMA_BIN")
 pytestmark = [

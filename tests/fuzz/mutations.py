@@ -33,10 +33,10 @@ from exported_folders import export, gguf
 from verify_fakes import write_llama
 
 from qexport.artifacts.gguf import open_gguf
-from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.container.gguf_file import read_gguf
 from qexport.doctor.explain import explain
 from qexport.errors import QexportError
+from qexport.evidence.imatrix_file import read_imatrix
 from qexport.formats.weights import weights_of
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.pipeline.receipts import entry_of

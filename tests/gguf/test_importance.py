@@ -13,12 +13,12 @@ from oracle import toolchain
 from oracle.summary import compare, summarize
 from zoo import ZOO
 
-from qexport.calibrate.corpus import read_corpus
-from qexport.calibrate.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix, sealed
-from qexport.calibrate.observe import InputSquares
-from qexport.calibrate.options import StreamOptions
-from qexport.calibrate.stream import LayerStream
-from qexport.calibrate.tokens import tokenize
+from qexport.evidence.corpus import read_corpus
+from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix, sealed
+from qexport.evidence.observe import InputSquares
+from qexport.evidence.options import StreamOptions
+from qexport.evidence.stream import LayerStream
+from qexport.evidence.tokens import tokenize
 from qexport.export.execute import execute
 from qexport.families.roles import Role
 from qexport.families.view import ModelView

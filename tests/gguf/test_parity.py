@@ -10,9 +10,9 @@ from oracle import make_golden
 from oracle.summary import compare
 from zoo import ZOO
 
-from qexport.calibrate.imatrix_file import read_imatrix
 from qexport.checkpoint import open_checkpoint
 from qexport.doctor.diagnose import diagnose
+from qexport.evidence.imatrix_file import read_imatrix
 from qexport.export.execute import execute
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf

@@ -13,10 +13,10 @@ import torch
 from mlx_bench import config_of, repaired, tensors_of, written
 from zoo_types import Zoo, ZooCopy
 
-from qexport.calibrate.imatrix_file import ImportanceMatrix
 from qexport.codecs.mlx_affine import dequantize
 from qexport.codecs.mlx_encoders import MlxAffineEncoder
 from qexport.errors import InputError, UsageProblem
+from qexport.evidence.imatrix_file import ImportanceMatrix
 from qexport.export.rows import arranged_rows
 from qexport.families.roles import Block, Role
 from qexport.formats.gguf.importance import gguf_importance, uncollected

@@ -15,8 +15,8 @@ from nvfp4_reading import tensors_in
 from safetensors import safe_open
 from zoo_types import Zoo
 
-from qexport.calibrate.imatrix_file import ImportanceMatrix
 from qexport.errors import InputError, UsageProblem
+from qexport.evidence.imatrix_file import ImportanceMatrix
 from qexport.families.roles import Block
 from qexport.formats.gguf.importance import canonical_importance, gguf_importance, uncollected
 from qexport.formats.nvfp4.options import Nvfp4Options

@@ -70,7 +70,7 @@ def test_the_wheel_holds_recipes_and_corpus_and_reads_them_by_name(wheel, tmp_pa
         "import qexport, sys\n"
         "from qexport.recipe.named import find_recipe, shipped_recipes\n"
         "from qexport.recipe.load import load_recipe\n"
-        "from qexport.calibrate.corpus import builtin_corpus\n"
+        "from qexport.evidence.corpus import builtin_corpus\n"
         "from pathlib import Path\n"
         "print(Path(qexport.__file__).parents[1])\n"
         "for name in shipped_recipes():\n"

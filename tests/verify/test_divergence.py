@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from zoo_types import Zoo
 
-from qexport.calibrate.options import StreamOptions
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.errors import InputError
+from qexport.evidence.options import StreamOptions
 from qexport.families.view import ModelView
 from qexport.verify import logits as logits_module
 from qexport.verify.blocks import block_error

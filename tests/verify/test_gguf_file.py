@@ -117,7 +117,7 @@ def test_a_shard_that_cannot_be_is_an_input_error(tmp_path, name):
 
 def test_names_that_are_not_text_and_counts_beyond_the_file_are_input_errors(tmp_path):
     """Once for models and once for importance matrices: both are read by the one reader."""
-    from qexport.calibrate.imatrix_file import read_imatrix
+    from qexport.evidence.imatrix_file import read_imatrix
 
     name = b"GGUF" + struct.pack("<IQQQ4sII", 3, 0, 1, 4, b"\xff\xfe\xfd\xfc", 4, 1) + bytes(99)
     many = b"GGUF" + struct.pack("<IQQ", 3, 1 << 20, 0) + bytes(99)

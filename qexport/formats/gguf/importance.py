@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from qexport.calibrate.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
 from qexport.errors import InputError
+from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.plan import ArtifactPlan, PlannedFile

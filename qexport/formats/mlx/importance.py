@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.families.view import ModelTensor, ModelView
 
 

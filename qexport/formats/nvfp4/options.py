@@ -9,7 +9,7 @@ from qexport.errors import UsageProblem
 from qexport.formats.folder import SHARD_BYTES
 
 if TYPE_CHECKING:
-    from qexport.calibrate.imatrix_file import ImportanceMatrix
+    from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
 NVIDIA = "nvidia"

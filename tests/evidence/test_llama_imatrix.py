@@ -19,9 +19,9 @@ from oracle import toolchain
 from zoo import ZOO
 from zoo_types import Zoo
 
-from qexport.calibrate.corpus import read_corpus
-from qexport.calibrate.imatrix_file import read_imatrix
-from qexport.calibrate.tokens import tokenize
+from qexport.evidence.corpus import read_corpus
+from qexport.evidence.imatrix_file import read_imatrix
+from qexport.evidence.tokens import tokenize
 
 pytestmark = [
     pytest.mark.toolchain,

@@ -1,6 +1,6 @@
 """The oracle of the layer-streamed pass: transformers' whole model in memory, watched by module hooks.
 
-It shares nothing with `qexport.calibrate` but transformers: the checkpoint is read by `from_pretrained`,
+It shares nothing with `qexport.evidence` but transformers: the checkpoint is read by `from_pretrained`,
 inputs are seen by hooks on modules (the pass watches function calls), squares are summed in float64, and
 experts are computed here, one by one, from the router's own choice.
 """

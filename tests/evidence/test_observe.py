@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from qexport.calibrate.observe import InputSquares, Observer, Products
 from qexport.errors import InputError
+from qexport.evidence.observe import InputSquares, Observer, Products
 
 GENERATOR = torch.Generator().manual_seed(5)
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import qexport.calibrate.corpus as corpus_module
-from qexport.calibrate.corpus import (
+import qexport.evidence.corpus as corpus_module
+from qexport.evidence.corpus import (
     BUILTIN_CATEGORIES,
     BUILTIN_LABEL,
     Corpus,
     builtin_corpus,
     heldout_corpus,
 )
-from qexport.calibrate.records import Chat, Record, Text
+from qexport.evidence.records import Chat, Record, Text
 
 FOLDER = Path(__file__).parents[2] / "calib"
 NAMES = (*BUILTIN_CATEGORIES, "heldout")
@@ -166,7 +166,7 @@ def test_labels_and_categories() -> None:
 
 
 def test_inside_the_package_when_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wheel has the files in qexport/calibrate/data; those are then read."""
+    """The wheel has the files in qexport/evidence/data; those are then read."""
     (tmp_path / "data").mkdir()
     for name in NAMES:
         (tmp_path / "data" / f"{name}.jsonl").write_text('{"text": "installed"}\n', encoding="utf-8")

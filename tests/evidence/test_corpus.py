@@ -12,12 +12,12 @@ from typing import Any
 import gguf
 import pytest
 
-from qexport.calibrate import corpus as corpus_module
-from qexport.calibrate import imatrix_file as imatrix_module
-from qexport.calibrate.corpus import Corpus, read_corpus
-from qexport.calibrate.kinds import kind_of
-from qexport.calibrate.records import Chat, Ids, Text
 from qexport.errors import InputError
+from qexport.evidence import corpus as corpus_module
+from qexport.evidence import imatrix_file as imatrix_module
+from qexport.evidence.corpus import Corpus, read_corpus
+from qexport.evidence.kinds import kind_of
+from qexport.evidence.records import Chat, Ids, Text
 
 
 def saved(path: Path, data: str | bytes) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from qexport.calibrate.activations import HiddenStates
 from qexport.errors import EnvironmentProblem
+from qexport.evidence.activations import HiddenStates
 
 SHAPE = (7, 5, 3)
 NBYTES = 4 * 7 * 5 * 3

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qexport.calibrate.chat import ChatRenderer, How
-from qexport.calibrate.corpus import Corpus
-from qexport.calibrate.records import Chat, Ids, Record, Text
-from qexport.calibrate.tokenizer import TextTokenizer, model_tokenizer
 from qexport.errors import InputError, UsageProblem
+from qexport.evidence.chat import ChatRenderer, How
+from qexport.evidence.corpus import Corpus
+from qexport.evidence.records import Chat, Ids, Record, Text
+from qexport.evidence.tokenizer import TextTokenizer, model_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

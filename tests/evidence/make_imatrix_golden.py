@@ -1,4 +1,4 @@
-"""Write `golden/<case>.gguf.gz` anew, by llama-imatrix: `python tests/calibrate/make_imatrix_golden.py`.
+"""Write `golden/<case>.gguf.gz` anew, by llama-imatrix: `python tests/evidence/make_imatrix_golden.py`.
 
 A case is a zoo checkpoint, made small, converted by llama.cpp's own converter (never by qexport).
 llama-imatrix reads `text()` in chunks of `CHUNK` tokens. Its file is kept whole, so that ours can be compared

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qexport.calibrate.imatrix_file import ImportanceMatrix, read_imatrix
 from qexport.errors import InputError, QexportError
+from qexport.evidence.imatrix_file import ImportanceMatrix, read_imatrix
 
 Entry = tuple[Any, Any]
 

@@ -13,11 +13,11 @@ import pytest
 import zoo_tokenizers
 from tokenizers import Tokenizer
 
-from qexport.calibrate.corpus import BUILTIN_CATEGORIES, Corpus, builtin_corpus, read_corpus
-from qexport.calibrate.records import Chat, Ids, Record, Text
-from qexport.calibrate.tokenizer import model_tokenizer
-from qexport.calibrate.tokens import BUILTIN_TOKENS, Chunks, tokenize
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.evidence.corpus import BUILTIN_CATEGORIES, Corpus, builtin_corpus, read_corpus
+from qexport.evidence.records import Chat, Ids, Record, Text
+from qexport.evidence.tokenizer import model_tokenizer
+from qexport.evidence.tokens import BUILTIN_TOKENS, Chunks, tokenize
 
 PINNED = [1, 47, 32, 35, 16, 24, 20, 38]
 Files = Mapping[str, bytes]

@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from qexport.calibrate.records import Chat
 from qexport.checkpoint.chat_templates import read_templates
 from qexport.children.failure import RuntimeFailure
 from qexport.children.process import ChildProcess
 from qexport.children.start import engine_command, start
 from qexport.errors import InputError
+from qexport.evidence.records import Chat
 
 How = Literal["template", "simplified", "plain"]
 

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qexport.calibrate.observe import InputSquares
-from qexport.calibrate.options import StreamOptions
-from qexport.calibrate.stream import LayerStream
+from qexport.evidence.observe import InputSquares
+from qexport.evidence.options import StreamOptions
+from qexport.evidence.stream import LayerStream
 from qexport.pipeline.model import ModelChoice, examine
 
 

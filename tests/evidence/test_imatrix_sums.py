@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from oracle import toolchain
 
-from qexport.calibrate.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix
-from qexport.calibrate.imatrix_sums import merged, statistics
 from qexport.errors import InputError
+from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix
+from qexport.evidence.imatrix_sums import merged, statistics
 
 
 def matrix(

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from qexport.calibrate import tokenizer as tokenizer_module
-from qexport.calibrate.tokenizer import model_tokenizer
-from qexport.calibrate.windows import tokens_of
 from qexport.checkpoint import open_checkpoint
+from qexport.evidence import tokenizer as tokenizer_module
+from qexport.evidence.tokenizer import model_tokenizer
+from qexport.evidence.windows import tokens_of
 
 
 def a_text(characters: int, seed: int = 1) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import zoo_tokenizers
 
-from qexport.calibrate import chat as chat_module
-from qexport.calibrate.chat import ChatRenderer
-from qexport.calibrate.corpus import builtin_corpus
-from qexport.calibrate.records import Chat
 from qexport.errors import InputError
+from qexport.evidence import chat as chat_module
+from qexport.evidence.chat import ChatRenderer
+from qexport.evidence.corpus import builtin_corpus
+from qexport.evidence.records import Chat
 
 USER = {"role": "user", "content": "How many sacks?"}
 ANSWER = {"role": "assistant", "content": "Eleven."}

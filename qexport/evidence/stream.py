@@ -5,7 +5,7 @@ weights are read from the checkpoint, every batch of the text goes through it, i
 its inputs, the layer is let go. While it computes, the next one is read. Every weight is read once, however
 long the text.
 
-The layers are transformers' own (``calibrate.modules``). What each is called with besides hidden states
+The layers are transformers' own (``evidence.modules``). What each is called with besides hidden states
 (masks, rotary tables, positions) is asked of the family's own forward, once: it runs with layers that only
 take notes. So attention windows, layer kinds and scalings are right for every family without being named.
 
@@ -13,7 +13,7 @@ The MTP block comes last. It sees what it sees in use: the hidden state after th
 embedding of the token that follows.
 
 Numbers: activations are float32, as in llama.cpp, and so are routers, which it stores so: a rounded router
-sends tokens elsewhere. For products see ``calibrate.observe``.
+sends tokens elsewhere. For products see ``evidence.observe``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from qexport.calibrate.activations import HiddenStates
-from qexport.calibrate.machine import available_memory, multiplies_bf16, return_freed_memory
-from qexport.calibrate.modules import add_mtp, empty_model, fill, parameter_of
-from qexport.calibrate.observe import Observer, Products
-from qexport.calibrate.options import Precision, StreamOptions
-from qexport.calibrate.quiet import quiet_transformers
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.evidence.activations import HiddenStates
+from qexport.evidence.machine import available_memory, multiplies_bf16, return_freed_memory
+from qexport.evidence.modules import add_mtp, empty_model, fill, parameter_of
+from qexport.evidence.observe import Observer, Products
+from qexport.evidence.options import Precision, StreamOptions
+from qexport.evidence.quiet import quiet_transformers
 from qexport.families.roles import NORM_ROLES, Block, Role
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qexport.calibrate.quiet import quiet_transformers
 from qexport.checkpoint.tensors import torch_dtype
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.evidence.quiet import quiet_transformers
 from qexport.families.roles import EXPERT_ROLES, Role
 
 if TYPE_CHECKING:

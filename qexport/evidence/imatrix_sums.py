@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.calibrate.imatrix_file import ImportanceMatrix
 from qexport.errors import InputError
+from qexport.evidence.imatrix_file import ImportanceMatrix
 
 if TYPE_CHECKING:
     import numpy as np

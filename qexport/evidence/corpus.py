@@ -16,10 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qexport.calibrate.kinds import CORPUS_HINT, read_head, refuse_binary
-from qexport.calibrate.records import Record, RecordError, Text, read_record
 from qexport.checkpoint.paths import read_small
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.evidence.kinds import CORPUS_HINT, read_head, refuse_binary
+from qexport.evidence.records import Record, RecordError, Text, read_record
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -82,7 +82,7 @@ def read_corpus(path: Path) -> Corpus:
 
 
 def _shipped(label: str, categories: Iterable[str]) -> Corpus:
-    folder: Traversable = resources.files("qexport.calibrate") / "data"
+    folder: Traversable = resources.files("qexport.evidence") / "data"
     if not folder.is_dir():  # a checkout, or an editable install of one
         folder = Path(__file__).parents[2] / "calib"
     records: list[Record] = []

@@ -19,11 +19,11 @@ from whole_model import Seen, bf16, exact, random_ids, run_whole, worst
 from zoo import ZOO
 from zoo_types import Zoo, ZooCopy
 
-from qexport.calibrate import stream as stream_module
-from qexport.calibrate.observe import InputSquares
-from qexport.calibrate.options import StreamOptions
-from qexport.calibrate.stream import LayerStream
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.evidence import stream as stream_module
+from qexport.evidence.observe import InputSquares
+from qexport.evidence.options import StreamOptions
+from qexport.evidence.stream import LayerStream
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
 from qexport.pipeline.model import ModelChoice, examine

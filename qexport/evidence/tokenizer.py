@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from qexport.calibrate.chat import json_file, special_words
-from qexport.calibrate.windows import WINDOW, tokens_of
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.evidence.chat import json_file, special_words
+from qexport.evidence.windows import WINDOW, tokens_of
 
 
 class TextTokenizer(Protocol):

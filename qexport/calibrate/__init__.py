@@ -1,1 +1,0 @@
-"""Calibration: importance matrices, read from files or collected from text."""

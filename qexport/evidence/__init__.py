@@ -1,0 +1,1 @@
+"""Evidence: what is known of a model's numbers, collected from text or read from files."""
