@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qexport.recipe.kinds import KINDS
+from qexport.formats.registry import FORMATS
 from qexport.recipe.schema import File
 
 __all__ = ["json_schema"]
@@ -23,7 +23,7 @@ def json_schema() -> dict[str, Any]:
         for names, text in _ATTRIBUTE.findall(attributes.partition("Attributes:")[2].split("\n\n")[0]):
             for name in set(names.split(", ")) & set(part["properties"]):
                 part["properties"][name]["description"] = " ".join(text.replace("``", "").split())
-    schema["$defs"]["Artifact"]["oneOf"] = [{"required": [word]} for word in KINDS]
+    schema["$defs"]["Artifact"]["oneOf"] = [{"required": [word]} for word in FORMATS]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

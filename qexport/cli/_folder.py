@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,6 @@ from qexport.cli._output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.pipeline.folders import FolderOptions
@@ -58,8 +58,9 @@ def export_folder(asked: FolderOptions, given: dict[str, Any]) -> None:
     from qexport.cli._report import say_findings, show_plans
     from qexport.cli._verify import verify_options_from
     from qexport.formats.gguf.file_name import model_stem
+    from qexport.formats.registry import format_of
     from qexport.pipeline import export
-    from qexport.pipeline.folders import FolderTarget, default_folder
+    from qexport.pipeline.folders import FolderTarget
     from qexport.pipeline.model import ModelChoice, examine, fetched
 
     output = Output(as_json=given["as_json"])
@@ -68,9 +69,10 @@ def export_folder(asked: FolderOptions, given: dict[str, Any]) -> None:
     )
     diagnosis = examine(choice, download=False)
     say_findings(output, diagnosis)
+    stem = model_stem(diagnosis.subject.checkpoint.label)
     target = FolderTarget(
         asked,
-        given["out"] or default_folder(model_stem(diagnosis.subject.checkpoint.label), asked),
+        given["out"] or Path(format_of(asked).folder(asked).replace("{name}", stem)),
         verify=None if given["no_verify"] else verify_options_from(given),
     )
     if given["dry_run"]:

@@ -9,7 +9,7 @@ from qexport.errors import QexportError
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
-from qexport.formats.merged import plan_merged
+from qexport.formats.merged.plan import plan_merged
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options

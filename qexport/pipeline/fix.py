@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qexport.export.disk import check_collisions, check_space
 from qexport.export.execute import execute
 from qexport.formats.gguf.file_name import model_stem
-from qexport.formats.merged import plan_merged
+from qexport.formats.merged.plan import plan_merged
 from qexport.pipeline.model import sources_of
 from qexport.pipeline.receipts import artifact_entries
 from qexport.receipt.store import settle, write_receipt

@@ -1,7 +1,7 @@
 """MLX, FP8 and NVFP4 folders as targets of an export.
 
 What they share: one folder each (MLX a second one beside it for the drafter), proven by what it stores first,
-then by a runtime. What differs is a row of ``_FORMATS``.
+then by a runtime. What differs is the format's own object.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 from qexport.artifacts.artifact import Kind
 from qexport.errors import EnvironmentProblem
 from qexport.formats.fp8.options import Fp8Options
-from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.mlx.options import MlxOptions
-from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
-from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.formats.registry import format_of
 from qexport.receipt.verification import REQUIRED_OF_HEADS, Report
 from qexport.verify.choose import Traits, has_experts, unjudged
 from qexport.verify.options import VerifyOptions
@@ -28,8 +26,8 @@ from qexport.verify.stored_form import check_stored_form
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
-    from qexport.doctor.repaired import Repaired
     from qexport.evidence.imatrix_file import ImportanceMatrix
+    from qexport.formats.format import Format
     from qexport.formats.plan import ArtifactPlan
     from qexport.pipeline.export import Item
 
@@ -37,26 +35,6 @@ if TYPE_CHECKING:
 FolderOptions = MlxOptions | Fp8Options | Nvfp4Options
 
 _DRAFTER = "mlx-drafter"
-
-
-@dataclass(frozen=True)
-class _Format:
-    """How one format is planned, and which module proves it in this interpreter."""
-
-    plan: Callable[[Repaired, Any], Sequence[ArtifactPlan]]
-    module: str
-    install: str
-
-
-_FORMATS: Mapping[type, _Format] = {
-    MlxOptions: _Format(plan_mlx, "mlx_lm", "qexport[mlx]"),
-    Fp8Options: _Format(
-        lambda repaired, asked: (plan_fp8(repaired, asked),), "transformers", "qexport[reference]"
-    ),
-    Nvfp4Options: _Format(
-        lambda repaired, asked: (plan_nvfp4(repaired, asked),), "transformers", "qexport[reference]"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -75,11 +53,16 @@ class FolderTarget:
     verify: VerifyOptions | None = field(default_factory=VerifyOptions)
     facts: Mapping[str, Any] | None = None
 
+    @property
+    def format(self) -> Format:
+        """By the options."""
+        return format_of(self.asked)
+
     def plans(self, diagnosis: Diagnosis) -> list[tuple[ArtifactPlan, Path]]:
         """The folder's plan, and that of a drafter beside it."""
         return [
-            (plan, self.out if plan.kind != _DRAFTER else self.out.with_name(f"{self.out.name}-MTP"))
-            for plan in _FORMATS[type(self.asked)].plan(diagnosis.repaired, self.asked)
+            (plan, self.out.with_name(self.out.name + self.format.beside.get(plan.kind, "")))
+            for plan in self.format.plan(diagnosis, self.asked, ())
         ]
 
     def options(self) -> dict[str, Any]:
@@ -102,13 +85,13 @@ class FolderTarget:
 
     def check_runtime(self) -> None:
         """Raises EnvironmentProblem when the runtime that proves it here is not installed."""
-        form = _FORMATS[type(self.asked)]
+        proof = self.format.proof
         if self.verify is None or self.verify.runtime or self.verify.runtime_python is not None:
             return
-        if find_spec(form.module) is None:
+        if find_spec(proof.module) is None:
             raise EnvironmentProblem(
-                f"the folder could not be verified: {form.module} is not installed",
-                hint=f"pip install '{form.install}', name a Python that has a runtime with "
+                f"the folder could not be verified: {proof.module} is not installed",
+                hint=f"pip install 'qexport[{proof.extra}]', name a Python that has a runtime with "
                 "--runtime-python PATH, or --no-verify.",
             )
 
@@ -154,12 +137,3 @@ def _of(item: Item, report: Report) -> Report:
         bits_per_weight=item.plan.bits_per_weight,
         required=REQUIRED_OF_HEADS,
     )
-
-
-def default_folder(stem: str, asked: FolderOptions) -> Path:
-    """The folder that is written to when none is named: ``Name-MLX-6bit``, ``Name-FP8``, ``Name-NVFP4``."""
-    if isinstance(asked, MlxOptions):
-        return Path(f"{stem}-MLX-{asked.label}")
-    if isinstance(asked, Fp8Options):
-        return Path(f"{stem}-FP8" if asked.native else f"{stem}-FP8-CT")
-    return Path(f"{stem}-NVFP4" if asked.layout == "modelopt" else f"{stem}-NVFP4A16")

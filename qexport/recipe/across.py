@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from qexport.recipe.kinds import KINDS
+from qexport.formats.registry import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def _folders(recipe: Recipe, numbers: Sequence[int], problems: Problems) -> None
                 problems.at(
                     ("compare",), f"both models would be written to {folder}; give one a 'name' in its source"
                 )
-            elif not (KINDS[artifact.kind].ladder and KINDS[other.kind].ladder):
+            elif not (FORMATS[artifact.kind].ladder and FORMATS[other.kind].ladder):
                 problems.at(
                     ("artifacts", number),
                     f"{artifact.name} and {other.name} would both be written to {folder}; "

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_
 
 from qexport.errors import QexportError
 from qexport.formats.gguf.file_types import FILE_TYPES, file_type
+from qexport.formats.registry import FORMATS
 from qexport.recipe.fields import (
     EITHER,
     MAPPING,
@@ -26,7 +27,6 @@ from qexport.recipe.fields import (
     refuse,
 )
 from qexport.recipe.gates import Gates
-from qexport.recipe.kinds import KINDS
 from qexport.recipe.problems import closest
 from qexport.recipe.recipe import NAME, Artifact, Unverified
 from qexport.verify.options import VerifyOptions
@@ -99,7 +99,7 @@ _OPTIONS = {
         hidden=kind.hidden,
         own={**dict.fromkeys(kind.sizes, Size | None), **({"types": _Types} if kind.ladder else {})},
     )
-    for word, kind in KINDS.items()
+    for word, kind in FORMATS.items()
 }
 
 
@@ -126,13 +126,13 @@ class _Around(Part):
     @classmethod
     def _one_kind(cls, value: Any) -> Any:
         if not isinstance(value, dict):
-            raise refuse(f"an artifact is expected here: a mapping with one of {', '.join(KINDS)}")
-        named = [key for key in value if key in KINDS]
+            raise refuse(f"an artifact is expected here: a mapping with one of {', '.join(FORMATS)}")
+        named = [key for key in value if key in FORMATS]
         if len(named) != 1:
             got = f"not {' and '.join(named)}" if named else "and there is none"
-            raise refuse(f"an artifact has one of {', '.join(KINDS)}, {got}")
+            raise refuse(f"an artifact has one of {', '.join(FORMATS)}, {got}")
         # `- fp8:` is an artifact with nothing to say about it.
-        return {key: {} if each is None and key in KINDS else each for key, each in value.items()}
+        return {key: {} if each is None and key in FORMATS else each for key, each in value.items()}
 
 
 _KEYS: dict[str, Any] = {word: (model | None, None) for word, model in _OPTIONS.items()}
@@ -161,8 +161,8 @@ def verification(given: Any, base: VerifyOptions | None) -> VerifyOptions | None
 def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems) -> Artifact | None:
     """The artifact, or ``None`` after noting what does not go together."""
     at, before = ("artifacts", number), len(problems)
-    word = next(word for word in KINDS if getattr(entry, word) is not None)
-    kind, given = KINDS[word], _given(getattr(entry, word))
+    word = next(word for word in FORMATS if getattr(entry, word) is not None)
+    kind, given = FORMATS[word], _given(getattr(entry, word))
     types = given.pop("types", ())
     for place, name in enumerate(types):
         if name in types[:place]:

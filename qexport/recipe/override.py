@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.yaml_tree import Items, Place, Table, Word, parse_yaml
-from qexport.recipe.kinds import KINDS
+from qexport.formats.registry import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,7 +58,7 @@ def _names(items: Items) -> list[str]:
     names: list[str] = []
     for number, item in enumerate(items):
         name = item.get("name") if isinstance(item, Table) else None
-        kinds = [key for key in item if key in KINDS] if isinstance(item, Table) else []
+        kinds = [key for key in item if key in FORMATS] if isinstance(item, Table) else []
         names.append(str(name) if isinstance(name, Word) else kinds[0] if kinds else str(number))
     return names
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from qexport.formats.merged.format import MergedOptions
+from qexport.formats.registry import FORMATS
 from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 from qexport.recipe.artifact import pending_matrix, with_name
-from qexport.recipe.kinds import KINDS
-from qexport.recipe.merged import MergedOptions, MergedTarget
+from qexport.recipe.merged import MergedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +76,7 @@ def to_targets(
 
 
 def _options(artifact: Artifact, matrix: Matrix | None) -> Any:
-    field = KINDS[artifact.kind].matrix
+    field = FORMATS[artifact.kind].matrix
     if field is None or not pending_matrix(artifact.options, field):
         return artifact.options
     if matrix is None:
@@ -92,7 +93,7 @@ def _target(
     matrix: Matrix | None,
 ) -> Target:
     facts = None if matrix is None else matrix.facts
-    if KINDS[artifact.kind].ladder:
+    if FORMATS[artifact.kind].ladder:
         return GgufTarget(types, folder, options, verify, facts=facts)
     if isinstance(options, MergedOptions):
         return MergedTarget(folder, verify)

@@ -14,9 +14,9 @@ from qexport.doctor.mlx_saved import underneath
 from qexport.families.names import canonical_name
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.gguf.importance import gguf_importance, uncollected
+from qexport.formats.registry import FORMATS
 from qexport.pipeline.calibrate import imatrix_name
 from qexport.pipeline.gguf import uses_matrix
-from qexport.recipe.kinds import KINDS
 from qexport.recipe.matrix_in import Matrix
 from qexport.recipe.rates import core_seconds, guessed_core_seconds
 from qexport.recipe.targets import to_targets
@@ -110,9 +110,9 @@ def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[U
     weighed = []
     for unit in units:
         artifact = recipe.artifact(unit.artifact)
-        kind = KINDS[artifact.kind]
-        nbytes = int(parameters * kind.bits(unit.type, artifact.options) / 8)
-        label = unit.type or {"fp8": "F8_E4M3", "nvfp4": "NVFP4", "mlx": "4-bit"}.get(artifact.kind, "")
+        kind = FORMATS[artifact.kind]
+        nbytes = int(parameters * kind.bits(artifact.options, unit.type) / 8)
+        label = unit.type or kind.guess
         weighted = artifact.importance and unit.type not in _NO_MATRIX
         seconds = guessed_core_seconds(parameters, label, weighted)
         weighed.append(Weighed(unit, nbytes, seconds, weighted, artifact.verify is not None))

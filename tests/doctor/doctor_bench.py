@@ -13,7 +13,7 @@ from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.tensors import Checkpoint, StoredTensor
 from qexport.doctor import Diagnosis, Repaired, diagnose
 from qexport.errors import InputError
-from qexport.formats.merged import plan_merged
+from qexport.formats.merged.plan import plan_merged
 from qexport.formats.plan import ArtifactPlan
 
 

@@ -12,7 +12,7 @@ from zoo import ZOO
 from qexport.doctor import QUIRKS, diagnose
 from qexport.doctor.draft import Draft
 from qexport.errors import InputError, QexportError
-from qexport.formats.merged import plan_merged
+from qexport.formats.merged.plan import plan_merged
 
 REPAIRED = {
     "vision_undeclared": "vision.undeclared",

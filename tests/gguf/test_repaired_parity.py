@@ -16,7 +16,7 @@ from qexport.errors import InputError
 from qexport.export.execute import execute
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
-from qexport.formats.merged import plan_merged
+from qexport.formats.merged.plan import plan_merged
 
 pytestmark = [
     pytest.mark.toolchain,

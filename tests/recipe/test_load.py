@@ -8,9 +8,9 @@ import pytest
 from recipe_texts import SMALL, complaints, load
 
 from qexport.checkpoint.yaml_tree import parse_yaml
+from qexport.formats.registry import FORMATS
 from qexport.recipe.fields import field_kinds, fields_of, model_of
 from qexport.recipe.gates import Limits
-from qexport.recipe.kinds import KINDS
 from qexport.recipe.schema import File
 from recipe_schema import json_schema
 
@@ -49,10 +49,10 @@ def test_any_dataclass_is_read_by_its_annotations():
     }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_option_class_can_be_read(name):
     """An annotation that the reader does not know would only show when somebody uses the key."""
-    kind = KINDS[name]
+    kind = FORMATS[name]
     model_of(kind.options, name, hidden=kind.hidden)
     assert set(kind.sizes) <= set(field_kinds(kind.options, kind.hidden))
 
@@ -64,13 +64,13 @@ def test_the_schema_knows_every_key_and_what_it_means():
     parts = {**schema["$defs"], "": schema}
     for name, part in parts.items():
         assert part["additionalProperties"] is False, name
-    for word, kind in KINDS.items():
+    for word, kind in FORMATS.items():
         keys = set(parts[word.upper()]["properties"])
         assert keys == set(field_kinds(kind.options, kind.hidden)) | ({"types"} if kind.ladder else set())
     assert parts["Verify"]["properties"]["draft_max"]["maximum"] == 16
     assert "at a time" in parts["Verify"]["properties"]["draft_max"]["description"]
     assert parts["Mtp"]["properties"]["mode"]["enum"] == ["auto", "keep", "graft", "drop"]
-    assert parts["Artifact"]["oneOf"] == [{"required": [word]} for word in KINDS]
+    assert parts["Artifact"]["oneOf"] == [{"required": [word]} for word in FORMATS]
 
 
 def test_everything_arrives(tmp_path):

@@ -1,0 +1,68 @@
+"""A format as one object: everything the rest of the program asks about it, in its own package.
+
+``formats/<word>/format.py`` holds the object; :data:`qexport.formats.registry.FORMATS` lists them. What acts
+on artifacts (the runner, verification, the card) goes by these facts and has no table of formats of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What runs an artifact in this interpreter when the user names nothing else.
+
+    Attributes:
+        module: that has to be installed.
+        extra: of qexport's distribution that brings it.
+    """
+
+    module: str
+    extra: str
+
+
+@dataclass(frozen=True)
+class Format:
+    """What there is to know of a format.
+
+    Attributes:
+        word: the command, the key in recipes, the kind in receipts.
+        options: the frozen dataclass of its choices; its fields are the keys of a recipe.
+        plan: from a diagnosed checkpoint, the options and the types of a ladder. Reads no tensor data.
+        folder: the folder's name for some options, with ``{name}`` for the model's.
+        bits: bits per weight for a size that is guessed, by options and type of a ladder.
+        guess: the stored type that an estimate of time goes by, for a folder.
+        proof: what runs it here.
+        ladder: it has ``types``, each a file of its own in one folder; otherwise it is one folder.
+        matrix: the field that takes an importance matrix.
+        weighted: whether importance is used where the user does not say, from the fields that were given.
+        sizes: fields that are bytes.
+        check: raises what the option class does not check itself.
+        beside: by kind of a plan, what is added to the folder's name for it (MLX's drafter).
+    """
+
+    word: str
+    options: type
+    plan: Callable[[Diagnosis, Any, tuple[str, ...]], Sequence[ArtifactPlan]]
+    folder: Callable[[Any], str]
+    bits: Callable[[Any, str], float]
+    proof: Proof
+    guess: str = ""
+    ladder: bool = False
+    matrix: str | None = None
+    weighted: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    sizes: tuple[str, ...] = ()
+    check: Callable[[Any], object] = lambda _: None
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Fields that a recipe does not set: evidence is collected, or named once for all artifacts."""
+        return () if self.matrix is None else (self.matrix,)

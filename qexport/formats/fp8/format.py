@@ -1,0 +1,30 @@
+"""FP8 as a format: a folder for vLLM, SGLang and transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.formats.format import Format, Proof
+from qexport.formats.fp8.options import Fp8Options
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+
+
+def _plan(diagnosis: Diagnosis, options: Fp8Options, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+    from qexport.formats.fp8.plan import plan_fp8
+
+    return (plan_fp8(diagnosis.repaired, options),)
+
+
+FP8 = Format(
+    word="fp8",
+    options=Fp8Options,
+    plan=_plan,
+    folder=lambda options: "{name}-FP8" if options.native else "{name}-FP8-CT",
+    bits=lambda _, __: 9.2,
+    guess="F8_E4M3",
+    proof=Proof("transformers", "reference"),
+    sizes=("max_shard",),
+)

@@ -1,0 +1,43 @@
+"""GGUF as a format: files of several types in one folder, for llama.cpp and what is built on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.formats.format import Format, Proof
+from qexport.formats.gguf.file_types import file_type
+from qexport.formats.gguf.mixture_terms import Overrides
+from qexport.formats.gguf.options import GgufOptions
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+
+# Of 27B files that publishers ship, a little up: what is guessed must fit.
+_BITS = {
+    "F32": 32.0, "BF16": 16.05, "F16": 16.05, "Q8_0": 8.6, "Q6_K": 6.9,
+    "Q5_K_M": 6.0, "Q5_K_S": 5.8, "Q5_1": 6.2, "Q5_0": 5.8,
+    "Q4_1": 5.3, "Q4_0": 4.9, "Q4_K_M": 5.2, "Q4_K_S": 4.95, "IQ4_NL": 4.8, "IQ4_XS": 4.7,
+    "Q3_K_L": 4.6, "Q3_K_M": 4.3, "Q3_K_S": 3.8, "Q2_K": 3.6, "Q2_K_S": 3.4,
+}  # fmt: skip
+
+
+def _plan(diagnosis: Diagnosis, options: GgufOptions, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+    from qexport.formats.gguf.plan import plan_gguf
+
+    return plan_gguf(diagnosis.repaired.view(), types, options)
+
+
+GGUF = Format(
+    word="gguf",
+    options=GgufOptions,
+    plan=_plan,
+    folder=lambda _: "{name}-GGUF",
+    bits=lambda _, type_name: _BITS[file_type(type_name).name],
+    proof=Proof("xllamacpp", "llama"),
+    ladder=True,
+    matrix="imatrix",
+    weighted=lambda _: True,
+    sizes=("split_max_size",),
+    check=lambda o: Overrides(o.tensor_types, o.output_type, o.embedding_type),
+)

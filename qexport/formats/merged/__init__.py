@@ -1,0 +1,1 @@
+"""The repaired checkpoint itself."""

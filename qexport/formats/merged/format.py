@@ -1,0 +1,37 @@
+"""The repaired checkpoint as a format: from the same read as the formats made of it.
+
+It is the source's own weights, but its config, names and head are repaired: that transformers loads it and
+says what the source says is worth seeing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qexport.formats.format import Format, Proof
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+
+
+@dataclass(frozen=True)
+class MergedOptions:
+    """There is nothing to choose."""
+
+
+def _plan(diagnosis: Diagnosis, options: MergedOptions, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+    from qexport.formats.merged.plan import plan_merged
+
+    return (plan_merged(diagnosis.repaired, findings=diagnosis.findings),)
+
+
+MERGED = Format(
+    word="merged",
+    options=MergedOptions,
+    plan=_plan,
+    folder=lambda _: "{name}-BF16",
+    bits=lambda _, __: 16.0,
+    proof=Proof("transformers", "reference"),
+)

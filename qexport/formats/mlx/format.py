@@ -1,0 +1,40 @@
+"""MLX as a format: a folder for mlx-lm, and the MTP head as a drafter in a folder beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.formats.format import Format, Proof
+from qexport.formats.mlx.options import MlxOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+
+
+def _plan(diagnosis: Diagnosis, options: MlxOptions, types: tuple[str, ...]) -> Sequence[ArtifactPlan]:
+    from qexport.formats.mlx.plan import plan_mlx
+
+    return plan_mlx(diagnosis.repaired, options)
+
+
+def _bits(options: MlxOptions, _: str) -> float:
+    scale = 32 if options.mode == "affine" else 8  # bits beside each group: scale and bias, or a scale
+    high = {"mixed_2_6": 4.0, "mixed_3_4": 3.6, "mixed_3_6": 4.2, "mixed_4_6": 5.0}.get(options.recipe or "")
+    return (high or options.scheme.bits) + scale / options.scheme.group_size + 0.2
+
+
+MLX = Format(
+    word="mlx",
+    options=MlxOptions,
+    plan=_plan,
+    folder=lambda options: f"{{name}}-MLX-{options.label}",
+    bits=_bits,
+    guess="4-bit",
+    proof=Proof("mlx_lm", "mlx"),
+    matrix="importance",
+    sizes=("max_shard_size",),
+    beside={"mlx-drafter": "-MTP"},
+)

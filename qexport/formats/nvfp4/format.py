@@ -1,0 +1,32 @@
+"""NVFP4 as a format: a folder for vLLM and SGLang, in ModelOpt's layout or that of compressed-tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qexport.formats.format import Format, Proof
+from qexport.formats.nvfp4.options import NVIDIA, Nvfp4Options
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+
+
+def _plan(diagnosis: Diagnosis, options: Nvfp4Options, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+    from qexport.formats.nvfp4.plan import plan_nvfp4
+
+    return (plan_nvfp4(diagnosis.repaired, options),)
+
+
+NVFP4 = Format(
+    word="nvfp4",
+    options=Nvfp4Options,
+    plan=_plan,
+    folder=lambda options: "{name}-NVFP4" if options.layout == "modelopt" else "{name}-NVFP4A16",
+    bits=lambda options, _: 6.6 if options.scope == NVIDIA else 9.0,
+    guess="NVFP4",
+    proof=Proof("transformers", "reference"),
+    matrix="importance",
+    weighted=lambda given: given.get("scale_search") == "importance",
+    sizes=("max_shard",),
+)

@@ -1,0 +1,21 @@
+"""All formats: a new one is a package and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qexport.formats.format import Format
+from qexport.formats.fp8.format import FP8
+from qexport.formats.gguf.format import GGUF
+from qexport.formats.merged.format import MERGED
+from qexport.formats.mlx.format import MLX
+from qexport.formats.nvfp4.format import NVFP4
+
+FORMATS: Mapping[str, Format] = {each.word: each for each in (GGUF, MLX, FP8, NVFP4, MERGED)}
+"""By word, in the order in which cards and reports show them."""
+
+
+def format_of(options: Any) -> Format:
+    """The format that these options are of."""
+    return next(each for each in FORMATS.values() if isinstance(options, each.options))
