@@ -30,13 +30,26 @@ from qexport.errors import EnvironmentProblem, QexportError
 Answer = TypeVar("Answer")
 
 _POLL_S = (0.001, 0.02)  # at first, for short answers, and after a while
-_PROGRAMS = Path(__file__).parent / "programs"
+PROGRAMS = Path(__file__).parent / "programs"
 # What watch.py says in the program's place.
 _NOT_STARTED, _OVER_MEMORY = b"qexport: not started: ", b"qexport: over memory: "
 _LOG_LAG_S = 1.0
 _LOG_LINES = 12
 # llama.cpp's own log prefix, "0.00.011.116 E llama_model_load: ...", carries nothing for a reader.
 _PREFIX = re.compile(r"^\d+\.\d+\.\d+\.\d+ (?P<level>[A-Z]) ")
+
+
+def engine_command(engine: str, python: Path | None = None, first: Sequence[Path] = ()) -> list[str]:
+    """The command that runs an engine.
+
+    Args:
+        engine: the file beside ``child.py``, or an absolute path.
+        python: the interpreter; ours if not given.
+        first: files that it runs before the engine is loaded.
+    """
+    # Isolated: neither the current folder, nor PYTHON* variables, nor packages of the user's home.
+    program = [str(PROGRAMS / "child.py"), str(PROGRAMS / engine)]
+    return [str(python or sys.executable), "-I", *program, *map(str, first)]
 
 
 class ChildProcess:
@@ -47,7 +60,7 @@ class ChildProcess:
         what: how messages call it.
         time_limit: seconds it may live.
         memory_limit: bytes that it may write to, with all that it starts; 0: no limit.
-        first_line: written to its standard input, which then stays open until :meth:`kill`.
+        request: written to its standard input as JSON; what is said later follows it, until :meth:`kill`.
         env: put into its environment beside what every child has.
         secrets: strings replaced in quoted log lines before what looks like a host path is.
     """
@@ -59,7 +72,7 @@ class ChildProcess:
         what: str,
         time_limit: float,
         memory_limit: int = 0,
-        first_line: str = "",
+        request: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
     ) -> None:
@@ -78,7 +91,7 @@ class ChildProcess:
         self._rest = b""
         self._asked = 0
         answers = Path(self._folder.name) / "answers"
-        watch = [sys.executable, "-I", "-S", str(_PROGRAMS / "watch.py"), str(os.getpid()), str(memory_limit)]
+        watch = [sys.executable, "-I", "-S", str(PROGRAMS / "watch.py"), str(os.getpid()), str(memory_limit)]
         try:
             with answers.open("wb") as out, self._log.open("wb") as log:
                 self._child = subprocess.Popen(
@@ -94,15 +107,38 @@ class ChildProcess:
         except OSError as error:
             self._folder.cleanup()
             raise EnvironmentProblem(f"{what} cannot be started: {error.strerror or error}") from error
-        self.say(first_line)
+        if request is not None:
+            self._say(request)
 
-    def say(self, line: str) -> None:
+    def _say(self, value: Mapping[str, Any]) -> None:
         """Write a line to its standard input."""
+        assert self._child.stdin is not None
         # A child that died at once has closed its end; wait_until reports that better than a broken pipe.
         with contextlib.suppress(OSError):
-            if self._child.stdin is not None and line:
-                self._child.stdin.write(line.encode() + b"\n")
-                self._child.stdin.flush()
+            self._child.stdin.write(json.dumps(value).encode() + b"\n")
+            self._child.stdin.flush()
+
+    def ready(self, install: str) -> dict[str, Any]:
+        """What ``programs/child.py`` says once its engine has loaded; a child that does not is killed.
+
+        Args:
+            install: how to get what the engine needs.
+
+        Raises:
+            RuntimeFailure: the engine refuses what the request names, or dies of it.
+            EnvironmentProblem: it cannot be started, or what it runs is not installed.
+        """
+        try:
+            said = self.wait_until(self.answer)
+            if said.get("event") == "missing":
+                reason = redact(str(said.get("reason")))
+                raise EnvironmentProblem(f"{self.what} cannot be imported: {reason}", hint=install)
+            if said.get("event") == "refused":
+                raise self.problem(Failure.REFUSED, f"could not load it: {said.get('reason')}")
+        except BaseException:
+            self.kill()
+            raise
+        return said
 
     @property
     def remaining(self) -> float:
@@ -133,19 +169,21 @@ class ChildProcess:
         """
         self._asked += 1
         number = self._asked
-        self.say(json.dumps({"id": number, "do": do, "with": given}))
+        self._say({"id": number, "do": do, "with": given})
         answer = self.wait_until(lambda: self.answer(number), within=within)
         if "error" in answer:
-            reason = f"{self.what} could not {do.replace('_', ' ')}: {answer['error']}"
-            raise RuntimeFailure(Failure.REFUSED, reason, log=self.log_tail())
+            raise self.problem(Failure.REFUSED, f"could not {do.replace('_', ' ')}: {answer['error']}")
         if answer.get("id") != number or "result" not in answer:
             raise self.nonsense(do, f"no answer to call {number}")
         return answer["result"]
 
+    def problem(self, kind: Failure, words: str) -> RuntimeFailure:
+        """What it did wrong, in words that follow its name, with the last that it said."""
+        return RuntimeFailure(kind, f"{self.what} {words}", log=self.log_tail())
+
     def nonsense(self, what: str, error: object) -> RuntimeFailure:
         """An answer that is not what was promised."""
-        reason = f"{self.what} answered {what} with something else: {error}"
-        return RuntimeFailure(Failure.NONSENSE, reason, log=self.log_tail())
+        return self.problem(Failure.NONSENSE, f"answered {what} with something else: {error}")
 
     def wait_until(self, probe: Callable[[], Answer | None], *, within: float | None = None) -> Answer:
         """Call ``probe`` until it answers; a child that leaves or takes too long is a RuntimeFailure."""
@@ -167,17 +205,17 @@ class ChildProcess:
 
     def timed_out(self, within: float | None = None) -> RuntimeFailure:
         """Kill the child and say that it took too long."""
-        log = self.log_tail()
-        self.kill()
         seconds = self.time_limit if within is None else within
-        return RuntimeFailure(Failure.TIMEOUT, f"{self.what} was killed after {seconds:g} seconds", log=log)
+        found = self.problem(Failure.TIMEOUT, f"was killed after {seconds:g} seconds")
+        self.kill()
+        return found
 
     def failure(self) -> QexportError:
         """Why the child left; a child that is still leaving gets a moment to do so."""
         try:
             code = self._child.wait(timeout=max(0.1, min(5.0, self.remaining)))
         except subprocess.TimeoutExpired:
-            return RuntimeFailure(Failure.NONSENSE, f"{self.what} broke off an answer", log=self.log_tail())
+            return self.problem(Failure.NONSENSE, "broke off an answer")
         self.answer()
         for word in self._words:
             if word.startswith(_NOT_STARTED):  # the environment's problem: nothing of it ever ran
@@ -186,21 +224,15 @@ class ChildProcess:
             if word.startswith(_OVER_MEMORY):
                 taken = int(word.removeprefix(_OVER_MEMORY)) / 1e9
                 limit = f"the limit was {self._memory_limit / 1e9:.2f}"
-                words = f"{self.what} was killed when it had taken {taken:.2f} GB of memory; {limit}"
-                return RuntimeFailure(Failure.LACKING, words, log=self.log_tail())
-        if code < 0:
-            ending = f"was ended by {_signal_name(-code)}"
-        else:
-            ending = f"exited with code {code}"
-        return RuntimeFailure(Failure.DIED, f"{self.what} {ending}", log=self.log_tail())
+                words = f"was killed when it had taken {taken:.2f} GB of memory; {limit}"
+                return self.problem(Failure.LACKING, words)
+        ending = f"was ended by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        return self.problem(Failure.DIED, ending)
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines worth quoting: warnings and errors where the log marks them, else the last lines."""
         lines = self.log_lines()[-400:]
-        marked = [_PREFIX.match(line) for line in lines]
-        loud = [
-            line for line, mark in zip(lines, marked, strict=True) if mark is None or mark["level"] in "EF"
-        ]
+        loud = [line for line in lines if not (mark := _PREFIX.match(line)) or mark["level"] in "EF"]
         kept: list[str] = []
         for line in loud or lines:
             plain = _PREFIX.sub("", line).strip()

@@ -20,8 +20,7 @@ from typing import Any, Literal
 
 from qexport.checkpoint.chat_templates import read_templates
 from qexport.children.failure import RuntimeFailure
-from qexport.children.process import ChildProcess
-from qexport.children.start import engine_command, start
+from qexport.children.process import ChildProcess, engine_command
 from qexport.errors import InputError
 from qexport.evidence.records import Chat
 
@@ -143,14 +142,14 @@ class ChatRenderer:
         return str(found.get("text") or "") or None
 
     def _start(self) -> ChildProcess:
-        process, _ = start(
+        process = ChildProcess(
             engine_command("engine_template.py"),
-            {"templates": self._templates, "words": self._words, "today": _TODAY},
             what="the chat template",
-            install="pip install jinja2",
             time_limit=float("inf"),
             memory_limit=_MEMORY,
+            request={"templates": self._templates, "words": self._words, "today": _TODAY},
         )
+        process.ready("pip install jinja2")
         weakref.finalize(self, process.kill)
         return process
 

@@ -11,20 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qexport.children.environment import kernel_caches
 from qexport.children.failure import Failure, RuntimeFailure
+from qexport.children.process import ChildProcess, engine_command
 from qexport.children.redact import folders_of, redact
-from qexport.children.start import engine_command, start
 from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.verify.lines import LineSession
 from qexport.verify.memory import memory_limit
 from qexport.verify.runtime import Runtime, Session, Settings, request_of
-
-if TYPE_CHECKING:
-    from qexport.children.process import ChildProcess
-
 
 # Words for a missing kernel (vllm/model_executor/kernels/linear, layers/fused_moe/oracle), and for memory.
 _LACKING = re.compile(
@@ -113,15 +109,17 @@ class FolderRuntime(Runtime):
                 hint="Give the path of a Python that has it, such as ~/vllm/bin/python.",
             )
         try:
-            process, ready = start(
+            process = ChildProcess(
                 self._command,
-                request_of(model, settings),
                 what=self.name,
-                install=f"{self._engine.install}, or name a Python that has it with --runtime-python PATH",
                 time_limit=settings.time_limit,
                 memory_limit=memory_limit(settings),
+                request=request_of(model, settings),
                 env=self._env(settings),
                 secrets=folders_of(model, *([self._python] if self._python else [])),
+            )
+            ready = process.ready(
+                f"{self._engine.install}, or name a Python that has it with --runtime-python PATH"
             )
         except RuntimeFailure as failure:
             if failure.kind is Failure.REFUSED and self._engine.lacking.search(failure.message):

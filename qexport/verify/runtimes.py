@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qexport.children.process import ChildProcess
+from qexport.children.process import ChildProcess, engine_command
 from qexport.children.redact import folders_of
-from qexport.children.start import engine_command, start
 from qexport.errors import EnvironmentProblem
 from qexport.formats.gguf.ends import KNOWN_BY_TEXT
 from qexport.verify.client import HttpSession
@@ -38,14 +37,16 @@ class Xllamacpp(Runtime):
 
     def open(self, model: Path, settings: Settings) -> Session:
         """Load ``model`` in a child of its own."""
-        process, ready = start(
+        process = ChildProcess(
             self._command,
-            request_of(model, settings),
             what="llama.cpp (xllamacpp)",
-            install="pip install 'qexport[llama]', or name your own binary with --llama-server PATH",
             time_limit=settings.time_limit,
             memory_limit=memory_limit(settings),
+            request=request_of(model, settings),
             secrets=folders_of(model),
+        )
+        ready = process.ready(
+            "pip install 'qexport[llama]', or name your own binary with --llama-server PATH"
         )
         try:
             address = urlsplit(str((ready.get("facts") or {}).get("address", "")))

@@ -10,8 +10,7 @@ import pytest
 
 from qexport.children.environment import child_environment, search_path
 from qexport.children.failure import Failure, RuntimeFailure
-from qexport.children.process import ChildProcess
-from qexport.children.start import engine_command, start
+from qexport.children.process import ChildProcess, engine_command
 from qexport.verify.folder_runtimes import ENGINES, FolderRuntime
 from qexport.verify.runtime import Settings
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
@@ -39,7 +38,7 @@ NAMES = ("xllamacpp", "transformers", "mlx_lm", "vllm", "sglang", "torch", "json
 
 ENGINE = """
 import os, sys
-class Held:
+class Loaded:
     version = "1"
     def __init__(self, request):
         self.facts = {
@@ -50,7 +49,6 @@ class Held:
     def grow(self, count):
         self.held = b"x" * count
         return len(self.held)
-load = Held
 """
 
 
@@ -79,11 +77,11 @@ def test_a_child_sees_nothing_of_ours(hostile, tmp_path):
     folder, ran = hostile
     engine = tmp_path / "engine.py"
     engine.write_text(ENGINE)
-    process, ready = start(
-        engine_command(str(engine)), {"model": str(folder)}, what="it", install="", time_limit=60
+    process = ChildProcess(
+        engine_command(str(engine)), what="it", time_limit=60, request={"model": str(folder)}
     )
+    facts = process.ready("")["facts"]
     process.kill()
-    facts = ready["facts"]
     assert "planted" not in json.dumps(facts)
     assert (facts["isolated"], facts["safe"], facts["core"], facts["here"]) == (1, True, 0, [])
     assert facts["env"]["LD_LIBRARY_PATH"] == "/opt/lib"
@@ -121,9 +119,10 @@ def test_a_server_of_the_user_gets_no_tokens_either(hostile, tmp_path):
 def test_a_child_that_takes_too_much_memory_is_told_so(tmp_path):
     engine = tmp_path / "engine.py"
     engine.write_text(ENGINE)
-    process, _ = start(
-        engine_command(str(engine)), {}, what="it", install="", time_limit=60, memory_limit=150_000_000
+    process = ChildProcess(
+        engine_command(str(engine)), what="it", time_limit=60, memory_limit=150_000_000, request={}
     )
+    process.ready("")
     assert process.ask("grow", count=1000) == 1000
 
     def grow():

@@ -242,7 +242,8 @@ def test_the_child_goes_with_its_parent_and_what_it_started_even_while_loading(t
         f"open({str(note)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}}')\n{load}.sleep(60)\n"
     )
     code = "from pathlib import Path\nfrom qexport.verify.runtimes import Xllamacpp\n"
-    code += "from qexport.children.start import engine_command\nfrom qexport.verify.runtime import Settings\n"
+    code += "from qexport.children.process import engine_command\n"
+    code += "from qexport.verify.runtime import Settings\n"
     code += f"Xllamacpp(engine_command({str(engine)!r})).open(Path('m.gguf'), Settings())\n"
     assert not [pid for pid in _orphans(code, note) if _alive(pid)]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from qexport.children import start
 from qexport.children.failure import Failure, RuntimeFailure
+from qexport.children.process import PROGRAMS
 from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.verify.folder_runtimes import ENGINES, Engine, FolderRuntime, folder_runtime
 from qexport.verify.runtime import Settings
 
-CHILD = Path(start.__file__).parent / "programs" / "child.py"
+CHILD = PROGRAMS / "child.py"
 READY = {"event": "ready", "version": "1.2", "load_s": 0.5, "facts": {"strict": True}}
 SETTINGS = Settings(time_limit=20.0)
 
@@ -139,7 +139,7 @@ ENGINE = """
 import sys
 print("loading", file=sys.stdout)
 
-class Held:
+class Loaded:
     version = "0.1"
     facts = {"strict": True}
     def __init__(self, request):
@@ -160,8 +160,6 @@ class Held:
         if start == 2:
             raise ValueError("cannot score\\n  that")
         return [[token, -1.0, []] for token in ids[start:]]
-
-load = Held
 """
 
 

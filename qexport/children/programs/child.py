@@ -8,11 +8,12 @@ imported), both with a reason. Then calls, ``{"id", "do", "with"}``, and for eac
 It leaves when its input ends, in whatever it is. Runtimes print to standard output: ours is moved away first,
 so that no log line can be taken for an answer. Files named after the engine are run before it is loaded.
 
-``tokenize_with`` is answered here: a folder's tokenizer in the engine's own library, to compare with.
+The engine is a file with a class ``Loaded``, made of the request, with ``version``, ``facts`` and the methods
+that calls name; a true ``EXPLAINS`` says that its runtime logs why it refuses a model. What engines would do
+alike is done here (``_SHARED``): an engine with a ``tokenizer`` of transformers' kind has its text, one that
+computes a token at a time (``tokens``, ``logprobs``, ``likeliest``, ``ends``) its greedy answers and scores.
 
-The engine is a file with ``load(request)``, which returns an object with ``version``, ``facts`` and the
-methods that calls name; a true ``EXPLAINS`` says that its runtime logs why it refuses a model. Only the
-standard library is used here, and nothing younger than Python 3.10.
+Only the standard library is used here, and nothing younger than Python 3.10.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 
@@ -48,7 +50,7 @@ def main() -> None:
         return
     started = time.monotonic()
     try:
-        held = engine.load(request)
+        held = engine.Loaded(request)
     except Exception as error:  # noqa: BLE001 runtimes refuse files with every kind of exception
         if not getattr(engine, "EXPLAINS", False):
             traceback.print_exc()
@@ -59,8 +61,8 @@ def main() -> None:
     while True:
         call = json.loads(lines.get())
         try:
-            do = _tokenize_with if call["do"] == "tokenize_with" else getattr(held, call["do"])
-            result = do(**call["with"])
+            own: Any = getattr(held, call["do"], None)
+            result = own(**call["with"]) if own else _SHARED[call["do"]](held, **call["with"])
         except Exception as error:  # noqa: BLE001 as above
             traceback.print_exc()
             tell(id=call["id"], error=_words(error))
@@ -68,14 +70,56 @@ def main() -> None:
             tell(id=call["id"], result=result)
 
 
-def _tokenize_with(folder: str, texts: list[str], add_special: bool) -> list[list[int]]:
-    """Ids by the tokenizer of another folder: transformers makes it, as it does for all engines here."""
+def _render_chat(held: Any, messages: list[dict[str, str]]) -> str:
+    return str(held.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def _tokenize(held: Any, text: str, add_special: bool) -> list[int]:
+    return [int(token) for token in held.tokenizer.encode(text, add_special_tokens=add_special)]
+
+
+def _tokenize_with(held: Any, folder: str, texts: list[str], add_special: bool) -> list[list[int]]:
+    """Ids by the tokenizer of another folder, in the engine's own library, to compare with."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return [
-        [int(token) for token in tokenizer.encode(text, add_special_tokens=add_special)] for text in texts
-    ]
+    return [list(map(int, tokenizer.encode(text, add_special_tokens=add_special))) for text in texts]
+
+
+def _generate(held: Any, ids: list[int], n_predict: int, n_probs: int) -> dict[str, Any]:
+    steps: list[Any] = []
+    started = first = time.monotonic()
+    stop = "limit"
+    for token, logprobs in held.tokens(ids, n_predict):
+        if not steps:
+            first = time.monotonic()
+        steps.append([token, *(held.likeliest(logprobs, token, n_probs) if n_probs else [None, []])])
+        if token in held.ends:
+            stop = "eos"
+            break
+    done = time.monotonic()
+    tokens = [step[0] for step in steps]
+    return {
+        "steps": steps,
+        "text": held.tokenizer.decode(tokens[:-1] if stop == "eos" else tokens),
+        "stop": stop,
+        "prompt_tok_s": len(ids) / max(first - started, 1e-9),
+        "tok_s": (len(steps) - 1) / max(done - first, 1e-9),
+    }
+
+
+def _score(held: Any, ids: list[int], start: int, top: int) -> list[Any]:
+    each = held.logprobs(ids, start)
+    return [[token, *held.likeliest(each[at], token, top)] for at, token in enumerate(ids[start:])]
+
+
+_SHARED: dict[str, Callable[..., Any]] = {
+    "render_chat": _render_chat,
+    "tokenize": _tokenize,
+    "tokenize_with": _tokenize_with,
+    "generate": _generate,
+    "score": _score,
+}
 
 
 def _run(path: str, number: int) -> Any:

@@ -13,7 +13,7 @@ EXPLAINS = True
 
 
 class Loaded:
-    """A server with its model."""
+    """A server with the file ``request["model"]``, with its MTP head where ``draft_max`` is not 0."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.version = str(xllamacpp.__version__)
@@ -36,8 +36,3 @@ def _params(request: dict[str, Any]) -> Any:
         params.speculative.draft.n_max = request["draft_max"]
         params.load_mtp = True
     return params
-
-
-def load(request: dict[str, Any]) -> Loaded:
-    """Load the file ``request["model"]``, with its MTP head where ``draft_max`` is not 0."""
-    return Loaded(request)

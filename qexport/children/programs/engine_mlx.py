@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +20,7 @@ from mlx_lm.utils import load as load_folder
 
 
 class Loaded:
-    """A model and its tokenizer."""
+    """The folder ``request["model"]``."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         with open(os.path.join(request["model"], "config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
@@ -37,18 +37,11 @@ class Loaded:
             self.model.set_dtype(mx.float32)
         names = [name for name, _ in tree_flatten(self.model.parameters())]
         self.facts = {"strict": True, "parameters": len(names), "device": str(mx.default_device())}
-        self.facts["ends"] = sorted(end for end in self.tokenizer.eos_token_ids if end is not None)
+        self.ends = {end for end in self.tokenizer.eos_token_ids if end is not None}
+        self.facts["ends"] = sorted(self.ends)
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-    def tokenize(self, text: str, add_special: bool) -> list[int]:
-        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=add_special)]
-
-    def generate(self, ids: list[int], n_predict: int, n_probs: int) -> dict[str, Any]:
-        steps: list[Any] = []
-        ends = set(self.tokenizer.eos_token_ids)
-        started = first = time.monotonic()
+    def tokens(self, ids: list[int], n_predict: int) -> Iterator[tuple[int, Any]]:
+        """One after the other, each with the log-probabilities that it was chosen by."""
         answer = generate_step(
             mx.array(ids),
             self.model,
@@ -56,41 +49,15 @@ class Loaded:
             sampler=lambda logprobs: mx.argmax(logprobs, axis=-1),
             logits_processors=[lambda _, logits: logits.astype(mx.float32)],
         )
-        stop = "limit"
-        for token, logprobs in answer:
-            if not steps:
-                first = time.monotonic()
-            steps.append(
-                [int(token), *(_probabilities(logprobs, int(token), n_probs) if n_probs else [None, []])]
-            )
-            if int(token) in ends:
-                stop = "eos"
-                break
-        done = time.monotonic()
-        tokens = [step[0] for step in steps]
-        return {
-            "steps": steps,
-            "text": self.tokenizer.decode(tokens[:-1] if stop == "eos" else tokens),
-            "stop": stop,
-            "prompt_tok_s": len(ids) / max(first - started, 1e-9),
-            "tok_s": (len(steps) - 1) / max(done - first, 1e-9),
-        }
+        return ((int(token), logprobs) for token, logprobs in answer)
 
-    def score(self, ids: list[int], start: int, top: int) -> list[Any]:
+    def logprobs(self, ids: list[int], start: int) -> Any:
+        """Of the tokens from ``start`` on."""
         logits = self.model(mx.array(ids)[None])[0, start - 1 : -1].astype(mx.float32)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return [
-            [ids[start + at], *_probabilities(logprobs[at], ids[start + at], top)]
-            for at in range(len(ids) - start)
-        ]
+        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
-
-def _probabilities(logprobs: Any, token: int, top: int) -> list[Any]:
-    """The token's own, and the ``top`` likeliest with theirs."""
-    likeliest: Any = mx.argsort(-logprobs)[:top].tolist()
-    return [float(logprobs[token]), [[int(other), float(logprobs[other])] for other in likeliest]]
-
-
-def load(request: dict[str, Any]) -> Loaded:
-    """Load the folder ``request["model"]``."""
-    return Loaded(request)
+    @staticmethod
+    def likeliest(logprobs: Any, token: int, top: int) -> list[Any]:
+        """The token's own, and the ``top`` likeliest with theirs."""
+        best: Any = mx.argsort(-logprobs)[:top].tolist()
+        return [float(logprobs[token]), [[int(other), float(logprobs[other])] for other in best]]

@@ -15,7 +15,7 @@ import sglang
 
 
 class Loaded:
-    """A model and its tokenizer."""
+    """The folder ``request["model"]``, with its MTP head where ``draft_max`` is not 0."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.version = str(sglang.__version__)
@@ -43,12 +43,6 @@ class Loaded:
         self.engine = sglang.Engine(**options)
         self.tokenizer = self.engine.tokenizer_manager.tokenizer
         self.facts = {"device": "gpu"}
-
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-    def tokenize(self, text: str, add_special: bool) -> list[int]:
-        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=add_special)]
 
     def generate(self, ids: list[int], n_predict: int, n_probs: int) -> dict[str, Any]:
         started = time.monotonic()
@@ -87,8 +81,3 @@ def _steps(given: list[Any], tops: list[Any]) -> list[Any]:
         [int(token), logprob, [[int(other), value] for value, other, _ in top or ()]]
         for (logprob, token, _), top in zip(given, tops)  # noqa: B905
     ]
-
-
-def load(request: dict[str, Any]) -> Loaded:
-    """Load the folder ``request["model"]``, with its MTP head where ``draft_max`` is not 0."""
-    return Loaded(request)

@@ -38,7 +38,7 @@ def _refuse(message: str) -> None:
 
 
 class Loaded:
-    """The templates of one model."""
+    """The templates ``request["templates"]`` by name, with the special words that they are given."""
 
     version = str(jinja2.__version__)
 
@@ -68,8 +68,3 @@ class Loaded:
         if len(text) > _MOST_CHARACTERS:
             return {"refused": f"it makes {len(text)} characters of a conversation"}
         return {"text": text}
-
-
-def load(request: dict[str, Any]) -> Loaded:
-    """The templates ``request["templates"]`` by name, with the special words that they are given."""
-    return Loaded(request)

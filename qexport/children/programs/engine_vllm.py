@@ -29,7 +29,7 @@ _MOST_PROBS = 20
 
 
 class Loaded:
-    """A model and its tokenizer."""
+    """The folder ``request["model"]``, with its MTP head where ``draft_max`` is not 0."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.version = str(vllm.__version__)
@@ -62,12 +62,6 @@ class Loaded:
         self.facts = {"strict": True, "device": "cpu" if cpu else current_platform.get_device_name()}
         if not self.runs:
             self.facts["no_drafts"] = "vLLM's CPU build loads and checks the head, but cannot draft with it"
-
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-    def tokenize(self, text: str, add_special: bool) -> list[int]:
-        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=add_special)]
 
     def generate(self, ids: list[int], n_predict: int, n_probs: int) -> dict[str, Any]:
         before = self._drafted()
@@ -141,8 +135,3 @@ def _let_off_input_scales() -> None:
         return check(self, model, loaded, *rest, **options)
 
     DefaultModelLoader.track_weights_loading = without_input_scales
-
-
-def load(request: dict[str, Any]) -> Loaded:
-    """Load the folder ``request["model"]``, with its MTP head where ``draft_max`` is not 0."""
-    return Loaded(request)
