@@ -24,7 +24,8 @@ MAX_SMALL_BYTES = 1 << 27
 """Of a small file. The largest in use, tokenizers of 250 000 words, take a quarter of it."""
 _MAX_CONFIG_BYTES = 1 << 23
 """Of a config, which is walked many times; one that lists every expert of a large model has half of it."""
-_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+_BLOB = re.compile(rf"[0-9a-f]{{40}}|{SHA256.pattern}")
 
 
 def leads_out(folder: Path, path: Path) -> bool:

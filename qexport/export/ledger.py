@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from qexport.checkpoint.paths import SHA256
 from qexport.errors import EnvironmentProblem
 from qexport.export.files import (
     plain_status,
@@ -40,7 +40,6 @@ LEDGER_NAME = ".qexport-ledger.json"
 _SCHEMA = 2
 _EVERY = 30.0  # seconds between entries: what a killed run loses at most
 _MOST_BYTES = 32 << 20  # of thousands of files with names and hashes
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _entry(value: Any) -> Entry | None:
         and all(_is_name(name) and type(number) is int for name, number in files.items())
         and type(entry.steps) is int
         and (hashes is None or (isinstance(hashes, dict) and hashes.keys() == files.keys()))
-        and all(isinstance(each, str) and _SHA256.fullmatch(each) for each in (hashes or {}).values())
+        and all(isinstance(each, str) and SHA256.fullmatch(each) for each in (hashes or {}).values())
     )
     return entry if good else None
 

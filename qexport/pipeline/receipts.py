@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
 from qexport.families.roles import Block
-from qexport.publish.front_matter import source_card
+from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
 from qexport.receipt.types import Artifact, File, Matrix, Source, SourceFile
 

@@ -7,35 +7,23 @@ it came from. The same receipts give the same card, byte for byte: no dates of t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from qexport.publish.front_matter import can_do, front_matter, front_matter_text
-from qexport.publish.gate import outcome, unproven
+from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
-from qexport.publish.provenance import provenance, repairs
 from qexport.publish.running import how_to_run
-from qexport.publish.table import file_table, legend
-from qexport.receipt.safe_text import cell, code, html_text, hub_link
+from qexport.receipt.kinds import FORMATS, place
+from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
 from qexport.receipt.state import State
+from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, Table
+from qexport.receipt.words import WAS_RUN, facts, glossary, repairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jinja2 import Template
-
     from qexport.receipt.types import Artifact
-
-
-_TEMPLATE = "card.md.jinja"
-_FORMATS = {
-    "gguf": "GGUF, for llama.cpp and the programs built on it",
-    "mlx": "MLX, for Apple silicon",
-    "fp8": "FP8, for vLLM, SGLang and transformers",
-    "nvfp4": "NVFP4, for vLLM and SGLang",
-    "merged": "the weights unquantized, with their configuration repaired",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class CardOptions:
 def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     """The text of README.md. ``artifacts`` are all that the repository will hold, in table order."""
     owner, _, title = options.repo.rpartition("/")
-    models = sorted((a for a in artifacts if a.is_model), key=_place)
+    models = sorted((a for a in artifacts if a.is_model), key=lambda a: (place(a.format), a.size))
     others = [artifact for artifact in artifacts if not artifact.is_model]
     matter = front_matter(
         artifacts,
@@ -71,23 +59,24 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         kept=_asked(options, artifacts),
     )
     open_ = unproven(models)
-    return _template().render(
+    return template(__package__, "card.md.jinja").render(
         front_matter=front_matter_text(matter),
         title=title,
         intro=_intro(models, matter),
-        unproven=[{"label": a.label, "outcome": outcome(a)} for a in open_],
+        unproven=open_,
         warning=_warning(open_, models),
         keep_start=KEEP_START,
         keep_end=KEEP_END,
         kept=options.kept.text,
         table=file_table(models or others),
-        legend=[*_advice(models), *legend(models)],
+        advice=_advice(models),
+        legend=_legend(models),
         others=_others(others if models else [], options.included),
         how_to=how_to_run(models, options.repo),
         verification_intro=_verification_intro(models),
-        reports=[_report(artifact) for artifact in models if artifact.verification],
-        provenance=provenance(artifacts),
-        repairs=repairs(artifacts),
+        reports=[artifact for artifact in models if artifact.verification],
+        provenance=[fact for fact in facts(artifacts, MARKDOWN) if fact.text != "none"],
+        repairs=repairs(artifacts, MARKDOWN),
     )
 
 
@@ -103,32 +92,34 @@ def _asked(options: CardOptions, artifacts: Sequence[Artifact]) -> dict[str, Any
     return {**earlier, **given, **({"tags": both} if both else {})}
 
 
-def _place(artifact: Artifact) -> tuple[int, int]:
-    """Kinds as in ``_FORMATS``, small before large."""
-    known = list(_FORMATS)
-    return (known.index(artifact.format) if artifact.format in known else len(known)), artifact.size
+def file_table(artifacts: Sequence[Artifact]) -> str:
+    """A Markdown table, a row for each artifact, a column wherever one of them has a value."""
+    return Table.of("Files", _COLUMNS, artifacts).markdown
 
 
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def _file(artifact: Artifact) -> str:
+    if artifact.kind in ("gguf", "imatrix"):
+        more = f" and {len(artifact.files) - 1} more" if len(artifact.files) > 1 else ""
+        return f"[{cell(artifact.name)}](./{quote(artifact.name)}){more}"
+    return f"[{cell(artifact.top)}/](./{quote(artifact.top)})" if artifact.top else "this repository"
 
-    environment = Environment(
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters |= {"cell": cell, "html": html_text}
-    return environment.from_string(
-        resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    )
+
+_COLUMNS = (
+    Column("File", _file, markup=True),
+    Column("Type", lambda a: a.label),
+    *(SIZE, BITS, KLD, SAME_TOP1, ACCEPTANCE, VERIFIED),
+)
+
+
+def _legend(models: Sequence[Artifact]) -> dict[str, str]:
+    """Of the columns that are there."""
+    shown = {column.title for column in _COLUMNS}
+    return {name: words for name, words in glossary(models).items() if name in shown}
 
 
 def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
     kinds = dict.fromkeys(a.format for a in models)
-    formats = [_FORMATS.get(kind) or cell(kind) for kind in kinds]
+    formats = [FORMATS[kind].readers if kind in FORMATS else cell(kind) for kind in kinds]
     base = matter.get("base_model")
     names = base if isinstance(base, list) else [base] if base else []
     of = " and ".join(map(hub_link, names)) or _labels(models)
@@ -156,13 +147,13 @@ def _labels(models: Sequence[Artifact]) -> str:
     return " and ".join(code(label) for label in labels if label) or "a model"
 
 
-def _advice(models: Sequence[Artifact]) -> list[str]:
+def _advice(models: Sequence[Artifact]) -> str:
     if sum(artifact.kind == "gguf" for artifact in models) < 2:
-        return []
-    return [
+        return ""
+    return (
         "A larger file is closer to the original. Take the largest that fits into your GPU's memory (or the "
         "computer's), with a few GB to spare for the context."
-    ]
+    )
 
 
 def _warning(open_: Sequence[Artifact], models: Sequence[Artifact]) -> str:
@@ -189,18 +180,6 @@ def _others(others: Sequence[Artifact], included: Sequence[str]) -> list[str]:
 def _verification_intro(models: Sequence[Artifact]) -> str:
     if all(artifact.state is State.NOT_RUN for artifact in models):
         return "None of these files has been run by the tool that wrote them."
-    every = "Each" if all(a.state is not State.NOT_RUN for a in models) else "What is not marked as not run"
-    return (
-        f"{every} export was loaded and run after it was written, and what came out was judged. Every number "
-        "must be finite and the text sane; tokens and probabilities must agree with those of the unquantized "
-        "source. What could not be compared with it has not passed."
-    )
-
-
-def _report(artifact: Artifact) -> dict[str, Any]:
-    assert artifact.verification is not None
-    engine = str(artifact.verification.engine)
-    lines = [f"run in {cell(engine)}"] if engine else []
-    found = artifact.verification.findings
-    lines += [f"{each.status}: {cell(each.summary)}" for each in found if each.summary]
-    return {"label": artifact.label, "verdict": outcome(artifact), "lines": lines}
+    ran = all(artifact.state is not State.NOT_RUN for artifact in models)
+    every = "Each export" if ran else "What is not marked as not run"
+    return f"{every} {WAS_RUN}"

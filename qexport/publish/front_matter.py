@@ -10,33 +10,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from qexport.checkpoint.front_matter import read_front_matter
-from qexport.formats.gguf.host_paths import holds_host_path
-from qexport.receipt.safe_text import is_web_link, visible, without_hidden
+from qexport.receipt.kinds import FORMATS
+from qexport.receipt.safe_text import without_hidden
+from qexport.receipt.source_card import FROM_SOURCE, plain_card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from qexport.receipt.kinds import Format
     from qexport.receipt.types import Artifact
 
 
-# The first kind that is there names the library: a folder with GGUF files is a GGUF repository to the Hub.
-_LIBRARIES = (
-    ("gguf", "gguf"),
-    ("mlx", "mlx"),
-    ("nvfp4", "vllm"),
-    ("fp8", "transformers"),
-    ("merged", "transformers"),
-)
-_KIND_TAGS = {
-    "gguf": ("gguf", "llama.cpp"),
-    "mlx": ("mlx",),
-    "fp8": ("fp8", "vllm", "sglang"),
-    "nvfp4": ("nvfp4", "vllm", "sglang"),
-}
-_FROM_SOURCE = ("license", "license_name", "license_link", "language", "pipeline_tag")
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,95}")
-_FILE = re.compile(r"[\w.-]+", re.ASCII)  # such as LICENSE, in the repository itself
+# The first that is there names the repository: with GGUF files in it, it is a GGUF repository to the Hub.
+_LIBRARIES = ("gguf", "mlx", "vllm", "transformers")
 _SEEING = re.compile(r"image|video|visual|document|audio|any-to-any", re.IGNORECASE)
 
 
@@ -60,21 +46,20 @@ def front_matter(
     if bases:
         found["base_model"] = bases[0] if len(bases) == 1 else bases
         found["base_model_relation"] = "quantized"
-    kinds = [artifact.format for artifact in artifacts]
-    library = next((name for kind, name in _LIBRARIES if kind in kinds), None)
-    if library is not None:
-        found["library_name"] = library
+    known = [FORMATS[name] for name in dict.fromkeys(a.format for a in artifacts) if name in FORMATS]
+    if known:
+        found["library_name"] = min((each.library for each in known), key=_LIBRARIES.index)
     found["pipeline_tag"] = "text-generation"
-    for key in _FROM_SOURCE:
+    for key in FROM_SOURCE:
         if source.get(key) and (key != "pipeline_tag" or can_do(source[key], artifacts)):
             found[key] = source[key]
     if quantized_by:
         found["quantized_by"] = quantized_by
     tags = kept.get("tags")
-    found["tags"] = list(dict.fromkeys([*_tags(artifacts, kinds), *(tags if isinstance(tags, list) else [])]))
+    found["tags"] = list(dict.fromkeys([*_tags(artifacts, known), *(tags if isinstance(tags, list) else [])]))
     stays = {key: value for key, value in kept.items() if key not in found and key != "base_model_relation"}
     # A person's licence or language outranks what the source's card said of itself.
-    stays |= {key: kept[key] for key in _FROM_SOURCE if kept.get(key)}
+    stays |= {key: kept[key] for key in FROM_SOURCE if kept.get(key)}
     return {**found, **stays}
 
 
@@ -120,36 +105,8 @@ def _visible(value: Any) -> Any:
     return "\n".join(map(without_hidden, value.splitlines())) if isinstance(value, str) else value
 
 
-def source_card(readme: bytes | None) -> dict[str, Any]:
-    """What a receipt carries of the source's own card: licence, language and task, as plain JSON."""
-    return _said(read_front_matter(readme, []))
-
-
-def _said(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card says of licence, language and task, where it is plain: a receipt may be anybody's."""
-    found = {key: card[key] for key in _FROM_SOURCE if _is_plain(card.get(key))}
-    for key in ("license", "language", "pipeline_tag"):  # words that the Hub has a list of
-        words = found.get(key, [])
-        if not all(_WORD.fullmatch(w) for w in (words if isinstance(words, list) else [words])):
-            del found[key]
-    link = found.get("license_link")
-    if link is not None and not (isinstance(link, str) and (is_web_link(link) or _FILE.fullmatch(link))):
-        del found["license_link"]
-    return found
-
-
-def _is_plain(value: object) -> bool:
-    """A word or a list of words, none of them a path of the machine that made the source."""
-    words = value if isinstance(value, list) else [value]
-    return bool(words) and all(
-        isinstance(w, str) and w and w == visible(w) and not holds_host_path(w) for w in words
-    )
-
-
-def _tags(artifacts: Sequence[Artifact], kinds: Sequence[str]) -> list[str]:
-    tags = ["quantized", "qexport"]
-    for kind in dict.fromkeys(kinds):
-        tags += _KIND_TAGS.get(kind, ())
+def _tags(artifacts: Sequence[Artifact], known: Sequence[Format]) -> list[str]:
+    tags = ["quantized", "qexport", *(tag for each in known for tag in each.tags)]
     if any(artifact.format == "imatrix" or artifact.matrix is not None for artifact in artifacts):
         tags.append("imatrix")
     if any(artifact.has_mtp for artifact in artifacts):
@@ -160,4 +117,4 @@ def _tags(artifacts: Sequence[Artifact], kinds: Sequence[str]) -> list[str]:
 def _source_card(artifacts: Sequence[Artifact]) -> Mapping[str, Any]:
     """The source's own front matter, where a receipt carries it."""
     cards = (artifact.source.card for artifact in artifacts)
-    return next((_said(card) for card in cards if card), {})
+    return next((plain_card(card) for card in cards if card), {})

@@ -40,12 +40,6 @@ def unproven(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
     return tuple(a for a in artifacts if a.is_model and (a.state is not State.PASSED or a.broken_gates))
 
 
-def outcome(artifact: Artifact) -> str:
-    """How verification and the recipe's gates ended."""
-    gates = ", ".join(artifact.broken_gates)
-    return artifact.verdict if not gates else f"{artifact.verdict}; limits not kept: {gates}"
-
-
 def check_proofs(
     artifacts: Iterable[Artifact], *, allow_unverified: bool, public: bool, allow_failed: bool = False
 ) -> None:
@@ -64,7 +58,7 @@ def check_proofs(
     states = [State.FAILED if artifact.broken_gates else artifact.state for artifact in open_]
     left = [state for state in states if not (allow_failed and state is State.FAILED)]
     kind = problem(left, allow_unverified=allow_unverified or allow_failed)
-    lines = "\n".join(f"  {a.label} ({a.files[0].name}): {outcome(a)}" for a in open_)
+    lines = "\n".join(f"  {a.label} ({a.files[0].name}): {a.outcome}" for a in open_)
     if kind is None and public and open_:
         refused = problem(states)
         assert refused is not None

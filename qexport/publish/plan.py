@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.publish.card import CardOptions, render_card
 from qexport.publish.folder import LeftOut, survey
-from qexport.publish.gate import check_labels, check_proofs, outcome, unproven
+from qexport.publish.gate import check_labels, check_proofs, unproven
 from qexport.publish.kept import KEEP_START, Kept, read_kept
 from qexport.publish.leaks import check_text, is_small_file
 from qexport.publish.remote import still_there
@@ -230,7 +230,7 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
         "label": artifact.label,
         "bytes": artifact.size,
         "state": artifact.state.value,
-        "verdict": outcome(artifact),
+        "verdict": artifact.outcome,
     }
 
 

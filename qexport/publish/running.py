@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.formats.gguf.file_name import found_by_tag
+from qexport.receipt.kinds import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ def how_to_run(artifacts: Sequence[Artifact], repo: str) -> list[HowTo]:
     result: list[HowTo] = []
     drafters = [artifact for artifact in artifacts if artifact.is_drafter]
     models = [artifact for artifact in artifacts if not artifact.is_drafter]
-    of = {kind: [a for a in models if a.format == kind] for kind in _KINDS}
+    of = {name: [a for a in models if a.format == name] for name in FORMATS}
     if of["gguf"]:
         result.append(_llama_cpp(of["gguf"], repo))
     if of["mlx"]:
@@ -50,9 +51,6 @@ def how_to_run(artifacts: Sequence[Artifact], repo: str) -> list[HowTo]:
     if served:
         result += _servers(served, repo)
     return result
-
-
-_KINDS = ("gguf", "mlx", "fp8", "nvfp4", "merged")
 
 
 def _llama_cpp(files: Sequence[Artifact], repo: str) -> HowTo:
@@ -142,9 +140,7 @@ def _servers(folders: Sequence[Artifact], repo: str) -> list[HowTo]:
 
 def _place(artifact: Artifact, repo: str) -> tuple[list[str], str]:
     """(how to fetch it first, what to name as the model): a subfolder cannot be named by a Hub id."""
-    folders = {file.name.rpartition("/")[0] for file in artifact.files}
-    top = min(folders, key=len)
-    if not top:
+    if not artifact.top:
         return [], shlex.quote(repo)
-    local = shlex.quote(f"./{top}")
-    return [f"hf download {shlex.quote(repo)} --include {shlex.quote(top + '/*')} --local-dir ."], local
+    fetch = f"hf download {shlex.quote(repo)} --include {shlex.quote(artifact.top + '/*')} --local-dir ."
+    return [fetch], shlex.quote(f"./{artifact.top}")

@@ -55,7 +55,8 @@ def known_in(folder: Path) -> Known:
             "is damaged.",
         )
     _refuse_twice(artifacts)
-    return Known(tuple(artifacts), tuple(notes))
+    name = folder.absolute().name
+    return Known(tuple(replace(artifact, folder=name) for artifact in artifacts), tuple(notes))
 
 
 def select(artifacts: Sequence[Artifact], only: Iterable[str]) -> tuple[Artifact, ...]:

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from markupsafe import escape
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,95}", re.ASCII)
 """Labels and kinds of artifacts: they stand in file names, tags and commands."""
@@ -71,6 +79,40 @@ def hub_link(repo: object) -> str:
     if not _HUB_ID.fullmatch(name):
         return code(name)
     return f"[{cell(name)}](https://huggingface.co/{quote(name)})"
+
+
+@dataclass(frozen=True)
+class Markup:
+    """How text of receipts is set into sentences: words, names (of files, commits), ids on the Hub."""
+
+    text: Callable[[Any], str] = str
+    name: Callable[[Any], str] = str
+    link: Callable[[Any], str] = str
+
+
+PLAIN = Markup()
+MARKDOWN = Markup(cell, code, hub_link)
+
+
+@cache
+def template(package: str, name: str, *, html: bool = False) -> Template:
+    """A Jinja template of a package, with the filters ``cell`` and ``html``.
+
+    Args:
+        html: everything that is put in is escaped, and without what nobody sees.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=html,
+        finalize=(lambda value: without_hidden(value) if type(value) is str else value) if html else None,
+    )
+    environment.filters |= {"cell": cell, "html": html_text}
+    return environment.from_string(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def is_web_link(text: str) -> bool:

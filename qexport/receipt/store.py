@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from qexport.checkpoint.paths import leads_out, read_small
 from qexport.errors import InputError
 from qexport.export.files import replace_file, set_aside, write_problem
 from qexport.receipt.names import RECEIPT_NAME
@@ -53,14 +53,14 @@ def read_receipt(folder: Path) -> Read:
         InputError: a later qexport has written it.
     """
     path = folder / RECEIPT_NAME
-    try:
-        data = _bytes(path)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return Read()
-    except Unfit as error:
-        return Read(damaged=str(error))
-    except OSError as error:
-        return Read(damaged=error.strerror or "it cannot be read")
+    if leads_out(folder, path):
+        return Read(damaged="it is a link out of the folder")
+    try:
+        data = read_small(path, "it", limit=MAX_BYTES)
+    except InputError as error:
+        return Read(damaged=error.message.rstrip("."))
     return parse_receipt(data)
 
 
@@ -91,27 +91,6 @@ def parse_receipt(data: bytes) -> Read:
     if len(notes) > _MOST_NOTES:
         shown.append(f"{RECEIPT_NAME}: and {len(notes) - _MOST_NOTES} more things left out")
     return Read(Receipt(found), tuple(shown))
-
-
-def _bytes(path: Path) -> bytes:
-    """All of a regular file that is not too large. Raises Unfit or OSError."""
-    if path.is_symlink() and not _in_cache(path):
-        raise Unfit("it is a link out of the folder")
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise Unfit("it is no file")
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise Unfit(f"it has more than {MAX_BYTES >> 20} MiB")
-    return data
-
-
-def _in_cache(path: Path) -> bool:
-    """Whether a link stays in its folder, or goes to the blobs of the Hub cache whose snapshot that is."""
-    folder, target = path.parent.resolve(), path.resolve()
-    return target.is_relative_to(folder) or target.parent == folder.parent.parent / "blobs"
 
 
 def settle(folder: Path, say: Callable[[str], None]) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from qexport.checkpoint.paths import SHA256
 from qexport.doctor.finding import Finding
+from qexport.receipt.kinds import FORMATS
 from qexport.receipt.measures import Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
@@ -21,13 +23,10 @@ from qexport.receipt.verification import Report
 
 SCHEMA = 2
 """The version of what is written; :mod:`qexport.receipt.old` reads the ones before."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_NAME = re.compile(r"[\\\ufffd]|^[A-Za-z]:")
 _MOST_NAME = 1024
 _HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}", re.ASCII)
 _GRAFTED = "grafted from "
-# Written without the vision tower, whatever the source has.
-_TEXT_ALONE = frozenset(("gguf", "mlx", "imatrix"))
 # Where an MLX folder has its head in itself; by default that is a folder of its own.
 _INSIDE = frozenset(("embedded", "mtplx", "vllm-mlx"))
 
@@ -58,7 +57,7 @@ class File:
     def __post_init__(self) -> None:
         if not is_inside(self.name):
             raise ValueError(f"{self.name[:80]!r} is not a name inside the folder")
-        if not _SHA256.fullmatch(self.sha256) or self.size < 0:
+        if not SHA256.fullmatch(self.sha256) or self.size < 0:
             raise ValueError(f"{self.name!r} has no SHA-256 or no size")
 
 
@@ -119,7 +118,7 @@ class Matrix:
     """The importance matrix that weighted the rounding: its file, and what it was made from.
 
     Attributes:
-        calibration: how it was collected, where that was here.
+        tokens: that it was collected over, where that was here.
     """
 
     file: str
@@ -162,6 +161,7 @@ class Artifact:
         fingerprint: what its bytes follow from, so that they are not made again.
         tool: qexport's version; ``libraries``: those of others.
         written: when, in ISO 8601.
+        folder: the name of the folder in which it was found; no part of a receipt.
     """
 
     kind: str
@@ -183,6 +183,7 @@ class Artifact:
     tool: str = field(default="", metadata={"json": "qexport"})
     libraries: Mapping[str, str] = field(default_factory=dict)
     written: str = ""
+    folder: str = field(default="", compare=False, metadata={"json": ""})
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -192,6 +193,24 @@ class Artifact:
     def format(self) -> str:
         """``gguf``, ``mlx``, ``fp8``, ``nvfp4``, ``merged`` or ``imatrix``."""
         return self.kind.partition("-")[0]
+
+    @property
+    def top(self) -> str:
+        """The folder that all its files are in, by the names in the receipt."""
+        return min((file.name.rpartition("/")[0] for file in self.files), key=len)
+
+    @property
+    def name(self) -> str:
+        """Its file, or its folder."""
+        if self.kind in ("gguf", "imatrix"):
+            return self.files[0].name
+        return f"{self.top or self.folder or self.label}/"
+
+    @property
+    def title(self) -> str:
+        """What charts call it: the label, with the format where the label does not say it."""
+        prefix = FORMATS[self.format].prefix if self.format in FORMATS else ""
+        return self.label if not prefix or prefix in self.label else f"{prefix} {self.label}"
 
     @property
     def is_model(self) -> bool:
@@ -213,7 +232,8 @@ class Artifact:
     @property
     def sees(self) -> bool:
         """Whether it can take an image: of an earlier version's receipt only the kind tells."""
-        return self.format not in _TEXT_ALONE and self.source.vision is not False
+        able = FORMATS[self.format].sees if self.format in FORMATS else self.is_model
+        return able and self.source.vision is not False
 
     @property
     def state(self) -> State:
@@ -229,6 +249,12 @@ class Artifact:
     def broken_gates(self) -> tuple[str, ...]:
         """Limits of its recipe that it does not keep."""
         return tuple(gate.gate for gate in self.gates if not gate.passed)
+
+    @property
+    def outcome(self) -> str:
+        """How verification and the recipe's limits ended: the one sentence of cards and reports."""
+        gates = ", ".join(self.broken_gates)
+        return self.verdict if not gates else f"{self.verdict}; limits not kept: {gates}"
 
     @property
     def measures(self) -> Measures:

@@ -6,8 +6,7 @@
 
 from qexport.receipt.types import Gate
 from qexport.report.gather import gather
-from qexport.report.report import Fact, Model, Report
-from qexport.report.row import Row
+from qexport.report.report import Model, Report
 from qexport.report.write import ReportPaths, save_report, write_report
 
-__all__ = ["Fact", "Gate", "Model", "Report", "ReportPaths", "Row", "gather", "save_report", "write_report"]
+__all__ = ["Gate", "Model", "Report", "ReportPaths", "gather", "save_report", "write_report"]

@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.receipt.folder import known_in
-from qexport.receipt.types import Gate
-from qexport.report.provenance import facts
+from qexport.receipt.kinds import place
+from qexport.receipt.words import facts, repairs
 from qexport.report.report import Model, Report
-from qexport.report.row import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from qexport.receipt.types import Artifact
-
-
-_ORDER = ("gguf", "mlx", "fp8", "nvfp4", "merged")
+    from qexport.receipt.types import Artifact, Gate
 
 
 def gather(
@@ -44,24 +40,23 @@ def gather(
     models = [*_models(folders, say), *_models(compare, say)]
     if not models:
         raise InputError("There is nothing to report on: these receipts know importance matrices only.")
-    found = [artifact for _, artifacts in models for artifact, _ in artifacts]
+    found = [artifact for _, artifacts in models for artifact in artifacts]
     newest = max((artifact.written_at or 0.0 for artifact in found), default=0.0)
     return Report(
-        models=tuple(_model(title, artifacts) for title, artifacts in models),
+        models=tuple(
+            Model(title, tuple(sorted(artifacts, key=_place)), facts(artifacts), repairs(artifacts))
+            for title, artifacts in models
+        ),
         gates=tuple(gates) or tuple(gate for artifact in found for gate in artifact.gates),
         written=datetime.fromtimestamp(newest, UTC).date().isoformat() if newest else "",
     )
 
 
-_Found = list[tuple["Artifact", str]]
-
-
-def _models(folders: Sequence[Path], say: Callable[[str], None]) -> list[tuple[str, _Found]]:
-    """Artifacts with the name of their folder, by source; each entry once, whichever folder named it."""
+def _models(folders: Sequence[Path], say: Callable[[str], None]) -> list[tuple[str, list[Artifact]]]:
+    """Artifacts by their source; each entry once, whichever folder named it."""
     seen: set[tuple[str, ...]] = set()
-    sources: dict[str, _Found] = {}
+    sources: dict[str, list[Artifact]] = {}
     for folder in folders:
-        name = folder.absolute().name
         known = known_in(folder)
         for note in known.notes:
             say(note)
@@ -70,33 +65,17 @@ def _models(folders: Sequence[Path], say: Callable[[str], None]) -> list[tuple[s
             if artifact.is_model and mark not in seen:
                 seen.add(mark)
                 source = artifact.source
-                sources.setdefault(source.hub_id or source.label, []).append((artifact, name))
+                sources.setdefault(source.hub_id or source.label, []).append(artifact)
     return [(_title(label, found), found) for label, found in sources.items()]
 
 
-def _title(label: str, found: _Found) -> str:
-    if found[0][0].source.hub_id:
+def _title(label: str, found: Sequence[Artifact]) -> str:
+    if found[0].source.hub_id:
         return label
     # A folder is called "model" or "merged" as often as not; GGUF files carry the model's own name.
-    names = (artifact.model_name for artifact, _ in found)
+    names = (artifact.model_name for artifact in found)
     return next((name for name in names if name), label) or "a model"
 
 
-def _model(title: str, found: _Found) -> Model:
-    rows = sorted((Row(artifact, _name(artifact, folder)) for artifact, folder in found), key=_place)
-    artifacts = [artifact for artifact, _ in found]
-    wrong = (f"{each.what} ({each.id})" for artifact in artifacts for each in artifact.repairs)
-    return Model(title, tuple(rows), facts(artifacts), tuple(dict.fromkeys(wrong)))
-
-
-def _place(row: Row) -> tuple[int, bool, int, str]:
-    at = _ORDER.index(row.format) if row.format in _ORDER else len(_ORDER)
-    return at, row.drafter, row.size, row.label
-
-
-def _name(artifact: Artifact, folder: str) -> str:
-    first = artifact.files[0].name
-    if artifact.kind == "gguf":
-        return first
-    parent = min((file.name.rpartition("/")[0] for file in artifact.files), key=len)
-    return f"{parent or folder or artifact.label}/"
+def _place(artifact: Artifact) -> tuple[int, bool, int, str]:
+    return place(artifact.format), artifact.is_drafter, artifact.size, artifact.label

@@ -13,8 +13,8 @@ from qexport.report.words import machines
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+    from qexport.receipt.types import Artifact
     from qexport.report.report import Report
-    from qexport.report.row import Row
 
 
 def acceptance_chart(report: Report) -> Chart | None:
@@ -82,7 +82,7 @@ def speed_chart(report: Report) -> Chart | None:
     )
 
 
-def _acceptance(row: Row) -> Bar:
+def _acceptance(row: Artifact) -> Bar:
     found, source = row.measures.acceptance, row.measures.source_acceptance
     assert found is not None
     words = "" if source is None else f" (source {with_error(source, share=True)})"
@@ -95,7 +95,7 @@ def _acceptance(row: Row) -> Bar:
     )
 
 
-def _speeds(row: Row, title: str) -> BarGroup:
+def _speeds(row: Artifact, title: str) -> BarGroup:
     assert row.bench is not None
     bare = row.bench.bare
     best = max(

@@ -11,9 +11,9 @@ from qexport.report.tables import artifacts, checksums, comparison, divergences,
 from qexport.report.words import differences, glossary, summary
 
 if TYPE_CHECKING:
+    from qexport.receipt.tables import Table
     from qexport.report.chart import Chart
     from qexport.report.report import Model, Report
-    from qexport.report.tables import Table
 
 
 @dataclass(frozen=True)

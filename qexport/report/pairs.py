@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qexport.report.row import Row
+    from qexport.receipt.types import Artifact
 
 
 # Names, sizes of files, and what differs from run to run: none of them changes what weights become. The same
@@ -35,8 +35,8 @@ class Pair:
         differing: settings that are not the same, in words; empty: matched.
     """
 
-    ours: Row
-    theirs: Row
+    ours: Artifact
+    theirs: Artifact
     differing: tuple[str, ...] = ()
 
     @property
@@ -53,18 +53,18 @@ class Pair:
         }
 
 
-def pair_up(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[Pair, ...]:
+def pair_up(ours: Sequence[Artifact], theirs: Sequence[Artifact]) -> tuple[Pair, ...]:
     """Every artifact that both models have, in the order of ``ours``."""
     known = {(row.kind, row.label): row for row in theirs}
     found = ((row, known.get((row.kind, row.label))) for row in ours)
     return tuple(Pair(row, other, tuple(_differences(row, other))) for row, other in found if other)
 
 
-def _differences(ours: Row, theirs: Row) -> Iterator[str]:
-    if bool(ours.settings) != bool(theirs.settings):
+def _differences(ours: Artifact, theirs: Artifact) -> Iterator[str]:
+    if bool(ours.options) != bool(theirs.options):
         yield _UNSAID
         return
-    one, other = dict(_flat(ours.settings)), dict(_flat(theirs.settings))
+    one, other = dict(_flat(ours.options)), dict(_flat(theirs.options))
     for name in [*one, *(name for name in other if name not in one)]:
         if one.get(name) != other.get(name):
             yield f"{name}: {_shown(one.get(name))} and {_shown(other.get(name))}"

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qexport.receipt.store import artifact_json
-from qexport.receipt.types import Gate
 from qexport.report.pairs import Pair, pair_up
-from qexport.report.row import Row
+
+if TYPE_CHECKING:
+    from qexport.receipt.types import Artifact, Gate
+    from qexport.receipt.words import Fact
 
 SCHEMA = 2
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A line of provenance, such as ``Source`` and where it is."""
-
-    what: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -30,21 +24,21 @@ class Model:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    artifacts: tuple[Artifact, ...]
     facts: tuple[Fact, ...] = ()
     repairs: tuple[str, ...] = ()
 
     @property
-    def measured(self) -> tuple[Row, ...]:
+    def measured(self) -> tuple[Artifact, ...]:
         """The artifacts that charts are about: heads in folders of their own are part of another."""
-        return tuple(row for row in self.rows if not row.drafter)
+        return tuple(artifact for artifact in self.artifacts if not artifact.is_drafter)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "title": self.title,
             "facts": [asdict(fact) for fact in self.facts],
             "repairs": list(self.repairs),
-            "artifacts": [{"name": row.name, **artifact_json(row.artifact)} for row in self.rows],
+            "artifacts": [{"name": made.name, **artifact_json(made)} for made in self.artifacts],
         }
 
 

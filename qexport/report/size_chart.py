@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.receipt.kinds import FORMATS
 from qexport.receipt.state import State
 from qexport.receipt.text import nats
 from qexport.report.chart import Chart, LegendEntry
@@ -21,20 +22,19 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+    from qexport.receipt.types import Artifact
     from qexport.report.report import Report
-    from qexport.report.row import Row
 
 
 FLOOR = 1e-6
 """Nats below which float32 arithmetic is all that is measured: drawn as zero."""
-_NAMES = {"gguf": "GGUF", "mlx": "MLX", "fp8": "FP8", "nvfp4": "NVFP4", "merged": "merged"}
 _TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 46.0, 58.0, 14.0
 _ZERO_GAP = 26.0
 
 
 @dataclass(frozen=True)
 class _Point:
-    row: Row
+    row: Artifact
     mean: float
     tail: float | None
     other: bool
@@ -134,7 +134,7 @@ def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) 
 
 def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
     kinds = dict.fromkeys(p.row.format for p in points)
-    found = [LegendEntry(_key(kind), _NAMES.get(kind, kind)) for kind in kinds]
+    found = [LegendEntry(_key(kind), FORMATS[kind].name if kind in FORMATS else kind) for kind in kinds]
     if len(report.models) > 1:
         ours, *others = report.models
         found.append(LegendEntry(_key("gguf", "plain"), f"filled: {ours.title}"))

@@ -1,201 +1,136 @@
-"""The tables of a report as values, so that Markdown and HTML show the same figures.
-
-A column in which nothing stands is left out; so is a table without rows.
-"""
+"""The tables of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.text import bits, nats, percent, ratio, speed, times, with_error
+from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, Table, share
+from qexport.receipt.text import nats, percent, ratio, speed, times
 from qexport.report.words import gate_value, gate_words
-from qexport.sizes import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from qexport.receipt.measures import Kld
+    from qexport.receipt.speeds import Bench, Speed
+    from qexport.receipt.types import Artifact
     from qexport.report.pairs import Pair
     from qexport.report.report import Model, Report
-    from qexport.report.row import Row
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading; ``number`` columns align right."""
-
-    title: str
-    number: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Plain text in every cell; ``title`` is also what a screen reader calls it."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-    @classmethod
-    def of(
-        cls, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], note: str = ""
-    ) -> Table:
-        """Without the columns in which nothing stands."""
-        shown = [at for at in range(len(columns)) if any(row[at] for row in rows)]
-        kept = tuple(tuple(row[at] for at in shown) for row in rows)
-        return cls(title, tuple(columns[at] for at in shown), kept, note)
 
 
 def artifacts(model: Model) -> Table:
     """All of a model's artifacts, with the figures that people choose by."""
-    return Table.of(
-        "Artifacts",
-        [column for column, _ in _ARTIFACT],
-        [[value(row) for _, value in _ARTIFACT] for row in model.rows],
-    )
+    return Table.of("Artifacts", _ARTIFACT, model.artifacts)
 
 
 def divergences(model: Model) -> Table:
     """The whole distribution of the KL divergence."""
-    rows = [
-        [row.title, *(value(row.measures.kld) for _, value in _KLD), str(row.measures.positions or "")]
-        for row in model.measured
-        if row.measures.kld is not None
-    ]
-    names = [Column(name, True) for name, _ in _KLD]
-    columns = [Column("Artifact"), *names, Column("Positions", True)]
     note = (
         "Nats; ± is the standard error of the mean, from blocks of neighbouring positions. A percentile of "
         "99 % is the value that one position in a hundred exceeds; ten positions must."
     )
-    return Table.of("KL divergence in full", columns, rows, note)
+    found = [artifact for artifact in model.measured if artifact.measures.kld is not None]
+    return Table.of("KL divergence in full", _DIVERGENCE, found, note)
 
 
 def speeds(model: Model) -> Table:
     """Every setting of every bench."""
-    rows = [list(row) for each in model.measured for row in _speed_rows(each)]
-    columns = [
-        Column("Artifact"),
-        Column("MTP"),
-        Column("Tokens/s", True),
-        Column("Slowest to fastest", True),
-        Column("Against bare", True),
-        Column("Drafts accepted", True),
-        Column("Prompt tokens/s", True),
-    ]
-    return Table.of(
-        "Speed", columns, rows, "Medians over repeats; n-max is how many tokens are drafted at a time."
-    )
+    timed = [(each, each.bench) for each in model.measured if each.bench is not None]
+    found = [(artifact, bench, each) for artifact, bench in timed for each in bench.speeds]
+    note = "Medians over repeats; n-max is how many tokens are drafted at a time."
+    return Table.of("Speed", _SPEED, found, note)
 
 
 def gates(report: Report) -> Table:
     """Each gate and its outcome, those that were not kept first."""
-    rows = [
-        [
-            "kept" if gate.passed else "NOT KEPT",
-            gate.artifact,
-            gate_words(gate.gate),
-            gate_value(gate.gate, gate.limit),
-            gate_value(gate.gate, gate.value),
-        ]
-        for gate in sorted(report.gates, key=lambda gate: gate.passed)
-    ]
-    columns = [
-        Column("Outcome"),
-        Column("Artifact"),
-        Column("Gate"),
-        Column("Limit", True),
-        Column("Value", True),
-    ]
-    return Table.of("Gates", columns, rows)
+    return Table.of("Gates", _GATE, sorted(report.gates, key=lambda gate: gate.passed))
 
 
 def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Table:
     """The same type of two models, line under line."""
-    rows = [
-        cells for pair in pairs for cells in (_side(pair.ours, ours.title), _side(pair.theirs, theirs.title))
-    ]
-    columns = [
-        Column("Type"),
-        Column("Model"),
-        Column("Size", True),
-        Column("KL divergence", True),
-        Column("99\u00a0%", True),
-        Column("Same top-1", True),
-        Column("MTP acceptance", True),
-        Column("Its source's", True),
-        Column("Tokens/s", True),
-        Column("Best with MTP", True),
-    ]
-    return Table.of(f"{ours.title} and {theirs.title}", columns, rows)
+    sides = [side for pair in pairs for side in ((pair.ours, ours.title), (pair.theirs, theirs.title))]
+    return Table.of(f"{ours.title} and {theirs.title}", _SIDE, sides)
 
 
 def checksums(model: Model) -> Table:
     """Every file of weights and beside them."""
-    rows = [[file.name, f"{file.size:,}", file.sha256] for row in model.rows for file in row.artifact.files]
-    return Table.of("Files", [Column("File"), Column("Bytes", True), Column("SHA-256")], rows)
+    return Table.of("Files", _FILE, [file for artifact in model.artifacts for file in artifact.files])
 
 
-def _side(row: Row, model: str) -> list[str]:
-    found = row.measures
-    kld = found.kld
-    best = row.bench.best if row.bench is not None else None
-    bare = row.bench.bare if row.bench is not None else None
-    return [
-        row.title,
-        model,
-        size_text(row.size),
-        with_error(kld.estimate if kld else None),
-        nats(kld.p99 if kld else None),
-        with_error(found.same_top1, share=True),
-        with_error(found.acceptance, share=True),
-        with_error(found.source_acceptance, share=True),
-        speed(bare.tok_s.median if bare else None),
-        f"{speed(best.tok_s.median)} (n-max {best.n_max})" if best and best.n_max else "",
-    ]
+def _numbers(title: str, value: Callable[[Any], str]) -> Column:
+    return Column(title, value, number=True)
 
 
-def _speed_rows(row: Row) -> Iterator[tuple[str, ...]]:
-    if row.bench is None:
-        return
-    bare = row.bench.bare
-    for found in row.bench.speeds:
-        gain = found.tok_s.median / bare.tok_s.median if bare and found.n_max else None
-        yield (
-            row.title,
-            f"n-max {found.n_max}" if found.n_max else "off",
-            speed(found.tok_s.median),
-            f"{speed(found.tok_s.low)} to {speed(found.tok_s.high)}",
-            times(gain),
-            percent(found.acceptance),
-            speed(found.prompt_tok_s.median if found.prompt_tok_s else None),
-        )
+def _kld(title: str, value: Callable[[Kld], float | None]) -> Column:
+    return _numbers(title, lambda a: nats(value(a.measures.kld) if a.measures.kld else None))
 
 
-_ARTIFACT: tuple[tuple[Column, Callable[[Row], str]], ...] = (
-    (Column("Type"), lambda row: f"{row.title} (MTP head)" if row.drafter else row.title),
-    (Column("Size", True), lambda row: size_text(row.size)),
-    (Column("Verified"), lambda row: row.artifact.verdict),
-    (Column("Bits/weight", True), lambda row: bits(row.artifact.bits_per_weight)),
-    (
-        Column("KL divergence", True),
-        lambda row: with_error(row.measures.kld.estimate if row.measures.kld else None),
-    ),
-    (Column("99\u00a0%", True), lambda row: nats(row.measures.kld.p99 if row.measures.kld else None)),
-    (Column("Same top-1", True), lambda row: with_error(row.measures.same_top1, share=True)),
-    (Column("Perplexity ratio", True), lambda row: ratio(row.measures.perplexity_ratio)),
-    (Column("MTP acceptance", True), lambda row: with_error(row.measures.acceptance, share=True)),
-    (Column("Source's", True), lambda row: with_error(row.measures.source_acceptance, share=True)),
-    (Column("By"), lambda row: row.runtime),
-    (Column("File"), lambda row: row.name),
+def _of_side(column: Column) -> Column:
+    return Column(column.title, lambda side: column.value(side[0]), column.number)
+
+
+def _bare(artifact: Artifact) -> str:
+    bare = artifact.bench.bare if artifact.bench else None
+    return speed(bare.tok_s.median if bare else None)
+
+
+def _best(artifact: Artifact) -> str:
+    best = artifact.bench.best if artifact.bench else None
+    return f"{speed(best.tok_s.median)} (n-max {best.n_max})" if best and best.n_max else ""
+
+
+def _gain(bench: Bench, each: Speed) -> str:
+    return times(each.tok_s.median / bench.bare.tok_s.median if bench.bare and each.n_max else None)
+
+
+_P99 = _kld("99\u00a0%", lambda kld: kld.p99)
+_ARTIFACT = (
+    Column("Type", lambda a: f"{a.title} (MTP head)" if a.is_drafter else a.title),
+    *(SIZE, VERIFIED, BITS, KLD, _P99, SAME_TOP1),
+    _numbers("Perplexity ratio", lambda a: ratio(a.measures.perplexity_ratio)),
+    ACCEPTANCE,
+    share("Source's", "source_acceptance"),
+    Column("By", lambda a: str(a.verification.engine) if a.verification else ""),
+    Column("File", lambda a: a.name),
 )
-_KLD: tuple[tuple[str, Callable[[Kld | None], str]], ...] = (
-    ("Mean", lambda kld: with_error(kld.estimate if kld else None)),
-    ("Median", lambda kld: nats(kld.median if kld else None)),
-    ("90 %", lambda kld: nats(kld.p90 if kld else None)),
-    ("95 %", lambda kld: nats(kld.p95 if kld else None)),
-    ("99 %", lambda kld: nats(kld.p99 if kld else None)),
-    ("99.9\u00a0%", lambda kld: nats(kld.p99_9 if kld else None)),
-    ("Largest", lambda kld: nats(kld.max if kld else None)),
+_DIVERGENCE = (
+    Column("Artifact", lambda a: a.title),
+    _numbers("Mean", KLD.value),
+    _kld("Median", lambda kld: kld.median),
+    _kld("90 %", lambda kld: kld.p90),
+    _kld("95 %", lambda kld: kld.p95),
+    _kld("99 %", lambda kld: kld.p99),
+    _kld("99.9\u00a0%", lambda kld: kld.p99_9),
+    _kld("Largest", lambda kld: kld.max),
+    _numbers("Positions", lambda a: str(a.measures.positions or "")),
+)
+# Of an artifact and its model's title.
+_SIDE = (
+    Column("Type", lambda side: side[0].title),
+    Column("Model", lambda side: side[1]),
+    *map(_of_side, (SIZE, KLD, _P99, SAME_TOP1, ACCEPTANCE, share("Its source's", "source_acceptance"))),
+    _of_side(_numbers("Tokens/s", _bare)),
+    _of_side(_numbers("Best with MTP", _best)),
+)
+# Of an artifact, its bench, and one setting of that.
+_SPEED = (
+    Column("Artifact", lambda t: t[0].title),
+    Column("MTP", lambda t: f"n-max {t[2].n_max}" if t[2].n_max else "off"),
+    _numbers("Tokens/s", lambda t: speed(t[2].tok_s.median)),
+    _numbers("Slowest to fastest", lambda t: f"{speed(t[2].tok_s.low)} to {speed(t[2].tok_s.high)}"),
+    _numbers("Against bare", lambda t: _gain(t[1], t[2])),
+    _numbers("Drafts accepted", lambda t: percent(t[2].acceptance)),
+    _numbers("Prompt tokens/s", lambda t: speed(t[2].prompt_tok_s.median if t[2].prompt_tok_s else None)),
+)
+_GATE = (
+    Column("Outcome", lambda gate: "kept" if gate.passed else "NOT KEPT"),
+    Column("Artifact", lambda gate: gate.artifact),
+    Column("Gate", lambda gate: gate_words(gate.gate)),
+    _numbers("Limit", lambda gate: gate_value(gate.gate, gate.limit)),
+    _numbers("Value", lambda gate: gate_value(gate.gate, gate.value)),
+)
+_FILE = (
+    Column("File", lambda file: file.name),
+    _numbers("Bytes", lambda file: f"{file.size:,}"),
+    Column("SHA-256", lambda file: file.sha256),
 )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.receipt import words
 from qexport.receipt.state import State
 from qexport.receipt.text import nats, percent, speed, times
+from qexport.receipt.words import WAS_RUN
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from qexport.receipt.speeds import Bench
+    from qexport.receipt.types import Artifact
     from qexport.report.pairs import Pair
     from qexport.report.report import Model, Report
-    from qexport.report.row import Row
 
 
 _GATES = {
@@ -42,68 +44,21 @@ def summary(report: Report) -> list[str]:
 
 def glossary(report: Report) -> list[tuple[str, str]]:
     """The terms that occur, explained."""
-    rows = [row for model in report.models for row in model.rows]
-    benches = [row.bench for row in rows if row.bench is not None]
-    found = [
-        (
-            "Verified",
-            "The artifact was loaded and run after it was written, and what came out was judged: every "
-            "number finite, the text sane, tokens and probabilities those of the source. What was not run, "
-            "or ran and was not compared with the source, has neither passed nor failed.",
-        ),
-    ]
-    if any(row.measures.kld for row in rows):
-        found += [
-            (
-                "KL divergence",
-                "How far the probabilities for the next token are from the unquantized model's, in nats, "
-                "over a text that nothing was calibrated on. 0 would be no loss. The mean says what is lost "
-                "on the whole; the 99th percentile is what one position in a hundred exceeds: it shows rare "
-                "blunders. ± is the standard error, from blocks of 64 neighbouring positions; what differs "
-                "by less than two of them may be the same.",
-            ),
-            (
-                "Same top-1",
-                "The share of positions where the likeliest next token is the unquantized model's.",
-            ),
-        ]
-    if any(row.measures.perplexity_ratio is not None for row in rows):
-        found.append(
-            (
-                "Perplexity ratio",
-                "The perplexity on that text over the unquantized model's; 1 is no loss, 1.01 one per cent.",
-            )
-        )
-    if any(row.measures.acceptance is not None for row in rows):
-        found.append(
-            (
-                "MTP acceptance",
-                "The MTP head drafts tokens that the model then accepts or rejects; the text is the same "
-                "either way, and the more is accepted, the faster it comes. Acceptance is measured over "
-                "held-out text, one token ahead; the source's is its unquantized head's by the same measure.",
-            )
-        )
-    if benches:
-        found.append(("n-max", "The most tokens that the MTP head drafts at a time; off is without MTP."))
-    if any(row.artifact.bits_per_weight for row in rows):
-        found.append(
-            (
-                "Bits/weight",
-                "Bits of the stored tensors, scales included, for each weight; the source has 16. Size "
-                "counts all files.",
-            )
-        )
-    return found
+    found = [artifact for model in report.models for artifact in model.artifacts]
+    terms = {"Verified": f"The artifact {WAS_RUN}", **words.glossary(found)}
+    if any(artifact.bench for artifact in found):
+        terms["n-max"] = "The most tokens that the MTP head drafts at a time; off is without MTP."
+    return list(terms.items())
 
 
 def differences(pairs: Sequence[Pair]) -> list[str]:
     """What keeps a comparison from being one of models alone; empty: nothing does."""
-    return [f"{pair.ours.title}: {words}" for pair in pairs for words in pair.differing]
+    return [f"{pair.ours.title}: {each}" for pair in pairs for each in pair.differing]
 
 
-def machines(rows: Sequence[Row]) -> list[str]:
+def machines(artifacts: Sequence[Artifact]) -> list[str]:
     """Each way in which speeds were measured, once; figures of different ones do not compare."""
-    return list(dict.fromkeys(_way(row.bench) for row in rows if row.bench is not None))
+    return list(dict.fromkeys(_way(each.bench) for each in artifacts if each.bench is not None))
 
 
 def gate_words(name: str) -> str:
@@ -124,9 +79,9 @@ def gate_value(name: str, value: float | None) -> str:
 
 def _of_model(model: Model, several: bool) -> Iterator[str]:
     rows = model.measured
-    count = "1 artifact" if len(model.rows) == 1 else f"{len(model.rows)} artifacts"
-    size = size_text(sum(row.size for row in model.rows))
-    yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.rows)}"
+    count = "1 artifact" if len(model.artifacts) == 1 else f"{len(model.artifacts)} artifacts"
+    size = size_text(sum(row.size for row in model.artifacts))
+    yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.artifacts)}"
     # What has not passed may be close by accident.
     known = [row for row in rows if row.measures.kld is not None and row.state is State.PASSED]
     if known:
@@ -150,12 +105,12 @@ def _way(bench: Bench) -> str:
     )
 
 
-def _mean(row: Row) -> float:
+def _mean(row: Artifact) -> float:
     assert row.measures.kld is not None
     return row.measures.kld.mean
 
 
-def _verdicts(rows: Sequence[Row]) -> str:
+def _verdicts(rows: Sequence[Artifact]) -> str:
     """How many are in which state, and who is in none to be proud of."""
     of = {state: [row for row in rows if row.state is state] for state in State}
     passed = len(of[State.PASSED])
@@ -164,14 +119,12 @@ def _verdicts(rows: Sequence[Row]) -> str:
     parts = [f"{passed or 'None'} passed verification"]
     for state in (State.FAILED, State.UNCOMPARED, State.NOT_RUN):
         if of[state]:
-            named = (
-                f"{r.title}: {r.artifact.verdict}" if state is State.FAILED else r.title for r in of[state]
-            )
+            named = (f"{r.title}: {r.verdict}" if state is State.FAILED else r.title for r in of[state])
             parts.append(f"{len(of[state])} {state} ({', '.join(named)})")
     return f"{'; '.join(parts)}."
 
 
-def _fastest(rows: Sequence[Row]) -> Iterator[str]:
+def _fastest(rows: Sequence[Artifact]) -> Iterator[str]:
     timed = [(row, row.bench.best) for row in rows if row.bench is not None and row.bench.best is not None]
     if not timed:
         return
@@ -179,10 +132,10 @@ def _fastest(rows: Sequence[Row]) -> Iterator[str]:
     if row.bench is None or best is None:
         return
     bare = row.bench.bare
-    words = f"Fastest here: {row.title}, {speed(best.tok_s.median)} tokens a second"
+    said = f"Fastest here: {row.title}, {speed(best.tok_s.median)} tokens a second"
     if best.n_max and bare is not None:
         gain = times(best.tok_s.median / bare.tok_s.median)
-        words += f" with MTP at n-max {best.n_max}, {gain} its speed without"
+        said += f" with MTP at n-max {best.n_max}, {gain} its speed without"
     elif len(row.bench.speeds) > 1:
-        words += " without MTP"
-    yield f"{words}."
+        said += " without MTP"
+    yield f"{said}."

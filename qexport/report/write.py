@@ -1,16 +1,23 @@
-"""From receipts to the three files of a report."""
+"""From a page to the three files of a report: HTML, Markdown and JSON.
+
+The HTML loads nothing from anywhere, and runs no script: a content security policy forbids it all but its own
+style. What comes from a receipt passes through Jinja's escaping; pictures are built from escaped parts. The
+Markdown is for GitHub, the Hub and job summaries: the same without pictures.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import resources
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from qexport.export.disk import make_folder
 from qexport.export.files import replace_file
+from qexport.receipt.safe_text import template
 from qexport.report.gather import gather
-from qexport.report.html import html
-from qexport.report.markdown import markdown
 from qexport.report.page import lay_out
 
 if TYPE_CHECKING:
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.receipt.types import Gate
+    from qexport.report.page import Page
     from qexport.report.report import Report
 
 
@@ -67,3 +75,14 @@ def save_report(report: Report, out: Path) -> ReportPaths:
     for path, content in texts:
         replace_file(path, content.encode())
     return paths
+
+
+def html(page: Page) -> str:
+    """The text of report.html."""
+    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    return template(__package__, "report.html.jinja", html=True).render(vars(page), style=Markup(style))
+
+
+def markdown(page: Page) -> str:
+    """The text of report.md."""
+    return template(__package__, "report.md.jinja").render(vars(page))

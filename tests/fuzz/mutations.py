@@ -45,8 +45,8 @@ from qexport.receipt.folder import known_in
 from qexport.receipt.store import read_receipt
 from qexport.recipe.load import load_recipe
 from qexport.report.gather import gather
-from qexport.report.html import html
 from qexport.report.page import lay_out
+from qexport.report.write import html
 from qexport.verify.stored_numbers import gguf_numbers
 
 SLOW = 10.0

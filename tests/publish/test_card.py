@@ -7,11 +7,10 @@ import yaml
 from exported_folders import FAILED, entry, gguf, parsed
 
 from qexport.errors import UsageProblem
-from qexport.publish.card import CardOptions, render_card
-from qexport.publish.front_matter import source_card
+from qexport.publish.card import CardOptions, file_table, render_card
 from qexport.publish.kept import Kept, read_kept
-from qexport.publish.table import file_table
 from qexport.receipt.safe_text import cell
+from qexport.receipt.source_card import source_card
 
 OPTIONS = CardOptions("bob/Tuned-GGUF")
 
@@ -125,7 +124,7 @@ def test_a_grafted_head_and_a_matrix_are_provenance():
     facts = {"file": "m.gguf", "datasets": ["calib-1"], "calibration": {"tokens": 131072}}
     card = render_card([artifact(source=source, options={"imatrix": facts})], OPTIONS)
     assert "- MTP head: grafted from `Qwen/Base@89abcdef`, bit for bit" in card
-    assert "- Importance matrix: `m.gguf`, from `calib-1`, 131,072 tokens\n" in card
+    assert "- Calibration: importance matrix `m.gguf`, from `calib-1`, 131,072 tokens\n" in card
 
 
 def test_the_importance_matrix_is_a_file_beside():

@@ -155,7 +155,7 @@ def test_unverified_on_request_and_the_card_says_so(hub, tmp_path):
     ok("push", made, REPO, "--allow-failed")
     card = hub.pushed[REPO].tree()["README.md"].decode()
     assert "> **1 of 2 exports here have not passed verification:**\n> - Q2_K: failed: agreement\n" in card
-    assert "| failed |" in card
+    assert "| failed: agreement |" in card
     ran = run("push", made, REPO, "--allow-failed", "--public")
     assert ran.code == 4
     assert hub.pushed[REPO].private

@@ -9,8 +9,8 @@ import pytest
 from receipts_by_hand import FAILED, bench, gguf, large_ladder, measures, of_base, receipt
 
 from qexport.report import Gate, gather, write_report
-from qexport.report.html import html
 from qexport.report.page import lay_out
+from qexport.report.write import html
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 NASTY = "<script>alert(1)</script>|`&\"'\n<img src=x onerror=alert(1)>"
@@ -180,6 +180,6 @@ def test_markdown_and_html_hold_the_same_figures(tmp_path):
             for value in (cell for row in table.rows for cell in row if cell):
                 assert value in words
     text = paths.markdown.read_text()
-    for row in report.models[0].rows:
+    for row in report.models[0].artifacts:
         assert row.label in text
-        assert row.artifact.files[0].sha256 in text
+        assert row.files[0].sha256 in text

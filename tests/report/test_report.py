@@ -51,9 +51,9 @@ def test_every_figure_of_a_receipt_is_in_its_row(tmp_path):
     made = gguf(
         "Q4_K_M", 16_550_000_000, measures=measures(0.016, 0.6, 0.81, bench=bench(37.0), mtp_tok_s=50)
     )
-    (row,) = gather([receipt(tmp_path, made)]).models[0].rows
+    (row,) = gather([receipt(tmp_path, made)]).models[0].artifacts
     assert (row.kind, row.label, row.name) == ("gguf", "Q4_K_M", "Tuned-Q4_K_M.gguf")
-    assert (row.size, row.artifact.bits_per_weight, row.state) == (16_550_000_000, 4.9, "passed")
+    assert (row.size, row.bits_per_weight, row.state) == (16_550_000_000, 4.9, "passed")
     found = row.measures
     assert found.kld is not None
     # 99.9 % of 4080 positions is beyond 4 of them: no percentile.
@@ -61,12 +61,12 @@ def test_every_figure_of_a_receipt_is_in_its_row(tmp_path):
     assert (found.same_top1, found.perplexity_ratio) == (Estimate(0.984), Estimate(1.008))
     assert found.positions == 4080
     assert (found.acceptance, found.source_acceptance) == (Estimate(0.81), Estimate(0.525))
-    assert row.runtime == "xllamacpp 1.2"
+    assert str(row.verification.engine) == "xllamacpp 1.2"
     assert row.bench == Bench.from_json(bench(37.0))
     assert row.bench.best is not None
     assert row.bench.best.n_max == 2
-    assert row.artifact.files[0].sha256 == made["files"][0]["sha256"]
-    assert row.settings["imatrix"] == MATRIX
+    assert row.files[0].sha256 == made["files"][0]["sha256"]
+    assert row.options["imatrix"] == MATRIX
 
 
 def test_the_work_grows_with_the_receipts_and_no_faster(tmp_path):
@@ -105,7 +105,7 @@ def test_every_mean_is_shown_with_its_standard_error(tmp_path):
         },
     }
     (tmp_path / "qexport.json").write_text(json.dumps({"schema": 2, "artifacts": [made]}))
-    (row,) = gather([tmp_path]).models[0].rows
+    (row,) = gather([tmp_path]).models[0].artifacts
     shown = lay_out(gather([tmp_path])).parts[0].tables[0]
     assert row.measures.perplexity_ratio == Estimate(0.5, 0.0123)
     cells = dict(zip((column.title for column in shown.columns), shown.rows[0], strict=True))
@@ -128,7 +128,7 @@ def test_every_mean_is_shown_with_its_standard_error(tmp_path):
 )
 def test_measures_that_are_none_are_none(tmp_path, junk):
     report = gather([receipt(tmp_path, gguf("Q8_0", 1000, measures=junk))])
-    (row,) = report.models[0].rows
+    (row,) = report.models[0].artifacts
     found = row.measures
     assert (found.kld, found.same_top1, found.acceptance, row.bench, found.positions) == (None,) * 5
     json.dumps(report.to_json(), allow_nan=False)
@@ -149,7 +149,7 @@ def test_verdicts_are_told_apart(tmp_path):
         entry("nvfp4", "NVFP4", {"nv/model.safetensors": 4000}, verification=UNRUN),
     )
     report = gather([folder])
-    assert {row.label: row.state for row in report.models[0].rows} == {
+    assert {row.label: row.state for row in report.models[0].artifacts} == {
         "Q8_0": "passed",
         "Q4_0": "failed",
         "Q2_K": "not run",
@@ -163,11 +163,11 @@ def test_verdicts_are_told_apart(tmp_path):
 
 def test_rows_go_by_format_then_size_and_a_head_follows_its_trunk(tmp_path):
     report = gather(large_ladder(tmp_path))
-    labels = [row.label for row in report.models[0].rows]
+    labels = [row.label for row in report.models[0].artifacts]
     assert labels[:2] == ["Q2_K", "Q3_K_M"]
     assert labels[-4:] == ["6bit", "6bit-MTP", "FP8", "NVFP4"]
-    head = report.models[0].rows[-3]
-    assert head.drafter
+    head = report.models[0].artifacts[-3]
+    assert head.is_drafter
     # What its trunk has shown is not its own; that its drafts were the trunk's choice is.
     assert (head.measures.kld, head.measures.same_top1) == (None, None)
     assert head.measures.acceptance == Estimate(0.523)
@@ -177,18 +177,18 @@ def test_rows_go_by_format_then_size_and_a_head_follows_its_trunk(tmp_path):
 def test_folders_are_named_by_themselves(tmp_path):
     made = entry("fp8", "FP8", {"model.safetensors": 10, "config.json": 1})
     above = entry("mlx", "4bit", {"Tuned-MLX/model.safetensors": 10, "Tuned-MLX/a/b.json": 1})
-    rows = gather([receipt(tmp_path / "Tuned-FP8", made), receipt(tmp_path, above)]).models[0].rows
+    rows = gather([receipt(tmp_path / "Tuned-FP8", made), receipt(tmp_path, above)]).models[0].artifacts
     assert [row.name for row in rows] == ["Tuned-MLX/", "Tuned-FP8/"]
 
 
 def test_an_artifact_is_reported_once(tmp_path):
     folder = receipt(tmp_path / "a", gguf("Q8_0", 1000))
-    assert len(gather([folder, folder, tmp_path]).models[0].rows) == 1
+    assert len(gather([folder, folder, tmp_path]).models[0].artifacts) == 1
 
 
 def test_importance_matrices_are_no_artifacts(tmp_path):
     matrix = entry("imatrix", "imatrix", {"tuned-imatrix.gguf_file": 10})
-    assert len(gather([receipt(tmp_path / "a", matrix, gguf("Q8_0", 10))]).models[0].rows) == 1
+    assert len(gather([receipt(tmp_path / "a", matrix, gguf("Q8_0", 10))]).models[0].artifacts) == 1
     with pytest.raises(InputError, match="nothing to report on"):
         gather([receipt(tmp_path / "b", matrix)])
 
@@ -257,10 +257,10 @@ class TestComparison:
 
     def test_another_text_is_a_difference(self, tmp_path):
         folder = receipt(tmp_path, gguf("Q8_0", 100, measures=measures(0.01, 0.2)))
-        (row,) = gather([folder]).models[0].rows
-        report = row.artifact.verification
+        (row,) = gather([folder]).models[0].artifacts
+        report = row.verification
         shorter = replace(report, measures=replace(report.measures, positions=10))
-        other = replace(row, artifact=replace(row.artifact, verification=shorter))
+        other = replace(row, verification=shorter)
         ((pair),) = pair_up([row], [other])
         assert pair.differing == ("measured on 4080 and 10 positions",)
 
@@ -290,7 +290,7 @@ def test_gates_are_those_that_receipts_note(tmp_path):
         Gate("a", "max_mean_kld", 0.5, None, False),
     )
     # A gate is no verdict: what was run passed.
-    assert report.models[0].rows[0].artifact.verdict == "passed"
+    assert report.models[0].artifacts[0].verdict == "passed"
     assert gather([folder], gates=GATES).gates == GATES
 
 

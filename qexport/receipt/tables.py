@@ -1,0 +1,79 @@
+"""Tables as values, and the columns that cards and reports share: the same figure has the same words in both.
+
+A column in which nothing stands is left out; so is a table without rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qexport.receipt.safe_text import cell
+from qexport.receipt.text import bits, with_error
+from qexport.sizes import size_text
+
+if TYPE_CHECKING:
+    from qexport.receipt.types import Artifact
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and what stands under it for a value.
+
+    Attributes:
+        number: aligned right.
+        markup: its cells are Markdown as they are; those of others are text.
+    """
+
+    title: str
+    value: Callable[[Any], str]
+    number: bool = False
+    markup: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in every cell; ``title`` is also what a screen reader calls it."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    @classmethod
+    def of(cls, title: str, columns: Sequence[Column], values: Sequence[Any], note: str = "") -> Table:
+        """A row for each value, without the columns in which nothing stands."""
+        made = [[column.value(value) for column in columns] for value in values]
+        shown = [at for at in range(len(columns)) if any(row[at] for row in made)]
+        rows = tuple(tuple(row[at] for at in shown) for row in made)
+        return cls(title, tuple(columns[at] for at in shown), rows, note)
+
+    @property
+    def markdown(self) -> str:
+        """The table alone, without its title and note."""
+        lines = [[cell(column.title) for column in self.columns]]
+        for row in self.rows:
+            pairs = zip(row, self.columns, strict=True)
+            lines.append([text if column.markup else cell(text) for text, column in pairs])
+        rule = "|".join("---:" if column.number else "---" for column in self.columns)
+        head, *body = (f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join([head, f"|{rule}|", *body])
+
+
+def share(title: str, name: str) -> Column:
+    """Of a measured share, by its name in :class:`~qexport.receipt.measures.Measures`."""
+    return Column(title, lambda a: with_error(getattr(a.measures, name), share=True), number=True)
+
+
+def _kld(artifact: Artifact) -> str:
+    found = artifact.measures.kld
+    return with_error(found.estimate if found else None)
+
+
+SIZE = Column("Size", lambda a: size_text(a.size), number=True)
+BITS = Column("Bits/weight", lambda a: bits(a.bits_per_weight), number=True)
+KLD = Column("KL divergence", _kld, number=True)
+SAME_TOP1 = share("Same top-1", "same_top1")
+ACCEPTANCE = share("MTP acceptance", "acceptance")
+VERIFIED = Column("Verified", lambda a: a.outcome if a.is_model else "")
