@@ -14,7 +14,7 @@ from qexport.publish.front_matter import can_do, front_matter, front_matter_text
 from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
 from qexport.publish.running import how_to_run
-from qexport.receipt.kinds import FORMATS, place
+from qexport.receipt.kinds import place, words_of
 from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
 from qexport.receipt.state import State
 from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, Table
@@ -119,7 +119,7 @@ def _legend(models: Sequence[Artifact]) -> dict[str, str]:
 
 def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
     kinds = dict.fromkeys(a.format for a in models)
-    formats = [FORMATS[kind].readers if kind in FORMATS else cell(kind) for kind in kinds]
+    formats = [cell(words_of(kind).readers) for kind in kinds]
     base = matter.get("base_model")
     names = base if isinstance(base, list) else [base] if base else []
     of = " and ".join(map(hub_link, names)) or _labels(models)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.kinds import FORMATS
+from qexport.receipt.kinds import words_of
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.source_card import FROM_SOURCE, plain_card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qexport.receipt.kinds import Format
+    from qexport.receipt.kinds import FormatWords
     from qexport.receipt.types import Artifact
 
 
@@ -46,9 +46,9 @@ def front_matter(
     if bases:
         found["base_model"] = bases[0] if len(bases) == 1 else bases
         found["base_model_relation"] = "quantized"
-    known = [FORMATS[name] for name in dict.fromkeys(a.format for a in artifacts) if name in FORMATS]
-    if known:
-        found["library_name"] = min((each.library for each in known), key=_LIBRARIES.index)
+    known = [words_of(name) for name in dict.fromkeys(artifact.format for artifact in artifacts)]
+    if libraries := {each.library for each in known} - {""}:
+        found["library_name"] = min(libraries, key=_LIBRARIES.index)
     found["pipeline_tag"] = "text-generation"
     for key in FROM_SOURCE:
         if source.get(key) and (key != "pipeline_tag" or can_do(source[key], artifacts)):
@@ -105,7 +105,7 @@ def _visible(value: Any) -> Any:
     return "\n".join(map(without_hidden, value.splitlines())) if isinstance(value, str) else value
 
 
-def _tags(artifacts: Sequence[Artifact], known: Sequence[Format]) -> list[str]:
+def _tags(artifacts: Sequence[Artifact], known: Sequence[FormatWords]) -> list[str]:
     tags = ["quantized", "qexport", *(tag for each in known for tag in each.tags)]
     if any(artifact.format == "imatrix" or artifact.matrix is not None for artifact in artifacts):
         tags.append("imatrix")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.formats.gguf.file_name import found_by_tag
-from qexport.receipt.kinds import FORMATS
+from qexport.receipt.kinds import FORMAT_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def how_to_run(artifacts: Sequence[Artifact], repo: str) -> list[HowTo]:
     result: list[HowTo] = []
     drafters = [artifact for artifact in artifacts if artifact.is_drafter]
     models = [artifact for artifact in artifacts if not artifact.is_drafter]
-    of = {name: [a for a in models if a.format == name] for name in FORMATS}
+    of = {name: [a for a in models if a.format == name] for name in FORMAT_WORDS}
     if of["gguf"]:
         result.append(_llama_cpp(of["gguf"], repo))
     if of["mlx"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Format:
+class FormatWords:
     """Words for a format.
 
     Attributes:
@@ -26,18 +26,22 @@ class Format:
     prefix: str = ""
 
 
-FORMATS: Mapping[str, Format] = {
-    "gguf": Format("GGUF", "GGUF, for llama.cpp and the programs built on it", "gguf", ("gguf", "llama.cpp")),
-    "mlx": Format("MLX", "MLX, for Apple silicon", "mlx", ("mlx",), prefix="MLX"),
-    "fp8": Format(
+FORMAT_WORDS: Mapping[str, FormatWords] = {
+    "gguf": FormatWords(
+        "GGUF", "GGUF, for llama.cpp and the programs built on it", "gguf", ("gguf", "llama.cpp")
+    ),
+    "mlx": FormatWords("MLX", "MLX, for Apple silicon", "mlx", ("mlx",), prefix="MLX"),
+    "fp8": FormatWords(
         "FP8",
         "FP8, for vLLM, SGLang and transformers",
         "transformers",
         ("fp8", "vllm", "sglang"),
         sees=True,
     ),
-    "nvfp4": Format("NVFP4", "NVFP4, for vLLM and SGLang", "vllm", ("nvfp4", "vllm", "sglang"), sees=True),
-    "merged": Format(
+    "nvfp4": FormatWords(
+        "NVFP4", "NVFP4, for vLLM and SGLang", "vllm", ("nvfp4", "vllm", "sglang"), sees=True
+    ),
+    "merged": FormatWords(
         "merged",
         "the weights unquantized, with their configuration repaired",
         "transformers",
@@ -48,6 +52,11 @@ FORMATS: Mapping[str, Format] = {
 """In the order in which cards and reports list them."""
 
 
+def words_of(name: str) -> FormatWords:
+    """Of a format; one that is not known goes by its own name."""
+    return FORMAT_WORDS.get(name, FormatWords(name, name, "", sees=True))
+
+
 def place(name: str) -> int:
     """Of a format among the others; one that is not known comes last."""
-    return list(FORMATS).index(name) if name in FORMATS else len(FORMATS)
+    return list(FORMAT_WORDS).index(name) if name in FORMAT_WORDS else len(FORMAT_WORDS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from qexport.checkpoint.paths import SHA256
 from qexport.doctor.finding import Finding
-from qexport.receipt.kinds import FORMATS
+from qexport.receipt.kinds import words_of
 from qexport.receipt.measures import Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
@@ -209,7 +209,7 @@ class Artifact:
     @property
     def title(self) -> str:
         """What charts call it: the label, with the format where the label does not say it."""
-        prefix = FORMATS[self.format].prefix if self.format in FORMATS else ""
+        prefix = words_of(self.format).prefix
         return self.label if not prefix or prefix in self.label else f"{prefix} {self.label}"
 
     @property
@@ -232,8 +232,7 @@ class Artifact:
     @property
     def sees(self) -> bool:
         """Whether it can take an image: of an earlier version's receipt only the kind tells."""
-        able = FORMATS[self.format].sees if self.format in FORMATS else self.is_model
-        return able and self.source.vision is not False
+        return self.is_model and words_of(self.format).sees and self.source.vision is not False
 
     @property
     def state(self) -> State:

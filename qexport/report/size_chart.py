@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.receipt.kinds import FORMATS
 from qexport.receipt.state import State
 from qexport.receipt.text import nats
 from qexport.report.chart import Chart, LegendEntry
@@ -134,7 +133,9 @@ def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) 
 
 def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
     kinds = dict.fromkeys(p.row.format for p in points)
-    found = [LegendEntry(_key(kind), FORMATS[kind].name if kind in FORMATS else kind) for kind in kinds]
+    found = [
+        LegendEntry(_key(kind), FORMAT_WORDS[kind].name if kind in FORMAT_WORDS else kind) for kind in kinds
+    ]
     if len(report.models) > 1:
         ours, *others = report.models
         found.append(LegendEntry(_key("gguf", "plain"), f"filled: {ours.title}"))
