@@ -133,9 +133,7 @@ def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) 
 
 def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
     kinds = dict.fromkeys(p.row.format for p in points)
-    found = [
-        LegendEntry(_key(kind), FORMAT_WORDS[kind].name if kind in FORMAT_WORDS else kind) for kind in kinds
-    ]
+    found = [LegendEntry(_key(kind), words_of(kind).name) for kind in kinds]
     if len(report.models) > 1:
         ours, *others = report.models
         found.append(LegendEntry(_key("gguf", "plain"), f"filled: {ours.title}"))
