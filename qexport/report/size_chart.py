@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.receipt.kinds import words_of
 from qexport.receipt.state import State
 from qexport.receipt.text import nats
 from qexport.report.chart import Chart, LegendEntry
