@@ -5,6 +5,7 @@ its sentence and its next step and exits with its code. Any other exception is a
 traceback.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -73,3 +74,13 @@ class EnvironmentProblem(QexportError):
     """The machine is the problem: disk full, a runtime or an optional package missing, no network."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+def some(names: Sequence[str], most: int = 8, between: str = ", ") -> str:
+    """The first of many, as messages list them.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = between.join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -83,7 +83,7 @@ def _section(title: str, command: click.Command) -> str:
 
 def _quirk(quirk: Quirk) -> str:
     lines = [f"## {quirk.id}", "", f"{quirk.title[0].upper()}{quirk.title[1:]} (*{quirk.severity}*).", ""]
-    lines += [f"- breaks {reader}: {error}" for reader, error in quirk.breaks]
+    lines += [f"- breaks {reader}: {error}" for reader, error in quirk.breaks.items()]
     lines.append(f"- {quirk.repair}")
     if quirk.reference:
         lines.append(f"- see <{quirk.reference}>")

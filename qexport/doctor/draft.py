@@ -12,6 +12,7 @@ from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.subject import Subject
 from qexport.families.tokenizer import TokenizerJson, keep_parsed
 
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 # What readers look for beside the weights, and the model card, whose front matter holds licence and lineage.
 # Trainer state and pictures stay behind.
 CARRIED = (
@@ -27,9 +28,7 @@ CARRIED = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
+    *PROCESSOR_FILES,
 )
 _CARRIED_STARTS = ("additional_chat_templates/", "LICENSE", "NOTICE", "USE_POLICY")
 
@@ -69,8 +68,10 @@ class Draft:
 
     def edit_json(self, name: str) -> dict[str, Any]:
         """The parsed file ``name`` (empty if there is none), to be changed in place."""
+        if name == "config.json":
+            return self.config
         if name not in self._json:
-            given = self.subject.json_file(name) or {}
+            given = dict(self.subject.json_file(name))
             large = given.get("model") if name == "tokenizer.json" else None
             if isinstance(large, Mapping):  # vocabulary and merges are left as they are, or put in anew
                 given = {**given, "model": None}
@@ -91,8 +92,7 @@ class Draft:
         """The small files after repairs; those that no repair changed are the source's bytes."""
         changed = dict(self._bytes)
         for name, value in {**self._json, "config.json": self.config}.items():
-            before = self.subject.json_file(name)
-            if value != before and (value or before is not None):
+            if value != self.subject.json_file(name):
                 changed[name] = dump_tokenizer(value) if name == "tokenizer.json" else dump_json(value)
         return SmallFiles(self.subject.checkpoint, changed)
 

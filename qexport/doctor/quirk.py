@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from qexport.doctor.draft import Draft
@@ -17,31 +17,39 @@ class Quirk:
     Attributes:
         id: a stable word, ``group.what``.
         title: the quirk in general, in a few words.
-        severity: what a finding of it means.
-        see: looks at a subject and says what is there, or ``None``. It must not need tensor data unless it
-            can do without.
+        see: looks at a subject and says what is there, or ``None`` (or nothing). It must not need tensor data
+            unless it can do without.
         repair: what qexport does about it, in words; for an error, the ways out.
-        fix: the repair; needed if and only if ``severity`` is ``repaired``. Fixes run in table order on one
-            draft, so each looks at the draft, not at what ``see`` found.
-        breaks: (reader, error text that its user would meet).
+        fix: the repair. Fixes run in table order on one draft, so each looks at the draft, not at what
+            ``see`` found.
+        breaks: the error text that its user would meet, by reader.
         reference: a permanent link.
+        error: nothing is exported with it; without, and without a ``fix``, it is worth a note.
         explains: for an error: whatever else is wrong with tensors follows from it, and is not shown.
     """
 
     id: str
     title: str
-    severity: Severity
     see: Callable[[Subject], str | None] = field(repr=False)
     repair: str
     fix: Callable[[Draft], None] | None = field(default=None, repr=False)
-    breaks: tuple[tuple[str, str], ...] = ()
+    breaks: Mapping[str, str] = field(default_factory=dict)
     reference: str = ""
+    error: bool = False
     explains: bool = False
+
+    @property
+    def severity(self) -> Severity:
+        """What a finding of it means."""
+        return "repaired" if self.fix is not None else "error" if self.error else "note"
 
     def detect(self, subject: Subject) -> Finding | None:
         """The finding, if the subject has this quirk."""
-        what = self.see(subject)
-        if what is None:
+        if not (what := self.see(subject)):
             return None
-        breaks = tuple(Breaks(*pair) for pair in self.breaks)
+        breaks = tuple(Breaks(*pair) for pair in self.breaks.items())
         return Finding(self.id, self.severity, what, breaks, self.repair, self.reference)
+
+
+def as_read(_: Draft) -> None:
+    """The whole repair of what is set right by reading, and written as published whatever it was."""

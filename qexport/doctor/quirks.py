@@ -11,11 +11,13 @@ from qexport.doctor.quirks_ends import END_QUIRKS
 from qexport.doctor.quirks_files import FILE_QUIRKS
 from qexport.doctor.quirks_names import NAME_QUIRKS
 from qexport.doctor.quirks_tokenizer import TOKENIZER_QUIRKS
+from qexport.doctor.quirks_vocabulary import VOCABULARY_QUIRKS
 from qexport.doctor.quirks_weights import WEIGHT_QUIRKS
 
 QUIRKS: tuple[Quirk, ...] = (
     *NAME_QUIRKS,
     *WEIGHT_QUIRKS,
+    *VOCABULARY_QUIRKS,
     *END_QUIRKS,
     *FILE_QUIRKS,
     *TOKENIZER_QUIRKS,

@@ -8,106 +8,21 @@ from typing import Any
 
 from qexport.checkpoint.refusals import SCHEME_KEYS
 from qexport.doctor.contradictions import BIAS_FLAGS, contradictions
-from qexport.doctor.draft import Draft
+from qexport.doctor.draft import PROCESSOR_FILES, Draft
 from qexport.doctor.form import reshape, words
-from qexport.doctor.quirk import Quirk
-from qexport.doctor.subject import Subject
+from qexport.doctor.quirk import Quirk, as_read
+from qexport.doctor.subject import GENERATION_CONFIG, TOKENIZER_CONFIG, Subject
+from qexport.errors import some
 from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.families.values import GENERATION, TOKENIZER, typed
 
-PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-_TYPED_FILES = {"generation_config.json": GENERATION, "tokenizer_config.json": TOKENIZER}
+_TYPED_FILES = {GENERATION_CONFIG: GENERATION, TOKENIZER_CONFIG: TOKENIZER}
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _LANGUAGE = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.", "mtp.")
 _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
 
-def _reshape(draft: Draft) -> None:
-    draft.config = reshape(draft.config, draft.subject)
-
-
-def _vision_absent(subject: Subject) -> str | None:
-    config = subject.config
-    if subject.vision or not subject.says_wrapper or subject.foreign is not None:
-        return None
-    named = f"architectures {config.get('architectures')!r}, model_type {config.get('model_type')!r}"
-    declared = "a vision_config" if subject.has_vision_config else "the multimodal form"
-    return f"config.json has {declared} ({named}), but there are no vision tensors"
-
-
-def _drop_vision(draft: Draft) -> None:
-    """Give the config the text-only form, with all that this form's readers look for."""
-    _write_rope(draft)
-    _write_dtype(draft)
-    _reshape(draft)
-    for name in PROCESSOR_FILES:
-        if name in draft.subject.checkpoint.files:
-            draft.remove(name)
-
-
-def _vision_undeclared(subject: Subject) -> str | None:
-    if not subject.vision or subject.has_vision_config or subject.foreign is not None:
-        return None
-    return (
-        f"there are {len(subject.vision)} vision tensors, such as {subject.vision[0]}, but no vision_config"
-    )
-
-
-def _leave_vision_out(draft: Draft) -> None:
-    """Without its sizes no reader can build the tower; the language model is whole without it."""
-    for name in draft.subject.vision:
-        draft.tensors.pop(name, None)
-    _drop_vision(draft)
-
-
-def _foreign(subject: Subject) -> str | None:
-    if subject.foreign is None:
-        return None
-    towers = [name for name in subject.tensors if not name.startswith(_LANGUAGE)]
-    left = f"; {len(towers)} tensors are not the language model's, such as {towers[0]}" if towers else ""
-    return f"{subject.foreign!r} around a {subject.family.name} language model{left}"
-
-
-def _keep_language(draft: Draft) -> None:
-    """No reader here builds that model; its language model is one of its own."""
-    draft.tensors = {name: t for name, t in draft.tensors.items() if name.startswith(_LANGUAGE)}
-    _drop_vision(draft)
-
-
-def _flat_wrapper(subject: Subject) -> str | None:
-    if not subject.wants_wrapper or subject.nested:
-        return None
-    return "config.json has a vision_config, but the language model's settings are not in a text_config"
-
-
-def _model_type(subject: Subject) -> str | None:
-    _, wanted = words(subject.family, wrapper=subject.wants_wrapper)
-    found = subject.config.get("model_type")
-    if _vision_absent(subject) or _vision_undeclared(subject) or subject.foreign is not None:
-        return None
-    if found != wanted:
-        return f"model_type is {found!r}; for these tensors it has to be {wanted!r}"
-    inner = subject.text.get("model_type")
-    if subject.wants_wrapper and subject.nested and inner != subject.family.text_model_type:
-        return f"text_config.model_type is {inner!r}; it has to be {subject.family.text_model_type!r}"
-    return None
-
-
-def _architecture(subject: Subject) -> str | None:
-    wanted, _ = words(subject.family, wrapper=subject.wants_wrapper)
-    found = subject.config.get("architectures")
-    if found == [wanted] or _vision_absent(subject) or _vision_undeclared(subject):
-        return None
-    if subject.foreign is not None:
-        return None
-    return f"architectures is {found!r}; for these tensors it has to be {[wanted]!r}"
-
-
-def _text_only(subject: Subject) -> str | None:
-    # Gemma 3's text-only form has been with its readers for long; Qwen3.5's has not.
-    if not subject.family.mtp or subject.vision or subject.says_wrapper:
-        return None
-    return f"a text-only checkpoint of the multimodal family {subject.family.name}"
+# --- values -------------------------------------------------------------------------------------------------
 
 
 def _values(subject: Subject) -> str | None:
@@ -115,47 +30,14 @@ def _values(subject: Subject) -> str | None:
 
 
 def _types(subject: Subject) -> str | None:
-    found = subject.retyped
-    more = f" and {len(found) - 6} more" if len(found) > 6 else ""
-    return (
-        f"config.json: {', '.join(found[:6])}{more}: not of the type that readers expect" if found else None
-    )
+    found = some(subject.retyped, 6)
+    return f"config.json: {found}: not of the type that readers expect" if found else None
 
 
-def _contradictory(subject: Subject) -> str | None:
-    return None if subject.unusable else "; ".join(contradictions(subject)) or None
-
-
-def _biases(subject: Subject) -> dict[str, bool]:
-    """Flags that are not as the tensors are, and what they have to be."""
-    wrong: dict[str, bool] = {}
-    for key, block in BIAS_FLAGS.items():
-        if key in subject.family.defaults:
-            there = any(
-                n.startswith("model.layers.") and f".{block}" in n and n.endswith(".bias")
-                for n in subject.tensors
-            )
-            if there != bool(subject.text.get(key)):
-                wrong[key] = there
-    return wrong
-
-
-def _bias(subject: Subject) -> str | None:
-    what = {True: "is not true, but there are such biases", False: "is true, but there are none"}
-    return "; ".join(f"{key} {what[there]}" for key, there in _biases(subject).items()) or None
-
-
-def _write_bias(draft: Draft) -> None:
-    draft.text.update(_biases(draft.subject))
-
-
-def _odd_types(subject: Subject) -> str | None:
-    found = []
-    for file, keys in _TYPED_FILES.items():
-        door = typed(subject.json_file(file) or {}, keys=keys)
-        if odd := [*door.changed, *door.unusable]:
-            found.append(f"{file}: {', '.join(odd)}")
-    return "; ".join(found) or None
+def _odd_types(subject: Subject) -> str:
+    doors = {file: typed(subject.json_file(file), keys=keys) for file, keys in _TYPED_FILES.items()}
+    found = {file: [*door.changed, *door.unusable] for file, door in doors.items()}
+    return "; ".join(f"{file}: {', '.join(odd)}" for file, odd in found.items() if odd)
 
 
 def _retype(draft: Draft) -> None:
@@ -167,20 +49,99 @@ def _retype(draft: Draft) -> None:
             target.update(values)
 
 
-def _already_typed(_: Draft) -> None:
-    """The draft began with the right types."""
+def _contradictory(subject: Subject) -> str | None:
+    return None if subject.unusable else "; ".join(contradictions(subject))
+
+
+def _biases(subject: Subject) -> dict[str, bool]:
+    """Flags that are not as the tensors are, and what they have to be."""
+    biases = [n for n in subject.tensors if n.startswith("model.layers.") and n.endswith(".bias")]
+    there = {key: any(f".{block}" in name for name in biases) for key, block in BIAS_FLAGS.items()}
+    return {
+        key: yes
+        for key, yes in there.items()
+        if key in subject.family.defaults and yes != bool(subject.text.get(key))
+    }
+
+
+def _bias(subject: Subject) -> str:
+    what = {True: "is not true, but there are such biases", False: "is true, but there are none"}
+    return "; ".join(f"{key} {what[there]}" for key, there in _biases(subject).items())
+
+
+def _write_bias(draft: Draft) -> None:
+    draft.text.update(_biases(draft.subject))
+
+
+def _interval(subject: Subject) -> str | None:
+    wanted = _regular_interval(subject.text)
+    given = subject.text.get("full_attention_interval")
+    if "linear" not in subject.family.layers or wanted is None or wanted == (given or 4):
+        return None
+    return f"layer_types has full attention every {wanted} layers, but full_attention_interval is {given!r}"
+
+
+def _regular_interval(text: Mapping[str, Any]) -> int | None:
+    kinds = text.get("layer_types")
+    if not isinstance(kinds, list) or "full_attention" not in kinds:
+        return None
+    every = kinds.index("full_attention") + 1
+    regular = all((kind == "full_attention") == ((i + 1) % every == 0) for i, kind in enumerate(kinds))
+    return every if regular else None
+
+
+def _write_interval(draft: Draft) -> None:
+    draft.text["full_attention_interval"] = _regular_interval(draft.text)
+
+
+def _paths(subject: Subject) -> list[tuple[str, str]]:
+    return [
+        (file, key)
+        for file in ("config.json", TOKENIZER_CONFIG)
+        for key in ("_name_or_path", "name_or_path")
+        if isinstance(value := subject.json_file(file).get(key), str) and _PATH.match(value)
+    ]
+
+
+def _host_path(subject: Subject) -> str:
+    return ", ".join(f"{key} in {file} is a path on somebody's machine" for file, key in _paths(subject))
+
+
+def _drop_paths(draft: Draft) -> None:
+    for file, key in _paths(draft.subject):
+        draft.edit_json(file).pop(key, None)
+
+
+def _quantization(subject: Subject) -> str | None:
+    """Packed weights were refused when the checkpoint was opened; what is left is only the declaration."""
+    for part in _parts(dict(subject.config)):
+        for key in SCHEME_KEYS:
+            if declared := part.get(key):
+                named = declared if isinstance(declared, Mapping) else {"quant_method": declared}
+                method = named.get("quant_method") or named.get("quant_algo")
+                shown = f" ({method!s:.40})" if method else ""
+                return f"config.json still has {key}{shown}, but the weights are plain floats"
+    return None
+
+
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config and every config in it, at any depth."""
+    return [config, *(part for value in config.values() if isinstance(value, dict) for part in _parts(value))]
+
+
+def _drop_quantization(draft: Draft) -> None:
+    for part in _parts(draft.config):
+        for key in (*SCHEME_KEYS, "_pre_quantization_dtype"):
+            part.pop(key, None)
 
 
 # --- RoPE ---------------------------------------------------------------------------------------------------
 
 
-def _published_with_legacy(subject: Subject) -> bool:
-    """Whether readers of this form look for the legacy keys: all do but those of Qwen3.5's wrapper."""
-    return not (subject.family.mtp and subject.says_wrapper)
-
-
 def _legacy_missing(subject: Subject) -> str | None:
-    if not isinstance(subject.text.get("rope_parameters"), Mapping) or not _published_with_legacy(subject):
+    # Readers of all forms look for the older keys, but for those of Qwen3.5's wrapper.
+    published = not (subject.family.mtp and subject.says_wrapper)
+    if not isinstance(subject.text.get("rope_parameters"), Mapping) or not published:
         return None
     wanted = legacy_rope_keys(rope_parameters(subject.family, subject.text))
     missing = [f"{key} ({wanted[key]!r})" for key in wanted if subject.text.get(key) is None]
@@ -208,10 +169,6 @@ def _no_rope(subject: Subject) -> str | None:
     return "config.json says nothing about RoPE: all readers take a base of 10000"
 
 
-def _contradiction(subject: Subject) -> str | None:
-    return "; ".join(rope_disagreements(subject.family, subject.text)) or None
-
-
 def _write_rope(draft: Draft) -> None:
     family = draft.subject.family
     found = complete_rope(family, draft.text)
@@ -223,7 +180,7 @@ def _write_rope(draft: Draft) -> None:
     draft.text.update(found)
 
 
-# --- the rest -----------------------------------------------------------------------------------------------
+# --- dtypes -------------------------------------------------------------------------------------------------
 
 
 def _declared(subject: Subject) -> dict[str, Any]:
@@ -267,318 +224,319 @@ def _write_dtype(draft: Draft) -> None:
         part.update({key: word for key in ("dtype", "torch_dtype") if key in part})
 
 
-def _interval(subject: Subject) -> str | None:
-    wanted = _regular_interval(subject.text)
-    given = subject.text.get("full_attention_interval")
-    if "linear" not in subject.family.layers or wanted is None or wanted == (given or 4):
+# --- the form: multimodal or text only ----------------------------------------------------------------------
+
+
+def _reshape(draft: Draft) -> None:
+    draft.config = reshape(draft.config, draft.subject)
+
+
+def _text_form(draft: Draft) -> None:
+    """Give the config the text-only form, with all that this form's readers look for."""
+    _write_rope(draft)
+    _write_dtype(draft)
+    _reshape(draft)
+    for name in PROCESSOR_FILES:
+        if name in draft.subject.checkpoint.files:
+            draft.remove(name)
+
+
+def _vision_absent(subject: Subject) -> str | None:
+    config = subject.config
+    if subject.vision or not subject.says_wrapper or subject.foreign is not None:
         return None
-    return f"layer_types has full attention every {wanted} layers, but full_attention_interval is {given!r}"
+    named = f"architectures {config.get('architectures')!r}, model_type {config.get('model_type')!r}"
+    declared = "a vision_config" if subject.has_vision_config else "the multimodal form"
+    return f"config.json has {declared} ({named}), but there are no vision tensors"
 
 
-def _regular_interval(text: Mapping[str, Any]) -> int | None:
-    kinds = text.get("layer_types")
-    if not isinstance(kinds, list) or "full_attention" not in kinds:
+def _vision_undeclared(subject: Subject) -> str | None:
+    vision = subject.vision
+    if not vision or subject.has_vision_config or subject.foreign is not None:
         return None
-    every = kinds.index("full_attention") + 1
-    regular = all((kind == "full_attention") == ((i + 1) % every == 0) for i, kind in enumerate(kinds))
-    return every if regular else None
+    return f"there are {len(vision)} vision tensors, such as {vision[0]}, but no vision_config"
 
 
-def _write_interval(draft: Draft) -> None:
-    draft.text["full_attention_interval"] = _regular_interval(draft.text)
+def _leave_vision_out(draft: Draft) -> None:
+    """Without its sizes no reader can build the tower; the language model is whole without it."""
+    for name in draft.subject.vision:
+        draft.tensors.pop(name, None)
+    _text_form(draft)
 
 
-def _paths(subject: Subject) -> list[tuple[str, str]]:
-    found = []
-    for file in ("config.json", "tokenizer_config.json"):
-        document = subject.json_file(file) or {}
-        for key in ("_name_or_path", "name_or_path"):
-            value = document.get(key)
-            if isinstance(value, str) and _PATH.match(value):
-                found.append((file, key))
-    return found
+def _foreign(subject: Subject) -> str | None:
+    if subject.foreign is None:
+        return None
+    towers = [name for name in subject.tensors if not name.startswith(_LANGUAGE)]
+    left = f"; {len(towers)} tensors are not the language model's, such as {towers[0]}" if towers else ""
+    return f"{subject.foreign!r} around a {subject.family.name} language model{left}"
 
 
-def _host_path(subject: Subject) -> str | None:
-    found = _paths(subject)
-    return ", ".join(f"{key} in {file} is a path on somebody's machine" for file, key in found) or None
+def _keep_language(draft: Draft) -> None:
+    """No reader here builds that model; its language model is one of its own."""
+    draft.tensors = {name: t for name, t in draft.tensors.items() if name.startswith(_LANGUAGE)}
+    _text_form(draft)
 
 
-def _drop_paths(draft: Draft) -> None:
-    for file, key in _paths(draft.subject):
-        target = draft.config if file == "config.json" else draft.edit_json(file)
-        target.pop(key, None)
+def _flat_wrapper(subject: Subject) -> str | None:
+    if not subject.wants_wrapper or subject.nested:
+        return None
+    return "config.json has a vision_config, but the language model's settings are not in a text_config"
 
 
-def _quantization(subject: Subject) -> str | None:
-    """Packed weights were refused when the checkpoint was opened; what is left is only the declaration."""
-    for part in _parts(dict(subject.config)):
-        for key in SCHEME_KEYS:
-            if declared := part.get(key):
-                named = declared if isinstance(declared, Mapping) else {"quant_method": declared}
-                method = named.get("quant_method") or named.get("quant_algo")
-                shown = f" ({method!s:.40})" if method else ""
-                return f"config.json still has {key}{shown}, but the weights are plain floats"
+def _form_is_settled(subject: Subject) -> bool:
+    """Whether the config keeps its form; where it gets the other one, its words change with it."""
+    return not (subject.foreign is not None or _vision_absent(subject) or _vision_undeclared(subject))
+
+
+def _model_type(subject: Subject) -> str | None:
+    _, wanted = words(subject.family, wrapper=subject.wants_wrapper)
+    found, inner = subject.config.get("model_type"), subject.text.get("model_type")
+    if not _form_is_settled(subject):
+        return None
+    if found != wanted:
+        return f"model_type is {found!r}; for these tensors it has to be {wanted!r}"
+    if subject.wants_wrapper and subject.nested and inner != subject.family.text_model_type:
+        return f"text_config.model_type is {inner!r}; it has to be {subject.family.text_model_type!r}"
     return None
 
 
-def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config and every config in it, at any depth."""
-    return [config, *(part for value in config.values() if isinstance(value, dict) for part in _parts(value))]
+def _architecture(subject: Subject) -> str | None:
+    wanted, _ = words(subject.family, wrapper=subject.wants_wrapper)
+    found = subject.config.get("architectures")
+    if found == [wanted] or not _form_is_settled(subject):
+        return None
+    return f"architectures is {found!r}; for these tensors it has to be {[wanted]!r}"
 
 
-def _drop_quantization(draft: Draft) -> None:
-    for part in _parts(draft.config):
-        for key in (*SCHEME_KEYS, "_pre_quantization_dtype"):
-            part.pop(key, None)
+def _text_only(subject: Subject) -> str | None:
+    # Gemma 3's text-only form has been with its readers for long; Qwen3.5's has not.
+    if not subject.family.mtp or subject.vision or subject.says_wrapper:
+        return None
+    return f"a text-only checkpoint of the multimodal family {subject.family.name}"
 
 
 # Forms come last: the fixes before them work on a config as it was saved.
 CONFIG_QUIRKS = (
     Quirk(
-        id="config.values",
-        title="values in config.json that cannot be used",
-        severity="error",
+        "config.values",
+        "values in config.json that cannot be used",
+        error=True,
         see=_values,
         repair="Correct them in config.json, or copy the file from the checkpoint that was fine-tuned.",
-        breaks=(("any", "TypeError, or a model of other sizes than the weights have"),),
+        breaks={"any": "TypeError, or a model of other sizes than the weights have"},
     ),
     Quirk(
-        id="config.contradiction",
-        title="numbers that contradict each other, or the tensors",
-        severity="error",
+        "config.contradiction",
+        "numbers that contradict each other, or the tensors",
+        error=True,
         see=_contradictory,
         repair=(
             "Compare config.json with that of the checkpoint that was fine-tuned; where tensors contradict "
             "each other, the merge lost or added some: save it again."
         ),
-        breaks=(
-            ("llama.cpp", "GGML_ASSERT(n_expert_used_max <= hparams.n_expert) failed, and the like"),
-            ("transformers", "a shape error at the first token, or another model than was trained"),
-        ),
+        breaks={
+            "llama.cpp": "GGML_ASSERT(n_expert_used_max <= hparams.n_expert) failed, and the like",
+            "transformers": "a shape error at the first token, or another model than was trained",
+        },
     ),
     Quirk(
-        id="config.bias",
-        title="a flag of biases that the tensors gainsay",
-        severity="repaired",
+        "config.bias",
+        "a flag of biases that the tensors gainsay",
         see=_bias,
         fix=_write_bias,
         repair="The tensors win: the flag is written as they are.",
-        breaks=(("transformers, vLLM", "trained biases are dropped without a word, or new ones made up"),),
+        breaks={"transformers, vLLM": "trained biases are dropped without a word, or new ones made up"},
     ),
     Quirk(
-        id="config.types",
-        title="numbers in config.json as text, or of another type",
-        severity="repaired",
+        "config.types",
+        "numbers in config.json as text, or of another type",
         see=_types,
-        fix=_already_typed,
+        fix=as_read,
         repair="They are written as numbers, true or false.",
-        breaks=(
-            ("transformers 5", "StrictDataclassFieldValidationError: Validation error for field ..."),
-            ("mlx-lm 0.32", "TypeError while building the model"),
-        ),
+        breaks={
+            "transformers 5": "StrictDataclassFieldValidationError: Validation error for field ...",
+            "mlx-lm 0.32": "TypeError while building the model",
+        },
     ),
     Quirk(
-        id="generation.types",
-        title="values in generation_config.json or tokenizer_config.json of another type",
-        severity="repaired",
+        "generation.types",
+        "values in generation_config.json or tokenizer_config.json of another type",
         see=_odd_types,
         fix=_retype,
         repair="They are written as numbers, true or false; what cannot be used is left out.",
-        breaks=(("transformers, mlx-lm", "TypeError, or never stops"),),
+        breaks={"transformers, mlx-lm": "TypeError, or never stops"},
     ),
     Quirk(
-        id="rope.legacy_missing",
-        title="rope_parameters without the older keys",
-        severity="repaired",
+        "rope.legacy_missing",
+        "rope_parameters without the older keys",
         see=_legacy_missing,
         fix=_write_rope,
         repair="The older keys are written beside rope_parameters, which stays whole.",
-        breaks=(
-            (
-                "mlx-lm 0.32",
-                "reads the top level only, falls back to 10000 and talks nonsense, without any error",
+        breaks={
+            "mlx-lm 0.32": (
+                "reads the top level only, falls back to 10000 and talks nonsense, without any error"
             ),
-            ("slime, SGLang on transformers 4", "KeyError: 'rope_theta'"),
-        ),
+            "slime, SGLang on transformers 4": "KeyError: 'rope_theta'",
+        },
         reference="https://github.com/sgl-project/sglang/issues/22739",
     ),
     Quirk(
-        id="rope.parameters_missing",
-        title="RoPE settings of Qwen3.5 that are not whole",
-        severity="repaired",
+        "rope.parameters_missing",
+        "RoPE settings of Qwen3.5 that are not whole",
         see=_parameters_missing,
         fix=_write_rope,
         repair="rope_parameters is written whole, from the older keys and the family's values.",
-        breaks=(("vLLM, SGLang", "a wrong base or no sections: nonsense beyond a few tokens"),),
+        breaks={"vLLM, SGLang": "a wrong base or no sections: nonsense beyond a few tokens"},
         reference="https://github.com/THUDM/slime/issues/1720",
     ),
     Quirk(
-        id="rope.missing",
-        title="no RoPE settings",
-        severity="note",
+        "rope.missing",
+        "no RoPE settings",
         see=_no_rope,
         repair="10000 is taken, as all readers do. If the base has another, copy it into config.json.",
-        breaks=(("any", "nonsense beyond a few tokens, if the model was trained with another base"),),
+        breaks={"any": "nonsense beyond a few tokens, if the model was trained with another base"},
     ),
     Quirk(
-        id="rope.contradicts",
-        title="the two spellings of RoPE differ",
-        severity="repaired",
-        see=_contradiction,
+        "rope.contradicts",
+        "the two spellings of RoPE differ",
+        see=lambda subject: "; ".join(rope_disagreements(subject.family, subject.text)),
         fix=_write_rope,
         repair=(
             "rope_scaling goes first, then rope_parameters, then the older keys, as in transformers 5; both "
             "spellings are written alike."
         ),
-        breaks=(
-            (
-                "mlx-lm, llama.cpp, transformers 4",
-                "another base than in training: nonsense beyond a few tokens",
-            ),
-        ),
+        breaks={
+            "mlx-lm, llama.cpp, transformers 4": "another base than in training: nonsense beyond a few tokens"
+        },
     ),
     Quirk(
-        id="dtype.missing",
-        title="no dtype in config.json",
-        severity="repaired",
+        "dtype.missing",
+        "no dtype in config.json",
         see=_dtype_missing,
         fix=_write_dtype,
         repair="dtype and torch_dtype are written, as the tensors are.",
-        breaks=(("transformers, vLLM", "loads in float32 or float16"),),
+        breaks={"transformers, vLLM": "loads in float32 or float16"},
         reference="https://github.com/ModelCloud/GPTQModel/issues/1804",
     ),
     Quirk(
-        id="dtype.contradicts",
-        title="config.json names another dtype than the tensors have",
-        severity="repaired",
+        "dtype.contradicts",
+        "config.json names another dtype than the tensors have",
         see=_dtype_wrong,
         fix=_write_dtype,
         repair="dtype and torch_dtype become those of the tensors.",
-        breaks=(("transformers, vLLM", "casts on loading; bfloat16 to float16 overflows"),),
+        breaks={"transformers, vLLM": "casts on loading; bfloat16 to float16 overflows"},
     ),
     Quirk(
-        id="dtype.new_key_only",
-        title="dtype without torch_dtype in a text-only config",
-        severity="repaired",
+        "dtype.new_key_only",
+        "dtype without torch_dtype in a text-only config",
         see=_dtype_new_only,
         fix=_write_dtype,
         repair="torch_dtype is written too.",
-        breaks=(("mlx-lm 0.32, transformers 4", "ignores dtype and takes float32 or float16"),),
+        breaks={"mlx-lm 0.32, transformers 4": "ignores dtype and takes float32 or float16"},
         reference="https://github.com/unslothai/unsloth/issues/3225",
     ),
     Quirk(
-        id="config.interval",
-        title="layer_types and full_attention_interval differ",
-        severity="repaired",
+        "config.interval",
+        "layer_types and full_attention_interval differ",
         see=_interval,
         fix=_write_interval,
         repair="full_attention_interval is written as layer_types has it.",
-        breaks=(
-            ("llama.cpp's converter, mlx-lm", "takes 4 and expects other tensors: KeyError or wrong layers"),
-        ),
+        breaks={
+            "llama.cpp's converter, mlx-lm": "takes 4 and expects other tensors: KeyError or wrong layers"
+        },
     ),
     Quirk(
-        id="config.quantization",
-        title="a quantization declared that the weights no longer have",
-        severity="repaired",
+        "config.quantization",
+        "a quantization declared that the weights no longer have",
         see=_quantization,
         fix=_drop_quantization,
         repair="The declaration is left out.",
-        breaks=(
-            ("transformers, vLLM", "quantize the bf16 weights again while loading, or look for packed ones"),
-        ),
+        breaks={
+            "transformers, vLLM": "quantize the bf16 weights again while loading, or look for packed ones"
+        },
     ),
     Quirk(
-        id="config.host_path",
-        title="a path of the machine that saved it",
-        severity="repaired",
+        "config.host_path",
+        "a path of the machine that saved it",
         see=_host_path,
         fix=_drop_paths,
         repair="The entry is left out.",
-        breaks=(("any", "publishes a user name; some loaders try to follow it"),),
+        breaks={"any": "publishes a user name; some loaders try to follow it"},
     ),
     Quirk(
-        id="vision.absent",
-        title="a vision tower declared, and none there",
-        severity="repaired",
+        "vision.absent",
+        "a vision tower declared, and none there",
         see=_vision_absent,
-        fix=_drop_vision,
+        fix=_text_form,
         repair="The text-only form is written: flat config, text names, no processor files.",
-        breaks=(
-            (
-                "vLLM",
-                "ValueError: Following weights were not initialized from checkpoint: {'visual.blocks.0...'}",
+        breaks={
+            "vLLM": (
+                "ValueError: Following weights were not initialized from checkpoint: {'visual.blocks.0...'}"
             ),
-            ("mlx-vlm, LM Studio", "ValueError: Missing 333 parameters: vision_tower..."),
-        ),
+            "mlx-vlm, LM Studio": "ValueError: Missing 333 parameters: vision_tower...",
+        },
         reference="https://github.com/Blaizzy/mlx-vlm/issues/1812",
     ),
     Quirk(
-        id="vision.undeclared",
-        title="vision tensors that no config describes",
-        severity="repaired",
+        "vision.undeclared",
+        "vision tensors that no config describes",
         see=_vision_undeclared,
         fix=_leave_vision_out,
         repair=(
             "The text-only form is written, without the tower. Those of Qwen3.5 and Gemma 3 are kept, once "
             "vision_config and the image_*, video_* and vision_* ids are copied from the base's config.json."
         ),
-        breaks=(("transformers", "UNEXPECTED model.visual.blocks.0...: the tower is dropped"),),
+        breaks={"transformers": "UNEXPECTED model.visual.blocks.0...: the tower is dropped"},
     ),
     Quirk(
-        id="vision.foreign",
-        title="a multimodal model that is not known, around a language model that is",
-        severity="repaired",
+        "vision.foreign",
+        "a multimodal model that is not known, around a language model that is",
         see=_foreign,
         fix=_keep_language,
         repair="The language model alone is written, text only; everything around it is left out.",
-        breaks=(("any", "the text-only files cannot take images or sound"),),
+        breaks={"any": "the text-only files cannot take images or sound"},
     ),
     Quirk(
-        id="config.flat_wrapper",
-        title="a multimodal config with the language model's settings at the root",
-        severity="repaired",
+        "config.flat_wrapper",
+        "a multimodal config with the language model's settings at the root",
         see=_flat_wrapper,
         fix=_reshape,
         repair="They are moved into text_config.",
-        breaks=(("transformers, vLLM", "takes the default text_config: size mismatch for every tensor"),),
+        breaks={"transformers, vLLM": "takes the default text_config: size mismatch for every tensor"},
     ),
     Quirk(
-        id="config.model_type",
-        title="a model_type that does not fit the form",
-        severity="repaired",
+        "config.model_type",
+        "a model_type that does not fit the form",
         see=_model_type,
         fix=_reshape,
         repair="model_type is written as the form has it.",
-        breaks=(
-            ("vLLM < 0.32", "TypeError: Invalid type of HuggingFace config. Expected type: ...Qwen3_5Config"),
-        ),
+        breaks={
+            "vLLM < 0.32": "TypeError: Invalid type of HuggingFace config. Expected type: ...Qwen3_5Config"
+        },
         reference="https://github.com/vllm-project/vllm/issues/36236",
     ),
     Quirk(
-        id="config.architecture",
-        title="an architecture that does not fit the form",
-        severity="repaired",
+        "config.architecture",
+        "an architecture that does not fit the form",
         see=_architecture,
         fix=_reshape,
         repair="architectures is written as the form has it.",
-        breaks=(
-            ("vLLM < 0.32", "ValueError: There is no module or parameter named 'language_model'"),
-            ("llama.cpp's converter", "Architecture '...' not supported!"),
-        ),
+        breaks={
+            "vLLM < 0.32": "ValueError: There is no module or parameter named 'language_model'",
+            "llama.cpp's converter": "Architecture '...' not supported!",
+        },
         reference="https://github.com/vllm-project/vllm/pull/50355",
     ),
     Quirk(
-        id="config.text_only",
-        title="a text-only checkpoint of a multimodal family",
-        severity="note",
+        "config.text_only",
+        "a text-only checkpoint of a multimodal family",
         see=_text_only,
         repair="Kept text only. Formats whose readers know the multimodal form alone write that.",
-        breaks=(
-            ("mlx-lm 0.32", "ValueError: Model type qwen3_5_text not supported."),
-            ("vLLM < 0.32", "TypeError: Invalid type of HuggingFace config. Expected type: ...Qwen3_5Config"),
-        ),
+        breaks={
+            "mlx-lm 0.32": "ValueError: Model type qwen3_5_text not supported.",
+            "vLLM < 0.32": "TypeError: Invalid type of HuggingFace config. Expected type: ...Qwen3_5Config",
+        },
         reference="https://github.com/vllm-project/vllm/pull/50210",
     ),
 )

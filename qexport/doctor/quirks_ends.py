@@ -8,32 +8,28 @@ from typing import Any
 from qexport.checkpoint.special_tokens import token_text
 from qexport.doctor.draft import Draft
 from qexport.doctor.quirk import Quirk
-from qexport.doctor.subject import Subject
+from qexport.doctor.subject import TOKENIZER_CONFIG, Subject
 from qexport.doctor.tokens import stop_ids, tokenizer_eos, tokenizer_kind
 
-_TOKENIZER, _JSON = "tokenizer_config.json", "tokenizer.json"
+_JSON = "tokenizer.json"
 # A model of embeddings reads the vector of that very token.
 _EMBEDDINGS = ("config_sentence_transformers.json", "modules.json")
-
-
-def _settings(subject: Subject) -> Mapping[str, Any]:
-    return subject.json_file(_TOKENIZER) or {}
 
 
 def _eos_unnamed(subject: Subject) -> str | None:
     if tokenizer_kind(subject) == "none":
         return None
-    eos, named = tokenizer_eos(subject), token_text(_settings(subject).get("eos_token"))
+    eos, named = tokenizer_eos(subject), token_text(subject.settings.get("eos_token"))
     if eos is None or eos == named:
         return None
     what = (
         "names no eos_token" if named is None else f"has the eos_token {named}, which readers do not end with"
     )
-    return f"{_TOKENIZER} {what}; by the other files it is {eos}"
+    return f"{TOKENIZER_CONFIG} {what}; by the other files it is {eos}"
 
 
 def _name_eos(draft: Draft) -> None:
-    draft.edit_json(_TOKENIZER)["eos_token"] = tokenizer_eos(draft.subject)
+    draft.edit_json(TOKENIZER_CONFIG)["eos_token"] = tokenizer_eos(draft.subject)
 
 
 def _no_eos(subject: Subject) -> str | None:
@@ -69,16 +65,16 @@ def _behind(step: Mapping[str, Any]) -> list[str]:
 def _adds_eos(subject: Subject) -> str | None:
     if any(name in subject.checkpoint.files for name in _EMBEDDINGS):
         return None
-    flag = f"{_TOKENIZER} says add_eos_token" if _settings(subject).get("add_eos_token") is True else ""
-    names = [name for step in _processors(subject.json_file(_JSON) or {}) for name in _behind(step)]
+    flag = f"{TOKENIZER_CONFIG} says add_eos_token" if subject.settings.get("add_eos_token") is True else ""
+    names = [name for step in _processors(subject.json_file(_JSON)) for name in _behind(step)]
     added = f"{_JSON} puts {' '.join(names)} behind every text" if names else ""
     return ", and ".join(filter(None, (flag, added))) or None
 
 
 def _add_no_eos(draft: Draft) -> None:
-    if _settings(draft.subject).get("add_eos_token") is True:
-        draft.edit_json(_TOKENIZER)["add_eos_token"] = False
-    for at, step in enumerate(_processors(draft.subject.json_file(_JSON) or {})):
+    if draft.subject.settings.get("add_eos_token") is True:
+        draft.edit_json(TOKENIZER_CONFIG)["add_eos_token"] = False
+    for at, step in enumerate(_processors(draft.subject.json_file(_JSON))):
         if names := set(_behind(step)):
             mine = _processors(draft.edit_json(_JSON))[at]
             if "single" not in mine:
@@ -108,36 +104,37 @@ def _without(pieces: list[Any], names: set[str]) -> list[Any]:
 
 END_QUIRKS = (
     Quirk(
-        id="eos.unnamed",
-        title="an end of text that tokenizer_config.json does not name",
-        severity="repaired",
+        "eos.unnamed",
+        "an end of text that tokenizer_config.json does not name",
         see=_eos_unnamed,
         fix=_name_eos,
-        repair="It is named there: from special_tokens_map.json, generation_config.json, config.json, or the "
-        "tokenizer's class, in this order.",
-        breaks=(
-            ("llama.cpp", "takes token 11 of a BPE vocabulary, a comma in most, and ends every reply there"),
+        repair=(
+            "It is named there: from special_tokens_map.json, generation_config.json, config.json, or the "
+            "tokenizer's class, in this order."
         ),
+        breaks={
+            "llama.cpp": "takes token 11 of a BPE vocabulary, a comma in most, and ends every reply there"
+        },
         reference="https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp",
     ),
     Quirk(
-        id="eos.none",
-        title="no end of text anywhere",
-        severity="note",
+        "eos.none",
+        "no end of text anywhere",
         see=_no_eos,
-        repair="Set eos_token in tokenizer_config.json and eos_token_id in generation_config.json; GGUF is "
-        "refused without.",
-        breaks=(("all servers", "a reply never ends, or at a wrong token"),),
+        repair=(
+            "Set eos_token in tokenizer_config.json and eos_token_id in generation_config.json; GGUF is "
+            "refused without."
+        ),
+        breaks={"all servers": "a reply never ends, or at a wrong token"},
     ),
     Quirk(
-        id="tokenizer.adds_eos",
-        title="an end of text behind every prompt",
-        severity="repaired",
+        "tokenizer.adds_eos",
+        "an end of text behind every prompt",
         see=_adds_eos,
         fix=_add_no_eos,
         repair="A leftover of training: add_eos_token becomes false, the post-processor puts nothing behind.",
-        breaks=(
-            ("all readers", "the prompt is over before the model has answered: empty or unrelated replies"),
-        ),
+        breaks={
+            "all readers": "the prompt is over before the model has answered: empty or unrelated replies"
+        },
     ),
 )

@@ -1,18 +1,17 @@
-"""Quirks of the small files: tokenizer, chat template, generation settings, processors."""
+"""Quirks of the small files: tokenizer settings, chat template, generation settings, processors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qexport.checkpoint.chat_templates import PROCESSOR, TEMPLATE_FILE
 from qexport.checkpoint.front_matter import read_front_matter
 from qexport.checkpoint.special_tokens import as_ids
-from qexport.doctor.draft import Draft
+from qexport.doctor.draft import PROCESSOR_FILES, Draft
 from qexport.doctor.mlx_saved import underneath
 from qexport.doctor.quirk import Quirk
-from qexport.doctor.quirks_config import PROCESSOR_FILES
-from qexport.doctor.subject import Subject
+from qexport.doctor.subject import GENERATION_CONFIG, TOKENIZER_CONFIG, Subject
 from qexport.doctor.tokenizer_class import class_differs
 from qexport.doctor.tokens import (
     begins_something,
@@ -23,8 +22,9 @@ from qexport.doctor.tokens import (
     turn_ends,
 )
 
-_TOKENIZER, _GENERATION = "tokenizer_config.json", "generation_config.json"
+_TOKENIZER = "tokenizer.json"
 # What Qwen3.5's split rule has and Qwen2's has not: letters with their combining marks.
+_MARKS = r"[\p{L}\p{M}]+"
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,28 +33,22 @@ _QWEN35_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The longest in use has a third of this; a megabyte takes Jinja ten seconds.
+_MOST_TEMPLATE = 1 << 17
 # A small vocabulary has no tokens of several digits anyway, and shows nothing.
 _TELLING_VOCABULARY = 8192
-_MARKS = r"[\p{L}\p{M}]+"
 
 
 # --- tokenizer ----------------------------------------------------------------------------------------------
 
 
-def _settings(subject: Subject) -> Mapping[str, Any]:
-    return subject.json_file(_TOKENIZER) or {}
-
-
 def _no_tokenizer(subject: Subject) -> str | None:
-    return (
-        "there is no tokenizer.json, tokenizer.model or vocab.json"
-        if tokenizer_kind(subject) == "none"
-        else None
-    )
+    none = tokenizer_kind(subject) == "none"
+    return "there is no tokenizer.json, tokenizer.model or vocab.json" if none else None
 
 
 def _backend_class(subject: Subject) -> str | None:
-    found = _settings(subject).get("tokenizer_class")
+    found = subject.settings.get("tokenizer_class")
     return f"tokenizer_class is {found}" if found == "TokenizersBackend" else None
 
 
@@ -63,7 +57,7 @@ def _name_class(draft: Draft) -> None:
 
     Not Qwen2Tokenizer: transformers 5.17 rebuilds its split rule from the class, and Qwen3.5's differs.
     """
-    settings = draft.edit_json(_TOKENIZER)
+    settings = draft.edit_json(TOKENIZER_CONFIG)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("backend", None)
     # transformers 4 would add token_type_ids otherwise, which generate() refuses.
@@ -71,12 +65,12 @@ def _name_class(draft: Draft) -> None:
 
 
 def _special_list(subject: Subject) -> str | None:
-    found = _settings(subject).get("extra_special_tokens")
+    found = subject.settings.get("extra_special_tokens")
     return f"extra_special_tokens is a list of {len(found)}" if isinstance(found, list) else None
 
 
 def _name_specials(draft: Draft) -> None:
-    settings = draft.edit_json(_TOKENIZER)
+    settings = draft.edit_json(TOKENIZER_CONFIG)
     extra = settings.pop("extra_special_tokens")
     have = settings.get("additional_special_tokens") or []
     if merged := [*have, *(token for token in extra if token not in have)]:
@@ -84,76 +78,80 @@ def _name_specials(draft: Draft) -> None:
 
 
 def _split_rule(subject: Subject) -> str | None:
-    settings, document = _settings(subject), subject.json_file("tokenizer.json") or {}
+    settings, document = subject.settings, subject.json_file(_TOKENIZER)
     name = str(settings.get("tokenizer_class")).removesuffix("Fast")
     if name == "Qwen2Tokenizer" and _MARKS in str(document.get("pre_tokenizer")):
         return "tokenizer_class is Qwen2Tokenizer, but tokenizer.json has Qwen3.5's split rule"
     return class_differs(document, settings, str(subject.config.get("model_type")))
 
 
-def _digits_lost(subject: Subject) -> str | None:
-    document = subject.json_file("tokenizer.json") or {}
+def _parts(subject: Subject) -> tuple[Mapping[str, Any], Mapping[str, Any], list[dict[str, Any]]]:
+    """tokenizer.json's model, its pre-tokenizer, and the steps of that; empty where they are not so."""
+    document = subject.json_file(_TOKENIZER)
     model, cut = document.get("model"), document.get("pre_tokenizer")
-    if not isinstance(model, Mapping) or not isinstance(cut, Mapping) or cut.get("type") != "ByteLevel":
-        return None
+    if not isinstance(model, Mapping) or not isinstance(cut, Mapping):
+        return {}, {}, []
+    return model, cut, _steps(document)
+
+
+def _steps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    cut = document.get("pre_tokenizer") or {}
+    return [step for step in (cut, *(cut.get("pretokenizers") or [])) if isinstance(step, dict)]
+
+
+def _digits_lost(subject: Subject) -> str | None:
+    model, cut, _ = _parts(subject)
     vocab = model.get("vocab")
-    if not cut.get("use_regex", True) or not isinstance(vocab, Mapping) or len(vocab) < _TELLING_VOCABULARY:
+    if cut.get("type") != "ByteLevel" or not cut.get("use_regex", True):
         return None
-    added = {row.get("content") for row in document.get("added_tokens") or [] if isinstance(row, Mapping)}
+    if not isinstance(vocab, Mapping) or len(vocab) < _TELLING_VOCABULARY:
+        return None
+    rows = subject.json_file(_TOKENIZER).get("added_tokens") or []
+    added = {row.get("content") for row in rows if isinstance(row, Mapping)}
     if any(len(text) > 1 and text not in added and any(c in "0123456789" for c in text) for text in vocab):
         return None
     return f"tokenizer.json keeps digits together, but none of its {len(vocab)} tokens has two"
 
 
 def _restore_digits(draft: Draft) -> None:
-    document = draft.edit_json("tokenizer.json")
-    digits = {"type": "Digits", "individual_digits": True}
-    document["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [digits, document["pre_tokenizer"]],
-    }
+    document = draft.edit_json(_TOKENIZER)
+    steps = [{"type": "Digits", "individual_digits": True}, document["pre_tokenizer"]]
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
     # Made up in the same conversion; it would take spaces out of decoded text.
-    draft.edit_json(_TOKENIZER)["clean_up_tokenization_spaces"] = False
+    draft.edit_json(TOKENIZER_CONFIG)["clean_up_tokenization_spaces"] = False
+
+
+def _qwen2_splits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps that cut words as Qwen2 does."""
+    splits = [step for step in _steps(document) if step.get("type") == "Split"]
+    patterns = [step["pattern"] for step in splits if isinstance(step.get("pattern"), dict)]
+    return [pattern for pattern in patterns if pattern.get("Regex") == _QWEN2_SPLIT]
 
 
 def _marks_lost(subject: Subject) -> str | None:
-    if not subject.family.name.startswith("qwen3_5"):
+    model, _, _ = _parts(subject)
+    vocab = model.get("vocab")
+    if not subject.family.name.startswith("qwen3_5") or not isinstance(vocab, Mapping):
         return None
-    document = subject.json_file("tokenizer.json") or {}
-    model = document.get("model")
-    vocab = model.get("vocab") if isinstance(model, Mapping) else None
-    if not isinstance(vocab, Mapping) or len(vocab) < _TELLING_VOCABULARY:
+    if len(vocab) < _TELLING_VOCABULARY or not _qwen2_splits(subject.json_file(_TOKENIZER)):
         return None  # a tokenizer of somebody's own may cut as it likes
-    if _QWEN2_SPLIT not in [rule.get("pattern", {}).get("Regex") for rule in _splits(document)]:
-        return None
     return "tokenizer.json cuts words as Qwen2 does; Qwen3.5 keeps combining marks with their letters"
 
 
 def _restore_marks(draft: Draft) -> None:
-    for rule in _splits(draft.edit_json("tokenizer.json")):
-        if rule.get("pattern", {}).get("Regex") == _QWEN2_SPLIT:
-            rule["pattern"]["Regex"] = _QWEN35_SPLIT
-
-
-def _splits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    cut = document.get("pre_tokenizer") or {}
-    steps = [cut, *(cut.get("pretokenizers") or [])]
-    return [step for step in steps if step.get("type") == "Split" and isinstance(step.get("pattern"), dict)]
+    for pattern in _qwen2_splits(draft.edit_json(_TOKENIZER)):
+        pattern["Regex"] = _QWEN35_SPLIT
 
 
 def _byte_fallback(subject: Subject) -> str | None:
-    document = subject.json_file("tokenizer.json") or {}
-    model, cut = document.get("model"), document.get("pre_tokenizer")
-    if not isinstance(model, Mapping) or not isinstance(cut, Mapping) or not model.get("byte_fallback"):
-        return None
-    steps = [cut, *(step for step in cut.get("pretokenizers") or [] if isinstance(step, Mapping))]
-    if not any(step.get("type") == "ByteLevel" for step in steps):
+    model, _, steps = _parts(subject)
+    if not model.get("byte_fallback") or not any(step.get("type") == "ByteLevel" for step in steps):
         return None
     return "tokenizer.json claims byte fallback, but its alphabet is bytes already"
 
 
 def _no_byte_fallback(draft: Draft) -> None:
-    draft.edit_json("tokenizer.json")["model"]["byte_fallback"] = False
+    draft.edit_json(_TOKENIZER)["model"]["byte_fallback"] = False
 
 
 # --- where a reply ends -------------------------------------------------------------------------------------
@@ -167,77 +165,102 @@ def _eos_begins(subject: Subject) -> str | None:
 
 
 def _write_eos(draft: Draft) -> None:
-    settings = draft.edit_json(_TOKENIZER)
+    settings = draft.edit_json(TOKENIZER_CONFIG)
     settings["eos_token"] = turn_ends(draft.subject)[0]
     settings.pop("eos_token_id", None)
 
 
 def _no_generation(subject: Subject) -> str | None:
-    return "there is no generation_config.json" if _GENERATION not in subject.checkpoint.files else None
-
-
-def _missing_stops(subject: Subject) -> list[int]:
-    have = as_ids((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
-    return [number for number in stop_ids(subject) if number not in have]
+    missing = GENERATION_CONFIG not in subject.checkpoint.files
+    return "there is no generation_config.json" if missing else None
 
 
 def _generation_eos(subject: Subject) -> str | None:
-    generation = subject.json_file(_GENERATION)
-    if generation is None:
+    if _no_generation(subject):
         return None
-    stops, missing = generation.get("eos_token_id"), _missing_stops(subject)
-    if not missing:
-        listed = stops if isinstance(stops, list) else [stops]
-        wrong = stops is not None and any(type(one) is not int for one in listed)
-        return f"eos_token_id of generation_config.json is {stops!r}, not a token's number" if wrong else None
-    words = {number: token for token, number in token_ids(subject).items()}
-    ends = ", ".join(f"{words[number]} ({number})" for number in missing)
-    return f"generation_config.json stops at {stops!r}, but a reply ends with {ends}"
+    stops = subject.generation.get("eos_token_id")
+    missing = [number for number in stop_ids(subject) if number not in as_ids(stops)]
+    if missing:
+        words = {number: token for token, number in token_ids(subject).items()}
+        ends = ", ".join(f"{words[number]} ({number})" for number in missing)
+        return f"generation_config.json stops at {stops!r}, but a reply ends with {ends}"
+    listed = stops if isinstance(stops, list) else [stops]
+    wrong = stops is not None and any(type(one) is not int for one in listed)
+    return f"eos_token_id of generation_config.json is {stops!r}, not a token's number" if wrong else None
 
 
 def _write_generation(draft: Draft) -> None:
-    subject, generation = draft.subject, draft.edit_json(_GENERATION)
+    subject, generation = draft.subject, draft.edit_json(GENERATION_CONFIG)
     have = as_ids(generation.get("eos_token_id"))
-    if _GENERATION not in subject.checkpoint.files:
-        have = as_ids(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
-        for key in ("bos_token_id", "pad_token_id"):
-            value = subject.text.get(key)
-            if value is not None:
-                generation[key] = value
+    if _no_generation(subject):
+        have = _config_ends(subject)
+        told = {key: subject.text.get(key) for key in ("bos_token_id", "pad_token_id")}
+        generation.update({key: value for key, value in told.items() if value is not None})
     ids = [*(number for number in stop_ids(subject) if number not in have), *have]
     if ids:
         generation["eos_token_id"] = ids[0] if len(ids) == 1 else ids
 
 
+def _config_ends(subject: Subject) -> list[int]:
+    return as_ids(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
+
+
 def _config_eos(subject: Subject) -> str | None:
-    given = as_ids(subject.text.get("eos_token_id") or subject.config.get("eos_token_id"))
-    generation = as_ids((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
-    known = {*stop_ids(subject), *generation}
+    given = _config_ends(subject)
+    known = {*stop_ids(subject), *as_ids(subject.generation.get("eos_token_id"))}
     if _no_generation(subject) or not given or not known or known & set(given):
         return None
     return f"config.json stops at {given}, the tokenizer and generation_config.json at {sorted(known)}"
 
 
 def _write_config_eos(draft: Draft) -> None:
-    subject = draft.subject
-    ids = stop_ids(subject) or as_ids((subject.json_file(_GENERATION) or {}).get("eos_token_id"))
-    value = ids[0] if len(ids) == 1 else ids
+    ids = stop_ids(draft.subject) or as_ids(draft.subject.generation.get("eos_token_id"))
     for part in (draft.config, draft.text):
         if part.get("eos_token_id") is not None:
-            part["eos_token_id"] = value
+            part["eos_token_id"] = ids[0] if len(ids) == 1 else ids
 
 
 # --- chat template ------------------------------------------------------------------------------------------
 
 
-def _places(subject: Subject) -> set[str]:
-    return set(subject.templates.places)
+def _template_alone(place: str) -> Callable[[Subject], str | None]:
+    def see(subject: Subject) -> str | None:
+        return f"the chat template is in {place} alone" if {*subject.templates.places} == {place} else None
+
+    return see
+
+
+def _template_broken(subject: Subject) -> str | None:
+    """Of all that are used: one that another place hides is written over."""
+    templates = subject.templates
+    places = {name: place for place, named in reversed([*templates.places.items()]) for name in named}
+    for name, text in templates.named.items():
+        if why := _syntax_error(text):
+            called = "" if name == "default" else f" {name!r:.40}"
+            return f"the chat template{called} in {places[name]} cannot be compiled: {why}"
+    return None
+
+
+def _syntax_error(template: str) -> str | None:
+    """Why Jinja cannot read it. Only read: to compile it would compute what a stranger has written."""
+    from jinja2 import TemplateSyntaxError
+
+    from qexport.children.programs.engine_template import environment
+
+    if len(template) > _MOST_TEMPLATE:
+        return None
+    try:
+        environment().parse(template)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message!s:.200}"
+    except RecursionError:
+        return "it is nested too deeply"
+    return None
 
 
 def _templates_differ(subject: Subject) -> str | None:
-    found = {
-        place: named["default"] for place, named in subject.templates.places.items() if "default" in named
-    }
+    places = subject.templates.places
+    found = {place: named["default"] for place, named in places.items() if "default" in named}
     return f"the chat templates in {' and '.join(found)} differ" if len(set(found.values())) > 1 else None
 
 
@@ -257,23 +280,6 @@ def _template_not_default(subject: Subject) -> str | None:
     return f"chat templates {names} and none called default; conversations go through {templates.chosen}"
 
 
-def _processor_only(subject: Subject) -> str | None:
-    return f"the chat template is in {PROCESSOR} alone" if _places(subject) == {PROCESSOR} else None
-
-
-def _inline_only(subject: Subject) -> str | None:
-    return f"the chat template is in {_TOKENIZER} alone" if _places(subject) == {_TOKENIZER} else None
-
-
-def _led_out(subject: Subject) -> str | None:
-    names = getattr(underneath(subject.checkpoint), "led_out", ())
-    return f"left out, since they lead out of the folder: {', '.join(names)}" if names else None
-
-
-def _jinja_only(subject: Subject) -> str | None:
-    return f"the chat template is in {TEMPLATE_FILE} alone" if _places(subject) == {TEMPLATE_FILE} else None
-
-
 def _no_template(subject: Subject) -> str | None:
     return "there is no chat template" if subject.templates.default is None else None
 
@@ -285,11 +291,11 @@ def _write_template(draft: Draft) -> None:
     text = templates.default
     if text is None:
         return
-    own, inline = (templates.places.get(name, {}) for name in (TEMPLATE_FILE, _TOKENIZER))
+    own, inline = (templates.places.get(name, {}) for name in (TEMPLATE_FILE, TOKENIZER_CONFIG))
     apart = TEMPLATE_FILE in files or bool(own) or not inline.keys() - {"default"}
     if apart and own.get("default") != text:
         draft.write(TEMPLATE_FILE, text.encode())
-    for name in (_TOKENIZER, PROCESSOR):
+    for name in (TOKENIZER_CONFIG, PROCESSOR):
         document = draft.edit_json(name) if name in files else {}
         if "chat_template" in document:
             document["chat_template"] = _with_default(document["chat_template"], text)
@@ -303,34 +309,28 @@ def _with_default(value: Any, text: str) -> Any:
     return {**value, "default": text} if isinstance(value, Mapping) and value else text
 
 
-# --- processors ---------------------------------------------------------------------------------------------
+# --- other files --------------------------------------------------------------------------------------------
 
 
-def _no_processor(subject: Subject) -> bool:
-    return subject.wants_wrapper and PROCESSOR_FILES[0] not in subject.checkpoint.files
-
-
-def _base_has_processor(subject: Subject) -> bool:
-    return subject.base is not None and PROCESSOR_FILES[0] in subject.base.files
+def _led_out(subject: Subject) -> str | None:
+    names = getattr(underneath(subject.checkpoint), "led_out", ())
+    return f"left out, since they lead out of the folder: {', '.join(names)}" if names else None
 
 
 def _card_unreadable(subject: Subject) -> str | None:
-    name, notes = "README.md", list[str]()
-    if name in subject.checkpoint.files:
-        read_front_matter(subject.checkpoint.read_file(name), notes)
+    notes: list[str] = []
+    if "README.md" in subject.checkpoint.files:
+        read_front_matter(subject.checkpoint.read_file("README.md"), notes)
     return notes[0] if notes else None
 
 
-def _processor_missing(subject: Subject) -> str | None:
-    if not _no_processor(subject) or _base_has_processor(subject):
+def _no_processor(subject: Subject, *, of_base: bool) -> str | None:
+    """That it is missing; ``of_base``: where the base has one, else where it has none either."""
+    file, base = PROCESSOR_FILES[0], subject.base
+    there = base is not None and file in base.files
+    if there != of_base or not subject.wants_wrapper or file in subject.checkpoint.files:
         return None
-    return f"there is a vision tower, but no {PROCESSOR_FILES[0]}"
-
-
-def _processor_from_base(subject: Subject) -> str | None:
-    if not _no_processor(subject) or not _base_has_processor(subject) or subject.base is None:
-        return None
-    return f"there is a vision tower, but no {PROCESSOR_FILES[0]}; {subject.base.label} has one"
+    return f"there is a vision tower, but no {file}" + (f"; {base.label} has one" if base and there else "")
 
 
 def _copy_processor(draft: Draft) -> None:
@@ -340,233 +340,219 @@ def _copy_processor(draft: Draft) -> None:
             draft.write(name, base.read_file(name))
 
 
-_PROCESSOR_BREAKS = (
-    ("vLLM, SGLang", "OSError: Can't load image processor for '...': preprocessor_config.json"),
-    ("LlamaFactory", "ValueError: Processor was not found, please check and update your model file."),
-)
+_PROCESSOR_BREAKS = {
+    "vLLM, SGLang": "OSError: Can't load image processor for '...': preprocessor_config.json",
+    "LlamaFactory": "ValueError: Processor was not found, please check and update your model file.",
+}
 _PROCESSOR_REFERENCE = "https://github.com/hiyouga/LLaMA-Factory/issues/10539"
+
 
 FILE_QUIRKS = (
     Quirk(
-        id="tokenizer.missing",
-        title="no tokenizer",
-        severity="error",
+        "tokenizer.missing",
+        "no tokenizer",
+        error=True,
         see=_no_tokenizer,
         repair="Save it beside the model (`tokenizer.save_pretrained`), or copy the base model's files.",
-        breaks=(("any", "OSError: Can't load tokenizer"),),
+        breaks={"any": "OSError: Can't load tokenizer"},
     ),
     Quirk(
-        id="tokenizer.backend_class",
-        title="tokenizer_class: TokenizersBackend",
-        severity="repaired",
+        "tokenizer.backend_class",
+        "tokenizer_class: TokenizersBackend",
         see=_backend_class,
         fix=_name_class,
         repair="PreTrainedTokenizerFast is written, with which any transformers takes tokenizer.json.",
-        breaks=(
-            (
-                "anything on transformers 4",
-                "ValueError: Tokenizer class TokenizersBackend does not exist or is not currently imported.",
-            ),
-        ),
+        breaks={
+            "anything on transformers 4": (
+                "ValueError: Tokenizer class TokenizersBackend does not exist or is not currently imported."
+            )
+        },
         reference="https://github.com/hiyouga/LLaMA-Factory/issues/10310",
     ),
     Quirk(
-        id="tokenizer.special_list",
-        title="extra_special_tokens as a list",
-        severity="repaired",
+        "tokenizer.special_list",
+        "extra_special_tokens as a list",
         see=_special_list,
         fix=_name_specials,
         repair="The list goes to additional_special_tokens, which transformers 4 and 5 read.",
-        breaks=(("anything on transformers 4", "AttributeError: 'list' object has no attribute 'keys'"),),
+        breaks={"anything on transformers 4": "AttributeError: 'list' object has no attribute 'keys'"},
     ),
     Quirk(
-        id="tokenizer.split_rule",
-        title="a tokenizer class that cuts text otherwise than tokenizer.json",
-        severity="note",
+        "tokenizer.split_rule",
+        "a tokenizer class that cuts text otherwise than tokenizer.json",
         see=_split_rule,
         repair="The files are carried as they are; GGUF takes the rule from tokenizer.json.",
-        breaks=(
-            (
-                "transformers 5, mlx-lm, vLLM",
-                "follow the class: combining marks cut off as by Qwen2, no space after special tokens",
-            ),
-        ),
+        breaks={
+            "transformers 5, mlx-lm, vLLM": (
+                "follow the class: combining marks cut off as by Qwen2, no space after special tokens"
+            )
+        },
     ),
     Quirk(
-        id="tokenizer.marks_lost",
-        title="Qwen3.5's split rule replaced by Qwen2's",
-        severity="repaired",
+        "tokenizer.marks_lost",
+        "Qwen3.5's split rule replaced by Qwen2's",
         see=_marks_lost,
         fix=_restore_marks,
         repair="Qwen3.5's rule is written again.",
-        breaks=(
-            ("all readers", "words with combining marks (Hindi, Thai, ...) become tokens never trained"),
-        ),
+        breaks={"all readers": "words with combining marks (Hindi, Thai, ...) become tokens never trained"},
     ),
     Quirk(
-        id="tokenizer.byte_fallback",
-        title="a byte-level tokenizer that claims byte fallback",
-        severity="repaired",
+        "tokenizer.byte_fallback",
+        "a byte-level tokenizer that claims byte fallback",
         see=_byte_fallback,
         fix=_no_byte_fallback,
         repair="byte_fallback is switched off; text is cut as before.",
-        breaks=(
-            (
-                "llama.cpp's converter",
-                "takes it for SentencePiece and writes a file that cannot tokenize: _Map_base::at",
-            ),
-        ),
+        breaks={
+            "llama.cpp's converter": (
+                "takes it for SentencePiece and writes a file that cannot tokenize: _Map_base::at"
+            )
+        },
     ),
     Quirk(
-        id="tokenizer.digits_lost",
-        title="a split rule for digits that was lost",
-        severity="repaired",
+        "tokenizer.digits_lost",
+        "a split rule for digits that was lost",
         see=_digits_lost,
         fix=_restore_digits,
         repair="Digits are cut one by one again, as the vocabulary was trained.",
-        breaks=(
-            ("llama.cpp", "the pre-tokenizer is taken for GPT-2's: digits of other scripts cut otherwise"),
-        ),
+        breaks={"llama.cpp": "the pre-tokenizer is taken for GPT-2's: digits of other scripts cut otherwise"},
     ),
     Quirk(
-        id="eos.begins",
-        title="an end-of-text token that begins something",
-        severity="repaired",
+        "eos.begins",
+        "an end-of-text token that begins something",
         see=_eos_begins,
         fix=_write_eos,
         repair="eos_token becomes the token that ends a turn.",
-        breaks=(("llama.cpp, all servers", "a reply ends only by luck, or goes on as the next speaker"),),
+        breaks={"llama.cpp, all servers": "a reply ends only by luck, or goes on as the next speaker"},
     ),
     Quirk(
-        id="generation.missing",
-        title="no generation_config.json",
-        severity="repaired",
+        "generation.missing",
+        "no generation_config.json",
         see=_no_generation,
         fix=_write_generation,
         repair="One is written with the ids at which a reply ends.",
-        breaks=(("all servers", "stops at config.json's eos alone: a chat model may never stop"),),
+        breaks={"all servers": "stops at config.json's eos alone: a chat model may never stop"},
     ),
     Quirk(
-        id="eos.generation",
-        title="generation_config.json does not stop where a reply ends",
-        severity="repaired",
+        "eos.generation",
+        "generation_config.json does not stop where a reply ends",
         see=_generation_eos,
         fix=_write_generation,
         repair="The missing ids are added to eos_token_id.",
-        breaks=(("all servers", "never stops after <|im_end|>"),),
+        breaks={"all servers": "never stops after <|im_end|>"},
         reference="https://github.com/Blaizzy/mlx-vlm/issues/2112",
     ),
     Quirk(
-        id="eos.config",
-        title="config.json stops elsewhere than tokenizer and generation_config.json",
-        severity="repaired",
+        "eos.config",
+        "config.json stops elsewhere than tokenizer and generation_config.json",
         see=_config_eos,
         fix=_write_config_eos,
         repair="config.json's eos_token_id becomes that of the tokenizer.",
-        breaks=(("readers of config.json alone", "stops at the wrong token or never"),),
+        breaks={"readers of config.json alone": "stops at the wrong token or never"},
     ),
     Quirk(
-        id="files.led_out",
-        title="a link that leads out of the model's folder",
-        severity="note",
+        "files.led_out",
+        "a link that leads out of the model's folder",
         see=_led_out,
         repair="Left out: it would publish a file of this machine. Put the file itself there if it belongs.",
     ),
     Quirk(
-        id="template.differs",
-        title="different chat templates in different places",
-        severity="repaired",
+        "template.broken",
+        "a chat template that cannot be compiled",
+        error=True,
+        see=_template_broken,
+        repair=(
+            "Correct it where it stands, or copy the base model's; without any, conversations have no form, "
+            "but everything can be exported."
+        ),
+        breaks={
+            "transformers, vLLM, SGLang": "jinja2.exceptions.TemplateSyntaxError, at the first conversation",
+            "llama.cpp": "llama-server does not start, or falls back to a template of its own",
+        },
+    ),
+    Quirk(
+        "template.differs",
+        "different chat templates in different places",
         see=_templates_differ,
         fix=_write_template,
         repair="The one that transformers 5 uses (chat_template.jinja first) is written in all places.",
-        breaks=(
-            (
-                "transformers 4, vLLM, llama.cpp",
-                "each takes another of them: prompts unlike those of training",
-            ),
-        ),
+        breaks={
+            "transformers 4, vLLM, llama.cpp": "each takes another of them: prompts unlike those of training"
+        },
         reference="https://github.com/modelscope/ms-swift/issues/4358",
     ),
     Quirk(
-        id="template.hollow",
-        title="a chat template that is null or empty in one place and there in another",
-        severity="repaired",
+        "template.hollow",
+        "a chat template that is null or empty in one place and there in another",
         see=_template_hollow,
         fix=_write_template,
         repair="null and empty count as absent: the template that is there is written in all places.",
-        breaks=(
-            ("llama.cpp's converter", "takes tokenizer_config.json's null: the file has no template"),
-            ("transformers", "takes an empty chat_template.jinja: prompts are empty"),
-        ),
+        breaks={
+            "llama.cpp's converter": "takes tokenizer_config.json's null: the file has no template",
+            "transformers": "takes an empty chat_template.jinja: prompts are empty",
+        },
     ),
     Quirk(
-        id="template.no_default",
-        title="named chat templates and none called default",
-        severity="repaired",
+        "template.no_default",
+        "named chat templates and none called default",
         see=_template_not_default,
         fix=_write_template,
         repair="One (chat, instruct, chatml, tool_use, else the first) is written as the default, too.",
-        breaks=(
-            ("transformers, vLLM", "ValueError: This model has multiple chat templates with no default ..."),
-            ("llama.cpp", "finds no template and takes ChatML"),
-        ),
+        breaks={
+            "transformers, vLLM": "ValueError: This model has multiple chat templates with no default ...",
+            "llama.cpp": "finds no template and takes ChatML",
+        },
     ),
     Quirk(
-        id="template.processor_only",
-        title="the chat template in chat_template.json alone",
-        severity="repaired",
-        see=_processor_only,
+        "template.processor_only",
+        "the chat template in chat_template.json alone",
+        see=_template_alone(PROCESSOR),
         fix=_write_template,
         repair="chat_template.jinja is written too.",
-        breaks=(
-            ("transformers, vLLM", "ValueError: Cannot use chat template functions because ... is not set"),
-        ),
+        breaks={
+            "transformers, vLLM": "ValueError: Cannot use chat template functions because ... is not set"
+        },
     ),
     Quirk(
-        id="template.inline_only",
-        title="the chat template in tokenizer_config.json alone",
-        severity="note",
-        see=_inline_only,
+        "template.inline_only",
+        "the chat template in tokenizer_config.json alone",
+        see=_template_alone(TOKENIZER_CONFIG),
         repair="Kept where it is: all readers look there.",
     ),
     Quirk(
-        id="template.jinja_only",
-        title="the chat template in chat_template.jinja alone",
-        severity="note",
-        see=_jinja_only,
+        "template.jinja_only",
+        "the chat template in chat_template.jinja alone",
+        see=_template_alone(TEMPLATE_FILE),
         repair="Kept where it is; readers of today look there.",
-        breaks=(("TGI, transformers before 4.51", "ValueError: ... tokenizer.chat_template is not set"),),
+        breaks={"TGI, transformers before 4.51": "ValueError: ... tokenizer.chat_template is not set"},
         reference="https://github.com/huggingface/text-generation-inference/issues/3247",
     ),
     Quirk(
-        id="template.missing",
-        title="no chat template",
-        severity="note",
+        "template.missing",
+        "no chat template",
         see=_no_template,
         repair="Nothing is invented; verification then prompts without one.",
     ),
     Quirk(
-        id="card.unreadable",
-        title="front matter of README.md that cannot be read",
-        severity="note",
+        "card.unreadable",
+        "front matter of README.md that cannot be read",
         see=_card_unreadable,
-        repair="Nothing of it is carried over: licence, languages and tags are then missing from what is "
-        "written. Correct it, or give them with --license and the like.",
+        repair=(
+            "Nothing of it is carried over: licence, languages and tags are then missing from what is "
+            "written. Correct it, or give them with --license and the like."
+        ),
     ),
     Quirk(
-        id="vision.processor_missing",
-        title="a vision tower without its processor files",
-        severity="note",
-        see=_processor_missing,
+        "vision.processor_missing",
+        "a vision tower without its processor files",
+        see=lambda subject: _no_processor(subject, of_base=False),
         repair="Copy preprocessor_config.json and its like from the base; --mtp-from BASE does it.",
         breaks=_PROCESSOR_BREAKS,
         reference=_PROCESSOR_REFERENCE,
     ),
     Quirk(
-        id="vision.processor_copied",
-        title="a vision tower without its processor files, which the base has",
-        severity="repaired",
-        see=_processor_from_base,
+        "vision.processor_copied",
+        "a vision tower without its processor files, which the base has",
+        see=lambda subject: _no_processor(subject, of_base=True),
         fix=_copy_processor,
         repair="They are copied from the base.",
         breaks=_PROCESSOR_BREAKS,

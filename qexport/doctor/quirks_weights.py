@@ -1,9 +1,9 @@
-"""Quirks of the tensors themselves: dtypes, expert layouts, the output head, the vocabulary."""
+"""Quirks of the tensors themselves: files, layers, dtypes, expert layouts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from qexport.checkpoint.index import INDEX_NAME
@@ -11,17 +11,18 @@ from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.draft import Draft
 from qexport.doctor.layout import ExpertLayout, convert_experts, expert_layouts, trunk_layout
 from qexport.doctor.mlx_saved import MlxSaved, underneath
-from qexport.doctor.quirk import Quirk
-from qexport.doctor.subject import EMBEDDING, HEAD, Subject
-from qexport.doctor.ties import Tie, tie_of
-from qexport.doctor.tokens import token_ids
+from qexport.doctor.quirk import Quirk, as_read
+from qexport.doctor.subject import Subject
 
 # In float32 on purpose, or too small to matter: decay rates, norms, the short convolution.
 _MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias)$")
 
 
-def _some(names: list[str], noun: str = "tensors") -> str:
+def _such_as(names: Sequence[str], noun: str = "tensors") -> str:
     return names[0] if len(names) == 1 else f"{len(names)} {noun}, such as {names[0]}"
+
+
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def _empty(subject: Subject) -> str | None:
@@ -40,20 +41,19 @@ def _mlx_saved(subject: Subject) -> str | None:
     return f"saved by mlx-lm: convolutions are turned, one was added to {len(found.norms)} norms"
 
 
-def _as_read(_: Draft) -> None:
-    """Reading is the whole repair."""
-
-
 def _stale_index(subject: Subject) -> str | None:
     checkpoint = underneath(subject.checkpoint)
     why = getattr(checkpoint, "stale_index", None)
     read = sorted({tensor.file for tensor in checkpoint.tensors.values()})
-    return f"{INDEX_NAME} is stale: {why}; {_some(read, 'files')} read instead" if why else None
+    return f"{INDEX_NAME} is stale: {why}; {_such_as(read, 'files')} read instead" if why else None
 
 
 def _leftover(subject: Subject) -> str | None:
     unused = getattr(underneath(subject.checkpoint), "unused", ())
-    return f"no part of the model, and not read: {_some(list(unused), 'files')}" if unused else None
+    return f"no part of the model, and not read: {_such_as(unused, 'files')}" if unused else None
+
+
+# --- layers -------------------------------------------------------------------------------------------------
 
 
 def _layer_numbers(subject: Subject) -> set[int]:
@@ -84,19 +84,20 @@ def _layer_count(subject: Subject) -> str | None:
     )
 
 
-def _stray(tensors: dict[str, LogicalTensor], dtype: str) -> list[str]:
-    if dtype == "F32":
-        return []
+# --- dtypes -------------------------------------------------------------------------------------------------
+
+
+def _stray(tensors: Mapping[str, LogicalTensor], dtype: str) -> list[str]:
     return [
         name
         for name, tensor in tensors.items()
-        if tensor.dtype == "F32" and len(tensor.shape) > 1 and not _MAY_BE_WIDE.search(name)
+        if "F32" == tensor.dtype != dtype and len(tensor.shape) > 1 and not _MAY_BE_WIDE.search(name)
     ]
 
 
 def _stray_fp32(subject: Subject) -> str | None:
-    stray = _stray(dict(subject.tensors), subject.dtype)
-    return f"{_some(stray)} in float32 in a checkpoint of {subject.dtype}" if stray else None
+    stray = _stray(subject.tensors, subject.dtype)
+    return f"{_such_as(stray)} in float32 in a checkpoint of {subject.dtype}" if stray else None
 
 
 def _round_stray(draft: Draft) -> None:
@@ -106,17 +107,14 @@ def _round_stray(draft: Draft) -> None:
 
 
 def _wide(subject: Subject) -> str | None:
-    return (
-        "the weights are float32: a merge that did not go back to bfloat16"
-        if subject.dtype == "F32"
-        else None
-    )
+    wide = subject.dtype == "F32"
+    return "the weights are float32: a merge that did not go back to bfloat16" if wide else None
 
 
 def _mixed(subject: Subject) -> str | None:
     half = {"BF16": "F16", "F16": "BF16"}.get(subject.dtype)
     other = [name for name, tensor in subject.tensors.items() if tensor.dtype == half]
-    return f"{_some(other)} in {half} in a checkpoint of {subject.dtype}" if other else None
+    return f"{_such_as(other)} in {half} in a checkpoint of {subject.dtype}" if other else None
 
 
 def _a_log(subject: Subject) -> str | None:
@@ -125,6 +123,9 @@ def _a_log(subject: Subject) -> str | None:
         return None
     dtype = subject.tensors[narrow[0]].dtype
     return f"A_log is {dtype} in {len(narrow)} layers; the published models keep float32"
+
+
+# --- experts ------------------------------------------------------------------------------------------------
 
 
 def _other_experts(subject: Subject) -> str | None:
@@ -157,292 +158,129 @@ def _unify_experts(draft: Draft) -> None:
         draft.tensors = convert_experts(draft.tensors, layout)
 
 
-def _tie(state: Tie) -> Callable[[Subject], str | None]:
-    def see(subject: Subject) -> str | None:
-        tie = tie_of(subject)
-        return tie.what if tie.state is state else None
-
-    return see
-
-
-def _settle_tie(draft: Draft) -> None:
-    """Write the same flag in both places, and drop a head that repeats the embedding."""
-    tied = tie_of(draft.subject).tied
-    if tied:
-        draft.tensors.pop(HEAD, None)
-    draft.config["tie_word_embeddings"] = tied
-    draft.text["tie_word_embeddings"] = tied
-
-
-def _vocabulary(subject: Subject) -> str | None:
-    embedding = subject.tensors.get(EMBEDDING)
-    size = subject.text.get("vocab_size", subject.family.defaults.get("vocab_size"))
-    if embedding is None or not isinstance(size, int) or embedding.shape[0] == size:
-        return None
-    return f"vocab_size is {size}, but the embedding has {embedding.shape[0]} rows"
-
-
-def _count_rows(draft: Draft) -> None:
-    rows = draft.tensors[EMBEDDING].shape[0]
-    draft.text["vocab_size"] = rows
-    if "vocab_size" in draft.config:
-        draft.config["vocab_size"] = rows
-
-
-def _head_rows(subject: Subject) -> str | None:
-    embedding, head = subject.tensors.get(EMBEDDING), subject.tensors.get(HEAD)
-    if embedding is None or head is None or embedding.shape[0] == head.shape[0]:
-        return None
-    return f"the embedding has {embedding.shape[0]} rows, lm_head {head.shape[0]}"
-
-
-def _more_tokens(subject: Subject) -> str | None:
-    embedding, ids = subject.tensors.get(EMBEDDING), token_ids(subject)
-    if embedding is None or not ids or max(ids.values()) < embedding.shape[0]:
-        return None
-    over = [token for token, number in ids.items() if number >= embedding.shape[0]]
-    rows = embedding.shape[0]
-    return f"the tokenizer has {len(over)} tokens beyond the {rows} rows of the embedding: {over[:3]}"
-
-
 WEIGHT_QUIRKS = (
     Quirk(
-        id="weights.empty",
-        title="empty tensors, as ZeRO-3 leaves them",
-        severity="error",
+        "weights.empty",
+        "empty tensors, as ZeRO-3 leaves them",
+        error=True,
         see=_empty,
         explains=True,
         repair=(
             "Gather the weights: `python zero_to_fp32.py . out --safe_serialization` in the checkpoint's "
             "folder, or train and save with `stage3_gather_16bit_weights_on_model_save: true`."
         ),
-        breaks=(("transformers", "size mismatch: copying a param with shape torch.Size([0])"),),
+        breaks={"transformers": "size mismatch: copying a param with shape torch.Size([0])"},
         reference="https://huggingface.co/docs/transformers/deepspeed#save-model-weights",
     ),
     Quirk(
-        id="weights.mlx_saved",
-        title="saved by mlx-lm: convolutions turned, one added to norms",
-        severity="repaired",
+        "weights.mlx_saved",
+        "saved by mlx-lm: convolutions turned, one added to norms",
         see=_mlx_saved,
-        fix=_as_read,
+        fix=as_read,
         repair=(
             "Convolutions are turned back, the same bytes; one is taken off the norms. What was rounded off "
             "when it was added (up to 2**-8 in bf16) is lost: the model computes what it computes in mlx-lm."
         ),
-        breaks=(
-            (
-                "transformers, vLLM",
-                "size mismatch for conv1d.weight, and norms that are too strong",
-            ),
-            ("mlx-lm itself", "reads its own saves rightly"),
-        ),
+        breaks={
+            "transformers, vLLM": "size mismatch for conv1d.weight, and norms that are too strong",
+            "mlx-lm itself": "reads its own saves rightly",
+        },
         reference="https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/models/qwen3_5.py",
     ),
     Quirk(
-        id="weights.stale_index",
-        title="an index of an earlier save beside a complete model",
-        severity="repaired",
+        "weights.stale_index",
+        "an index of an earlier save beside a complete model",
         see=_stale_index,
-        fix=_as_read,
+        fix=as_read,
         repair="The complete one is read; what is written has an index of its own, or needs none.",
-        breaks=(("vLLM, llama.cpp's converter", "FileNotFoundError, or the weights of the earlier save"),),
+        breaks={"vLLM, llama.cpp's converter": "FileNotFoundError, or the weights of the earlier save"},
     ),
     Quirk(
-        id="weights.leftover",
-        title="safetensors files that are no part of the model",
-        severity="note",
+        "weights.leftover",
+        "safetensors files that are no part of the model",
         see=_leftover,
         repair="They are not read. Remove them where a reader takes every file: vLLM did.",
     ),
     Quirk(
-        id="layers.lost",
-        title="layers missing from the middle",
-        severity="error",
+        "layers.lost",
+        "layers missing from the middle",
+        error=True,
         see=_layers_lost,
         repair="A shard is missing or was left out of a merge: download or save the model again.",
-        breaks=(("any", "the layer is newly initialized, or the file is refused"),),
+        breaks={"any": "the layer is newly initialized, or the file is refused"},
     ),
     Quirk(
-        id="layers.count",
-        title="more or fewer layers than config.json says",
-        severity="error",
+        "layers.count",
+        "more or fewer layers than config.json says",
+        error=True,
         see=_layer_count,
         repair=(
             "If layers were cut or stacked on purpose, write the number into num_hidden_layers (and "
             "layer_types); if not, config.json or weights belong to another model: copy or save them again."
         ),
-        breaks=(
-            ("transformers", "too many are left out without a word, missing ones are newly initialized"),
-            ("llama.cpp", "missing tensor 'blk.N.attn_norm.weight'"),
-        ),
+        breaks={
+            "transformers": "too many are left out without a word, missing ones are newly initialized",
+            "llama.cpp": "missing tensor 'blk.N.attn_norm.weight'",
+        },
     ),
     Quirk(
-        id="dtype.stray_fp32",
-        title="a few matrices in float32 in a 16-bit checkpoint",
-        severity="repaired",
+        "dtype.stray_fp32",
+        "a few matrices in float32 in a 16-bit checkpoint",
         see=_stray_fp32,
         fix=_round_stray,
         repair="They are rounded to the dtype of the rest; A_log, dt_bias, norms and convolutions stay.",
-        breaks=(
-            ("vLLM, SGLang", "twice the memory for these"),
-            ("llama.cpp's converter", "writes F32 where the rest is BF16"),
-        ),
+        breaks={
+            "vLLM, SGLang": "twice the memory for these",
+            "llama.cpp's converter": "writes F32 where the rest is BF16",
+        },
     ),
     Quirk(
-        id="dtype.wide",
-        title="all weights in float32",
-        severity="note",
+        "dtype.wide",
+        "all weights in float32",
         see=_wide,
         repair=(
             "GGUF and NVFP4 store 16 bits where they do not quantize; a repaired checkpoint, MLX (but with "
             "--dtype bfloat16) and FP8 keep float32."
         ),
-        breaks=(("any", "twice the size and memory of bfloat16 for what is not quantized"),),
+        breaks={"any": "twice the size and memory of bfloat16 for what is not quantized"},
     ),
     Quirk(
-        id="dtype.mixed",
-        title="bfloat16 and float16 side by side",
-        severity="note",
+        "dtype.mixed",
+        "bfloat16 and float16 side by side",
         see=_mixed,
         repair="Each tensor is taken as it is stored.",
-        breaks=(("transformers", "casts all to config.json's dtype on loading"),),
+        breaks={"transformers": "casts all to config.json's dtype on loading"},
     ),
     Quirk(
-        id="dtype.a_log",
-        title="A_log rounded to 16 bits",
-        severity="note",
+        "dtype.a_log",
+        "A_log rounded to 16 bits",
         see=_a_log,
         repair="Nothing to repair: the rounding has happened. Save with the dtype of A_log kept to avoid it.",
-        breaks=(("any", "decay rates a little off; accuracy may drift on long contexts"),),
+        breaks={"any": "decay rates a little off; accuracy may drift on long contexts"},
     ),
     Quirk(
-        id="experts.layout",
-        title="experts in a layout that readers do not take, or in two layouts",
-        severity="repaired",
+        "experts.layout",
+        "experts in a layout that readers do not take, or in two layouts",
         see=_other_experts,
         fix=_unify_experts,
         repair="All layers get the layout of the first usual one, else that of the published models.",
-        breaks=(("transformers", "packed experts stay randomly initialised, silently"),),
+        breaks={"transformers": "packed experts stay randomly initialised, silently"},
         reference="https://github.com/huggingface/transformers/issues/47407",
     ),
     Quirk(
-        id="experts.one_by_one",
-        title="experts one by one in a family whose published models fuse them",
-        severity="note",
+        "experts.one_by_one",
+        "experts one by one in a family whose published models fuse them",
         see=_single_experts,
         repair="The repaired checkpoint keeps the layout; each format writes the one that its readers take.",
-        breaks=(
-            (
-                "mlx-lm 0.32",
-                "stacks the fused form only: parameters not in model",
-            ),
-        ),
+        breaks={"mlx-lm 0.32": "stacks the fused form only: parameters not in model"},
     ),
     Quirk(
-        id="experts.mtp_layout",
-        title="experts of the MTP head in another layout than the model's",
-        severity="repaired",
+        "experts.mtp_layout",
+        "experts of the MTP head in another layout than the model's",
         see=_mtp_experts,
         fix=_unify_experts,
         repair="The head's experts get the model's layout; the values stay as they are.",
-        breaks=(("mlx and Megatron converters", "look for one layout and miss the other"),),
+        breaks={"mlx and Megatron converters": "look for one layout and miss the other"},
         reference="https://github.com/ISEEKYAN/mbridge/issues/145",
-    ),
-    Quirk(
-        id="tie.flags",
-        title="tie_word_embeddings differs between the root and text_config",
-        severity="repaired",
-        see=_tie(Tie.FLAGS),
-        fix=_settle_tie,
-        repair="The flag that fits the weights is written in both places.",
-        breaks=(
-            ("vLLM, SGLang, rtp-llm", 'repeated tokens or "!!!!": the head is not the one that was trained'),
-        ),
-        reference="https://github.com/vllm-project/vllm/pull/51063",
-    ),
-    Quirk(
-        id="tie.head_repeats",
-        title="tied, and the embedding stored again as lm_head",
-        severity="repaired",
-        see=_tie(Tie.REPEATS),
-        fix=_settle_tie,
-        repair="lm_head.weight is left out.",
-        breaks=(("any", "files larger than they need be"),),
-    ),
-    Quirk(
-        id="tie.head_differs",
-        title="tied by flag, with an lm_head of its own",
-        severity="repaired",
-        see=_tie(Tie.DIFFERS),
-        fix=_settle_tie,
-        repair="The weights win: tie_word_embeddings becomes false in both places.",
-        breaks=(
-            (
-                "transformers, llama.cpp",
-                "the trained lm_head is dropped silently and the embedding used instead",
-            ),
-        ),
-    ),
-    Quirk(
-        id="tie.unchecked",
-        title="tied by flag, with an lm_head that could not be compared",
-        severity="note",
-        see=_tie(Tie.UNCHECKED),
-        repair="Taken as tied until the data is at hand; an export compares the two.",
-    ),
-    Quirk(
-        id="tie.flag_missing",
-        title="no lm_head and no flag",
-        severity="repaired",
-        see=_tie(Tie.FLAG_MISSING),
-        fix=_settle_tie,
-        repair="tie_word_embeddings: true is written.",
-        breaks=(("transformers", "lm_head.weight is newly initialized"), ("vLLM", "repeated tokens")),
-    ),
-    Quirk(
-        id="tie.head_missing",
-        title="untied by flag, and no lm_head",
-        severity="error",
-        see=_tie(Tie.HEAD_MISSING),
-        repair=(
-            "If the base ties them, set tie_word_embeddings to true in config.json; if not, lm_head was "
-            "lost in saving: save the merged model again, or copy it from the base."
-        ),
-        breaks=(
-            ("transformers", "lm_head.weight is newly initialized"),
-            (
-                "vLLM",
-                "ValueError: Following weights were not initialized from checkpoint: {'lm_head.weight'}",
-            ),
-        ),
-        reference="https://github.com/vllm-project/vllm/issues/33359",
-    ),
-    Quirk(
-        id="vocab.rows",
-        title="vocab_size is not the number of embedding rows",
-        severity="repaired",
-        see=_vocabulary,
-        fix=_count_rows,
-        repair="vocab_size becomes the number of rows.",
-        breaks=(
-            ("transformers", "size mismatch for model.embed_tokens.weight"),
-            ("llama.cpp", "check_tensor_dims: tensor 'token_embd.weight' has wrong shape"),
-        ),
-    ),
-    Quirk(
-        id="vocab.head_rows",
-        title="embedding and lm_head of different heights",
-        severity="error",
-        see=_head_rows,
-        repair="Resize both with `model.resize_token_embeddings(n)` where you merge, and save again.",
-        breaks=(("transformers", "size mismatch for lm_head.weight"),),
-    ),
-    Quirk(
-        id="vocab.tokens",
-        title="more tokens than embedding rows",
-        severity="error",
-        see=_more_tokens,
-        repair="Copy the tokenizer that the model was trained with, or resize the embedding and train it.",
-        breaks=(("any", "IndexError: index out of range in self, on the first prompt with such a token"),),
     ),
 )

@@ -14,13 +14,14 @@ from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, LogicalTensor
 from qexport.doctor.compare import same_bits
 from qexport.doctor.mlx_saved import turned_back
 from qexport.errors import InputError
-from qexport.families.names import SpelledName, canonical_name, is_ignorable, outer_wrapper
+from qexport.families.names import SpelledName, canonical_name, is_ignorable, outer_wrapper, stray_fronts
 from qexport.families.table import Family, family_of
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.values import Typed, typed
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
 # A value head that trl trains beside the model; nothing that runs the model reads it.
 VALUE_HEAD = "v_head."
 
@@ -112,13 +113,23 @@ class Subject:
             return None
         return same_bits(self.tensors[HEAD], self.tensors[EMBEDDING])
 
-    def json_file(self, name: str) -> dict[str, Any] | None:
-        """The parsed small file ``name``, or ``None`` where there is none; not to be changed."""
+    def json_file(self, name: str) -> Mapping[str, Any]:
+        """The parsed small file ``name``, empty where there is none; not to be changed."""
         if name == "tokenizer.json":
-            return None if self.tokenizer is None else dict(self.tokenizer.document)
+            return {} if self.tokenizer is None else self.tokenizer.document
         if name not in self._parsed:
-            self._parsed[name] = read_json(self.checkpoint, name) if name in self.checkpoint.files else None
+            self._parsed[name] = read_json(self.checkpoint, name) if name in self.checkpoint.files else {}
         return self._parsed[name]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """``tokenizer_config.json``."""
+        return self.json_file(TOKENIZER_CONFIG)
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        """``generation_config.json``."""
+        return self.json_file(GENERATION_CONFIG)
 
     @cached_property
     def tokenizer(self) -> TokenizerJson | None:
@@ -136,7 +147,7 @@ class Subject:
         return read_templates(files, self.checkpoint.label)
 
     @cached_property
-    def _parsed(self) -> dict[str, dict[str, Any] | None]:
+    def _parsed(self) -> dict[str, Mapping[str, Any]]:
         return {}
 
 
@@ -151,10 +162,16 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
     config = door.values
     family = family_of(config)
     stored = [name for name in checkpoint.tensors if not is_ignorable(name)]
+    text = text_config(config)
+    tied = text.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
     outer = outer_wrapper(stored)
-    spellings = {name: canonical_name(name.removeprefix(outer)) for name in stored}
-    if outer:
-        spellings = {name: replace(spelled, wrapped=True) for name, spelled in spellings.items()}
+    inner = {name: name.removeprefix(outer) for name in stored}
+    fronts = stray_fronts(inner.values(), tied=bool(tied))
+    spellings: dict[str, SpelledName] = {}
+    for name, short in inner.items():
+        front = fronts.get(short, "")
+        spelled = canonical_name(short.removeprefix(front))
+        spellings[name] = replace(spelled, wrapped=True) if outer or front else spelled
     checkpoint = turned_back(checkpoint, {name: spelled.canonical for name, spelled in spellings.items()})
     tensors: dict[str, LogicalTensor] = {}
     twins: list[Twins] = []
@@ -178,7 +195,7 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
         checkpoint,
         family,
         config,
-        text_config(config),
+        text,
         tensors,
         spellings,
         tuple(twins),

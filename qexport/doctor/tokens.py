@@ -30,12 +30,9 @@ def token_ids(subject: Subject) -> Mapping[str, int]:
 
 def tokenizer_kind(subject: Subject) -> str:
     """``BPE (tokenizer.json)`` and the like, or ``none``."""
-    document = subject.json_file("tokenizer.json")
-    if document is not None:
-        model = document.get("model")
-        kind = model.get("type") if isinstance(model, Mapping) else None
-        return f"{kind or 'unknown'} (tokenizer.json)"
-    for name, kind in (("tokenizer.model", "SentencePiece"), ("vocab.json", "BPE")):
+    model = subject.json_file("tokenizer.json").get("model")
+    own = (model.get("type") if isinstance(model, Mapping) else None) or "unknown"
+    for name, kind in (("tokenizer.json", own), ("tokenizer.model", "SentencePiece"), ("vocab.json", "BPE")):
         if name in subject.checkpoint.files:
             return f"{kind} ({name})"
     return "none"
@@ -50,13 +47,12 @@ def turn_ends(subject: Subject) -> list[str]:
 def tokenizer_eos(subject: Subject) -> str | None:
     """The tokenizer's end of text: by name, as transformers finds it; else the first that a config stops at;
     else what the tokenizer's class takes. A name that is no token counts as none."""
-    settings = subject.json_file("tokenizer_config.json") or {}
-    mapped = subject.json_file("special_tokens_map.json") or {}
+    settings, mapped = subject.settings, subject.json_file("special_tokens_map.json")
     ids = token_ids(subject)
     if (named := _known(special_names(settings, mapped, by_class=False), ids)) is not None:
         return named
     texts = {number: text for text, number in ids.items()}
-    ends = end_ids(subject.json_file("generation_config.json") or {}, subject.config)
+    ends = end_ids(subject.generation, subject.config)
     if (text := next((texts[number] for number in ends if number in texts), None)) is not None:
         return text
     return _known(special_names(settings, mapped), ids) if "eos_token" not in settings else None

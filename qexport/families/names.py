@@ -34,6 +34,7 @@ _WRAPPERS = frozenset(
 _PEFT_FRONT, _PEFT_MIDDLE = ["base_model", "model"], "base_layer"
 _BARE = ("layers.", "embed_tokens.", "norm.")
 _LANGUAGE = ("model.", "language_model.", "text_model.")  # the last in Idefics 3 and SmolVLM
+_TRUNK = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.", "mtp.")
 # How names of a model begin; whatever else all of them share in front is somebody's wrapper.
 _FIRST = (*_LANGUAGE, "lm_head.", "mtp.", *_BARE, *_VISION)
 # Buffers that old conversions stored; every reader recomputes them.
@@ -108,6 +109,52 @@ def outer_wrapper(names: Iterable[str]) -> str:
             return ""
         left, found = [name.removeprefix(first + dot) for name in left], found + first + dot
     return found if left else ""
+
+
+def behind_front(name: str) -> tuple[str, SpelledName] | None:
+    """What stands in front of a name and belongs to no model, and the name behind it; ``None`` without.
+
+    >>> front, spelled = behind_front("actor.model.layers.3.mlp.gate.weight")
+    >>> front, spelled.canonical
+    ('actor.', 'model.layers.3.mlp.gate.weight')
+    """
+    if canonical_name(name).canonical.startswith((*_TRUNK, *_VISION)):
+        return None
+    parts = name.split(".")
+    for at in range(1, len(parts) - 1):
+        spelled = canonical_name(".".join(parts[at:]))
+        if spelled.canonical.startswith(_TRUNK):
+            return ".".join(parts[:at]) + ".", spelled
+    return None
+
+
+def stray_fronts(names: Iterable[str], *, tied: bool) -> dict[str, str]:
+    """What stands in front of some names and belongs to no model, by name: only what is clearly too much.
+
+    Without it none of the names is there twice; else it is another module's, or a copy's.
+
+    Args:
+        tied: the model has no output head of its own, so that nothing is one for its name alone.
+
+    >>> stray_fronts(["model.norm.weight", "actor.model.layers.0.mlp.gate.weight"], tied=False)
+    {'actor.model.layers.0.mlp.gate.weight': 'actor.'}
+    >>> stray_fronts(["model.norm.weight", "ema.model.norm.weight"], tied=False)
+    {}
+    """
+    left = list(names)
+    groups: dict[str, dict[str, str]] = {}
+    for name in left:
+        if (found := behind_front(name)) is not None:
+            groups.setdefault(found[0], {})[name] = found[1].canonical
+    there = {canonical_name(name).canonical for name in left}
+    fronts: dict[str, str] = {}
+    for front, group in groups.items():
+        wanted = set(group.values())
+        only_head = all(name.startswith("lm_head.") for name in wanted)
+        if not wanted & there and len(wanted) == len(group) and not (tied and only_head):
+            fronts |= dict.fromkeys(group, front)
+            there |= wanted
+    return fronts
 
 
 def published_name(canonical: str, family: Family, *, wrapper: bool) -> str:

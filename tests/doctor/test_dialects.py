@@ -123,6 +123,48 @@ def test_one_tensor_wrapped_and_plain_is_one(zoo_copy: ZooCopy) -> None:
     assert "names.twice" in ids(diagnose(opened(folder)), "repaired")
 
 
+STRAY: dict[str, Rename] = {
+    "one layer": lambda name: "actor." + name if ".layers.1." in name else name,
+    "one matrix of each": lambda name: "actor.net." + name if "down_proj" in name else name,
+    "the embedding": lambda name: "x." + name if "embed_tokens" in name else name,
+    "inside": lambda name: name.replace("model.", "model.foo.", 1) if ".layers.1." in name else name,
+    "instead": lambda name: name.replace("model.", "foo.", 1) if ".layers.1." in name else name,
+    "two": lambda name: ("a." if "norm" in name else "b.") + name if ".layers.1." in name else name,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("stray", STRAY)
+def test_something_in_front_of_some_names(
+    zoo: Zoo, zoo_copy: ZooCopy, tmp_path: Path, name: str, stray: str
+) -> None:
+    folder = zoo_copy(name)
+    rename(folder, STRAY[stray])
+    assert_repaired_as_clean(zoo, name, folder, tmp_path, "names.wrapped")
+
+
+def test_a_head_behind_something_is_the_head_where_one_is_missing(zoo: Zoo, zoo_copy: ZooCopy) -> None:
+    folder = zoo_copy("llama")
+    rename(folder, lambda name: "x." + name if name.startswith("lm_head.") else name)
+    assert ids(diagnose(opened(folder)), "error", "repaired") == ids(
+        diagnose(opened(zoo("llama"))), "error", "repaired"
+    ) | {"names.wrapped"}
+    tied = zoo_copy("gemma3")
+    change_tensors(tied, lambda t: t | {"x.lm_head.weight": torch.zeros(4, 4)})
+    (error,) = diagnose(opened(tied)).errors
+    assert (error.id, "x.lm_head.weight" in error.what) == ("tensors.unfit", True)
+
+
+def test_a_second_copy_is_named(zoo_copy: ZooCopy) -> None:
+    folder = zoo_copy("qwen3_5")
+    change_tensors(folder, lambda t: t | {f"ema.{n}": x * 2 for n, x in t.items() if ".layers.1." in n})
+    (error,) = diagnose(opened(folder)).errors
+    assert error.id == "names.copies"
+    assert error.what.startswith(
+        "14 tensors have `ema.` in front of names that are there without it, such as"
+    )
+
+
 @pytest.mark.parametrize("prefix", ["", "pretrained_model."])
 def test_value_head_is_left_out(zoo: Zoo, zoo_copy: ZooCopy, tmp_path: Path, prefix: str) -> None:
     folder = zoo_copy("llama")

@@ -190,7 +190,7 @@ def test_table_is_sound():
     names = [quirk.id for quirk in QUIRKS]
     assert len(set(names)) == len(names)
     for quirk in QUIRKS:
-        assert (quirk.fix is not None) == (quirk.severity == "repaired"), quirk.id
+        assert not (quirk.fix and quirk.error), quirk.id
         assert quirk.repair, quirk.id
         assert quirk.severity == "note" or quirk.breaks, quirk.id
         assert not quirk.reference or quirk.reference.startswith("https://"), quirk.id
@@ -381,3 +381,54 @@ def test_a_card_that_cannot_be_read_is_noted_before_anything_is_written(zoo_copy
     assert finding.what.startswith("README.md:")
     (folder / "README.md").write_text("---\ndate: 2026-02-31\nlicense: mit\n---\n")
     assert "card.unreadable" not in {f.id for f in diagnose(opened(folder)).findings}
+
+
+TEMPLATE, INLINE, NAMED = (
+    "chat_template.jinja",
+    "tokenizer_config.json",
+    "additional_chat_templates/rag.jinja",
+)
+BROKEN = "{% for m in messages %}\n{{ m.content }}\n{% endif %}"
+
+
+def place_template(folder, place, text):
+    (folder / TEMPLATE).unlink(missing_ok=True)
+    change_json(folder, INLINE, lambda c: {k: v for k, v in c.items() if k != "chat_template"})
+    if place == INLINE:
+        change_json(folder, INLINE, lambda c: {**c, "chat_template": text})
+    else:
+        (folder / TEMPLATE).write_text("{{ messages }}")
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(text)
+
+
+@pytest.mark.parametrize("place", [TEMPLATE, INLINE, NAMED])
+def test_a_template_that_cannot_be_compiled_is_an_error_wherever_it_stands(zoo_copy, place):
+    folder = zoo_copy("qwen3_5")
+    place_template(folder, place, BROKEN)
+    diagnosis = diagnose(opened(folder))
+    (found,) = diagnosis.errors
+    where = TEMPLATE if place == NAMED else place
+    called = " 'rag'" if place == NAMED else ""
+    assert found.id == "template.broken"
+    assert found.what.startswith(f"the chat template{called} in {where} cannot be compiled: line 3: Enc")
+    with pytest.raises(InputError, match="cannot be compiled"):
+        _ = diagnosis.repaired
+    place_template(folder, place, "{% generation %}{{ messages }}{% endgeneration %}{% break %}")
+    assert "template.broken" not in ids(diagnose(opened(folder)))
+
+
+def test_a_broken_template_that_another_hides_is_written_over(zoo_copy, tmp_path):
+    folder = zoo_copy("qwen3_5")
+    place_template(folder, INLINE, BROKEN)
+    (folder / TEMPLATE).write_text("{{ messages }}")
+    diagnosis, out = repair(folder, tmp_path / "out")
+    assert ids(diagnosis, "error", "repaired") == {"template.differs"}
+    assert json.loads((out / INLINE).read_text())["chat_template"] == "{{ messages }}"
+
+
+@pytest.mark.parametrize("text", ["{{ " + "(" * 3000, "{{ 9 ** 9 ** 9 ** 9 }}{{ 'a' * 10 ** 12 }}"])
+def test_templates_are_read_and_not_run(zoo_copy, text):
+    folder = zoo_copy("qwen3_5")
+    place_template(folder, INLINE, text)
+    assert ("template.broken" in ids(diagnose(opened(folder)))) == ("(((" in text)

@@ -407,3 +407,97 @@ def sweep(zoo: Zoo, folder: Path, name: str, count: int, seed: int) -> dict[str,
 def test_mutated_tokenizers_never_crash(zoo: Zoo, zoo_copy: ZooCopy, name: str, seed: int) -> None:
     found = sweep(zoo, zoo_copy(name), name, 60, seed)
     assert set(found) == {"planned", "refused"}
+
+
+# --- the older spelling of the vocabulary -------------------------------------------------------------------
+
+
+def older_spelling(folder: Path) -> tuple[Json, list[str]]:
+    model = document_of(folder)["model"]
+    return dict(model["vocab"]), [" ".join(pair) for pair in model["merges"]]
+
+
+def write_older(folder: Path, vocab: Json, merges: list[str], first: str = "#version: 0.2") -> None:
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join([first, *merges, ""]), encoding="utf-8")
+
+
+def test_the_older_spelling_that_agrees_is_carried(zoo_copy: ZooCopy, tmp_path: Path) -> None:
+    folder = zoo_copy("qwen3_5")
+    vocab, merges = older_spelling(folder)
+    with_added = {**vocab, **{row["content"]: row["id"] for row in document_of(folder)["added_tokens"]}}
+    for n, (words, first) in enumerate(((vocab, "#version: 0.2"), (with_added, ""))):
+        write_older(folder, words, merges, first)
+        diagnosis, out = repair(folder, tmp_path / str(n))
+        assert "tokenizer.stale_vocab" not in ids(diagnosis)
+        for name in ("vocab.json", "merges.txt"):
+            assert (out / name).read_bytes() == (folder / name).read_bytes()
+
+
+def other_id(vocab: Json, _: list[str]) -> str:
+    first, second = sorted(vocab)[:2]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    one, other = vocab[first], vocab[second]
+    both = ((first, one, other), (second, other, one))
+    clauses = [f"{word!r} is {there} there and {own} in tokenizer.json" for word, there, own in both]
+    return f"vocab.json is stale: {'; '.join(clauses)}"
+
+
+def lost_word(vocab: Json, _: list[str]) -> str:
+    word = max(vocab, key=len)
+    del vocab[word]
+    return f"vocab.json is stale: {word!r} is missing there"
+
+
+def unknown_word(vocab: Json, _: list[str]) -> str:
+    vocab["neverheardof"] = "seven"
+    return "vocab.json is stale: 'neverheardof' is 'seven' there and no token in tokenizer.json"
+
+
+def other_order(_: Json, merges: list[str]) -> str:
+    merges[0], merges[1] = merges[1], merges[0]
+    return f"merges.txt is stale: merge 1 is {merges[0]!r} there and {merges[1]!r} in tokenizer.json"
+
+
+def fewer_merges(_: Json, merges: list[str]) -> str:
+    count = len(merges)
+    del merges[-3:]
+    return f"merges.txt is stale: it has {count - 3} merges, tokenizer.json {count}"
+
+
+def of_another_model(vocab: Json, merges: list[str]) -> str:
+    return f"{lost_word(vocab, merges)}, and {fewer_merges(vocab, merges)}"
+
+
+OLDER = (other_id, lost_word, unknown_word, other_order, fewer_merges, of_another_model)
+
+
+@pytest.mark.parametrize("change", OLDER, ids=lambda change: change.__name__)
+def test_the_older_spelling_that_disagrees_is_left_out(
+    zoo: Zoo, zoo_copy: ZooCopy, tmp_path: Path, change: Callable[[Json, list[str]], str]
+) -> None:
+    folder = zoo_copy("qwen3_5")
+    vocab, merges = older_spelling(folder)
+    what = change(vocab, merges)
+    write_older(folder, vocab, merges)
+    diagnosis, out = repair(folder, tmp_path / "out")
+    (found,) = [finding for finding in diagnosis.findings if finding.severity != "note"]
+    assert (found.id, found.severity, found.what) == ("tokenizer.stale_vocab", "repaired", what)
+    assert not {"vocab.json", "merges.txt"} & {path.name for path in out.iterdir()}
+    assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    text = "Two words, 12345 and नमस्ते"
+    ours, theirs = (AutoTokenizer.from_pretrained(each)(text).input_ids for each in (out, zoo("qwen3_5")))
+    assert ours == theirs
+    assert "tokenizer.stale_vocab" not in ids(diagnose(opened(out)))
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"[1]", b"\xff"])
+def test_an_older_spelling_that_cannot_be_read_is_left_out(
+    zoo_copy: ZooCopy, tmp_path: Path, damaged: bytes
+) -> None:
+    folder = zoo_copy("qwen3_5")
+    (folder / "vocab.json").write_bytes(damaged)
+    diagnosis, out = repair(folder, tmp_path / "out")
+    (found,) = [finding for finding in diagnosis.findings if finding.id == "tokenizer.stale_vocab"]
+    assert found.what.startswith("vocab.json ")
+    assert not (out / "vocab.json").exists()

@@ -27,6 +27,13 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.Scope(body, lineno=line)
 
 
+def environment() -> ImmutableSandboxedEnvironment:
+    """What templates are parsed in, with the tags that they may use."""
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+
+
 def _tojson(
     x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
@@ -47,9 +54,7 @@ class Loaded:
         self._sources = request["templates"]
         self._words = request["words"]
         self._compiled: dict[str, Any] = {}
-        self._environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
+        self._environment = environment()
         self._environment.filters["tojson"] = _tojson
         self._environment.globals["raise_exception"] = _refuse
         day = datetime.date(*request["today"])
