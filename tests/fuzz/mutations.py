@@ -327,7 +327,7 @@ def _exported(folder: Path) -> None:
 
 
 def _matrix(folder: Path) -> None:
-    golden = Path(__file__).parents[1] / "calibrate" / "golden" / "llama.gguf.gz"
+    golden = Path(__file__).parents[1] / "evidence" / "golden" / "llama.gguf.gz"
     (folder / "model.gguf").write_bytes(gzip.decompress(golden.read_bytes()))
 
 

@@ -27,7 +27,7 @@ from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.pipeline.model import ModelChoice, examine
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "calibrate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 import make_imatrix_golden as golden
 
 needs_toolchain = [
