@@ -91,9 +91,9 @@ class Bench:
         return next((speed for speed in self.speeds if speed.n_max == 0), None)
 
     @property
-    def best(self) -> Speed | None:
+    def best(self) -> Speed:
         """The fastest setting."""
-        return max(self.speeds, key=lambda speed: speed.tok_s.median, default=None)
+        return max(self.speeds, key=lambda speed: speed.tok_s.median)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; no host names or paths in it."""

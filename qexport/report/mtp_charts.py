@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from qexport.receipt.text import speed, times, with_error
 from qexport.report.bars import Bar, BarGroup, draw_bars
-from qexport.report.chart import Chart, LegendEntry
-from qexport.report.svg import element, line, rectangle
+from qexport.report.svg import Chart, LegendEntry, line, rectangle, small
 from qexport.report.words import machines
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def acceptance_chart(report: Report) -> Chart | None:
     said = "; ".join(f"{bar.name}: {bar.figure}" for bar in bars)
     legend = [LegendEntry(_swatch("mtp"), "artifact")]
     if any(bar.beside is not None for bar in bars):
-        legend.append(LegendEntry(_tick(), "its source's own head, unquantized"))
+        legend.append(LegendEntry(small(line(7, 0, 7, 14, "beside")), "its source's own head, unquantized"))
     return Chart(
         title="MTP acceptance",
         reading="The share of tokens drafted by the MTP head that the model accepts, one token ahead, over "
@@ -65,11 +64,15 @@ def speed_chart(report: Report) -> Chart | None:
     said = "; ".join(
         f"{each.title}: " + ", ".join(f"{b.name} {b.figure}" for b in each.bars) for each in groups
     )
-    ways = machines([row for _, row in timed])
+    ways = machines(row.bench for _, row in timed if row.bench)
     notes = ways if len(ways) == 1 else [f"Not all were measured alike: {way}" for way in ways]
-    legend = [LegendEntry(_swatch("bare"), "without MTP"), LegendEntry(_swatch("mtp"), "with MTP")]
-    legend.append(LegendEntry(_swatch("mtp best"), "with MTP, the fastest"))
-    legend.append(LegendEntry(_whisker(), "slowest to fastest round"))
+    whisker = [line(1, 7, 13, 7, "spread"), *(line(at, 4, at, 10, "spread") for at in (1, 13))]
+    legend = (
+        LegendEntry(_swatch("bare"), "without MTP"),
+        LegendEntry(_swatch("mtp"), "with MTP"),
+        LegendEntry(_swatch("mtp best"), "with MTP, the fastest"),
+        LegendEntry(small(*whisker), "slowest to fastest round"),
+    )
     return Chart(
         title="Speed with and without MTP",
         reading="Tokens a second, the median of several rounds. n-max is how many tokens the MTP head drafts "
@@ -77,7 +80,7 @@ def speed_chart(report: Report) -> Chart | None:
         draw=lambda width: draw_bars(
             groups, width, label=f"Speed. {said}.", unit="Tokens per second", high=high * 1.02
         ),
-        legend=tuple(legend),
+        legend=legend,
         notes=tuple(notes),
     )
 
@@ -98,11 +101,8 @@ def _acceptance(row: Artifact) -> Bar:
 def _speeds(row: Artifact, title: str) -> BarGroup:
     assert row.bench is not None
     bare = row.bench.bare
-    best = max(
-        (found for found in row.bench.speeds if found.n_max),
-        key=lambda found: found.tok_s.median,
-        default=None,
-    )
+    drafting = [found for found in row.bench.speeds if found.n_max]
+    best = max(drafting, key=lambda found: found.tok_s.median, default=None)
     bars: list[Bar] = []
     for found in row.bench.speeds:
         gain = times(found.tok_s.median / bare.tok_s.median) if found.n_max and bare is not None else ""
@@ -116,16 +116,4 @@ def _speeds(row: Artifact, title: str) -> BarGroup:
 
 
 def _swatch(look: str) -> Markup:
-    return _small(rectangle(0, 2, 14, 10, f"bar {look}"))
-
-
-def _tick() -> Markup:
-    return _small(line(7, 0, 7, 14, "beside"))
-
-
-def _whisker() -> Markup:
-    return _small(line(1, 7, 13, 7, "spread"), line(1, 4, 1, 10, "spread"), line(13, 4, 13, 10, "spread"))
-
-
-def _small(*inner: Markup) -> Markup:
-    return element("svg", *inner, width=14.0, height=14.0, aria_hidden="true")
+    return small(rectangle(0, 2, 14, 10, f"bar {look}"))

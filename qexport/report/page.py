@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
 from qexport.report.size_chart import size_chart
 from qexport.report.tables import artifacts, checksums, comparison, divergences, gates, speeds
-from qexport.report.words import differences, glossary, summary
+from qexport.report.words import glossary, summary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qexport.receipt.tables import Table
-    from qexport.report.chart import Chart
+    from qexport.report.pairs import Pair
     from qexport.report.report import Model, Report
+    from qexport.report.svg import Chart
 
 
 @dataclass(frozen=True)
@@ -55,25 +58,20 @@ def lay_out(report: Report) -> Page:
         summary=tuple(summary(report)),
         gates=gates(report),
         charts=tuple(chart for chart in charts if chart is not None),
-        comparisons=tuple(_comparisons(report)),
-        parts=tuple(_part(model) for model in report.models),
+        comparisons=tuple(_comparison(report.models[0], other, pairs) for other, pairs in report.pairs),
+        parts=tuple(
+            Part(model, (artifacts(model), divergences(model), speeds(model)), checksums(model))
+            for model in report.models
+        ),
         glossary=tuple(glossary(report)),
     )
 
 
-def _part(model: Model) -> Part:
-    found = (artifacts(model), divergences(model), speeds(model))
-    return Part(model, found, checksums(model))
-
-
-def _comparisons(report: Report) -> list[Comparison]:
-    found = []
-    for other, pairs in report.pairs:
-        differing = tuple(differences(pairs))
-        words = "Each is measured against its own source."
-        if not pairs:
-            words = "They have no type in common."
-        elif not differing:
-            words = f"The same types, made with the same settings. {words}"
-        found.append(Comparison(comparison(report.models[0], other, pairs), words, differing))
-    return found
+def _comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Comparison:
+    differing = tuple(f"{pair.ours.title}: {each}" for pair in pairs for each in pair.differing)
+    words = "Each is measured against its own source."
+    if not pairs:
+        words = "They have no type in common."
+    elif not differing:
+        words = f"The same types, made with the same settings. {words}"
+    return Comparison(comparison(ours, theirs, pairs), words, differing)

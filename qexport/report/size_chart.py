@@ -6,17 +6,16 @@ shape and colour. Divergence is on a logarithmic scale, with a place for what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.receipt.kinds import words_of
 from qexport.receipt.state import State
 from qexport.receipt.text import nats
-from qexport.report.chart import Chart, LegendEntry
 from qexport.report.labels import place
 from qexport.report.scale import Linear, Log
-from qexport.report.svg import Box, drawing, element, group, line, mark, text
+from qexport.report.svg import Box, Chart, LegendEntry, drawing, element, group, line, mark, small, text
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -38,6 +37,9 @@ class _Point:
     mean: float
     tail: float | None
     other: bool
+
+
+_Tail = tuple[_Point, float, float, float]
 
 
 def size_chart(report: Report) -> Chart | None:
@@ -69,11 +71,7 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
     at = [(x(p.row.size), y(p.mean)) for p in points]
     parts = [*_grid(x, y, frame, zero), *_tails(points, at, y)]
     room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9)
-    stems = [
-        Box(px - 2, y(p.tail), px + 2, py)
-        for p, (px, py) in zip(points, at, strict=True)
-        if p.tail is not None
-    ]
+    stems = [Box(px - 2, end, px + 2, py) for _, px, py, end in _tailed(points, at, y)]
     # The other model's mark of the same name is near, and hollow.
     ours = {p.row.title for p in points if not p.other}
     names = ["" if p.other and p.row.title in ours else _name(p) for p in points]
@@ -82,9 +80,8 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
         if label.far:
             parts.append(line(px, py, label.x, label.y - 4, "leader"))
     for p, where in zip(points, at, strict=True):
-        parts.append(
-            group(mark(p.row.format, _state(p)), element("title", _says(p)), class_="point", at=where)
-        )
+        shape = mark(p.row.format, "other" if p.other else "")
+        parts.append(group(shape, element("title", _says(p)), class_="point", at=where))
     parts += [text(each.x, each.y, each.words, "name", each.anchor) for each in labels if each.words]
     said = "; ".join(_says(p) for p in points)
     return drawing(width, height, f"Size against KL divergence. {said}.", parts)
@@ -111,25 +108,25 @@ def _grid(x: Linear, y: Log, frame: Box, zero: bool) -> list[Markup]:
     for value in ticks:
         parts.append(line(x(value), frame.bottom, x(value), frame.bottom + 4, "axis"))
         parts.append(text(x(value), frame.bottom + 18, f"{value / unit:g}", "tick", "middle"))
-    middle = (frame.left + frame.right) / 2
-    parts.append(text(middle, frame.bottom + 38, f"Size ({name})", "label", "middle"))
-    turned = f"rotate(-90 12 {(frame.top + frame.bottom) / 2:.1f})"
-    words = "KL divergence (nats, logarithmic)"
-    middle = (frame.top + frame.bottom) / 2
-    parts.append(
-        element("text", words, x=12.0, y=middle, class_="label", text_anchor="middle", transform=turned)
-    )
+    across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
+    parts.append(text(across, frame.bottom + 38, f"Size ({name})", "label", "middle"))
+    parts.append(text(12.0, down, "KL divergence (nats, logarithmic)", "label", "middle", turned=True))
     return parts
 
 
 def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) -> list[Markup]:
     parts: list[Markup] = []
+    for p, px, py, end in _tailed(points, at, y):
+        inner = [line(px, py, px, end, "stem"), line(px - 4, end, px + 4, end, "stem")]
+        parts.append(group(*inner, class_=f"tail {p.row.format}"))
+    return parts
+
+
+def _tailed(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) -> Iterator[_Tail]:
+    """Every point with a tail, where it is, and where its tail ends."""
     for p, (px, py) in zip(points, at, strict=True):
         if p.tail is not None:
-            end = y(p.tail)
-            inner = [line(px, py, px, end, "stem"), line(px - 4, end, px + 4, end, "stem")]
-            parts.append(group(*inner, class_=f"tail {p.row.format}"))
-    return parts
+            yield p, px, py, y(p.tail)
 
 
 def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
@@ -145,12 +142,7 @@ def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
 
 
 def _key(kind: str, state: str = "") -> Markup:
-    inner = group(mark(kind, state), class_="point", at=(7.0, 7.0))
-    return element("svg", inner, width=14.0, height=14.0, aria_hidden="true")
-
-
-def _state(p: _Point) -> str:
-    return "other" if p.other else ""
+    return small(group(mark(kind, state), class_="point", at=(7.0, 7.0)))
 
 
 def _name(p: _Point) -> str:

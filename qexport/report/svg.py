@@ -1,4 +1,4 @@
-"""SVG elements as text, escaped, and nothing more: coordinates in pixels, y downwards.
+"""What a chart is, and its parts: SVG elements as escaped text, coordinates in pixels, y downwards.
 
 Colours and fonts are not here: elements have classes, and the page's style says what those look like on a
 light and on a dark ground. Text stays text, so that numbers can be selected and copied.
@@ -6,12 +6,18 @@ light and on a dark ground. Text stays text, so that numbers can be selected and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
 from qexport.receipt.safe_text import without_hidden
+
+WIDE = 720.0
+"""The width of a picture on a page, in pixels."""
+NARROW = 350.0
+"""On a phone, where a picture shrunk to fit could not be read."""
+
 
 _CHARACTER = 0.62  # mean advance of a sans-serif digit or letter, in ems
 _R = 5.0
@@ -26,6 +32,38 @@ MARKS = {
 
 
 @dataclass(frozen=True)
+class LegendEntry:
+    """A mark (see :func:`small`) and what it stands for."""
+
+    mark: Markup
+    words: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+        reading: how to read it, in a sentence or two.
+        draw: the picture at a width in pixels.
+    """
+
+    title: str
+    reading: str
+    draw: Callable[[float], Markup]
+    legend: tuple[LegendEntry, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def wide(self) -> Markup:
+        return self.draw(WIDE)
+
+    @property
+    def narrow(self) -> Markup:
+        return self.draw(NARROW)
+
+
+@dataclass(frozen=True)
 class Box:
     """A rectangle that something covers."""
 
@@ -33,11 +71,6 @@ class Box:
     top: float
     right: float
     bottom: float
-
-    def meets(self, other: Box) -> bool:
-        """Whether they share any area."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
 
     def inside(self, other: Box) -> bool:
         """Whether all of this one is in the other."""
@@ -60,15 +93,13 @@ def element(name: str, *children: Markup | str, **attributes: str | float | None
 
 def drawing(width: float, height: float, label: str, children: Sequence[Markup]) -> Markup:
     """The picture; ``label`` is what a screen reader says."""
-    return element(
-        "svg",
-        *children,
-        viewBox=f"0 0 {_value(width)} {_value(height)}",
-        width=width,
-        height=height,
-        role="img",
-        aria_label=label,
-    )
+    box = f"0 0 {_value(width)} {_value(height)}"
+    return element("svg", *children, viewBox=box, width=width, height=height, role="img", aria_label=label)
+
+
+def small(*children: Markup) -> Markup:
+    """The mark of a legend, 14 by 14 pixels."""
+    return element("svg", *children, width=14.0, height=14.0, aria_hidden="true")
 
 
 def group(*children: Markup, class_: str, at: tuple[float, float] | None = None) -> Markup:
@@ -87,15 +118,16 @@ def rectangle(x: float, y: float, width: float, height: float, class_: str) -> M
 
 def mark(shape: str, class_: str = "") -> Markup:
     """The shape of a format, about (0, 0); a circle for one that is not known."""
-    known = shape if shape in MARKS else "gguf"
-    return element(
-        "path", d=MARKS[known], class_=f"mark {shape if shape in MARKS else 'other'} {class_}".strip()
-    )
+    look = shape if shape in MARKS else "other"
+    return element("path", d=MARKS.get(shape, MARKS["gguf"]), class_=f"mark {look} {class_}".strip())
 
 
-def text(x: float, y: float, words: str, class_: str = "", anchor: str | None = None) -> Markup:
-    """``anchor``: ``middle`` or ``end``; y is the baseline."""
-    return element("text", words, x=x, y=y, class_=class_ or None, text_anchor=anchor)
+def text(
+    x: float, y: float, words: str, class_: str = "", anchor: str | None = None, *, turned: bool = False
+) -> Markup:
+    """``anchor``: ``middle`` or ``end``; y is the baseline; ``turned``: it reads upwards."""
+    turn = f"rotate(-90 {_value(x)} {y:.1f})" if turned else None
+    return element("text", words, x=x, y=y, class_=class_ or None, text_anchor=anchor, transform=turn)
 
 
 def text_width(words: str, size: float = 12.0) -> float:
@@ -106,5 +138,4 @@ def text_width(words: str, size: float = 12.0) -> float:
 def _value(value: str | float) -> str:
     if isinstance(value, str):
         return without_hidden(value)
-    shown = f"{value:.1f}"
-    return shown.removesuffix(".0")
+    return f"{value:.1f}".removesuffix(".0")

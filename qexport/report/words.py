@@ -11,11 +11,10 @@ from qexport.receipt.words import WAS_RUN
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from qexport.receipt.speeds import Bench
     from qexport.receipt.types import Artifact
-    from qexport.report.pairs import Pair
     from qexport.report.report import Model, Report
 
 
@@ -34,11 +33,8 @@ def summary(report: Report) -> list[str]:
     lines = [line for model in report.models for line in _of_model(model, len(report.models) > 1)]
     if report.gates:
         failed, count = len(report.failed_gates), len(report.gates)
-        lines.append(
-            f"Gates: {failed} of {count} limits were not kept."
-            if failed
-            else f"Gates: all {count} limits were kept."
-        )
+        broken = f"Gates: {failed} of {count} limits were not kept."
+        lines.append(broken if failed else f"Gates: all {count} limits were kept.")
     return lines
 
 
@@ -51,14 +47,14 @@ def glossary(report: Report) -> list[tuple[str, str]]:
     return list(terms.items())
 
 
-def differences(pairs: Sequence[Pair]) -> list[str]:
-    """What keeps a comparison from being one of models alone; empty: nothing does."""
-    return [f"{pair.ours.title}: {each}" for pair in pairs for each in pair.differing]
-
-
-def machines(artifacts: Sequence[Artifact]) -> list[str]:
+def machines(benches: Iterable[Bench]) -> list[str]:
     """Each way in which speeds were measured, once; figures of different ones do not compare."""
-    return list(dict.fromkeys(_way(each.bench) for each in artifacts if each.bench is not None))
+    ways = (
+        f"{bench.way}; {bench.repeats} rounds of {bench.prompts} prompts, answers of up to "
+        f"{bench.n_predict} tokens, one at a time."
+        for bench in benches
+    )
+    return list(dict.fromkeys(ways))
 
 
 def gate_words(name: str) -> str:
@@ -83,31 +79,18 @@ def _of_model(model: Model, several: bool) -> Iterator[str]:
     size = size_text(sum(row.size for row in model.artifacts))
     yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.artifacts)}"
     # What has not passed may be close by accident.
-    known = [row for row in rows if row.measures.kld is not None and row.state is State.PASSED]
+    known = [(row.measures.kld.mean, row) for row in rows if row.measures.kld and row.state is State.PASSED]
     if known:
-        best = min(known, key=lambda row: (_mean(row), row.size))
-        small = min(known, key=lambda row: row.size)
+        least, best = min(known, key=lambda pair: (pair[0], pair[1].size))
+        most, small = min(known, key=lambda pair: pair[1].size)
         if best is small:
-            yield f"KL divergence from the source: {nats(_mean(best))} nats ({best.title})."
+            yield f"KL divergence from the source: {nats(least)} nats ({best.title})."
         else:
             yield (
-                f"Closest to the source: {best.title}, {size_text(best.size)}, KL divergence "
-                f"{nats(_mean(best))} nats. Smallest: {small.title}, {size_text(small.size)}, "
-                f"{nats(_mean(small))} nats."
+                f"Closest to the source: {best.title}, {size_text(best.size)}, KL divergence {nats(least)} "
+                f"nats. Smallest: {small.title}, {size_text(small.size)}, {nats(most)} nats."
             )
     yield from _fastest(rows)
-
-
-def _way(bench: Bench) -> str:
-    return (
-        f"{bench.way}; {bench.repeats} rounds of {bench.prompts} prompts, answers of up to "
-        f"{bench.n_predict} tokens, one at a time."
-    )
-
-
-def _mean(row: Artifact) -> float:
-    assert row.measures.kld is not None
-    return row.measures.kld.mean
 
 
 def _verdicts(rows: Sequence[Artifact]) -> str:
@@ -125,17 +108,14 @@ def _verdicts(rows: Sequence[Artifact]) -> str:
 
 
 def _fastest(rows: Sequence[Artifact]) -> Iterator[str]:
-    timed = [(row, row.bench.best) for row in rows if row.bench is not None and row.bench.best is not None]
+    timed = [(row.bench.best, row.bench, row) for row in rows if row.bench]
     if not timed:
         return
-    row, best = max(timed, key=lambda pair: pair[1].tok_s.median if pair[1] else 0.0)
-    if row.bench is None or best is None:
-        return
-    bare = row.bench.bare
+    best, bench, row = max(timed, key=lambda found: found[0].tok_s.median)
     said = f"Fastest here: {row.title}, {speed(best.tok_s.median)} tokens a second"
-    if best.n_max and bare is not None:
-        gain = times(best.tok_s.median / bare.tok_s.median)
+    if best.n_max and bench.bare is not None:
+        gain = times(best.tok_s.median / bench.bare.tok_s.median)
         said += f" with MTP at n-max {best.n_max}, {gain} its speed without"
-    elif len(row.bench.speeds) > 1:
+    elif len(bench.speeds) > 1:
         said += " without MTP"
     yield f"{said}."
