@@ -13,10 +13,9 @@ from urllib.parse import quote
 from qexport.publish.front_matter import can_do, front_matter, front_matter_text
 from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
-from qexport.publish.running import how_to_run
+from qexport.publish.running import commands
 from qexport.receipt.kinds import place, words_of
 from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
-from qexport.receipt.state import State
 from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, Table
 from qexport.receipt.words import WAS_RUN, facts, glossary, repairs
 
@@ -58,23 +57,31 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         quantized_by=options.quantized_by or owner or None,
         kept=_asked(options, artifacts),
     )
-    open_ = unproven(models)
+    bases = matter.get("base_model", [])
+    labels = dict.fromkeys(artifact.source.label for artifact in models)
+    sources = [
+        *map(hub_link, bases if isinstance(bases, list) else [bases]),
+        *(() if bases else (code(label) for label in labels if label)),
+    ]
+    formats = dict.fromkeys(artifact.format for artifact in models)
     return template(__package__, "card.md.jinja").render(
         front_matter=front_matter_text(matter),
         title=title,
-        intro=_intro(models, matter),
-        unproven=open_,
-        warning=_warning(open_, models),
+        source=" and ".join(sources) or "a model",
+        formats="; ".join(cell(words_of(name).readers) for name in formats),
+        has_mtp=any(artifact.has_mtp for artifact in models),
+        blind=_blind(models),
+        models=models,
+        unproven=unproven(models),
         keep_start=KEEP_START,
         keep_end=KEEP_END,
         kept=options.kept.text,
         table=file_table(models or others),
-        advice=_advice(models),
         legend=_legend(models),
-        others=_others(others if models else [], options.included),
-        how_to=how_to_run(models, options.repo),
-        verification_intro=_verification_intro(models),
-        reports=[artifact for artifact in models if artifact.verification],
+        matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
+        included=options.included,
+        **commands(models, options.repo),
+        was_run=WAS_RUN,
         provenance=[fact for fact in facts(artifacts, MARKDOWN) if fact.text != "none"],
         repairs=repairs(artifacts, MARKDOWN),
     )
@@ -117,69 +124,10 @@ def _legend(models: Sequence[Artifact]) -> dict[str, str]:
     return {name: words for name, words in glossary(models).items() if name in shown}
 
 
-def _intro(models: Sequence[Artifact], matter: dict[str, Any]) -> str:
-    kinds = dict.fromkeys(a.format for a in models)
-    formats = [cell(words_of(kind).readers) for kind in kinds]
-    base = matter.get("base_model")
-    names = base if isinstance(base, list) else [base] if base else []
-    of = " and ".join(map(hub_link, names)) or _labels(models)
-    listed = "; ".join(formats)
-    head = (
-        " The model's MTP head (multi-token prediction, for faster generation) is included."
-        if any(a.has_mtp for a in models)
-        else ""
-    )
-    return f"Exports of {of}, made with qexport: {listed}.{head}{_blind(models)}"
-
-
 def _blind(models: Sequence[Artifact]) -> str:
-    """That the vision tower of the source is not in some of them."""
-    had = [a for a in models if a.source.vision and not a.is_drafter]
-    without = dict.fromkeys(a.format.upper() for a in had if not a.sees)
-    if not without:
-        return ""
-    which = "here" if not any(a.sees for a in models) else f"in the {' and '.join(without)} files"
-    return f" The model's vision tower is not {which}: they take text alone, no images."
-
-
-def _labels(models: Sequence[Artifact]) -> str:
-    labels = dict.fromkeys(a.source.label for a in models)
-    return " and ".join(code(label) for label in labels if label) or "a model"
-
-
-def _advice(models: Sequence[Artifact]) -> str:
-    if sum(artifact.kind == "gguf" for artifact in models) < 2:
-        return ""
-    return (
-        "A larger file is closer to the original. Take the largest that fits into your GPU's memory (or the "
-        "computer's), with a few GB to spare for the context."
-    )
-
-
-def _warning(open_: Sequence[Artifact], models: Sequence[Artifact]) -> str:
-    if len(open_) == len(models):
-        return (
-            "Nothing here has passed verification."
-            if len(models) > 1
-            else "This has not passed verification."
-        )
-    return f"{len(open_)} of {len(models)} exports here have not passed verification:"
-
-
-def _others(others: Sequence[Artifact], included: Sequence[str]) -> list[str]:
-    lines = [
-        f"{code(file.name)}: the importance matrix that the quantization was weighted with; "
-        "`llama-quantize --imatrix` reads it."
-        for artifact in others
-        for file in artifact.files
-        if artifact.kind == "imatrix"
-    ]
-    return [*lines, *map(code, included)]
-
-
-def _verification_intro(models: Sequence[Artifact]) -> str:
-    if all(artifact.state is State.NOT_RUN for artifact in models):
-        return "None of these files has been run by the tool that wrote them."
-    ran = all(artifact.state is not State.NOT_RUN for artifact in models)
-    every = "Each export" if ran else "What is not marked as not run"
-    return f"{every} {WAS_RUN}"
+    """Where the vision tower of the source is not."""
+    had = [artifact for artifact in models if artifact.source.vision and not artifact.is_drafter]
+    without = dict.fromkeys(words_of(artifact.format).name for artifact in had if not artifact.sees)
+    if not without or not any(artifact.sees for artifact in models):
+        return "here" if without else ""
+    return f"in the {' and '.join(without)} files"

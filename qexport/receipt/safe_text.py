@@ -96,7 +96,7 @@ MARKDOWN = Markup(cell, code, hub_link)
 
 @cache
 def template(package: str, name: str, *, html: bool = False) -> Template:
-    """A Jinja template of a package, with the filters ``cell`` and ``html``.
+    """A Jinja template of a package, with the filters ``cell``, ``code`` and ``html``.
 
     Args:
         html: everything that is put in is escaped, and without what nobody sees.
@@ -111,7 +111,7 @@ def template(package: str, name: str, *, html: bool = False) -> Template:
         autoescape=html,
         finalize=(lambda value: without_hidden(value) if type(value) is str else value) if html else None,
     )
-    environment.filters |= {"cell": cell, "html": html_text}
+    environment.filters |= {"cell": cell, "code": code, "html": html_text}
     return environment.from_string(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
