@@ -5,7 +5,7 @@ import json
 import pytest
 from smollm2 import build, package_file, widen
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import QexportError
 from qexport.formats.fp8.options import Fp8Options

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import Checkpoint
 
 
+LFS_POINTER = b"version https://git-lfs"
+LFS_HINT = "Fetch the real file with `git lfs pull`, or download it with `hf download`."
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 # Multimodal configs keep the language model's settings one level down, under one of these names:
 # transformers' own (Qwen3.5, Gemma 3, Llama 4), InternVL's and DeepSeek-VL's.
@@ -46,9 +48,8 @@ def parse_json(
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         hint = "Save it again as UTF-8 without BOM; transformers cannot read it either."
         raise InputError(f"{what} starts with a byte order mark.", hint=hint)
-    if data.startswith(b"version https://git-lfs"):
-        hint = "Fetch the real file with `git lfs pull`, or download it with `hf download`."
-        raise InputError(f"{what} is a Git LFS pointer, not the file itself.", hint=hint)
+    if data.startswith(LFS_POINTER):
+        raise InputError(f"{what} is a Git LFS pointer, not the file itself.", hint=LFS_HINT)
     try:
         loaded = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
     except UnicodeDecodeError as error:

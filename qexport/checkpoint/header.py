@@ -5,6 +5,9 @@ each name to ``{"dtype", "shape", "data_offsets"}``, offsets counted from the en
 string metadata under ``__metadata__``. The data must be covered exactly: no gap, no overlap, no byte left.
 https://huggingface.co/docs/safetensors/index#format
 
+The JSON is read as the official reader's serde_json reads it, into sizes of type usize: no number is negative
+(``-0`` included), fractional or beyond 64 bits, no NaN, no half of a surrogate pair.
+
 The official reader is the judge: whatever it refuses is refused here, each with a sentence of its own
 (https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs, ``read_metadata`` and
 ``validate``). Stricter in three points where it guesses: a name given twice (it keeps the last), a field it
@@ -13,11 +16,12 @@ does not know, and a tensor written as a JSON list.
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qexport.checkpoint.paths import open_regular
-from qexport.checkpoint.strict_json import MAX_SIZE, is_text, load_object
+from qexport.checkpoint.config import LFS_HINT, LFS_POINTER
+from qexport.checkpoint.paths import open_regular, reading
 from qexport.checkpoint.tensors import DTYPE_BYTES, StoredTensor
 from qexport.errors import InputError
 
@@ -28,9 +32,8 @@ if TYPE_CHECKING:
 # The official reader's bound; it keeps a corrupt length from becoming an allocation.
 MAX_HEADER_BYTES = 100_000_000
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_LFS = b"version https://git-lfs"
+_MAX_SIZE = 2**64 - 1
 _AGAIN = "Get the file again: the download or the copy is incomplete or damaged."
-_LFS_HINT = "Fetch the real file with `git lfs pull`, or download it with `hf download`."
 
 
 def header_length(data: bytes, *, file: str, file_size: int) -> int:
@@ -44,8 +47,8 @@ def header_length(data: bytes, *, file: str, file_size: int) -> int:
     Raises:
         InputError: the file is too short, a Git LFS pointer, or its length field cannot be right.
     """
-    if data.startswith(_LFS):
-        raise InputError(f"{file} is a Git LFS pointer, not the weights.", hint=_LFS_HINT)
+    if data.startswith(LFS_POINTER):
+        raise InputError(f"{file} is a Git LFS pointer, not the weights.", hint=LFS_HINT)
     if file_size < 8 or len(data) < 8:
         raise InputError(f"{file} has {file_size} bytes: too short for a safetensors file.", hint=_AGAIN)
     length = int.from_bytes(data[:8], "little")
@@ -79,7 +82,7 @@ def parse_header(data: bytes, *, file: str, file_size: int) -> tuple[dict[str, S
     if len(data) < begin:
         raise ValueError(f"{file}: {len(data)} bytes given, the header takes {begin}")
     try:
-        header = load_object(data[8:begin])
+        header = _load_object(data[8:begin])
     except ValueError as error:
         raise _bad(file, str(error)) from error
     metadata = _metadata(header.pop("__metadata__", None), file)
@@ -113,15 +116,12 @@ def read_header(path: Path, *, file: str | None = None) -> tuple[dict[str, Store
         InputError: the file cannot be read, or is not a valid safetensors file.
     """
     name = file or path.name
-    try:
-        with os.fdopen(open_regular(path, name), "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            head = stream.read(64)
-            rest = header_length(head, file=name, file_size=size) - len(head)
-            if rest > 0:
-                head += stream.read(rest)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror or 'input/output error'}.") from error
+    with reading(name), os.fdopen(open_regular(path, name), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        head = stream.read(64)
+        rest = header_length(head, file=name, file_size=size) - len(head)
+        if rest > 0:
+            head += stream.read(rest)
     return parse_header(head, file=name, file_size=size)
 
 
@@ -131,7 +131,7 @@ def _metadata(value: object, file: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise _bad(file, "its __metadata__ is not an object")
     for key, text in value.items():
-        if not isinstance(text, str) or not is_text(text):
+        if not isinstance(text, str) or not _is_text(text):
             raise _bad(file, f"its __metadata__ holds something other than text under {key!r}")
     return value
 
@@ -151,7 +151,7 @@ def _tensor(name: str, entry: object, file: str, begin: int) -> StoredTensor:
     numel = 1
     for size in shape:  # as the official reader multiplies: an overflow on the way counts
         numel *= size
-        if numel > MAX_SIZE:
+        if numel > _MAX_SIZE:
             raise _bad(file, f"tensor {name!r} has a shape whose size overflows 64 bits")
     nbytes *= numel
     start, stop = offsets
@@ -168,3 +168,59 @@ def _naturals(value: object) -> bool:
 
 def _bad(file: str, what: str) -> InputError:
     return InputError(f"{file} is not a valid safetensors file: {what}.", hint=_AGAIN)
+
+
+def _load_object(text: bytes) -> dict[str, Any]:
+    """The JSON object in ``text``, in which every number is an ``int`` from 0 to 2**64 - 1.
+
+    Raises:
+        ValueError: anything else, as a clause that continues a sentence about the file.
+    """
+    try:
+        loaded = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_natural,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError("its header is not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("its header is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its header is not JSON ({error.msg} at character {error.pos})") from error
+    if not isinstance(loaded, dict):
+        raise ValueError("its header is not a JSON object")
+    return loaded
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if not _is_text(key):
+            raise ValueError(f"its header has a name that is not valid text: {key!a}")
+        if key in result:
+            raise ValueError(f"its header has {key!r} twice")
+        result[key] = value
+    return result
+
+
+def _is_text(text: str) -> bool:
+    """Whether ``text`` has a UTF-8 form: JSON escapes can spell half of a surrogate pair, which has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _natural(text: str) -> int:
+    # Length first: Python takes quadratic time for long numbers. "-0" is a float to the official reader.
+    if text.startswith("-") or len(text) > 20 or int(text) > _MAX_SIZE:
+        raise ValueError(f"its header has a size that is negative or beyond 64 bits: {text[:24]}")
+    return int(text)
+
+
+def _refuse_number(text: str) -> int:
+    raise ValueError(f"its header has a size that is not a whole number: {text[:24]}")

@@ -13,15 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from qexport.checkpoint.hub_client import resolve
+from qexport.checkpoint.hub_client import bar_class, resolve
 from qexport.checkpoint.hub_errors import hub_errors
-from qexport.checkpoint.hub_progress import bar_class
-from qexport.checkpoint.index import INDEX_NAME
-from qexport.checkpoint.layout import join_layout, read_layout
+from qexport.checkpoint.layout import INDEX_NAME, join_layout, read_layout
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.refusals import refuse_dtypes
-from qexport.checkpoint.source_file import SourceFile
-from qexport.checkpoint.stamp import Stamp, changed_since, stamp
+from qexport.checkpoint.source_file import SourceFile, Stamp, changed_since, stamp
+from qexport.checkpoint.tensors import check_known
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,14 +65,15 @@ class HubCheckpoint:
         with hub_errors(repo, revision):
             self._hub = resolve(repo, revision, endpoint, cache_dir)
             self.sha = self.revision = self._hub.sha
-            self._label = f"{repo}@{self.sha[:8]}"
-            layout = read_layout(self._label, self._hub.listing, self._hub.fetch)
-            layout, self._tensors = join_layout(self._label, layout, self._headers)
-            self._files = layout.files
-            self._weights = layout.weights
-            self.unused: tuple[str, ...] = layout.unused
-            self.stale_index: str | None = layout.stale
-        refuse_dtypes(self._label, self._tensors, layout.declared)
+            self.label = f"{repo}@{self.sha[:8]}"
+            layout = read_layout(self.label, self._hub.listing, self._hub.fetch)
+            layout, tensors = join_layout(self.label, layout, self._headers)
+        self.tensors: Mapping[str, StoredTensor] = MappingProxyType(tensors)
+        self.files: Mapping[str, int] = MappingProxyType({**layout.files})
+        self._weights = layout.weights
+        self.unused: tuple[str, ...] = layout.unused
+        self.stale_index: str | None = layout.stale
+        refuse_dtypes(self.label, tensors, layout.declared)
         self._fetched: dict[str, SourceFile] = {}
         self._stamps: dict[Path, Stamp] = {}
 
@@ -83,22 +82,7 @@ class HubCheckpoint:
             return list(pool.map(self._hub.header, files))
 
     def __repr__(self) -> str:
-        return f"<HubCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._weights)} files>"
-
-    @property
-    def label(self) -> str:
-        """The repository's id and the first eight digits of the commit."""
-        return self._label
-
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        """Every stored tensor by name, ordered by file and offset."""
-        return MappingProxyType(self._tensors)
-
-    @property
-    def files(self) -> Mapping[str, int]:
-        """Small files (config, tokenizer, templates) by relative name, with their sizes in bytes."""
-        return MappingProxyType(dict(self._files))
+        return f"<HubCheckpoint {self.label}: {len(self.tensors)} tensors in {len(self._weights)} files>"
 
     @property
     def download_size(self) -> int:
@@ -112,8 +96,7 @@ class HubCheckpoint:
             InputError: it is not one of them.
             EnvironmentProblem: the Hub cannot be reached.
         """
-        if name not in self._files:
-            raise InputError(f"{self._label} has no file {name}.", hint=f"It has: {', '.join(self._files)}.")
+        check_known(self, name)
         with hub_errors(self.repo, self.sha):
             return self._hub.fetch(name)
 
@@ -123,10 +106,10 @@ class HubCheckpoint:
         Raises:
             InputError: only its header is here.
         """
-        stored = self._tensors[name]
+        stored = self.tensors[name]
         if stored.file in self._fetched:
             return self._fetched[stored.file].rows(stored, start, stop)
-        message = f"The weights of {self._label} are not downloaded: {name} cannot be read yet."
+        message = f"The weights of {self.label} are not downloaded: {name} cannot be read yet."
         raise InputError(message, hint="Call download() and read from the checkpoint that it returns.")
 
     def identity(self) -> list[object]:
@@ -148,7 +131,7 @@ class HubCheckpoint:
         Raises:
             EnvironmentProblem: no network, or no room on the disk.
         """
-        files = sorted({self._tensors[name].file for name in names} - self._fetched.keys())
+        files = sorted({self.tensors[name].file for name in names} - self._fetched.keys())
         with hub_errors(self.repo, self.sha):
             missing = set(files) - self._hub.cached(files)
             self._hub.check_room(sum(self._hub.listing[file] for file in missing))
@@ -191,10 +174,10 @@ class HubCheckpoint:
             self._hub.remember(Path(folder))
         if progress is not None:
             progress(self.download_size, self.download_size)
-        local = LocalCheckpoint(folder, label=self._label)
+        local = LocalCheckpoint(folder, label=self.label)
         local.revision = self.sha
-        if dict(local.tensors) != self._tensors:
-            message = f"{self._label}: the downloaded weights do not have the headers that the Hub showed."
+        if local.tensors != self.tensors:
+            message = f"{self.label}: the downloaded weights do not have the headers that the Hub showed."
             raise InputError(
                 message, hint="Remove the repository from the cache (`hf cache rm`) and try again."
             )
@@ -202,4 +185,4 @@ class HubCheckpoint:
 
     def _needed(self) -> list[str]:
         index = [INDEX_NAME] if INDEX_NAME in self._hub.listing else []
-        return [*self._files, *index, *self._weights]
+        return [*self.files, *index, *self._weights]

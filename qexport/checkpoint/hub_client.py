@@ -10,7 +10,7 @@ import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.header import header_length, parse_header
 from qexport.checkpoint.layout import TEMPLATE_FOLDER
@@ -18,7 +18,7 @@ from qexport.checkpoint.paths import read_small
 from qexport.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from qexport.checkpoint.tensors import StoredTensor
 
@@ -201,3 +201,36 @@ class HubFiles:
 def _visible(name: str) -> bool:
     head, slash, tail = name.partition("/")
     return not slash or (head == TEMPLATE_FOLDER and "/" not in tail)
+
+
+def bar_class(progress: Callable[[int, int], None], done: int, total: int) -> type[Any]:
+    """The client's progress bars as one callback: a class to give as ``tqdm_class``, which draws nothing.
+
+    ``snapshot_download`` has one bar that counts files, one the bytes that arrive and one the bytes that are
+    written. Only the last is followed, since with Xet storage less arrives than is written.
+
+    Args:
+        progress: called as ``progress(done, total)`` in bytes, one call at a time.
+        done: bytes that are there already.
+        total: bytes in the end.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    lock = threading.Lock()
+    written = done
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts_bytes = kwargs.get("name") == "huggingface_hub.snapshot_download"
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal written
+            if self.counts_bytes and n:
+                with lock:
+                    # A transfer that starts over is subtracted again; never show more than there is.
+                    written += int(n)
+                    progress(min(written, total), total)
+            return None
+
+    return Bar

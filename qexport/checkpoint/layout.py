@@ -2,6 +2,10 @@
 
 Works on a listing (name and size of each file), so that a folder and a Hub repository are judged alike and
 before any weight is read. What cannot be used is refused by :mod:`qexport.checkpoint.refusals`.
+
+The index is ``{"metadata": {...}, "weight_map": {tensor name: file name}}``, written by ``save_pretrained``:
+https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_utils.py
+Each shard's own header says what is in it; the two must agree exactly, since readers follow one or the other.
 """
 
 from __future__ import annotations
@@ -9,24 +13,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.config import parse_json
-from qexport.checkpoint.index import INDEX_NAME, join_headers, parse_index
 from qexport.checkpoint.refusals import (
     declared_scheme,
     is_adapter,
     refuse_mistral_layout,
     refuse_without_weights,
 )
-from qexport.errors import InputError
+from qexport.errors import InputError, some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from qexport.checkpoint.tensors import StoredTensor
 
 
+INDEX_NAME = "model.safetensors.index.json"
+_AGAIN = "Save the checkpoint again with save_pretrained, which writes index and shards together."
 SINGLE_NAME = "model.safetensors"
 # The only subfolder that transformers reads beside the files at the top:
 # https://github.com/huggingface/transformers/blob/main/src/transformers/utils/hub.py (CHAT_TEMPLATE_DIR)
@@ -100,14 +105,14 @@ def read_layout(
     stale: str | None = None
     instead: tuple[str, ...] = ()
     if INDEX_NAME in listing:
-        owners = parse_index(parse_json(read(INDEX_NAME), f"{label}: {INDEX_NAME}"), label)
+        owners = _parse_index(parse_json(read(INDEX_NAME), f"{label}: {INDEX_NAME}"), label)
         weights = sorted(set(owners.values()))
         missing = [name for name in weights if name not in listing]
         complete = _complete(usable)
         if missing and len(complete) == 1:
             # Left over from an earlier save, into which another was written.
             stale = (
-                f"it names {_some(missing, 2)}, which is not there"
+                f"it names {some(missing, 2)}, which is not there"
                 if len(missing) == 1
                 else (f"it names {len(missing)} files that are not there, such as {missing[0]}")
             )
@@ -141,17 +146,17 @@ def join_layout(
         headers: reads the headers of files.
 
     Raises:
-        InputError: the files do not go together (:func:`join_headers`), or both models are whole.
+        InputError: the files do not go together (:func:`_join_headers`), or both models are whole.
     """
     try:
-        tensors = join_headers(label, headers(layout.weights), layout.owners)
+        tensors = _join_headers(label, headers(layout.weights), layout.owners)
     except InputError as error:
         if not layout.instead:
             raise
         unused = tuple(sorted({*layout.weights, *layout.unused} - {*layout.instead}))
         why = error.message.removeprefix(f"{label}: ").rstrip(".")
         layout = replace(layout, weights=layout.instead, owners=None, unused=unused, stale=why, instead=())
-        return layout, join_headers(label, headers(layout.weights), None)
+        return layout, _join_headers(label, headers(layout.weights), None)
     if layout.instead:
         # transformers loads the single file, vLLM and llama.cpp what the index names.
         message = f"{label} has both {SINGLE_NAME} and an index that does not name it: readers will disagree."
@@ -176,7 +181,7 @@ def _check_index_files(label: str, weights: list[str], usable: list[str]) -> Non
     sets = {_set_of(name) for name in weights} - {None}
     stray = [name for name in usable if name not in weights and _set_of(name) in sets]
     if stray:
-        message = f"{label}: {INDEX_NAME} does not name {_some(stray)}, though the name says it belongs here."
+        message = f"{label}: {INDEX_NAME} does not name {some(stray)}, though the name says it belongs here."
         raise InputError(message, hint=f"Save the checkpoint again, so that {INDEX_NAME} names every shard.")
 
 
@@ -212,7 +217,7 @@ def _without_index(label: str, usable: list[str]) -> list[str]:
         return own
     message = f"{label} has several safetensors files and no {INDEX_NAME} that says which belong together."
     raise InputError(
-        f"{message} Found: {_some(usable)}.", hint="Keep the files of one model, or save it again."
+        f"{message} Found: {some(usable)}.", hint="Keep the files of one model, or save it again."
     )
 
 
@@ -223,10 +228,72 @@ def _set_of(name: str) -> tuple[str, str] | None:
 
 def _missing(label: str, missing: list[str], count: int) -> InputError:
     noun = "shard is" if len(missing) == 1 else "shards are"
-    message = f"{label}: {len(missing)} of {count} {noun} missing: {_some(missing)}."
+    message = f"{label}: {len(missing)} of {count} {noun} missing: {some(missing)}."
     return InputError(message, hint="Download or copy the missing files into the folder.")
 
 
-def _some(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _parse_index(index: Mapping[str, Any], label: str) -> dict[str, str]:
+    """The file of each tensor, from the parsed index.
+
+    Raises:
+        InputError: there is no usable weight_map, it is empty, or it names a file that is not a plain
+            ``.safetensors`` name inside the checkpoint's own folder. Only names are judged; where links may
+            lead is judged when the folder is listed.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{label}: {INDEX_NAME} has no weight_map with tensors in it.", hint=_AGAIN)
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or not _plain(file):
+            message = f"{label}: {INDEX_NAME} puts tensor {tensor!r} in {file!r:.120}"
+            what = "which is not the plain name of a safetensors file in this folder"
+            raise InputError(f"{message}, {what}.", hint=_AGAIN)
+    return weight_map
+
+
+def _join_headers(
+    label: str, headers: Iterable[Mapping[str, StoredTensor]], owners: Mapping[str, str] | None
+) -> dict[str, StoredTensor]:
+    """One mapping from the headers of all files, checked against the index.
+
+    Args:
+        label: what to call the checkpoint in messages.
+        headers: the tensors of each file, files in the order that the result shall have.
+        owners: the index's file for each tensor; ``None`` without an index.
+
+    Raises:
+        InputError: no tensors at all, a tensor in two files, in a file and not in the index, in the index and
+            in no file, or in another file than the index says.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for header in headers:
+        for name, tensor in header.items():
+            if name in tensors:
+                where = f"{tensors[name].file} and {tensor.file}"
+                raise InputError(f"{label}: tensor {name!r} is in two files, {where}.", hint=_AGAIN)
+            tensors[name] = tensor
+    if owners is not None:
+        for name, tensor in tensors.items():
+            owner = owners.get(name)
+            if owner is None:
+                message = f"{label}: tensor {name!r} is in {tensor.file}, but {INDEX_NAME} does not list it."
+                raise InputError(message, hint=_AGAIN)
+            if owner != tensor.file:
+                where = f"in {owner}, but it is in {tensor.file}"
+                raise InputError(f"{label}: {INDEX_NAME} puts tensor {name!r} {where}.", hint=_AGAIN)
+        missing = [f"{name} ({file})" for name, file in owners.items() if name not in tensors]
+        if missing:
+            message = f"{label}: {INDEX_NAME} lists tensors that are in no file: {some(missing, 3)}."
+            raise InputError(message, hint=_AGAIN)
+    if not tensors:
+        raise InputError(f"{label}: the weight files hold no tensors.", hint="Save the merged model again.")
+    return tensors
+
+
+def _plain(file: str) -> bool:
+    # Backslash and colon too: on Windows they would leave the folder. NUL never names a file.
+    return (
+        file.endswith(".safetensors")
+        and not file.startswith(".")
+        and not any(char in "/\\:\0" for char in file)
+    )

@@ -7,14 +7,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.header import read_header
-from qexport.checkpoint.index import INDEX_NAME
-from qexport.checkpoint.layout import TEMPLATE_FOLDER, Layout, join_layout, read_layout, small_files
-from qexport.checkpoint.paths import leads_out, read_small
+from qexport.checkpoint.layout import (
+    INDEX_NAME,
+    TEMPLATE_FOLDER,
+    Layout,
+    join_layout,
+    read_layout,
+    small_files,
+)
+from qexport.checkpoint.paths import leads_out, read_small, reading, snapshot_of
 from qexport.checkpoint.refusals import refuse_dtypes
-from qexport.checkpoint.snapshot import snapshot_of
-from qexport.checkpoint.source_file import SourceFile
-from qexport.checkpoint.stamp import Stamp, changed_since, stamp
-from qexport.checkpoint.tensors import StoredTensor, matrix_shape
+from qexport.checkpoint.source_file import SourceFile, Stamp, changed_since, stamp
+from qexport.checkpoint.tensors import StoredTensor, check_known, matrix_shape
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,56 +71,39 @@ class LocalCheckpoint:
         quantized: bool = False,
         weights: Sequence[str] | None = None,
     ) -> None:
-        self._folder = Path(path)
-        snapshot = snapshot_of(self._folder)
+        self.folder = Path(path)
+        snapshot = snapshot_of(self.folder)
         # absolute() and not resolve(): a symlink keeps the name that the user gave it.
-        own = self._folder.absolute().name or self._folder.resolve().name or "checkpoint"
-        self._label = label or (own if snapshot is None else snapshot.label)
+        own = self.folder.absolute().name or self.folder.resolve().name or "checkpoint"
+        self.label = label or (own if snapshot is None else snapshot.label)
         self.on_read: Callable[[str, int, int], None] | None = None
         self.revision: str | None = None if snapshot is None else snapshot.commit
-        listing, self.led_out = _listing(self._folder, self._label, str(path))
+        listing, self.led_out = _listing(self.folder, self.label, str(path))
         # Before anything is read, so that a change from now on is seen.
         stamps = self._stamped({*listing, *(weights or ())})
         if weights is None:
-            layout = read_layout(self._label, listing, self._read, quantized=quantized)
+            layout = read_layout(self.label, listing, self._read, quantized=quantized)
         else:
             layout = Layout(tuple(weights), None, small_files(listing), ())
-        layout, self._tensors = join_layout(self._label, layout, self._headers)
-        self._files = layout.files
+        layout, tensors = join_layout(self.label, layout, self._headers)
+        self.tensors: Mapping[str, StoredTensor] = MappingProxyType(tensors)
+        self.files: Mapping[str, int] = MappingProxyType({**layout.files})
         read = {*layout.weights, *layout.files, INDEX_NAME}
         self._stamps = {file: each for file, each in stamps.items() if file in read}
         self.unused: tuple[str, ...] = layout.unused
         self.stale_index: str | None = layout.stale
         if not quantized:
-            refuse_dtypes(self._label, self._tensors, layout.declared)
-        self._weights = {file: _source_file(self._folder, file) for file in layout.weights}
+            refuse_dtypes(self.label, tensors, layout.declared)
+        self._weights = {
+            file: SourceFile(self.folder / file, file, stamps[file].size) for file in layout.weights
+        }
 
     def __repr__(self) -> str:
-        return f"<LocalCheckpoint {self._label}: {len(self._tensors)} tensors in {len(self._weights)} files>"
-
-    @property
-    def label(self) -> str:
-        """The folder's name, or the label it was opened under."""
-        return self._label
-
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        """Every stored tensor by name, ordered by file and offset."""
-        return MappingProxyType(self._tensors)
-
-    @property
-    def files(self) -> Mapping[str, int]:
-        """Small files (config, tokenizer, templates) by relative name, with their sizes in bytes."""
-        return MappingProxyType(dict(self._files))
+        return f"<LocalCheckpoint {self.label}: {len(self.tensors)} tensors in {len(self._weights)} files>"
 
     def read_file(self, name: str) -> bytes:
-        """The bytes of one of ``files``.
-
-        Raises:
-            InputError: it is not one of them, or cannot be read.
-        """
-        if name not in self._files:
-            raise InputError(f"{self._label} has no file {name}.", hint=f"It has: {', '.join(self._files)}.")
+        """The bytes of one of ``files``. Raises InputError when it is not one of them, or cannot be read."""
+        check_known(self, name)
         return self._read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -127,7 +114,12 @@ class LocalCheckpoint:
             EnvironmentProblem: its file changed, or cannot be read.
             ValueError: rows outside the tensor.
         """
-        tensor = self._checked(name, start, stop)
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise InputError(f"{self.label} has no tensor {name!r}.")
+        rows = matrix_shape(tensor.shape)[0]
+        if not 0 <= start <= stop <= rows:
+            raise ValueError(f"rows [{start}, {stop}) of {name}, which has {rows}")
         if self.on_read is not None:
             self.on_read(name, start, stop)
         return self._weights[tensor.file].rows(tensor, start, stop)
@@ -139,41 +131,19 @@ class LocalCheckpoint:
 
     def changed(self) -> list[str]:
         """The files, weights and small ones, that are not any more what they were when this was opened."""
-        return [name for name, before in self._stamps.items() if changed_since(self._folder / name, before)]
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-        return self._folder
+        return [name for name, before in self._stamps.items() if changed_since(self.folder / name, before)]
 
     def _stamped(self, names: Iterable[str]) -> dict[str, Stamp]:
         try:
-            return {name: stamp(self._folder / name) for name in names}
+            return {name: stamp(self.folder / name) for name in names}
         except OSError as error:
-            raise InputError(f"{self._label}: a file is gone: {error.strerror}") from error
+            raise InputError(f"{self.label}: a file is gone: {error.strerror}") from error
 
     def _headers(self, files: Sequence[str]) -> list[dict[str, StoredTensor]]:
-        return [read_header(self._folder / file, file=file)[0] for file in files]
-
-    def _checked(self, name: str, start: int, stop: int) -> StoredTensor:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise InputError(f"{self._label} has no tensor {name!r}.")
-        rows = matrix_shape(tensor.shape)[0]
-        if not 0 <= start <= stop <= rows:
-            raise ValueError(f"rows [{start}, {stop}) of {name}, which has {rows}")
-        return tensor
+        return [read_header(self.folder / file, file=file)[0] for file in files]
 
     def _read(self, name: str) -> bytes:
-        return read_small(self._folder / name, f"{self._label}: {name}")
-
-
-def _source_file(folder: Path, file: str) -> SourceFile:
-    try:
-        size = (folder / file).stat().st_size
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or 'input/output error'}.") from error
-    return SourceFile(folder / file, file, size)
+        return read_small(self.folder / name, f"{self.label}: {name}")
 
 
 def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -181,7 +151,7 @@ def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tupl
 
     Links inside the folder, and those of the Hub's cache, count as what they lead to.
     """
-    try:
+    with reading(f"The folder {typed}"):
         if not folder.exists():
             hint = "Check the path, or give a Hub repository as org/name."
             raise InputError(f"There is no folder {typed}.", hint=hint)
@@ -213,10 +183,6 @@ def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tupl
                 f"Did you mean {label}/{inside[0]}?" if inside else "Give the folder that holds config.json."
             )
             raise InputError(f"The folder {typed} has no files in it.", hint=hint)
-    except OSError as error:
-        raise InputError(
-            f"The folder {typed} cannot be read: {error.strerror or 'input/output error'}."
-        ) from error
     return listing, led_out
 
 

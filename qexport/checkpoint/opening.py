@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.hub_client import cached_folder
 from qexport.checkpoint.local import LocalCheckpoint
-from qexport.checkpoint.snapshot import snapshot_folder
+from qexport.checkpoint.paths import snapshot_folder
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 
 if TYPE_CHECKING:

@@ -12,20 +12,31 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from qexport.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 MAX_SMALL_BYTES = 1 << 27
 """Of a small file. The largest in use, tokenizers of 250 000 words, take a quarter of it."""
 _MAX_CONFIG_BYTES = 1 << 23
 """Of a config, which is walked many times; one that lists every expert of a large model has half of it."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
-_BLOB = re.compile(rf"[0-9a-f]{{40}}|{SHA256.pattern}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BLOB = re.compile(f"{_COMMIT.pattern}|{SHA256.pattern}")
+# A repository's folder in a Hub cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+_REPO = re.compile(r"models--(?P<repo>[\w.-]+)", re.ASCII)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Inside, an OSError comes out as an InputError that says that ``what`` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} cannot be read: {error.strerror or 'input/output error'}.") from error
 
 
 def leads_out(folder: Path, path: Path) -> bool:
@@ -76,12 +87,54 @@ def read_small(path: Path, what: str, *, limit: int | None = None) -> bytes:
     """
     if limit is None:
         limit = _MAX_CONFIG_BYTES if path.name.endswith("config.json") else MAX_SMALL_BYTES
-    try:
-        with os.fdopen(open_regular(path, what), "rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"{what} cannot be read: {error.strerror or 'input/output error'}.") from error
+    with reading(what), os.fdopen(open_regular(path, what), "rb") as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
         raise InputError(f"{what} is larger than {size}, which no such file is.", hint="Is it what it says?")
     return data
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A folder of a Hub cache (``models--org--name/snapshots/<commit>``), labelled as the Hub itself is."""
+
+    repo: str
+    commit: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.repo}@{self.commit[:8]}"
+
+
+def snapshot_of(folder: Path) -> Snapshot | None:
+    """What ``folder``, or the folder that it links to, is a snapshot of; ``None`` for any other folder."""
+    for path in (folder.absolute(), folder.resolve()):
+        where = _REPO.fullmatch(path.parent.parent.name)
+        if where and path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name):
+            return Snapshot(where["repo"].replace("--", "/", 1), path.name)
+    return None
+
+
+def snapshot_folder(folder: Path) -> Path:
+    """The snapshot that is meant where a repository's folder in the cache is given; else ``folder`` itself.
+
+    Raises:
+        InputError: there are several, and no ``refs/main`` says which.
+    """
+    inside = folder.resolve()
+    snapshots = inside / "snapshots"
+    if _REPO.fullmatch(inside.name) is None or not snapshots.is_dir():
+        return folder
+    found = sorted(path for path in snapshots.iterdir() if _COMMIT.fullmatch(path.name) and path.is_dir())
+    main = inside / "refs" / "main"
+    # A commit is 40 characters; what is longer is no reference.
+    named = main.read_text(errors="replace")[:64].strip() if main.is_file() else ""
+    chosen = [path for path in found if path.name == named] or (found if len(found) == 1 else [])
+    if not chosen:
+        commits = ", ".join(path.name[:8] for path in found) or "none"
+        raise InputError(
+            f"{folder.name} is a repository in the Hub's cache, and which snapshot is meant is not said.",
+            hint=f"Give the folder of one, below {folder.name}/snapshots (there are: {commits}).",
+        )
+    return chosen[0]

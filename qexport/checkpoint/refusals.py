@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from qexport.checkpoint.config import parse_json, text_config
 from qexport.checkpoint.tensors import FLOAT_DTYPES
-from qexport.errors import InputError
+from qexport.errors import InputError, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -162,10 +162,9 @@ def refuse_dtypes(label: str, tensors: Mapping[str, StoredTensor], declared: str
         what = f"{declared}, and " if declared else ""
         what += f"{packed[0].name} is {packed[0].dtype}"
         raise InputError(f"{label} is already quantized: {what} ({len(packed)} such tensors).", hint=_SOURCE)
-    names = ", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in others[:8])
-    more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+    names = some([f"{tensor.name} ({tensor.dtype})" for tensor in others])
     hint = "Save the model again in bfloat16, without buffers of other types."
-    raise InputError(f"{label} has tensors that are not BF16, F16 or F32: {names}{more}.", hint=hint)
+    raise InputError(f"{label} has tensors that are not BF16, F16 or F32: {names}.", hint=hint)
 
 
 def _scheme(value: Any) -> str:

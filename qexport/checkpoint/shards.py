@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.header import MAX_HEADER_BYTES
-from qexport.checkpoint.index import INDEX_NAME
+from qexport.checkpoint.layout import INDEX_NAME
 from qexport.checkpoint.tensors import DTYPE_BYTES
 from qexport.errors import InputError
 

@@ -1,4 +1,4 @@
-"""One file of weights, read into memory of our own.
+"""Files that are in use: what they were when they were first looked at, and weights read into our own memory.
 
 Not mapped: a file that shrinks under a map, a disk that fails or a network share that goes away then ends the
 process with SIGBUS, which nobody can catch. A read says what is wrong. It is no slower: rows are asked for by
@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 import weakref
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.paths import open_regular
@@ -95,3 +96,43 @@ class SourceFile:
         else:
             hint = "Look at the disk or the network share, then start again: what is written is gone on from."
         return EnvironmentProblem(f"{self._file} cannot be read: {error.strerror or error}.", hint=hint)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The file behind a name. ``label`` is what may change while the contents stay: mode, owner, links."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+    touched: int
+    label: tuple[int, ...]
+
+    def same_contents(self, other: Stamp) -> bool:
+        """Whether nothing speaks for other contents.
+
+        The time of writing can be set back by anyone, that of any change (``touched``) by nobody. It moves
+        with a new mode, owner or second name as well; then those show it.
+        """
+        mine, theirs = (replace(each, touched=0, label=()) for each in (self, other))
+        return mine == theirs and (self.touched == other.touched or self.label != other.label)
+
+    def identity(self) -> list[int]:
+        """What a later run goes by, on another mount perhaps."""
+        return [self.size, self.written, self.touched, self.inode]
+
+
+def stamp(path: Path) -> Stamp:
+    """Of the file that ``path`` is or leads to. Raises OSError."""
+    found = path.stat()
+    label = (found.st_mode, found.st_uid, found.st_gid, found.st_nlink)
+    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, label)
+
+
+def changed_since(path: Path, before: Stamp) -> bool:
+    """Whether the file is another one than ``before``, or gone."""
+    try:
+        return not before.same_contents(stamp(path))
+    except OSError:
+        return True

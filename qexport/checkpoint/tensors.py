@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from qexport.errors import InputError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -131,6 +133,13 @@ class Checkpoint(Protocol):
     def folder(self) -> Path | None:
         """Where it lies, so that nothing is written there; ``None`` where that is no folder of the user's."""
         ...
+
+
+def check_known(checkpoint: Checkpoint, file: str) -> None:
+    """Raise InputError where the checkpoint has no such small file."""
+    if file not in checkpoint.files:
+        hint = f"It has: {', '.join(checkpoint.files)}."
+        raise InputError(f"{checkpoint.label} has no file {file}.", hint=hint)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.tensors import Checkpoint, StoredTensor, matrix_shape
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
 
@@ -38,31 +36,11 @@ class MlxSaved:
     """The checkpoint ``inner`` with its convolutions and norms as their publisher stores them."""
 
     def __init__(self, inner: Checkpoint, turned: Mapping[str, StoredTensor], norms: frozenset[str]) -> None:
-        self.inner = inner
-        self.norms = norms
+        self.inner, self.norms = inner, norms
+        self.label, self.files, self.folder = inner.label, inner.files, inner.folder
+        self.revision: str | None = getattr(inner, "revision", None)
+        self.tensors: Mapping[str, StoredTensor] = MappingProxyType({**inner.tensors, **turned})
         self._turned = turned
-        self._tensors = {name: turned.get(name, stored) for name, stored in inner.tensors.items()}
-
-    @property
-    def revision(self) -> str | None:
-        """The commit, where it was downloaded from the Hub."""
-        found: str | None = getattr(self.inner, "revision", None)
-        return found
-
-    @property
-    def label(self) -> str:
-        """What the checkpoint underneath is called."""
-        return self.inner.label
-
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        """Every tensor, with the shape that it has when it is read."""
-        return MappingProxyType(self._tensors)
-
-    @property
-    def files(self) -> Mapping[str, int]:
-        """The small files."""
-        return self.inner.files
 
     def read_file(self, name: str) -> bytes:
         """The bytes of one of ``files``."""
@@ -70,11 +48,14 @@ class MlxSaved:
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``[start, stop)``, turned back."""
-        low, high = self._stored_rows(name, start, stop)
-        rows = self.inner.read_rows(name, low, high)
-        if name in self.norms:
-            return rows - 1
-        return rows.reshape(stop - start, -1) if name in self._turned else rows
+        if name in self._turned:  # each of its rows is stored as several
+            shapes = self.inner.tensors[name].shape, self._turned[name].shape
+            stored, here = (matrix_shape(shape)[0] for shape in shapes)
+            each = stored // here
+            rows = self.inner.read_rows(name, start * each, stop * each)
+            return rows.reshape(stop - start, -1)
+        rows = self.inner.read_rows(name, start, stop)
+        return rows - 1 if name in self.norms else rows
 
     def identity(self) -> list[object]:
         """That of the checkpoint underneath, and that it is turned back."""
@@ -83,17 +64,6 @@ class MlxSaved:
     def changed(self) -> list[str]:
         """The files of the checkpoint underneath that are not any more what they were."""
         return self.inner.changed()
-
-    @property
-    def folder(self) -> Path | None:
-        """Of the checkpoint underneath."""
-        return self.inner.folder
-
-    def _stored_rows(self, name: str, start: int, stop: int) -> tuple[int, int]:
-        if name not in self._turned:
-            return start, stop
-        each = matrix_shape(self.inner.tensors[name].shape)[0] // matrix_shape(self._turned[name].shape)[0]
-        return start * each, stop * each
 
 
 def turned_back(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:

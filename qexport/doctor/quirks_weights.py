@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qexport.checkpoint.index import INDEX_NAME
+from qexport.checkpoint.layout import INDEX_NAME
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.draft import Draft
 from qexport.doctor.layout import ExpertLayout, convert_experts, expert_layouts, trunk_layout

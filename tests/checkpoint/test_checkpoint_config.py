@@ -3,7 +3,8 @@
 import pytest
 from checkpoint_folders import some_tensors, write_folder
 
-from qexport.checkpoint import LocalCheckpoint, read_json, text_config
+from qexport.checkpoint.config import read_json, text_config
+from qexport.checkpoint.local import LocalCheckpoint
 from qexport.errors import InputError
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qexport.checkpoint import nonfinite_count
+from qexport.checkpoint.finite import nonfinite_count
 from qexport.errors import InputError
 
 

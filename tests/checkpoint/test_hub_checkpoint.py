@@ -15,7 +15,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from test_local_checkpoint import all_rows
 
-from qexport.checkpoint import HubCheckpoint, LocalCheckpoint, open_checkpoint, read_json
+from qexport.checkpoint.config import read_json
+from qexport.checkpoint.hub import HubCheckpoint
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.errors import EnvironmentProblem, InputError
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -276,7 +279,7 @@ def test_a_hub_from_the_environment(tmp_path):
     """HF_ENDPOINT and HF_HOME, in a process of its own, through the front door."""
     folder = write_folder(tmp_path / "served", [some_tensors()])
     program = (
-        "from qexport.checkpoint import open_checkpoint\n"
+        "from qexport.checkpoint.opening import open_checkpoint\n"
         "local = open_checkpoint('org/name', revision='v1').download()\n"
         "print(local.label, float(local.read_rows('layer.0.scale', 0, 1)))\n"
     )

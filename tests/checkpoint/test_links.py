@@ -5,7 +5,8 @@ import os
 import pytest
 from checkpoint_folders import some_tensors, write_folder
 
-from qexport.checkpoint import LocalCheckpoint, open_checkpoint
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.checkpoint.paths import leads_out
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import InputError

@@ -9,7 +9,8 @@ import torch
 from checkpoint_folders import bits, fingerprint, some_tensors, two_shards, write_folder, write_index
 from safetensors.torch import load_file, save_file
 
-from qexport.checkpoint import LocalCheckpoint, matrix_shape
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.tensors import matrix_shape
 from qexport.errors import EnvironmentProblem, InputError
 
 

@@ -7,7 +7,9 @@ import sys
 import pytest
 from checkpoint_folders import some_tensors, write_folder
 
-from qexport.checkpoint import HubCheckpoint, LocalCheckpoint, open_checkpoint
+from qexport.checkpoint.hub import HubCheckpoint
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.errors import InputError, UsageProblem
 
 

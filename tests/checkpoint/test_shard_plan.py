@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from qexport.checkpoint import TensorSpec, group_by_size, group_like, parse_header, plan_shards
+from qexport.checkpoint.header import parse_header
+from qexport.checkpoint.shards import TensorSpec, group_by_size, group_like, plan_shards
 from qexport.checkpoint.tensors import DTYPE_BYTES
 from qexport.errors import InputError
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from checkpoint_folders import write_folder
 
-from qexport.checkpoint import LocalCheckpoint, read_header
+from qexport.checkpoint.header import read_header
+from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.paths import open_regular, read_small
 from qexport.errors import EnvironmentProblem, InputError, QexportError
 

@@ -79,6 +79,8 @@ def data_of(repaired: Repaired, name: str) -> torch.Tensor:
 class HeadersOnly:
     """A checkpoint of which nothing but headers and small files is at hand, as on the Hub."""
 
+    folder = None
+
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
 

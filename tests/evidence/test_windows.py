@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.evidence import tokenizer as tokenizer_module
 from qexport.evidence.tokenizer import model_tokenizer
 from qexport.evidence.windows import tokens_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_execute import checkpoint, names, plan_of
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.export.disk import check_collisions, make_folder

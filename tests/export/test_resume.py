@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import EnvironmentProblem
 from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
@@ -30,7 +30,7 @@ CHILD = """
 import os, signal, sys, threading
 from pathlib import Path
 model, out, die_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.export import runs
 from qexport.export.ledger import Ledger

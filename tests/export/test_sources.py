@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from qexport.checkpoint import open_checkpoint
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.cli import _calibrate
 from qexport.cli.main import cli
 from qexport.doctor.diagnose import diagnose

@@ -10,7 +10,7 @@ from oracle import make_golden
 from oracle.summary import compare
 from zoo import ZOO
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.export.execute import execute

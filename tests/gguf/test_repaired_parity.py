@@ -10,7 +10,7 @@ from oracle.summary import compare, summarize
 from quirks_planted import BAD, BASE, PLANTS
 from zoo import ZOO
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import InputError
 from qexport.export.execute import execute

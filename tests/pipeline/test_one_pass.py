@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.doctor.diagnose import diagnose
 from qexport.export.steps import merge_steps
