@@ -16,22 +16,23 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 
 from qexport.codecs import ggml
-from qexport.codecs.encoder_parts import RowEncoder, chunk_rows
-from qexport.codecs.encoders import make_encoder, uses_importance
+from qexport.codecs.contract import Blocks, Matrices, chunk_rows
+from qexport.codecs.engines import NUMBA, encode_rows
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.codecs.warmup import prepare_encoders
-from qexport.codecs.weighted_encoders import GgmlEncoder
 
-Work = Callable[[int, int], object]
+Work = Callable[[int, int], Any]
 
 
-def ours(encoder: RowEncoder, rows: torch.Tensor) -> Work:
-    return lambda start, stop: encoder.encode(rows[start:stop], start)
+def ours(name: str, rows: torch.Tensor, weights: np.ndarray | None) -> Work:
+    known = Matrices(importance=None if weights is None else weights[None])
+    return lambda start, stop: encode_rows(Blocks(name), rows[start:stop], start, known, [NUMBA])
 
 
 def plain_ggml(name: str, wide: np.ndarray, weights: np.ndarray | None) -> Work:
@@ -68,15 +69,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    types = [name for name in args.types if not isinstance(make_encoder(name), GgmlEncoder)]
+    types = [name for name in args.types if NUMBA.encoder(Blocks(name)) is not None]
 
     rng = np.random.default_rng(0)
     shape = args.rows, args.columns
     rows = torch.from_numpy(rng.standard_normal(shape, np.float32) * np.float32(0.02)).to(torch.bfloat16)
     wide = rows.to(torch.float32).numpy()
     importance = np.square(rng.standard_normal(args.columns, np.float32))
-    encoders = [make_encoder(name, weights) for name in types for weights in (None, importance)]
-    for one in prepare_encoders((encoder, torch.bfloat16, args.columns) for encoder in encoders):
+    kinds = [(Blocks(name), weighted) for name in types for weighted in (False, True)]
+    for one in prepare_encoders((*kind, torch.bfloat16, args.columns) for kind in kinds):
         print(f"{one.type_name}: {'compiled' if one.compiled else 'loaded'} in {one.seconds:.1f} s")
     print(f"\n{args.rows} x {args.columns} bfloat16, threads: {args.threads}, best of {args.rounds}, Mw/s")
     print(
@@ -85,11 +86,12 @@ def main() -> None:
 
     pool = ThreadPoolExecutor(args.threads) if args.threads > 1 else None
     for name in types:
-        for weights in (None, importance) if uses_importance(name) else (None,):
-            encoder = make_encoder(name, weights)
-            if not np.array_equal(encoder.encode(rows[:64], 0), ggml.quantize_rows(name, wide[:64], weights)):
+        for weights in (None, importance) if Blocks(name).uses_importance else (None,):
+            mine = ours(name, rows, weights)
+            ((packed,),) = mine(0, 64)
+            if not np.array_equal(packed, ggml.quantize_rows(name, wide[:64], weights)):
                 raise SystemExit(f"{name}: bytes differ from ggml's")
-            works = ours(encoder, rows), plain_ggml(name, wide, weights), widening_ggml(name, rows, weights)
+            works = mine, plain_ggml(name, wide, weights), widening_ggml(name, rows, weights)
             times: list[list[float]] = [[], [], []]
             for _ in range(args.rounds):
                 for work, spent in zip(works, times, strict=True):

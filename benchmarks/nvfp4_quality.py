@@ -12,14 +12,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qexport.artifacts.numbers import e2m1, e4m3, grouped
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.codecs.contract import Matrices
+from qexport.codecs.engines import encode_rows
 from qexport.doctor import diagnose
 from qexport.evidence.imatrix_file import read_imatrix
-from qexport.formats.gguf.importance import canonical_importance
+from qexport.evidence.store import Kind
+from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 
@@ -41,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     repaired = diagnose(LocalCheckpoint(args.model)).repaired
     matrix = read_imatrix(args.imatrix)
-    weights = canonical_importance(repaired.view(), matrix)
+    weights = evidence_of(repaired.view(), matrix).tables[Kind.INPUT_SQUARES]
     ids = AutoTokenizer.from_pretrained(args.model)(args.text.read_text(), return_tensors="pt").input_ids[0]
     windows = ids[: args.tokens // WINDOW * WINDOW].view(-1, WINDOW)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
@@ -54,15 +58,17 @@ def main() -> None:
             importance=matrix if search == "importance" else None,
         )
         plain = weighted = 0.0
-        planned = [t for t in plan_nvfp4(repaired, options).tensors if t.encoder.type_name == "NVFP4"]
+        planned = [t for t in plan_nvfp4(repaired, options).tensors if t.stored.name == "NVFP4"]
         rows = {
             t.name: torch.cat([p.checkpoint.read_rows(p.name, p.start, p.stop) for p in t.source.pieces])
             for t in planned
         }
         for tensor in planned:
-            tensor.encoder.survey.observe(rows[tensor.name], 0)
-        for tensor in planned:
-            packed, scales, shared = tensor.encoder.encode(rows[tensor.name], 0)
+            fused = tensor.need(Kind.LARGEST).of
+            largest = max(rows[name].abs().max().item() for name in fused)
+            squares = tensor.need(Kind.INPUT_SQUARES) and weights[tensor.name]
+            known = Matrices(None, squares, np.array([largest]))
+            ((packed, scales, shared),) = encode_rows(tensor.stored, rows[tensor.name], 0, known)
             steps = e4m3(torch.from_numpy(scales)) * float(shared[0])
             decoded = grouped(e2m1(torch.from_numpy(packed)), steps)
             squares = (decoded - rows[tensor.name].float()).square()

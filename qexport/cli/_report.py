@@ -42,7 +42,7 @@ def plan_json(plan: ArtifactPlan) -> dict[str, Any]:
             {
                 "name": t.name,
                 "shape": list(t.shape),
-                "type": t.encoder.type_name,
+                "type": t.stored.name,
                 "file": plan.files[t.streams[0][0].file].name,
                 "offset": t.streams[0][0].offset,
                 "bytes": t.nbytes,
@@ -77,7 +77,7 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
             shape = "x".join(map(str, tensor.shape))
             first = tensor.streams[0][0]
             where = f"{first.file}:{first.offset}"
-            output.text(f"    {tensor.name:<44} {shape:>16} {tensor.encoder.type_name:>6} {where:>16}")
+            output.text(f"    {tensor.name:<44} {shape:>16} {tensor.stored.name:>6} {where:>16}")
         for note in plan.notes:
             output.text(f"  note: {note}")
     _summary(output, plans)

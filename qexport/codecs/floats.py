@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.tensors import torch_dtype
+from qexport.codecs.contract import Float, Known, Packed
+from qexport.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -67,3 +71,21 @@ FLOAT_CODECS: Mapping[str, Callable[[torch.Tensor], np.ndarray]] = {
     "F16": to_f16,
     "BF16": to_bf16,
 }
+
+
+def encode(stored: Float, rows: torch.Tensor, known: Known) -> Packed:
+    """One stream. Raises InputError where a finite value has become infinite."""
+    import numpy as np
+    import torch
+
+    if stored.through is not None:
+        rows = rows.to(torch_dtype(stored.through))
+    packed = FLOAT_CODECS[stored.name](rows)
+    if stored.name == "F16" and rows.dtype != torch.float16 and len(rows):
+        infinite = (packed.view(np.uint16) & np.uint16(0x7FFF)) == 0x7C00
+        if infinite.any() and (lost := int((torch.from_numpy(infinite) & rows.isfinite()).sum())):
+            raise InputError(
+                f"F16 cannot hold {lost} of the values, the largest is {float(rows.abs().max()):g}",
+                hint="use BF16 or F32 for this tensor",
+            )
+    return Packed((packed,))

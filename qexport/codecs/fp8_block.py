@@ -26,13 +26,14 @@ from enum import StrEnum
 import numpy as np
 import torch
 
+from qexport.codecs.contract import FP8_TILE, Fp8Tiles, Known, Packed
 from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits
 from qexport.codecs.jit import compiled, float_of
 from qexport.codecs.narrow import AS_BFLOAT16, AS_IT_IS, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
 from qexport.errors import UsageProblem
 
-TILE = 128
+TILE = FP8_TILE
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _SMALLEST = np.float32(2.0**-126)
@@ -81,6 +82,12 @@ def quantize(rows: torch.Tensor, style: Style = Style.NATIVE) -> Fp8Rows:
         scale_rounding = rounding = rounding_of(rows.dtype)
     bad = int(_quantize(source, shift, scale_rounding, rounding, of_zeros, least, codes, scales))
     return Fp8Rows(codes, torch.from_numpy(scales).to(dtype), bad)
+
+
+def encode(stored: Fp8Tiles, rows: torch.Tensor, known: Known) -> Packed:
+    """Codes, and scales as bytes ``(n / 128, columns / 128 * size)``."""
+    made = quantize(rows, Style(stored.style))
+    return Packed((made.codes, made.scales.view(torch.uint8).numpy()), made.bad)
 
 
 @compiled

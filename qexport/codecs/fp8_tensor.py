@@ -3,9 +3,16 @@
 A value is ``code * scale`` with ``scale = amax / 448``; the scale of a matrix of zeros is 1. A code is
 ``x / scale`` in float32, rounded to the rows' dtype and then to E4M3: ModelOpt divides in the model's dtype
 (https://github.com/NVIDIA/TensorRT-Model-Optimizer, ``to_quantized_weight``). The scale needs every row
-beforehand, which is the survey's part (``fp8_encoder.py``).
+beforehand.
 
-Left out: ``input_scale``, the scale of activations, which only running the model can find.
+ModelOpt stores ``input_scale`` too, the largest input it saw over 448, and readers need one: SGLang would
+divide by whatever stands there. E4M3 keeps three bits of mantissa over fifteen powers of two, so the scale
+only has to keep inputs below 448 and above 2**-6. From importance, which holds the mean square of each
+column, the largest input is taken to be 32 times the largest column's root mean square; without it the scale
+is 1, as for the KV cache in NVIDIA's mixed recipe: right for inputs that a norm has brought near 1, coarse
+for small ones (the outputs of attention).
+
+Left out: exact maxima of inputs, which calibration does not collect.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qexport.codecs.contract import Fp8Matrix, Known, Packed
 from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits
 from qexport.codecs.jit import compiled, float_of
 from qexport.codecs.narrow import narrow, rounding_of
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _ONE = np.float32(1)
+_CREST = 32
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
@@ -36,10 +45,21 @@ def tensor_scale(amax: float) -> np.float32:
     return np.float32(scale) if scale >= np.finfo(np.float32).tiny else _ONE
 
 
-def encode(rows: torch.Tensor, scale: np.float32, codes: np.ndarray) -> int:
-    """Codes of ``rows`` into ``codes``; the number of values that are NaN or infinity."""
+def input_scale(importance: np.ndarray | None) -> np.float32:
+    """The scale of inputs for a matrix whose columns have these mean squared ones."""
+    if importance is None or not (largest := float(importance.max())) > 0:
+        return _ONE
+    return np.float32(_CREST * np.sqrt(largest) / E4M3_MAX)
+
+
+def encode(stored: Fp8Matrix, rows: torch.Tensor, known: Known) -> Packed:
+    """Codes, uint8 ``(n, columns)``; with the first rows the float32 scales of weights and inputs."""
     source, shift = source_bits(rows)
-    return int(_quantize(source, shift, scale, rounding_of(rows.dtype), codes))
+    codes, scale = np.empty(source.shape, np.uint8), tensor_scale(known.largest)
+    bad = int(_quantize(source, shift, scale, rounding_of(rows.dtype), codes))
+    both = (scale, input_scale(known.importance))
+    once = (np.array([one] if known.begins else [], np.float32) for one in both)
+    return Packed((codes, *once), bad)
 
 
 @compiled

@@ -19,11 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.codecs.contract import Blocks, Known, Packed, chunk_rows
 from qexport.codecs.ggml_types import GgmlType, ggml_type
 from qexport.errors import EnvironmentProblem, UsageProblem
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 _PATTERNS = ("xllamacpp*.so", "xllamacpp*.dylib", "xllamacpp*.pyd")
@@ -119,3 +121,19 @@ def quantize_rows(type_name: str, rows: np.ndarray, importance: np.ndarray | Non
 def rows_are_valid(type_name: str, packed: np.ndarray) -> bool:
     """Whether every scale of ``packed`` (C-contiguous) is finite: llama-quantize's check of each chunk."""
     return bool(_library().ggml_validate_row_data(ggml_type(type_name).id, packed.ctypes.data, packed.nbytes))
+
+
+def encode(stored: Blocks, rows: torch.Tensor, known: Known) -> Packed:
+    """One stream; rows are widened a megabyte at a time."""
+    import numpy as np
+    import torch
+
+    n, columns = rows.shape
+    packed = np.empty((n, ggml_type(stored.name).row_bytes(columns)), np.uint8)
+    step = chunk_rows(rows)
+    for start in range(0, n, step):
+        wide = rows[start : start + step].to(torch.float32).contiguous().numpy()
+        if not np.isfinite(wide).all():  # a search for the best scale passes over NaN in silence
+            return Packed((packed,), 1)
+        packed[start : start + step] = quantize_rows(stored.name, wide, known.importance)
+    return Packed((packed,), int(n > 0 and not rows_are_valid(stored.name, packed)))

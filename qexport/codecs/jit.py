@@ -3,7 +3,8 @@
 No ``fastmath``: a reordered sum or a fused multiply-add changes bits, and equal bytes are the point.
 
 A cached kernel contains the functions that it calls, and numba looks only at the date of its own file. So the
-cache is also tied to a digest of this package's sources: a kernel is compiled again when any of them changes.
+cache is also tied to a digest of the sources that kernels are made of (this module, those that import it, and
+``lanes``): a kernel is compiled again when any of them changes.
 Importing this module imports numba, so only kernel modules do, and those are imported when first used.
 """
 
@@ -61,7 +62,9 @@ def _tie_to_sources(kernel: Any) -> None:
 def _sources_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+        source = path.read_bytes()
+        if b"qexport.codecs.jit import" in source or path.name in ("jit.py", "lanes.py"):
+            digest.update(source)
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from qexport.codecs.contract import Blocks, Known, Packed, chunk_rows
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.errors import UsageProblem
 
@@ -66,16 +67,39 @@ def quantize_into(type_name: str, rows: torch.Tensor, importance: np.ndarray | N
             f"importance of {columns} columns must be float32 ({columns},), "
             f"not {importance.dtype} {importance.shape}"
         )
-    halves, words = np.empty((0, columns), np.uint16), np.empty((0, columns), np.uint32)
-    if rows.dtype == torch.bfloat16:
-        halves = _plain(rows.contiguous().view(torch.uint16).numpy())
-    else:
-        words = _plain(rows.contiguous().view(torch.uint32).numpy())
     encode = import_module(f"qexport.codecs.{KERNELS[type_name]}").encode
-    return int(encode(type_name, halves, words, _plain(importance), out))
+    return int(encode(type_name, *halves_and_words(rows), plain(importance), out))
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
+def encode(stored: Blocks, rows: torch.Tensor, known: Known) -> Packed:
+    """One stream; bfloat16 and float32 rows are read where they lie."""
+    import numpy as np
+    import torch
+
+    n, columns = rows.shape
+    packed = np.empty((n, GGML_TYPES[stored.name].row_bytes(columns)), np.uint8)
+    weights = known.importance if stored.uses_importance else None
+    if rows.dtype != torch.float16:
+        return Packed((packed,), quantize_into(stored.name, rows, weights, packed))
+    bad, step = 0, chunk_rows(rows, 32)
+    for start in range(0, n, step):
+        part = rows[start : start + step].to(torch.float32)
+        bad += quantize_into(stored.name, part, weights, packed[start : start + step])
+    return Packed((packed,), bad)
+
+
+def halves_and_words(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """bfloat16 or float32 rows as kernels of lanes take them (:mod:`qexport.codecs.tiles`)."""
+    import numpy as np
+    import torch
+
+    halves, words = np.empty((0, rows.shape[1]), np.uint16), np.empty((0, rows.shape[1]), np.uint32)
+    if rows.dtype == torch.bfloat16:
+        return plain(rows.contiguous().view(torch.uint16).numpy()), words
+    return halves, plain(rows.contiguous().view(torch.uint32).numpy())
+
+
+def plain(array: np.ndarray) -> np.ndarray:
     """The array, or a copy where numba would compile another kernel: unaligned, strided or read-only.
 
     A file may place a tensor at any byte, and arrays over bytes are read-only.

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qexport.codecs.contract import Known, Nvfp4, Packed
 from qexport.codecs.e2m1 import e2m1_nearest
 from qexport.codecs.jit import compiled, float_of
 from qexport.codecs.narrow import AS_IT_IS, rounding_of
-from qexport.codecs.nvfp4 import Nvfp4Rows, prepared
+from qexport.codecs.nvfp4 import Nvfp4Rows, divisor, global_scale, prepared, quantize
 from qexport.codecs.nvfp4_rows import BLOCK, INFINITY, MAGNITUDE, row_codes, row_scales, row_tops, step_of
 from qexport.codecs.source_bits import widen
 from qexport.errors import UsageProblem
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
 _BELOW, _ABOVE = 4, 6
 _LAST = 0x7E  # E4M3 of 448
 _ONE = np.float32(1)
+
+
+def encode(stored: Nvfp4, rows: torch.Tensor, known: Known) -> Packed:
+    """Levels, block scales, and with the first rows the float32 global scale."""
+    shared = divisor(known.largest, rows.dtype) if stored.divides else global_scale(known.largest)
+    if stored.scales == "max":
+        made = quantize(rows, shared, divides=stored.divides)
+    else:
+        made = quantize_searched(rows, shared, known.importance, divides=stored.divides)
+    once = np.array([shared] if known.begins else [], np.float32)
+    return Packed((made.packed, made.scales, once), made.bad)
 
 
 def quantize_searched(

@@ -9,22 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
+
+from qexport.codecs.contract import Matrices, StoredType
+from qexport.codecs.engines import encode_rows
 
 if TYPE_CHECKING:
     import torch
-
-
-class Warmable(Protocol):
-    """An encoder of any format (``qexport.formats.plan.Encoder``)."""
-
-    @property
-    def type_name(self) -> str: ...
-
-    @property
-    def rows_together(self) -> int: ...
-
-    def encode(self, rows: torch.Tensor, first_row: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -37,35 +28,33 @@ class Prepared:
 
 
 def prepare_encoders(
-    samples: Iterable[tuple[Warmable, torch.dtype, int]],
+    samples: Iterable[tuple[StoredType, bool, torch.dtype, int]],
     *,
     announce: Callable[[Prepared], None] | None = None,
 ) -> list[Prepared]:
-    """Let encoders encode a block of zeros, one of each kind; those that compile or load a kernel are told.
-
-    A kind is a class, a type name, a dtype, and whether there is importance.
+    """Encode a block of zeros of each kind; what compiles or loads a kernel is told.
 
     Args:
-        samples: encoder, dtype of the rows it will get, columns of those rows. One with a survey must be
-            able to encode zeros before it has seen a row.
+        samples: stored type, whether there is importance, dtype of the rows, their columns.
         announce: called after each kind for which a kernel was compiled.
 
     Returns:
         Every kind, announced or not.
     """
+    import numpy as np
     import torch
 
     from qexport.codecs.jit import compilations
 
     done: dict[tuple[object, ...], Prepared] = {}
-    for encoder, dtype, columns in samples:
-        weighted = getattr(encoder, "importance", None) is not None
-        kind = (type(encoder), encoder.type_name, dtype, weighted)
+    for stored, weighted, dtype, columns in samples:
+        kind = (type(stored), stored.name, dtype, weighted)
         if kind in done:
             continue
         start, before = time.perf_counter(), compilations()
-        encoder.encode(torch.zeros((encoder.rows_together, columns), dtype=dtype), 0)
-        done[kind] = Prepared(encoder.type_name, time.perf_counter() - start, compilations() > before)
+        known = Matrices(importance=np.zeros((1, columns), np.float32) if weighted else None)
+        encode_rows(stored, torch.zeros((stored.rows_together, columns), dtype=dtype), 0, known)
+        done[kind] = Prepared(stored.name, time.perf_counter() - start, compilations() > before)
         if announce and done[kind].compiled:
             announce(done[kind])
     return list(done.values())

@@ -94,14 +94,12 @@ class ImportanceMatrix:
         unseen = sums if self.form == "legacy" else np.float32(1)
         return np.where(counts > 0, means, unseen).astype(np.float32)
 
-    def rows_for(self, name: str, matrices: int, columns: int) -> np.ndarray | None:
-        """Importance of tensor ``name`` as ``(matrices, columns)``, ``None`` if there is none.
+    def rows_for(self, name: str, matrices: int, columns: int) -> np.ndarray:
+        """Importance of tensor ``name``, which is among the entries, as ``(matrices, columns)``.
 
         Raises InputError where the sizes differ: the file belongs to another model.
         """
-        found = self.entries.get(name)
-        if found is None:
-            return None
+        found = self.entries[name]
         if found.size != matrices * columns:
             raise InputError(
                 f"{self.label} has {found.size} values for {name}, which needs {matrices * columns}: "

@@ -6,8 +6,9 @@ are taken in order, so a stream of bytes is written front to back, whatever the 
 the runs in flight, not the tensor.
 
 Two things walk over a tensor again, one right after the other, so that the disk is not asked twice. Where
-encoders must know all rows of some tensors first (:class:`Survey`), those tensors are looked at just before:
-a few of one layer. And where two artifacts want one tensor's rows in different orders, each has a walk.
+the largest value of some tensors has to be known first (``qexport.export.needs``), those tensors are looked
+at just before: a few of one layer. And where two artifacts want one tensor's rows in different orders, each
+has a walk.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qexport.codecs.engines import ENGINES, Engine
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.export.crew import Crew
 from qexport.export.disk import make_folder
 from qexport.export.files import silent
 from qexport.export.locks import locked
+from qexport.export.needs import Needs
 from qexport.export.pour import Pour
 from qexport.export.resume import Resume
-from qexport.export.runs import Done, Landed, Run, encode_run, observe, runs_of, spans_of
+from qexport.export.runs import Done, Landed, Run, encode_run, runs_of, spans_of
 from qexport.export.sink import Sink, WrittenFile
 from qexport.export.sources import Sources
-from qexport.export.steps import Step, merge_steps, surveys_of
+from qexport.export.steps import Step, merge_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qexport.formats.plan import ArtifactPlan, Region, Survey
+    from qexport.formats.plan import ArtifactPlan, Region
 
 
 class Progress(Protocol):
@@ -63,6 +66,7 @@ def execute(
     say: Callable[[str], None] = silent,
     sources: Sources | None = None,
     wait: float = 0.0,
+    engines: Sequence[Engine] = ENGINES,
 ) -> list[tuple[WrittenFile, ...]]:
     """Write every file of every plan into ``folder``.
 
@@ -75,6 +79,7 @@ def execute(
         say: is told what was set aside.
         sources: what is read besides that which the plans show.
         wait: seconds to wait for another run in these folders, for who brings what took long to come by.
+        engines: who encodes: of each type the first that knows it.
 
     Returns:
         for each plan, its files with size and SHA-256.
@@ -114,7 +119,7 @@ def execute(
         if progress is not None:
             progress.advance(sum(region.nbytes for regions in there for region in regions))
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
-        walk = _Pass(steps, start, sinks, pool, threads, progress, resume)
+        walk = _Pass(steps, start, sinks, pool, threads, progress, resume, engines, Needs(plans, steps))
         try:
             bad = walk.run()
             if bad:
@@ -165,8 +170,12 @@ class _Pass:
         threads: int,
         progress: Progress | None,
         resume: Resume | None,
+        engines: Sequence[Engine],
+        needs: Needs,
     ) -> None:
         self._steps = steps
+        self._engines = engines
+        self._needs = needs
         self._sinks = sinks
         self._pool = pool
         self._most_flying = 3 * threads
@@ -180,19 +189,19 @@ class _Pass:
 
     def run(self) -> dict[str, int]:
         """Counts of values that are not finite, by tensor."""
-        surveyed: set[int] = set()
         for number in range(self._done.steps, len(self._steps)):
             step = self._steps[number]
-            wanted = [survey for survey in surveys_of(step.outputs) if id(survey) not in surveyed]
-            if wanted and not self._bad:
-                self._survey(wanted)
-                surveyed |= {id(survey) for survey in wanted}
-            runs = runs_of(step, number)
+            if not self._bad:
+                self._needs.survey(step, lambda lane: spans_of(lane, self._engines), self._pool)
+            runs = list(runs_of(step, number, self._engines, self._needs))
+            self._needs.release(step, number)
             self._done.expect(number, len(runs))
             for run in runs:
                 while not self._room.acquire(blocking=not self._flying):
                     self._land()
-                self._flying.append(self._pool.submit(encode_run, run, scan_only=bool(self._bad)))
+                self._flying.append(
+                    self._pool.submit(encode_run, run, self._engines, scan_only=bool(self._bad))
+                )
                 while len(self._flying) > self._most_flying:
                     self._land()
             if self._resume is not None and self._resume.due():
@@ -213,17 +222,6 @@ class _Pass:
         except Exception:  # noqa: BLE001  # whatever it is, it is met again; the last entry stays true
             return
 
-    def _survey(self, wanted: Sequence[Survey]) -> None:
-        """Show the surveys every row of every tensor that has them."""
-        ids = {id(survey) for survey in wanted}
-        watching = []
-        for step in self._steps:
-            for lane in step.lanes:
-                mine = [tensor for _, tensor in lane.outputs if id(tensor.encoder.survey) in ids]
-                watching += [self._pool.submit(observe, mine, *span) for span in spans_of(lane) if mine]
-        for future in watching:
-            future.result()
-
     def _land(self) -> None:
         run, nonfinite, encoded = self._flying.popleft().result()
         if nonfinite:
@@ -231,13 +229,13 @@ class _Pass:
             self._bad[name] = self._bad.get(name, 0) + nonfinite
         pieces: list[tuple[int, int, int, memoryview]] = []
         if not self._bad:
-            for (number, tensor), data in zip(run.lane.outputs, encoded, strict=True):
+            for (number, tensor), parts in zip(run.lane.outputs, encoded, strict=True):
                 key = (number, id(tensor))
                 if key not in self._pours:
                     self._pours[key] = [Pour(tensor, stream) for stream in range(len(tensor.streams))]
-                streams = data if isinstance(data, tuple) else (data,)
-                for pour, stream in zip(self._pours[key], streams, strict=True):
-                    pieces += [(number, *piece) for piece in pour.take(memoryview(stream).cast("B"))]
+                for streams in parts:
+                    for pour, stream in zip(self._pours[key], streams, strict=True):
+                        pieces += [(number, *piece) for piece in pour.take(memoryview(stream).cast("B"))]
         landed = Landed(run, self._room, self._done, waiting=len(pieces))
         for number, file, offset, view in pieces:
             self._sinks[number].write(file, offset, view, landed.written)

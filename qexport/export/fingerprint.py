@@ -43,7 +43,8 @@ def fingerprint(plan: ArtifactPlan, options: Mapping[str, Any]) -> str:
             None if order is None else hashlib.sha256(order.tobytes()).hexdigest()
             for order in (arranged.row_order, arranged.column_order)
         ]
-        add([tensor.name, tensor.shape, tensor.encoder.type_name, arranged.op, orders, pieces, regions])
+        stored = repr((tensor.stored, tensor.needs))
+        add([tensor.name, tensor.shape, stored, arranged.op, orders, pieces, regions])
     for checkpoint in sources.values():
         add([checkpoint.label, checkpoint.identity()])
         add([(t.name, t.dtype, t.shape, t.file, t.start) for t in checkpoint.tensors.values()])

@@ -9,27 +9,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.finite import nonfinite_count
+from qexport.codecs.engines import encode_rows, engine_of
 from qexport.errors import InputError
 from qexport.export.rows import arranged_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from qexport.codecs.contract import Matrices
+    from qexport.codecs.engines import Engine
+    from qexport.export.needs import Needs
     from qexport.export.steps import Lane, Step
-    from qexport.formats.plan import PlannedTensor
 
 
-_RUN_VALUES = 1 << 21  # values per run of rows: 4 MB of bf16
 _EVEN_ROWS = 32  # encoders take rows by this many; runs of a multiple waste nothing
 
 
 @dataclass(frozen=True)
 class Run:
-    """Output rows ``[start, stop)`` of a lane."""
+    """Output rows ``[start, stop)`` of a lane, and what is known of each output."""
 
     step: Step
     number: int
     lane: Lane
+    known: tuple[Matrices, ...]
     start: int
     stop: int
 
@@ -84,46 +87,38 @@ class Landed:
         self._room.release()
 
 
-def runs_of(step: Step, number: int) -> list[Run]:
-    return [Run(step, number, lane, *span) for lane in step.lanes for span in spans_of(lane)]
+def runs_of(step: Step, number: int, engines: Sequence[Engine], needs: Needs) -> Iterator[Run]:
+    for lane in step.lanes:
+        known = tuple(needs.known(output) for output in lane.outputs)
+        for start, stop in spans_of(lane, engines):
+            yield Run(step, number, lane, known, start, stop)
 
 
-def spans_of(lane: Lane) -> Iterator[tuple[int, int]]:
+def spans_of(lane: Lane, engines: Sequence[Engine]) -> Iterator[tuple[int, int]]:
     rows, columns = lane.outputs[0][1].matrix_shape
-    tile = math.lcm(*(tensor.encoder.rows_together for _, tensor in lane.outputs))
+    stored = [tensor.stored for _, tensor in lane.outputs]
+    tile = math.lcm(*(each.rows_together for each in stored))
     even = math.lcm(tile, _EVEN_ROWS)
-    count = max(1, _RUN_VALUES // max(1, columns))
+    count = max(1, min(engine_of(each, engines)[0].run_values for each in stored) // max(1, columns))
     count = max(count // even * even, tile if tile > 1 else min(count, _EVEN_ROWS))
     for start in range(0, rows, count):
         yield start, min(rows, start + count)
 
 
-def observe(tensors: Sequence[PlannedTensor], start: int, stop: int) -> None:
-    arranged: tuple[Any, Any] | None = None
-    for tensor in tensors:
-        if arranged is None or not arranged[0].same_as(tensor.arrangement):
-            arranged = (
-                tensor.arrangement,
-                arranged_rows(tensor.source, tensor.arrangement, start, stop),
-            )
-        if tensor.encoder.survey is not None:
-            tensor.encoder.survey.observe(arranged[1], start)
-
-
-def encode_run(run: Run, *, scan_only: bool) -> tuple[Run, int, list[Any]]:
+def encode_run(run: Run, engines: Sequence[Engine], *, scan_only: bool) -> tuple[Run, int, list[Any]]:
     """Read the run's rows once, look for NaN and infinity, and encode them for each output."""
     encoded: list[Any] = []
     nonfinite = 0
     arranged: tuple[Any, Any] | None = None
-    for _, tensor in run.lane.outputs:
-        if arranged is None or not arranged[0].same_as(tensor.arrangement):
+    for (_, tensor), known in zip(run.lane.outputs, run.known, strict=True):
+        if arranged is None or arranged[0] != tensor.arrangement:
             rows = arranged_rows(tensor.source, tensor.arrangement, run.start, run.stop)
             nonfinite = nonfinite or nonfinite_count(rows)
             arranged = (tensor.arrangement, rows)
         if nonfinite or scan_only:
             return run, nonfinite, []
         try:
-            encoded.append(tensor.encoder.encode(arranged[1], run.start))
+            encoded.append(encode_rows(tensor.stored, arranged[1], run.start, known, engines))
         except InputError as error:  # the encoder knows rows, not names
             raise InputError(f"{tensor.name}: {error.message}", hint=error.hint) from error
     return run, nonfinite, encoded

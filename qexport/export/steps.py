@@ -6,14 +6,14 @@ want the same rows in the same order form a lane: they are read together, a run 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qexport.checkpoint.tensors import LogicalTensor
-    from qexport.formats.plan import ArtifactPlan, PlannedTensor, Survey
+    from qexport.formats.plan import ArtifactPlan, PlannedTensor
 
 
 Output = tuple[int, "PlannedTensor"]
@@ -49,15 +49,6 @@ class Step:
             else:
                 groups.append([output])
         return tuple(Lane(tuple(group)) for group in groups)
-
-
-def surveys_of(outputs: Iterable[Output]) -> list[Survey]:
-    """The surveys that the encoders of ``outputs`` need, each once."""
-    found: dict[int, Survey] = {}
-    for _, tensor in outputs:
-        if tensor.encoder.survey is not None:
-            found[id(tensor.encoder.survey)] = tensor.encoder.survey
-    return list(found.values())
 
 
 def merge_steps(plans: Sequence[ArtifactPlan]) -> list[Step]:

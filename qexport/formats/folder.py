@@ -1,6 +1,6 @@
 """A folder of safetensors as an artifact: MLX, FP8, NVFP4 and whatever else publishes weights as a folder.
 
-A format says which tensors of the view become which stored tensors, with which encoder; here they are given
+A format says which tensors of the view become which stored tensors, as which type; here they are given
 to shards, headers and an index, and every small file joins the plan. Stored tensors follow the order they are
 given in (that of the pass), so that files are written front to back; only those whose size is no multiple of
 8 bytes come last, wider dtypes first, which keeps every tensor at a multiple of its item size as readers that
@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.shards import TensorSpec, plan_shards
+from qexport.evidence.store import NOTHING, Evidence, Need
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 if TYPE_CHECKING:
     from qexport.checkpoint.tensors import LogicalTensor
-    from qexport.formats.plan import Encoder
+    from qexport.codecs.contract import StoredType
 
 
 SHARD_BYTES = 5 << 30  # what mlx-lm and save_pretrained limit a shard to
@@ -31,16 +32,17 @@ class FolderTensor:
     Attributes:
         name: what messages call it.
         shape: of the encoded matrix: ``(experts, rows, columns)`` for a stack.
-        streams: for each stream of the encoder, the stored tensors that it fills one after another: one, or
-            one for each expert.
+        streams: for each stream of the type, the stored tensors that it fills one after another: one, or one
+            for each expert.
     """
 
     name: str
     shape: tuple[int, ...]
     source: LogicalTensor
-    encoder: Encoder
+    stored: StoredType
     streams: tuple[tuple[TensorSpec, ...], ...]
     arrangement: Arrangement = field(default_factory=Arrangement)
+    needs: tuple[Need, ...] = ()
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -62,6 +64,7 @@ def plan_folder(
     beside: Mapping[str, Sequence[FolderTensor]] | None = None,
     notes: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
+    evidence: Evidence = NOTHING,
 ) -> ArtifactPlan:
     """Plan the folder: shards, index, small files.
 
@@ -76,6 +79,7 @@ def plan_folder(
         index_indent: of its JSON.
         beside: further safetensors files by name, for tensors that are not among the model's: the index does
             not know them.
+        evidence: that the tensors' needs are met from.
 
     Raises:
         InputError: no tensors, a name twice, a header beyond what readers take.
@@ -103,14 +107,22 @@ def plan_folder(
             )
             planned.append(
                 PlannedTensor(
-                    tensor.name, tensor.shape, tensor.source, tensor.arrangement, tensor.encoder, streams
+                    tensor.name,
+                    tensor.shape,
+                    tensor.source,
+                    tensor.arrangement,
+                    tensor.stored,
+                    streams,
+                    tensor.needs,
                 )
             )
     texts = dict(small)
     if layout.index is not None:
         texts[layout.index_file] = layout.index
     files += [PlannedFile(name, len(data), data) for name, data in sorted(texts.items())]
-    return ArtifactPlan(kind, label, tuple(files), tuple(planned), tuple(notes), dict(details or {}))
+    return ArtifactPlan(
+        kind, label, tuple(files), tuple(planned), tuple(notes), dict(details or {}), evidence
+    )
 
 
 def _groups(tensors: Sequence[FolderTensor], limit: int) -> list[list[FolderTensor]]:

@@ -1,12 +1,12 @@
 """The plan: what an artifact will contain, byte by byte, before any tensor is read.
 
 A format turns a model view and its options into an :class:`ArtifactPlan`. A plan is a printable value: file
-names, exact sizes, and for each output tensor its name, shape, stored type, place, source and encoder. The
-executor (``qexport.export``) walks the plan and knows nothing about formats.
+names, exact sizes, and for each output tensor its name, shape, source, stored type, place, and what has to be
+known of its numbers. The executor (``qexport.export``) walks the plan and knows nothing about formats.
 
 Every output tensor is described by rows: the rows of a logical tensor, rearranged (:class:`Arrangement`),
 encoded a run of rows at a time. That covers GGUF permutations, stacked experts, bit packing and block
-scales, and it lets a 54 GB model pass through a few megabytes of memory. An encoder may give several
+scales, and it lets a 54 GB model pass through a few megabytes of memory. A stored type may have several
 streams of bytes for the same rows (codes, scales, biases); each stream fills regions of its own, several of
 them where a stack of experts is stored one by one.
 """
@@ -15,22 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from qexport.checkpoint.tensors import LogicalTensor, matrix_shape
+from qexport.evidence.store import NOTHING, Evidence, Kind, Need
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
+
+    from qexport.codecs.contract import StoredType
 
 
-Encoded: TypeAlias = "bytes | np.ndarray"
 Op = Literal["none", "add_one", "neg_exp"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrangement:
-    """How stored rows become output rows.
+    """How stored rows become output rows. Two are equal where rows arranged for one serve the other.
 
     Attributes:
         shape: shape of the output tensor, in torch order (rows first); ``None`` keeps the source's.
@@ -45,16 +46,19 @@ class Arrangement:
     column_order: np.ndarray | None = field(default=None, repr=False)
     op: Op = "none"
 
-    def same_as(self, other: Arrangement) -> bool:
-        """Whether both make the same rows, so that rows arranged for one serve the other."""
+    def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         return (
-            self.shape == other.shape
+            isinstance(other, Arrangement)
+            and self.shape == other.shape
             and self.op == other.op
             and self.same_rows(other)
             and _same_order(self.column_order, other.column_order)
         )
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.op))
 
     def same_rows(self, other: Arrangement) -> bool:
         """Whether both take the source's rows in the same order."""
@@ -65,44 +69,6 @@ def _same_order(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     if one is None or other is None:
         return one is other
     return one is other or (len(one) == len(other) and bool((one == other).all()))
-
-
-class Survey(Protocol):
-    """What has to be known of all rows of some tensors before any of them is encoded: their largest value.
-
-    Tensors that a runtime fuses share one (an NVFP4 global scale). The pass shows it every row of every
-    planned tensor whose encoder has it, from several threads at once, and only then encodes.
-    """
-
-    def observe(self, rows: torch.Tensor, first_row: int) -> None:
-        """Look at ``rows``, as :meth:`Encoder.encode` will get them. Values that are not finite are ignored:
-        the pass itself reports them."""
-        ...
-
-
-class Encoder(Protocol):
-    """Rows of numbers in, packed bytes out. Pure: the same rows give the same bytes on any thread."""
-
-    @property
-    def type_name(self) -> str:
-        """The stored type as the format spells it: ``Q4_K``, ``BF16``."""
-        ...
-
-    @property
-    def rows_together(self) -> int:
-        """Runs of rows begin at multiples of this: 1, or the height of a tile."""
-        ...
-
-    @property
-    def survey(self) -> Survey | None:
-        """What the encoder needs to know beforehand, if anything."""
-        ...
-
-    def encode(self, rows: torch.Tensor, first_row: int) -> Encoded | tuple[Encoded, ...]:
-        """Encode ``rows``, ``(n, columns)`` in the source's dtype; ``first_row`` is the index of its first
-        row in the output tensor (an importance matrix may differ per expert). Returns the bytes for each
-        stream of the planned tensor, in order; runs come in order, so what a stream gives is appended."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -116,23 +82,30 @@ class Region:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One output tensor: identity, source, arrangement, encoder, and where its bytes go.
+    """One output tensor: identity, source, arrangement, stored type, and where its bytes go.
 
     Attributes:
-        streams: for each stream of bytes that the encoder gives, the regions that it fills one after
-            another. One region in most cases; one for each expert where a stack is stored one by one.
+        shape: as stored; with three dimensions the first counts matrices below each other.
+        streams: for each stream of bytes of the stored type, the regions that it fills one after another. One
+            region in most cases; one for each expert where a stack is stored one by one.
+        needs: what has to be known of its numbers before they are encoded.
     """
 
     name: str
     shape: tuple[int, ...]
     source: LogicalTensor
     arrangement: Arrangement
-    encoder: Encoder
+    stored: StoredType
     streams: tuple[tuple[Region, ...], ...]
+    needs: tuple[Need, ...] = ()
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return matrix_shape(self.shape)
+
+    def need(self, kind: Kind) -> Need | None:
+        """Its need of this kind."""
+        return next((need for need in self.needs if need.kind is kind), None)
 
     @property
     def nbytes(self) -> int:
@@ -156,6 +129,8 @@ class ArtifactPlan:
     ``tensors`` come in the order of the pass (``qexport.formats.order``), and files are best laid out in it:
     then they are written front to back and hashed on the way. ``notes`` are the things a user should know:
     fallback types, tensors without importance data, what was left out. ``details`` are facts for the receipt.
+    ``evidence`` is a handle like those of the sources: what the needs of its tensors are met from, as far as
+    the pass does not find it out itself.
     """
 
     kind: str
@@ -164,6 +139,7 @@ class ArtifactPlan:
     tensors: tuple[PlannedTensor, ...]
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Evidence = field(default=NOTHING, repr=False, compare=False)
 
     @property
     def size(self) -> int:

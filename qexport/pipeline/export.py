@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs import warmup
+from qexport.evidence.store import Kind
 from qexport.export.disk import check_collisions, check_space, make_folder
 from qexport.export.execute import execute
 from qexport.export.files import silent
@@ -186,7 +187,11 @@ def ready_kernels(plans: Sequence[ArtifactPlan], say: Callable[[str], None]) -> 
 
     tensors = [tensor for each in plans for tensor in each.tensors]
     warmup.prepare_encoders(
-        ((t.encoder, torch_dtype(t.source.dtype), t.matrix_shape[1]) for t in tensors), announce=announce
+        (
+            (t.stored, t.need(Kind.INPUT_SQUARES) is not None, torch_dtype(t.source.dtype), t.matrix_shape[1])
+            for t in tensors
+        ),
+        announce=announce,
     )
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.evidence.store import Kind
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -36,8 +38,7 @@ _PRODUCTS = 0.9e11
 def core_seconds(plans: Sequence[ArtifactPlan]) -> float:
     """Seconds that one core would encode."""
     return sum(
-        tensor.source.numel
-        / _rate(tensor.encoder.type_name, getattr(tensor.encoder, "importance", None) is not None)
+        tensor.source.numel / _rate(tensor.stored.name, tensor.need(Kind.INPUT_SQUARES) is not None)
         for plan in plans
         for tensor in plan.tensors
     )

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import runtime_oracles as oracles
 import torch
+from encoding import Encoder
 from make_golden_runtimes import DTYPES, digest, rows_in
 
+from qexport.codecs.contract import MlxAffine
 from qexport.codecs.mlx_affine import BITS, GROUPS
-from qexport.codecs.mlx_encoders import MlxAffineEncoder
 from qexport.codecs.mlx_float import FLOAT_MODES
 
 GOLDEN = Path(__file__).parent / "golden_mlx.json"
@@ -33,7 +34,10 @@ def importance(columns: int) -> np.ndarray:
 def fitted(bits: int, group: int, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
     rows = rows_in(dtype)
     name = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[dtype]
-    return MlxAffineEncoder(bits, group, name, importance(rows.shape[1])).encode(rows, 0)
+    parts: tuple[np.ndarray, ...] = Encoder(MlxAffine(bits, group, name), importance(rows.shape[1])).encode(
+        rows, 0
+    )
+    return parts
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from codec_strategies import golden_rows
+from encoding import make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qexport.codecs import ggml
 from qexport.codecs.decode_blocks import float16_at
 from qexport.codecs.decoders import decode_rows
-from qexport.codecs.encoders import make_encoder
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.errors import UsageProblem
 

@@ -1,21 +1,24 @@
-"""make_encoder: the golden bytes of a llama.cpp build for every type, importance per expert, any split."""
+"""Block types: the golden bytes of a llama.cpp build for every type, importance per expert, any split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from codec_strategies import golden_rows, make_rows
+from encoding import make_encoder
 
-from qexport.codecs import encoder_parts, ggml
-from qexport.codecs.encoders import make_encoder, uses_importance
+from qexport.codecs import contract, ggml
+from qexport.codecs.contract import Blocks, Float, Fp8Tiles, Matrices, MlxAffine, MlxFloat, Nvfp4, ggml_stored
+from qexport.codecs.engines import GGML, NUMBA, engine_of
 from qexport.codecs.ggml_types import GGML_TYPES
+from qexport.codecs.native import KERNELS
 from qexport.errors import InputError, UsageProblem
-from qexport.formats.plan import Encoder
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 needs_ggml = pytest.mark.skipif(not ggml.is_available(), reason="xllamacpp is not installed")
@@ -26,17 +29,19 @@ needs_ggml = pytest.mark.skipif(not ggml.is_available(), reason="xllamacpp is no
 def test_golden(type_name: str) -> None:
     rows, importance = golden_rows()
     for label, weights in (("plain", None), ("importance", importance)):
-        encoder: Encoder = make_encoder(type_name, weights)
+        encoder = make_encoder(type_name, weights)
         packed = encoder.encode(torch.from_numpy(rows), 0)
         assert isinstance(packed, np.ndarray)
-        assert packed.shape == (len(rows), encoder.row_bytes(rows.shape[1]))
-        assert encoder.type_name == type_name
+        assert packed.shape == (len(rows), GGML_TYPES[type_name].row_bytes(rows.shape[1]))
+        assert encoder.stored.name == type_name
         assert hashlib.sha256(packed.tobytes()).hexdigest() == GOLDEN[f"{type_name} {label}"]
 
 
 def test_golden_says_which_types_use_importance() -> None:
     for name in GGML_TYPES:
-        assert uses_importance(name) == (GOLDEN[f"{name} plain"] != GOLDEN[f"{name} importance"])
+        stored = ggml_stored(name)
+        uses = isinstance(stored, Blocks) and stored.uses_importance
+        assert uses == (GOLDEN[f"{name} plain"] != GOLDEN[f"{name} importance"])
 
 
 @needs_ggml
@@ -51,7 +56,7 @@ def test_experts_have_their_own_importance(dtype: torch.dtype) -> None:
     )
     encoder = make_encoder("Q4_K", importance, per_matrix)
     for start in range(len(rows)):
-        for stop in (start, start + 1, start + 7, len(rows)):
+        for stop in (start + 1, start + 7, len(rows)):
             assert np.array_equal(
                 encoder.encode(rows[start:stop], start), expected[start : min(stop, len(rows))]
             )
@@ -63,7 +68,7 @@ def test_experts_have_their_own_importance(dtype: torch.dtype) -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.from_numpy(make_rows("heavy", 3, 9, 256)).to(torch.float16)
     whole = {name: make_encoder(name).encode(rows, 0) for name in ("Q4_K", "IQ4_XS", "Q8_0")}
-    monkeypatch.setattr(encoder_parts, "CHUNK_VALUES", 700)
+    monkeypatch.setattr(contract, "CHUNK_VALUES", 700)
     for name, expected in whole.items():
         assert np.array_equal(make_encoder(name).encode(rows, 0), expected)
 
@@ -79,17 +84,38 @@ def test_values_that_cannot_be_stored() -> None:
 
 
 def test_importance_shapes() -> None:
-    with pytest.raises(UsageProblem, match="rows_per_matrix"):
-        make_encoder("Q4_K", np.ones((2, 256), np.float32))
-    with pytest.raises(UsageProblem, match="float64"):
-        make_encoder("Q4_K", np.ones(256))
-    # shared by all rows, however it is spelled; ignored where it has no use
-    assert make_encoder("Q4_K", np.ones((1, 256), np.float32)).type_name == "Q4_K"
-    assert repr(make_encoder("Q8_0", np.ones(32, np.float32))) == "NativeEncoder('Q8_0')"
+    for table, height, message in (
+        (np.ones((2, 256), np.float32), None, "2 matrices needs their height"),
+        (np.ones(256, np.float32), None, r"not float32 \(256,\)"),
+        (np.ones((1, 256)), None, "not float64"),
+    ):
+        with pytest.raises(UsageProblem, match=message):
+            Matrices(height, table)
+    with pytest.raises(UsageProblem, match="not of 3 matrices"):
+        Matrices(4, np.ones((2, 256), np.float32), np.ones(3))
 
 
-def test_repr() -> None:
-    assert repr(make_encoder("q5_k")) == "NativeEncoder('Q5_K')"
-    assert repr(make_encoder("iq4_nl")) == "GgmlEncoder('IQ4_NL')"
-    weighted = make_encoder("IQ4_XS", np.ones((4, 256), np.float32), 8)
-    assert repr(weighted) == "GgmlEncoder('IQ4_XS', importance=<4x256>, rows_per_matrix=8)"
+def test_types_are_values() -> None:
+    assert ggml_stored("q5_k") == Blocks("Q5_K")
+    assert repr(ggml_stored("iq4_nl")) == "Blocks(name='IQ4_NL')"
+    for stored in (Blocks("Q4_K"), Float("BF16"), MlxAffine(4, 64), MlxFloat("mxfp4"), Fp8Tiles(), Nvfp4()):
+        assert pickle.loads(pickle.dumps(stored)) == stored
+        assert eval(repr(stored)) == stored
+        assert engine_of(stored)[0].name == "numba"
+    assert engine_of(Blocks("IQ4_XS"))[0] is GGML
+
+
+@needs_ggml
+def test_engines_write_the_same_bytes() -> None:
+    rows, importance = golden_rows()
+    for name in KERNELS:
+        for weights in (None, importance):
+            one, other = (
+                make_encoder(name, weights, engines=[engine]).encode(torch.from_numpy(rows), 0)
+                for engine in (NUMBA, GGML)
+            )
+            assert np.array_equal(one, other)
+    with pytest.raises(UsageProblem, match="none of numba can encode IQ4_NL"):
+        make_encoder("IQ4_NL", engines=[NUMBA]).encode(torch.from_numpy(rows), 0)
+    with pytest.raises(UsageProblem, match="none of ggml can encode BF16"):
+        engine_of(Float("BF16"), [GGML])

@@ -6,12 +6,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from encoding import make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qexport.codecs.encoders import make_encoder
 from qexport.codecs.floats import FLOAT_CODECS
+from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.errors import InputError
 
 SOURCES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -65,9 +66,9 @@ def test_encoder_refuses_what_float16_cannot_hold() -> None:
 @pytest.mark.parametrize("type_name", TYPES)
 def test_encoder(type_name: str) -> None:
     encoder = make_encoder(type_name.lower())
-    assert repr(encoder) == f"FloatEncoder(type_name={type_name!r})"
+    assert repr(encoder.stored) == f"Float(name={type_name!r}, through=None)"
     rows = torch.randn(6, 10)[::2, 1:]  # not contiguous
     packed = encoder.encode(rows, 0)
-    assert packed.shape == (3, encoder.row_bytes(9))
+    assert packed.shape == (3, GGML_TYPES[type_name].row_bytes(9))
     decoded = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[type_name])
     assert np.allclose(decoded, rows.numpy(), rtol=2**-8)

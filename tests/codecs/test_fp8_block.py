@@ -11,13 +11,14 @@ import runtime_oracles as oracles
 import torch
 from codec_strategies import KINDS, make_rows
 from decoding import fp8_tiles
+from encoding import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, digest, rows_in
 
+from qexport.codecs.contract import FP8_TILE, Fp8Tiles
 from qexport.codecs.e4m3 import e4m3_bits, e4m3_value
 from qexport.codecs.fp8_block import TILE, Fp8Rows, Style, quantize
-from qexport.codecs.fp8_encoder import FP8_TILE, Fp8BlockEncoder
 from qexport.errors import InputError, UsageProblem
 
 KNOWN = json.loads(GOLDEN.read_text())["hashes"]
@@ -198,13 +199,13 @@ def test_partial_tiles_are_refused(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_encoder(dtype: torch.dtype, style: Style) -> None:
     rows = torch.from_numpy(make_rows("normal", 4, 2 * TILE, 2 * TILE)).to(dtype)
-    encoder = Fp8BlockEncoder(style.value)
-    assert (encoder.rows_together, encoder.survey, FP8_TILE) == (TILE, None, TILE)
+    encoder = Encoder(Fp8Tiles(style.value))
+    assert encoder.stored.rows_together == FP8_TILE == TILE
     codes, scales = encoder.encode(rows, 0)
     made = quantize(rows, style)
     assert codes.tobytes() + scales.tobytes() == everything(made)
     names = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-    assert encoder.scale_dtype(names[dtype]) == names[made.scales.dtype]
+    assert Fp8Tiles(style.value).scale_dtype(names[dtype]) == names[made.scales.dtype]
     rows[200, 3] = float("nan")
     with pytest.raises(InputError, match="rows 128 to 383 hold values that F8_E4M3"):
         encoder.encode(rows, TILE)

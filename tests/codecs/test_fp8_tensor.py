@@ -9,23 +9,21 @@ import pytest
 import runtime_oracles as oracles
 import torch
 from codec_strategies import KINDS, make_rows
+from encoding import Encoder, largest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, digest, rows_in
 
-from qexport.codecs.amax import AmaxSurvey
-from qexport.codecs.fp8_encoder import Fp8TensorEncoder
+from qexport.codecs.contract import Fp8Matrix
 from qexport.errors import InputError
 
 KNOWN = json.loads(GOLDEN.read_text())["hashes"]
 
 
 def encode(rows: torch.Tensor, matrices: int = 1, step: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
-    survey = AmaxSurvey(matrices, len(rows) // matrices)
-    survey.observe(rows, 0)
-    encoder = Fp8TensorEncoder(survey)
+    encoder = Encoder(Fp8Matrix(), None, len(rows) // matrices, largest_of(rows, matrices))
     runs = [encoder.encode(rows[start : start + step], start) for start in range(0, len(rows), step)]
-    return np.concatenate([codes for codes, _ in runs]), np.concatenate([scales for _, scales in runs])
+    return np.concatenate([codes for codes, _, _ in runs]), np.concatenate([scales for _, scales, _ in runs])
 
 
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(DTYPES))

@@ -35,7 +35,7 @@ def test_rows_are_whole_blocks() -> None:
 
 
 def test_the_table_is_light() -> None:
-    code = "import sys, qexport.codecs.encoders, qexport.codecs.ggml_types; print(*sys.modules)"
+    code = "import sys, qexport.codecs.engines, qexport.codecs.ggml_types; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from codec_strategies import make_rows, rows_of
+from encoding import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_golden_mlx import GOLDEN, fitted, importance
 from make_golden_runtimes import DTYPES, digest, rows_in
 
 from qexport.codecs import mlx_affine, mlx_float
-from qexport.codecs.encoders import FloatEncoder
+from qexport.codecs.contract import Float, MlxAffine, MlxFloat
 from qexport.codecs.mlx_affine import BITS, GROUPS
-from qexport.codecs.mlx_encoders import MlxAffineEncoder, MlxFloatEncoder, RoundedEncoder
 from qexport.codecs.warmup import Prepared, prepare_encoders
 from qexport.errors import InputError, UsageProblem
 
@@ -40,13 +40,13 @@ def error(rows: torch.Tensor, parts: tuple[np.ndarray, ...], bits: int, weights:
 def test_plain_is_the_codec(dtype: torch.dtype) -> None:
     rows = rows_in(dtype)
     made = mlx_affine.quantize(rows, 5, 64)
-    packed, scales, biases = MlxAffineEncoder(5, 64, NAMES[dtype]).encode(rows, 0)
+    packed, scales, biases = Encoder(MlxAffine(5, 64, NAMES[dtype])).encode(rows, 0)
     assert np.array_equal(packed, made.packed)
     assert scales.tobytes() == made.scales.contiguous().view(torch.uint8).numpy().tobytes()
     assert biases.tobytes() == made.biases.contiguous().view(torch.uint8).numpy().tobytes()
     assert all(part.dtype == np.uint8 and len(part) == len(rows) for part in (packed, scales, biases))
     for mode in mlx_float.FLOAT_MODES:
-        found = MlxFloatEncoder(mode, NAMES[dtype]).encode(rows, 7)
+        found = Encoder(MlxFloat(mode, NAMES[dtype])).encode(rows, 7)
         wanted = mlx_float.quantize(rows, mode)
         assert np.array_equal(found[0], wanted.packed)
         assert np.array_equal(found[1], wanted.scales)
@@ -55,16 +55,16 @@ def test_plain_is_the_codec(dtype: torch.dtype) -> None:
 def test_values_are_cast_first() -> None:
     rows = rows_in(torch.float32)
     narrow = rows.to(torch.bfloat16)
-    for encoder in (MlxAffineEncoder(4, 64, "BF16"), MlxFloatEncoder("mxfp4", "BF16")):
+    for encoder in (Encoder(MlxAffine(4, 64, "BF16")), Encoder(MlxFloat("mxfp4", "BF16"))):
         for one, other in zip(encoder.encode(rows, 0), encoder.encode(narrow, 0), strict=True):
             assert np.array_equal(one, other)
 
 
 def test_two_roundings() -> None:
     rows = torch.tensor([[1.0039064]])  # above halfway between two bfloat16
-    once = FloatEncoder("F32").encode(rows, 0).view(np.float32)
+    once = Encoder(Float("F32")).encode(rows, 0).view(np.float32)
     assert once.item() == rows.item()
-    assert RoundedEncoder("F32", "BF16").encode(rows, 0).view(np.float32).item() == 1.0078125
+    assert Encoder(Float("F32", through="BF16")).encode(rows, 0).view(np.float32).item() == 1.0078125
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,8 +88,8 @@ NAMES_LONG = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 def test_fit_is_never_worse(rows: np.ndarray, bits: int, group: int, dtype: torch.dtype, seed: int) -> None:
     source = torch.from_numpy(np.clip(rows, -1e4, 1e4)).to(dtype)
     weights = np.exp(np.random.default_rng(seed).normal(0, 2, source.shape[1])).astype(np.float32)
-    plain = MlxAffineEncoder(bits, group, NAMES[dtype]).encode(source, 0)
-    fit = MlxAffineEncoder(bits, group, NAMES[dtype], weights[None]).encode(source, 0)
+    plain = Encoder(MlxAffine(bits, group, NAMES[dtype])).encode(source, 0)
+    fit = Encoder(MlxAffine(bits, group, NAMES[dtype]), weights[None]).encode(source, 0)
     assert [part.shape for part in fit] == [part.shape for part in plain]
     before, after = (error(source, parts, bits, weights) for parts in (plain, fit))
     # Sums in float32 decide; nothing smaller than their own rounding is claimed.
@@ -101,8 +101,8 @@ def test_fit_is_never_worse(rows: np.ndarray, bits: int, group: int, dtype: torc
 def test_fit_is_better(bits: int) -> None:
     rows = torch.from_numpy(make_rows("normal", 3, 64, 512)).to(torch.bfloat16)
     weights = np.exp(np.random.default_rng(0).normal(0, 1.5, 512)).astype(np.float32)
-    plain = MlxAffineEncoder(bits, 64).encode(rows, 0)
-    fit = MlxAffineEncoder(bits, 64, "BF16", weights[None]).encode(rows, 0)
+    plain = Encoder(MlxAffine(bits, 64)).encode(rows, 0)
+    fit = Encoder(MlxAffine(bits, 64, "BF16"), weights[None]).encode(rows, 0)
     ratio = error(rows, fit, bits, weights).sum() / error(rows, plain, bits, weights).sum()
     assert ratio < 0.75
 
@@ -110,8 +110,8 @@ def test_fit_is_better(bits: int) -> None:
 def test_experts_have_importance_of_their_own() -> None:
     rows = torch.from_numpy(make_rows("normal", 1, 80, 256)).to(torch.bfloat16)
     table = np.concatenate([importance(256), importance(256)[:, ::-1].copy()])
-    whole = MlxAffineEncoder(4, 32, "BF16", table, 40)
-    first, second = (MlxAffineEncoder(4, 32, "BF16", table[k : k + 1]) for k in (0, 1))
+    whole = Encoder(MlxAffine(4, 32, "BF16"), table, 40)
+    first, second = (Encoder(MlxAffine(4, 32, "BF16"), table[k : k + 1]) for k in (0, 1))
     parts = [*zip(first.encode(rows[:40], 0), second.encode(rows[40:], 40), strict=True)]
     for one, two in zip(whole.encode(rows, 0), parts, strict=True):
         assert np.array_equal(one, np.concatenate(two))
@@ -120,35 +120,31 @@ def test_experts_have_importance_of_their_own() -> None:
         assert np.array_equal(one, np.concatenate(two))
     with pytest.raises(UsageProblem, match="row 80 is beyond"):
         whole.encode(rows[:1], 80)
-    with pytest.raises(UsageProblem, match="rows_per_matrix"):
-        MlxAffineEncoder(4, 32, "BF16", table)
-    with pytest.raises(UsageProblem, match="float32"):
-        MlxAffineEncoder(4, 32, "BF16", table.astype(np.float64), 40)
 
 
 def test_only_proportions_of_importance_matter() -> None:
     rows = torch.from_numpy(make_rows("heavy", 1, 33, 256)).to(torch.bfloat16)
     weights = importance(256)
-    one = MlxAffineEncoder(4, 64, "BF16", weights).encode(rows, 0)
+    one = Encoder(MlxAffine(4, 64, "BF16"), weights).encode(rows, 0)
     for factor in (2.0**-60, 2.0**60):
-        other = MlxAffineEncoder(4, 64, "BF16", weights * np.float32(factor)).encode(rows, 0)
+        other = Encoder(MlxAffine(4, 64, "BF16"), weights * np.float32(factor)).encode(rows, 0)
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    plain = MlxAffineEncoder(4, 64, "BF16", np.ones_like(weights)).encode(rows, 0)
-    none = MlxAffineEncoder(4, 64, "BF16", np.zeros_like(weights)).encode(rows, 0)
+    plain = Encoder(MlxAffine(4, 64, "BF16"), np.ones_like(weights)).encode(rows, 0)
+    none = Encoder(MlxAffine(4, 64, "BF16"), np.zeros_like(weights)).encode(rows, 0)
     assert all(np.array_equal(a, b) for a, b in zip(plain, none, strict=True))  # nothing seen: no preference
 
 
 @pytest.mark.parametrize(
     "encoder",
     [
-        MlxAffineEncoder(4, 64),
-        MlxAffineEncoder(4, 64, "BF16", np.ones((1, 128), np.float32)),
-        MlxFloatEncoder("mxfp4"),
-        MlxFloatEncoder("nvfp4"),
+        Encoder(MlxAffine(4, 64)),
+        Encoder(MlxAffine(4, 64, "BF16"), np.ones((1, 128), np.float32)),
+        Encoder(MlxFloat("mxfp4")),
+        Encoder(MlxFloat("nvfp4")),
     ],
     ids=repr,
 )
-def test_what_cannot_be_stored_is_an_error(encoder: MlxAffineEncoder | MlxFloatEncoder) -> None:
+def test_what_cannot_be_stored_is_an_error(encoder: Encoder) -> None:
     rows = torch.zeros(3, 128)
     encoder.encode(rows, 0)
     rows[1, 100] = float("inf")
@@ -157,20 +153,15 @@ def test_what_cannot_be_stored_is_an_error(encoder: MlxAffineEncoder | MlxFloatE
 
 
 def test_names_for_people() -> None:
-    assert repr(MlxAffineEncoder(6, 64)) == "MlxAffineEncoder(6, 64, 'BF16')"
-    table = np.ones((2, 64), np.float32)
-    assert "importance=<2x64>" in repr(MlxAffineEncoder(6, 64, "F16", table, 8))
-    assert [e.type_name for e in (MlxAffineEncoder(6, 64), MlxFloatEncoder("mxfp8"))] == [
-        "6-bit g64",
-        "mxfp8",
-    ]
+    assert repr(MlxAffine(6, 64)) == "MlxAffine(bits=6, group=64, dtype='BF16')"
+    assert [stored.name for stored in (MlxAffine(6, 64), MlxFloat("mxfp8"))] == ["6-bit g64", "mxfp8"]
 
 
 def test_warming_up() -> None:
     told: list[Prepared] = []
-    weighted = MlxAffineEncoder(4, 64, "BF16", np.ones((1, 64), np.float32))
-    encoders = [MlxAffineEncoder(4, 64), MlxAffineEncoder(4, 64), weighted, MlxFloatEncoder("mxfp4")]
-    samples = [(encoder, torch.bfloat16, 64) for encoder in encoders]
+    affine = MlxAffine(4, 64)
+    kinds = [(affine, False), (affine, False), (affine, True), (MlxFloat("mxfp4"), False)]
+    samples = [(stored, weighted, torch.bfloat16, 64) for stored, weighted in kinds]
     done = prepare_encoders(samples, announce=told.append)
     assert [one.type_name for one in done] == ["4-bit g64", "4-bit g64", "mxfp4"]
     assert told == [one for one in done if one.compiled]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from codec_strategies import IMPORTANCE_KINDS, KINDS, importance_of, make_importance, make_rows, rows_of
+from encoding import make_encoder
 from hypothesis import given, settings
 
-from qexport.codecs import encoder_parts, ggml
-from qexport.codecs.encoders import make_encoder
+from qexport.codecs import contract, ggml
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.codecs.native import KERNELS, quantize_into
 from qexport.errors import InputError, UsageProblem
@@ -168,7 +168,7 @@ def test_split_and_threads_do_not_matter(type_name: str) -> None:
 @pytest.mark.parametrize("type_name", KERNELS)
 def test_float16_in_chunks(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.from_numpy(make_rows("normal", 1, 100, COLUMNS)).to(torch.float16)
-    monkeypatch.setattr(encoder_parts, "CHUNK_VALUES", 40 * COLUMNS)
+    monkeypatch.setattr(contract, "CHUNK_VALUES", 40 * COLUMNS)
     packed = make_encoder(type_name).encode(rows, 0)
     assert np.array_equal(packed, pack(type_name, rows.float())[0])
 

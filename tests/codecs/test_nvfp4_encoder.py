@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from codec_strategies import make_rows
+from encoding import Encoder, largest_of
 
-from qexport.codecs.amax import AmaxSurvey
+from qexport.codecs.contract import Nvfp4
 from qexport.codecs.nvfp4 import divisor, global_scale, quantize
-from qexport.codecs.nvfp4_encoder import Nvfp4Encoder
 from qexport.codecs.nvfp4_search import quantize_searched
-from qexport.errors import InputError, UsageProblem
+from qexport.errors import InputError
 
 EXPERTS, ROWS, COLUMNS = 3, 5, 64
 
@@ -23,7 +23,7 @@ def rows() -> torch.Tensor:
     return made
 
 
-def encode(encoder: Nvfp4Encoder, rows: torch.Tensor, run: int) -> list[np.ndarray]:
+def encode(encoder: Encoder, rows: torch.Tensor, run: int) -> list[np.ndarray]:
     parts = [encoder.encode(rows[start : start + run], start) for start in range(0, len(rows), run)]
     return [np.concatenate(stream) for stream in zip(*parts, strict=True)]
 
@@ -31,9 +31,8 @@ def encode(encoder: Nvfp4Encoder, rows: torch.Tensor, run: int) -> list[np.ndarr
 @pytest.mark.parametrize("divides", [False, True])
 @pytest.mark.parametrize("run", [1, 3, 5, 7, 100])
 def test_stack_of_experts(rows: torch.Tensor, run: int, divides: bool) -> None:
-    survey = AmaxSurvey(EXPERTS, ROWS)
-    survey.observe(rows, 0)
-    packed, scales, shared = encode(Nvfp4Encoder(survey, divides=divides), rows, run)
+    encoder = Encoder(Nvfp4(divides), None, ROWS, largest_of(rows, EXPERTS))
+    packed, scales, shared = encode(encoder, rows, run)
     for expert in range(EXPERTS):
         mine = slice(expert * ROWS, (expert + 1) * ROWS)
         amax = float(rows[mine].abs().max())
@@ -48,38 +47,29 @@ def test_stack_of_experts(rows: torch.Tensor, run: int, divides: bool) -> None:
 
 
 def test_fused_matrices_share_a_scale(rows: torch.Tensor) -> None:
-    survey = AmaxSurvey()
     gate, up = rows[:4], rows[4:11]  # of different heights, as q and k are
-    survey.observe(gate, 0)
-    survey.observe(up, 0)
-    first, second = (encode(Nvfp4Encoder(survey), matrix, 2)[2] for matrix in (gate, up))
+    both = Encoder(Nvfp4(), largest=largest_of(rows[:11]))
+    first, second = (encode(both, matrix, 2)[2] for matrix in (gate, up))
     assert first.tolist() == second.tolist() == [global_scale(float(rows[:11].abs().max()))]
 
 
 @pytest.mark.parametrize("divides", [False, True])
 def test_importance_of_experts(rows: torch.Tensor, divides: bool) -> None:
-    survey = AmaxSurvey(EXPERTS, ROWS)
-    survey.observe(rows, 0)
+    largest, searched = largest_of(rows, EXPERTS), Nvfp4(divides, "mse")
     weights = np.square(np.random.default_rng(0).standard_normal((EXPERTS, COLUMNS))).astype(np.float32) ** 4
-    found = encode(Nvfp4Encoder(survey, divides, "mse", weights), rows, 4)
+    found = encode(Encoder(searched, weights, ROWS, largest), rows, 4)
     for expert in range(EXPERTS):
         mine = slice(expert * ROWS, (expert + 1) * ROWS)
         alone = quantize_searched(rows[mine], found[2][expert], weights[expert], divides=divides)
         assert np.array_equal(found[0][mine], alone.packed)
         assert np.array_equal(found[1][mine], alone.scales)
-    for_all = encode(Nvfp4Encoder(survey, divides, "mse", weights[:1]), rows, 4)
+    for_all = encode(Encoder(searched, weights[:1], ROWS, largest), rows, 4)
     assert np.array_equal(for_all[1][:ROWS], found[1][:ROWS])
     assert not np.array_equal(for_all[1], found[1])
-    assert not np.array_equal(encode(Nvfp4Encoder(survey, divides, "mse"), rows, 4)[1], found[1])
+    assert not np.array_equal(encode(Encoder(searched, None, ROWS, largest), rows, 4)[1], found[1])
 
 
 def test_refusals(rows: torch.Tensor) -> None:
-    survey = AmaxSurvey(EXPERTS, ROWS)
-    with pytest.raises(UsageProblem, match="of no use"):
-        Nvfp4Encoder(survey, importance=np.ones((1, COLUMNS), np.float32))
-    with pytest.raises(UsageProblem, match="does not belong to 3 matrices"):
-        Nvfp4Encoder(survey, scales="mse", importance=np.ones((2, COLUMNS), np.float32))
-    survey.observe(rows, 0)
     rows[7, 3] = float("nan")
     with pytest.raises(InputError, match="NVFP4 cannot store"):
-        Nvfp4Encoder(survey).encode(rows, 0)
+        Encoder(Nvfp4(), None, ROWS, largest_of(rows, EXPERTS)).encode(rows, 0)

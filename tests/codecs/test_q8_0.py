@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from codec_strategies import make_rows, rows_of
+from encoding import make_encoder
 from hypothesis import given, settings
 
 from qexport.codecs import ggml
-from qexport.codecs.encoders import make_encoder
 from qexport.codecs.native import quantize_into
 from qexport.errors import InputError, UsageProblem
 
@@ -117,4 +117,3 @@ def test_rows_at_odd_addresses() -> None:
 def test_wrong_output_is_refused() -> None:
     with pytest.raises(UsageProblem):
         quantize_into("Q8_0", torch.zeros(1, 64), None, np.empty((1, 64), np.uint8))
-    assert repr(make_encoder("Q8_0")) == "NativeEncoder('Q8_0')"

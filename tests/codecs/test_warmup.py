@@ -7,19 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from qexport.codecs.encoders import make_encoder
+from qexport.codecs.contract import Blocks
 from qexport.codecs.warmup import Prepared, prepare_encoders
 
 CODE = """
 import json, torch
-from qexport.codecs.encoders import make_encoder
+from qexport.codecs.contract import Blocks
 from qexport.codecs.warmup import prepare_encoders
 told = []
-samples = [(make_encoder(name), torch.bfloat16, 32) for name in ("Q4_1", "Q8_0")]
+samples = [(Blocks(name), False, torch.bfloat16, 32) for name in ("Q4_1", "Q8_0")]
 first = prepare_encoders(samples, announce=lambda one: told.append(one.type_name))
 again = prepare_encoders(samples)
 print(json.dumps([told, [[one.type_name, one.compiled] for one in first], [one.compiled for one in again]]))
@@ -27,9 +26,12 @@ print(json.dumps([told, [[one.type_name, one.compiled] for one in first], [one.c
 
 
 def test_one_of_each_kind_is_encoded() -> None:
-    ones = np.ones(32, np.float32)
-    encoders = [make_encoder("Q4_1"), make_encoder("Q4_1", ones), make_encoder("Q8_0"), make_encoder("Q4_1")]
-    samples = [(encoder, dtype, 32) for encoder in encoders for dtype in (torch.bfloat16, torch.float32)]
+    kinds = [("Q4_1", False), ("Q4_1", True), ("Q8_0", False), ("Q4_1", False)]
+    samples = [
+        (Blocks(name), weighted, dtype, 32)
+        for name, weighted in kinds
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
     done = prepare_encoders(samples)
     assert [one.type_name for one in done] == ["Q4_1"] * 4 + ["Q8_0"] * 2
     assert all(one.seconds > 0 for one in done)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.tensors import Checkpoint, StoredTensor
+from qexport.codecs.engines import encode_rows
 from qexport.doctor import Diagnosis, Repaired, diagnose
 from qexport.errors import InputError
 from qexport.formats.merged.plan import plan_merged
@@ -32,7 +33,7 @@ def write(plan: ArtifactPlan, out: Path) -> Path:
     blobs = [bytearray(file.header.ljust(file.size, b"\0")) for file in plan.files]
     for tensor in plan.tensors:
         rows = [p.checkpoint.read_rows(p.name, p.start, p.stop) for p in tensor.source.pieces]
-        data = b"".join(tensor.encoder.encode(part, 0).tobytes() for part in rows)
+        data = b"".join(stream.tobytes() for part in rows for (stream,) in encode_rows(tensor.stored, part))
         assert len(data) == tensor.nbytes
         region = tensor.streams[0][0]
         start = region.offset

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from hypothesis import strategies as st
 
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor, Piece, stack_rows
+from qexport.codecs.contract import Packed, StoredType
+from qexport.codecs.engines import Engine
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.evidence.store import Evidence, Kind, Need
 from qexport.export import runs as runs_module
 from qexport.export.crew import Crew
-from qexport.export.execute import execute
+from qexport.export.execute import execute as pass_over
 from qexport.export.locks import locked
+from qexport.export.needs import Needs
 from qexport.export.rows import arranged_rows
 from qexport.export.sink import Sink
 from qexport.export.steps import merge_steps
@@ -27,15 +32,22 @@ from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, Planned
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(StoredType):
     """Values as they are, in float32."""
 
-    type_name: str = "F32"
-    rows_together: int = 1
-    survey: object = None
+    name: str = "F32"
 
-    def encode(self, rows, first_row):
-        return rows.float().contiguous().numpy()
+    def encode(self, rows, known):
+        return Packed((rows.float().contiguous().numpy(),))
+
+
+def engines(run_values=1 << 21):
+    """One that knows these types, which encode themselves."""
+    return [Engine("test", lambda stored: type(stored).encode, run_values)]
+
+
+def execute(*args, run_values=1 << 21, **kwargs):
+    return pass_over(*args, engines=engines(run_values), **kwargs)
 
 
 def names(folder):
@@ -89,10 +101,9 @@ def test_bytes_offsets_and_hash(tmp_path):
 
 
 def test_every_row_is_read_once_for_all_artifacts(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", 16)
     source = checkpoint(a=(40, 8), b=(7, 8), c=(3,))
     tensors = [source.logical(name) for name in "abc"]
-    execute([plan_of(tensors, file=f"{i}.bin") for i in range(3)], tmp_path)
+    execute([plan_of(tensors, file=f"{i}.bin") for i in range(3)], tmp_path, run_values=16)
     for name, counts in source.reads.items():
         assert (counts == 1).all(), name
     assert len({(tmp_path / f"{i}.bin").read_bytes() for i in range(3)}) == 1
@@ -100,23 +111,21 @@ def test_every_row_is_read_once_for_all_artifacts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_bytes_do_not_depend_on_threads(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", 32)
     source = checkpoint(a=(100, 8), b=(9, 16))
     plan = plan_of([source.logical("a"), source.logical("b")])
-    ((file,),) = execute([plan], tmp_path, threads=threads)
+    ((file,),) = execute([plan], tmp_path, threads=threads, run_values=32)
     expected = b"HEAD" + b"".join(source._data[name].numpy().tobytes() for name in "ab")
     assert file.sha256 == hashlib.sha256(expected).hexdigest()
 
 
 def test_nan_and_infinity_are_named_counted_and_leave_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(good=(10, 4), first=(6, 4), second=(3,))
     source._data["first"][1, 2] = float("nan")
     source._data["first"][5, 0] = float("inf")
     source._data["second"][0] = float("-inf")
     plan = plan_of([source.logical(name) for name in ("good", "first", "second")])
     with pytest.raises(InputError) as caught:
-        execute([plan], tmp_path)
+        execute([plan], tmp_path, run_values=8)
     assert "3 weights" in str(caught.value)
     assert "first: 2 values" in str(caught.value)
     assert "second: 1 values" in str(caught.value)
@@ -147,7 +156,7 @@ def test_an_error_in_an_encoder_leaves_nothing(tmp_path):
         "test",
         "x",
         plan.files,
-        tuple(PlannedTensor(**{**vars(t), "encoder": Broken()}) for t in plan.tensors),
+        tuple(PlannedTensor(**{**vars(t), "stored": Broken()}) for t in plan.tensors),
     )
     with pytest.raises(RuntimeError, match="boom"):
         execute([broken], tmp_path)
@@ -157,7 +166,6 @@ def test_an_error_in_an_encoder_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("late", [False, True])
 def test_an_error_after_writing_a_run_is_no_success_and_no_hang(tmp_path, monkeypatch, late):
     """It is met in the thread that writes, and must be heard of, early or at the end."""
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     seen, written = [], runs_module.Landed.written
 
     def fail(landed):
@@ -168,7 +176,7 @@ def test_an_error_after_writing_a_run_is_no_success_and_no_hang(tmp_path, monkey
 
     monkeypatch.setattr(runs_module.Landed, "written", fail)
     with pytest.raises(EnvironmentProblem):
-        execute([plan_of([checkpoint(a=(400, 4)).logical("a")])], tmp_path, threads=2)
+        execute([plan_of([checkpoint(a=(400, 4)).logical("a")])], tmp_path, threads=2, run_values=8)
     assert names(tmp_path) == []
 
 
@@ -219,11 +227,10 @@ def test_steps_of_two_plans_meet():
 
 def test_contradicting_orders_are_written_and_hashed_all_the_same(tmp_path, monkeypatch):
     """The second file gets its bytes back to front; each row is read once for both."""
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(a=(64, 3), b=(5, 4), c=(7,))
     orders = ("abc", "cba")
     plans = [plan_of([source.logical(n) for n in order], file=order, gap=5) for order in orders]
-    for order, (file,) in zip(orders, execute(plans, tmp_path), strict=True):
+    for order, (file,) in zip(orders, execute(plans, tmp_path, run_values=8), strict=True):
         data = (tmp_path / order).read_bytes()
         assert data == b"HEAD" + b"".join(source._data[n].numpy().tobytes() + b"\0" * 5 for n in order)
         assert file.sha256 == hashlib.sha256(data).hexdigest()
@@ -231,20 +238,19 @@ def test_contradicting_orders_are_written_and_hashed_all_the_same(tmp_path, monk
 
 
 @dataclass(frozen=True)
-class Tiled:
+class Tiled(StoredType):
     """Values, and the sum of each tile of 4 rows: two streams."""
 
-    type_name: str = "TILED"
-    rows_together: int = 4
-    survey: object = None
+    rows_together = 4
+    name: str = "TILED"
 
-    def encode(self, rows, first_row):
-        assert first_row % 4 == 0
+    def encode(self, rows, known):
+        assert len(rows) % 4 == 0
         sums = rows.float().view(-1, 4 * rows.shape[1]).sum(1)
-        return rows.float().contiguous().numpy(), sums.numpy()
+        return Packed((rows.float().contiguous().numpy(), sums.numpy()))
 
 
-def tiled_plan(tensor, encoder=None, *, pieces=1):
+def tiled_plan(tensor, stored=None, *, pieces=1):
     """Sums first in the file, then the values; each stream cut into ``pieces`` regions, with gaps."""
     rows, columns = tensor.matrix_shape
     sizes = (rows * columns * 4, rows)
@@ -254,7 +260,7 @@ def tiled_plan(tensor, encoder=None, *, pieces=1):
         regions[stream] = tuple(Region(0, at + i * (size + 3), size) for i in range(pieces))
         at += pieces * (size + 3)
     planned = PlannedTensor(
-        tensor.name, tensor.shape, tensor, Arrangement(), encoder or Tiled(), (regions[0], regions[1])
+        tensor.name, tensor.shape, tensor, Arrangement(), stored or Tiled(), (regions[0], regions[1])
     )
     return ArtifactPlan("test", "tiled", (PlannedFile("tiled.bin", at, b"HEAD"),), (planned,))
 
@@ -262,10 +268,9 @@ def tiled_plan(tensor, encoder=None, *, pieces=1):
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("run", [1, 100, 1 << 21])
 def test_streams_fill_their_regions_in_order(tmp_path, monkeypatch, pieces, run):
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", run)
     source = checkpoint(a=(96, 5))
     plan = tiled_plan(source.logical("a"), pieces=pieces)
-    ((file,),) = execute([plan], tmp_path, threads=3)
+    ((file,),) = execute([plan], tmp_path, threads=3, run_values=run)
     data = (tmp_path / "tiled.bin").read_bytes()
     assert file.sha256 == hashlib.sha256(data).hexdigest()
     (planned,) = plan.tensors
@@ -280,48 +285,91 @@ def test_streams_fill_their_regions_in_order(tmp_path, monkeypatch, pieces, run)
 
 def test_an_encoder_that_gives_too_much_is_a_defect(tmp_path):
     class Generous(Tiled):
-        def encode(self, rows, first_row):
-            values, sums = super().encode(rows, first_row)
-            return values, np.concatenate([sums, sums[:1]])
+        def encode(self, rows, known):
+            values, sums = super().encode(rows, known).streams
+            return Packed((values, np.concatenate([sums, sums[:1]])))
 
     with pytest.raises(ValueError, match="more than the plan has room for"):
         execute([tiled_plan(checkpoint(a=(8, 2)).logical("a"), Generous())], tmp_path)
     assert names(tmp_path) == []
 
 
-class Largest:
-    def __init__(self):
-        self.values, self.lock = [], threading.Lock()
-
-    def observe(self, rows, first_row):
-        with self.lock:
-            self.values.append((first_row, len(rows), float(rows.abs().max())))
-
-
 @dataclass(frozen=True)
 class Scaled(Plain):
-    def encode(self, rows, first_row):
-        return (rows.float() / max(value for _, _, value in self.survey.values)).contiguous().numpy()
+    """Values over the largest of all that share it."""
+
+    def encode(self, rows, known):
+        return Packed(((rows.float() / known.largest).contiguous().numpy(),))
 
 
-def test_a_survey_sees_all_rows_of_all_its_tensors_before_one_is_encoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
+def needing(plan, names, kind=Kind.LARGEST, stored=None):
+    """The plan with tensors that need something of each other."""
+    need = (Need(kind, tuple(names)),)
+    stored = stored or Scaled()
+    return replace(
+        plan,
+        tensors=tuple(replace(t, stored=stored, needs=need) if t.name in names else t for t in plan.tensors),
+    )
+
+
+def test_the_largest_of_fused_tensors_is_known_before_one_is_encoded(tmp_path):
     source = checkpoint(a=(64, 3), b=(9, 4), c=(70, 2))
     source._data["c"][69, 1] = -50.0
-    plan, survey = plan_of([source.logical(n) for n in "abc"]), Largest()
-    tensors = [replace(t, encoder=Scaled(survey=survey)) if t.name in "ac" else t for t in plan.tensors]
-    execute([replace(plan, tensors=tuple(tensors))], tmp_path, threads=3)
-    assert sum(count for _, count, _ in survey.values) == 64 + 70
-    values = np.frombuffer((tmp_path / "out.bin").read_bytes()[4:], np.float32)
+    plans = [plan_of([source.logical(n) for n in "abc"], file=name) for name in ("one", "two")]
+    execute([needing(plan, "ac") for plan in plans], tmp_path, threads=3, run_values=8)
     a, b, c = (source._data[n].numpy().ravel() for n in "abc")
-    assert np.array_equal(values, np.concatenate([a / np.float32(50), b, c / np.float32(50)]))
-    # For the survey, and right after it for encoding.
-    assert source.reads["a"].max() == source.reads["c"].max() == 2
-    assert source.reads["b"].max() == 1
+    for name in ("one", "two"):
+        values = np.frombuffer((tmp_path / name).read_bytes()[4:], np.float32)
+        assert np.array_equal(values, np.concatenate([a / np.float32(50), b, c / np.float32(50)]))
+    # Looked at once for both plans, and read right after it for encoding.
+    assert (source.reads["a"] == 2).all()
+    assert (source.reads["c"] == 2).all()
+    assert (source.reads["b"] == 1).all()
+
+
+def test_what_is_known_is_let_go_after_the_last_step_that_needs_it():
+    source = checkpoint(a=(8, 3), b=(9, 4), c=(7, 2))
+    plan = needing(plan_of([source.logical(n) for n in "abc"]), "ac")
+    steps = merge_steps([plan])
+    needs = Needs([plan], steps)
+    kept = []
+    with ThreadPoolExecutor(1) as pool:
+        for number, step in enumerate(steps):
+            needs.survey(step, lambda lane: [(0, lane.outputs[0][1].matrix_shape[0])], pool)
+            needs.release(step, number)
+            kept.append(sorted(needs.largest))
+    assert kept == [["a", "c"], ["a", "c"], []]
+
+
+def test_experts_have_a_largest_of_their_own_and_fused_ones_share_it(tmp_path):
+    source = checkpoint(gate=(3, 5, 4), up=(3, 5, 4))
+    plan = needing(plan_of([source.logical(n) for n in ("gate", "up")]), ("gate", "up"))
+    execute([plan], tmp_path, run_values=12)
+    gate, up = (source._data[n] for n in ("gate", "up"))
+    top = torch.maximum(gate.abs().amax((1, 2)), up.abs().amax((1, 2)))[:, None, None]
+    expected = torch.cat([gate / top, up / top]).numpy().ravel()
+    assert np.array_equal(np.frombuffer((tmp_path / "out.bin").read_bytes()[4:], np.float32), expected)
+
+
+def test_importance_is_arranged_as_the_columns_are(tmp_path):
+    class Weighted(Plain):
+        def encode(self, rows, known):
+            return Packed((rows.float().numpy() * known.importance,))
+
+    source, order = checkpoint(a=(6, 4)), np.array([2, 0, 3, 1])
+    squares = np.arange(4, dtype=np.float32)[None] + 1
+    plan = plan_of([source.logical("a")], arrangement=Arrangement(column_order=order))
+    plan = replace(
+        needing(plan, "a", Kind.INPUT_SQUARES, Weighted()),
+        evidence=Evidence({Kind.INPUT_SQUARES: {"a": squares}}),
+    )
+    execute([plan], tmp_path)
+    expected = (source._data["a"].numpy() * squares)[:, order]
+    found = np.frombuffer((tmp_path / "out.bin").read_bytes()[4:], np.float32)
+    assert np.array_equal(found, expected.ravel())
 
 
 def test_two_orders_of_one_tensor_are_two_walks(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "_RUN_VALUES", 8)
     source = checkpoint(a=(64, 3))
     backwards = Arrangement(row_order=np.arange(63, -1, -1))
     half = Arrangement(shape=(32, 3), row_order=np.arange(32))
@@ -330,7 +378,7 @@ def test_two_orders_of_one_tensor_are_two_walks(tmp_path, monkeypatch):
         plan_of([source.logical("a")], file="two", arrangement=backwards),
         plan_of([source.logical("a")], file="three", arrangement=half),
     ]
-    execute(plans, tmp_path, threads=2)
+    execute(plans, tmp_path, threads=2, run_values=8)
     whole = source._data["a"].numpy()
     for name, expected in {"one": whole, "two": whole[::-1], "three": whole[:32]}.items():
         assert (tmp_path / name).read_bytes() == b"HEAD" + expected.tobytes()

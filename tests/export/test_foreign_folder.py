@@ -7,13 +7,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_execute import checkpoint, names, plan_of
+from test_execute import checkpoint, execute, names, plan_of
 
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.export.disk import check_collisions, make_folder
-from qexport.export.execute import execute
 from qexport.export.files import read_plain, replace_file
 from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
 from qexport.export.locks import LOCK_NAME, locked

@@ -32,7 +32,7 @@ from pathlib import Path
 model, out, die_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
-from qexport.export import runs
+from qexport.codecs.engines import NUMBA
 from qexport.export.ledger import Ledger
 from qexport.export.resume import Resume
 from qexport.formats.fp8.options import Fp8Options
@@ -41,7 +41,7 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.pipeline import export
 from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
-runs._RUN_VALUES = 1 << 14
+object.__setattr__(NUMBA, "run_values", 1 << 14)
 Ledger.due = lambda self: True  # an entry after every step
 counts, phase, lock = [0, 0], 0, threading.Lock()
 def counted(function):

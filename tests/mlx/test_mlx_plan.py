@@ -13,10 +13,12 @@ import torch
 from mlx_bench import config_of, repaired, tensors_of, written
 from zoo_types import Zoo, ZooCopy
 
+from qexport.codecs.contract import Matrices, MlxAffine
+from qexport.codecs.engines import encode_rows
 from qexport.codecs.mlx_affine import dequantize
-from qexport.codecs.mlx_encoders import MlxAffineEncoder
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.imatrix_file import ImportanceMatrix
+from qexport.evidence.store import Kind
 from qexport.export.rows import arranged_rows
 from qexport.families.roles import Block, Role
 from qexport.formats.gguf.importance import gguf_importance, uncollected
@@ -171,12 +173,17 @@ def test_importance_lowers_the_weighted_error_and_nothing_else(zoo: Zoo, tmp_pat
     weighted = 0
     for one, other in zip(plain.tensors, fit.tensors, strict=True):
         assert (one.name, one.streams) == (other.name, other.streams)
-        if not isinstance(other.encoder, MlxAffineEncoder) or other.encoder.importance is None:
+        need = other.need(Kind.INPUT_SQUARES)
+        if need is None:
             continue
         weighted += 1
         found = sums[one.source.name]
-        assert np.array_equal(other.encoder.importance, found)  # value heads back in the checkpoint's order
-        errors = [_error(tensor.encoder, tensors[one.source.name].data, found) for tensor in (one, other)]
+        table = fit.evidence.of(Kind.INPUT_SQUARES, *need.of)
+        assert np.array_equal(table, found)  # value heads back in the checkpoint's order
+        data, stored = tensors[one.source.name].data, other.stored
+        assert isinstance(stored, MlxAffine)
+        assert one.stored == stored
+        errors = [_error(stored, data, weights, found) for weights in (None, table)]
         assert errors[1] < 0.9 * errors[0]
     assert weighted == sum(
         len(t.shape) >= 2 and t.block is Block.TRUNK and t.role is not Role.LINEAR_CONV
@@ -185,13 +192,14 @@ def test_importance_lowers_the_weighted_error_and_nothing_else(zoo: Zoo, tmp_pat
     assert any("has nothing for 2 of" in note for note in fit.notes)  # embedding, lm_head
 
 
-def _error(encoder: Any, data: Any, importance: np.ndarray) -> float:
+def _error(stored: MlxAffine, data: Any, weights: np.ndarray | None, importance: np.ndarray) -> float:
     from qexport.formats.plan import Arrangement
 
     rows = arranged_rows(data, Arrangement(), 0, data.matrix_shape[0])
-    packed, scales, biases = encoder.encode(rows, 0)
+    parts = encode_rows(stored, rows, 0, Matrices(len(rows) // len(importance), weights))
+    packed, scales, biases = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
     wide = [torch.from_numpy(part).view(torch.bfloat16).float() for part in (scales, biases)]
-    made = dequantize(packed, *wide, encoder.bits).double()
+    made = dequantize(packed, *wide, stored.bits).double()
     weights = torch.from_numpy(np.repeat(importance, len(rows) // len(importance), 0)).double()
     return float(((made - rows.double()) ** 2 * weights).sum())
 

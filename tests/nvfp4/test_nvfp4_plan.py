@@ -17,8 +17,9 @@ from zoo_types import Zoo
 
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.imatrix_file import ImportanceMatrix
+from qexport.evidence.store import Kind
 from qexport.families.roles import Block
-from qexport.formats.gguf.importance import canonical_importance, gguf_importance, uncollected
+from qexport.formats.gguf.importance import evidence_of, gguf_importance, uncollected
 from qexport.formats.nvfp4.options import Nvfp4Options
 
 LAYOUTS = ["modelopt", "compressed-tensors"]
@@ -154,32 +155,32 @@ def test_activation_scales_from_importance(zoo: Zoo, tmp_path: Path) -> None:
     made = write(zoo("qwen3_5"), tmp_path / "out", scope="nvidia", importance=matrix)
     stored = tensors_in(tmp_path / "out")
     module = "model.language_model.layers.0.linear_attn.out_proj"
-    means = canonical_importance(repaired(zoo("qwen3_5")).view(), matrix)
+    means = evidence_of(repaired(zoo("qwen3_5")).view(), matrix).tables[Kind.INPUT_SQUARES]
     largest = float(means["model.layers.0.linear_attn.out_proj.weight"].max())
     assert stored[f"{module}.input_scale"].item() == pytest.approx(32 * math.sqrt(largest) / 448)
     assert "scale 1" not in " ".join(made.notes)
 
 
-def test_canonical_importance_is_the_reverse(zoo: Zoo) -> None:
+def test_what_comes_in_is_what_went_out(zoo: Zoo) -> None:
     """DeltaNet's output projection has its columns in another order in GGUF."""
     view = repaired(zoo("qwen3_5_moe")).view()
     ones, counts = uncollected(view)
     rng = np.random.default_rng(0)
     sums = {name: rng.random(one.shape).astype(np.float32) for name, one in ones.items()}
     matrix = gguf_importance(view, sums, counts, datasets=(), chunk_count=1, chunk_size=1, label="x")
-    back = canonical_importance(view, matrix)
+    back = evidence_of(view, matrix).tables[Kind.INPUT_SQUARES]
     names = {tensor.name for tensor in view if tensor.block in (Block.TRUNK, Block.MTP)} & sums.keys()
     assert back.keys() == names
     assert all(np.array_equal(back[name], sums[name]) for name in names)
     other = ImportanceMatrix({"x": np.ones((1, 2))}, {"x": np.ones(1)}, (), 0, 0, "gguf", "y.gguf", "")
     with pytest.raises(InputError, match=r"y\.gguf names none"):
-        canonical_importance(view, other)
+        evidence_of(view, other)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_searches_lose_less(zoo: Zoo, tmp_path: Path, layout: str) -> None:
     source, matrix = zoo("qwen3_5_moe"), importance(zoo("qwen3_5_moe"), 2.0)
-    weights = canonical_importance(repaired(source).view(), matrix)
+    weights = evidence_of(repaired(source).view(), matrix).tables[Kind.INPUT_SQUARES]
     original = one_by_one(tensors_in(source))
     losses: dict[str, list[float]] = {}
     for search in ("max", "mse", "importance"):

@@ -11,6 +11,7 @@ import pytest
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.doctor.diagnose import diagnose
+from qexport.evidence.store import Kind
 from qexport.export.steps import merge_steps
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
@@ -52,8 +53,8 @@ def walks(plans):
     for step in merge_steps(plans):
         for lane in step.lanes:
             ways = [tensor.arrangement for _, tensor in lane.outputs]
-            times = 1 + sum(not one.same_as(other) for one, other in itertools.pairwise(ways))
-            times += any(tensor.encoder.survey for _, tensor in lane.outputs)
+            times = 1 + sum(one != other for one, other in itertools.pairwise(ways))
+            times += any(tensor.need(Kind.LARGEST) for _, tensor in lane.outputs)
             found.update({piece.name: times for piece in step.source.pieces})
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from qexport.codecs.fp8_encoder import FP8_TILE
+from qexport.codecs.contract import FP8_TILE
 from qexport.formats.fp8.listing import ignored_patterns, listed_modules
 
 if TYPE_CHECKING:

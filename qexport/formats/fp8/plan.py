@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.shards import TensorSpec
-from qexport.codecs.encoders import FloatEncoder
-from qexport.codecs.fp8_encoder import FP8_TILE, Fp8BlockEncoder
+from qexport.codecs.contract import FP8_TILE, Float, Fp8Tiles
 from qexport.doctor.draft import dump_json
 from qexport.errors import InputError
 from qexport.families.names import published_name
@@ -95,14 +94,14 @@ def _folder_tensor(
         shape = tensor.shape
     if tensor.name not in scope.names:
         copies = tuple(TensorSpec(name, dtype, shape) for name in names)
-        return FolderTensor(tensor.name, tensor.shape, tensor.data, FloatEncoder(dtype), (copies,))
-    encoder = Fp8BlockEncoder(options.layout)
+        return FolderTensor(tensor.name, tensor.shape, tensor.data, Float(dtype), (copies,))
+    stored = Fp8Tiles(options.layout)
     suffix = "_scale_inv" if options.native else "_scale"
     rows, columns = shape
     tiles = rows // FP8_TILE, columns // FP8_TILE
-    codes = tuple(TensorSpec(name, encoder.type_name, shape) for name in names)
-    scales = tuple(TensorSpec(name + suffix, encoder.scale_dtype(dtype), tiles) for name in names)
-    return FolderTensor(tensor.name, tensor.shape, tensor.data, encoder, (codes, scales))
+    codes = tuple(TensorSpec(name, stored.name, shape) for name in names)
+    scales = tuple(TensorSpec(name + suffix, stored.scale_dtype(dtype), tiles) for name in names)
+    return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, (codes, scales))
 
 
 def _quantized(

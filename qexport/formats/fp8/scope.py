@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.codecs.fp8_encoder import FP8_TILE
+from qexport.codecs.contract import FP8_TILE
 from qexport.families.roles import EXPERT_ROLES, Block, Role
 from qexport.formats.linears import LINEAR_ROLES, fused_roles
 

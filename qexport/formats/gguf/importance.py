@@ -1,7 +1,9 @@
-"""Importance matrices in llama.cpp's words: names and column orders of GGUF tensors; the artifact.
+"""The border to llama.cpp's importance matrices: names and column orders of GGUF tensors; the artifact.
 
 Calibration sums squared inputs under canonical names, in the column order of the checkpoint. A GGUF tensor
 has another name, and ``ssm_out`` its columns in another order (value heads tiled); its importance likewise.
+One function goes out (:func:`gguf_importance`), one comes in (:func:`evidence_of`). What was collected goes
+both ways: so a run that finds the file of an earlier one comes to the same bytes.
 The MTP block stands behind the trunk's layers (``blk.N.nextn.eh_proj.weight`` and so on); llama-imatrix has
 nothing for it.
 """
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
+from qexport.evidence.store import NOTHING, Evidence, Kind
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.plan import ArtifactPlan, PlannedFile
@@ -67,34 +70,37 @@ def gguf_importance(
     return sealed(matrix)
 
 
-def canonical_importance(view: ModelView, matrix: ImportanceMatrix) -> dict[str, np.ndarray]:
-    """Mean squared inputs by canonical name, float32 ``(matrices, columns)``, columns as in the checkpoint.
+def evidence_of(view: ModelView, matrix: ImportanceMatrix | None) -> Evidence:
+    """What the matrix says of the model's tensors, as plans and encoders take it; columns as stored.
 
-    The reverse of :func:`gguf_importance`, for formats that keep Hugging Face's names.
+    The reverse of :func:`gguf_importance`, for all formats.
 
     Raises:
         InputError: the matrix names none of the model's tensors or has other sizes, or GGUF does not know
             the model, so that its names are not known either.
     """
+    if matrix is None:
+        return NOTHING
     import numpy as np
 
     arch = arch_of(view)
     found: dict[str, np.ndarray] = {}
-    for tensor in _products(view):
-        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
-        rows = matrix.rows_for(gguf_name(arch, view, tensor), matrices, tensor.shape[-1])
-        if rows is None:
+    for tensor in view:
+        if tensor.block is Block.VISION or tensor.role in _NO_PRODUCT or len(tensor.shape) < 2:
             continue
+        name, matrices = gguf_name(arch, view, tensor), tensor.shape[0] if len(tensor.shape) == 3 else 1
+        values = matrix.entries.get(name)
+        if values is None or (tensor.role is Role.TOKEN_EMBD and values.size != tensor.shape[-1]):
+            continue  # of the embedding llama-quantize lets it pass
+        rows = matrix.rows_for(name, matrices, tensor.shape[-1])
         order = arrangement_of(arch, view, tensor).column_order
-        if order is not None:
-            rows = rows[:, np.argsort(order)]
-        found[tensor.name] = rows
+        found[tensor.name] = np.ascontiguousarray(rows if order is None else rows[:, np.argsort(order)])
     if not found:
         raise InputError(
             f"{matrix.label} names none of this model's tensors: it was made for another model",
-            hint="Make one for this model with `qexport imatrix MODEL`.",
+            hint="Make one for this model with `qexport imatrix MODEL`, or leave it out.",
         )
-    return found
+    return Evidence({Kind.INPUT_SQUARES: found})
 
 
 def uncollected(view: ModelView) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import matrix_shape
-from qexport.codecs.encoders import make_encoder, uses_importance
+from qexport.codecs.contract import Blocks, ggml_stored
 from qexport.codecs.ggml_types import ggml_type
 from qexport.container.gguf_file import shard_names
 from qexport.container.gguf_write import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
 from qexport.errors import InputError
+from qexport.evidence.store import Evidence, Kind
 from qexport.families.roles import Block, Role
 from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.file_name import file_stem
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts
-from qexport.formats.gguf.importance import cold_experts
+from qexport.formats.gguf.importance import cold_experts, evidence_of
 from qexport.formats.gguf.metadata import MetadataOptions, build_metadata
 from qexport.formats.gguf.mixture import choose_types, protect_mtp, requires_importance, walk_order
 from qexport.formats.gguf.mixture_terms import (
@@ -40,8 +41,6 @@ from qexport.formats.limits import check_limits
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from qexport.checkpoint.tensors import LogicalTensor
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.gguf.file_types import FileType
@@ -54,9 +53,10 @@ _KV_STRING = 127  # llama-quantize passes these strings through a 128-byte buffe
 
 @dataclass(frozen=True)
 class _Output:
-    """A GGUF tensor before its type is known."""
+    """A GGUF tensor before its type is known; ``canonical`` is its name in the view, if it is from there."""
 
     name: str
+    canonical: str
     shape: tuple[int, ...]
     role: Role | None
     source: LogicalTensor
@@ -80,7 +80,8 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
     limits = check_limits("gguf", view)
     files = list(dict.fromkeys(file_type(name).name for name in types))
     outputs = _outputs(arch, view)
-    return tuple(_plan_one(view, arch, file_type(name), outputs, options, limits) for name in files)
+    evidence = evidence_of(view, options.imatrix)
+    return tuple(_plan_one(view, arch, file_type(name), outputs, options, evidence, limits) for name in files)
 
 
 def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
@@ -88,7 +89,7 @@ def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
     factors = llama3_rope_factors(view.hyper)
     if factors is not None:
         made = MemoryCheckpoint("rope factors", {"rope_freqs.weight": factors}).logical("rope_freqs.weight")
-        outputs.append(_Output(made.name, made.shape, None, made, Arrangement()))
+        outputs.append(_Output(made.name, "", made.shape, None, made, Arrangement()))
     for tensor in view:
         if tensor.block is Block.VISION:
             continue
@@ -97,7 +98,7 @@ def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
             arrangement = _without_unused_rows(view, tensor, arrangement)
         shape = arrangement.shape or tensor.shape
         name = gguf_name(arch, view, tensor)
-        outputs.append(_Output(name, shape, tensor.role, tensor.data, arrangement))
+        outputs.append(_Output(name, tensor.name, shape, tensor.role, tensor.data, arrangement))
     return sorted(outputs, key=lambda output: walk_order(output.name))
 
 
@@ -113,19 +114,20 @@ def _plan_one(
     file: FileType,
     outputs: Sequence[_Output],
     options: GgufOptions,
+    evidence: Evidence,
     limits: Sequence[str],
 ) -> ArtifactPlan:
     notes = [*limits]
     shapes = [TensorShape(output.name, output.shape) for output in outputs]
     choices = _choices(view, arch, file, shapes, options, notes)
-    weights = _importance(file, outputs, choices, options, notes)
+    weighted = _weighted(file, outputs, choices, options, evidence, notes)
     counts = ParameterCounts.of({output.name: output.shape for output in outputs})
     metadata, said = build_metadata(
         view, file_type=file.id, counts=counts, options=_metadata_options(options)
     )
     if file.is_quantized:  # llama-quantize sets these anew, which moves them to the end
         metadata |= {key: metadata.pop(key) for key in _QUANTIZE_KEYS}
-    if weights:
+    if weighted:
         metadata |= _imatrix_metadata(options)
     notes += said
     tensors: list[PlannedTensor] = []
@@ -140,11 +142,17 @@ def _plan_one(
         for output, info in zip(members, infos, strict=True):
             kind = ggml_type(choices[output.name].type)
             rows, columns = matrix_shape(output.shape)
-            encoder = make_encoder(kind.name, weights.get(output.name), _rows_per_matrix(output))
+            needs = evidence.needed(Kind.INPUT_SQUARES, output.canonical) if output.name in weighted else ()
             region = Region(index, len(header) + info.offset, rows * kind.row_bytes(columns))
             tensors.append(
                 PlannedTensor(
-                    output.name, info.shape, output.source, output.arrangement, encoder, ((region,),)
+                    output.name,
+                    info.shape,
+                    output.source,
+                    output.arrangement,
+                    ggml_stored(kind.name),
+                    ((region,),),
+                    needs,
                 )
             )
     return ArtifactPlan(
@@ -153,7 +161,8 @@ def _plan_one(
         files=tuple(planned_files),
         tensors=tuple(tensors),
         notes=tuple(notes),
-        details=_details(arch, file, choices, metadata, options, bool(weights)),
+        details=_details(arch, file, choices, metadata, options, bool(weighted)),
+        evidence=evidence,
     )
 
 
@@ -192,15 +201,16 @@ def _choices(
     return chosen
 
 
-def _importance(
+def _weighted(
     file: FileType,
     outputs: Sequence[_Output],
     choices: Mapping[str, Choice],
     options: GgufOptions,
+    evidence: Evidence,
     notes: list[str],
-) -> dict[str, np.ndarray]:
-    """Importance by tensor name, for the types that use it. What is missing goes into the notes."""
-    quantized = [o for o in outputs if uses_importance(choices[o.name].type)]
+) -> set[str]:
+    """The tensors whose errors importance weighs. What is missing goes into the notes."""
+    quantized = [o for o in outputs if _uses_importance(choices[o.name].type)]
     if options.imatrix is None:
         needy = [o.name for o in quantized if requires_importance(o.name, choices[o.name].type, file.name)]
         if needy:
@@ -208,36 +218,19 @@ def _importance(
                 f"{file.name} needs an importance matrix ({_some(needy)})",
                 hint="Give one with --imatrix FILE, or choose Q2_K or a larger type.",
             )
-        return {}
+        return set()
     if not quantized:
         notes.append(f"{file.name} does not use the importance matrix")
-        return {}
-    weights: dict[str, np.ndarray] = {}
-    missing: list[str] = []
-    for output in quantized:
-        values = options.imatrix.entries.get(output.name)
-        if values is None:
-            missing.append(output.name)
-            continue
-        matrices, columns = (output.shape[0] if len(output.shape) == 3 else 1), output.shape[-1]
-        if output.role is Role.TOKEN_EMBD and values.size != columns:
-            missing.append(output.name)  # llama-quantize lets it pass
-            continue
-        found = options.imatrix.rows_for(output.name, matrices, columns)
-        if found is not None:
-            weights[output.name] = found
-    if not weights:
-        raise InputError(
-            "the importance matrix names none of this model's tensors: it was made for another model",
-            hint="Make one for this model, or leave --imatrix out.",
-        )
+        return set()
+    known = {o.name for o in quantized if evidence.of(Kind.INPUT_SQUARES, o.canonical) is not None}
+    missing = [output.name for output in quantized if output.name not in known]
     needy = [name for name in missing if requires_importance(name, choices[name].type, file.name)]
     if needy:
         raise InputError(
             f"{file.name} needs importance data for {_some(needy)}, which the matrix lacks",
             hint=r"Give those tensors a larger type (--tensor-type 'REGEX=Q4_K'), or choose Q2_K.",
         )
-    cold = cold_experts(options.imatrix, weights)
+    cold = cold_experts(options.imatrix, known)
     if cold:
         unseen, experts = (sum(counts) for counts in zip(*cold.values(), strict=True))
         notes.append(
@@ -249,7 +242,12 @@ def _importance(
             f"the importance matrix has nothing for {len(missing)} of {len(quantized)} tensors; "
             f"they are quantized without it: {_some(missing)}"
         )
-    return weights
+    return known
+
+
+def _uses_importance(type_name: str) -> bool:
+    stored = ggml_stored(type_name)
+    return isinstance(stored, Blocks) and stored.uses_importance
 
 
 def _shards(
@@ -289,10 +287,6 @@ def _stored_shape(file: FileType, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
     first = next((i for i, size in enumerate(shape[:-1]) if size > 1), len(shape) - 1)
     return shape[first:]
-
-
-def _rows_per_matrix(output: _Output) -> int | None:
-    return output.shape[1] if len(output.shape) == 3 else None
 
 
 def _metadata_options(options: GgufOptions) -> MetadataOptions:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from qexport.checkpoint.shards import TensorSpec, group_like, plan_shards
 from qexport.checkpoint.tensors import LogicalTensor
-from qexport.codecs.encoders import FloatEncoder
+from qexport.codecs.contract import Float
 from qexport.doctor import Finding, Repaired
 from qexport.errors import InputError
 from qexport.families.names import published_name
@@ -42,8 +42,8 @@ def plan_merged(repaired: Repaired, *, findings: Iterable[Finding] = ()) -> Arti
         for name, offset in shard.offsets.items():
             source = named[name]
             region = Region(number, offset, source.nbytes)
-            encoder = FloatEncoder(source.dtype)
-            tensors.append(PlannedTensor(name, source.shape, source, Arrangement(), encoder, ((region,),)))
+            stored = Float(source.dtype)
+            tensors.append(PlannedTensor(name, source.shape, source, Arrangement(), stored, ((region,),)))
     small = dict(repaired.files)
     if layout.index is not None:
         small[layout.index_file] = layout.index

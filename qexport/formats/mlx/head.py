@@ -22,14 +22,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from qexport.evidence.store import Kind
 from qexport.families.roles import EXPERT_ROLES, NORM_ROLES, Block, Role
 from qexport.formats.mlx.tensors import plain, quantized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-
+    from qexport.evidence.store import Evidence
     from qexport.families.view import ModelTensor
     from qexport.formats.folder import FolderTensor
     from qexport.formats.mlx.options import Scheme
@@ -53,7 +53,7 @@ def head_tensors(
     prefix: str,
     scheme: Scheme | None,
     dtype: str | None,
-    importance: Mapping[str, np.ndarray],
+    evidence: Evidence,
 ) -> list[FolderTensor]:
     """What one layout stores.
 
@@ -68,7 +68,9 @@ def head_tensors(
         if tensor.role in EXPERT_ROLES:
             name = name.replace(".mlp.experts.", ".mlp.switch_mlp.")
         if scheme is not None and takes_scheme(tensor, scheme):
-            made.append(quantized(tensor, name, scheme, dtype, importance.get(tensor.name)))
+            made.append(
+                quantized(tensor, name, scheme, dtype, evidence.needed(Kind.INPUT_SQUARES, tensor.name))
+            )
         else:
             made.append(plain(tensor, name, dtype, add_one=tensor.role in NORM_ROLES))
     return made

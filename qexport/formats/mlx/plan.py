@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qexport.evidence.store import Kind
 from qexport.families.roles import Block, Role
 from qexport.formats.folder import plan_folder
+from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import check_limits
 from qexport.formats.mlx.config import dump, generation_of, language_config, small_files, trunk_config
 from qexport.formats.mlx.dialect import dialect_of, module_path, stored_name
@@ -24,16 +26,14 @@ from qexport.formats.mlx.head import (
     runtime_contract,
     takes_scheme,
 )
-from qexport.formats.mlx.importance import importance_of
 from qexport.formats.mlx.options import DTYPES
 from qexport.formats.mlx.schemes import choose, override
 from qexport.formats.mlx.tensors import plain, quantized
 from qexport.formats.order import pass_order
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from qexport.doctor.repaired import Repaired
+    from qexport.evidence.store import Evidence, Need
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.folder import FolderTensor
     from qexport.formats.mlx.dialect import Dialect
@@ -58,7 +58,7 @@ class _Job:
     trunk: list[ModelTensor]
     head: list[ModelTensor]
     choices: Choices
-    importance: dict[str, np.ndarray]
+    evidence: Evidence
     notes: list[str] = field(default_factory=list)
 
     def wants(self, layout: str) -> bool:
@@ -84,13 +84,36 @@ def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...
     weighted = [t for t in trunk if (scheme := choices.schemes[t.name]) and scheme.mode == "affine"]
     if options.head_scheme is not None and set(options.mtp) - {"none", "vllm-mlx"}:
         weighted += [t for t in head if takes_scheme(t, options.head_scheme)]
-    importance = importance_of(view, weighted, options.importance, notes)
+    evidence = evidence_of(view, options.importance)
+    if options.importance is not None:
+        notes += _without_importance(weighted, evidence)
     dtype = _dtype(repaired, options)
-    job = _Job(repaired, view, dialect, options, dtype, trunk, head, choices, importance, notes)
+    job = _Job(repaired, view, dialect, options, dtype, trunk, head, choices, evidence, notes)
     plans = [_plan_trunk(job)]
     if job.wants("drafter"):
         plans.append(_plan_drafter(job))
     return tuple(plans)
+
+
+def _needs(job: _Job, tensor: ModelTensor) -> tuple[Need, ...]:
+    """Importance; the embedding has none, since nothing is multiplied with it by column."""
+    embedding = tensor.role is Role.TOKEN_EMBD
+    return () if embedding else job.evidence.needed(Kind.INPUT_SQUARES, tensor.name)
+
+
+def _without_importance(weighted: Sequence[ModelTensor], evidence: Evidence) -> list[str]:
+    missing = [
+        tensor.name
+        for tensor in weighted
+        if tensor.role is Role.TOKEN_EMBD or evidence.of(Kind.INPUT_SQUARES, tensor.name) is None
+    ]
+    if not missing:
+        return []
+    shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+    return [
+        f"the importance matrix has nothing for {len(missing)} of {len(weighted)} tensors; "
+        f"they are quantized as mlx-lm does: {shown}"
+    ]
 
 
 def _dtype(repaired: Repaired, options: MlxOptions) -> str | None:
@@ -125,7 +148,7 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
             kept = None if tensor.role in dialect.keeps_float32 else job.dtype
             tensors.append(plain(tensor, name, kept, add_one=tensor.role in dialect.norms_plus_one))
             continue
-        tensors.append(quantized(tensor, name, scheme, job.dtype, job.importance.get(tensor.name)))
+        tensors.append(quantized(tensor, name, scheme, job.dtype, _needs(job, tensor)))
         if tensor.name in job.choices.overrides:
             quantization[module_path(name)] = override(scheme, recipe=options.recipe is not None)
     if job.wants("embedded"):
@@ -156,12 +179,13 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         beside=sidecars,
         notes=job.notes,
         details=_details(job),
+        evidence=job.evidence,
     )
 
 
 def _head(job: _Job, prefix: str, *, quantize: bool) -> list[FolderTensor]:
     scheme = job.options.head_scheme if quantize else None
-    return head_tensors(job.head, prefix, scheme, job.dtype, job.importance)
+    return head_tensors(job.head, prefix, scheme, job.dtype, job.evidence)
 
 
 def _sidecars(
@@ -206,6 +230,7 @@ def _plan_drafter(job: _Job) -> ArtifactPlan:
             "norms": NORM_FORMAT,
             "tensors": sum(len(tensor.specs) for tensor in tensors),
         },
+        evidence=job.evidence,
     )
 
 
@@ -233,7 +258,7 @@ def _details(job: _Job) -> dict[str, Any]:
         "mode": job.options.mode,
         "recipe": job.options.recipe,
         "tensor_types": dict(sorted(counts.items(), key=lambda item: -item[1])),
-        "importance_matrix": matrix.label if matrix and job.importance else None,
+        "importance_matrix": matrix.label if matrix else None,
         "mtp_layouts": list(job.options.mtp) if job.head else [],
         "mtp_type": (job.options.head_scheme.label if job.options.head_scheme else job.dtype or "as stored")
         if job.head and "none" not in job.options.mtp

@@ -10,23 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.shards import TensorSpec
-from qexport.codecs.encoders import FloatEncoder
-from qexport.codecs.mlx_encoders import MlxAffineEncoder, MlxFloatEncoder, RoundedEncoder
+from qexport.codecs.contract import Float, MlxAffine, MlxFloat
 from qexport.families.roles import Role
 from qexport.formats.folder import FolderTensor
 from qexport.formats.mlx.dialect import module_path
 from qexport.formats.plan import Arrangement
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from qexport.evidence.store import Need
     from qexport.families.view import ModelTensor
     from qexport.formats.mlx.options import Scheme
-    from qexport.formats.plan import Encoder
 
 
 def quantized(
-    tensor: ModelTensor, name: str, scheme: Scheme, dtype: str | None, importance: np.ndarray | None = None
+    tensor: ModelTensor, name: str, scheme: Scheme, dtype: str | None, needs: tuple[Need, ...] = ()
 ) -> FolderTensor:
     """A matrix, or a stack of experts, quantized.
 
@@ -35,7 +32,7 @@ def quantized(
         name: ends in ``.weight``; scales and biases stand beside.
         scheme: how.
         dtype: ``BF16``, ``F16`` or ``F32`` of scales and biases, ``None`` for that of the tensor.
-        importance: float32 ``(matrices, columns)``.
+        needs: of affine groups.
     """
     *outer, columns = tensor.shape
     dtype = dtype or tensor.data.dtype
@@ -44,11 +41,10 @@ def quantized(
     words = TensorSpec(f"{path}.weight", "U32", (*outer, columns * scheme.bits // 32))
     if scheme.mode != "affine":
         streams = ((words,), (TensorSpec(f"{path}.scales", "U8", groups),))
-        return FolderTensor(name, tensor.shape, tensor.data, MlxFloatEncoder(scheme.mode, dtype), streams)
-    height = tensor.shape[1] if len(tensor.shape) == 3 else None
-    encoder = MlxAffineEncoder(scheme.bits, scheme.group_size, dtype, importance, height)
+        return FolderTensor(name, tensor.shape, tensor.data, MlxFloat(scheme.mode, dtype), streams)
+    stored = MlxAffine(scheme.bits, scheme.group_size, dtype)
     beside = tuple((TensorSpec(f"{path}.{part}", dtype, groups),) for part in ("scales", "biases"))
-    return FolderTensor(name, tensor.shape, tensor.data, encoder, ((words,), *beside))
+    return FolderTensor(name, tensor.shape, tensor.data, stored, ((words,), *beside), needs=needs)
 
 
 def plain(tensor: ModelTensor, name: str, dtype: str | None, *, add_one: bool = False) -> FolderTensor:
@@ -60,12 +56,10 @@ def plain(tensor: ModelTensor, name: str, dtype: str | None, *, add_one: bool = 
     """
     source = tensor.data.dtype
     dtype = dtype or source
-    encoder: Encoder = FloatEncoder(dtype)
-    if add_one and source == "BF16" and dtype != source:
-        encoder = RoundedEncoder(dtype, through=source)
+    stored = Float(dtype, through=source if add_one and source == "BF16" and dtype != source else None)
     shape = tensor.shape
     if tensor.role is Role.LINEAR_CONV:
         shape = (shape[0], shape[2], shape[1])
     arrangement = Arrangement(op="add_one" if add_one else "none")
     streams = ((TensorSpec(name, dtype, shape),),)
-    return FolderTensor(name, tensor.shape, tensor.data, encoder, streams, arrangement)
+    return FolderTensor(name, tensor.shape, tensor.data, stored, streams, arrangement)

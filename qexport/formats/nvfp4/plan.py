@@ -13,21 +13,19 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.shards import TensorSpec
-from qexport.codecs.amax import AmaxSurvey
-from qexport.codecs.encoders import FloatEncoder
-from qexport.codecs.fp8_encoder import Fp8TensorEncoder
-from qexport.codecs.nvfp4_encoder import Nvfp4Encoder
+from qexport.codecs.contract import Float, Fp8Matrix, Nvfp4, StoredType
 from qexport.doctor.draft import dump_json
+from qexport.evidence.store import Evidence, Kind, Need
 from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.folder import FolderTensor, plan_folder
-from qexport.formats.gguf.importance import canonical_importance
+from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import check_limits
 from qexport.formats.linears import modules_of
-from qexport.formats.nvfp4.activations import Fp8StaticEncoder, input_scale
 from qexport.formats.nvfp4.compressed import compressed_config
 from qexport.formats.nvfp4.layout import LAYOUTS, fp8_specs, nvfp4_specs
 from qexport.formats.nvfp4.modelopt import modelopt_config, modelopt_file
@@ -37,13 +35,11 @@ from qexport.formats.order import pass_order
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-
     from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.nvfp4.options import Nvfp4Options
     from qexport.formats.nvfp4.scope import Algo
-    from qexport.formats.plan import ArtifactPlan, Encoder
+    from qexport.formats.plan import ArtifactPlan
 
 
 # As published: rounding decay rates costs more than their few bytes.
@@ -64,8 +60,8 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
     """
     view = repaired.view()
     chosen = choose(repaired, view, options)
-    weights = {} if options.importance is None else canonical_importance(view, options.importance)
-    makers = _Makers(repaired, options, chosen, weights)
+    evidence = evidence_of(view, options.importance)
+    makers = _Makers(repaired, options, chosen, evidence, _fused(view, chosen))
     tensors = [makers.folder_tensor(tensor) for tensor in pass_order(view)]
     small: dict[str, bytes] = dict(repaired.files)
     if options.layout == "modelopt":
@@ -85,7 +81,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
         notes=[
             *check_limits("nvfp4", view),
             *([_ROUNDED] if view.wide else []),
-            *_notes(view, options, chosen, weights),
+            *_notes(view, options, chosen, evidence),
         ],
         details={
             "layout": options.layout,
@@ -95,6 +91,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
             "mtp": {"layers": repaired.mtp_layers, "origin": repaired.mtp_origin},
             "quantized": _quantized(view, chosen, tensors),
         },
+        evidence=evidence,
     )
 
 
@@ -111,64 +108,56 @@ def _config(repaired: Repaired, view: ModelView, declared: Mapping[str, Any]) ->
     return {**config, "quantization_config": declared}
 
 
+@dataclass(frozen=True)
 class _Makers:
-    """What makes stored tensors; fused ones get the same survey."""
+    """What makes stored tensors; ``fused`` are the tensors that share a global scale."""
 
-    def __init__(
-        self,
-        repaired: Repaired,
-        options: Nvfp4Options,
-        chosen: Mapping[str, Algo],
-        weights: Mapping[str, np.ndarray],
-    ) -> None:
-        self._repaired = repaired
-        self._options = options
-        self._chosen = chosen
-        self._weights = weights
-        self._surveys: dict[Any, AmaxSurvey] = {}
+    repaired: Repaired
+    options: Nvfp4Options
+    chosen: Mapping[str, Algo]
+    evidence: Evidence
+    fused: Mapping[Any, tuple[str, ...]]
 
     def folder_tensor(self, tensor: ModelTensor) -> FolderTensor:
-        algo = self._chosen.get(tensor.name)
+        algo = self.chosen.get(tensor.name)
         if algo is None:
             return self._as_it_is(tensor)
-        modules, (rows, columns) = modules_of(self._repaired, tensor), tensor.shape[-2:]
-        encoder: Encoder
+        modules, (rows, columns) = modules_of(self.repaired, tensor), tensor.shape[-2:]
+        stored: StoredType
+        needs = [Need(Kind.LARGEST, self.fused[fused_key(tensor)])]
+        if algo == "FP8" or self.options.scale_search == "importance":
+            needs += self.evidence.needed(Kind.INPUT_SQUARES, tensor.name)
         if algo == "FP8":
             specs = [fp8_specs(module, rows, columns) for module in modules]
-            scale = input_scale(self._weights.get(tensor.name))
-            encoder = Fp8StaticEncoder(Fp8TensorEncoder(self._survey(tensor)), scale)
+            stored = Fp8Matrix()
         else:
-            layout = LAYOUTS[self._options.layout]
+            layout = LAYOUTS[self.options.layout]
             specs = [nvfp4_specs(layout, module, rows, columns) for module in modules]
-            encoder = self._nvfp4(tensor, divides=layout.divides)
+            stored = Nvfp4(layout.divides, "max" if self.options.scale_search == "max" else "mse")
         streams = tuple(zip(*specs, strict=True))
-        return FolderTensor(tensor.name, tensor.shape, tensor.data, encoder, streams)
+        return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
 
     def _as_it_is(self, tensor: ModelTensor) -> FolderTensor:
         name, shape, dtype = tensor.name, tensor.shape, tensor.data.dtype
-        if self._repaired.view().wide and tensor.role not in _FLOAT32:
+        if self.repaired.view().wide and tensor.role not in _FLOAT32:
             dtype = "BF16"
         if tensor.role in EXPERT_ROLES:
-            singles = modules_of(self._repaired, tensor)
+            singles = modules_of(self.repaired, tensor)
             specs = tuple(TensorSpec(f"{module}.weight", dtype, shape[1:]) for module in singles)
         else:
-            published = published_name(name, self._repaired.family, wrapper=self._repaired.wrapper)
+            published = published_name(name, self.repaired.family, wrapper=self.repaired.wrapper)
             specs = (TensorSpec(published, dtype, shape),)
-        return FolderTensor(name, shape, tensor.data, FloatEncoder(dtype), (specs,))
+        return FolderTensor(name, shape, tensor.data, Float(dtype), (specs,))
 
-    def _nvfp4(self, tensor: ModelTensor, *, divides: bool) -> Nvfp4Encoder:
-        search = self._options.scale_search
-        return Nvfp4Encoder(
-            self._survey(tensor),
-            divides=divides,
-            scales="max" if search == "max" else "mse",
-            importance=self._weights.get(tensor.name) if search == "importance" else None,
-        )
 
-    def _survey(self, tensor: ModelTensor) -> AmaxSurvey:
-        experts = tensor.shape[0] if tensor.role in EXPERT_ROLES else 1
-        made = AmaxSurvey(experts, tensor.shape[-2] if experts > 1 else None)
-        return self._surveys.setdefault(fused_key(tensor), made)
+def _fused(view: ModelView, chosen: Mapping[str, Algo]) -> dict[Any, tuple[str, ...]]:
+    """The quantized tensors that share a global scale, by :func:`fused_key`."""
+    found: dict[Any, tuple[str, ...]] = {}
+    for tensor in view:
+        if tensor.name in chosen:
+            key = fused_key(tensor)
+            found[key] = (*found.get(key, ()), tensor.name)
+    return found
 
 
 def _quantized(
@@ -190,17 +179,17 @@ def _quantized(
 
 
 def _notes(
-    view: ModelView, options: Nvfp4Options, chosen: Mapping[str, Algo], weights: Mapping[str, np.ndarray]
+    view: ModelView, options: Nvfp4Options, chosen: Mapping[str, Algo], evidence: Evidence
 ) -> list[str]:
     notes = []
-    without = [tensor.name for tensor in view if tensor.name in chosen and tensor.name not in weights]
+    without = [name for name in chosen if evidence.of(Kind.INPUT_SQUARES, name) is None]
     if options.scale_search == "importance" and without:
         notes.append(
             f"the importance matrix has nothing for {len(without)} of {len(chosen)} tensors "
             f"({without[0]} and others), whose columns count alike"
         )
     fp8 = [name for name, algo in chosen.items() if algo == "FP8"]
-    if fp8 and not any(name in weights for name in fp8):
+    if fp8 and not any(name not in without for name in fp8):
         notes.append(
             "FP8 activations have the scale 1: no importance matrix says how large they are; "
             "with one they are fitted"

@@ -10,8 +10,8 @@ from codec_strategies import KINDS, make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qexport.codecs.amax import AmaxSurvey
 from qexport.errors import UsageProblem
+from qexport.export.needs import Largest
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -31,42 +31,32 @@ def test_is_torchs(
 ) -> None:
     wide = torch.from_numpy(make_rows(kind, seed, matrices * height, 48))[:, :columns]
     rows = wide.to(dtype)
-    survey = AmaxSurvey(matrices, height)
+    survey = Largest((matrices, height, columns))
     for start in reversed(range(0, len(rows), step)):
         survey.observe(rows[start : start + step], start)
     known = torch.where(rows.isfinite(), rows.abs().float(), 0)  # float16 cannot hold them all
     expected = known.view(matrices, -1).amax(1).tolist()
-    assert [survey.amax(matrix) for matrix in range(matrices)] == expected
+    assert survey.table.tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite_is_passed_over(dtype: torch.dtype) -> None:
     rows = torch.tensor([[float("nan"), -3.0, float("inf"), 2.0], [-float("inf"), 0.0, 0.5, -float("nan")]])
-    survey = AmaxSurvey(2, 1)
+    survey = Largest((2, 1, 4))
     survey.observe(rows.to(dtype), 0)
-    assert (survey.amax(0), survey.amax(1)) == (3.0, 0.5)
-
-
-def test_matrices_of_any_height_may_share_one() -> None:
-    survey = AmaxSurvey()
-    assert survey.amax(0) == 0
-    survey.observe(torch.full((5, 4), -2.0), 3)
-    survey.observe(torch.full((100, 8), 1.5), 40)
-    assert survey.amax(0) == 2.0
+    assert survey.table.tolist() == [3.0, 0.5]
 
 
 def test_threads() -> None:
     rows = torch.from_numpy(make_rows("heavy", 3, 600, 64))
-    survey = AmaxSurvey(2, 300)
+    survey = Largest((2, 300, 64))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda start: survey.observe(rows[start : start + 7], start), range(0, 600, 7)))
-    assert [survey.amax(0), survey.amax(1)] == rows.view(2, -1).abs().amax(1).tolist()
+    assert survey.table.tolist() == rows.view(2, -1).abs().amax(1).tolist()
 
 
 def test_refusals() -> None:
-    with pytest.raises(UsageProblem, match="3 matrices"):
-        AmaxSurvey(3)
     with pytest.raises(UsageProblem, match="row 8 is beyond"):
-        AmaxSurvey(2, 4).observe(torch.zeros(3, 2), 6)
+        Largest((2, 4, 2)).observe(torch.zeros(3, 2), 6)
     with pytest.raises(UsageProblem, match=r"torch\.float64"):
-        AmaxSurvey().observe(torch.zeros(1, 2, dtype=torch.float64), 0)
+        Largest((1, 2)).observe(torch.zeros(1, 2, dtype=torch.float64), 0)
