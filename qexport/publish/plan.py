@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +153,7 @@ def _gate(options: PushOptions, artifacts: Iterable[Artifact]) -> None:
 
 
 def plan_push(
-    options: PushOptions, remote: Remote, *, real: bool = True, secrets: Iterable[str] = (), bar: Bar
+    options: PushOptions, remote: Remote, *, real: bool = True, secrets: Iterable[str] = (), bar: Bar | None
 ) -> PushPlan:
     """Plan the push: read what goes, and compare it with its receipt.
 
@@ -160,7 +161,7 @@ def plan_push(
         real: read everything; a rehearsal reads large files only where their hash is in doubt.
         remote: what the repository holds.
         secrets: texts that no file may hold.
-        bar: makes a progress bar for so many bytes to be hashed.
+        bar: makes a progress bar for so many bytes to be hashed, where there is somebody to see it.
 
     Raises:
         InputError, UsageProblem, VerificationError: what is in the way.
@@ -174,7 +175,8 @@ def plan_push(
     hashes = {file.name: file.sha256 for artifact in chosen for file in artifact.files}
     sizes = {name: (folder / name).stat().st_size for name in (*hashes, *found.included)}
     stamps = {name: stamp(folder / name) for name in sizes}
-    with bar(sum(sizes[name] for name in (*doubtful, *found.included))) as progress:
+    amount = sum(sizes[name] for name in (*doubtful, *found.included))
+    with bar(amount) if bar else nullcontext() as progress:
         check_hashes(folder, doubtful, progress)
         hashes |= {name: sha256_of(folder / name, progress) for name in found.included}
     for name in hashes:

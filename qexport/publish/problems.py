@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qexport.errors import EnvironmentProblem, InputError, QexportError
@@ -26,6 +27,26 @@ _XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 _INVISIBLE = "Nothing of this push is visible on the Hub."
 _AGAIN = "run the same command again: files that arrived are not sent a second time."
+
+
+@contextmanager
+def reported(repo: str, doing: str, *, invisible: bool = True, done: str = "") -> Iterator[None]:
+    """Errors of the client as ours, without their cause: its own message may hold a signed address.
+
+    Args:
+        doing: what is being done, such as ``uploading``.
+        invisible: nothing has been committed yet, which the message then says.
+        done: a sentence about what was.
+
+    Raises:
+        EnvironmentProblem, InputError: what the client has met.
+    """
+    try:
+        yield
+    except client_errors() as error:
+        found = problem(error, repo, doing, invisible=invisible)
+        found.message += done and f" {done}"
+        raise found from None
 
 
 def client_errors() -> tuple[type[Exception], ...]:
@@ -73,12 +94,7 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def problem(error: BaseException, repo: str, doing: str, *, invisible: bool = True) -> QexportError:
-    """An error of ours for one of the client's.
-
-    Args:
-        doing: what was being done, such as ``uploading``.
-        invisible: nothing has been committed yet, which the message then says.
-    """
+    """An error of ours for one of the client's, as :func:`reported` raises it."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     status, said = _status(error), _said(error)

@@ -7,8 +7,8 @@ where ``hf auth login`` or ``HF_TOKEN`` put it, and nothing here holds it.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from qexport import __version__
@@ -16,7 +16,7 @@ from qexport.errors import EnvironmentProblem, InputError, QexportError, UsagePr
 from qexport.publish.client import composed
 from qexport.publish.gate import unproven
 from qexport.publish.plan import PushOptions, PushPlan, check_before, plan_push
-from qexport.publish.problems import client_errors, problem
+from qexport.publish.problems import reported
 from qexport.publish.remote import Remote, look
 from qexport.publish.send import commit, operations, retried, upload
 from qexport.publish.sums import check_stamps
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+_ASKING = "asking for the repository"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ class Pushed:
     pull_request: str | None = None
 
 
-class _Silent:
-    def advance(self, amount: int) -> None:
-        """Draws nothing."""
-
-
 def rehearse(options: PushOptions, say: Callable[[str], None], *, bar: Bar | None = None) -> Rehearsal:
     """Plan a push. Writes nothing, here or there; without a network it plans for a new repository.
 
@@ -66,14 +62,14 @@ def rehearse(options: PushOptions, say: Callable[[str], None], *, bar: Bar | Non
     """
     _check_repo(options)
     check_before(options)
-    api, asked = _api(), None
-    with composed(say, bars=False, timeout=min(options.timeout, 30.0)):
+    remote, asked, patience = Remote(), None, min(options.timeout, 30.0)
+    with composed(say, bars=False, timeout=patience):
         try:
-            remote = look(api, options.repo, options.branch, min(options.timeout, 30.0))
-        except client_errors() as error:
-            found = problem(error, options.repo, "asking for the repository", invisible=False)
-            remote, asked = Remote(), found.message
-    plan = plan_push(options, remote, real=False, secrets=_secrets(), bar=bar or _no_bar)
+            with reported(options.repo, _ASKING, invisible=False):
+                remote = look(_api(), options.repo, options.branch, patience)
+        except QexportError as error:
+            asked = error.message
+    plan = plan_push(options, remote, real=False, secrets=_secrets(), bar=bar)
     _advise(plan, say)
     return Rehearsal(plan, remote, asked)
 
@@ -96,8 +92,8 @@ def push(
     _check_token()
     api = _api()
     with composed(say, bars=bars, timeout=options.timeout):
-        remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
-        plan = plan_push(options, remote, secrets=_secrets(), bar=bar or _no_bar)
+        remote = _tried(options, say, _ASKING, lambda: _look(api, options))
+        plan = plan_push(options, remote, secrets=_secrets(), bar=bar)
         _advise(plan, say)
         remote = _ready(api, options, remote, say)
         parent = remote.sha
@@ -106,15 +102,11 @@ def push(
             say(f"{options.repo} is public: what is not verified will be seen, with the card's warning.")
         made = operations(plan.uploads)
         say(f"uploading {len(made)} files to {options.repo}")
-        try:
+        with reported(options.repo, "uploading"):
             upload(api, options, made, say)
-        except client_errors() as error:
-            raise _problem(error, options, "uploading") from None
         check_stamps(options.folder, plan.stamps)
-        try:
+        with reported(options.repo, "committing"):
             done = commit(api, options, made, plan.uploads, parent, _message(options, plan))
-        except client_errors() as error:
-            raise _problem(error, options, "committing") from None
         private = bool(remote.private)
         if options.public and private:
             _publish(api, options, say)
@@ -147,23 +139,14 @@ def _ready(api: HfApi, options: PushOptions, remote: Remote, say: Callable[[str]
                 hint="Leave --create-pr out, and it is made.",
             )
         say(f"creating {options.repo}, private")
-        _tried(
-            options,
-            say,
-            "creating the repository",
-            lambda: api.create_repo(options.repo, private=True, repo_type="model", exist_ok=True),
-        )
-        remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
+        create = partial(api.create_repo, options.repo, private=True, repo_type="model", exist_ok=True)
+        _tried(options, say, "creating the repository", create)
+        remote = _tried(options, say, _ASKING, lambda: _look(api, options))
     if remote.exists and remote.sha is None and options.branch is not None:
-        branch = options.branch
-        say(f"creating branch {branch}")
-        _tried(
-            options,
-            say,
-            "creating the branch",
-            lambda: api.create_branch(options.repo, branch=branch, exist_ok=True),
-        )
-        remote = _tried(options, say, "asking for the repository", lambda: _look(api, options))
+        say(f"creating branch {options.branch}")
+        branch = partial(api.create_branch, options.repo, branch=options.branch, exist_ok=True)
+        _tried(options, say, "creating the branch", branch)
+        remote = _tried(options, say, _ASKING, lambda: _look(api, options))
     if remote.sha is None:
         raise EnvironmentProblem(
             f"The Hub does not say which commit {options.repo} is at.", hint="Try again."
@@ -173,26 +156,15 @@ def _ready(api: HfApi, options: PushOptions, remote: Remote, say: Callable[[str]
 
 def _publish(api: HfApi, options: PushOptions, say: Callable[[str], None]) -> None:
     say(f"making {options.repo} public")
-    try:
-        retried(
-            lambda: api.update_repo_settings(options.repo, private=False), say, "the change of visibility"
-        )
-    except client_errors() as error:
-        found = problem(error, options.repo, "making it public", invisible=False)
-        found.message += " Everything has been pushed; the repository is still private."
-        raise found from None
+    done = "Everything has been pushed; the repository is still private."
+    with reported(options.repo, "making it public", invisible=False, done=done):
+        show = partial(api.update_repo_settings, options.repo, private=False)
+        retried(show, say, "the change of visibility")
 
 
 def _tried(options: PushOptions, say: Callable[[str], None], doing: str, call: Callable[[], _T]) -> _T:
-    try:
+    with reported(options.repo, doing):
         return retried(call, say, doing)
-    except client_errors() as error:
-        raise _problem(error, options, doing) from None
-
-
-def _problem(error: BaseException, options: PushOptions, doing: str) -> QexportError:
-    """Raised ``from None``: the client's own message may hold a signed address."""
-    return problem(error, options.repo, doing)
 
 
 def _api() -> HfApi:
@@ -209,10 +181,8 @@ def _secrets() -> tuple[str, ...]:
 
 
 def _message(options: PushOptions, plan: PushPlan) -> str:
-    return (
-        options.message
-        or f"Add {', '.join(artifact.label for artifact in plan.artifacts)} (qexport {__version__})"
-    )
+    labels = ", ".join(artifact.label for artifact in plan.artifacts)
+    return options.message or f"Add {labels} (qexport {__version__})"
 
 
 def check_destinations(repos: Iterable[str], *, token: bool) -> None:
@@ -253,7 +223,3 @@ def _check_name(repo: str) -> None:
         good = False
     if not good:
         raise UsageProblem(f"{repo!r} is not a repository's id", hint="It is named org/name.")
-
-
-def _no_bar(total: int) -> nullcontext[_Silent]:
-    return nullcontext(_Silent())

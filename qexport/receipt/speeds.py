@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from qexport.receipt.engine import Engine, Machine
-from qexport.receipt.typed import as_json, fit
+from qexport.receipt.typed import as_json
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Speed:
     def acceptance(self) -> float | None:
         """Share of drafted tokens that were kept; ``None`` where nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def derived(self) -> dict[str, Any]:
+        return {"acceptance": None if self.acceptance is None else round(self.acceptance, 4)}
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,4 @@ class Bench:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; no host names or paths in it."""
-        made: dict[str, Any] = as_json(self)
-        for entry, speed in zip(made["speeds"], self.speeds, strict=True):
-            entry["acceptance"] = None if speed.acceptance is None else round(speed.acceptance, 4)
-        return made
-
-    @classmethod
-    def from_json(cls, value: Any) -> Bench:
-        """What :meth:`to_json` gave. Raises ValueError for what is none."""
-        found = fit(cls, value, "bench", [])
-        assert isinstance(found, cls)
-        return found
+        return dict(as_json(self))

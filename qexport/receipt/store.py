@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qexport.checkpoint.paths import leads_out, read_small
 from qexport.errors import InputError
@@ -174,19 +174,9 @@ def _same_sizes(folder: Path, artifact: Artifact) -> bool:
         return False
 
 
-def artifact_json(artifact: Artifact) -> dict[str, Any]:
-    """An entry of a receipt, with what follows from it and readers should not have to work out."""
-    return {
-        **as_json(artifact),
-        "state": artifact.state.value,
-        "verification": None if artifact.verification is None else artifact.verification.to_json(),
-        "bench": None if artifact.bench is None else artifact.bench.to_json(),
-    }
-
-
 def receipt_bytes(receipt: Receipt) -> bytes:
     """The file."""
-    value = {"schema": SCHEMA, "artifacts": [artifact_json(each) for each in receipt.artifacts]}
+    value = {"schema": SCHEMA, "artifacts": as_json(receipt.artifacts)}
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

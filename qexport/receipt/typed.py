@@ -157,14 +157,18 @@ def needed(each: Field[Any]) -> bool:
 
 
 def as_json(value: Any) -> Any:
-    """Plain, strict JSON: no tuples, no NaN or infinity. Empty fields that need not be there are not."""
+    """Plain, strict JSON: no tuples, no NaN or infinity. Empty fields that need not be there are not.
+
+    What a dataclass calls ``derived`` follows from its fields: readers should not have to work it out.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         pairs = ((each, getattr(value, each.name)) for each, _ in types_of(type(value)))
-        return {
+        made = {
             key_of(each): as_json(inner)
             for each, inner in pairs
             if needed(each) or inner not in (None, "", (), {}, [])
         }
+        return made | getattr(value, "derived", {})
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):

@@ -271,6 +271,12 @@ class Artifact:
         return sum(file.size for file in self.files)
 
     @property
+    def derived(self) -> dict[str, Any]:
+        """What is not there is said, too: it is the first that is looked for."""
+        absent = {name: None for name in ("verification", "bench") if getattr(self, name) is None}
+        return {"state": self.state.value, **absent}
+
+    @property
     def written_at(self) -> float | None:
         """When it was written, in seconds since 1970; ``None`` where the receipt does not say."""
         try:

@@ -7,7 +7,7 @@ failed, everything required was made, and something was compared with the source
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +16,7 @@ from typing import Any
 from qexport.receipt.engine import Engine
 from qexport.receipt.measures import Drafts, Measures
 from qexport.receipt.state import State
-from qexport.receipt.typed import as_json, fit
+from qexport.receipt.typed import as_json
 
 
 class Check(StrEnum):
@@ -71,9 +71,15 @@ class Finding:
     summary: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; numbers of ``data`` with six places are enough."""
-        return {**as_json(self), "data": _short(self.data)}
+    @property
+    def derived(self) -> dict[str, Any]:
+        """Numbers of ``data`` with six places are enough."""
+        text = json.dumps(self.data)
+        return {"data": json.loads(text, parse_float=_short, parse_constant=lambda word: str(float(word)))}
+
+
+def _short(digits: str) -> float:
+    return round(float(digits), 6)
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,6 @@ class Report:
     measures: Measures = field(default_factory=Measures)
     required: tuple[Check, ...] = REQUIRED
     said: State | None = field(default=None, metadata={"json": "state"})
-
-    @property
-    def runtime(self) -> str:
-        return self.engine.name
-
-    @property
-    def runtime_version(self) -> str:
-        return self.engine.version
 
     @property
     def state(self) -> State:
@@ -153,32 +151,18 @@ class Report:
         without = ", without " + ", ".join(self.unverified) if ran and self.unverified else ""
         return f"{self.state}{without}"
 
-    @classmethod
-    def from_json(cls, value: Any) -> Report:
-        """The report that :meth:`to_json` gave. Raises ValueError for what is none."""
-        report = fit(cls, value, "report", [])
-        assert isinstance(report, cls)
-        return report
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON for receipts and ``--json``; no host paths in it."""
+    @property
+    def derived(self) -> dict[str, Any]:
         return {
-            **as_json(self),
             "state": self.state.value,
             "verdict": self.verdict,
             "bits_per_weight": round(self.bits_per_weight, 4),
             "load_s": round(self.load_s, 3),
             "verified": [check.value for check in self.verified],
             "unverified": [check.value for check in self.unverified],
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": as_json(self.findings),
         }
 
-
-def _short(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _short(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_short(inner) for inner in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else str(value)
-    return value
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON for receipts and ``--json``; no host paths in it."""
+        return dict(as_json(self))

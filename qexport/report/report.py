@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.store import artifact_json
+from qexport.receipt.typed import as_json
 from qexport.report.pairs import Pair, pair_up
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Model:
             "title": self.title,
             "facts": [asdict(fact) for fact in self.facts],
             "repairs": list(self.repairs),
-            "artifacts": [{"name": made.name, **artifact_json(made)} for made in self.artifacts],
+            "artifacts": [{"name": made.name, **as_json(made)} for made in self.artifacts],
         }
 
 

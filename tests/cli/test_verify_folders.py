@@ -18,6 +18,7 @@ import qexport.verify.bench_subject as subject_module
 from qexport.errors import EnvironmentProblem
 from qexport.receipt.engine import Engine
 from qexport.receipt.speeds import Bench
+from qexport.receipt.typed import fit
 from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
 from qexport.verify.bench import Benched
 
@@ -192,7 +193,7 @@ def test_what_ran_and_was_not_compared_is_6_unless_told(out, ran):
 
 def test_bench_measures_each_and_notes_it(out, ran, monkeypatch):
     monkeypatch.setattr(subject_module, "bench_subject", lambda path, _: (path, None, None))
-    monkeypatch.setattr(bench_module, "bench", lambda *_: Benched(Bench.from_json(figures(40.0))))
+    monkeypatch.setattr(bench_module, "bench", lambda *_: Benched(fit(Bench, figures(40.0), "bench", [])))
     found = ok("bench", out / "Tuned-GGUF", "--json")
     assert [each["artifact"] for each in found.json()["artifacts"]] == RECEIPTS
     entries = json.loads((out / "Tuned-GGUF" / "qexport.json").read_text())["artifacts"]

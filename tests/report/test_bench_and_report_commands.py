@@ -13,6 +13,7 @@ from verify_fakes import write_llama
 import qexport.verify.bench as module
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.receipt.speeds import Bench
+from qexport.receipt.typed import fit
 from qexport.verify.bench import Benched
 
 
@@ -32,7 +33,7 @@ def asked(monkeypatch):
     def fake(path, subject, runtime, options, say):
         calls.append((path, subject, runtime, options))
         say("measuring")
-        return Benched(Bench.from_json(figures(40.0)))
+        return Benched(fit(Bench, figures(40.0), "bench", []))
 
     monkeypatch.setattr(module, "bench", fake)
     return calls
@@ -50,7 +51,7 @@ def test_figures_are_shown_and_noted(file, asked):
     assert ["n-max", "2", "58.0", "55.1", "60.3", "1.45", "70%", "800"] in lines
     assert "xllamacpp 1.2, 16 threads, on Ryzen 7950X, 32 hardware threads, Linux x86_64" in ran.stdout
     assert ran.stderr.splitlines() == ["measuring", "Noted in qexport.json beside it."]
-    assert noted(file.parent) == Bench.from_json(figures(40.0)).to_json()
+    assert noted(file.parent) == fit(Bench, figures(40.0), "bench", []).to_json()
 
 
 def test_options_reach_the_measurement(file, asked):
@@ -97,7 +98,7 @@ def test_an_artifact_without_a_receipt(file, asked):
 
 def test_failing_with_mtp_is_4_after_the_figures(file, monkeypatch):
     failure = RuntimeFailure(Failure.DIED, "llama.cpp exited with code 1")
-    made = Benched(Bench.from_json(figures(40.0, (1.2,))), (failure,))
+    made = Benched(fit(Bench, figures(40.0, (1.2,)), "bench", []), (failure,))
     monkeypatch.setattr(module, "bench", lambda *_: made)
     ran = run("bench", file, "--json")
     assert ran.code == 4

@@ -25,6 +25,7 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.receipt.measures import Estimate
 from qexport.receipt.speeds import Bench
 from qexport.receipt.text import nats, percent, speed
+from qexport.receipt.typed import fit
 from qexport.report import Gate, gather, write_report
 from qexport.report.page import lay_out
 from qexport.report.pairs import pair_up
@@ -62,7 +63,7 @@ def test_every_figure_of_a_receipt_is_in_its_row(tmp_path):
     assert found.positions == 4080
     assert (found.acceptance, found.source_acceptance) == (Estimate(0.81), Estimate(0.525))
     assert str(row.verification.engine) == "xllamacpp 1.2"
-    assert row.bench == Bench.from_json(bench(37.0))
+    assert row.bench == fit(Bench, bench(37.0), "bench", [])
     assert row.bench.best is not None
     assert row.bench.best.n_max == 2
     assert row.files[0].sha256 == made["files"][0]["sha256"]
