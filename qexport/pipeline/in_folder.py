@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from qexport.container.gguf_file import shard_paths
 from qexport.errors import InputError
-from qexport.publish.sums import check_hashes
 from qexport.receipt.folder import known_in
 from qexport.receipt.names import RECEIPT_NAME
+from qexport.receipt.on_disk import check_hashes, check_sizes
 from qexport.receipt.state import State
 
 if TYPE_CHECKING:
@@ -99,19 +99,12 @@ def check_files(found: Found) -> None:
 
 def check_file_sizes(found: Found) -> None:
     """As :func:`check_files`, without reading."""
-    for file in found.entry.files if found.entry is not None else ():
-        path = found.home / file.name
-        if not path.is_file():
-            raise InputError(f"{file.name} is in the receipt, but not in the folder.")
-        if path.stat().st_size != file.size:
-            raise InputError(f"{file.name} has {path.stat().st_size} bytes; the receipt says {file.size}.")
+    if found.entry is not None:
+        check_sizes(found.home, found.entry)
 
 
 def _place(folder: Path, artifact: Artifact) -> Path:
-    first = folder / artifact.files[0].name
-    if artifact.kind == "gguf":
-        return first
-    return folder / min((file.name.rpartition("/")[0] for file in artifact.files), key=len)
+    return folder / (artifact.name if artifact.kind == "gguf" else artifact.top)
 
 
 def _models(folder: Path) -> Iterator[Path]:

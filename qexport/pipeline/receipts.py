@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
 from qexport.families.roles import Block
+from qexport.receipt.on_disk import is_there
 from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
 from qexport.receipt.types import Artifact, File, Matrix, Source, SourceFile
@@ -30,18 +31,9 @@ _LIBRARIES = ("torch", "gguf", "xllamacpp", "transformers", "safetensors", "numb
 
 def entry_of(folder: Path, fingerprint: str) -> Artifact | None:
     """The artifact in ``folder`` that was made from exactly this, if all its files are there."""
-    for artifact in read_receipt(folder).receipt.artifacts:
-        there = artifact.fingerprint == fingerprint
-        if there and all(_is_there(folder / file.name, file.size) for file in artifact.files):
-            return artifact
-    return None
-
-
-def _is_there(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
+    known = read_receipt(folder).receipt.artifacts
+    made = (artifact for artifact in known if artifact.fingerprint == fingerprint)
+    return next((artifact for artifact in made if is_there(folder, artifact)), None)
 
 
 def source_of(diagnosis: Diagnosis) -> Source:

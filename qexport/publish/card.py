@@ -6,14 +6,15 @@ it came from. The same receipts give the same card, byte for byte: no dates of t
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from qexport.publish.front_matter import can_do, front_matter, front_matter_text
+from qexport.formats.gguf.file_name import found_by_tag
+from qexport.publish.front_matter import front_matter, front_matter_text
 from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
-from qexport.publish.running import commands
 from qexport.receipt.kinds import place, words_of
 from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
 from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, Table
@@ -48,15 +49,9 @@ class CardOptions:
 
 def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     """The text of README.md. ``artifacts`` are all that the repository will hold, in table order."""
-    owner, _, title = options.repo.rpartition("/")
     models = sorted((a for a in artifacts if a.is_model), key=lambda a: (place(a.format), a.size))
     others = [artifact for artifact in artifacts if not artifact.is_model]
-    matter = front_matter(
-        artifacts,
-        base_model=options.base_model,
-        quantized_by=options.quantized_by or owner or None,
-        kept=_asked(options, artifacts),
-    )
+    matter = front_matter(artifacts, options)
     bases = matter.get("base_model", [])
     labels = dict.fromkeys(artifact.source.label for artifact in models)
     sources = [
@@ -66,7 +61,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     formats = dict.fromkeys(artifact.format for artifact in models)
     return template(__package__, "card.md.jinja").render(
         front_matter=front_matter_text(matter),
-        title=title,
+        title=options.repo.rpartition("/")[2],
         source=" and ".join(sources) or "a model",
         formats="; ".join(cell(words_of(name).readers) for name in formats),
         has_mtp=any(artifact.has_mtp for artifact in models),
@@ -80,23 +75,11 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         legend=_legend(models),
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
         included=options.included,
-        **commands(models, options.repo),
+        **_commands(models, options.repo),
         was_run=WAS_RUN,
         provenance=[fact for fact in facts(artifacts, MARKDOWN) if fact.text != "none"],
         repairs=repairs(artifacts, MARKDOWN),
     )
-
-
-def _asked(options: CardOptions, artifacts: Sequence[Artifact]) -> dict[str, Any]:
-    """What a person has said: in the earlier card, and in a recipe, which is the later word. Tags add up.
-
-    An earlier card may have its task from the source, from a version that did not ask whether it can be done.
-    """
-    earlier, given = dict(options.kept.front_matter), options.front_matter
-    if not can_do(earlier.get("pipeline_tag"), artifacts):
-        del earlier["pipeline_tag"]
-    both = [tag for part in (earlier, given) if isinstance(part.get("tags"), list) for tag in part["tags"]]
-    return {**earlier, **given, **({"tags": both} if both else {})}
 
 
 def file_table(artifacts: Sequence[Artifact]) -> str:
@@ -131,3 +114,56 @@ def _blind(models: Sequence[Artifact]) -> str:
     if not without or not any(artifact.sees for artifact in models):
         return "here" if without else ""
     return f"in the {' and '.join(without)} files"
+
+
+@dataclass(frozen=True)
+class Named:
+    """An artifact in a shell's words.
+
+    Attributes:
+        model: what programs call it.
+        fetch: the command that has to come first: a subfolder cannot be named by a Hub id.
+        serve: llama-server's, of a GGUF.
+    """
+
+    model: str
+    fetch: str
+    has_mtp: bool
+    serve: str = ""
+
+
+def _commands(models: Sequence[Artifact], repo: str) -> Mapping[str, Named | None]:
+    """The artifact that each program is shown with; ``None``: there is none for it."""
+    trunks = [artifact for artifact in models if not artifact.is_drafter]
+    ggufs = [artifact for artifact in trunks if artifact.format == "gguf"]
+    of = {name: [a for a in trunks if a.format == name] for name in ("mlx", "fp8", "nvfp4", "merged")}
+    firsts = {
+        "mlx": of["mlx"],
+        "drafter": [artifact for artifact in models if artifact.is_drafter],
+        "served": [*of["fp8"], *of["nvfp4"], *of["merged"]],
+    }
+    folders = {name: _named_folder(found[0], repo) if found else None for name, found in firsts.items()}
+    return {"gguf": _named_file(ggufs, repo) if ggufs else None, **folders}
+
+
+def _named_file(ggufs: Sequence[Artifact], repo: str) -> Named:
+    chosen = next((a for a in ggufs if a.label == "Q4_K_M"), min(ggufs, key=lambda a: a.size))
+    name, where = chosen.name, shlex.quote(repo)
+    # Older names, and F16 beside BF16, are not found by their type: such a file is named in full.
+    listed = [file.name for artifact in ggufs for file in artifact.files]
+    if found_by_tag(listed, chosen.label) == name:
+        serve = f"llama-server -hf {shlex.quote(f'{repo}:{chosen.label}')}"
+    else:
+        serve = f"llama-server -hf {where} --hf-file {shlex.quote(name)}"
+    shards = f"--include {shlex.quote(name.rsplit('-00001-of-', 1)[0] + '-*')}"
+    what = shlex.quote(name) if len(chosen.files) == 1 else shards
+    fetch = f"hf download {where} {what} --local-dir ."
+    return Named(shlex.quote(name), fetch, chosen.has_mtp, serve)
+
+
+def _named_folder(artifact: Artifact, repo: str) -> Named:
+    where = shlex.quote(repo)
+    if not artifact.top:
+        return Named(where, "", artifact.has_mtp)
+    fetch = f"hf download {where} --include {shlex.quote(artifact.top + '/*')} --local-dir ."
+    return Named(shlex.quote(f"./{artifact.top}"), fetch, artifact.has_mtp)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.paths import leads_out
 from qexport.errors import InputError, UsageProblem
 from qexport.receipt.names import is_made_here
+from qexport.receipt.on_disk import check_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,9 +48,8 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Survey:
-    """``artifacts``: names that receipts know; ``included``: names the user asked for; both sorted."""
+    """``included``: names the user asked for, sorted."""
 
-    artifacts: tuple[str, ...]
     included: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -71,7 +71,8 @@ def survey(
     found = _listing(folder)
     wanted = {file.name for artifact in chosen for file in artifact.files}
     others = {file.name for artifact in every for file in artifact.files} - wanted
-    _check_sizes(folder, chosen)
+    for artifact in chosen:
+        check_sizes(folder, artifact, otherwise=", or leave it out with --only LABEL")
     _check_kept(folder, wanted)
     left: list[LeftOut] = []
     unknown: list[str] = []
@@ -100,7 +101,7 @@ def survey(
             f"No receipt knows these files, so they are not published:\n{shown}{more}",
             hint="Add each with --include NAME (patterns work), or move them out of the folder.",
         )
-    return Survey(tuple(sorted(wanted)), tuple(included), tuple(left))
+    return Survey(tuple(included), tuple(left))
 
 
 def _listing(folder: Path) -> set[str]:
@@ -123,20 +124,3 @@ def _check_kept(folder: Path, names: Iterable[str]) -> None:
                 f"{name} is a link that leads out of {folder.name}, so it is not published.",
                 hint="Put the file itself there, or move the link out of the folder.",
             )
-
-
-def _check_sizes(folder: Path, chosen: Sequence[Artifact]) -> None:
-    for artifact in chosen:
-        for file in artifact.files:
-            try:
-                size = (folder / file.name).stat().st_size
-            except OSError:
-                raise InputError(
-                    f"{file.name} of {artifact.label} is in the receipt, but not in the folder.",
-                    hint="Export it again, or leave it out with --only LABEL.",
-                ) from None
-            if size != file.size:
-                raise InputError(
-                    f"{file.name} has {size} bytes; the receipt says {file.size}.",
-                    hint="It was changed or cut after the export: export it again.",
-                )

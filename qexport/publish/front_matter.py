@@ -17,6 +17,7 @@ from qexport.receipt.source_card import FROM_SOURCE, plain_card
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from qexport.publish.card import CardOptions
     from qexport.receipt.kinds import FormatWords
     from qexport.receipt.types import Artifact
 
@@ -26,41 +27,42 @@ _LIBRARIES = ("gguf", "mlx", "vllm", "transformers")
 _SEEING = re.compile(r"image|video|visual|document|audio|any-to-any", re.IGNORECASE)
 
 
-def front_matter(
-    artifacts: Sequence[Artifact],
-    *,
-    base_model: str | None,
-    quantized_by: str | None,
-    kept: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The front matter: what the receipts say, then what stood in the earlier card.
+def front_matter(artifacts: Sequence[Artifact], options: CardOptions) -> dict[str, Any]:
+    """What the receipts say, then what a person has said: in the earlier card, and in a recipe, later.
 
-    Args:
-        base_model: the Hub id of the model that was exported; from the receipts where it is ``None``.
-        quantized_by: the account to name.
-        kept: of the earlier card; its keys stay where nothing is said here, and its tags are kept, too.
+    A person's licence, language or task outranks what the source's card said of itself, and tags add up; the
+    other keys of theirs stay where nothing is said here.
     """
-    source = _source_card(artifacts)
+    source = next((plain_card(a.source.card) for a in artifacts if a.source.card), {})
+    bases = [options.base_model] if options.base_model else _sources(artifacts)
+    known = [words_of(name) for name in dict.fromkeys(artifact.format for artifact in artifacts)]
+    libraries = {each.library for each in known} - {""}
+    # A task may be one that what was written cannot do, even in an earlier card: that was not always asked.
+    earlier = dict(options.kept.front_matter)
+    source, earlier = (
+        {key: value for key, value in card.items() if key != "pipeline_tag" or can_do(value, artifacts)}
+        for card in (source, earlier)
+    )
+    said = {**earlier, **options.front_matter}
+    tags = [card.get("tags") for card in (earlier, options.front_matter)]
     found: dict[str, Any] = {}
-    bases = [base_model] if base_model else sorted({a.source.hub_id for a in artifacts} - {None}, key=str)
     if bases:
         found["base_model"] = bases[0] if len(bases) == 1 else bases
         found["base_model_relation"] = "quantized"
-    known = [words_of(name) for name in dict.fromkeys(artifact.format for artifact in artifacts)]
-    if libraries := {each.library for each in known} - {""}:
+    if libraries:
         found["library_name"] = min(libraries, key=_LIBRARIES.index)
     found["pipeline_tag"] = "text-generation"
-    for key in FROM_SOURCE:
-        if source.get(key) and (key != "pipeline_tag" or can_do(source[key], artifacts)):
-            found[key] = source[key]
-    if quantized_by:
-        found["quantized_by"] = quantized_by
-    tags = kept.get("tags")
-    found["tags"] = list(dict.fromkeys([*_tags(artifacts, known), *(tags if isinstance(tags, list) else [])]))
-    stays = {key: value for key, value in kept.items() if key not in found and key != "base_model_relation"}
-    # A person's licence or language outranks what the source's card said of itself.
-    stays |= {key: kept[key] for key in FROM_SOURCE if kept.get(key)}
-    return {**found, **stays}
+    found |= {key: source[key] for key in FROM_SOURCE if source.get(key)}
+    if by := options.quantized_by or options.repo.rpartition("/")[0]:
+        found["quantized_by"] = by
+    own = [tag for given in tags if isinstance(given, list) for tag in given]
+    found["tags"] = list(dict.fromkeys([*_tags(artifacts, known), *own]))
+    rest = {key: value for key, value in said.items() if key not in found and key != "base_model_relation"}
+    return {**found, **rest, **{key: said[key] for key in FROM_SOURCE if said.get(key)}}
+
+
+def _sources(artifacts: Sequence[Artifact]) -> list[str]:
+    return sorted({artifact.source.hub_id for artifact in artifacts if artifact.source.hub_id})
 
 
 def can_do(task: object, artifacts: Sequence[Artifact]) -> bool:
@@ -112,9 +114,3 @@ def _tags(artifacts: Sequence[Artifact], known: Sequence[FormatWords]) -> list[s
     if any(artifact.has_mtp for artifact in artifacts):
         tags += ["mtp", "speculative-decoding"]
     return tags
-
-
-def _source_card(artifacts: Sequence[Artifact]) -> Mapping[str, Any]:
-    """The source's own front matter, where a receipt carries it."""
-    cards = (artifact.source.card for artifact in artifacts)
-    return next((plain_card(card) for card in cards if card), {})

@@ -17,6 +17,7 @@ from qexport.receipt.state import State, problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from qexport.publish.plan import PushOptions
     from qexport.receipt.types import Artifact
 
 
@@ -40,15 +41,8 @@ def unproven(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
     return tuple(a for a in artifacts if a.is_model and (a.state is not State.PASSED or a.broken_gates))
 
 
-def check_proofs(
-    artifacts: Iterable[Artifact], *, allow_unverified: bool, public: bool, allow_failed: bool = False
-) -> None:
-    """Refuse what has not passed.
-
-    Args:
-        allow_unverified: push what was not run, or not compared, all the same; the card will say so.
-        public: the repository is to be made public, for which everything must have passed.
-        allow_failed: push what has failed, too.
+def check_proofs(artifacts: Iterable[Artifact], options: PushOptions) -> None:
+    """Refuse what has not passed, as far as the options do not allow it.
 
     Raises:
         VerificationError: something has failed, or does not keep its recipe's limits; each is named.
@@ -56,10 +50,10 @@ def check_proofs(
     """
     open_ = unproven(artifacts)
     states = [State.FAILED if artifact.broken_gates else artifact.state for artifact in open_]
-    left = [state for state in states if not (allow_failed and state is State.FAILED)]
-    kind = problem(left, allow_unverified=allow_unverified or allow_failed)
+    left = [state for state in states if not (options.allow_failed and state is State.FAILED)]
+    kind = problem(left, allow_unverified=options.allow_unverified or options.allow_failed)
     lines = "\n".join(f"  {a.label} ({a.files[0].name}): {a.outcome}" for a in open_)
-    if kind is None and public and open_:
+    if kind is None and options.public and open_:
         refused = problem(states)
         assert refused is not None
         raise refused(

@@ -13,9 +13,10 @@ from qexport.publish.gate import check_labels, check_proofs, unproven
 from qexport.publish.kept import KEEP_START, Kept, read_kept
 from qexport.publish.leaks import check_text, is_small_file
 from qexport.publish.remote import still_there
-from qexport.publish.sums import check_hashes, check_stamps, sha256_of, stamp, sums_text, to_hash
+from qexport.publish.sums import check_stamps, stamp, sums_text, to_hash
 from qexport.receipt.folder import known_in, select
 from qexport.receipt.names import CARD_NAME, RECEIPT_NAME, SUMS_NAME
+from qexport.receipt.on_disk import check_hashes, sha256_of
 from qexport.receipt.store import receipt_bytes
 from qexport.receipt.types import Receipt
 
@@ -138,18 +139,9 @@ def check_before(options: PushOptions) -> tuple[Artifact, ...]:
     every = known_in(options.folder).artifacts
     chosen = select(every, options.only)
     check_labels(chosen)
-    _gate(options, chosen)
+    check_proofs(chosen, options)
     survey(options.folder, chosen, every, options.include)
     return chosen
-
-
-def _gate(options: PushOptions, artifacts: Iterable[Artifact]) -> None:
-    check_proofs(
-        artifacts,
-        allow_unverified=options.allow_unverified,
-        allow_failed=options.allow_failed,
-        public=options.public,
-    )
 
 
 def plan_push(
@@ -186,7 +178,7 @@ def plan_push(
 
     earlier = still_there(remote, chosen)
     if options.public:
-        _gate(options, earlier)
+        check_proofs(earlier, options)
     together = (*earlier, *chosen)
     receipt = receipt_bytes(Receipt(together))
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes

@@ -7,7 +7,6 @@ same name may be another one. A rehearsal reads those that were touched after th
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from qexport.export.execute import Progress
     from qexport.receipt.types import Artifact
 
 
-_CHUNK = 1 << 22
 # Receipts hold whole seconds, and file systems round: two seconds are no sign of a change.
 _SLACK = 2.0
 
@@ -70,28 +67,3 @@ def check_stamps(folder: Path, stamps: Mapping[str, tuple[int, ...]]) -> None:
                 f"{name} changed while it was being published. Nothing of this push is visible on the Hub.",
                 hint="Let nothing write into the folder meanwhile, and push again.",
             )
-
-
-def check_hashes(folder: Path, wanted: Mapping[str, str], progress: Progress | None = None) -> None:
-    """Read files and compare.
-
-    Raises:
-        InputError: a file does not have the hash of its receipt.
-    """
-    for name, sha256 in sorted(wanted.items()):
-        if sha256_of(folder / name, progress) != sha256:
-            raise InputError(
-                f"{name} is not the file that was exported: its SHA-256 differs from the receipt's.",
-                hint="It was changed after the export, or the disk lost something: export it again.",
-            )
-
-
-def sha256_of(path: Path, progress: Progress | None = None) -> str:
-    """The hash of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            if progress is not None:
-                progress.advance(len(chunk))
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from qexport.errors import InputError
 from qexport.export.files import replace_file, set_aside, write_problem
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.old import from_schema_1
+from qexport.receipt.on_disk import is_there
 from qexport.receipt.typed import MAX_BYTES, Unfit, as_json, fit, parse
 from qexport.receipt.types import SCHEMA, Artifact, Receipt
 
@@ -155,7 +156,7 @@ def _note(path: Path, change: Callable[[Artifact], Artifact]) -> Path | None:
     for folder in (path.parent,) if path.is_file() else (path, path.parent):
         known = read_receipt(folder).receipt.artifacts
         for at, artifact in enumerate(known):
-            if _is_of(artifact, path, folder) and _same_sizes(folder, artifact):
+            if _is_of(artifact, path, folder) and is_there(folder, artifact):
                 return _write(folder, Receipt((*known[:at], change(artifact), *known[at + 1 :])))
     return None
 
@@ -165,13 +166,6 @@ def _is_of(artifact: Artifact, path: Path, folder: Path) -> bool:
     if path.is_file():
         return path in files
     return artifact.kind not in ("gguf", "imatrix") and all(path in file.parents for file in files)
-
-
-def _same_sizes(folder: Path, artifact: Artifact) -> bool:
-    try:
-        return all((folder / file.name).stat().st_size == file.size for file in artifact.files)
-    except OSError:
-        return False
 
 
 def receipt_bytes(receipt: Receipt) -> bytes:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qexport.receipt.tables import Table
-    from qexport.report.pairs import Pair
-    from qexport.report.report import Model, Report
+    from qexport.report.report import Model, Pair, Report
     from qexport.report.svg import Chart
 
 

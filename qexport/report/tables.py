@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from qexport.receipt.measures import Kld
     from qexport.receipt.speeds import Bench, Speed
     from qexport.receipt.types import Artifact
-    from qexport.report.pairs import Pair
-    from qexport.report.report import Model, Report
+    from qexport.report.report import Model, Pair, Report
 
 
 def artifacts(model: Model) -> Table:

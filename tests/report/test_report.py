@@ -28,7 +28,7 @@ from qexport.receipt.text import nats, percent, speed
 from qexport.receipt.typed import fit
 from qexport.report import Gate, gather, write_report
 from qexport.report.page import lay_out
-from qexport.report.pairs import pair_up
+from qexport.report.report import pair_up
 from qexport.report.words import gate_value, summary
 
 GATES = (
