@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
-from qexport.receipt.engine import Engine
 from qexport.receipt.measures import Drafts, Measures
+from qexport.receipt.speeds import RuntimeVersion
 from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.conversation import judge_ends, source_ends
 from qexport.verify.judge import (
@@ -307,7 +307,7 @@ def report_of(artifact: str, subject: Subject, findings: Sequence[Finding], runs
     order = list(Check)
     return Report(
         artifact=artifact,
-        engine=Engine(
+        engine=RuntimeVersion(
             ", ".join(steps.runtime.name for steps in runs) or "none",
             ", ".join(steps.version for steps in runs),
         ),
