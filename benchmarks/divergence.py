@@ -25,9 +25,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from qexport.artifacts import open_artifact
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.tokens import tokenize
+from qexport.formats.opening import open_artifact
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.verify.divergence import compare_runs
 from qexport.verify.text_run import run_text

@@ -1,6 +1,6 @@
-"""Reading artifacts back: any format, ours or others', as the model that it stands for."""
+"""What is stored, read back as the model that it stands for; ``formats/`` says how each layout does it."""
 
-from qexport.artifacts.artifact import Artifact, Kind
-from qexport.artifacts.opening import open_artifact
+from qexport.artifacts.artifact import Artifact
+from qexport.artifacts.layout import Layout
 
-__all__ = ["Artifact", "Kind", "open_artifact"]
+__all__ = ["Artifact", "Layout"]

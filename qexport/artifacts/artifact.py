@@ -9,26 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol
 
+from qexport.artifacts.layout import Layout
 from qexport.artifacts.rows import Decoded, DecodedCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.families.build import build_view, expected_tensors, template_shape
 from qexport.families.hyper import resolve
 from qexport.families.table import Family
 from qexport.families.view import ModelTensor, ModelView
-
-
-class Kind(StrEnum):
-    """The formats that can be opened."""
-
-    GGUF = "gguf"
-    SAFETENSORS = "safetensors"
-    MLX = "mlx"
-    FP8 = "fp8"
-    COMPRESSED_TENSORS = "compressed-tensors"
-    MODELOPT = "modelopt"
 
 
 class Weight(Protocol):
@@ -55,11 +44,11 @@ class Artifact:
         weights: by canonical name, as they are stored: experts one by one, fused, or stacked.
         files: small files by name.
         declared_mtp: MTP layers that its config or metadata promises.
-        details: of one format: the header of a GGUF, the quantization that a folder declares.
+        details: of one layout: the quantization that a folder declares.
     """
 
     label: str
-    kind: Kind
+    layout: Layout
     family: Family
     config: Mapping[str, Any] = field(repr=False)
     text: Mapping[str, Any] = field(repr=False)

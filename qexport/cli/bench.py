@@ -138,8 +138,9 @@ def _one(
     from qexport.verify.bench import bench
     from qexport.verify.bench_subject import bench_subject
 
-    path, subject, engine = bench_subject(artifact, choice)
-    found = bench(path, subject, engine, options, output.say)
+    about, engine = bench_subject(artifact, choice)
+    path = about.path
+    found = bench(about, engine, options, output.say)
     note = note and not in_hub_cache(path)  # where nobody but the client writes
     receipt = note_bench(path, found.bench) if note else None
     _show(output, found.bench)

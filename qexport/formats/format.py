@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -40,6 +41,8 @@ class Format:
         bits: bits per weight for a size that is guessed, by options and type of a ladder.
         guess: the stored type that an estimate of time goes by, for a folder.
         proof: what runs it here.
+        layouts: the ways in which it lies on disk, and is read back.
+        layout_word: which of them some options write.
         ladder: it has ``types``, each a file of its own in one folder; otherwise it is one folder.
         matrix: the field that takes an importance matrix.
         weighted: whether importance is used where the user does not say, from the fields that were given.
@@ -54,6 +57,8 @@ class Format:
     folder: Callable[[Any], str]
     bits: Callable[[Any, str], float]
     proof: Proof
+    layouts: Callable[[], Sequence[Layout]]
+    layout_word: Callable[[Any], str]
     guess: str = ""
     ladder: bool = False
     matrix: str | None = None
@@ -66,3 +71,7 @@ class Format:
     def hidden(self) -> tuple[str, ...]:
         """Fields that a recipe does not set: evidence is collected, or named once for all artifacts."""
         return () if self.matrix is None else (self.matrix,)
+
+    def layout(self, options: Any) -> Layout:
+        """What these options write."""
+        return next(each for each in self.layouts() if each.word == self.layout_word(options))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qexport.formats.format import Format
 from qexport.formats.fp8.format import FP8
@@ -12,6 +12,10 @@ from qexport.formats.merged.format import MERGED
 from qexport.formats.mlx.format import MLX
 from qexport.formats.nvfp4.format import NVFP4
 
+if TYPE_CHECKING:
+    from qexport.artifacts.layout import Layout
+
+
 FORMATS: Mapping[str, Format] = {each.word: each for each in (GGUF, MLX, FP8, NVFP4, MERGED)}
 """By word, in the order in which cards and reports show them."""
 
@@ -19,3 +23,9 @@ FORMATS: Mapping[str, Format] = {each.word: each for each in (GGUF, MLX, FP8, NV
 def format_of(options: Any) -> Format:
     """The format that these options are of."""
     return next(each for each in FORMATS.values() if isinstance(options, each.options))
+
+
+def layouts() -> tuple[Layout, ...]:
+    """Every layout that some format has, each once; plain folders last, which say nothing of themselves."""
+    found = {each.word: each for one in FORMATS.values() for each in one.layouts()}
+    return tuple(sorted(found.values(), key=lambda each: each.plain))

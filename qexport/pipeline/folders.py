@@ -12,17 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexport.artifacts.artifact import Kind
+from qexport.artifacts.layout import Traits
 from qexport.errors import EnvironmentProblem
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.registry import format_of
 from qexport.receipt.verification import REQUIRED_OF_HEADS, Report
-from qexport.verify.choose import Traits, has_experts, unjudged
+from qexport.verify.choose import has_experts, unjudged
 from qexport.verify.options import VerifyOptions
-from qexport.verify.run_folder import verify_folder
-from qexport.verify.stored_form import check_stored_form
+from qexport.verify.run import verify
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
@@ -99,31 +98,17 @@ class FolderTarget:
         """Why nothing here can prove the folder, known before it is written, and the way to a proof."""
         if self.verify is None or plan.kind == _DRAFTER:
             return None
-        return unjudged(_traits(self.asked, plan, diagnosis), self.verify)
+        packed = (tensor for tensor in plan.tensors if len(tensor.streams) > 1)
+        odd = next((each.name for each in packed if any(size % 128 for size in each.shape[-2:])), None)
+        traits = Traits(has_experts(diagnosis.repaired.view().text), odd=odd)
+        return unjudged(self.format.layout(self.asked), traits, self.verify)
 
     def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
         """What is stored, then what a runtime makes of it. A drafter is proven when its trunk is measured."""
         if self.verify is None:
             return list(items)
-        report = verify_folder(
-            self.out,
-            view=diagnosis.repaired.view(),
-            options=self.verify,
-            stored_form=check_stored_form,
-            progress=say,
-        )
+        report = verify(self.out, view=diagnosis.repaired.view(), options=self.verify, progress=say)
         return [replace(item, report=_of(item, report)) for item in items]
-
-
-def _traits(asked: FolderOptions, plan: ArtifactPlan, diagnosis: Diagnosis) -> Traits:
-    if isinstance(asked, MlxOptions):
-        return Traits(Kind.MLX)
-    experts = has_experts(diagnosis.repaired.view().text)
-    if isinstance(asked, Nvfp4Options):
-        return Traits(Kind.MODELOPT if asked.layout == "modelopt" else Kind.COMPRESSED_TENSORS, experts)
-    packed = (tensor for tensor in plan.tensors if len(tensor.streams) > 1)
-    odd = next((each.name for each in packed if any(size % 128 for size in each.shape[-2:])), None)
-    return Traits(Kind.FP8 if asked.native else Kind.COMPRESSED_TENSORS, experts, odd=odd)
 
 
 def _of(item: Item, report: Report) -> Report:

@@ -19,7 +19,7 @@ from qexport.pipeline.receipts import artifact_entries, entry_of
 from qexport.pipeline.verify import shared_reference
 from qexport.receipt.store import write_receipt
 from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify_gguf
+from qexport.verify.run import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,7 @@ class GgufTarget:
         proven: list[Item] = []
         for item in items:
             path = item.folder / item.written[0].name
-            report = verify_gguf(path, view=view, options=self.verify, reference=reference, progress=say)
+            report = verify(path, view=view, options=self.verify, reference=reference, progress=say)
             proven.append(replace(item, report=report))
         return proven
 

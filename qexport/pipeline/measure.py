@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.opening import open_artifact
 from qexport.errors import EnvironmentProblem, InputError
+from qexport.formats.opening import open_artifact
 from qexport.receipt.measures import Measures
 from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.comparison import compare

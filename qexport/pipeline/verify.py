@@ -9,9 +9,7 @@ from qexport.pipeline.measure import measuring
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.verify.memory import fit
 from qexport.verify.reference import reference_from_view
-from qexport.verify.run import verify_gguf
-from qexport.verify.run_folder import verify_folder
-from qexport.verify.stored_form import check_stored_form
+from qexport.verify.run import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,10 +43,7 @@ def verify_artifact(
         view: the source; without it nothing can be compared.
         measure: tokens on which the artifact is compared with the source (0: none).
     """
-    if path.is_file():
-        report = verify_gguf(path, view=view, options=options, progress=say)
-    else:
-        report = verify_folder(path, view=view, options=options, stored_form=check_stored_form, progress=say)
+    report = verify(path, view=view, options=options, progress=say)
     if view is None or not measure or report.failures:
         return report
     with measuring(view, say, tokens=measure) as measured:

@@ -12,15 +12,6 @@ from dataclasses import dataclass, field
 _BEYOND = 10
 
 
-def bits_per_weight(nbytes: int, weights: int) -> float:
-    """Bits of stored tensors, scales included, headers and padding not, for each weight they stand for.
-
-    >>> bits_per_weight(18, 32)
-    4.5
-    """
-    return 8 * nbytes / weights if weights else 0.0
-
-
 def supported(share: float, positions: int) -> bool:
     """Whether a percentile can be told from so many positions: ten must lie beyond it.
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from qexport.receipt.engine import Engine
 from qexport.receipt.measures import Drafts, Measures
-from qexport.receipt.speeds import RuntimeVersion
 from qexport.receipt.state import State
 from qexport.receipt.typed import as_json
 
@@ -88,14 +88,14 @@ class Report:
 
     Attributes:
         size: bytes of all its files.
-        bits_per_weight: as :func:`~qexport.receipt.measures.bits_per_weight` counts.
+        bits_per_weight: of stored tensors, scales included, headers and padding not.
         drafts: of the runtime, over the prompts that it answered.
         required: checks without which it has not been run.
         said: how a receipt says that it ended, whose findings may not be complete.
     """
 
     artifact: str = ""
-    engine: RuntimeVersion = field(default_factory=RuntimeVersion, metadata={"json": "runtime"})
+    engine: Engine = field(default_factory=Engine, metadata={"json": "runtime"})
     findings: tuple[Finding, ...] = ()
     texts: tuple[str, ...] = ()
     file_type: str = ""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.errors import EnvironmentProblem
 from qexport.pipeline.fix import plan_fix
 from qexport.verify.options import VerifyOptions
-from qexport.verify.run_folder import verify_folder
-from qexport.verify.stored_form import check_stored_form
+from qexport.verify.run import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +62,5 @@ class MergedTarget:
         if self.verify is None:
             return list(items)
         view = diagnosis.repaired.view()
-        report = verify_folder(
-            self.out, view=view, options=self.verify, stored_form=check_stored_form, progress=say
-        )
+        report = verify(self.out, view=view, options=self.verify, progress=say)
         return [replace(item, report=report) for item in items]

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import UsageProblem
-from qexport.receipt.speeds import Bench, Range, RuntimeVersion, Speed
+from qexport.receipt.engine import Engine
+from qexport.receipt.speeds import Bench, Range, Speed
 from qexport.verify.machine import this_machine
 from qexport.verify.prompts import BENCH_PROMPTS, BENCH_TEXT
 from qexport.verify.runtime import Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from qexport.artifacts.description import Description
     from qexport.verify.runtime import Generation, Runtime, Session
-    from qexport.verify.steps import Subject
 
 
 Say = Callable[[str], None]
@@ -62,12 +61,8 @@ class Benched:
     failures: tuple[RuntimeFailure, ...] = ()
 
 
-def bench(path: Path, subject: Subject, runtime: Runtime, options: BenchOptions, say: Say) -> Benched:
-    """Measure the artifact at ``path``.
-
-    Args:
-        subject: what it says of itself: chat template, context, MTP head.
-        runtime: what loads it.
+def bench(about: Description, runtime: Runtime, options: BenchOptions, say: Say) -> Benched:
+    """Measure the artifact, which says ``about`` itself whether it has a chat template, context, MTP head.
 
     Raises:
         RuntimeFailure: it does not run without MTP.
@@ -75,12 +70,12 @@ def bench(path: Path, subject: Subject, runtime: Runtime, options: BenchOptions,
         EnvironmentProblem: the runtime is not there.
     """
     notes: list[str] = []
-    if options.n_max and not subject.head:
+    if options.n_max and not about.drafts:
         notes.append("without MTP only: there is no MTP head")
     elif options.n_max and not runtime.drafts:
         notes.append(f"without MTP only: {runtime.name} does not run MTP heads")
     last = 0 if notes else options.n_max
-    run = _Run(path, subject, runtime, options, say)
+    run = _Run(about, runtime, options, say)
     speeds: list[Speed] = []
     failures: list[RuntimeFailure] = []
     for n_max in range(last + 1):
@@ -97,7 +92,7 @@ def bench(path: Path, subject: Subject, runtime: Runtime, options: BenchOptions,
             break
         speeds.append(found)
     made = Bench(
-        engine=RuntimeVersion(runtime.name, run.version),
+        engine=Engine(runtime.name, run.version),
         machine=this_machine(),
         threads=options.threads,
         prompts=len(options.prompts or BENCH_PROMPTS),
@@ -113,11 +108,8 @@ def bench(path: Path, subject: Subject, runtime: Runtime, options: BenchOptions,
 class _Run:
     """One artifact in one runtime; notes the runtime's version and how long the long prompt was."""
 
-    def __init__(
-        self, path: Path, subject: Subject, runtime: Runtime, options: BenchOptions, say: Say
-    ) -> None:
-        self._path = path
-        self._subject = subject
+    def __init__(self, about: Description, runtime: Runtime, options: BenchOptions, say: Say) -> None:
+        self._about = about
         self._runtime = runtime
         self._options = options
         self._say = say
@@ -128,9 +120,9 @@ class _Run:
         """One setting; words where the runtime has loaded the head and cannot draft with it."""
         options = self._options
         how = f"n-max {n_max}" if n_max else "without MTP"
-        self._say(f"{self._path.name}: {how}: loading into {self._runtime.name}")
+        self._say(f"{self._about.path.name}: {how}: loading into {self._runtime.name}")
         settings = Settings(n_max, self._context(), options.threads, options.time_limit)
-        with self._runtime.open(self._path, settings) as session:
+        with self._runtime.open(self._about.path, settings) as session:
             self.version = session.version
             if n_max and (reason := session.facts.get("no_drafts")):
                 return str(reason)
@@ -150,7 +142,7 @@ class _Run:
             raise RuntimeFailure(Failure.NONSENSE, "the answers are too short to be timed")
         prompt = Range.of(reads) if all(reads) else None
         speed = Speed(n_max, Range.of(rounds), prompt, drafted, accepted)
-        self._say(f"{self._path.name}: {how}: {_words(speed)}")
+        self._say(f"{self._about.path.name}: {how}: {_words(speed)}")
         return speed
 
     def _answer(self, session: Session, prompt: Sequence[int]) -> Generation:
@@ -158,10 +150,10 @@ class _Run:
 
     def _prompts(self, session: Session) -> list[tuple[int, ...]]:
         texts = list(self._options.prompts or BENCH_PROMPTS)
-        subject = self._subject
-        if subject.chat_template:
+        about = self._about
+        if about.chats:
             texts = [session.render_chat([{"role": "user", "content": text}]) for text in texts]
-        special = not (subject.chat_template and subject.complete_chats)
+        special = not (about.chats and about.complete_chats)
         prompts = [session.tokenize(text, add_special=special) for text in texts]
         longest = max(len(prompt) for prompt in prompts)
         if longest + self._options.n_predict > self._context():
@@ -184,7 +176,7 @@ class _Run:
         longest = max(len(text.encode()) for text in options.prompts or BENCH_PROMPTS)
         wanted = max(options.prompt_tokens + 8, longest + options.n_predict + _TEMPLATE_TOKENS)
         wanted = -(-wanted // 256) * 256
-        return min(wanted, self._subject.context) if self._subject.context else wanted
+        return min(wanted, self._about.context) if self._about.context else wanted
 
 
 _TEMPLATE_TOKENS = 512  # what a chat template may add

@@ -10,21 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.artifact import Kind
-from qexport.artifacts.opening import open_artifact
-from qexport.checkpoint.local import LocalCheckpoint
-from qexport.container.gguf_file import read_gguf, shard_paths
+from qexport.artifacts.layout import Found
 from qexport.errors import InputError, UsageProblem
+from qexport.formats.opening import layout_of
 from qexport.verify.choose import can_judge
 from qexport.verify.folder_runtimes import folder_runtime
-from qexport.verify.run import gguf_subject
-from qexport.verify.run_folder import folder_subject
-from qexport.verify.runtimes import LlamaServer, Xllamacpp
+from qexport.verify.runtimes import llama_cpp
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.description import Description
     from qexport.verify.runtime import Runtime
-    from qexport.verify.steps import Subject
 
 
 _NO_SPEED = "transformers"
@@ -45,36 +41,32 @@ class Choice:
     python: Path | None = None
 
 
-def bench_subject(path: Path, choice: Choice) -> tuple[Path, Subject, Runtime]:
-    """The path to load (the first shard), what it says of itself, and what runs it.
+def bench_subject(path: Path, choice: Choice) -> tuple[Description, Runtime]:
+    """What the artifact says of itself, and what runs it.
 
     Raises:
         InputError: there is no artifact, or one that cannot run by itself.
         UsageProblem: no runtime here, or not the one that was named, times this format.
     """
-    if path.is_file():
-        info = read_gguf(shard_paths(path)[0])
-        if info.head_only:
-            raise InputError(f"{path.name} is an MTP head alone: it cannot answer by itself")
-        if choice.runtime:
-            raise UsageProblem(
-                f"{choice.runtime} does not run GGUF files", hint="llama.cpp does: leave --runtime out."
-            )
-        server = choice.llama_server
-        return (
-            shard_paths(path)[0],
-            gguf_subject(info),
-            Xllamacpp() if server is None else LlamaServer(server),
+    found = Found(path)
+    about = layout_of(found).describe(found)
+    if about.alone:
+        raise InputError(f"{path.name} is an MTP head alone: it cannot answer by itself")
+    if about.artifact is not None:
+        return about, folder_runtime(_runtime(about.artifact, choice), choice.python)
+    if choice.runtime:
+        raise UsageProblem(
+            f"{choice.runtime} does not run GGUF files", hint="llama.cpp does: leave --runtime out."
         )
-    artifact = open_artifact(path)
-    subject = folder_subject(path, artifact, LocalCheckpoint(path, quantized=True))
-    return path, subject, folder_runtime(_runtime(artifact, choice), choice.python)
+    return about, llama_cpp(choice.llama_server)
 
 
 def _runtime(artifact: Artifact, choice: Choice) -> str:
     if choice.llama_server is not None:
         raise UsageProblem(f"{artifact.label} is no GGUF file, which is what a llama-server runs")
-    name = choice.runtime or ("mlx-lm" if artifact.kind is Kind.MLX else "vllm" if choice.python else "")
+    layout = artifact.layout
+    serves_here = layout.here in layout.served
+    name = choice.runtime or (layout.served[0] if serves_here or choice.python is not None else "")
     if not name:
         raise UsageProblem(
             f"{artifact.label} is served by vLLM, which is not named",

@@ -6,7 +6,7 @@ it was never trained in. Nothing in a log-probability shows it, so the texts are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from qexport.checkpoint.config import parse_json
 from qexport.checkpoint.special_tokens import end_ids, special_names
 from qexport.errors import InputError
 from qexport.families.tokenizer import tokenizer_json
-from qexport.formats.gguf.chat_template import key_of
 from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.judge import skipped
 
@@ -43,34 +42,20 @@ class Ends:
         return ", ".join(f"{self.texts.get(one, 'a token without a text')!r} ({one})" for one in sorted(ids))
 
 
-def template_kept(view: ModelView | None, files: Mapping[str, bytes]) -> Finding | None:
-    """The folder's chat templates beside the source's; ``None`` where there is nothing to say of any.
+def template_kept(
+    view: ModelView | None, templates: Callable[[ChatTemplates | None], Mapping[str, str]]
+) -> Finding | None:
+    """An artifact's chat templates beside the source's; ``None`` where there is nothing to say of any.
 
     Args:
         view: the repaired source, if there is one.
-        files: the folder's small files.
+        templates: as a :class:`~qexport.artifacts.description.Description` has them.
     """
-    check = Check.TEMPLATE_KEPT
+    source = None if view is None else read_templates(view.files, view.label)
     try:
-        kept = read_templates(files, "the folder")
+        return judge_template(source, templates(source))
     except InputError as error:
-        return Finding(check, Status.FAIL, error.message)
-    texts = {**kept.named, DEFAULT: kept.default} if kept.default is not None else {}
-    return judge_template(_source(view), texts)
-
-
-def gguf_template(view: ModelView | None, metadata: Mapping[str, object]) -> Finding | None:
-    """The same of a GGUF's metadata."""
-    source = _source(view)
-    names = [DEFAULT, *(source.named if source is not None else ())]
-    found = {name: metadata.get(key_of(name)) for name in names}
-    return judge_template(
-        source, {name: text for name, text in found.items() if isinstance(text, str) and text}
-    )
-
-
-def _source(view: ModelView | None) -> ChatTemplates | None:
-    return None if view is None else read_templates(view.files, view.label)
+        return Finding(Check.TEMPLATE_KEPT, Status.FAIL, error.message)
 
 
 def judge_template(source: ChatTemplates | None, kept: Mapping[str, str]) -> Finding | None:

@@ -11,7 +11,6 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.artifact import Kind
 from qexport.evidence.machine import available_memory
 from qexport.families.roles import Block
 
@@ -99,7 +98,7 @@ def _transformers_bytes(artifact: Artifact, stored: LocalCheckpoint) -> int:
     linear layers 2.9 for 3.4, FP8 of compressed-tensors 2.8 for 3.9.
     """
     size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
-    if artifact.kind is Kind.SAFETENSORS:
+    if artifact.layout.plain:
         return size
     return size + fit(artifact.view(), available=0).parameters * _BF16_BYTES
 

@@ -1,28 +1,39 @@
-"""Verify one GGUF: ask what it says of itself, run it, and judge what came out."""
+"""Verify an artifact: what it says of itself and what is stored, then what a runtime makes of it.
+
+Loaders do not check what matters most (is every module stored as the config tells them?), so that is asked
+first, by us (``stored_form``). Hardly any runtime runs an MTP head without a GPU; what the head is worth is
+measured apart, by one engine for all formats (:mod:`qexport.verify.comparison`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.artifacts.description import Description
+from qexport.artifacts.layout import Found
 from qexport.children.redact import redact
-from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
-from qexport.errors import InputError
+from qexport.errors import EnvironmentProblem, InputError
+from qexport.formats.opening import layout_of
 from qexport.receipt.verification import Check, Finding, Report, Status
-from qexport.verify.conversation import gguf_template
+from qexport.verify.choose import choose_runtime
+from qexport.verify.conversation import folder_ends, judge_ends, source_ends, template_kept
 from qexport.verify.judge import skipped
+from qexport.verify.memory import shortage
 from qexport.verify.options import VerifyOptions
-from qexport.verify.runtimes import LlamaServer, Xllamacpp
-from qexport.verify.steps import Progress, Steps, Subject
-from qexport.verify.stored_numbers import gguf_numbers
+from qexport.verify.runtimes import llama_cpp
+from qexport.verify.steps import Progress, Steps
+from qexport.verify.stored_form import check_stored_form
+from qexport.verify.stored_numbers import check_numbers
 
 if TYPE_CHECKING:
+    from qexport.artifacts.artifact import Artifact
     from qexport.families.view import ModelView
     from qexport.verify.reference import Reference
     from qexport.verify.runtime import Runtime
 
 
-def verify_gguf(
+def verify(
     path: Path,
     *,
     view: ModelView | None,
@@ -31,78 +42,102 @@ def verify_gguf(
     reference: Reference | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Run the GGUF at ``path`` (any of its shards) and judge it.
+    """Judge the artifact at ``path``: a GGUF file (any of its shards), or a folder of any layout.
 
     Args:
         view: the repaired source; without it neither tokens nor agreement can be judged.
-        runtime: instead of what ``options`` choose.
-        reference: instead of building one from ``view``; build it once for all files of one model.
+        runtime: instead of what ``options`` and the layout choose.
+        reference: instead of building one from ``view``; build it once for all artifacts of one model.
         progress: told in words what is being done.
 
     Raises:
-        InputError: there is no such file.
-        UsageProblem: a prompt fits neither into the context asked for nor into the model's own.
-        EnvironmentProblem: the runtime is not installed or cannot be started.
+        InputError: there is nothing.
+        UsageProblem: a prompt fits neither into the context asked for nor into the model's own, or the
+            runtime that was named cannot judge such a folder.
+        EnvironmentProblem: the runtime is not installed or cannot be started: that of a file, or of a folder
+            one that was named.
     """
     options = options or VerifyOptions()
-    if not path.is_file():
-        raise InputError(f"{path.name}: no such file", hint="Name a .gguf file.")
-    if runtime is None:
-        runtime = Xllamacpp() if options.llama_server is None else LlamaServer(options.llama_server)
-    first = shard_paths(path)[0]
-    steps = Steps(first, view, options, runtime, progress or (lambda _: None))
-    info = _read_file(steps)
-    if info is not None:
-        steps.add(gguf_numbers(first, info))
-        if not info.head_only and (kept := gguf_template(view, info.metadata)) is not None:
-            steps.add(kept)
-    if info is not None and info.head_only:
+    if not path.exists():
+        hint = "Name a .gguf file, or the folder that holds config.json."
+        raise InputError(f"{path.name}: no such file or folder", hint=hint)
+    found = Found(path)
+    steps = Steps(Description(path), view, options, progress or (lambda _: None))
+    readable = _read(steps, found)
+    about, artifact = steps.about, steps.about.artifact
+    if not readable and not found.is_file:
+        steps.add(skipped(Check.LOADS, "not tried: the folder cannot be read"))
+        return steps.report()
+    if about.alone:
         words = "an MTP head alone: it drafts for another file and cannot answer itself"
         steps.add(skipped(Check.LOADS, words))
         return steps.report()
-    steps.plain()
-    if info is not None and not info.nextn_layers and view is not None and view.mtp_layers:
-        steps.add(skipped(Check.MTP_LOADS, "the source has an MTP head, the file has none"))
-    steps.mtp()
+    chosen = runtime or _chosen(artifact, found, options)
+    if isinstance(chosen, Finding):
+        steps.add(chosen)
+    else:
+        try:
+            steps.run(chosen)
+        except EnvironmentProblem as problem:
+            named = runtime is not None or bool(options.runtime) or options.runtime_python is not None
+            if named or artifact is None:
+                raise
+            steps.add(skipped(Check.LOADS, f"{redact(problem.message)} ({problem.hint})"))
+    if artifact is not None and not any(each.check is Check.ENDS for each in steps.findings):
+        steps.add(_ends(view, artifact))
+    if readable and view is not None and view.mtp_layers and not about.has_head:
+        here = "the file" if found.is_file else "the folder"
+        steps.add(skipped(Check.MTP_LOADS, f"the source has an MTP head, {here} has none"))
     steps.judge(reference)
     return steps.report()
 
 
-def gguf_subject(info: GgufInfo) -> Subject:
-    """What a GGUF says of itself."""
-    return Subject(
-        file_type=info.file_type,
-        size=info.size,
-        bits_per_weight=info.bits_per_weight,
-        chat_template=bool(info.chat_template),
-        context=info.context_length,
-        head=bool(info.nextn_layers),
-    )
-
-
-def _read_file(steps: Steps) -> GgufInfo | None:
-    """The file about itself. A broken one is still given to the runtime: what do users see?"""
+def _read(steps: Steps, found: Found) -> bool:
+    """The artifact about itself. A broken file is still given to the runtime: what do users see?"""
     try:
-        info = read_gguf(steps.path)
+        about = layout_of(found).describe(found)
     except InputError as error:
-        steps.subject = Subject(size=steps.path.stat().st_size)
-        steps.add(Finding(Check.FILE, Status.FAIL, redact(error.message)))
-        return None
-    steps.subject = gguf_subject(info)
-    if info.nextn_layers and not info.head_tensors:
-        words = f"it declares {info.nextn_layers} MTP layer(s) and holds none of their tensors"
-        steps.add(Finding(Check.FILE, Status.FAIL, words))
-        return info
-    words = f"{info.architecture} {info.file_type}, {len(info.tensors)} tensors"
-    words += f", {info.bits_per_weight:.2f} bits/weight"
+        if found.is_file:
+            steps.about = Description(found.path, files={found.path.name: found.path.stat().st_size})
+        steps.add(Finding(Check.FILE, Status.FAIL, redact(error.message if found.is_file else str(error))))
+        return False
+    steps.about = about
+    words = (
+        f"{about.model} {about.file_type}, {about.tensors} tensors, {about.bits_per_weight:.2f} bits/weight"
+    )
     data = {
-        "architecture": info.architecture,
-        "file_type": info.file_type,
-        "tensors": len(info.tensors),
-        "size": info.size,
-        "shards": info.shards,
-        "nextn_layers": info.nextn_layers,
-        "chat_template": info.chat_template,
+        **about.facts,
+        "file_type": about.file_type,
+        "tensors": about.tensors,
+        "size": steps.size,
+        "shards": about.shards,
+        "chat_template": about.chats,
     }
-    steps.add(Finding(Check.FILE, Status.PASS, words, data))
-    return info
+    fault = Finding(Check.FILE, Status.FAIL, about.fault)
+    steps.add(fault if about.fault else Finding(Check.FILE, Status.PASS, words, data))
+    steps.add(check_numbers(about.numbers()))
+    if not about.alone and (kept := template_kept(steps.view, about.templates)) is not None:
+        steps.add(kept)
+    for finding in () if about.artifact is None else check_stored_form(about.artifact):
+        steps.add(finding)
+    return True
+
+
+def _chosen(artifact: Artifact | None, found: Found, options: VerifyOptions) -> Runtime | Finding:
+    if artifact is None:
+        return llama_cpp(options.llama_server)
+    runtime = choose_runtime(artifact, options)
+    if isinstance(runtime, str):
+        return skipped(Check.LOADS, runtime)
+    if (short := shortage(runtime.name, artifact, found.folder)) is not None:
+        return skipped(Check.LOADS, str(short), needed=short.needed, available=short.available)
+    return runtime
+
+
+def _ends(view: ModelView | None, artifact: Artifact) -> Finding:
+    """Where a reply ends by the folder's own files, for want of a runtime that says it."""
+    try:
+        source = None if view is None else source_ends(view)
+        return judge_ends(source, folder_ends(artifact.files, artifact.config))
+    except InputError as error:
+        return skipped(Check.ENDS, redact(error.message))

@@ -100,6 +100,11 @@ class LlamaServer(Runtime):
         return session
 
 
+def llama_cpp(server: Path | None = None) -> Runtime:
+    """The one from pip, or the user's own ``server``."""
+    return Xllamacpp() if server is None else LlamaServer(server)
+
+
 def _server_options(model: Path, settings: Settings, port: int) -> list[str]:
     # Only options that builds of many months share; --no-warmup as in the child, so that load times compare.
     options = ["-m", str(model.resolve()), "-c", str(settings.context), "-np", "1", "--no-warmup"]

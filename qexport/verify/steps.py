@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.receipt.engine import Engine
 from qexport.receipt.measures import Drafts, Measures
-from qexport.receipt.speeds import RuntimeVersion
+from qexport.receipt.names import is_made_here
 from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.conversation import judge_ends, source_ends
 from qexport.verify.judge import (
@@ -35,6 +35,7 @@ from qexport.verify.source_tokenizer import ids_by_class, ids_in_runtime
 from qexport.verify.thresholds import tolerance
 
 if TYPE_CHECKING:
+    from qexport.artifacts.description import Description
     from qexport.families.view import ModelView
     from qexport.verify.options import VerifyOptions
 
@@ -44,55 +45,48 @@ Progress = Callable[[str], None]
 _TEMPLATE_TOKENS = 1024
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What an artifact says of itself, as far as running and judging it depend on that.
-
-    Attributes:
-        file_type: as :mod:`qexport.verify.thresholds` knows it; empty if unknown.
-        size: bytes of weights.
-        chat_template: whether it has one.
-        complete_chats: a rendered chat has all special tokens already; llama.cpp adds what the file says.
-        context: tokens that the model has; 0 if unknown.
-        head: whether it has an MTP head.
-    """
-
-    file_type: str = ""
-    size: int = 0
-    bits_per_weight: float = 0.0
-    chat_template: bool = False
-    complete_chats: bool = False
-    context: int = 0
-    head: bool = False
-
-
 @dataclass
 class Steps:
     """One artifact in one runtime, and what has been found so far."""
 
-    path: Path
+    about: Description
     view: ModelView | None
     options: VerifyOptions
-    runtime: Runtime
     progress: Progress
-    subject: Subject = field(default_factory=Subject)
+    runtime: Runtime | None = None
     findings: list[Finding] = field(default_factory=list)
     answers: list[Generation] = field(default_factory=list)
     mtp_answers: list[Generation] = field(default_factory=list)
     version: str = ""
     load_s: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """Of the file, or of the folder."""
+        return self.about.path.absolute().name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files that belong to it: weights, configs, tokenizer."""
+        return sum(size for name, size in self.about.files.items() if not is_made_here(name))
+
     def add(self, finding: Finding) -> None:
         """Note a finding and say it."""
         self.findings.append(finding)
-        self.progress(f"{self.path.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
+        self.progress(f"{self.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
 
-    def plain(self) -> None:
+    def run(self, runtime: Runtime) -> None:
+        """Without MTP, then with it. Raises EnvironmentProblem where the runtime is not there."""
+        self._plain(runtime)
+        self.runtime = runtime
+        self._mtp(runtime)
+
+    def _plain(self, runtime: Runtime) -> None:
         """Without MTP: tokens, template, answers with log-probabilities."""
-        self.progress(f"{self.path.name}: loading into {self.runtime.name}")
+        self.progress(f"{self.name}: loading into {runtime.name}")
         stage = Check.LOADS
         try:
-            with self.runtime.open(self.path, self._settings(0)) as session:
+            with runtime.open(self.about.path, self._settings(0)) as session:
                 self.version, self.load_s = session.version, session.load_s
                 self.add(Finding(stage, Status.PASS, f"loaded in {self.load_s:.1f} s"))
                 if session.facts.get("strict"):
@@ -101,7 +95,7 @@ class Steps:
                 stage = Check.TOKENS
                 self.add(self._tokens(session))
                 stage = Check.ENDS
-                self.add(self._ends(session))
+                self.add(self._ends(session, runtime))
                 stage = Check.GENERATES
                 for ids in self._prompts(session):
                     self.answers.append(self._generate(session, ids, n_probs=self.options.n_probs))
@@ -113,23 +107,23 @@ class Steps:
         except RuntimeFailure as failure:
             self.add(_failed(stage, failure))
 
-    def mtp(self) -> None:
+    def _mtp(self, runtime: Runtime) -> None:
         """The same prompts again with the MTP head drafting, where there is a head."""
-        if not self.subject.head:
+        if not self.about.drafts:
             return
         if not self.options.mtp or not self.options.draft_max:
             self.add(skipped(Check.MTP_LOADS, "not asked for"))
             return
-        if not self.runtime.drafts:
-            self.add(skipped(Check.MTP_LOADS, f"{self.runtime.name} has no MTP"))
+        if not runtime.drafts:
+            self.add(skipped(Check.MTP_LOADS, f"{runtime.name} has no MTP"))
             return
         if not self.answers:
             self.add(skipped(Check.MTP_LOADS, "the file does not run without MTP either"))
             return
-        self.progress(f"{self.path.name}: loading again with MTP")
+        self.progress(f"{self.name}: loading again with MTP")
         stage = Check.MTP_LOADS
         try:
-            with self.runtime.open(self.path, self._settings(self.options.draft_max)) as session:
+            with runtime.open(self.about.path, self._settings(self.options.draft_max)) as session:
                 self.add(Finding(stage, Status.PASS, f"loaded with MTP in {session.load_s:.1f} s"))
                 stage = Check.MTP_TEXT
                 if reason := session.facts.get("no_drafts"):
@@ -145,7 +139,7 @@ class Steps:
         """Everything that can be said about the answers. Returns the reference, built here if need be."""
         if not self.answers:
             return reference
-        limits = self.options.limits or tolerance(self.subject.file_type)
+        limits = self.options.limits or tolerance(self.about.file_type)
         self.add(judge_finite(self.answers))
         scored = self._score(reference)
         scores = scored[1] if isinstance(scored, tuple) else None
@@ -159,7 +153,7 @@ class Steps:
                     self.answers,
                     scored[1],
                     limits,
-                    file_type=self.subject.file_type or "unknown type",
+                    file_type=self.about.file_type or "unknown type",
                     source=reference.label,
                     noise=reference.noise,
                 )
@@ -171,7 +165,23 @@ class Steps:
 
     def report(self) -> Report:
         """All of it, frozen."""
-        return report_of(self.path.name, self.subject, self.findings, [self])
+        drafting = self.mtp_answers
+        drafted = sum(answer.draft_n for answer in drafting)
+        accepted = sum(answer.draft_accepted for answer in drafting)
+        agreed = next((found.data for found in self.findings if found.check is Check.AGREEMENT), {})
+        order = list(Check)
+        return Report(
+            artifact=self.name,
+            engine=Engine("none" if self.runtime is None else self.runtime.name, self.version),
+            findings=tuple(sorted(self.findings, key=lambda finding: order.index(finding.check))),
+            texts=tuple(answer.text for answer in self.answers),
+            file_type=self.about.file_type,
+            size=self.size,
+            bits_per_weight=self.about.bits_per_weight,
+            load_s=self.load_s,
+            drafts=Drafts(drafted, accepted, len(drafting)) if drafting else None,
+            measures=Measures(agreement=agreed.get("agreement"), agreement_tokens=agreed.get("tokens")),
+        )
 
     def _settings(self, draft_max: int) -> Settings:
         options = self.options
@@ -184,7 +194,7 @@ class Steps:
             len(prompt.encode()) for prompt in self.options.prompts or (*CHAT_PROMPTS, *RAW_PROMPTS)
         )
         wanted = -(-(longest + _TEMPLATE_TOKENS + self.options.n_predict) // 256) * 256
-        return max(self.options.context, min(wanted, self.subject.context))
+        return max(self.options.context, min(wanted, self.about.context))
 
     def _generate(self, session: Session, ids: Sequence[int], *, n_probs: int) -> Generation:
         return session.generate(ids, n_predict=self.options.n_predict, n_probs=n_probs)
@@ -215,18 +225,18 @@ class Steps:
         words = f"{found.summary}; the source's class cuts {apart} of them otherwise than its tokenizer.json"
         return replace(found, summary=words, data={**found.data, "class_differs": apart})
 
-    def _ends(self, session: Session) -> Finding:
+    def _ends(self, session: Session, runtime: Runtime) -> Finding:
         try:
             source = None if self.view is None else source_ends(self.view)
         except InputError as error:
             return skipped(Check.ENDS, redact(error.message))
         prompts = [session.tokenize(text, add_special=True) for text in RAW_PROMPTS]
-        return judge_ends(source, session.ends(), prompts, by_text=self.runtime.ends_by_text)
+        return judge_ends(source, session.ends(), prompts, by_text=runtime.ends_by_text)
 
     def _prompts(self, session: Session) -> list[tuple[int, ...]]:
         """Prompt ids: through the artifact's chat template where it has one, else as they are."""
-        texts = self._chats(session) if self.subject.chat_template else None
-        add_special = texts is None or not self.subject.complete_chats
+        texts = self._chats(session) if self.about.chats else None
+        add_special = texts is None or not self.about.complete_chats
         if texts is None:
             texts = list(self.options.prompts or RAW_PROMPTS)
         prompts = [session.tokenize(text, add_special=add_special) for text in texts]
@@ -271,12 +281,12 @@ class Steps:
                 words = f"the source needs about {size.needed / 1e9:.1f} GB in bf16"
                 words += f", {size.available / 1e9:.1f} GB are free"
                 return skipped(Check.AGREEMENT, words, needed=size.needed, available=size.available)
-            self.progress(f"{self.path.name}: loading the source as {size.dtype}")
+            self.progress(f"{self.name}: loading the source as {size.dtype}")
             try:
                 reference = reference_from_view(self.view, dtype=size.dtype)
             except (EnvironmentProblem, InputError) as error:
                 return skipped(Check.AGREEMENT, redact(error.message))
-        self.progress(f"{self.path.name}: comparing with {reference.label}")
+        self.progress(f"{self.name}: comparing with {reference.label}")
         rows = self.view.text.get("vocab_size") if self.view is not None else None
         highest = max(max((*answer.prompt_ids, *answer.tokens)) for answer in self.answers)
         if rows is not None and highest >= rows:
@@ -296,27 +306,3 @@ def _failed(check: Check, failure: RuntimeFailure) -> Finding:
     if failure.kind is Failure.LACKING:
         return Finding(check, Status.SKIPPED, failure.message, data)
     return Finding(check, Status.FAIL, failure.message, data)
-
-
-def report_of(artifact: str, subject: Subject, findings: Sequence[Finding], runs: Sequence[Steps]) -> Report:
-    """A report of ``findings`` and of what ran (perhaps nothing)."""
-    drafting = [answer for steps in runs for answer in steps.mtp_answers]
-    drafted = sum(answer.draft_n for answer in drafting)
-    accepted = sum(answer.draft_accepted for answer in drafting)
-    agreed = next((found.data for found in findings if found.check is Check.AGREEMENT), {})
-    order = list(Check)
-    return Report(
-        artifact=artifact,
-        engine=RuntimeVersion(
-            ", ".join(steps.runtime.name for steps in runs) or "none",
-            ", ".join(steps.version for steps in runs),
-        ),
-        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.check))),
-        texts=tuple(answer.text for steps in runs for answer in steps.answers),
-        file_type=subject.file_type,
-        size=subject.size,
-        bits_per_weight=subject.bits_per_weight,
-        load_s=runs[0].load_s if runs else 0.0,
-        drafts=Drafts(drafted, accepted, len(drafting)) if drafting else None,
-        measures=Measures(agreement=agreed.get("agreement"), agreement_tokens=agreed.get("tokens")),
-    )

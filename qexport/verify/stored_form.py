@@ -6,7 +6,7 @@ and drafts garbage. Five findings, from headers and a few scalars, with nothing 
 ================  ====================================================================================
 ``tensors``       the family's tensors are all there, of the right shape, and no others; tied as declared
 ``stored``        codes and scales fit together
-``declared``      each module is in the form that the config promises (:mod:`qexport.verify.loader_rules`)
+``declared``      each module is in the form that the config promises (:mod:`qexport.formats.hf`)
 ``fused``         what runtimes fuse is in one form, and NVFP4 partners share one global scale
 ``mtp_declared``  a head is declared if and only if it is there
 ================  ====================================================================================
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.artifact import Artifact, Kind, skeleton
+from qexport.artifacts.artifact import Artifact, skeleton
+from qexport.artifacts.layout import Asked, Promise
 from qexport.artifacts.weights import StoredWeight
 from qexport.errors import InputError
 from qexport.families.build import EXPERT_PARTS, expected_tensors
@@ -32,7 +33,6 @@ from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.linears import FUSED_ROLES
 from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.judge import skipped
-from qexport.verify.loader_rules import Asked, Promise, promises
 
 if TYPE_CHECKING:
     from qexport.artifacts.forms import Form
@@ -73,18 +73,17 @@ class _Weight:
 
 
 def check_stored_form(artifact: Artifact) -> list[Finding]:
-    """All findings about what is stored; GGUF files, which promise by themselves, get two of the five."""
+    """All findings about what is stored; a layout that promises nothing (GGUF) gets two of the five."""
     missing = _missing(artifact)
     findings = [
         _finding(Check.TENSORS, [*missing, *_unknown(artifact), *_ties(artifact)], "tensors, all known")
     ]
-    if artifact.kind is not Kind.GGUF:
+    if not artifact.layout.own:
         weights = list(_weights(artifact))
         count = f"{len(weights)} weights"
         findings.append(_finding(Check.STORED, list(_broken(weights)), f"{count}, codes and scales fit"))
         findings.append(_declared(artifact, weights, count))
-        # MLX runs every matrix by itself, and its mixed recipes give v_proj more bits than q_proj.
-        unlike = [] if artifact.kind is Kind.MLX else list(_unlike(weights))
+        unlike = list(_unlike(weights)) if artifact.layout.fuses else []
         findings.append(_finding(Check.FUSED, unlike, "fused modules are alike"))
     if (head := _mtp(artifact)) is not None:
         findings.append(head)
@@ -153,7 +152,7 @@ def _unknown(artifact: Artifact) -> Iterator[str]:
         try:
             shape = weight.decode().shape
         except InputError as error:
-            if artifact.kind is Kind.GGUF:
+            if artifact.layout.own:
                 yield error.message
             continue
         wanted = tensor.shape
@@ -167,11 +166,11 @@ def _unknown(artifact: Artifact) -> Iterator[str]:
 
 def _ties(artifact: Artifact) -> Iterator[str]:
     tied = bool(artifact.text.get("tie_word_embeddings"))
-    if tied and "lm_head.weight" in artifact.weights and artifact.kind is not Kind.GGUF:
+    if tied and "lm_head.weight" in artifact.weights and not artifact.layout.own:
         yield "tie_word_embeddings is true, yet there is an lm_head.weight: readers take one or the other"
     root, text = artifact.config.get("tie_word_embeddings"), artifact.config.get("text_config")
     inner = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
-    if artifact.kind is not Kind.GGUF and root is not None and inner is not None and root != inner:
+    if not artifact.layout.own and root is not None and inner is not None and root != inner:
         yield f"tie_word_embeddings is {root} at the root of config.json and {inner} in text_config"
 
 
@@ -186,45 +185,24 @@ def _broken(weights: list[_Weight]) -> Iterator[str]:
 def _declared(artifact: Artifact, weights: list[_Weight], count: str) -> Finding:
     problems: list[str] = []
     try:
-        rule = promises(artifact)
+        rule = artifact.layout.promises(artifact)
         for weight in weights:
             if weight.role is None or weight.form is None:
                 continue
-            promise = rule(Asked(weight.stored.module, weight.role))
-            problems.extend(_disagreement(artifact.kind, weight, promise))
-        problems.extend(_two_configs(artifact))
+            promise = rule(Asked(weight.stored.module, weight.role, weight.form))
+            problems.extend(_disagreement(weight, promise))
+        problems.extend(artifact.layout.contradictions(artifact))
     except InputError as error:
         return skipped(Check.DECLARED, error.message)
     return _finding(Check.DECLARED, problems, f"{count} in the form that the config promises")
 
 
-def _disagreement(kind: Kind, weight: _Weight, promise: Promise) -> Iterator[str]:
-    form = weight.form
-    assert form is not None
-    what = weight.stored.module
+def _disagreement(weight: _Weight, promise: Promise) -> Iterator[str]:
+    what, form = weight.stored.module, weight.form
     if isinstance(promise, str):
         yield f"{what}: {promise}"
-    elif form.kind == "float":
-        # MLX goes by the scales being there, so floats are what they are unless an override names them.
-        if promise is not None and kind is not Kind.MLX:
-            yield f"{what} is stored as {form}, but the config promises {promise}"
-    elif promise is None:
-        yield f"{what} is stored as {form}, but the config promises floats"
-    elif form != promise:
-        yield f"{what} is stored as {form}, but the config promises {promise}"
-
-
-def _two_configs(artifact: Artifact) -> Iterator[str]:
-    """ModelOpt's two declarations; which one is read depends on the reader."""
-    file, inner = artifact.details.get("modelopt"), artifact.details.get("quantization")
-    if artifact.kind is not Kind.MODELOPT or not file or not inner:
-        return
-    other = file.get("quantization") or {}
-    if other.get("quant_algo") != inner.get("quant_algo"):
-        yield f"quant_algo is {inner.get('quant_algo')!r} here, {other.get('quant_algo')!r} in the other file"
-    one, two = set(inner.get("ignore") or ()), set(other.get("exclude_modules") or ())
-    if one != two:
-        yield f"config.json and hf_quant_config.json exclude different modules: {sorted(one ^ two)}"
+    elif form is not None and (form if form.kind != "float" else None) != promise:
+        yield f"{what} is stored as {form}, but the config promises {promise or 'floats'}"
 
 
 def _unlike(weights: list[_Weight]) -> Iterator[str]:

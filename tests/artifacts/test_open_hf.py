@@ -10,21 +10,22 @@ import pytest
 import torch
 from zoo_types import Zoo
 
-from qexport.artifacts import Artifact, Kind, open_artifact
+from qexport.artifacts import Artifact
 from qexport.errors import InputError, UsageProblem
 from qexport.export.rows import read_rows
 from qexport.families.view import ModelView
+from qexport.formats.opening import open_artifact
 
 Source = Callable[[str], Path]
 Make = Callable[[Path], folders.Packed]
-CASES: dict[str, tuple[Make, Kind]] = {
-    "plain": (folders.Packed, Kind.SAFETENSORS),
-    "fp8": (folders.fp8_folder, Kind.FP8),
-    "compressed fp8": (folders.compressed_fp8, Kind.COMPRESSED_TENSORS),
-    "compressed fp8 rows": (lambda s: folders.compressed_fp8(s, "channel"), Kind.COMPRESSED_TENSORS),
-    "compressed nvfp4": (folders.compressed_nvfp4, Kind.COMPRESSED_TENSORS),
-    "modelopt": (folders.modelopt, Kind.MODELOPT),
-    "modelopt mixed": (lambda s: folders.modelopt(s, mixed=True), Kind.MODELOPT),
+CASES: dict[str, tuple[Make, str]] = {
+    "plain": (folders.Packed, "safetensors"),
+    "fp8": (folders.fp8_folder, "fp8"),
+    "compressed fp8": (folders.compressed_fp8, "compressed-tensors"),
+    "compressed fp8 rows": (lambda s: folders.compressed_fp8(s, "channel"), "compressed-tensors"),
+    "compressed nvfp4": (folders.compressed_nvfp4, "compressed-tensors"),
+    "modelopt": (folders.modelopt, "modelopt"),
+    "modelopt mixed": (lambda s: folders.modelopt(s, mixed=True), "modelopt"),
 }
 
 
@@ -54,10 +55,10 @@ def expected(folder: folders.Packed, name: str, experts: int) -> torch.Tensor:
     [*((case, "qwen3_5_moe") for case in CASES), ("fp8", "qwen3_5"), ("modelopt mixed", "qwen3_5")],
 )
 def test_every_value(source: Source, tmp_path: Path, case: str, model: str) -> None:
-    make, kind = CASES[case]
+    make, word = CASES[case]
     folder = make(source(model))
     artifact = open_artifact(folder.write(tmp_path / "out"))
-    assert artifact.kind is kind
+    assert artifact.layout.word == word
     assert artifact.has_head
     assert artifact.declared_mtp == 1
     view = artifact.view()

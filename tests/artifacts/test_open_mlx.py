@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import save_file
 from zoo_types import Zoo
 
-from qexport.artifacts import Kind, open_artifact
 from qexport.errors import InputError
 from qexport.export.rows import read_rows
 from qexport.families.view import ModelView
+from qexport.formats.opening import open_artifact
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
 Source = Callable[[str], Path]
@@ -39,7 +39,7 @@ def check(view: ModelView, expected: folders.Tensors, *, head: bool) -> None:
 def test_affine(source: Source, tmp_path: Path, bits: int, group: int) -> None:
     packed = folders.mlx_folder(source("qwen3_5"), bits=bits, group=group)
     artifact = open_artifact(packed.write(tmp_path / "out"))
-    assert artifact.kind is Kind.MLX
+    assert artifact.layout.word == "mlx"
     check(artifact.view(), packed.expected, head=True)
 
 
@@ -66,7 +66,7 @@ def test_not_quantized(source: Source, tmp_path: Path) -> None:
     }
     del packed.config["quantization"], packed.config["quantization_config"]
     artifact = open_artifact(packed.write(tmp_path / "out"))
-    assert artifact.kind is Kind.MLX
+    assert artifact.layout.word == "mlx"
     plain = folders.Packed(packed.source).expected
     kept = {name: tensor for name, tensor in plain.items() if not folders.NEVER.search(name)}
     check(artifact.view(), packed.expected | {n: t for n, t in kept.items() if "visual" not in n}, head=True)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from zoo_types import Zoo
 
-from qexport.artifacts import open_artifact
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import Repaired, diagnose
 from qexport.export.execute import execute
@@ -24,6 +23,7 @@ from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.formats.opening import open_artifact
 from qexport.formats.plan import ArtifactPlan
 from qexport.receipt.verification import Status
 from qexport.verify.stored_form import check_stored_form

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from zoo_types import Zoo
 
-from qexport.artifacts import open_artifact
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.export.execute import execute
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
+from qexport.formats.opening import open_artifact
 from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.stored_form import check_stored_form
 

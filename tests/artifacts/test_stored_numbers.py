@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import save_file
 from zoo_types import Zoo
 
-from qexport.artifacts import open_artifact
-from qexport.checkpoint.local import LocalCheckpoint
-from qexport.container.gguf_file import read_gguf
+from qexport.artifacts.layout import Found
+from qexport.formats.gguf import numbers as gguf_numbers
+from qexport.formats.opening import layout_of
 from qexport.receipt.verification import Check, Finding, Status
-from qexport.verify import stored_numbers
-from qexport.verify.stored_numbers import folder_numbers, gguf_numbers
+from qexport.verify.stored_numbers import check_numbers
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
 BLOCKS = 400
@@ -36,12 +35,13 @@ def write_blocks(path: Path, type_name: str, data: np.ndarray) -> Path:
     return path
 
 
-def look(path: Path) -> Finding:
-    return gguf_numbers(path, read_gguf(path))
+def look(path: Path, **options: int) -> Finding:
+    found = Found(path)
+    return check_numbers(layout_of(found).describe(found).numbers(), **options)
 
 
 def gguf_types() -> list[str]:
-    return sorted(set(stored_numbers._GGUF) - {"MXFP4", "NVFP4", "Q1_0", "F64"})
+    return sorted(set(gguf_numbers.BLOCKS) - {"MXFP4", "NVFP4", "Q1_0", "F64"})
 
 
 @pytest.mark.parametrize("type_name", gguf_types())
@@ -85,17 +85,16 @@ def test_codes_that_stand_for_no_number(
     assert "block 2," in found.summary
 
 
-def test_a_file_longer_than_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_numbers, "_CHUNK", 100)
+def test_a_file_longer_than_one_piece(tmp_path: Path) -> None:
     data = np.zeros((60, 34), np.uint8)
     data[41, 1] = 0x7E
-    found = look(write_blocks(tmp_path / "bad.gguf", "Q8_0", data))
+    found = look(write_blocks(tmp_path / "bad.gguf", "Q8_0", data), chunk=100)
     assert "1 of 60 blocks" in found.summary
     assert "block 41, row 41" in found.summary
 
 
 def test_a_type_that_is_not_known_is_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_numbers, "_GGUF", {})
+    monkeypatch.setattr(gguf_numbers, "BLOCKS", {})
     found = look(write_blocks(tmp_path / "one.gguf", "Q8_0", np.zeros((4, 34), np.uint8)))
     assert found.status is Status.SKIPPED
     assert "Q8_0" in found.summary
@@ -119,10 +118,6 @@ FORMS: dict[str, tuple[Made, tuple[str, ...]]] = {
 }
 
 
-def folder_finding(path: Path) -> Finding:
-    return folder_numbers(open_artifact(path), LocalCheckpoint(path, quantized=True))
-
-
 def spoiled(tensor: torch.Tensor, part: str, form: str) -> torch.Tensor:
     """The tensor with one number that is none, in its last row."""
     tensor = tensor.clone()
@@ -142,7 +137,7 @@ def test_a_folder_with_one_number_that_is_none(zoo: Zoo, tmp_path: Path, form: s
     packed = FORMS[form][0](zoo("qwen3_5", **SMALL))
     name = next(name for name in packed.tensors if name.endswith(part))
     packed.tensors[name] = spoiled(packed.tensors[name], part, form)
-    found = folder_finding(packed.write(tmp_path / "out"))
+    found = look(packed.write(tmp_path / "out"))
     assert (found.check, found.status) == (Check.NUMBERS, Status.FAIL)
     assert name in found.summary
     assert found.data["faults"][1:] == []
@@ -150,7 +145,7 @@ def test_a_folder_with_one_number_that_is_none(zoo: Zoo, tmp_path: Path, form: s
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_whole_folder_passes(zoo: Zoo, tmp_path: Path, form: str) -> None:
-    found = folder_finding(FORMS[form][0](zoo("qwen3_5", **SMALL)).write(tmp_path / "out"))
+    found = look(FORMS[form][0](zoo("qwen3_5", **SMALL)).write(tmp_path / "out"))
     assert found.status is Status.PASS, found.summary
     assert found.data["not_looked_at"] == []
 
@@ -161,7 +156,7 @@ def test_ranges_of_the_cache_and_zero_divisors(zoo: Zoo, tmp_path: Path) -> None
     packed.tensors[module].zero_()
     cache = "model.layers.3.self_attn.k_scale"
     packed.tensors[cache] = torch.tensor(torch.inf)
-    found = folder_finding(packed.write(tmp_path / "out"))
+    found = look(packed.write(tmp_path / "out"))
     assert found.status is Status.FAIL
     assert f"{module} is zero" in found.summary
     assert cache in found.summary
@@ -174,6 +169,6 @@ def test_the_head_in_a_sidecar(zoo: Zoo, tmp_path: Path) -> None:
     head[name] = spoiled(head[name], "weight", "affine")
     out = packed.write(tmp_path / "out")
     save_file({key: value.contiguous() for key, value in head.items()}, out / "mtp.safetensors")
-    found = folder_finding(out)
+    found = look(out)
     assert found.status is Status.FAIL, found.summary
     assert "q_proj" in found.summary

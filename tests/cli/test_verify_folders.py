@@ -15,8 +15,10 @@ from receipts_by_hand import bench as figures
 import qexport.pipeline.verify as command
 import qexport.verify.bench as bench_module
 import qexport.verify.bench_subject as subject_module
+from qexport.artifacts.description import Description
 from qexport.errors import EnvironmentProblem
-from qexport.receipt.speeds import Bench, RuntimeVersion
+from qexport.receipt.engine import Engine
+from qexport.receipt.speeds import Bench
 from qexport.receipt.typed import fit
 from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
 from qexport.verify.bench import Benched
@@ -41,7 +43,7 @@ def ran(monkeypatch):
         said = calls.says.get(path.name, PASSED)
         if isinstance(said, Exception):
             raise said
-        return Report(path.name, RuntimeVersion("xllamacpp", "1"), said)
+        return Report(path.name, Engine("xllamacpp", "1"), said)
 
     monkeypatch.setattr(command, "verify_artifact", verify)
     return calls
@@ -191,7 +193,7 @@ def test_what_ran_and_was_not_compared_is_6_unless_told(out, ran):
 
 
 def test_bench_measures_each_and_notes_it(out, ran, monkeypatch):
-    monkeypatch.setattr(subject_module, "bench_subject", lambda path, _: (path, None, None))
+    monkeypatch.setattr(subject_module, "bench_subject", lambda path, _: (Description(path), None))
     monkeypatch.setattr(bench_module, "bench", lambda *_: Benched(fit(Bench, figures(40.0), "bench", [])))
     found = ok("bench", out / "Tuned-GGUF", "--json")
     assert [each["artifact"] for each in found.json()["artifacts"]] == RECEIPTS

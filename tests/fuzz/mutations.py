@@ -32,11 +32,11 @@ import zoo
 from exported_folders import export, gguf
 from verify_fakes import write_llama
 
-from qexport.artifacts.gguf import open_gguf
-from qexport.container.gguf_file import read_gguf
+from qexport.artifacts.layout import Found
 from qexport.doctor.explain import explain
 from qexport.errors import QexportError
 from qexport.evidence.imatrix_file import read_imatrix
+from qexport.formats.gguf.reading import describe_gguf, open_gguf
 from qexport.formats.weights import weights_of
 from qexport.pipeline.model import ModelChoice, examine
 from qexport.pipeline.receipts import entry_of
@@ -47,7 +47,7 @@ from qexport.recipe.load import load_recipe
 from qexport.report.gather import gather
 from qexport.report.page import lay_out
 from qexport.report.write import html
-from qexport.verify.stored_numbers import gguf_numbers
+from qexport.verify.stored_numbers import check_numbers
 
 SLOW = 10.0
 """Seconds of processor time that no case may take."""
@@ -244,9 +244,9 @@ def _gguf(data: bytes, rng: random.Random) -> bytes:
 
 
 def _read_gguf(folder: Path) -> None:
-    info = read_gguf(folder / "model.gguf")
-    gguf_numbers(folder / "model.gguf", info)
-    open_gguf(folder / "model.gguf", _like())
+    path = folder / "model.gguf"
+    check_numbers(describe_gguf(Found(path)).numbers())
+    open_gguf(Found(path, _like()))
 
 
 _LIKE: list[Any] = []

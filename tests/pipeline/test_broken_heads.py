@@ -21,7 +21,7 @@ from quirks_planted import change_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qexport.artifacts import open_artifact
+from qexport.artifacts.layout import Found
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.container.gguf_file import read_gguf
 from qexport.demo import MODEL
@@ -30,6 +30,7 @@ from qexport.families.view import ModelView
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.opening import layout_of, open_artifact
 from qexport.pipeline import export
 from qexport.pipeline.export import Item
 from qexport.pipeline.folders import FolderOptions, FolderTarget
@@ -37,7 +38,7 @@ from qexport.pipeline.gguf import GgufTarget
 from qexport.pipeline.measure import Measure, measuring
 from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.stored_form import check_stored_form
-from qexport.verify.stored_numbers import folder_numbers, gguf_numbers
+from qexport.verify.stored_numbers import check_numbers
 
 pytestmark = pytest.mark.slow
 
@@ -168,9 +169,8 @@ def test_a_head_that_was_broken_before_the_export(
 
 
 def _numbers(path: Path) -> Finding:
-    if path.is_file():
-        return gguf_numbers(path, read_gguf(path))
-    return folder_numbers(open_artifact(path), LocalCheckpoint(path, quantized=True))
+    found = Found(path)
+    return check_numbers(layout_of(found).describe(found).numbers())
 
 
 @pytest.mark.parametrize("name", FORMATS)

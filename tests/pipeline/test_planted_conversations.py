@@ -11,6 +11,7 @@ import pytest
 import torch
 from quirks_planted import change_json, change_tensors
 
+from qexport.artifacts.layout import Found
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.container.gguf_file import read_gguf
 from qexport.doctor import Diagnosis, diagnose
@@ -18,11 +19,12 @@ from qexport.errors import InputError
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.opening import layout_of
 from qexport.pipeline import export
 from qexport.pipeline.folders import FolderTarget
 from qexport.pipeline.gguf import GgufTarget
 from qexport.receipt.verification import Status
-from qexport.verify.conversation import folder_ends, gguf_template, template_kept
+from qexport.verify.conversation import folder_ends, template_kept
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
 SIZES |= {"kv_heads": 1, "key_heads": 1, "value_heads": 2, "shards": 1}
@@ -67,7 +69,6 @@ def test_a_hidden_template_an_unnamed_end_and_one_behind_every_prompt(folder: Pa
             assert found["tokenizer.ggml.eos_token_id"] == number
             assert found["tokenizer.ggml.add_eos_token"] is False
             assert found["tokenizer.chat_template"] == text
-            kept = gguf_template(view, found)
         else:
             files = {each.name: each.read_bytes() for each in path.iterdir() if each.suffix != ".safetensors"}
             assert number in folder_ends(files, json.loads(files["config.json"])), name
@@ -75,7 +76,8 @@ def test_a_hidden_template_an_unnamed_end_and_one_behind_every_prompt(folder: Pa
             assert json.loads(files[TOKENIZER])["add_eos_token"] is False
             single = json.loads(files["tokenizer.json"])["post_processor"]["single"]
             assert "SpecialToken" not in single[-1]
-            kept = template_kept(view, files)
+        about = layout_of(Found(path)).describe(Found(path))
+        kept = template_kept(view, about.templates)
         assert kept is not None
         assert kept.status is Status.PASS, name
 

@@ -24,13 +24,13 @@ from quirks_planted import PLANTS, change_config
 from safetensors import safe_open
 from zoo_types import Zoo
 
-from qexport.artifacts import open_artifact
 from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.opening import open_artifact
 from qexport.pipeline import export
 from qexport.pipeline.folders import FolderOptions, FolderTarget
 from qexport.receipt.verification import Status

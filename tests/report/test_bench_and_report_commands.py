@@ -30,8 +30,8 @@ def asked(monkeypatch):
     """What ``bench`` is called with; it answers with the figures of a made-up machine."""
     calls = []
 
-    def fake(path, subject, runtime, options, say):
-        calls.append((path, subject, runtime, options))
+    def fake(about, runtime, options, say):
+        calls.append((about.path, about, runtime, options))
         say("measuring")
         return Benched(fit(Bench, figures(40.0), "bench", []))
 

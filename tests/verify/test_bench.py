@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from verify_fakes import generation, write_llama
 
+from qexport.artifacts.description import Description
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import InputError, UsageProblem
-from qexport.receipt.speeds import Bench, Range, RuntimeVersion
+from qexport.receipt.engine import Engine
+from qexport.receipt.speeds import Bench, Range
 from qexport.receipt.typed import as_json, fit
 from qexport.verify import machine
 from qexport.verify.bench import BenchOptions, bench
@@ -18,9 +21,9 @@ from qexport.verify.bench_subject import Choice, bench_subject
 from qexport.verify.machine import this_machine
 from qexport.verify.prompts import BENCH_PROMPTS
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
-from qexport.verify.steps import Subject
 
-HEAD = Subject(chat_template=True, context=4096, head=True)
+PATH = Path("a.gguf")
+HEAD = Description(PATH, chats=True, context=4096, drafts=True)
 
 
 @dataclass
@@ -89,13 +92,13 @@ def even(speed, last=4):
     return {n_max: [(20, speed * (1 + n_max))] for n_max in range(last + 1)}
 
 
-def measured(runtime, path, subject=HEAD, **options):
-    return bench(path, subject, runtime, BenchOptions(**options), lambda _: None)
+def measured(runtime, subject=HEAD, **options):
+    return bench(subject, runtime, BenchOptions(**options), lambda _: None)
 
 
-def test_bare_first_then_every_n_max(tmp_path):
+def test_bare_first_then_every_n_max():
     runtime = Runtime(even(10.0))
-    found = measured(runtime, tmp_path / "a.gguf", threads=3, time_limit=9.0).bench
+    found = measured(runtime, threads=3, time_limit=9.0).bench
     assert [settings.draft_max for settings in runtime.opened] == [0, 1, 2, 3, 4]
     assert {(settings.threads, settings.time_limit) for settings in runtime.opened} == {(3, 9.0)}
     assert [speed.n_max for speed in found.speeds] == [0, 1, 2, 3, 4]
@@ -103,60 +106,60 @@ def test_bare_first_then_every_n_max(tmp_path):
     assert [speed.acceptance for speed in found.speeds] == [None, 0.5, 0.5, 0.5, 0.5]
     assert found.bare == found.speeds[0]
     assert found.best == found.speeds[4]
-    assert (found.engine, found.threads, found.prompts) == (RuntimeVersion("fake", "1.0"), 3, 4)
+    assert (found.engine, found.threads, found.prompts) == (Engine("fake", "1.0"), 3, 4)
     assert found.notes == ()
 
 
-def test_a_warm_up_is_not_counted(tmp_path):
+def test_a_warm_up_is_not_counted():
     # The first answer is a thousand times slower; after it, one for each prompt, three times.
     slow = [(20, 0.01), *[(20, 50.0)] * 12]
-    found = measured(Runtime({0: slow}), tmp_path / "a", n_max=0).bench
+    found = measured(Runtime({0: slow}), n_max=0).bench
     assert found.bare is not None
     assert found.bare.tok_s == Range(50, 50, 50)
 
 
-def test_a_round_is_its_tokens_over_their_time(tmp_path):
+def test_a_round_is_its_tokens_over_their_time():
     # 100 tokens in 10 seconds and 10 in a tenth: 110 in 10.1, not the mean of 10 and 100.
     speeds = [(1, 1.0), *[(100, 10.0), (10, 100.0)] * 2]
-    found = measured(Runtime({0: speeds}), tmp_path / "a", n_max=0, prompts=("x", "y"), repeats=2).bench
+    found = measured(Runtime({0: speeds}), n_max=0, prompts=("x", "y"), repeats=2).bench
     assert found.bare is not None
     assert found.bare.tok_s.median == pytest.approx(110 / 10.1, abs=1e-3)
 
 
-def test_the_median_and_the_spread(tmp_path):
+def test_the_median_and_the_spread():
     speeds = [(9, 1.0), (9, 30.0), (9, 10.0), (9, 12.0)]
-    found = measured(Runtime({0: speeds}), tmp_path / "a", n_max=0, prompts=("x",), repeats=3).bench
+    found = measured(Runtime({0: speeds}), n_max=0, prompts=("x",), repeats=3).bench
     assert found.bare is not None
     assert found.bare.tok_s == Range(12, 10, 30)
     assert found.bare.prompt_tok_s == Range(1001, 1000, 1002)
 
 
-def test_reading_is_measured_on_a_long_prompt(tmp_path):
+def test_reading_is_measured_on_a_long_prompt():
     runtime = Runtime(even(10.0, 0))
-    found = measured(runtime, tmp_path / "a", n_max=0, prompt_tokens=300).bench
+    found = measured(runtime, n_max=0, prompt_tokens=300).bench
     assert {len(ids) for ids, reads in runtime.sessions[0].asked if reads} == {300}
     assert found.prompt_tokens == 300
     assert runtime.opened[0].context >= 300 + 8
 
 
-def test_a_short_context_is_kept_to(tmp_path):
+def test_a_short_context_is_kept_to():
     runtime = Runtime(even(10.0, 0))
-    subject = Subject(context=1100)
-    found = measured(runtime, tmp_path / "a", subject, n_max=0, prompt_tokens=2000, n_predict=8).bench
+    subject = Description(PATH, context=1100)
+    found = measured(runtime, subject, n_max=0, prompt_tokens=2000, n_predict=8).bench
     assert runtime.opened[0].context == 1100
     assert found.prompt_tokens == 1092
 
 
-def test_answers_that_do_not_fit_are_refused(tmp_path):
+def test_answers_that_do_not_fit_are_refused():
     with pytest.raises(UsageProblem, match="do not fit into a context of 1024"):
-        measured(Runtime(even(10.0)), tmp_path / "a", Subject(context=1024), n_predict=1020)
+        measured(Runtime(even(10.0)), Description(PATH, context=1024), n_predict=1020)
 
 
-def test_chats_go_through_the_template_and_raw_text_gets_special_tokens(tmp_path):
+def test_chats_go_through_the_template_and_raw_text_gets_special_tokens():
     chat, raw = Runtime(even(10.0, 0)), Runtime(even(10.0, 0))
-    whole = Subject(chat_template=True, complete_chats=True, context=4096)
-    measured(chat, tmp_path / "a", whole, n_max=0, prompts=("one two",))
-    measured(raw, tmp_path / "a", Subject(context=4096), n_max=0, prompts=("one two",))
+    whole = Description(PATH, chats=True, complete_chats=True, context=4096)
+    measured(chat, whole, n_max=0, prompts=("one two",))
+    measured(raw, Description(PATH, context=4096), n_max=0, prompts=("one two",))
     assert len(chat.sessions[0].asked[0][0]) == 2
     assert len(raw.sessions[0].asked[0][0]) == 9
 
@@ -164,37 +167,37 @@ def test_chats_go_through_the_template_and_raw_text_gets_special_tokens(tmp_path
 @pytest.mark.parametrize(
     ("subject", "drafts", "facts", "note"),
     [
-        (Subject(context=4096), True, {}, "without MTP only: there is no MTP head"),
+        (Description(PATH, context=4096), True, {}, "without MTP only: there is no MTP head"),
         (HEAD, False, {}, "without MTP only: fake does not run MTP heads"),
         (HEAD, True, {"no_drafts": "the CPU build cannot"}, "the CPU build cannot"),
     ],
 )
-def test_why_there_is_no_mtp_is_noted(tmp_path, subject, drafts, facts, note):
-    found = measured(Runtime(even(10.0), drafts=drafts, facts=facts), tmp_path / "a", subject)
+def test_why_there_is_no_mtp_is_noted(subject, drafts, facts, note):
+    found = measured(Runtime(even(10.0), drafts=drafts, facts=facts), subject)
     assert [speed.n_max for speed in found.bench.speeds] == [0]
     assert found.bench.notes == (note,)
     assert found.failures == ()
 
 
-def test_a_failure_with_mtp_leaves_the_other_figures(tmp_path):
-    found = measured(Runtime(even(10.0), fails=(2,)), tmp_path / "a")
+def test_a_failure_with_mtp_leaves_the_other_figures():
+    found = measured(Runtime(even(10.0), fails=(2,)))
     assert [speed.n_max for speed in found.bench.speeds] == [0, 1, 3, 4]
     assert [failure.message for failure in found.failures] == ["it died"]
     assert found.bench.notes == ("n-max 2: it died",)
 
 
-def test_a_failure_without_mtp_is_one(tmp_path):
+def test_a_failure_without_mtp_is_one():
     with pytest.raises(RuntimeFailure, match="it died"):
-        measured(Runtime(even(10.0), fails=(0,)), tmp_path / "a")
+        measured(Runtime(even(10.0), fails=(0,)))
 
 
-def test_answers_without_time_are_no_speed(tmp_path):
+def test_answers_without_time_are_no_speed():
     with pytest.raises(RuntimeFailure, match="too short to be timed"):
-        measured(Runtime({0: [(1, 0.0)]}), tmp_path / "a", n_max=0)
+        measured(Runtime({0: [(1, 0.0)]}), n_max=0)
 
 
-def test_a_bench_survives_json(tmp_path):
-    found = measured(Runtime(even(10.0), fails=(3,)), tmp_path / "a").bench
+def test_a_bench_survives_json():
+    found = measured(Runtime(even(10.0), fails=(3,))).bench
     assert fit(Bench, json.loads(json.dumps(found.to_json())), "bench", []) == found
     assert found.way.startswith("fake 1.0, threads by its own choice, on ")
     assert replace(found, threads=1).way.startswith("fake 1.0, 1 thread, on ")
@@ -223,10 +226,10 @@ def test_a_program_that_is_not_there_says_nothing():
 class TestSubject:
     def test_a_gguf_is_run_by_llama_cpp(self, tmp_path):
         path = write_llama(tmp_path / "a.gguf", template="{{ x }}")
-        where, subject, runtime = bench_subject(path, Choice())
-        assert (where, subject.context, subject.head, subject.chat_template) == (path, 512, False, True)
+        subject, runtime = bench_subject(path, Choice())
+        assert (subject.path, subject.context, subject.drafts, subject.chats) == (path, 512, False, True)
         assert isinstance(runtime, Xllamacpp)
-        assert isinstance(bench_subject(path, Choice(llama_server=path))[2], LlamaServer)
+        assert isinstance(bench_subject(path, Choice(llama_server=path))[1], LlamaServer)
 
     def test_a_gguf_is_not_run_by_others(self, tmp_path):
         path = write_llama(tmp_path / "a.gguf")
@@ -243,7 +246,7 @@ class TestSubject:
             bench_subject(folder, Choice(runtime="mlx-lm"))
         with pytest.raises(UsageProblem, match="is no GGUF file"):
             bench_subject(folder, Choice(llama_server=tmp_path / "x"))
-        _, subject, runtime = bench_subject(folder, Choice(python=tmp_path / "python"))
+        subject, runtime = bench_subject(folder, Choice(python=tmp_path / "python"))
         assert runtime.name == "vllm"
         assert subject.complete_chats
 
@@ -269,9 +272,9 @@ def test_llama_cpp_on_the_demo_model(tmp_path):
     diagnosis = examine(ModelChoice(str(MODEL)), download=False)
     items = export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis)
     (item,) = export.write(items, diagnosis)
-    path, subject, runtime = bench_subject(item.path, Choice())
+    subject, runtime = bench_subject(item.path, Choice())
     options = BenchOptions(n_max=2, n_predict=16, repeats=2, prompt_tokens=64, threads=1)
-    found = bench(path, subject, runtime, options, lambda _: None)
+    found = bench(subject, runtime, options, lambda _: None)
     assert found.failures == ()
     assert [speed.n_max for speed in found.bench.speeds] == [0, 1, 2]
     for speed in found.bench.speeds:

@@ -7,6 +7,7 @@ import json
 import pytest
 from verify_fakes import FakeReference, FakeRuntime, generation, tokenizer_json, write_llama
 
+from qexport.artifacts.description import folder_templates
 from qexport.checkpoint.chat_templates import ChatTemplates
 from qexport.families.view import ModelView
 from qexport.formats.gguf.ends import KNOWN_BY_TEXT
@@ -20,7 +21,7 @@ from qexport.verify.conversation import (
     template_kept,
 )
 from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify_gguf
+from qexport.verify.run import verify
 from qexport.verify.runtime import Settings
 
 ONE, OTHER = "{{ messages }}", "{{ messages[0] }}"
@@ -70,8 +71,9 @@ def test_what_is_not_there_is_not_judged():
 def test_a_null_that_hides_a_template_hides_nothing_here():
     files = {"chat_template.jinja": ONE.encode(), "tokenizer_config.json": b'{"chat_template": null}'}
     source = view(chat_template__jinja=ONE.encode(), tokenizer_config__json=b'{"chat_template": null}')
-    assert template_kept(source, files).status is Status.PASS
-    found = template_kept(source, {"tokenizer_config.json": b'{"chat_template": null}'})
+    assert template_kept(source, lambda _: folder_templates(files)).status is Status.PASS
+    hidden = {"tokenizer_config.json": b'{"chat_template": null}'}
+    found = template_kept(source, lambda _: folder_templates(hidden))
     assert found.status is Status.FAIL
     assert "here is none" in found.summary
 
@@ -82,7 +84,7 @@ def test_a_gguf_that_lost_its_template_fails(tmp_path, template):
     runtime = FakeRuntime(list(ANSWERS), stops=frozenset({319}))
     source = stopping(319, chat_template__jinja=ONE.encode())
     options = VerifyOptions(reference=False)
-    report = verify_gguf(path, view=source, runtime=runtime, options=options)
+    report = verify(path, view=source, runtime=runtime, options=options)
     assert report.finding(Check.TEMPLATE_KEPT).status is Status.FAIL
     assert not report.passed
 
@@ -144,7 +146,7 @@ def test_the_runtimes_word_is_what_counts(tmp_path):
     options = VerifyOptions(reference=False)
     for stops, status in (({319}, Status.PASS), ({11}, Status.FAIL), (None, Status.SKIPPED)):
         ends = None if stops is None else frozenset(stops)
-        report = verify_gguf(
+        report = verify(
             path, view=stopping(319), runtime=FakeRuntime(list(ANSWERS), stops=ends), options=options
         )
         assert report.finding(Check.ENDS).status is status
@@ -161,6 +163,6 @@ def test_llama_cpp_says_where_it_ends_a_reply(tmp_path, eos, status):
     with Xllamacpp().open(path, Settings(threads=1, context=256, time_limit=120)) as session:
         assert session.ends() == {319, {None: 11}.get(eos, eos)}  # <|end|> is known by its text
     options = VerifyOptions(threads=1, n_predict=4, time_limit=120, reference=False)
-    report = verify_gguf(path, view=stopping(319), options=options, reference=FakeReference())
+    report = verify(path, view=stopping(319), options=options, reference=FakeReference())
     found = report.finding(Check.ENDS)
     assert found.status is status, found.summary

@@ -20,7 +20,7 @@ from qexport.receipt.verification import Check, Status
 from qexport.verify.folder_runtimes import folder_runtime
 from qexport.verify.options import VerifyOptions
 from qexport.verify.reference import reference_from_folder
-from qexport.verify.run_folder import verify_folder
+from qexport.verify.run import verify
 from qexport.verify.runtime import Settings
 from qexport.verify.thresholds import tolerance
 
@@ -42,7 +42,7 @@ def test_transformers_reads_native_fp8(tmp_path, name):
     source = zoo.build(name, tmp_path / "source", **SIZES)
     path = quantized_folders.quantize(source, tmp_path / "fp8", "fp8")
     reference = reference_from_folder(tmp_path / "fp8-plain", dtype="bfloat16")
-    report = verify_folder(path, view=None, options=OPTIONS, reference=reference)
+    report = verify(path, view=None, options=OPTIONS, reference=reference)
     assert report.runtime == "transformers"
     assert report.verdict == "passed, without tokens, ends, template_kept, mtp_loads"
     assert Check.USED in report.verified
@@ -65,7 +65,7 @@ def test_transformers_says_what_is_missing(tmp_path):
     tensors["model.language_model.layers.2.input_layernorm.weight"] = norm
     del tensors["model.language_model.layers.2.mlp.down_proj.weight_scale_inv"]
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    report = verify_folder(path, view=None, options=OPTIONS)
+    report = verify(path, view=None, options=OPTIONS)
     assert report.verdict == "failed: file"
     assert "layers.2.mlp.down_proj.weight is F8_E4M3 and has no scale" in report.failures[0].summary
 
@@ -101,7 +101,7 @@ def test_mlx_lm_reads_its_own(mlx_folder):
     ids = [token % 100 for token in IDS]  # mlx reads on behind the end of its embedding
     # Random weights: near-ties everywhere, which a trained model does not have.
     options = replace(OPTIONS, limits=tolerance("MLX-5bit"))
-    report = verify_folder(mlx_folder, view=None, options=options, reference=reference)
+    report = verify(mlx_folder, view=None, options=options, reference=reference)
     assert report.runtime == "mlx-lm"
     assert report.file_type == "MLX-8bit"
     assert report.verdict == "passed, without tokens, ends, template_kept"
@@ -140,7 +140,7 @@ def test_no_code_out_of_the_folder_is_run(mlx_folder, tmp_path, place):
         config["auto_map"] = {"AutoTokenizer": ["own.T", None], "AutoConfig": "own.C"}
         config |= {"AutoTokenizer": "own.T", "tokenizer_class": "T"} if place == "tokenizer" else {}
     (tmp_path / name).write_text(json.dumps(config))
-    report = verify_folder(tmp_path, view=None, options=replace(OPTIONS, reference=False))
+    report = verify(tmp_path, view=None, options=replace(OPTIONS, reference=False))
     if place == "model_file":
         assert report.finding(Check.LOADS).status is Status.FAIL
     assert not (tmp_path / "ran").exists()

@@ -12,7 +12,7 @@ from verify_fakes import FakeReference, tokenizer_json, write_llama
 from qexport.families.view import ModelView
 from qexport.receipt.verification import Check, Status
 from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify_gguf
+from qexport.verify.run import verify
 from qexport.verify.runtime import Settings
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 
@@ -69,7 +69,7 @@ def test_a_good_file_passes_and_its_tokens_are_the_sources(runtime, model):
         "llama", "tiny", {}, {}, (), layers=2, mtp_layers=0, files={"tokenizer.json": tokenizer_json()}
     )
     options = VerifyOptions(threads=1, n_predict=16, time_limit=120, reference=False)
-    report = verify_gguf(model, view=view, options=options, runtime=runtime)
+    report = verify(model, view=view, options=options, runtime=runtime)
     for check in (Check.FILE, Check.LOADS, Check.TEMPLATE, Check.GENERATES, Check.FINITE, Check.TOKENS):
         finding = report.finding(check)
         assert finding is not None
@@ -79,7 +79,7 @@ def test_a_good_file_passes_and_its_tokens_are_the_sources(runtime, model):
 
 def test_nan_weights_are_found(runtime, tmp_path):
     path = write_llama(tmp_path / "nan.gguf", nan=True)
-    report = verify_gguf(path, view=None, options=OPTIONS, runtime=runtime, reference=FakeReference())
+    report = verify(path, view=None, options=OPTIONS, runtime=runtime, reference=FakeReference())
     assert not report.passed
     found = {finding.check for finding in report.failures}
     assert found & {Check.FINITE, Check.GENERATES}
@@ -88,7 +88,7 @@ def test_nan_weights_are_found(runtime, tmp_path):
 def test_a_head_that_is_declared_but_not_there(runtime, tmp_path):
     """Plain llamas have no MTP in llama.cpp: it loads, and says no when asked to draft."""
     path = write_llama(tmp_path / "declared.gguf", nextn=1, head=False)
-    report = verify_gguf(path, view=None, options=OPTIONS, runtime=runtime)
+    report = verify(path, view=None, options=OPTIONS, runtime=runtime)
     failed = {finding.check for finding in report.failures}
     assert Check.FILE in failed
     assert failed & {Check.LOADS, Check.MTP_LOADS}

@@ -17,7 +17,7 @@ from qexport.families.view import ModelView
 from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.options import VerifyOptions
 from qexport.verify.prompts import Probe, ids_by_file, probes
-from qexport.verify.run import verify_gguf
+from qexport.verify.run import verify
 from qexport.verify.source_tokenizer import ids_by_class
 
 DROP = object()
@@ -97,7 +97,7 @@ def tokens(tmp_path: Path, view: ModelView, mine: Any, theirs: Any) -> Finding:
     runtime = CuttingRuntime()
     runtime.mine, runtime.theirs = mine, theirs
     path = write_llama(tmp_path / "tiny.gguf")
-    report = verify_gguf(path, view=view, runtime=runtime, options=VerifyOptions(reference=False))
+    report = verify(path, view=view, runtime=runtime, options=VerifyOptions(reference=False))
     found = report.finding(Check.TOKENS)
     assert found is not None
     return found

@@ -11,20 +11,19 @@ import zoo
 from safetensors.torch import load_file, save_file
 from verify_fakes import FakeReference, FakeRuntime, generation
 
-from qexport.artifacts.opening import open_artifact
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
+from qexport.formats.opening import open_artifact
 from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify import memory
-from qexport.verify import run_folder as run_module
+from qexport.verify import run as run_module
 from qexport.verify.choose import can_judge, choose_runtime
 from qexport.verify.folder_runtimes import FolderRuntime
-from qexport.verify.folder_type import folder_type
 from qexport.verify.options import VerifyOptions
-from qexport.verify.run_folder import verify_folder
+from qexport.verify.run import verify
 from qexport.verify.thresholds import tolerance
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
@@ -53,7 +52,7 @@ def view(**fields) -> ModelView:
 
 def test_everything_checked_and_passed(folders):
     runtime = FakeRuntime(answers(), facts={"strict": True})
-    report = verify_folder(folders / "llama", view=None, runtimes=[runtime], reference=FakeReference())
+    report = verify(folders / "llama", view=None, runtime=runtime, reference=FakeReference())
     assert report.verdict == "passed, without tokens, ends, template_kept"
     assert (report.runtime, report.file_type) == ("fake", "F16")
     assert report.bits_per_weight == 16.0
@@ -63,7 +62,7 @@ def test_everything_checked_and_passed(folders):
 
 
 def test_a_folder_that_no_runtime_ran_is_never_verified(folders):
-    report = verify_folder(folders / "qwen3_5-modelopt-nvfp4", view=None)
+    report = verify(folders / "qwen3_5-modelopt-nvfp4", view=None)
     assert report.verdict == "not run"
     assert not report.passed
     assert report.runtime == "none"
@@ -74,16 +73,16 @@ def test_a_folder_that_no_runtime_ran_is_never_verified(folders):
 def test_a_runtime_that_is_not_installed_is_skipped_unless_it_was_named(folders, monkeypatch):
     problem = EnvironmentProblem("mlx-lm cannot be imported", hint="pip install it")
     monkeypatch.setattr(run_module, "choose_runtime", lambda *_: FakeRuntime(refuse=problem))
-    report = verify_folder(folders / "llama", view=None)
+    report = verify(folders / "llama", view=None)
     assert report.verdict == "not run"
     assert "pip install it" in report.finding(Check.LOADS).summary
     with pytest.raises(EnvironmentProblem):
-        verify_folder(folders / "llama", view=None, options=VerifyOptions(runtime="mlx-lm"))
+        verify(folders / "llama", view=None, options=VerifyOptions(runtime="mlx-lm"))
 
 
 def test_a_machine_that_lacks_kernels_verifies_nothing_and_accuses_nobody(folders):
     lacking = RuntimeFailure(Failure.LACKING, "no FP4 here")
-    report = verify_folder(folders / "llama", view=None, runtimes=[FakeRuntime(refuse=lacking)])
+    report = verify(folders / "llama", view=None, runtime=FakeRuntime(refuse=lacking))
     assert report.verdict == "not run"
     assert report.finding(Check.LOADS).status is Status.SKIPPED
 
@@ -95,7 +94,7 @@ def test_a_machine_too_small_for_a_folder_tries_nothing_and_accuses_nobody(folde
     monkeypatch.setattr(memory, "_for_children", lambda: 100_000)
     path = folders / "qwen3_5-fp8"
     for options in (VerifyOptions(), VerifyOptions(runtime="transformers")):
-        report = verify_folder(path, view=None, options=options)
+        report = verify(path, view=None, options=options)
         assert report.verdict == "not run"
         assert not report.failures
         found = report.finding(Check.LOADS)
@@ -138,48 +137,28 @@ def test_what_each_runtime_needs(folders):
     assert shortage("llama", "mlx-lm", short.needed) is None
 
 
-def test_findings_of_several_runtimes_say_whose_they_are(folders):
-    other = FakeRuntime(answers(), name="other")
-    report = verify_folder(
-        folders / "llama", view=None, runtimes=[FakeRuntime(answers()), other], reference=FakeReference()
-    )
-    assert report.passed
-    assert report.runtime == "fake, other"
-    assert [f.data["runtime"] for f in report.findings if f.check is Check.LOADS] == ["fake", "other"]
-    assert len(report.texts) == 4
-
-
-def test_one_of_two_runtimes_failing_fails(folders):
-    refused = [generation(range(24), text="\ufffd"), generation(range(24)), generation()]
-    runtimes = [FakeRuntime(answers()), FakeRuntime(refused, name="other")]
-    report = verify_folder(folders / "llama", view=None, runtimes=runtimes)
-    assert report.verdict == "failed: text"
-    assert report.failures[0].summary.startswith("other: ")
-
-
-def test_the_stored_form_comes_first_and_counts(folders):
-    bad = Finding(Check.FILE, Status.FAIL, "model.norm is listed and packed")
-    seen = []
-    report = verify_folder(
-        folders / "llama",
-        view=None,
-        runtimes=[FakeRuntime(answers())],
-        stored_form=lambda artifact: seen.append(artifact.label) or [bad],
-    )
-    assert seen == ["llama"]
-    assert report.verdict == "failed: file"
+def test_the_stored_form_comes_first_and_counts(folders, tmp_path):
+    for file in (folders / "qwen3_5").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["mtp_num_hidden_layers"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    runtime = FakeRuntime(answers())
+    report = verify(tmp_path, view=None, runtime=runtime, options=VerifyOptions(mtp=False))
+    assert len(runtime.opened) == 1
+    assert report.verdict == "failed: mtp_declared"
 
 
 def test_a_runtime_without_mtp_is_not_asked_for_it(folders):
     runtime = FakeRuntime(answers(), drafts=False, name="transformers")
-    report = verify_folder(folders / "qwen3_5", view=None, runtimes=[runtime])
+    report = verify(folders / "qwen3_5", view=None, runtime=runtime)
     assert len(runtime.opened) == 1
     assert report.finding(Check.MTP_LOADS).summary == "transformers has no MTP"
 
 
 def test_a_head_that_loads_and_cannot_draft_is_said(folders):
     runtime = FakeRuntime(answers(), facts={"no_drafts": "no Triton"})
-    report = verify_folder(folders / "qwen3_5", view=None, runtimes=[runtime])
+    report = verify(folders / "qwen3_5", view=None, runtime=runtime)
     assert [settings.draft_max for settings in runtime.opened] == [0, 3]
     assert report.finding(Check.MTP_LOADS).status is Status.PASS
     assert report.finding(Check.MTP_TEXT) == Finding(Check.MTP_TEXT, Status.SKIPPED, "no Triton")
@@ -187,21 +166,21 @@ def test_a_head_that_loads_and_cannot_draft_is_said(folders):
 
 
 def test_a_lost_head_is_said(folders):
-    report = verify_folder(
+    report = verify(
         folders / "llama",
         view=view(mtp_layers=1),
         options=VerifyOptions(reference=False),
-        runtimes=[FakeRuntime(answers())],
+        runtime=FakeRuntime(answers()),
     )
     assert report.finding(Check.MTP_LOADS).summary == "the source has an MTP head, the folder has none"
 
 
 def test_a_folder_that_cannot_be_read(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    report = verify_folder(tmp_path, view=None, runtimes=[FakeRuntime(answers())])
+    report = verify(tmp_path, view=None, runtime=FakeRuntime(answers()))
     assert report.verdict == "failed: file"
-    with pytest.raises(InputError, match="no such folder"):
-        verify_folder(tmp_path / "none", view=None)
+    with pytest.raises(InputError, match="no such file or folder"):
+        verify(tmp_path / "none", view=None)
 
 
 TYPES = {
@@ -222,7 +201,7 @@ JUDGES = {
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
 def test_who_judges_what(folders, name, kind):
     artifact = open_artifact(folders / f"{name}-{kind}")
-    assert folder_type(artifact) == TYPES[kind]
+    assert artifact.layout.stored_type(artifact) == TYPES[kind]
     assert tolerance(TYPES[kind]).agreement < tolerance("BF16").agreement
     chosen = choose_runtime(artifact, VerifyOptions())
     expected = JUDGES.get(f"{name}-{kind}")

@@ -23,7 +23,7 @@ from qexport.receipt.verification import Check, Status
 from qexport.verify import steps as steps_module
 from qexport.verify.memory import Fit
 from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify_gguf
+from qexport.verify.run import verify
 from qexport.verify.table import describe, render, rows
 
 PLAIN = [generation(range(24)), generation(range(30, 54)), generation(tok_s=50.0)]
@@ -52,9 +52,7 @@ def view(**fields) -> ModelView:
 def test_everything_checked_and_passed(mtp_file):
     runtime = FakeRuntime(PLAIN, MTP)
     said: list[str] = []
-    report = verify_gguf(
-        mtp_file, view=None, runtime=runtime, reference=FakeReference(), progress=said.append
-    )
+    report = verify(mtp_file, view=None, runtime=runtime, reference=FakeReference(), progress=said.append)
     assert report.passed
     assert report.failures == ()
     assert report.unverified == (Check.TOKENS, Check.ENDS, Check.TEMPLATE_KEPT)
@@ -68,7 +66,7 @@ def test_everything_checked_and_passed(mtp_file):
 
 def test_a_file_without_a_head_is_run_once_and_says_nothing_of_mtp(plain_file):
     runtime = FakeRuntime(PLAIN)
-    report = verify_gguf(plain_file, view=None, runtime=runtime, reference=FakeReference())
+    report = verify(plain_file, view=None, runtime=runtime, reference=FakeReference())
     assert len(runtime.opened) == 1
     assert report.passed
     assert report.finding(Check.MTP_LOADS) is None
@@ -77,13 +75,13 @@ def test_a_file_without_a_head_is_run_once_and_says_nothing_of_mtp(plain_file):
 
 def test_a_head_that_is_declared_but_not_there_fails(tmp_path):
     path = write_llama(tmp_path / "tiny.gguf", nextn=1, head=False)
-    report = verify_gguf(path, view=None, runtime=FakeRuntime(PLAIN, MTP), reference=FakeReference())
+    report = verify(path, view=None, runtime=FakeRuntime(PLAIN, MTP), reference=FakeReference())
     assert report.verdict == "failed: file"
     assert "holds none of their tensors" in report.failures[0].summary
 
 
 def test_a_lost_head_is_said(plain_file):
-    report = verify_gguf(plain_file, view=view(mtp_layers=1), runtime=FakeRuntime(PLAIN))
+    report = verify(plain_file, view=view(mtp_layers=1), runtime=FakeRuntime(PLAIN))
     finding = report.finding(Check.MTP_LOADS)
     assert finding is not None
     assert finding.status is Status.SKIPPED
@@ -92,7 +90,7 @@ def test_a_lost_head_is_said(plain_file):
 
 def test_broken_mtp_fails_the_file(mtp_file):
     broken = [generation(range(24), draft_n=250, draft_accepted=3), generation(range(60, 84)), generation()]
-    report = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(PLAIN, broken), reference=FakeReference())
+    report = verify(mtp_file, view=None, runtime=FakeRuntime(PLAIN, broken), reference=FakeReference())
     assert not report.passed
     # How much was accepted over two prompts is said, and judges nothing.
     assert "3 of 250 drafted tokens accepted over 2 prompt(s)" in report.finding(Check.MTP_ACCEPTANCE).summary
@@ -100,7 +98,7 @@ def test_broken_mtp_fails_the_file(mtp_file):
 
 
 def test_disagreement_fails_the_file(plain_file):
-    report = verify_gguf(plain_file, view=None, runtime=FakeRuntime(PLAIN), reference=FakeReference(gap=1.5))
+    report = verify(plain_file, view=None, runtime=FakeRuntime(PLAIN), reference=FakeReference(gap=1.5))
     assert report.verdict == "failed: agreement"
 
 
@@ -108,7 +106,7 @@ def test_a_source_that_does_not_fit_is_not_verified_with_the_numbers(plain_file,
     monkeypatch.setattr(
         steps_module, "fit", lambda _: Fit(parameters=27_000_000_000, available=16_000_000_000)
     )
-    report = verify_gguf(plain_file, view=view(), runtime=FakeRuntime(PLAIN))
+    report = verify(plain_file, view=view(), runtime=FakeRuntime(PLAIN))
     finding = report.finding(Check.AGREEMENT)
     assert finding is not None
     assert finding.status is Status.SKIPPED
@@ -119,14 +117,14 @@ def test_a_source_that_does_not_fit_is_not_verified_with_the_numbers(plain_file,
 
 def test_a_runtime_that_dies_while_loading_is_a_finding(plain_file):
     died = RuntimeFailure(Failure.DIED, "it was ended by SIGABRT", log=["GGML_ASSERT(false)"])
-    report = verify_gguf(plain_file, view=None, runtime=FakeRuntime(refuse=died))
+    report = verify(plain_file, view=None, runtime=FakeRuntime(refuse=died))
     assert report.verdict == "failed: loads"
     assert any("| GGML_ASSERT(false)" in line for line in describe(report))
 
 
 def test_a_runtime_that_dies_while_generating_is_a_finding(mtp_file):
     late = RuntimeFailure(Failure.TIMEOUT, "killed after 5 seconds")
-    report = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(PLAIN, failure=late))
+    report = verify(mtp_file, view=None, runtime=FakeRuntime(PLAIN, failure=late))
     assert report.verdict == "failed: generates"
     assert report.finding(Check.LOADS).status is Status.PASS
     assert report.finding(Check.MTP_LOADS).status is Status.SKIPPED
@@ -135,13 +133,13 @@ def test_a_runtime_that_dies_while_generating_is_a_finding(mtp_file):
 def test_nothing_made_is_nothing_passed(tmp_path):
     path = tmp_path / "mtp-tiny.gguf"
     write_llama(path, layers=0, nextn=1)
-    report = verify_gguf(path, view=None, runtime=FakeRuntime())
+    report = verify(path, view=None, runtime=FakeRuntime())
     assert not report.passed
     assert report.verdict == "not run"
 
 
 def test_tokens_are_compared_with_the_sources(plain_file):
-    report = verify_gguf(
+    report = verify(
         plain_file,
         view=view(files={"tokenizer.json": tokenizer_json()}),
         runtime=FakeRuntime(PLAIN),
@@ -152,14 +150,14 @@ def test_tokens_are_compared_with_the_sources(plain_file):
 
 def test_prompts_of_the_user_are_asked(plain_file):
     runtime = FakeRuntime([generation(), generation(tok_s=9.0)])
-    report = verify_gguf(plain_file, view=None, runtime=runtime, options=VerifyOptions(prompts=("Why?",)))
+    report = verify(plain_file, view=None, runtime=runtime, options=VerifyOptions(prompts=("Why?",)))
     assert len(report.texts) == 1
 
 
 def test_a_prompt_that_does_not_fit_is_bad_usage(plain_file):
     options = VerifyOptions(context=50, n_predict=600)
     with pytest.raises(UsageProblem, match="into a context of 512"):  # all that the model has
-        verify_gguf(plain_file, view=None, runtime=FakeRuntime(PLAIN), options=options)
+        verify(plain_file, view=None, runtime=FakeRuntime(PLAIN), options=options)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def test_the_context_grows_with_the_prompts(tmp_path, asked, n_predict, prompt, 
     path = write_llama(tmp_path / "tiny-F32.gguf", context_length=8192)
     runtime = FakeRuntime([generation(), generation(tok_s=9.0)])
     options = VerifyOptions(prompts=(prompt,), context=asked, n_predict=n_predict)
-    verify_gguf(path, view=None, runtime=runtime, options=options)
+    verify(path, view=None, runtime=runtime, options=options)
     assert [settings.context for settings in runtime.opened] == [given]
 
 
@@ -183,25 +181,25 @@ def test_a_template_may_trim_the_prompt(mtp_file, monkeypatch):
     monkeypatch.setattr(FakeSession, "render_chat", lambda _, messages: f"<{messages[0]['content'].strip()}>")
     runtime = FakeRuntime([generation(), generation(tok_s=9.0)])
     options = VerifyOptions(prompts=(" Why? \n",), mtp=False)
-    report = verify_gguf(mtp_file, view=None, runtime=runtime, options=options)
+    report = verify(mtp_file, view=None, runtime=runtime, options=options)
     assert report.finding(Check.TEMPLATE).status is Status.PASS
 
 
 def test_a_senseless_shard_name_is_a_finding(tmp_path):
     path = write_llama(tmp_path / "x-00001-of-00000.gguf")
-    report = verify_gguf(path, view=None, runtime=FakeRuntime(PLAIN), reference=FakeReference())
+    report = verify(path, view=None, runtime=FakeRuntime(PLAIN), reference=FakeReference())
     assert report.verdict == "failed: file"
     assert "no shard 00001 of 00000" in report.failures[0].summary
 
 
 def test_a_missing_file_is_bad_input(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        verify_gguf(tmp_path / "none.gguf", view=None)
+        verify(tmp_path / "none.gguf", view=None)
 
 
 def test_the_table(mtp_file):
-    good = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(PLAIN, MTP), reference=FakeReference())
-    bad = verify_gguf(mtp_file, view=None, runtime=FakeRuntime(refuse=RuntimeFailure(Failure.DIED, "died")))
+    good = verify(mtp_file, view=None, runtime=FakeRuntime(PLAIN, MTP), reference=FakeReference())
+    bad = verify(mtp_file, view=None, runtime=FakeRuntime(refuse=RuntimeFailure(Failure.DIED, "died")))
     size = f"{good.size / 1000:.0f} kB"
     bits = f"{good.bits_per_weight:.2f}"
     assert rows([good, bad]) == [
@@ -224,8 +222,6 @@ def test_the_table(mtp_file):
 
 def test_a_loop_the_source_shares_passes(plain_file):
     loop = generation((9,) * 24, "the the")
-    report = verify_gguf(
-        plain_file, view=None, runtime=FakeRuntime([loop, loop, loop]), reference=FakeReference()
-    )
+    report = verify(plain_file, view=None, runtime=FakeRuntime([loop, loop, loop]), reference=FakeReference())
     assert report.passed
     assert scored((9,))[0].gap == 0

@@ -8,6 +8,7 @@ from qexport.formats.format import Format, Proof
 from qexport.formats.fp8.options import Fp8Options
 
 if TYPE_CHECKING:
+    from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -18,6 +19,13 @@ def _plan(diagnosis: Diagnosis, options: Fp8Options, types: tuple[str, ...]) -> 
     return (plan_fp8(diagnosis.repaired, options),)
 
 
+def _layouts() -> tuple[Layout, ...]:
+    from qexport.formats.compressed import COMPRESSED
+    from qexport.formats.fp8.reading import NATIVE_FP8
+
+    return (NATIVE_FP8, COMPRESSED)
+
+
 FP8 = Format(
     word="fp8",
     options=Fp8Options,
@@ -26,5 +34,7 @@ FP8 = Format(
     bits=lambda _, __: 9.2,
     guess="F8_E4M3",
     proof=Proof("transformers", "reference"),
+    layouts=_layouts,
+    layout_word=lambda options: "fp8" if options.native else "compressed-tensors",
     sizes=("max_shard",),
 )

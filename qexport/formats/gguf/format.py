@@ -10,6 +10,7 @@ from qexport.formats.gguf.mixture_terms import Overrides
 from qexport.formats.gguf.options import GgufOptions
 
 if TYPE_CHECKING:
+    from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -28,6 +29,12 @@ def _plan(diagnosis: Diagnosis, options: GgufOptions, types: tuple[str, ...]) ->
     return plan_gguf(diagnosis.repaired.view(), types, options)
 
 
+def _layouts() -> tuple[Layout, ...]:
+    from qexport.formats.gguf.reading import GGUF_FILE
+
+    return (GGUF_FILE,)
+
+
 GGUF = Format(
     word="gguf",
     options=GgufOptions,
@@ -35,6 +42,8 @@ GGUF = Format(
     folder=lambda _: "{name}-GGUF",
     bits=lambda _, type_name: _BITS[file_type(type_name).name],
     proof=Proof("xllamacpp", "llama"),
+    layouts=_layouts,
+    layout_word=lambda _: "gguf",
     ladder=True,
     matrix="imatrix",
     weighted=lambda _: True,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qexport.formats.format import Format, Proof
 
 if TYPE_CHECKING:
+    from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -27,6 +28,12 @@ def _plan(diagnosis: Diagnosis, options: MergedOptions, types: tuple[str, ...]) 
     return (plan_merged(diagnosis.repaired, findings=diagnosis.findings),)
 
 
+def _layouts() -> tuple[Layout, ...]:
+    from qexport.formats.merged.reading import PLAIN
+
+    return (PLAIN,)
+
+
 MERGED = Format(
     word="merged",
     options=MergedOptions,
@@ -34,4 +41,6 @@ MERGED = Format(
     folder=lambda _: "{name}-BF16",
     bits=lambda _, __: 16.0,
     proof=Proof("transformers", "reference"),
+    layouts=_layouts,
+    layout_word=lambda _: "safetensors",
 )

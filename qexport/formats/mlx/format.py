@@ -10,6 +10,7 @@ from qexport.formats.mlx.options import MlxOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -26,6 +27,12 @@ def _bits(options: MlxOptions, _: str) -> float:
     return (high or options.scheme.bits) + scale / options.scheme.group_size + 0.2
 
 
+def _layouts() -> tuple[Layout, ...]:
+    from qexport.formats.mlx.reading import MLX_FOLDER
+
+    return (MLX_FOLDER,)
+
+
 MLX = Format(
     word="mlx",
     options=MlxOptions,
@@ -34,6 +41,8 @@ MLX = Format(
     bits=_bits,
     guess="4-bit",
     proof=Proof("mlx_lm", "mlx"),
+    layouts=_layouts,
+    layout_word=lambda _: "mlx",
     matrix="importance",
     sizes=("max_shard_size",),
     beside={"mlx-drafter": "-MTP"},

@@ -8,6 +8,7 @@ from qexport.formats.format import Format, Proof
 from qexport.formats.nvfp4.options import NVIDIA, Nvfp4Options
 
 if TYPE_CHECKING:
+    from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -18,6 +19,13 @@ def _plan(diagnosis: Diagnosis, options: Nvfp4Options, types: tuple[str, ...]) -
     return (plan_nvfp4(diagnosis.repaired, options),)
 
 
+def _layouts() -> tuple[Layout, ...]:
+    from qexport.formats.compressed import COMPRESSED
+    from qexport.formats.nvfp4.reading import MODELOPT
+
+    return (MODELOPT, COMPRESSED)
+
+
 NVFP4 = Format(
     word="nvfp4",
     options=Nvfp4Options,
@@ -26,6 +34,8 @@ NVFP4 = Format(
     bits=lambda options, _: 6.6 if options.scope == NVIDIA else 9.0,
     guess="NVFP4",
     proof=Proof("transformers", "reference"),
+    layouts=_layouts,
+    layout_word=lambda options: str(options.layout),
     matrix="importance",
     weighted=lambda given: given.get("scale_search") == "importance",
     sizes=("max_shard",),

@@ -1,4 +1,4 @@
-"""Opening an MLX folder, its MTP head included, wherever the head was put.
+"""Reading back an MLX folder, its MTP head included, wherever the head was put.
 
 mlx-lm's own names and conventions: ``language_model.model.*``, experts stacked as ``switch_mlp``, the
 convolution's axes turned, and for Qwen3.5 every zero-centred norm stored with its 1 added. Gemma's modules
@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qexport.artifacts.artifact import Artifact, Kind, Weight, skeleton
-from qexport.artifacts.hf import declared_mtp
+from qexport.artifacts.artifact import Artifact, Weight, skeleton
+from qexport.artifacts.description import describe_folder
+from qexport.artifacts.forms import Form
+from qexport.artifacts.layout import Asked, Found, Layout, Promise, Rule
 from qexport.artifacts.rows import Decoded
-from qexport.artifacts.turned import Folded, turned
 from qexport.artifacts.weights import StoredWeight, gather
 from qexport.checkpoint.config import read_json, text_config
+from qexport.checkpoint.header import read_header
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.draft import SmallFiles
@@ -29,7 +31,10 @@ from qexport.families.hyper import resolve
 from qexport.families.roles import NORM_ROLES, Role
 from qexport.families.table import family_of
 from qexport.families.view import ModelTensor
+from qexport.formats.hf import declared_mtp
+from qexport.formats.merged.reading import float_type
 from qexport.formats.plan import Arrangement
+from qexport.formats.turned import Folded, turned
 
 DRAFTER_TYPES = ("qwen3_5_mtp", "qwen3_5_moe_mtp")
 SIDECARS = ("mtp.safetensors", "mtp/weights.safetensors", "model-mtp.safetensors")
@@ -59,8 +64,23 @@ class MlxWeight(StoredWeight):
         return turned(found, Arrangement(op="add_one"), found.shape) if self.shifted else found
 
 
-def open_mlx(folder: LocalCheckpoint, path: Path, config: Mapping[str, Any], head: Path | None) -> Artifact:
-    """The folder at ``path`` as an artifact; ``head`` is a drafter folder, or a sidecar of another one."""
+def _is_mlx(found: Found) -> bool:
+    """MLX says so in every file's header, and in the config if anything is quantized."""
+    if found.is_file:
+        return False
+    if "quantization" in found.config or found.config.get("model_type") in DRAFTER_TYPES:
+        return True
+    if found.config.get("quantization_config"):
+        return False
+    file = next((tensor.file for tensor in found.folder.tensors.values()), None)
+    if file is None:
+        raise InputError(f"{found.folder.label} holds no tensors")
+    return read_header(found.path / file)[1].get("format") == "mlx"
+
+
+def open_mlx(found: Found) -> Artifact:
+    """The folder as an artifact; ``found.head`` is a drafter folder, or a sidecar of another one."""
+    folder, path, config, head = found.folder, found.path, found.config, found.head
     if config.get("model_type") in DRAFTER_TYPES:
         raise InputError(
             f"{folder.label} is an MTP head alone",
@@ -71,10 +91,10 @@ def open_mlx(folder: LocalCheckpoint, path: Path, config: Mapping[str, Any], hea
     heads = list(_heads(folder, path, head))
     bare = {t.name: t for t in skeleton(family, whole, int(bool(family.mtp)), folder.label)}
     columns = {name: tensor.shape[-1] for name, tensor in bare.items()}
-    found = gather([(folder, ""), *heads], columns, mlx=True)
+    stored = gather([(folder, ""), *heads], columns, mlx=True)
     shifted = _SHIFTED.get(family.name, frozenset())
     weights: dict[str, Weight] = {}
-    for name, weight in found.items():
+    for name, weight in stored.items():
         tensor = bare.get(name)
         moved = tensor is not None and tensor.role in shifted
         weights[name] = MlxWeight(
@@ -82,7 +102,7 @@ def open_mlx(folder: LocalCheckpoint, path: Path, config: Mapping[str, Any], hea
         )
     return Artifact(
         label=folder.label,
-        kind=Kind.MLX,
+        layout=MLX_FOLDER,
         family=family,
         config=config,
         text=whole,
@@ -128,3 +148,51 @@ def _head_config(head: Path | None, path: Path) -> dict[str, Any]:
     if drafter is None or not drafter.is_dir():
         return {}
     return read_json(LocalCheckpoint(drafter, quantized=True), "config.json")
+
+
+def _promises(artifact: Artifact) -> Rule:
+    """Overrides by path, else the settings for all, in case a module is quantized: MLX goes by the scales."""
+    trunk = artifact.details["quantization"]
+    head = (artifact.details.get("head") or {}).get("quantization") or {}
+
+    def promise(asked: Asked) -> Promise:
+        name, settings = asked.module, trunk
+        if head and name.startswith("mtp."):
+            name, settings = name.removeprefix("mtp."), head
+        found = settings.get(name)
+        if found is False or asked.form.kind == "float":  # floats are what they are
+            return None
+        found = {**settings, **found} if isinstance(found, Mapping) else settings
+        if isinstance(settings.get(name), Mapping) and "mode" not in settings[name]:
+            found = {**found, "mode": "affine"}
+        if not isinstance(found.get("bits"), int) or not isinstance(found.get("group_size"), int):
+            return None
+        return Form(str(found.get("mode") or "affine"), found["bits"], found["group_size"])
+
+    return promise
+
+
+def _stored_type(artifact: Artifact) -> str:
+    """``MLX-6bit``, ``MLX-mxfp4``; of a recipe that mixes widths the one that most weights have."""
+    quantization = artifact.details["quantization"]
+    if not quantization:
+        return float_type(artifact)
+    mode = quantization.get("mode", "affine")
+    return f"MLX-{quantization.get('bits')}bit" if mode == "affine" else f"MLX-{mode}"
+
+
+MLX_FOLDER = Layout(
+    word="mlx",
+    opens=_is_mlx,
+    open=open_mlx,
+    describe=lambda found: describe_folder(found, open_mlx(found)),
+    stored_type=_stored_type,
+    promises=_promises,
+    # Every matrix is run by itself, and mixed recipes give v_proj more bits than q_proj.
+    fuses=False,
+    # A head beside a trunk is another folder's, and mlx-lm runs none.
+    drafts=False,
+    here="mlx-lm",
+    served=("mlx-lm",),
+    title="MLX folders",
+)

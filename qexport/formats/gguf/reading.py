@@ -1,4 +1,4 @@
-"""Opening a GGUF: the family's tensors under llama.cpp's names, their arrangement undone.
+"""Reading a GGUF back: the family's tensors under llama.cpp's names, their arrangement undone.
 
 Sizes and conventions come from the model that the file is compared with, not from its metadata: a file of
 another model is then one whose shapes do not fit. Types that qexport does not write (IQ1 to IQ3, MXFP4) are
@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.artifact import Artifact, Kind, Weight, skeleton
-from qexport.artifacts.turned import turned
+from qexport.artifacts.artifact import Artifact, Weight, skeleton
+from qexport.artifacts.description import Description
+from qexport.artifacts.layout import Found, Layout
+from qexport.checkpoint.chat_templates import DEFAULT, ChatTemplates
 from qexport.checkpoint.source_file import SourceFile
 from qexport.checkpoint.tensors import StoredTensor, matrix_shape
 from qexport.codecs.decoders import decode_rows
@@ -23,13 +25,15 @@ from qexport.container.gguf_read import GgufTensor
 from qexport.errors import InputError
 from qexport.families.table import FAMILIES
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
+from qexport.formats.gguf.chat_template import key_of
+from qexport.formats.gguf.numbers import gguf_numbers
 from qexport.formats.plan import Arrangement
+from qexport.formats.turned import turned
 
 if TYPE_CHECKING:
     import torch
 
     from qexport.artifacts.rows import Decoded
-    from qexport.families.view import ModelView
 
 
 _FLOATS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -82,8 +86,9 @@ class GgufWeight:
             raise InputError(f"{self.stored}: {error}", hint="Is this a file of another model?") from None
 
 
-def open_gguf(path: Path, like: ModelView | None, head: Path | None = None) -> Artifact:
-    """Open the GGUF at ``path`` (any of its shards); arguments and errors as ``open_artifact``."""
+def open_gguf(found: Found) -> Artifact:
+    """Open a GGUF by any of its shards. Raises InputError as ``open_artifact``."""
+    path, like = found.path, found.like
     if like is None:
         raise InputError(
             f"{path.name}: the tensors of a GGUF can only be told beside the model that it was made from",
@@ -95,9 +100,9 @@ def open_gguf(path: Path, like: ModelView | None, head: Path | None = None) -> A
             f"{path.name} is an MTP head alone", hint="Name the file of its model, and this one as the head."
         )
     stored = _tensors(path, info)
-    if head is not None:
-        extra = _tensors(head, read_gguf(head))
-        stored |= {name: found for name, found in extra.items() if name not in stored}
+    if found.head is not None:
+        extra = _tensors(found.head, read_gguf(found.head))
+        stored |= {name: more for name, more in extra.items() if name not in stored}
     family = FAMILIES[like.family]
     text = dict(like.text)
     if "token_embd.weight" in stored:  # llama.cpp has no rows beyond the last token
@@ -112,9 +117,9 @@ def open_gguf(path: Path, like: ModelView | None, head: Path | None = None) -> A
     weights: dict[str, Weight] = {}
     for tensor in bare:
         name = gguf_name(arch, bare, tensor)
-        if (found := stored.pop(name, None)) is not None:
+        if (there := stored.pop(name, None)) is not None:
             arrangement = arrangement_of(arch, bare, tensor)
-            entry, rows = found
+            entry, rows = there
             weights[tensor.name] = GgufWeight(
                 tensor.name, name, entry.type_name, tensor.shape, rows, arrangement
             )
@@ -123,17 +128,63 @@ def open_gguf(path: Path, like: ModelView | None, head: Path | None = None) -> A
             weights[name] = GgufWeight(name, name, entry.type_name, entry.shape, rows, Arrangement())
     return Artifact(
         label=info.name,
-        kind=Kind.GGUF,
+        layout=GGUF_FILE,
         family=family,
         config=like.config,
         text=text,
         weights=weights,
         files=like.files,
         declared_mtp=info.nextn_layers,
-        details={"info": info},
+        details={"file_type": info.file_type},
     )
 
 
 def _tensors(path: Path, info: GgufInfo) -> dict[str, tuple[GgufTensor, GgufRows]]:
     files = [SourceFile(part, part.name, part.stat().st_size) for part in shard_paths(path)]
     return {name: (entry, GgufRows(name, entry, files[entry.shard])) for name, entry in info.entries.items()}
+
+
+def describe_gguf(found: Found) -> Description:
+    """What the file says of itself, whatever model it is of. Raises InputError where it is damaged."""
+    info = read_gguf(found.path)
+    paths = shard_paths(found.path)
+    lost = info.nextn_layers and not info.head_tensors
+    return Description(
+        path=paths[0],
+        model=info.architecture,
+        file_type=info.file_type,
+        tensors=len(info.tensors),
+        files={path.name: path.stat().st_size for path in paths},
+        stored=sum(entry.stop - entry.start for entry in info.entries.values()),
+        values=info.parameters,
+        shards=info.shards,
+        templates=lambda source: _templates(info, source),
+        chats=info.chat_template,
+        context=info.context_length,
+        drafts=bool(info.nextn_layers),
+        has_head=bool(info.nextn_layers),
+        alone=info.head_only,
+        fault=f"it declares {info.nextn_layers} MTP layer(s) and holds none of their tensors" if lost else "",
+        facts={"architecture": info.architecture, "nextn_layers": info.nextn_layers},
+        numbers=lambda: gguf_numbers(paths, info),
+    )
+
+
+def _templates(info: GgufInfo, source: ChatTemplates | None) -> dict[str, str]:
+    """Under the names of the source: a key keeps letters and digits of one."""
+    names = [DEFAULT, *(source.named if source is not None else ())]
+    found = {name: info.metadata.get(key_of(name)) for name in names}
+    return {name: text for name, text in found.items() if isinstance(text, str) and text}
+
+
+GGUF_FILE = Layout(
+    word="gguf",
+    opens=lambda found: found.is_file,
+    open=open_gguf,
+    describe=describe_gguf,
+    stored_type=lambda artifact: str(artifact.details["file_type"]),
+    own=True,
+    here="xllamacpp",
+    served=(),
+    title="GGUF files",
+)

@@ -1,0 +1,121 @@
+"""Hugging Face folders: opened alike whatever is packed in them, and how vLLM asks what is.
+
+Plain, native FP8, compressed-tensors and ModelOpt differ in what they call parts and in what the config
+says; what is stored tells itself (:mod:`qexport.artifacts.forms`), so there is one way to read them.
+
+Loaders build a model from the config first and then pour tensors in; of what does not fit, many say nothing
+(vLLM casts a bf16 matrix into FP8 codes and leaves the scales as they were). So the question is what the
+config promises, asked the way the reader asks it:
+
+==================  ====================================================================================
+native FP8          vLLM: a linear layer is FP8 unless its full path is listed; a listed name that contains
+                    the experts' path keeps all of them
+compressed-tensors  ``ignore`` by exact name or ``re:`` (matched from the start), else the first group whose
+                    target fits; transformers asks with the names in the file, vLLM with its own
+ModelOpt            vLLM: excluded by exact name, by containing the entry (!), or by glob, with fused layers
+                    asked under their fused names; MIXED_PRECISION quantizes what it lists and nothing else
+MLX                 overrides by path, else the settings for all
+==================  ====================================================================================
+
+https://github.com/vllm-project/vllm/tree/main/vllm/model_executor/layers/quantization (fp8.py,
+compressed_tensors/, modelopt.py) and https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/utils.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qexport.artifacts.artifact import Artifact
+from qexport.artifacts.description import Description, describe_folder
+from qexport.artifacts.layout import Found, Layout
+from qexport.artifacts.weights import gather
+from qexport.checkpoint.config import text_config
+from qexport.doctor.draft import SmallFiles
+from qexport.errors import UsageProblem
+from qexport.families.hyper import resolve
+from qexport.families.roles import Role
+from qexport.families.table import family_of
+from qexport.formats.linears import LINEAR_ROLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+ASKED = LINEAR_ROLES | {
+    Role.LINEAR_A,
+    Role.LINEAR_B,
+    Role.MTP_FC,
+    Role.ROUTER,
+    Role.SHARED_EXPERT_ROUTER,
+    Role.VISION,
+}
+"""Modules that vLLM makes linear layers of."""
+
+
+def hf_layout(
+    word: str,
+    *,
+    methods: tuple[str, ...] = (),
+    opens: Callable[[Found], bool] = lambda _: False,
+    details: Callable[[Found], Mapping[str, Any]] = lambda _: {},
+    **facts: Any,
+) -> Layout:
+    """The layout called ``word``, which the config tells by ``methods``, or ``opens`` where it names none."""
+
+    def takes(found: Found) -> bool:
+        if found.quantization:
+            return found.quantization.get("quant_method") in methods
+        return opens(found)
+
+    def read(found: Found) -> Artifact:
+        return _open(found, layout, details(found))
+
+    def describe(found: Found) -> Description:
+        return describe_folder(found, read(found))
+
+    layout = Layout(word=word, opens=takes, open=read, describe=describe, methods=methods, **facts)
+    return layout
+
+
+def _open(found: Found, layout: Layout, details: Mapping[str, Any]) -> Artifact:
+    folder, config = found.folder, found.config
+    if found.head is not None:
+        raise UsageProblem(
+            f"{folder.label}: the MTP head of such a folder is inside it, not in {found.head.name}"
+        )
+    family, text = family_of(config), text_config(config)
+    return Artifact(
+        label=folder.label,
+        layout=layout,
+        family=family,
+        config=config,
+        text=resolve(family, text, config).text,
+        weights=gather([(folder, "")], {}),
+        files=SmallFiles(folder, {}),
+        declared_mtp=declared_mtp(text),
+        details={"quantization": found.quantization, **details},
+    )
+
+
+def declared_mtp(text: Mapping[str, Any]) -> int:
+    """MTP layers that a config promises, under either key that readers look for."""
+    values = (text.get(key) for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers"))
+    return max((value for value in values if isinstance(value, int)), default=0)
+
+
+def stack_of(module: str) -> str:
+    """The experts that a module is one of."""
+    before, mark, _ = module.partition(".mlp.experts")
+    return before + mark
+
+
+def vllm_name(module: str) -> str:
+    """The path under which vLLM asks: its multimodal model wraps the language model the other way round."""
+    for theirs, ours in (
+        ("model.language_model.", "language_model.model."),
+        ("model.visual.", "visual."),
+    ):
+        if module.startswith(theirs):
+            return ours + module.removeprefix(theirs)
+    return module

@@ -1,0 +1,130 @@
+"""Reading back ModelOpt's folders, which declare themselves twice: hf_quant_config.json and config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
+
+from qexport.artifacts.forms import Form
+from qexport.checkpoint.config import read_json
+from qexport.errors import InputError
+from qexport.families.roles import EXPERT_ROLES, Role
+from qexport.formats.hf import ASKED, hf_layout, stack_of, vllm_name
+
+if TYPE_CHECKING:
+    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.layout import Asked, Found, Promise, Rule
+
+
+_FILE = "hf_quant_config.json"
+_FUSED = {
+    Role.ATTN_Q: "qkv_proj",
+    Role.ATTN_K: "qkv_proj",
+    Role.ATTN_V: "qkv_proj",
+    Role.FFN_GATE: "gate_up_proj",
+    Role.FFN_UP: "gate_up_proj",
+    Role.SHARED_EXPERT_GATE: "gate_up_proj",
+    Role.SHARED_EXPERT_UP: "gate_up_proj",
+    Role.LINEAR_QKV: "in_proj_qkvz",
+    Role.LINEAR_Z: "in_proj_qkvz",
+    Role.LINEAR_A: "in_proj_ba",
+    Role.LINEAR_B: "in_proj_ba",
+}
+_ALGORITHMS = {
+    "FP8": Form("fp8", 8, per="matrix"),
+    "FP8_PER_CHANNEL_PER_TOKEN": Form("fp8", 8, per="row"),
+    "FP8_PB_WO": Form("fp8", 8, per="tile"),
+    "FP8_BLOCK_SCALES": Form("fp8", 8, per="tile"),
+    "NVFP4": Form("nvfp4", 4, 16),
+    "NVFP4_AWQ": Form("nvfp4", 4, 16),
+    "W4A16_NVFP4": Form("nvfp4", 4, 16),
+}
+# vLLM keeps MTP_FC whatever the config says, and SGLang the whole head.
+_QUANTIZED = (ASKED | {Role.OUTPUT}) - {Role.ROUTER, Role.SHARED_EXPERT_ROUTER, Role.MTP_FC}
+
+
+def _details(found: Found) -> dict[str, Any]:
+    return {"modelopt": read_json(found.folder, _FILE)} if _FILE in found.folder.files else {}
+
+
+def _declared(artifact: Artifact) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What config.json declares, and what the other file does; one of them may be empty."""
+    inner = (artifact.details.get("modelopt") or {}).get("quantization") or {}
+    return artifact.details["quantization"], inner
+
+
+def _promises(artifact: Artifact) -> Rule:
+    quantization, inner = _declared(artifact)
+    declared = quantization.get("quant_algo") or inner.get("quant_algo")
+    exclude = quantization.get("ignore", inner.get("exclude_modules")) or []
+    layers = quantization.get("quantized_layers") or inner.get("quantized_layers") or {}
+
+    def promise(asked: Asked) -> Promise:
+        if asked.role not in _QUANTIZED or _excluded(asked, exclude):
+            return None
+        algo = declared
+        if algo == "MIXED_PRECISION":
+            entry = layers.get(asked.module) or layers.get(stack_of(asked.module))
+            if entry is None:
+                return None
+            algo = entry.get("quant_algo")
+        if algo not in _ALGORITHMS:
+            raise InputError(
+                f"quant_algo {algo!r} is not known here", hint=f"Known: {', '.join(_ALGORITHMS)}."
+            )
+        return _ALGORITHMS[algo]
+
+    return promise
+
+
+def _excluded(asked: Asked, exclude: Iterable[str]) -> bool:
+    """vLLM's ``is_layer_excluded``: exact by the layer's own name, then part and glob by the fused one."""
+    patterns = [part for name in exclude for part in _split_glob(name)]
+    if asked.module in patterns:
+        return True
+    parent, _, _ = asked.module.rpartition(".")
+    name = f"{parent}.{_FUSED[asked.role]}" if asked.role in _FUSED else asked.module
+    if asked.role in EXPERT_ROLES:
+        name = stack_of(asked.module)
+    names = (name, vllm_name(name))
+    return any(
+        pattern in each or fnmatch(each, vllm_name(pattern)) or vllm_name(pattern) in each
+        for pattern in patterns
+        for each in names
+    )
+
+
+def _split_glob(name: str) -> tuple[str, ...]:
+    """``X*`` is looked up as ``X`` and ``X.*``."""
+    stem = name.removesuffix("*").removesuffix(".")
+    return (stem, f"{stem}.*") if name.endswith("*") and "*" not in stem else (name,)
+
+
+def _contradictions(artifact: Artifact) -> Iterator[str]:
+    """Which of the two declarations is read depends on the reader."""
+    one, other = _declared(artifact)
+    if not one or not artifact.details.get("modelopt"):
+        return
+    if other.get("quant_algo") != one.get("quant_algo"):
+        yield f"quant_algo is {one.get('quant_algo')!r} here, {other.get('quant_algo')!r} in the other file"
+    here, there = set(one.get("ignore") or ()), set(other.get("exclude_modules") or ())
+    if here != there:
+        yield f"config.json and hf_quant_config.json exclude different modules: {sorted(here ^ there)}"
+
+
+def _stored_type(artifact: Artifact) -> str:
+    quantization, inner = _declared(artifact)
+    return str(quantization.get("quant_algo") or inner.get("quant_algo") or "MODELOPT")
+
+
+MODELOPT = hf_layout(
+    "modelopt",
+    methods=("modelopt", "modelopt_fp4"),
+    opens=lambda found: _FILE in found.folder.files,
+    details=_details,
+    stored_type=_stored_type,
+    promises=_promises,
+    contradictions=_contradictions,
+    unfit=lambda _: "transformers does not read ModelOpt's layout",
+)
