@@ -159,8 +159,7 @@ def plan_push(
         InputError, UsageProblem, VerificationError: what is in the way.
     """
     folder, secrets = options.folder, tuple(secrets)
-    known = known_in(folder)
-    every = known.artifacts
+    every = known_in(folder).artifacts
     chosen = select(every, options.only)
     found = survey(folder, chosen, every, options.include)
     doubtful = to_hash(folder, chosen, rehash=real or options.rehash)
@@ -184,15 +183,8 @@ def plan_push(
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
     sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
     kept, unused = _kept(options, remote)
-    facts = CardOptions(
-        options.repo,
-        options.base_model,
-        options.quantized_by,
-        kept,
-        found.included,
-        options.front_matter,
-    )
-    card = render_card(together, facts).encode()
+    said = (options.base_model, options.quantized_by, kept, found.included, options.front_matter)
+    card = render_card(together, CardOptions(options.repo, *said)).encode()
     check_text(RECEIPT_NAME, receipt, secrets=secrets)
     check_text(CARD_NAME, card, secrets=secrets, prose=True)
     uploads = [

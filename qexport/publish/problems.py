@@ -98,41 +98,37 @@ def problem(error: BaseException, repo: str, doing: str, *, invisible: bool = Tr
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     status, said = _status(error), _said(error)
+    state = f" {_INVISIBLE}" if invisible else ""
+    hint: str | None = None
     if isinstance(error, OfflineModeIsEnabled):
         return EnvironmentProblem(f"{repo} cannot be reached: HF_HUB_OFFLINE is set.", hint="Unset it.")
-    state = f" {_INVISIBLE}" if invisible else ""
-    if status == 401 or type(error).__name__ == "XetAuthenticationError":
-        return EnvironmentProblem(
-            f"The Hub no longer accepts the access token (HTTP 401, while {doing}).{said}{state}",
-            hint=f"`hf auth login` with a token that may write to {repo}, and {_AGAIN}",
-        )
-    if status == 403:
-        return EnvironmentProblem(
-            f"This account may not write to {repo} (HTTP 403, while {doing}).{said}{state}",
-            hint="Use a token with write access to it, or offer the files with --create-pr.",
-        )
-    if is_conflict(error):
-        return EnvironmentProblem(
-            f"Somebody else changed {repo} while this push ran.{state}",
-            hint=f"Look at their commit, and {_AGAIN}",
-        )
     if status == 404:
         return InputError(
             f"There is no {repo} on the Hub, or not for this account (HTTP 404, while {doing}).",
             hint="Check the name and the branch; `hf auth whoami` says which account is used.",
         )
-    if status is not None and status not in _PASSING:
-        return EnvironmentProblem(f"The Hub refused {repo} (HTTP {status}, while {doing}).{said}{state}")
-    if status is not None:
-        return EnvironmentProblem(
-            f"The Hub failed while {doing} (HTTP {status}).{said}{state}", hint=f"Wait a little, and {_AGAIN}"
+    if status == 401 or type(error).__name__ == "XetAuthenticationError":
+        words = f"The Hub no longer accepts the access token (HTTP 401, while {doing}).{said}"
+        hint = f"`hf auth login` with a token that may write to {repo}, and {_AGAIN}"
+    elif status == 403:
+        words = f"This account may not write to {repo} (HTTP 403, while {doing}).{said}"
+        hint = "Use a token with write access to it, or offer the files with --create-pr."
+    elif is_conflict(error):
+        words, hint = (
+            f"Somebody else changed {repo} while this push ran.",
+            f"Look at their commit, and {_AGAIN}",
         )
-    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+    elif status in _PASSING:
+        words = f"The Hub failed while {doing} (HTTP {status}).{said}"
+        hint = f"Wait a little, and {_AGAIN}"
+    elif status is not None:
+        words = f"The Hub refused {repo} (HTTP {status}, while {doing}).{said}"
+    elif isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
         return InputError(f"{repo}: {without_secrets(str(error))}{state}")
-    return EnvironmentProblem(
-        f"The connection to the Hub broke while {doing} ({type(_last(error)).__name__}).{state}",
-        hint=f"Check the network, and {_AGAIN}",
-    )
+    else:
+        words = f"The connection to the Hub broke while {doing} ({type([*_causes(error)][-1]).__name__})."
+        hint = f"Check the network, and {_AGAIN}"
+    return EnvironmentProblem(f"{words}{state}", hint=hint)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -141,10 +137,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _last(error: BaseException) -> BaseException:
-    return list(_causes(error))[-1]
 
 
 def _status(error: BaseException) -> int | None:

@@ -17,34 +17,31 @@ _OF_THE_HEAD = ("mtp_declared", "mtp_head")
 
 def from_schema_1(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of ``artifacts``. What is of the wrong type stays so, for the reader to find."""
-    made = dict(entry)
     measures, details, options = (_mapping(entry.get(name)) for name in ("measures", "details", "options"))
-    verification = entry.get("verification")
-    if isinstance(verification, dict) and verification:
-        made["verification"] = _verification(verification, measures, "draft" in str(entry.get("kind")))
-    else:
-        made["verification"] = None
-    made["bench"] = measures.get("bench")
-    made["mtp_layouts"] = details.get("mtp_layouts") or []
-    made["model_name"] = options.get("model_name")
+    verification = _mapping(entry.get("verification"))
     # GGUF options call it imatrix, folder formats importance.
     matrix = _mapping(options.get("imatrix")) or _mapping(options.get("importance"))
     tokens = _mapping(matrix.get("calibration")).get("tokens")
-    made["matrix"] = {**matrix, "tokens": tokens} if matrix else None
-    return made
+    drafter = "draft" in str(entry.get("kind"))
+    return {
+        **entry,
+        "verification": _verification(verification, measures, drafter) if verification else None,
+        "bench": measures.get("bench"),
+        "mtp_layouts": details.get("mtp_layouts") or [],
+        "model_name": options.get("model_name"),
+        "matrix": {**matrix, "tokens": tokens} if matrix else None,
+    }
 
 
 def _verification(value: Mapping[str, Any], measures: Mapping[str, Any], drafter: bool) -> dict[str, Any]:
     findings = value.get("findings")
     findings = [each for each in findings if isinstance(each, dict)] if isinstance(findings, list) else []
-    made = {**value, "findings": findings, "measures": _measures(measures), "state": _state(value, findings)}
+    shown = _measures(measures)
     if not drafter:
-        return made
-    mine = [each for each in findings if each.get("check") in _OF_THE_HEAD]
-    shown = made["measures"]
+        return {**value, "findings": findings, "measures": shown, "state": _state(value, findings)}
     return {
         "artifact": value.get("artifact", ""),
-        "findings": mine,
+        "findings": [each for each in findings if each.get("check") in _OF_THE_HEAD],
         "file_type": value.get("file_type", ""),
         "measures": {name: shown[name] for name in ("drafts", "acceptance", "source_acceptance")},
         "required": ["mtp_head"],
@@ -58,9 +55,8 @@ def _state(value: Mapping[str, Any], findings: list[dict[str, Any]]) -> str | No
     if value.get("passed") is not True:
         return None
     compared = [each for each in findings if each.get("check") in ("agreement", "divergence")]
-    return (
-        "ran, not compared" if compared and all(e.get("status") == "skipped" for e in compared) else "passed"
-    )
+    skipped = compared and all(each.get("status") == "skipped" for each in compared)
+    return "ran, not compared" if skipped else "passed"
 
 
 _MEANS = ("same_top1", "perplexity_ratio", "acceptance", "source_acceptance")
@@ -76,12 +72,8 @@ def _measures(value: Mapping[str, Any]) -> dict[str, Any]:
         "positions": positions,
         "kld": {k: v for k, v in kld.items() if k not in small} if kld.get("mean") is not None else None,
         "drafts": positions if value.get("acceptance") is not None else None,
-        **{name: _estimate(value.get(name)) for name in _MEANS},
+        **{name: None if value.get(name) is None else {"value": value[name]} for name in _MEANS},
     }
-
-
-def _estimate(value: Any) -> Any:
-    return None if value is None else {"value": value}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
