@@ -74,6 +74,13 @@ def test_imports_point_down(path):
         assert theirs <= mine, f"{dotted} imports {name}, which is above it"
 
 
+def test_cards_and_reports_have_nothing_but_receipts_in_common():
+    for here, there in (("publish", "report"), ("report", "publish")):
+        for path in (PACKAGE / here).rglob("*.py"):
+            names = imported(ast.parse(path.read_text()))
+            assert not [name for name in names if name.startswith(f"qexport.{there}")], path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_module_has_a_title(path):
     doc = ast.get_docstring(ast.parse(path.read_text()))

@@ -14,7 +14,7 @@ from qexport.families.roles import Block
 from qexport.receipt.on_disk import is_there
 from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
-from qexport.receipt.types import Artifact, File, Matrix, Source, SourceFile
+from qexport.receipt.types import Artifact, File, ImportanceMatrix, Source, WeightFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ def source_of(diagnosis: Diagnosis) -> Source:
     return Source(
         label=checkpoint.label,
         revision=getattr(checkpoint, "revision", None),
-        files={name: SourceFile(count, size, h.hexdigest()) for name, (count, size, h) in files.items()},
+        files={name: WeightFile(count, size, h.hexdigest()) for name, (count, size, h) in files.items()},
         mtp=repaired.mtp_origin,
         vision=any(tensor.block is Block.VISION for tensor in repaired.view()),
         card=source_card(repaired.files.get("README.md")),
@@ -95,12 +95,12 @@ def artifact_entries(
     ]
 
 
-def _matrix(options: Mapping[str, Any]) -> Matrix | None:
+def _matrix(options: Mapping[str, Any]) -> ImportanceMatrix | None:
     """GGUF options call it imatrix, folder formats importance."""
     for given in (options.get("imatrix"), options.get("importance")):
         if isinstance(given, Mapping):
             tokens = (given["calibration"] or {}).get("tokens")
-            return Matrix(given["file"], given["sha256"], tuple(given["datasets"]), tokens)
+            return ImportanceMatrix(given["file"], given["sha256"], tuple(given["datasets"]), tokens)
     return None
 
 

@@ -17,7 +17,7 @@ from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
 from qexport.receipt.kinds import place, words_of
 from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
-from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, Table
+from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, TextTable
 from qexport.receipt.words import WAS_RUN, facts, glossary, repairs
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
 
 def file_table(artifacts: Sequence[Artifact]) -> str:
     """A Markdown table, a row for each artifact, a column wherever one of them has a value."""
-    return Table.of("Files", _COLUMNS, artifacts).markdown
+    return TextTable.of("Files", _COLUMNS, artifacts).markdown
 
 
 def _file(artifact: Artifact) -> str:

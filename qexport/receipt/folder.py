@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Known:
+class Contents:
     """Artifacts, and notes about what receipts hold that cannot be used."""
 
     artifacts: tuple[Artifact, ...]
     notes: tuple[str, ...] = ()
 
 
-def known_in(folder: Path) -> Known:
+def known_in(folder: Path) -> Contents:
     """Every artifact that receipts in or just above ``folder`` know.
 
     Raises:
@@ -56,7 +56,7 @@ def known_in(folder: Path) -> Known:
         )
     _refuse_twice(artifacts)
     name = folder.absolute().name
-    return Known(tuple(replace(artifact, folder=name) for artifact in artifacts), tuple(notes))
+    return Contents(tuple(replace(artifact, folder=name) for artifact in artifacts), tuple(notes))
 
 
 def select(artifacts: Sequence[Artifact], only: Iterable[str]) -> tuple[Artifact, ...]:

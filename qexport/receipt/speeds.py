@@ -1,4 +1,4 @@
-"""Speeds as values: what was measured, of what, where; for receipts and reports."""
+"""Speeds as values: what was measured, by what runtime, on what machine (its host is not named)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,32 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from qexport.receipt.engine import Engine, Machine
 from qexport.receipt.typed import as_json
+
+
+@dataclass(frozen=True)
+class RuntimeVersion:
+    """A runtime; ``none``: nothing ran it."""
+
+    name: str = "none"
+    version: str = ""
+
+    def __str__(self) -> str:
+        return "" if self.name == "none" else f"{self.name} {self.version}".strip()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``processors`` counts hardware threads; ``gpu`` is empty where none was seen."""
+
+    cpu: str
+    processors: int
+    system: str
+    gpu: str = ""
+
+    def __str__(self) -> str:
+        gpu = f", {self.gpu}" if self.gpu else ""
+        return f"{self.cpu}, {self.processors} hardware threads, {self.system}{gpu}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,7 @@ class Bench:
         notes: what could not be measured, and why.
     """
 
-    engine: Engine = field(metadata={"json": "runtime"})
+    engine: RuntimeVersion = field(metadata={"json": "runtime"})
     machine: Machine
     threads: int
     prompts: int

@@ -33,7 +33,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Text in every cell; ``title`` is also what a screen reader calls it."""
 
     title: str
@@ -42,7 +42,7 @@ class Table:
     note: str = ""
 
     @classmethod
-    def of(cls, title: str, columns: Sequence[Column], values: Sequence[Any], note: str = "") -> Table:
+    def of(cls, title: str, columns: Sequence[Column], values: Sequence[Any], note: str = "") -> TextTable:
         """A row for each value, without the columns in which nothing stands."""
         made = [[column.value(value) for column in columns] for value in values]
         shown = [at for at in range(len(columns)) if any(row[at] for row in made)]

@@ -62,7 +62,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class SourceFile:
+class WeightFile:
     """A weight file of the source: how many tensors, their bytes, and a hash of names, types and places."""
 
     tensors: int = 0
@@ -84,7 +84,7 @@ class Source:
 
     label: str = ""
     revision: str | None = None
-    files: Mapping[str, SourceFile] = field(default_factory=dict)
+    files: Mapping[str, WeightFile] = field(default_factory=dict)
     mtp: str = "none"
     vision: bool | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class ImportanceMatrix:
     """The importance matrix that weighted the rounding: its file, and what it was made from.
 
     Attributes:
@@ -175,7 +175,7 @@ class Artifact:
     gates: tuple[Gate, ...] = ()
     source: Source = field(default_factory=Source)
     options: Mapping[str, Any] = field(default_factory=dict)
-    matrix: Matrix | None = None
+    matrix: ImportanceMatrix | None = None
     model_name: str | None = None
     mtp_layouts: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from qexport.receipt.engine import Engine
 from qexport.receipt.measures import Drafts, Measures
+from qexport.receipt.speeds import RuntimeVersion
 from qexport.receipt.state import State
 from qexport.receipt.typed import as_json
 
@@ -95,7 +95,7 @@ class Report:
     """
 
     artifact: str = ""
-    engine: Engine = field(default_factory=Engine, metadata={"json": "runtime"})
+    engine: RuntimeVersion = field(default_factory=RuntimeVersion, metadata={"json": "runtime"})
     findings: tuple[Finding, ...] = ()
     texts: tuple[str, ...] = ()
     file_type: str = ""

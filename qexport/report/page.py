@@ -13,25 +13,25 @@ from qexport.report.words import glossary, summary
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.receipt.tables import Table
+    from qexport.receipt.tables import TextTable
     from qexport.report.report import Model, Pair, Report
     from qexport.report.svg import Chart
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """One model: its tables, and its files apart, which are many."""
 
     model: Model
-    tables: tuple[Table, ...]
-    files: Table
+    tables: tuple[TextTable, ...]
+    files: TextTable
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """Two models side by side; ``differences`` says what was not made alike."""
 
-    table: Table
+    table: TextTable
     words: str
     differences: tuple[str, ...]
 
@@ -42,10 +42,10 @@ class Page:
 
     report: Report
     summary: tuple[str, ...]
-    gates: Table
+    gates: TextTable
     charts: tuple[Chart, ...]
-    comparisons: tuple[Comparison, ...]
-    parts: tuple[Part, ...]
+    comparisons: tuple[SideBySide, ...]
+    parts: tuple[Section, ...]
     glossary: tuple[tuple[str, str], ...]
 
 
@@ -59,18 +59,18 @@ def lay_out(report: Report) -> Page:
         charts=tuple(chart for chart in charts if chart is not None),
         comparisons=tuple(_comparison(report.models[0], other, pairs) for other, pairs in report.pairs),
         parts=tuple(
-            Part(model, (artifacts(model), divergences(model), speeds(model)), checksums(model))
+            Section(model, (artifacts(model), divergences(model), speeds(model)), checksums(model))
             for model in report.models
         ),
         glossary=tuple(glossary(report)),
     )
 
 
-def _comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Comparison:
+def _comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> SideBySide:
     differing = tuple(f"{pair.ours.title}: {each}" for pair in pairs for each in pair.differing)
     words = "Each is measured against its own source."
     if not pairs:
         words = "They have no type in common."
     elif not differing:
         words = f"The same types, made with the same settings. {words}"
-    return Comparison(comparison(ours, theirs, pairs), words, differing)
+    return SideBySide(comparison(ours, theirs, pairs), words, differing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, Table, share
+from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, TextTable, share
 from qexport.receipt.text import nats, percent, ratio, speed, times
 from qexport.report.words import gate_value, gate_words
 
@@ -17,43 +17,43 @@ if TYPE_CHECKING:
     from qexport.report.report import Model, Pair, Report
 
 
-def artifacts(model: Model) -> Table:
+def artifacts(model: Model) -> TextTable:
     """All of a model's artifacts, with the figures that people choose by."""
-    return Table.of("Artifacts", _ARTIFACT, model.artifacts)
+    return TextTable.of("Artifacts", _ARTIFACT, model.artifacts)
 
 
-def divergences(model: Model) -> Table:
+def divergences(model: Model) -> TextTable:
     """The whole distribution of the KL divergence."""
     note = (
         "Nats; ± is the standard error of the mean, from blocks of neighbouring positions. A percentile of "
         "99 % is the value that one position in a hundred exceeds; ten positions must."
     )
     found = [artifact for artifact in model.measured if artifact.measures.kld is not None]
-    return Table.of("KL divergence in full", _DIVERGENCE, found, note)
+    return TextTable.of("KL divergence in full", _DIVERGENCE, found, note)
 
 
-def speeds(model: Model) -> Table:
+def speeds(model: Model) -> TextTable:
     """Every setting of every bench."""
     timed = [(each, each.bench) for each in model.measured if each.bench is not None]
     found = [(artifact, bench, each) for artifact, bench in timed for each in bench.speeds]
     note = "Medians over repeats; n-max is how many tokens are drafted at a time."
-    return Table.of("Speed", _SPEED, found, note)
+    return TextTable.of("Speed", _SPEED, found, note)
 
 
-def gates(report: Report) -> Table:
+def gates(report: Report) -> TextTable:
     """Each gate and its outcome, those that were not kept first."""
-    return Table.of("Gates", _GATE, sorted(report.gates, key=lambda gate: gate.passed))
+    return TextTable.of("Gates", _GATE, sorted(report.gates, key=lambda gate: gate.passed))
 
 
-def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> Table:
+def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> TextTable:
     """The same type of two models, line under line."""
     sides = [side for pair in pairs for side in ((pair.ours, ours.title), (pair.theirs, theirs.title))]
-    return Table.of(f"{ours.title} and {theirs.title}", _SIDE, sides)
+    return TextTable.of(f"{ours.title} and {theirs.title}", _SIDE, sides)
 
 
-def checksums(model: Model) -> Table:
+def checksums(model: Model) -> TextTable:
     """Every file of weights and beside them."""
-    return Table.of("Files", _FILE, [file for artifact in model.artifacts for file in artifact.files])
+    return TextTable.of("Files", _FILE, [file for artifact in model.artifacts for file in artifact.files])
 
 
 def _numbers(title: str, value: Callable[[Any], str]) -> Column:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import UsageProblem
-from qexport.receipt.engine import Engine
-from qexport.receipt.speeds import Bench, Range, Speed
+from qexport.receipt.speeds import Bench, Range, RuntimeVersion, Speed
 from qexport.verify.machine import this_machine
 from qexport.verify.prompts import BENCH_PROMPTS, BENCH_TEXT
 from qexport.verify.runtime import Settings
@@ -92,7 +91,7 @@ def bench(about: Description, runtime: Runtime, options: BenchOptions, say: Say)
             break
         speeds.append(found)
     made = Bench(
-        engine=Engine(runtime.name, run.version),
+        engine=RuntimeVersion(runtime.name, run.version),
         machine=this_machine(),
         threads=options.threads,
         prompts=len(options.prompts or BENCH_PROMPTS),

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from qexport.children.environment import child_environment, search_path
-from qexport.receipt.engine import Machine
+from qexport.receipt.speeds import Machine
 
 _PATIENCE_S = 10.0
 _BLANK = "unknown processor"

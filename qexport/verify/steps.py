@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
-from qexport.receipt.engine import Engine
 from qexport.receipt.measures import Drafts, Measures
 from qexport.receipt.names import is_made_here
+from qexport.receipt.speeds import RuntimeVersion
 from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.verify.conversation import judge_ends, source_ends
 from qexport.verify.judge import (
@@ -172,7 +172,7 @@ class Steps:
         order = list(Check)
         return Report(
             artifact=self.name,
-            engine=Engine("none" if self.runtime is None else self.runtime.name, self.version),
+            engine=RuntimeVersion("none" if self.runtime is None else self.runtime.name, self.version),
             findings=tuple(sorted(self.findings, key=lambda finding: order.index(finding.check))),
             texts=tuple(answer.text for answer in self.answers),
             file_type=self.about.file_type,

@@ -17,8 +17,7 @@ import qexport.verify.bench as bench_module
 import qexport.verify.bench_subject as subject_module
 from qexport.artifacts.description import Description
 from qexport.errors import EnvironmentProblem
-from qexport.receipt.engine import Engine
-from qexport.receipt.speeds import Bench
+from qexport.receipt.speeds import Bench, RuntimeVersion
 from qexport.receipt.typed import fit
 from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
 from qexport.verify.bench import Benched
@@ -43,7 +42,7 @@ def ran(monkeypatch):
         said = calls.says.get(path.name, PASSED)
         if isinstance(said, Exception):
             raise said
-        return Report(path.name, Engine("xllamacpp", "1"), said)
+        return Report(path.name, RuntimeVersion("xllamacpp", "1"), said)
 
     monkeypatch.setattr(command, "verify_artifact", verify)
     return calls

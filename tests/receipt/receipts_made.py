@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qexport.receipt.engine import Engine, Machine
 from qexport.receipt.measures import Drafts, Estimate, Kld, Measures
-from qexport.receipt.speeds import Bench, Range, Speed
-from qexport.receipt.types import Artifact, File, Gate, Matrix, Source, SourceFile
+from qexport.receipt.speeds import Bench, Machine, Range, RuntimeVersion, Speed
+from qexport.receipt.types import Artifact, File, Gate, ImportanceMatrix, Source, WeightFile
 from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
 
 BENCH = Bench(
-    Engine("xllamacpp", "1"), Machine("cpu", 2, "Linux"), 0, 1, 8, 1, 8, (Speed(0, Range(3.0, 2.0, 4.0)),)
+    RuntimeVersion("xllamacpp", "1"),
+    Machine("cpu", 2, "Linux"),
+    0,
+    1,
+    8,
+    1,
+    8,
+    (Speed(0, Range(3.0, 2.0, 4.0)),),
 )
 
 
@@ -21,7 +27,7 @@ def found(*checks: Check, status: Status = Status.PASS) -> tuple[Finding, ...]:
 
 
 def report(*more: Finding, **given: Any) -> Report:
-    return Report("a.gguf", Engine("xllamacpp", "1"), (*found(*REQUIRED), *more), **given)
+    return Report("a.gguf", RuntimeVersion("xllamacpp", "1"), (*found(*REQUIRED), *more), **given)
 
 
 PASSED = report(
@@ -47,9 +53,9 @@ FULL = artifact(
     verification=PASSED,
     bench=BENCH,
     gates=(Gate("a.gguf", "max_mean_kld", 0.02, 0.01, True),),
-    source=Source("org/M@0123abcd", "0" * 40, {"m.safetensors": SourceFile(3, 9, "b" * 64)}, "own"),
+    source=Source("org/M@0123abcd", "0" * 40, {"m.safetensors": WeightFile(3, 9, "b" * 64)}, "own"),
     options={"types": ["Q8_0"]},
-    matrix=Matrix("m.gguf", "c" * 64, ("calib",), 512),
+    matrix=ImportanceMatrix("m.gguf", "c" * 64, ("calib",), 512),
     model_name="M",
     fingerprint="f" * 64,
     tool="0.1.0",

@@ -12,8 +12,7 @@ from verify_fakes import generation, write_llama
 from qexport.artifacts.description import Description
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import InputError, UsageProblem
-from qexport.receipt.engine import Engine
-from qexport.receipt.speeds import Bench, Range
+from qexport.receipt.speeds import Bench, Range, RuntimeVersion
 from qexport.receipt.typed import as_json, fit
 from qexport.verify import machine
 from qexport.verify.bench import BenchOptions, bench
@@ -106,7 +105,7 @@ def test_bare_first_then_every_n_max():
     assert [speed.acceptance for speed in found.speeds] == [None, 0.5, 0.5, 0.5, 0.5]
     assert found.bare == found.speeds[0]
     assert found.best == found.speeds[4]
-    assert (found.engine, found.threads, found.prompts) == (Engine("fake", "1.0"), 3, 4)
+    assert (found.engine, found.threads, found.prompts) == (RuntimeVersion("fake", "1.0"), 3, 4)
     assert found.notes == ()
 
 
