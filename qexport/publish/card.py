@@ -52,7 +52,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     models = sorted((a for a in artifacts if a.is_model), key=lambda a: (place(a.format), a.size))
     others = [artifact for artifact in artifacts if not artifact.is_model]
     matter = front_matter(artifacts, options)
-    bases = matter.get("base_model", [])
+    bases = matter.get("base_model") or []
     labels = dict.fromkeys(artifact.source.label for artifact in models)
     sources = [
         *map(hub_link, bases if isinstance(bases, list) else [bases]),
@@ -136,13 +136,12 @@ def _commands(models: Sequence[Artifact], repo: str) -> Mapping[str, Named | Non
     """The artifact that each program is shown with; ``None``: there is none for it."""
     trunks = [artifact for artifact in models if not artifact.is_drafter]
     ggufs = [artifact for artifact in trunks if artifact.format == "gguf"]
-    of = {name: [a for a in trunks if a.format == name] for name in ("mlx", "fp8", "nvfp4", "merged")}
-    firsts = {
-        "mlx": of["mlx"],
+    candidates = {
+        "mlx": [artifact for artifact in trunks if artifact.format == "mlx"],
         "drafter": [artifact for artifact in models if artifact.is_drafter],
-        "served": [*of["fp8"], *of["nvfp4"], *of["merged"]],
+        "served": [artifact for artifact in trunks if artifact.format in ("fp8", "nvfp4", "merged")],
     }
-    folders = {name: _named_folder(found[0], repo) if found else None for name, found in firsts.items()}
+    folders = {name: _named_folder(found[0], repo) if found else None for name, found in candidates.items()}
     return {"gguf": _named_file(ggufs, repo) if ggufs else None, **folders}
 
 

@@ -33,7 +33,7 @@ _ZERO_GAP = 26.0
 
 @dataclass(frozen=True)
 class _Point:
-    row: Artifact
+    artifact: Artifact
     mean: float
     tail: float | None
     other: bool
@@ -45,10 +45,10 @@ _Tail = tuple[_Point, float, float, float]
 def size_chart(report: Report) -> Chart | None:
     """``None`` where no divergence was measured."""
     points = [
-        _Point(row, row.measures.kld.mean, row.measures.kld.p99, other=model is not report.models[0])
+        _Point(each, each.measures.kld.mean, each.measures.kld.p99, other=model is not report.models[0])
         for model in reversed(report.models)  # the first one's on top
-        for row in model.measured
-        if row.measures.kld is not None
+        for each in model.measured
+        if each.measures.kld is not None
     ]
     if not points:
         return None
@@ -66,21 +66,21 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
     values = [value for p in points for value in (p.mean, p.tail) if value is not None]
     zero = any(value < FLOOR for value in values)
     frame = Box(_LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
-    x = _sizes([p.row.size for p in points], frame)
+    x = _sizes([p.artifact.size for p in points], frame)
     y = Log.over(values, frame.bottom - (_ZERO_GAP if zero else 0), frame.top, frame.bottom, floor=FLOOR)
-    at = [(x(p.row.size), y(p.mean)) for p in points]
+    at = [(x(p.artifact.size), y(p.mean)) for p in points]
     parts = [*_grid(x, y, frame, zero), *_tails(points, at, y)]
     room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9)
     stems = [Box(px - 2, end, px + 2, py) for _, px, py, end in _tailed(points, at, y)]
     # The other model's mark of the same name is near, and hollow.
-    ours = {p.row.title for p in points if not p.other}
-    names = ["" if p.other and p.row.title in ours else _name(p) for p in points]
+    ours = {p.artifact.title for p in points if not p.other}
+    names = ["" if p.other and p.artifact.title in ours else _name(p) for p in points]
     labels = place(at, names, room, stems)
     for (px, py), label in zip(at, labels, strict=True):
         if label.far:
             parts.append(line(px, py, label.x, label.y - 4, "leader"))
     for p, where in zip(points, at, strict=True):
-        shape = mark(p.row.format, "other" if p.other else "")
+        shape = mark(p.artifact.format, "other" if p.other else "")
         parts.append(group(shape, element("title", _says(p)), class_="point", at=where))
     parts += [text(each.x, each.y, each.words, "name", each.anchor) for each in labels if each.words]
     said = "; ".join(_says(p) for p in points)
@@ -118,7 +118,7 @@ def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) 
     parts: list[Markup] = []
     for p, px, py, end in _tailed(points, at, y):
         inner = [line(px, py, px, end, "stem"), line(px - 4, end, px + 4, end, "stem")]
-        parts.append(group(*inner, class_=f"tail {p.row.format}"))
+        parts.append(group(*inner, class_=f"tail {p.artifact.format}"))
     return parts
 
 
@@ -130,7 +130,7 @@ def _tailed(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log)
 
 
 def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
-    kinds = dict.fromkeys(p.row.format for p in points)
+    kinds = dict.fromkeys(p.artifact.format for p in points)
     found = [LegendEntry(_key(kind), words_of(kind).name) for kind in kinds]
     if len(report.models) > 1:
         ours, *others = report.models
@@ -146,12 +146,13 @@ def _key(kind: str, state: str = "") -> Markup:
 
 
 def _name(p: _Point) -> str:
-    return p.row.title if p.row.state is State.PASSED else f"{p.row.title} ({p.row.state})"
+    artifact = p.artifact
+    return artifact.title if artifact.state is State.PASSED else f"{artifact.title} ({artifact.state})"
 
 
 def _says(p: _Point) -> str:
     tail = "" if p.tail is None else f", 99th percentile {nats(p.tail)}"
-    return f"{_name(p)}: {size_text(p.row.size)}, mean {nats(p.mean)} nats{tail}"
+    return f"{_name(p)}: {size_text(p.artifact.size)}, mean {nats(p.mean)} nats{tail}"
 
 
 def _plain(value: float) -> str:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from qexport.report.report import Model, Pair, Report
 
 
-def artifacts(model: Model) -> TextTable:
+def artifact_table(model: Model) -> TextTable:
     """All of a model's artifacts, with the figures that people choose by."""
     return TextTable.of("Artifacts", _ARTIFACT, model.artifacts)
 
 
-def divergences(model: Model) -> TextTable:
+def divergence_table(model: Model) -> TextTable:
     """The whole distribution of the KL divergence."""
     note = (
         "Nats; ± is the standard error of the mean, from blocks of neighbouring positions. A percentile of "
@@ -32,7 +32,7 @@ def divergences(model: Model) -> TextTable:
     return TextTable.of("KL divergence in full", _DIVERGENCE, found, note)
 
 
-def speeds(model: Model) -> TextTable:
+def speed_table(model: Model) -> TextTable:
     """Every setting of every bench."""
     timed = [(each, each.bench) for each in model.measured if each.bench is not None]
     found = [(artifact, bench, each) for artifact, bench in timed for each in bench.speeds]
@@ -40,18 +40,18 @@ def speeds(model: Model) -> TextTable:
     return TextTable.of("Speed", _SPEED, found, note)
 
 
-def gates(report: Report) -> TextTable:
+def gate_table(report: Report) -> TextTable:
     """Each gate and its outcome, those that were not kept first."""
     return TextTable.of("Gates", _GATE, sorted(report.gates, key=lambda gate: gate.passed))
 
 
-def comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> TextTable:
+def comparison_table(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> TextTable:
     """The same type of two models, line under line."""
     sides = [side for pair in pairs for side in ((pair.ours, ours.title), (pair.theirs, theirs.title))]
     return TextTable.of(f"{ours.title} and {theirs.title}", _SIDE, sides)
 
 
-def checksums(model: Model) -> TextTable:
+def checksum_table(model: Model) -> TextTable:
     """Every file of weights and beside them."""
     return TextTable.of("Files", _FILE, [file for artifact in model.artifacts for file in artifact.files])
 

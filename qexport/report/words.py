@@ -74,12 +74,12 @@ def gate_value(name: str, value: float | None) -> str:
 
 
 def _of_model(model: Model, several: bool) -> Iterator[str]:
-    rows = model.measured
     count = "1 artifact" if len(model.artifacts) == 1 else f"{len(model.artifacts)} artifacts"
-    size = size_text(sum(row.size for row in model.artifacts))
+    size = size_text(sum(each.size for each in model.artifacts))
     yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.artifacts)}"
     # What has not passed may be close by accident.
-    known = [(row.measures.kld.mean, row) for row in rows if row.measures.kld and row.state is State.PASSED]
+    passed = [each for each in model.measured if each.state is State.PASSED]
+    known = [(each.measures.kld.mean, each) for each in passed if each.measures.kld]
     if known:
         least, best = min(known, key=lambda pair: (pair[0], pair[1].size))
         most, small = min(known, key=lambda pair: pair[1].size)
@@ -90,14 +90,14 @@ def _of_model(model: Model, several: bool) -> Iterator[str]:
                 f"Closest to the source: {best.title}, {size_text(best.size)}, KL divergence {nats(least)} "
                 f"nats. Smallest: {small.title}, {size_text(small.size)}, {nats(most)} nats."
             )
-    yield from _fastest(rows)
+    yield from _fastest(model.measured)
 
 
-def _verdicts(rows: Sequence[Artifact]) -> str:
+def _verdicts(artifacts: Sequence[Artifact]) -> str:
     """How many are in which state, and who is in none to be proud of."""
-    of = {state: [row for row in rows if row.state is state] for state in State}
+    of = {state: [each for each in artifacts if each.state is state] for state in State}
     passed = len(of[State.PASSED])
-    if passed == len(rows):
+    if passed == len(artifacts):
         return "All passed verification." if passed > 1 else "It passed verification."
     parts = [f"{passed or 'None'} passed verification"]
     for state in (State.FAILED, State.UNCOMPARED, State.NOT_RUN):
@@ -107,12 +107,12 @@ def _verdicts(rows: Sequence[Artifact]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _fastest(rows: Sequence[Artifact]) -> Iterator[str]:
-    timed = [(row.bench.best, row.bench, row) for row in rows if row.bench]
+def _fastest(artifacts: Sequence[Artifact]) -> Iterator[str]:
+    timed = [(each.bench.best, each.bench, each) for each in artifacts if each.bench]
     if not timed:
         return
-    best, bench, row = max(timed, key=lambda found: found[0].tok_s.median)
-    said = f"Fastest here: {row.title}, {speed(best.tok_s.median)} tokens a second"
+    best, bench, each = max(timed, key=lambda found: found[0].tok_s.median)
+    said = f"Fastest here: {each.title}, {speed(best.tok_s.median)} tokens a second"
     if best.n_max and bench.bare is not None:
         gain = times(best.tok_s.median / bench.bare.tok_s.median)
         said += f" with MTP at n-max {best.n_max}, {gain} its speed without"

@@ -1,4 +1,4 @@
-"""From a page to the three files of a report: HTML, Markdown and JSON.
+"""What stands on the page of a report, and the three files that show it: HTML, Markdown and JSON.
 
 The HTML loads nothing from anywhere, and runs no script: a content security policy forbids it all but its own
 style. What comes from a receipt passes through Jinja's escaping; pictures are built from escaped parts. The
@@ -18,15 +18,26 @@ from qexport.export.disk import make_folder
 from qexport.export.files import replace_file
 from qexport.receipt.safe_text import template
 from qexport.report.gather import gather
-from qexport.report.page import lay_out
+from qexport.report.mtp_charts import acceptance_chart, speed_chart
+from qexport.report.size_chart import size_chart
+from qexport.report.tables import (
+    artifact_table,
+    checksum_table,
+    comparison_table,
+    divergence_table,
+    gate_table,
+    speed_table,
+)
+from qexport.report.words import glossary, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from qexport.receipt.tables import TextTable
     from qexport.receipt.types import Gate
-    from qexport.report.page import Page
-    from qexport.report.report import Report
+    from qexport.report.report import Model, Pair, Report
+    from qexport.report.svg import Chart
 
 
 REPORT_NAMES = ("report.html", "report.md", "report.json")
@@ -75,6 +86,68 @@ def save_report(report: Report, out: Path) -> ReportPaths:
     for path, content in texts:
         replace_file(path, content.encode())
     return paths
+
+
+@dataclass(frozen=True)
+class Section:
+    """One model: its tables, and its files apart, which are many."""
+
+    model: Model
+    tables: tuple[TextTable, ...]
+    files: TextTable
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two models side by side; ``differences`` says what was not made alike."""
+
+    table: TextTable
+    words: str
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of it."""
+
+    report: Report
+    summary: tuple[str, ...]
+    gates: TextTable
+    charts: tuple[Chart, ...]
+    comparisons: tuple[SideBySide, ...]
+    parts: tuple[Section, ...]
+    glossary: tuple[tuple[str, str], ...]
+
+
+def lay_out(report: Report) -> Page:
+    """The page of a report."""
+    charts = (size_chart(report), acceptance_chart(report), speed_chart(report))
+    return Page(
+        report=report,
+        summary=tuple(summary(report)),
+        gates=gate_table(report),
+        charts=tuple(chart for chart in charts if chart is not None),
+        comparisons=tuple(_comparison(report.models[0], other, pairs) for other, pairs in report.pairs),
+        parts=tuple(
+            Section(
+                model,
+                (artifact_table(model), divergence_table(model), speed_table(model)),
+                checksum_table(model),
+            )
+            for model in report.models
+        ),
+        glossary=tuple(glossary(report)),
+    )
+
+
+def _comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> SideBySide:
+    differing = tuple(f"{pair.ours.title}: {each}" for pair in pairs for each in pair.differing)
+    words = "Each is measured against its own source."
+    if not pairs:
+        words = "They have no type in common."
+    elif not differing:
+        words = f"The same types, made with the same settings. {words}"
+    return SideBySide(comparison_table(ours, theirs, pairs), words, differing)
 
 
 def html(page: Page) -> str:

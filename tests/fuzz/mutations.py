@@ -45,8 +45,7 @@ from qexport.receipt.folder import known_in
 from qexport.receipt.store import read_receipt
 from qexport.recipe.load import load_recipe
 from qexport.report.gather import gather
-from qexport.report.page import lay_out
-from qexport.report.write import html
+from qexport.report.write import html, lay_out
 from qexport.verify.stored_numbers import check_numbers
 
 SLOW = 10.0

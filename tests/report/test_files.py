@@ -9,8 +9,7 @@ import pytest
 from receipts_by_hand import FAILED, bench, gguf, large_ladder, measures, of_base, receipt
 
 from qexport.report import Gate, gather, write_report
-from qexport.report.page import lay_out
-from qexport.report.write import html
+from qexport.report.write import html, lay_out
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 NASTY = "<script>alert(1)</script>|`&\"'\n<img src=x onerror=alert(1)>"

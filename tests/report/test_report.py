@@ -27,9 +27,9 @@ from qexport.receipt.speeds import Bench
 from qexport.receipt.text import nats, percent, speed
 from qexport.receipt.typed import fit
 from qexport.report import Gate, gather, write_report
-from qexport.report.page import lay_out
 from qexport.report.report import pair_up
 from qexport.report.words import gate_value, summary
+from qexport.report.write import lay_out
 
 GATES = (
     Gate("Tuned-Q4_K_M.gguf", "max_mean_kld", 0.03, 0.0169, True),
