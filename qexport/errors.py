@@ -5,7 +5,8 @@ its sentence and its next step and exits with its code. Any other exception is a
 traceback.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 
@@ -84,3 +85,18 @@ def some(names: Sequence[str], most: int = 8, between: str = ", ") -> str:
     """
     shown = between.join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'types'?``, else the known words; empty where there are none.
+
+    >>> closest("tpyes", ["types", "options"])
+    "; did you mean 'types'?"
+    >>> closest("x", ["types", "options"])
+    '; known: types, options'
+    """
+    words = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word[:80].lower(), words, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {words[near[0]]!r}?"
+    return f"; known: {some(list(words.values()), 40)}" if words else ""

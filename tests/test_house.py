@@ -23,6 +23,7 @@ FLOORS = (
     "codecs",
     "artifacts",
     "evidence",
+    "assign",
     "formats",
     "export",
     "receipt",

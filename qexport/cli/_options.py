@@ -53,6 +53,14 @@ THREADS = click.option(
     "--threads", type=click.IntRange(1, 4096), help="Worker threads.  [default: every processor]"
 )
 
+TYPES_FROM = click.option(
+    "--types-from",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE",
+    help="Take the stored type of each tensor from FILE: another artifact of this format (GGUF file, MLX "
+    "folder), or JSON as --dry-run --json prints it.",
+)
+
 
 def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     """MODEL and ``--revision``."""

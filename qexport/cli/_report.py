@@ -52,6 +52,7 @@ def plan_json(plan: ArtifactPlan) -> dict[str, Any]:
         ],
         "notes": list(plan.notes),
         "details": dict(plan.details),
+        "assignment": None if plan.assignment is None else plan.assignment.to_json(),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qexport.cli._folder import export_folder, folder_options, source_options
-from qexport.cli._options import SIZE
+from qexport.cli._options import SIZE, TYPES_FROM
 from qexport.formats.fp8.options import LAYOUTS, Fp8Options
 
 
@@ -26,6 +26,7 @@ from qexport.formats.fp8.options import LAYOUTS, Fp8Options
     is_flag=True,
     help="Leave the MTP layer as it is, and list all of it; compressed-tensors always does.",
 )
+@TYPES_FROM
 @click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
 @folder_options
 def command(**given: Any) -> None:
@@ -41,4 +42,7 @@ def command(**given: Any) -> None:
       qexport fp8 ./merged --runtime vllm --runtime-python ~/vllm/bin/python
     """
     chosen = {"max_shard": given["max_shard_size"]} if given["max_shard_size"] else {}
-    export_folder(Fp8Options(layout=given["layout"], mtp_bf16=given["mtp_bf16"], **chosen), given)
+    asked = Fp8Options(
+        layout=given["layout"], mtp_bf16=given["mtp_bf16"], types_from=given["types_from"], **chosen
+    )
+    export_folder(asked, given)

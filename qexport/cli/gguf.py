@@ -13,6 +13,7 @@ from qexport.cli._options import (
     OVERWRITE,
     SIZE,
     THREADS,
+    TYPES_FROM,
     calibration_options,
     measure_option,
     model_argument,
@@ -65,6 +66,7 @@ BUILT_IN = "the corpus inside the package"
 )
 @click.option("--output-tensor-type", metavar="TYPE", help="Type for output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="Type for token_embd.weight.")
+@TYPES_FROM
 @click.option(
     "--mtp-type",
     metavar="TYPE|mixture",
@@ -185,6 +187,7 @@ def _options(given: dict[str, Any]) -> tuple[GgufOptions, str | None]:
         model_name=given["model_name"],
         file_name=given["file_name"],
         quantized_by=given["quantized_by"],
+        types_from=given["types_from"],
     )
     return options, corpus
 

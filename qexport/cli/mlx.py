@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qexport.cli._folder import export_folder, folder_options, matrix_from, source_options
-from qexport.cli._options import SIZE
+from qexport.cli._options import SIZE, TYPES_FROM
 from qexport.formats.mlx.options import (
     AFFINE_BITS,
     AFFINE_GROUPS,
@@ -58,6 +58,7 @@ def _numbers(values: tuple[int, ...]) -> click.Choice[str]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Fit scales and biases to an importance matrix (qexport imatrix); the layout does not change.",
 )
+@TYPES_FROM
 @click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
 @folder_options
 def command(**given: Any) -> None:
@@ -85,6 +86,7 @@ def command(**given: Any) -> None:
         mtp=tuple(dict.fromkeys(given["layouts"])),
         mtp_bits=_number(given["mtp_bits"]),
         importance=matrix_from(given["importance"]),
+        types_from=given["types_from"],
         **chosen,
     )
     export_folder(asked, given)

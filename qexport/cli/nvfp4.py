@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qexport.cli._folder import export_folder, folder_options, matrix_from, source_options
-from qexport.cli._options import SIZE
+from qexport.cli._options import SIZE, TYPES_FROM
 from qexport.formats.nvfp4.options import Nvfp4Options
 
 
@@ -44,6 +44,7 @@ from qexport.formats.nvfp4.options import Nvfp4Options
     help="An importance matrix (qexport imatrix).",
 )
 @click.option("--keep-head", is_flag=True, help="Scope nvidia: leave lm_head as it is.")
+@TYPES_FROM
 @click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
 @folder_options
 def command(**given: Any) -> None:
@@ -65,6 +66,7 @@ def command(**given: Any) -> None:
         scale_search=given["scale_search"],
         importance=matrix_from(given["importance"]),
         keep_head=given["keep_head"],
+        types_from=given["types_from"],
         **chosen,
     )
     export_folder(asked, given)

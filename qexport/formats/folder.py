@@ -18,6 +18,7 @@ from qexport.evidence.store import NOTHING, Evidence, Need
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 if TYPE_CHECKING:
+    from qexport.assign.assignment import Assignment
     from qexport.checkpoint.tensors import LogicalTensor
     from qexport.codecs.contract import StoredType
 
@@ -64,6 +65,7 @@ def plan_folder(
     beside: Mapping[str, Sequence[FolderTensor]] | None = None,
     notes: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
+    assignment: Assignment | None = None,
     evidence: Evidence = NOTHING,
 ) -> ArtifactPlan:
     """Plan the folder: shards, index, small files.
@@ -79,6 +81,7 @@ def plan_folder(
         index_indent: of its JSON.
         beside: further safetensors files by name, for tensors that are not among the model's: the index does
             not know them.
+        assignment: which the tensors follow.
         evidence: that the tensors' needs are met from.
 
     Raises:
@@ -121,7 +124,14 @@ def plan_folder(
         texts[layout.index_file] = layout.index
     files += [PlannedFile(name, len(data), data) for name, data in sorted(texts.items())]
     return ArtifactPlan(
-        kind, label, tuple(files), tuple(planned), tuple(notes), dict(details or {}), evidence
+        kind,
+        label,
+        tuple(files),
+        tuple(planned),
+        tuple(notes),
+        dict(details or {}),
+        assignment,
+        evidence,
     )
 
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.assign.assignment import PLAIN, Assignment, one_of, read_types
+from qexport.errors import InputError
 from qexport.families.names import published_name
-from qexport.families.roles import EXPERT_ROLES, Role
+from qexport.families.roles import EXPERT_ROLES, Block, Role
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
     from qexport.doctor.repaired import Repaired
-    from qexport.families.view import ModelTensor
+    from qexport.families.view import ModelTensor, ModelView
 
 
 MLP_ROLES = frozenset(
@@ -48,6 +53,46 @@ FUSED_ROLES = (
 def fused_roles(role: Role) -> frozenset[Role]:
     """The roles that runtimes fuse with ``role`` in one layer, itself among them."""
     return next((group for group in FUSED_ROLES if role in group), frozenset({role}))
+
+
+def kernel_of(tensor: ModelTensor) -> tuple[Block, int | None, frozenset[Role]]:
+    """The same for all tensors that one kernel runs, in one format: what is fused, a layer's experts."""
+    roles = EXPERT_ROLES if tensor.role in EXPERT_ROLES else fused_roles(tensor.role)
+    return tensor.block, tensor.layer, roles
+
+
+def given_types(
+    path: Path | None, word: str, view: ModelView, known: Collection[str], own: Mapping[str, str]
+) -> tuple[Assignment, list[str]]:
+    """The types of a folder's linear layers: those of the file over the format's ``own``, and what to say.
+
+    Args:
+        path: an assignment, or nothing.
+        known: the format's words.
+        own: of every tensor that may be quantized, the format's choice.
+
+    Raises:
+        InputError: the file is for another model or format, quantizes what is no linear layer, or gives the
+            parts of one kernel different types.
+        UsageProblem: an unknown type.
+    """
+    if path is None:
+        return Assignment(word, "", own), []
+    given = read_types(path, word)
+    tensors = {tensor.name: tensor for tensor in view}
+    given.check(tensors, one_of(known))
+    kernels: dict[object, str] = {}
+    for name, kind in given.types.items():
+        if kind != PLAIN and name not in own:
+            raise InputError(f"{given.label} has {kind} for {name}, which {word} does not quantize here")
+        first = kernels.setdefault(kernel_of(tensors[name]), name)
+        if name in own and kind != given.types[first]:
+            raise InputError(
+                f"{given.label} has {given.types[first]} for {first} and {kind} for {name}, "
+                "which runtimes fuse: they need one type"
+            )
+    types = {name: given.types.get(name, kind) for name, kind in own.items()}
+    return Assignment(word, given.label, types), given.missing(own)
 
 
 def modules_of(repaired: Repaired, tensor: ModelTensor) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from qexport.evidence.store import NOTHING, Evidence, Kind, Need
 if TYPE_CHECKING:
     import numpy as np
 
+    from qexport.assign.assignment import Assignment
     from qexport.codecs.contract import StoredType
 
 
@@ -129,6 +130,7 @@ class ArtifactPlan:
     ``tensors`` come in the order of the pass (``qexport.formats.order``), and files are best laid out in it:
     then they are written front to back and hashed on the way. ``notes`` are the things a user should know:
     fallback types, tensors without importance data, what was left out. ``details`` are facts for the receipt.
+    ``assignment`` is the choice of types that the plan was made of.
     ``evidence`` is a handle like those of the sources: what the needs of its tensors are met from, as far as
     the pass does not find it out itself.
     """
@@ -139,6 +141,7 @@ class ArtifactPlan:
     tensors: tuple[PlannedTensor, ...]
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    assignment: Assignment | None = None
     evidence: Evidence = field(default=NOTHING, repr=False, compare=False)
 
     @property

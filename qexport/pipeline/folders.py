@@ -71,6 +71,8 @@ class FolderTarget:
             value = getattr(self.asked, each.name)
             if each.name == "importance" and value is not None:
                 value = self._matrix(value)
+            if isinstance(value, Path):
+                value = value.name
             found[each.name] = list(value) if isinstance(value, tuple) else value
         return found
 

@@ -72,6 +72,7 @@ class GgufTarget:
     def options(self) -> dict[str, Any]:
         """What was asked for, without paths."""
         options = asdict(replace(self.asked, imatrix=None))
+        options["types_from"] = None if self.asked.types_from is None else self.asked.types_from.name
         matrix = self.asked.imatrix
         if matrix is not None:
             options["imatrix"] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_validator
 
-from qexport.errors import QexportError
+from qexport.errors import QexportError, closest
 from qexport.formats.gguf.file_types import FILE_TYPES, file_type
 from qexport.formats.registry import FORMATS
 from qexport.recipe.fields import (
@@ -27,7 +27,6 @@ from qexport.recipe.fields import (
     refuse,
 )
 from qexport.recipe.gates import Gates
-from qexport.recipe.problems import closest
 from qexport.recipe.recipe import NAME, Artifact, Unverified
 from qexport.verify.options import VerifyOptions
 

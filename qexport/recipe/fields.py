@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from qexport.checkpoint.yaml_tree import Word
-from qexport.recipe.problems import closest
+from qexport.errors import closest
 from qexport.sizes import parse_size
 
 _TRUE, _FALSE = (

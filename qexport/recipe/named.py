@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from qexport.errors import UsageProblem
-from qexport.recipe.problems import closest
+from qexport.errors import UsageProblem, closest
 
 
 def shipped_recipes() -> dict[str, Path]:

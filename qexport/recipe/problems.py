@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.yaml_tree import Place, place_of
 from qexport.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from qexport.checkpoint.yaml_tree import Node
 
 
@@ -48,18 +45,3 @@ class Problems:
         lines = [f"{place}: {message}" for place, message in sorted(self._found, key=lambda item: item[0])]
         many = f"{len(lines)} things are wrong with the recipe:\n  " if len(lines) > 1 else ""
         raise UsageProblem(many + "\n  ".join(lines), hint="docs/recipes.md explains every key.")
-
-
-def closest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'types'?``, else the known words; empty where there are none.
-
-    >>> closest("tpyes", ["types", "options"])
-    "; did you mean 'types'?"
-    >>> closest("x", ["types", "options"])
-    '; known: types, options'
-    """
-    words = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word[:80].lower(), words, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {words[near[0]]!r}?"
-    return f"; known: {', '.join(words.values())}" if words else ""

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
 
+from qexport.errors import closest
 from qexport.pipeline.measure import MEASURED_TOKENS
 from qexport.recipe.artifact import Entry, Verify
 from qexport.recipe.fields import Part, Whole, fields_of, list_of
 from qexport.recipe.gates import Gates
-from qexport.recipe.problems import Path, Problems, closest
+from qexport.recipe.problems import Path, Problems
 from qexport.recipe.recipe import Calibration, Mtp, Publication, Source
 
 

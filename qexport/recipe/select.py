@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.errors import UsageProblem
-from qexport.recipe.problems import closest
+from qexport.errors import UsageProblem, closest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

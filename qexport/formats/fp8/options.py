@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qexport.errors import UsageProblem
 from qexport.formats.folder import SHARD_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 LAYOUTS = ("native", "compressed-tensors")
 
@@ -19,6 +24,7 @@ class Fp8Options:
             (``weight_scale``, roundings of llm-compressor).
         mtp_bf16: keep the MTP layer in the source's dtype; compressed-tensors always does.
         max_shard: bytes of tensor data in one file.
+        types_from: a file that says which type each tensor gets (``qexport.assign``).
 
     Raises:
         UsageProblem: no such layout.
@@ -27,6 +33,7 @@ class Fp8Options:
     layout: str = "native"
     mtp_bf16: bool = False
     max_shard: int = SHARD_BYTES
+    types_from: Path | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

@@ -65,8 +65,10 @@ def plan_fp8(
         notes=[
             *check_limits("fp8", view),
             *(["the source is float32, and so is what is not FP8"] if view.wide else []),
+            *scope.notes,
             *_notes(scope, options, view.mtp_layers),
         ],
+        assignment=scope.types,
         details={
             "layout": options.layout,
             "quantized": _quantized(view.tensors, tensors, scope),

@@ -13,33 +13,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.assign.assignment import PLAIN, Assignment
 from qexport.codecs.contract import FP8_TILE
-from qexport.families.roles import EXPERT_ROLES, Block, Role
-from qexport.formats.linears import LINEAR_ROLES, fused_roles
+from qexport.families.roles import Block, Role
+from qexport.formats.linears import LINEAR_ROLES, given_types, kernel_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.fp8.options import Fp8Options
 
 
+FP8 = "F8_E4M3"
+
+
 @dataclass(frozen=True)
 class Scope:
-    """``names`` of the view's tensors that become FP8; ``kept`` says of linear roles why they do not."""
+    """``names`` of the view's tensors that become FP8; ``kept`` says of linear roles why they do not.
+
+    ``types`` are those of all linear layers, ``notes`` what a given choice of them leaves open.
+    """
 
     names: frozenset[str]
     kept: Mapping[Role, str]
+    types: Assignment
+    notes: Sequence[str] = ()
 
 
 def scope_of(repaired: Repaired, view: ModelView, options: Fp8Options) -> Scope:
     """What ``options`` make of ``view``."""
     dims = repaired.hyper.dims
     linear = [tensor for tensor in view if _is_linear(tensor, options)]
-    misfits = {_group(tensor): why for tensor in linear if (why := _misfit(tensor, dims))}
-    kept = {t.role: misfits[_group(t)] for t in linear if _group(t) in misfits}
-    return Scope(frozenset(t.name for t in linear if _group(t) not in misfits), kept)
+    own = {tensor.name: FP8 for tensor in linear}
+    given, notes = given_types(options.types_from, "fp8", view, (FP8, PLAIN), own)
+    wanted = [tensor for tensor in linear if given.types[tensor.name] == FP8]
+    misfits = {kernel_of(tensor): why for tensor in wanted if (why := _misfit(tensor, dims))}
+    kept = {t.role: misfits[kernel_of(t)] for t in wanted if kernel_of(t) in misfits}
+    names = frozenset(t.name for t in wanted if kernel_of(t) not in misfits)
+    types = {tensor.name: FP8 if tensor.name in names else PLAIN for tensor in linear}
+    return Scope(names, kept, Assignment("fp8", "FP8", types), notes)
 
 
 def _is_linear(tensor: ModelTensor, options: Fp8Options) -> bool:
@@ -48,11 +62,6 @@ def _is_linear(tensor: ModelTensor, options: Fp8Options) -> bool:
         and tensor.block in (Block.TRUNK, Block.MTP)
         and not (tensor.block is Block.MTP and options.keeps_mtp)
     )
-
-
-def _group(tensor: ModelTensor) -> tuple[Block, int | None, frozenset[Role]]:
-    roles = EXPERT_ROLES if tensor.role in EXPERT_ROLES else fused_roles(tensor.role)
-    return tensor.block, tensor.layer, roles
 
 
 def _misfit(tensor: ModelTensor, dims: Mapping[str, int]) -> str | None:

@@ -18,10 +18,11 @@ GLM5-next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from qexport.codecs.ggml_types import GGML_TYPES, ggml_type
+from qexport.errors import InputError
 from qexport.formats.gguf.file_types import FileType, file_type
 from qexport.formats.gguf.mixture_terms import (
     EMBEDDINGS,
@@ -99,6 +100,29 @@ def protect_mtp(
             continue
         if mtp_type is not None or now.bits_per_weight < target.bits_per_weight:
             result[tensor.name] = _fall_back(Choice(target.name, Reason.MTP), tensor)
+    return result
+
+
+def follow(
+    choices: Mapping[str, Choice],
+    tensors: Sequence[TensorShape],
+    given: Mapping[str, str],
+    *,
+    keep: Collection[Reason],
+) -> dict[str, Choice]:
+    """``choices`` with the types that are ``given`` by tensor name, but for those that have a reason to keep.
+
+    Raises:
+        InputError: a quantized type for what is never quantized.
+    """
+    result = dict(choices)
+    for tensor in tensors:
+        choice, name = result[tensor.name], given.get(tensor.name)
+        if name is None or choice.reason in keep:
+            continue
+        if choice.reason is Reason.KEPT and ggml_type(name).is_quantized:
+            raise InputError(f"{tensor.name} cannot be {name}: readers want it as floats")
+        result[tensor.name] = _fall_back(Choice(name, Reason.GIVEN), tensor)
     return result
 
 

@@ -109,6 +109,7 @@ class Reason(StrEnum):
     MIXTURE = "mixture"  # a rule of the recipe
     OVERRIDE = "override"  # --tensor-type, --output-tensor-type, --token-embedding-type
     MTP = "mtp"  # our floor for the MTP block, or --mtp-type
+    GIVEN = "given"  # --types-from
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
@@ -25,6 +27,8 @@ class GgufOptions:
         file_name: file names: ``{name}`` and ``{type}`` are filled in; what readers of GGUF files would take
             for something else is changed (``file_name.py``).
         quantized_by: ``general.quantized_by``.
+        types_from: a file that says which type each tensor gets (``qexport.assign``), or another
+            GGUF; options that name types win.
     """
 
     tensor_types: tuple[tuple[str, str], ...] = ()
@@ -37,3 +41,4 @@ class GgufOptions:
     model_name: str | None = None
     file_name: str = "{name}-{type}"
     quantized_by: str | None = None
+    types_from: Path | None = None

@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qexport.assign.assignment import Assignment, read_types
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.codecs.contract import Blocks, ggml_stored
 from qexport.codecs.ggml_types import ggml_type
-from qexport.container.gguf_file import shard_names
+from qexport.container.gguf_file import read_gguf, shard_names
 from qexport.container.gguf_write import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
-from qexport.errors import InputError
+from qexport.errors import InputError, UsageProblem
+from qexport.evidence.kinds import read_head
 from qexport.evidence.store import Evidence, Kind
 from qexport.families.roles import Block, Role
 from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
@@ -27,11 +29,12 @@ from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts
 from qexport.formats.gguf.importance import cold_experts, evidence_of
 from qexport.formats.gguf.metadata import MetadataOptions, build_metadata
-from qexport.formats.gguf.mixture import choose_types, protect_mtp, requires_importance, walk_order
+from qexport.formats.gguf.mixture import choose_types, follow, protect_mtp, requires_importance, walk_order
 from qexport.formats.gguf.mixture_terms import (
     Choice,
     MixtureModel,
     Overrides,
+    Reason,
     TensorShape,
     compile_pattern,
 )
@@ -81,7 +84,10 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
     files = list(dict.fromkeys(file_type(name).name for name in types))
     outputs = _outputs(arch, view)
     evidence = evidence_of(view, options.imatrix)
-    return tuple(_plan_one(view, arch, file_type(name), outputs, options, evidence, limits) for name in files)
+    given = _given(arch, view, files, outputs, options)
+    return tuple(
+        _plan_one(view, arch, file_type(name), outputs, options, given, evidence, limits) for name in files
+    )
 
 
 def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
@@ -114,12 +120,12 @@ def _plan_one(
     file: FileType,
     outputs: Sequence[_Output],
     options: GgufOptions,
+    given: Assignment | None,
     evidence: Evidence,
     limits: Sequence[str],
 ) -> ArtifactPlan:
     notes = [*limits]
-    shapes = [TensorShape(output.name, output.shape) for output in outputs]
-    choices = _choices(view, arch, file, shapes, options, notes)
+    choices = _choices(view, arch, file, outputs, options, given, notes)
     weighted = _weighted(file, outputs, choices, options, evidence, notes)
     counts = ParameterCounts.of({output.name: output.shape for output in outputs})
     metadata, said = build_metadata(
@@ -162,6 +168,9 @@ def _plan_one(
         tensors=tuple(tensors),
         notes=tuple(notes),
         details=_details(arch, file, choices, metadata, options, bool(weighted)),
+        assignment=Assignment(
+            "gguf", file.name, {o.canonical: choices[o.name].type for o in outputs if o.canonical}
+        ),
         evidence=evidence,
     )
 
@@ -170,11 +179,13 @@ def _choices(
     view: ModelView,
     arch: Arch,
     file: FileType,
-    shapes: Sequence[TensorShape],
+    outputs: Sequence[_Output],
     options: GgufOptions,
+    given: Assignment | None,
     notes: list[str],
 ) -> dict[str, Choice]:
     hyper = view.hyper
+    shapes = [TensorShape(output.name, output.shape) for output in outputs]
     model = MixtureModel(
         arch=arch.name,
         layers=view.layers + view.mtp_layers,
@@ -188,6 +199,11 @@ def _choices(
         file.name, shapes, model, has_imatrix=options.imatrix is not None, overrides=overrides
     )
     chosen = protect_mtp(chosen, shapes, model, options.mtp_type)
+    if given is not None:
+        named = {o.name: given.types[o.canonical] for o in outputs if o.canonical in given.types}
+        asked = {Reason.OVERRIDE, *((Reason.MTP,) if options.mtp_type else ())}
+        chosen = follow(chosen, shapes, named, keep=asked)
+        notes += given.missing([output.canonical for output in outputs if output.canonical])
     for pattern, _ in options.tensor_types if file.is_quantized else ():
         if not any(compile_pattern(pattern).search(shape.name) for shape in shapes):
             notes.append(f"--tensor-type {pattern!r} matches no tensor")
@@ -199,6 +215,31 @@ def _choices(
             f"as llama-quantize does: {_some(names)}"
         )
     return chosen
+
+
+def _given(
+    arch: Arch, view: ModelView, files: Sequence[str], outputs: Sequence[_Output], options: GgufOptions
+) -> Assignment | None:
+    """The types of ``--types-from``, from JSON or from another GGUF's header."""
+    path = options.types_from
+    if path is None:
+        return None
+    if len(files) > 1 or not file_type(files[0]).is_quantized:
+        raise UsageProblem(
+            f"--types-from says the types of one quantized file, not of {' and '.join(files)}",
+            hint="Give one -q: it names the file, and what the other file does not say is chosen by it.",
+        )
+    names = {output.name: output.canonical for output in outputs}
+    if read_head(path).startswith(b"GGUF"):
+        info = read_gguf(path)
+        if info.architecture != arch.name:
+            raise InputError(f"{path.name} is of architecture {info.architecture}, the model is {arch.name}")
+        found = {names.get(name, name): kind for name, kind in info.tensors.items() if names.get(name) != ""}
+        given = Assignment("gguf", path.name, found)
+    else:
+        given = read_types(path, "gguf")
+    given.check({tensor.name for tensor in view}, ggml_type)
+    return given
 
 
 def _weighted(

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qexport.errors import UsageProblem
+from qexport.errors import UsageProblem, closest
 from qexport.formats.folder import SHARD_BYTES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
@@ -49,6 +51,23 @@ class Scheme:
     def label(self) -> str:
         return f"{self.bits}-bit g{self.group_size}" if self.mode == "affine" else self.mode
 
+    @classmethod
+    def labelled(cls, label: str) -> Scheme:
+        """The reverse of :attr:`label`. Raises UsageProblem: there is no such scheme."""
+        found = SCHEMES.get(label)
+        if found is None:
+            raise UsageProblem(f"unknown MLX type {label!r}{closest(label, SCHEMES)}")
+        return found
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    scheme.label: scheme
+    for scheme in (
+        *(Scheme(group, bits) for bits in AFFINE_BITS for group in AFFINE_GROUPS),
+        *(Scheme(group, bits, mode) for mode, (group, bits) in MODES.items() if mode != "affine"),
+    )
+}
+
 
 @dataclass(frozen=True)
 class MlxOptions:
@@ -69,6 +88,8 @@ class MlxOptions:
         mtp_group_size: of those.
         importance: the weights of a weighted fit of affine scales and biases; plain when not given.
         max_shard_size: bytes of tensor data in one file.
+        types_from: a file that says which type each tensor gets (``qexport.assign``), or another
+            MLX folder; of the trunk.
     """
 
     bits: int | None = None
@@ -81,6 +102,7 @@ class MlxOptions:
     mtp_group_size: int = 64
     importance: ImportanceMatrix | None = None
     max_shard_size: int = SHARD_BYTES
+    types_from: Path | None = None
 
     def __post_init__(self) -> None:
         _known("--mode", self.mode, tuple(MODES))

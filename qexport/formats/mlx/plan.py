@@ -17,6 +17,7 @@ from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import check_limits
 from qexport.formats.mlx.config import dump, generation_of, language_config, small_files, trunk_config
 from qexport.formats.mlx.dialect import dialect_of, module_path, stored_name
+from qexport.formats.mlx.given import given_types
 from qexport.formats.mlx.head import (
     NORM_FORMAT,
     SIDECARS,
@@ -27,7 +28,7 @@ from qexport.formats.mlx.head import (
     takes_scheme,
 )
 from qexport.formats.mlx.options import DTYPES
-from qexport.formats.mlx.schemes import choose, override
+from qexport.formats.mlx.schemes import choose, is_matrix, override
 from qexport.formats.mlx.tensors import plain, quantized
 from qexport.formats.order import pass_order
 
@@ -79,8 +80,11 @@ def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...
     tied = bool(repaired.text.get("tie_word_embeddings"))
     trunk = [t for t in ordered if t.block is not Block.MTP and not (tied and t.role is Role.OUTPUT)]
     head = [tensor for tensor in ordered if tensor.block is Block.MTP]
-    choices = choose(trunk, view, dialect, options)
+    given = given_types(options.types_from, repaired, trunk, dialect)
+    choices = choose(trunk, view, dialect, options, {} if given is None else given.types)
     notes = [*limits, *_wide(view, _dtype(repaired, options))]
+    if given is not None:
+        notes += given.missing([tensor.name for tensor in trunk if is_matrix(tensor)])
     weighted = [t for t in trunk if (scheme := choices.schemes[t.name]) and scheme.mode == "affine"]
     if options.head_scheme is not None and set(options.mtp) - {"none", "vllm-mlx"}:
         weighted += [t for t in head if takes_scheme(t, options.head_scheme)]
@@ -179,6 +183,7 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         beside=sidecars,
         notes=job.notes,
         details=_details(job),
+        assignment=job.choices.assignment(options.label),
         evidence=job.evidence,
     )
 

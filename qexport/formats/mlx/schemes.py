@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qexport.assign.assignment import PLAIN, Assignment
+from qexport.errors import InputError
 from qexport.families.roles import NORM_ROLES, Role
 from qexport.formats.mlx.options import RECIPES, Scheme
 
@@ -32,7 +34,8 @@ class Choices:
     """The scheme of each tensor by canonical name, ``None`` for what stays as it is.
 
     Attributes:
-        overrides: names of those whose scheme config.json has to name: gates, or all in a recipe.
+        overrides: names of those whose scheme config.json has to name: gates, or all in a recipe, and what is
+            given another scheme than the default.
         misfits: names of matrices whose rows do not divide into groups.
     """
 
@@ -40,20 +43,40 @@ class Choices:
     overrides: frozenset[str]
     misfits: tuple[str, ...]
 
+    def assignment(self, label: str) -> Assignment:
+        """The types of the trunk's tensors."""
+        types = {name: PLAIN if scheme is None else scheme.label for name, scheme in self.schemes.items()}
+        return Assignment("mlx", label, types)
+
 
 def is_matrix(tensor: ModelTensor) -> bool:
     """Whether mlx-lm could quantize the tensor's module."""
     return len(tensor.shape) >= 2 and tensor.role not in _NO_MODULE
 
 
-def choose(tensors: Iterable[ModelTensor], view: ModelView, dialect: Dialect, options: MlxOptions) -> Choices:
-    """The schemes of the trunk's ``tensors``."""
+def choose(
+    tensors: Iterable[ModelTensor],
+    view: ModelView,
+    dialect: Dialect,
+    options: MlxOptions,
+    given: Mapping[str, str],
+) -> Choices:
+    """The schemes of the trunk's ``tensors``, ``given`` ones first.
+
+    Raises:
+        InputError: a given type is for what cannot be quantized.
+    """
     schemes: dict[str, Scheme | None] = {}
     overrides: set[str] = set()
     misfits: list[str] = []
     for tensor in tensors:
         schemes[tensor.name] = None
+        wanted = given.get(tensor.name)
         if not is_matrix(tensor):
+            if wanted not in (None, PLAIN):
+                raise InputError(f"{tensor.name} cannot be {wanted}: MLX quantizes matrices of modules only")
+            continue
+        if wanted == PLAIN:
             continue
         scheme = options.scheme
         if options.recipe is not None:
@@ -61,11 +84,16 @@ def choose(tensors: Iterable[ModelTensor], view: ModelView, dialect: Dialect, op
         elif tensor.role in dialect.gates:
             scheme = GATE_SCHEME
         columns = tensor.shape[-1]
-        if columns % options.scheme.group_size or columns % scheme.group_size:
+        if wanted is not None:
+            scheme = Scheme.labelled(wanted)
+        elif columns % options.scheme.group_size:
+            misfits.append(tensor.name)
+            continue
+        if columns % scheme.group_size:
             misfits.append(tensor.name)
             continue
         schemes[tensor.name] = scheme
-        if options.recipe is not None or tensor.role in dialect.gates:
+        if options.recipe is not None or tensor.role in dialect.gates or scheme != options.scheme:
             overrides.add(tensor.name)
     return Choices(schemes, frozenset(overrides), tuple(misfits))
 
@@ -83,4 +111,4 @@ def _mixed(tensor: ModelTensor, layers: int, options: MlxOptions) -> Scheme:
 def override(scheme: Scheme, *, recipe: bool) -> dict[str, Any]:
     """The entry of config.json, with the keys that mlx-lm's predicates give."""
     entry: dict[str, Any] = {"group_size": scheme.group_size, "bits": scheme.bits}
-    return entry | {"mode": scheme.mode} if recipe else entry
+    return entry | {"mode": scheme.mode} if recipe or scheme.mode != "affine" else entry

@@ -59,7 +59,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
             importance matrix belongs to another model.
     """
     view = repaired.view()
-    chosen = choose(repaired, view, options)
+    chosen, assignment, left_open = choose(repaired, view, options)
     evidence = evidence_of(view, options.importance)
     makers = _Makers(repaired, options, chosen, evidence, _fused(view, chosen))
     tensors = [makers.folder_tensor(tensor) for tensor in pass_order(view)]
@@ -81,6 +81,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
         notes=[
             *check_limits("nvfp4", view),
             *([_ROUNDED] if view.wide else []),
+            *left_open,
             *_notes(view, options, chosen, evidence),
         ],
         details={
@@ -91,6 +92,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
             "mtp": {"layers": repaired.mtp_layers, "origin": repaired.mtp_origin},
             "quantized": _quantized(view, chosen, tensors),
         },
+        assignment=assignment,
         evidence=evidence,
     )
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
+from qexport.assign.assignment import PLAIN, Assignment
 from qexport.errors import InputError, UsageProblem
-from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.families.roles import Block, Role
 from qexport.formats.linears import (
     ATTENTION_ROLES,
     DELTA_ROLES,
     LINEAR_ROLES,
     MLP_ROLES,
     fused_roles,
+    given_types,
+    kernel_of,
     modules_of,
 )
 from qexport.formats.nvfp4.options import NVIDIA
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 
 Algo = Literal["NVFP4", "FP8"]
+_ALGOS = (PLAIN, "NVFP4", "FP8")  # only ModelOpt's layout has the last
 _BLOCK = 16
 # https://huggingface.co/nvidia/Qwen3.6-27B-NVFP4 and ModelOpt's recipe
 # huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast.
@@ -53,12 +58,16 @@ def fused_key(tensor: ModelTensor) -> tuple[int | None, frozenset[Role]]:
     return tensor.layer, fused_roles(tensor.role)
 
 
-def choose(repaired: Repaired, view: ModelView, options: Nvfp4Options) -> dict[str, Algo]:
-    """The format of each tensor that is quantized, by canonical name, in model order.
+def choose(
+    repaired: Repaired, view: ModelView, options: Nvfp4Options
+) -> tuple[dict[str, Algo], Assignment, list[str]]:
+    """The format of each tensor that is quantized, by canonical name, in model order; that of all linear
+    layers and ``lm_head``; and what a given choice leaves open.
 
     Raises:
         UsageProblem: a regular expression is none, matches nothing, or takes part of a fused group.
-        InputError: the model has nothing of the scope, or rows that do not divide into blocks.
+        InputError: the model has nothing of the scope, or rows that do not divide into blocks; a given choice
+            is for another model, or says what the layout cannot.
     """
     by_role = _BY_ROLE.get(options.scope)
     if by_role is None:
@@ -70,8 +79,14 @@ def choose(repaired: Repaired, view: ModelView, options: Nvfp4Options) -> dict[s
             for tensor in view
             if tensor.block in (Block.TRUNK, *heads) and tensor.role in by_role
         }
+    may = [t for t in view if (t.block is Block.TRUNK and t.role in LINEAR_ROLES) or t.block is Block.HEAD]
+    own = {tensor.name: chosen.get(tensor.name, PLAIN) for tensor in may}
+    words = _ALGOS if options.layout == "modelopt" else _ALGOS[:-1]
+    given, notes = given_types(options.types_from, "nvfp4", view, words, own)
+    types: dict[str, Any] = {name: kind for name, kind in given.types.items() if kind != PLAIN}
+    chosen = {tensor.name: types[tensor.name] for tensor in view if tensor.name in types}
     if not chosen:
-        raise InputError(f"{view.label} has nothing that the scope {options.scope} would quantize.")
+        raise InputError(f"{view.label} has nothing that {given.label or options.scope} would quantize.")
     for tensor in view:
         if tensor.name in chosen and tensor.shape[-1] % _BLOCK:
             raise InputError(
@@ -79,7 +94,7 @@ def choose(repaired: Repaired, view: ModelView, options: Nvfp4Options) -> dict[s
                 f"blocks of {_BLOCK}",
                 hint="Choose a scope without it: a regular expression over module paths.",
             )
-    return chosen
+    return chosen, replace(given, label=given.label or options.scope), notes
 
 
 def _by_pattern(repaired: Repaired, view: ModelView, pattern: str) -> dict[str, Algo]:
@@ -90,14 +105,13 @@ def _by_pattern(repaired: Repaired, view: ModelView, pattern: str) -> dict[str, 
         raise UsageProblem(
             f"scope {pattern!r} is neither one of {known} nor a regular expression: {error}"
         ) from None
-    groups: dict[tuple[int | None, frozenset[Role]], list[tuple[str, bool]]] = defaultdict(list)
+    groups: dict[Any, list[tuple[str, bool]]] = defaultdict(list)
     chosen: dict[str, Algo] = {}
     for tensor in view:
         if tensor.block is not Block.TRUNK or tensor.role not in LINEAR_ROLES:
             continue
         found = [(module, wanted.search(module) is not None) for module in modules_of(repaired, tensor)]
-        together = EXPERT_ROLES if tensor.role in EXPERT_ROLES else fused_roles(tensor.role)
-        groups[tensor.layer, together] += found
+        groups[kernel_of(tensor)] += found
         if any(hit for _, hit in found):
             chosen[tensor.name] = "NVFP4"
     for group in groups.values():
