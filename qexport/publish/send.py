@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qexport.publish.problems import client_errors, is_conflict, is_passing
 from qexport.publish.remote import look
@@ -76,18 +77,16 @@ def upload(
     Raises:
         Exception: the client's.
     """
-
-    def send() -> None:
-        api.preupload_lfs_files(
-            options.repo,
-            made,
-            revision=options.branch,
-            create_pr=options.create_pr,
-            num_threads=options.workers,
-            free_memory=False,
-        )
-
+    send = partial(api.preupload_lfs_files, options.repo, made, free_memory=False, **_where(options))
     retried(send, say, "the upload")
+
+
+def _where(options: PushOptions) -> dict[str, Any]:
+    return {
+        "revision": options.branch,
+        "create_pr": options.create_pr,
+        "num_threads": options.workers,
+    }
 
 
 def commit(
@@ -112,10 +111,8 @@ def commit(
                 options.repo,
                 made,
                 commit_message=message,
-                revision=options.branch,
-                create_pr=options.create_pr,
                 parent_commit=parent,
-                num_threads=options.workers,
+                **_where(options),
             )
             return Committed(done.oid, done.pr_url)
         except client_errors() as error:
