@@ -30,6 +30,34 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What a format is called, who reads it and how the Hub knows it: for cards and reports.
+
+    Attributes:
+        readers: what it is, in a card's first sentence.
+        library: for the Hub, which shows its snippet to use a model with.
+        tags: of a repository that holds it.
+        program: the section of a card that says how it is run.
+        note: what else is to be known there.
+        sees: whether it is written with the source's vision tower.
+        prefix: of its types in charts, where they do not say the format.
+        mark: its shape in charts, a path about (0, 0); a circle for none.
+        colours: of its shape, on a light ground and on a dark one.
+    """
+
+    name: str
+    readers: str
+    library: str = ""
+    tags: tuple[str, ...] = ()
+    program: str = ""
+    note: str = ""
+    sees: bool = False
+    prefix: str = ""
+    mark: str = ""
+    colours: tuple[str, str] = ("#5b6570", "#a3adb8")
+
+
+@dataclass(frozen=True)
 class Format:
     """What there is to know of a format.
 
@@ -43,12 +71,16 @@ class Format:
         proof: what runs it here.
         layouts: the ways in which it lies on disk, and is read back.
         layout_word: which of them some options write.
+        words: for people.
+        rates: million weights per second and core by stored type, with and without importance; see
+            ``recipe/rates.py``.
         ladder: it has ``types``, each a file of its own in one folder; otherwise it is one folder.
         matrix: the field that takes an importance matrix.
         weighted: whether importance is used where the user does not say, from the fields that were given.
         sizes: fields that are bytes.
         check: raises what the option class does not check itself.
         beside: by kind of a plan, what is added to the folder's name for it (MLX's drafter).
+        inside: places of an MTP head that are in the folder itself; ``None``: all are.
     """
 
     word: str
@@ -59,6 +91,8 @@ class Format:
     proof: Proof
     layouts: Callable[[], Sequence[Layout]]
     layout_word: Callable[[Any], str]
+    words: Words
+    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     guess: str = ""
     ladder: bool = False
     matrix: str | None = None
@@ -66,6 +100,7 @@ class Format:
     sizes: tuple[str, ...] = ()
     check: Callable[[Any], object] = lambda _: None
     beside: Mapping[str, str] = field(default_factory=dict)
+    inside: frozenset[str] | None = None
 
     @property
     def hidden(self) -> tuple[str, ...]:

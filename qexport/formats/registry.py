@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qexport.formats.format import Format
+from qexport.formats.format import Format, Words
 from qexport.formats.fp8.format import FP8
 from qexport.formats.gguf.format import GGUF
 from qexport.formats.merged.format import MERGED
@@ -23,6 +23,16 @@ FORMATS: Mapping[str, Format] = {each.word: each for each in (GGUF, MLX, FP8, NV
 def format_of(options: Any) -> Format:
     """The format that these options are of."""
     return next(each for each in FORMATS.values() if isinstance(options, each.options))
+
+
+def words_of(word: str) -> Words:
+    """Of a format; one that is not known, of a receipt that another version wrote, goes by its own name."""
+    return FORMATS[word].words if word in FORMATS else Words(word, word, sees=True)
+
+
+def place_of(word: str) -> int:
+    """Of a format among the others; one that is not known comes last."""
+    return list(FORMATS).index(word) if word in FORMATS else len(FORMATS)
 
 
 def layouts() -> tuple[Layout, ...]:

@@ -104,7 +104,7 @@ def check_file_sizes(found: Found) -> None:
 
 
 def _place(folder: Path, artifact: Artifact) -> Path:
-    return folder / (artifact.name if artifact.kind == "gguf" else artifact.top)
+    return folder / (artifact.name if artifact.is_file else artifact.top)
 
 
 def _models(folder: Path) -> Iterator[Path]:

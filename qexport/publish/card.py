@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from qexport.formats.gguf.file_name import found_by_tag
+from qexport.formats.registry import place_of, words_of
 from qexport.publish.front_matter import front_matter, front_matter_text
 from qexport.publish.gate import unproven
 from qexport.publish.kept import KEEP_END, KEEP_START, Kept
-from qexport.receipt.kinds import place, words_of
 from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
 from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, TextTable
 from qexport.receipt.words import WAS_RUN, facts, glossary, repairs
@@ -49,7 +49,7 @@ class CardOptions:
 
 def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     """The text of README.md. ``artifacts`` are all that the repository will hold, in table order."""
-    models = sorted((a for a in artifacts if a.is_model), key=lambda a: (place(a.format), a.size))
+    models = sorted((a for a in artifacts if a.is_model), key=lambda a: (place_of(a.format), a.size))
     others = [artifact for artifact in artifacts if not artifact.is_model]
     matter = front_matter(artifacts, options)
     bases = matter.get("base_model") or []
@@ -76,6 +76,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
         included=options.included,
         **_commands(models, options.repo),
+        notes=[note for name in formats if (note := words_of(name).note)],
         was_run=WAS_RUN,
         provenance=[fact for fact in facts(artifacts, MARKDOWN) if fact.text != "none"],
         repairs=repairs(artifacts, MARKDOWN),
@@ -88,7 +89,7 @@ def file_table(artifacts: Sequence[Artifact]) -> str:
 
 
 def _file(artifact: Artifact) -> str:
-    if artifact.kind in ("gguf", "imatrix"):
+    if artifact.is_file:
         more = f" and {len(artifact.files) - 1} more" if len(artifact.files) > 1 else ""
         return f"[{cell(artifact.name)}](./{quote(artifact.name)}){more}"
     return f"[{cell(artifact.top)}/](./{quote(artifact.top)})" if artifact.top else "this repository"
@@ -135,12 +136,12 @@ class Named:
 def _commands(models: Sequence[Artifact], repo: str) -> Mapping[str, Named | None]:
     """The artifact that each program is shown with; ``None``: there is none for it."""
     trunks = [artifact for artifact in models if not artifact.is_drafter]
-    ggufs = [artifact for artifact in trunks if artifact.format == "gguf"]
     candidates = {
-        "mlx": [artifact for artifact in trunks if artifact.format == "mlx"],
-        "drafter": [artifact for artifact in models if artifact.is_drafter],
-        "served": [artifact for artifact in trunks if artifact.format in ("fp8", "nvfp4", "merged")],
+        name: [artifact for artifact in trunks if words_of(artifact.format).program == program]
+        for name, program in (("gguf", "llama.cpp"), ("mlx", "mlx-lm"), ("served", "vLLM"))
     }
+    candidates["drafter"] = [artifact for artifact in models if artifact.is_drafter]
+    ggufs = candidates.pop("gguf")
     folders = {name: _named_folder(found[0], repo) if found else None for name, found in candidates.items()}
     return {"gguf": _named_file(ggufs, repo) if ggufs else None, **folders}
 

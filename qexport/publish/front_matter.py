@@ -10,20 +10,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.kinds import words_of
+from qexport.formats.registry import place_of, words_of
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.source_card import FROM_SOURCE, plain_card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from qexport.formats.format import Words
     from qexport.publish.card import CardOptions
-    from qexport.receipt.kinds import FormatWords
     from qexport.receipt.types import Artifact
 
 
-# The first that is there names the repository: with GGUF files in it, it is a GGUF repository to the Hub.
-_LIBRARIES = ("gguf", "mlx", "vllm", "transformers")
+_ANY = "transformers"
+"""The library of a repository that has no other: with GGUF files in it, the Hub takes it for GGUF's."""
 _SEEING = re.compile(r"image|video|visual|document|audio|any-to-any", re.IGNORECASE)
 
 
@@ -35,8 +35,10 @@ def front_matter(artifacts: Sequence[Artifact], options: CardOptions) -> dict[st
     """
     source = next((plain_card(a.source.card) for a in artifacts if a.source.card), {})
     bases = [options.base_model] if options.base_model else _sources(artifacts)
-    known = [words_of(name) for name in dict.fromkeys(artifact.format for artifact in artifacts)]
-    libraries = {each.library for each in known} - {""}
+    formats = dict.fromkeys(artifact.format for artifact in artifacts)
+    known = [words_of(name) for name in formats]
+    libraries = [words_of(name).library for name in sorted(formats, key=place_of)]
+    libraries = sorted(filter(None, libraries), key=lambda name: name == _ANY)
     # A task may be one that what was written cannot do, even in an earlier card: that was not always asked.
     earlier = dict(options.kept.front_matter)
     source, earlier = (
@@ -50,7 +52,7 @@ def front_matter(artifacts: Sequence[Artifact], options: CardOptions) -> dict[st
         found["base_model"] = bases[0] if len(bases) == 1 else bases
         found["base_model_relation"] = "quantized"
     if libraries:
-        found["library_name"] = min(libraries, key=_LIBRARIES.index)
+        found["library_name"] = libraries[0]
     found["pipeline_tag"] = "text-generation"
     found |= {key: source[key] for key in FROM_SOURCE if source.get(key)}
     if by := options.quantized_by or options.repo.rpartition("/")[0]:
@@ -107,7 +109,7 @@ def _visible(value: Any) -> Any:
     return "\n".join(map(without_hidden, value.splitlines())) if isinstance(value, str) else value
 
 
-def _tags(artifacts: Sequence[Artifact], known: Sequence[FormatWords]) -> list[str]:
+def _tags(artifacts: Sequence[Artifact], known: Sequence[Words]) -> list[str]:
     tags = ["quantized", "qexport", *(tag for each in known for tag in each.tags)]
     if any(artifact.format == "imatrix" or artifact.matrix is not None for artifact in artifacts):
         tags.append("imatrix")

@@ -165,7 +165,7 @@ def _is_of(artifact: Artifact, path: Path, folder: Path) -> bool:
     files = [folder / file.name for file in artifact.files]
     if path.is_file():
         return path in files
-    return artifact.kind not in ("gguf", "imatrix") and all(path in file.parents for file in files)
+    return not artifact.is_file and all(path in file.parents for file in files)
 
 
 def receipt_bytes(receipt: Receipt) -> bytes:

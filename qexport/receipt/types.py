@@ -14,7 +14,7 @@ from typing import Any
 
 from qexport.checkpoint.paths import SHA256
 from qexport.doctor.finding import Finding
-from qexport.receipt.kinds import words_of
+from qexport.formats.registry import FORMATS, words_of
 from qexport.receipt.measures import Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
@@ -27,8 +27,6 @@ _NO_NAME = re.compile(r"[\\\ufffd]|^[A-Za-z]:")
 _MOST_NAME = 1024
 _HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}", re.ASCII)
 _GRAFTED = "grafted from "
-# Where an MLX folder has its head in itself; by default that is a folder of its own.
-_INSIDE = frozenset(("embedded", "mtplx", "vllm-mlx"))
 
 
 def is_inside(name: str) -> bool:
@@ -195,6 +193,11 @@ class Artifact:
         return self.kind.partition("-")[0]
 
     @property
+    def is_file(self) -> bool:
+        """It is one file, shards or none, not a folder."""
+        return not self.is_model or (self.kind in FORMATS and FORMATS[self.kind].ladder)
+
+    @property
     def top(self) -> str:
         """The folder that all its files are in, by the names in the receipt."""
         return min((file.name.rpartition("/")[0] for file in self.files), key=len)
@@ -202,7 +205,7 @@ class Artifact:
     @property
     def name(self) -> str:
         """Its file, or its folder."""
-        if self.kind in ("gguf", "imatrix"):
+        if self.is_file:
             return self.files[0].name
         return f"{self.top or self.folder or self.label}/"
 
@@ -225,8 +228,9 @@ class Artifact:
     @property
     def has_mtp(self) -> bool:
         """Whether an MTP head is inside."""
-        if self.kind == "mlx":
-            return not _INSIDE.isdisjoint(self.mtp_layouts)
+        inside = FORMATS[self.kind].inside if self.kind in FORMATS else None
+        if inside is not None:
+            return not inside.isdisjoint(self.mtp_layouts)
         return self.is_model and self.source.head in ("own", "grafted")
 
     @property

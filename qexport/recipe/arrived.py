@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from qexport.formats.registry import FORMATS
 from qexport.receipt.safe_text import cell
 from qexport.receipt.store import read_receipt
 
@@ -52,9 +53,9 @@ def look(recipe: Recipe, units: Iterable[Unit], out: Path) -> list[Arrived]:
         artifact = recipe.artifact(unit.artifact)
         folder = recipe.folder(recipe.subject(unit.subject), artifact)
         found.append(_look(unit, out, folder, artifact.kind))
-        drafter = f"{folder}-MTP"
-        if (out / drafter).is_dir():
-            found.append(_look(unit, out, drafter, "mlx-drafter"))
+        for kind, ending in FORMATS[artifact.kind].beside.items():
+            if (out / f"{folder}{ending}").is_dir():
+                found.append(_look(unit, out, f"{folder}{ending}", kind))
     return found
 
 

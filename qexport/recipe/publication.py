@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError, UsageProblem
+from qexport.formats.registry import FORMATS
 from qexport.publish.plan import PushOptions
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from qexport.recipe.recipe import Publication, Recipe
     from qexport.recipe.select import Unit
-
-
-_DRAFTER = "-MTP"  # an MLX drafter lies beside its folder, and goes to a repository beside its repository
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,10 @@ def pushes(recipe: Recipe, units: Iterable[Unit], out: Path) -> list[PushOptions
             )
         assert recipe.publish is not None
         made.append(_options(recipe.publish, out / each.folder, each.repo, each))
-        drafter = out / f"{each.folder}{_DRAFTER}"
-        if drafter.is_dir():
-            made.append(_options(recipe.publish, drafter, f"{each.repo}{_DRAFTER}", each))
+        for ending in (ending for known in FORMATS.values() for ending in known.beside.values()):
+            beside = out / f"{each.folder}{ending}"
+            if beside.is_dir():
+                made.append(_options(recipe.publish, beside, f"{each.repo}{ending}", each))
     return made
 
 

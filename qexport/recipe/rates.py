@@ -12,21 +12,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.evidence.store import Kind
+from qexport.formats.registry import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from qexport.formats.plan import ArtifactPlan
 
 
-_RATES: Mapping[str, tuple[float, float]] = {
-    "Q8_0": (2900, 2900), "Q6_K": (660, 670), "Q5_K": (430, 210), "Q4_K": (350, 213), "Q3_K": (620, 607),
-    "Q2_K": (380, 180), "Q4_0": (3300, 690), "Q4_1": (3300, 200), "Q5_0": (2900, 700), "Q5_1": (3200, 200),
-    "IQ4_NL": (22, 11), "IQ4_XS": (22, 11),  # ggml's own
-    "2-bit": (380, 255), "3-bit": (360, 145), "4-bit": (340, 119), "5-bit": (290, 130), "6-bit": (327, 105),
-    "8-bit": (300, 178), "mxfp4": (450, 450), "mxfp8": (1570, 1570), "nvfp4": (136, 136),
-    "F8_E4M3": (2370, 2370), "NVFP4": (650, 26), "F16": (350, 350),
-}  # fmt: skip
+_RATES = {name: rate for each in FORMATS.values() for name, rate in each.rates.items()}
 _COPIED = 8000.0  # bf16 as it is
 # Bytes written, hashed and synced in a second: BF16 and Q8_0 of 1.26 B values, 3.9 GB, took 4 s.
 _WRITTEN = 1.0e9

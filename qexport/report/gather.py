@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
+from qexport.formats.registry import place_of
 from qexport.receipt.folder import known_in
-from qexport.receipt.kinds import place
 from qexport.receipt.words import facts, repairs
 from qexport.report.report import Model, Report
 
@@ -78,4 +78,4 @@ def _title(label: str, found: Sequence[Artifact]) -> str:
 
 
 def _place(artifact: Artifact) -> tuple[int, bool, int, str]:
-    return place(artifact.format), artifact.is_drafter, artifact.size, artifact.label
+    return place_of(artifact.format), artifact.is_drafter, artifact.size, artifact.label

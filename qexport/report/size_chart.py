@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.receipt.kinds import words_of
+from qexport.formats.registry import words_of
 from qexport.receipt.state import State
 from qexport.receipt.text import nats
 from qexport.report.labels import place

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from qexport.formats.registry import words_of
 from qexport.receipt.safe_text import without_hidden
 
 WIDE = 720.0
@@ -20,15 +21,7 @@ NARROW = 350.0
 
 
 _CHARACTER = 0.62  # mean advance of a sans-serif digit or letter, in ems
-_R = 5.0
-MARKS = {
-    "gguf": f"M{-_R},0a{_R},{_R} 0 1,0 {2 * _R},0a{_R},{_R} 0 1,0 {-2 * _R},0Z",
-    "mlx": "M-4.6,-4.6H4.6V4.6H-4.6Z",
-    "fp8": "M0,-5.8L5.6,4.4H-5.6Z",
-    "nvfp4": "M0,-6.4L6.4,0L0,6.4L-6.4,0Z",
-    "merged": "M-5.8,-2H-2V-5.8H2V-2H5.8V2H2V5.8H-2V2H-5.8Z",
-}
-"""A shape for each format, about (0, 0): colour alone tells nothing to some, and nothing in print."""
+_CIRCLE = "M-5.0,0a5.0,5.0 0 1,0 10.0,0a5.0,5.0 0 1,0 -10.0,0Z"
 
 
 @dataclass(frozen=True)
@@ -117,9 +110,9 @@ def rectangle(x: float, y: float, width: float, height: float, class_: str) -> M
 
 
 def mark(shape: str, class_: str = "") -> Markup:
-    """The shape of a format, about (0, 0); a circle for one that is not known."""
-    look = shape if shape in MARKS else "other"
-    return element("path", d=MARKS.get(shape, MARKS["gguf"]), class_=f"mark {look} {class_}".strip())
+    """The shape of a format: colour alone tells nothing to some, and nothing in print. Others are circles."""
+    own = words_of(shape).mark
+    return element("path", d=own or _CIRCLE, class_=f"mark {shape if own else 'other'} {class_}".strip())
 
 
 def text(

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from qexport.export.disk import make_folder
 from qexport.export.files import replace_file
+from qexport.formats.registry import FORMATS
 from qexport.receipt.safe_text import template
 from qexport.report.gather import gather
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
@@ -153,7 +154,17 @@ def _comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> SideBySide
 def html(page: Page) -> str:
     """The text of report.html."""
     style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    style += _colours()
     return template(__package__, "report.html.jinja", html=True).render(vars(page), style=Markup(style))
+
+
+def _colours() -> str:
+    """A style for each format's mark, on either ground; paper is light."""
+    light, dark = (
+        " ".join(f".{word} {{ --colour: {each.words.colours[ground]}; }}" for word, each in FORMATS.items())
+        for ground in (0, 1)
+    )
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n@media print {{ {light} }}\n"
 
 
 def markdown(page: Page) -> str:

@@ -10,12 +10,13 @@ from xml.etree import ElementTree
 import pytest
 from receipts_by_hand import bench, gguf, large_ladder, measures, of_base, receipt
 
+from qexport.formats.registry import FORMATS
 from qexport.report import gather
 from qexport.report.labels import place
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
 from qexport.report.scale import Linear, Log
 from qexport.report.size_chart import FLOOR, size_chart
-from qexport.report.svg import MARKS, NARROW, WIDE, Box, element, text, text_width
+from qexport.report.svg import NARROW, WIDE, Box, element, text, text_width
 
 WIDTHS = pytest.mark.parametrize("width", [WIDE, NARROW])
 
@@ -201,4 +202,6 @@ def test_elements_are_escaped():
 
 
 def test_every_format_has_a_shape_of_its_own():
-    assert len(set(MARKS.values())) == len(MARKS) == 5
+    marks = [each.words.mark for each in FORMATS.values()]
+    assert len(set(marks)) == len(marks) == 5
+    assert all(marks)

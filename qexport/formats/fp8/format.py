@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.formats.format import Format, Proof
+from qexport.formats.format import Format, Proof, Words
 from qexport.formats.fp8.options import Fp8Options
 
 if TYPE_CHECKING:
@@ -36,5 +36,16 @@ FP8 = Format(
     proof=Proof("transformers", "reference"),
     layouts=_layouts,
     layout_word=lambda options: "fp8" if options.native else "compressed-tensors",
+    words=Words(
+        name="FP8",
+        readers="FP8, for vLLM, SGLang and transformers",
+        library="transformers",
+        tags=("fp8", "vllm", "sglang"),
+        program="vLLM",
+        sees=True,
+        mark="M0,-5.8L5.6,4.4H-5.6Z",
+        colours=("#007d5c", "#3fc79d"),
+    ),
+    rates={"F8_E4M3": (2370, 2370)},
     sizes=("max_shard",),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.formats.format import Format, Proof
+from qexport.formats.format import Format, Proof, Words
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.mixture_terms import Overrides
 from qexport.formats.gguf.options import GgufOptions
@@ -20,6 +20,13 @@ _BITS = {
     "Q5_K_M": 6.0, "Q5_K_S": 5.8, "Q5_1": 6.2, "Q5_0": 5.8,
     "Q4_1": 5.3, "Q4_0": 4.9, "Q4_K_M": 5.2, "Q4_K_S": 4.95, "IQ4_NL": 4.8, "IQ4_XS": 4.7,
     "Q3_K_L": 4.6, "Q3_K_M": 4.3, "Q3_K_S": 3.8, "Q2_K": 3.6, "Q2_K_S": 3.4,
+}  # fmt: skip
+
+# docs/measurements.md (2026-11-24, benchmarks/encoders.py).
+_RATES: dict[str, tuple[float, float]] = {
+    "Q8_0": (2900, 2900), "Q6_K": (660, 670), "Q5_K": (430, 210), "Q4_K": (350, 213), "Q3_K": (620, 607),
+    "Q2_K": (380, 180), "Q4_0": (3300, 690), "Q4_1": (3300, 200), "Q5_0": (2900, 700), "Q5_1": (3200, 200),
+    "IQ4_NL": (22, 11), "IQ4_XS": (22, 11), "F16": (350, 350),  # ggml's own IQ4
 }  # fmt: skip
 
 
@@ -44,6 +51,16 @@ GGUF = Format(
     proof=Proof("xllamacpp", "llama"),
     layouts=_layouts,
     layout_word=lambda _: "gguf",
+    words=Words(
+        name="GGUF",
+        readers="GGUF, for llama.cpp and the programs built on it",
+        library="gguf",
+        tags=("gguf", "llama.cpp"),
+        program="llama.cpp",
+        mark="M-5.0,0a5.0,5.0 0 1,0 10.0,0a5.0,5.0 0 1,0 -10.0,0Z",
+        colours=("#0072b2", "#6cb8ec"),
+    ),
+    rates=_RATES,
     ladder=True,
     matrix="imatrix",
     weighted=lambda _: True,

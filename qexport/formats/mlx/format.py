@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.formats.format import Format, Proof
+from qexport.formats.format import Format, Proof, Words
 from qexport.formats.mlx.options import MlxOptions
 
 if TYPE_CHECKING:
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
+
+# docs/measurements.md (2026-11-24, benchmarks/encoders.py).
+_RATES: dict[str, tuple[float, float]] = {
+    "2-bit": (380, 255), "3-bit": (360, 145), "4-bit": (340, 119), "5-bit": (290, 130), "6-bit": (327, 105),
+    "8-bit": (300, 178), "mxfp4": (450, 450), "mxfp8": (1570, 1570), "nvfp4": (136, 136),
+}  # fmt: skip
 
 
 def _plan(diagnosis: Diagnosis, options: MlxOptions, types: tuple[str, ...]) -> Sequence[ArtifactPlan]:
@@ -43,7 +49,19 @@ MLX = Format(
     proof=Proof("mlx_lm", "mlx"),
     layouts=_layouts,
     layout_word=lambda _: "mlx",
+    words=Words(
+        name="MLX",
+        readers="MLX, for Apple silicon",
+        library="mlx",
+        tags=("mlx",),
+        program="mlx-lm",
+        prefix="MLX",
+        mark="M-4.6,-4.6H4.6V4.6H-4.6Z",
+        colours=("#b56a00", "#eda63b"),
+    ),
+    rates=_RATES,
     matrix="importance",
     sizes=("max_shard_size",),
     beside={"mlx-drafter": "-MTP"},
+    inside=frozenset(("embedded", "mtplx", "vllm-mlx")),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.formats.format import Format, Proof
+from qexport.formats.format import Format, Proof, Words
 from qexport.formats.nvfp4.options import NVIDIA, Nvfp4Options
 
 if TYPE_CHECKING:
@@ -36,6 +36,18 @@ NVFP4 = Format(
     proof=Proof("transformers", "reference"),
     layouts=_layouts,
     layout_word=lambda options: str(options.layout),
+    words=Words(
+        name="NVFP4",
+        readers="NVFP4, for vLLM and SGLang",
+        library="vllm",
+        tags=("nvfp4", "vllm", "sglang"),
+        program="vLLM",
+        note="A mixture of experts on Blackwell also needs `--moe-runner-backend marlin`.",
+        sees=True,
+        mark="M0,-6.4L6.4,0L0,6.4L-6.4,0Z",
+        colours=("#b3386f", "#e98bb5"),
+    ),
+    rates={"NVFP4": (650, 26)},
     matrix="importance",
     weighted=lambda given: given.get("scale_search") == "importance",
     sizes=("max_shard",),
