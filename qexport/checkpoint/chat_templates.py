@@ -8,19 +8,14 @@ that takes them at their word loses the template that stands elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qexport.checkpoint.config import parse_json
+from qexport.checkpoint.config import decoded, parse_json
 from qexport.checkpoint.layout import TEMPLATE_FOLDER
-from qexport.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER = "tokenizer_config.json"
@@ -83,7 +78,7 @@ def read_templates(files: Mapping[str, bytes], label: str) -> ChatTemplates:
         if place == TEMPLATE_FILE:
             paths = [(DEFAULT, place)] if place in files else []
             paths += [(PurePosixPath(name).stem, name) for name in sorted(files) if _in_folder(name)]
-            raw = [(name, _text(files[path], f"{label}: {path}")) for name, path in paths]
+            raw = [(name, decoded(files[path], f"{label}: {path}")) for name, path in paths]
         elif place in files:
             document = parse_json(files[place], f"{label}: {place}")
             raw = _entries(document["chat_template"]) if "chat_template" in document else []
@@ -112,12 +107,3 @@ def _says_something(value: Any) -> bool:
 def _in_folder(name: str) -> bool:
     path = PurePosixPath(name)
     return path.parent == PurePosixPath(TEMPLATE_FOLDER) and path.suffix == ".jinja"
-
-
-def _text(data: bytes, what: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{what} is not UTF-8 (byte {error.start}).", hint="Save it again as UTF-8."
-        ) from None

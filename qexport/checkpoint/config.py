@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from qexport.checkpoint.tensors import Checkpoint
 from qexport.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from qexport.checkpoint.tensors import Checkpoint
-
 
 LFS_POINTER = b"version https://git-lfs"
 LFS_HINT = "Fetch the real file with `git lfs pull`, or download it with `hf download`."
@@ -50,11 +46,9 @@ def parse_json(
         raise InputError(f"{what} starts with a byte order mark.", hint=hint)
     if data.startswith(LFS_POINTER):
         raise InputError(f"{what} is a Git LFS pointer, not the file itself.", hint=LFS_HINT)
+    text = decoded(data, what)
     try:
-        loaded = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
-    except UnicodeDecodeError as error:
-        hint = "Save it again as UTF-8."
-        raise InputError(f"{what} is not UTF-8 (byte {error.start}).", hint=hint) from error
+        loaded = json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         hint = "Correct the file, or copy it again from the base model."
         where = f"line {error.lineno}, column {error.colno}"
@@ -63,7 +57,7 @@ def parse_json(
         raise InputError(
             f"{what} is not JSON that can be read: nested too deeply or a number too long."
         ) from error
-    if _HALF.search(data) and not _is_text(loaded):
+    if _HALF.search(data) and not is_text(json.dumps(loaded, ensure_ascii=False)):
         raise InputError(f"{what} spells half of a surrogate pair, which is no text (\\ud800 or the like).")
     if not isinstance(loaded, dict):
         hint = "Copy the file again from the base model."
@@ -71,10 +65,19 @@ def parse_json(
     return loaded
 
 
-def _is_text(value: object) -> bool:
-    """Whether every word in it has a UTF-8 form."""
+def decoded(data: bytes, what: str) -> str:
+    """``data``, called ``what`` in messages, as text. Raises InputError where it is not UTF-8."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        hint = "Save it again as UTF-8."
+        raise InputError(f"{what} is not UTF-8 (byte {error.start}).", hint=hint) from None
+
+
+def is_text(text: str) -> bool:
+    """Whether ``text`` has a UTF-8 form: JSON escapes can spell half of a surrogate pair, which has none."""
+    try:
+        text.encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True

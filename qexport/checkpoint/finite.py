@@ -14,7 +14,6 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-
 # Half a megabyte of bf16 at a time stays in cache, and keeps the temporary small beside gigabytes.
 _CHUNK = 1 << 18
 

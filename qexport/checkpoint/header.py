@@ -18,16 +18,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from qexport.checkpoint.config import LFS_HINT, LFS_POINTER
+from qexport.checkpoint.config import LFS_HINT, LFS_POINTER, is_text
 from qexport.checkpoint.paths import open_regular, reading
 from qexport.checkpoint.tensors import DTYPE_BYTES, StoredTensor
 from qexport.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 # The official reader's bound; it keeps a corrupt length from becoming an allocation.
 MAX_HEADER_BYTES = 100_000_000
@@ -37,15 +34,9 @@ _AGAIN = "Get the file again: the download or the copy is incomplete or damaged.
 
 
 def header_length(data: bytes, *, file: str, file_size: int) -> int:
-    """How many bytes length field and JSON take together, from the first 8 bytes of a file.
+    """Bytes of length field and JSON together, from the first 8 (23 tell an LFS pointer) bytes of a file.
 
-    Args:
-        data: the beginning of the file; more than 8 bytes may be given, only the first 23 are looked at.
-        file: the name to use in messages.
-        file_size: size of the whole file in bytes.
-
-    Raises:
-        InputError: the file is too short, a Git LFS pointer, or its length field cannot be right.
+    Raises InputError where the file is too short, a Git LFS pointer, or its length field cannot be right.
     """
     if data.startswith(LFS_POINTER):
         raise InputError(f"{file} is a Git LFS pointer, not the weights.", hint=LFS_HINT)
@@ -106,15 +97,7 @@ def parse_header(data: bytes, *, file: str, file_size: int) -> tuple[dict[str, S
 
 
 def read_header(path: Path, *, file: str | None = None) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """:func:`parse_header` of a file on disk; only the header is read.
-
-    Args:
-        path: the file.
-        file: the name to use in tensors and messages; the last part of ``path`` when not given.
-
-    Raises:
-        InputError: the file cannot be read, or is not a valid safetensors file.
-    """
+    """:func:`parse_header` of a file on disk, which is called ``file``; only the header is read."""
     name = file or path.name
     with reading(name), os.fdopen(open_regular(path, name), "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -131,7 +114,7 @@ def _metadata(value: object, file: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise _bad(file, "its __metadata__ is not an object")
     for key, text in value.items():
-        if not isinstance(text, str) or not _is_text(text):
+        if not isinstance(text, str) or not is_text(text):
             raise _bad(file, f"its __metadata__ holds something other than text under {key!r}")
     return value
 
@@ -147,14 +130,13 @@ def _tensor(name: str, entry: object, file: str, begin: int) -> StoredTensor:
         raise _bad(file, f"tensor {name!r} has a shape that is not a list of sizes")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _bad(file, f"tensor {name!r} has data_offsets that are not [begin, end]")
-    nbytes = DTYPE_BYTES[dtype]
     numel = 1
     for size in shape:  # as the official reader multiplies: an overflow on the way counts
         numel *= size
         if numel > _MAX_SIZE:
             raise _bad(file, f"tensor {name!r} has a shape whose size overflows 64 bits")
-    nbytes *= numel
     start, stop = offsets
+    nbytes = numel * DTYPE_BYTES[dtype]
     if stop - start != nbytes:
         what = f"takes {nbytes} bytes as {dtype} but has {stop - start}"
         raise _bad(file, f"tensor {name!r} of shape {shape!s:.80} {what}")
@@ -198,21 +180,12 @@ def _load_object(text: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
-        if not _is_text(key):
+        if not is_text(key):
             raise ValueError(f"its header has a name that is not valid text: {key!a}")
         if key in result:
             raise ValueError(f"its header has {key!r} twice")
         result[key] = value
     return result
-
-
-def _is_text(text: str) -> bool:
-    """Whether ``text`` has a UTF-8 form: JSON escapes can spell half of a surrogate pair, which has none."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _natural(text: str) -> int:

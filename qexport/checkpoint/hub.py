@@ -7,6 +7,7 @@ commit is resolved once, at the start: a push in between cannot mix two versions
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import escape
 from pathlib import Path
@@ -19,16 +20,11 @@ from qexport.checkpoint.layout import INDEX_NAME, join_layout, read_layout
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.refusals import refuse_dtypes
 from qexport.checkpoint.source_file import SourceFile, Stamp, changed_since, stamp
-from qexport.checkpoint.tensors import check_known
+from qexport.checkpoint.tensors import StoredTensor, check_known
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
     import torch
-
-    from qexport.checkpoint.tensors import StoredTensor
-
 
 _CONNECTIONS = 8
 
@@ -133,10 +129,9 @@ class HubCheckpoint:
         """
         files = sorted({self.tensors[name].file for name in names} - self._fetched.keys())
         with hub_errors(self.repo, self.sha):
-            missing = set(files) - self._hub.cached(files)
-            self._hub.check_room(sum(self._hub.listing[file] for file in missing))
+            self._hub.take_stock(files)
             for file in files:
-                path = self._hub.weights(file)
+                path = self._hub.local(file)
                 self._stamps[path] = stamp(path)
                 self._fetched[file] = SourceFile(path, file, self._hub.listing[file])
 
@@ -158,9 +153,7 @@ class HubCheckpoint:
 
         needed = self._needed()
         with hub_errors(self.repo, self.sha):
-            cached = self._hub.cached(needed)
-            self._hub.check_room(sum(self._hub.listing[name] for name in needed if name not in cached))
-            done = sum(self._hub.listing[name] for name in cached)
+            done = sum(self._hub.listing[name] for name in self._hub.take_stock(needed))
             bars = None if progress is None else bar_class(progress, done, self.download_size)
             folder = snapshot_download(
                 self.repo,
@@ -178,9 +171,8 @@ class HubCheckpoint:
         local.revision = self.sha
         if local.tensors != self.tensors:
             message = f"{self.label}: the downloaded weights do not have the headers that the Hub showed."
-            raise InputError(
-                message, hint="Remove the repository from the cache (`hf cache rm`) and try again."
-            )
+            hint = "Remove the repository from the cache (`hf cache rm`) and try again."
+            raise InputError(message, hint=hint)
         return local
 
     def _needed(self) -> list[str]:

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qexport.checkpoint.header import header_length, parse_header
 from qexport.checkpoint.layout import TEMPLATE_FOLDER
 from qexport.checkpoint.paths import read_small
+from qexport.checkpoint.tensors import StoredTensor
 from qexport.errors import EnvironmentProblem
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from qexport.checkpoint.tensors import StoredTensor
-
 
 # Nearly all headers fit; one that does not costs a second request.
 _FIRST_RANGE = 1 << 17
@@ -30,12 +26,7 @@ _TIMEOUT = 30.0
 
 
 def resolve(repo: str, revision: str | None, endpoint: str | None, cache_dir: str | Path | None) -> HubFiles:
-    """The files of ``repo`` at the commit that ``revision`` stands for now.
-
-    Raises:
-        EnvironmentProblem: the Hub's answer names no commit.
-        Exception: whatever the client raises.
-    """
+    """The files of ``repo`` at the commit that ``revision`` stands for now."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -80,38 +71,23 @@ class HubFiles:
 
     def fetch(self, name: str) -> bytes:
         """A small file, through the client's cache; no progress bar for a few kilobytes."""
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import silent_tqdm
 
         with self._lock:
             if name not in self._read:
-                path = hf_hub_download(
-                    self.repo,
-                    name,
-                    revision=self.sha,
-                    endpoint=self.endpoint,
-                    cache_dir=self.cache_dir,
-                    tqdm_class=silent_tqdm,
-                )
-                self._read[name] = read_small(Path(path), f"{self.repo}: {name}")
+                path = self.local(name, tqdm_class=silent_tqdm)
+                self._read[name] = read_small(path, f"{self.repo}: {name}")
             return self._read[name]
 
-    def weights(self, file: str) -> Path:
-        """A weight file in the client's cache, downloaded (with the client's own bar) if it is not there."""
+    def local(self, file: str, *, tqdm_class: Any = None) -> Path:
+        """A file in the client's cache, downloaded (with the client's own bar) if it is not there."""
         from huggingface_hub import hf_hub_download
 
-        path = hf_hub_download(
-            self.repo, file, revision=self.sha, endpoint=self.endpoint, cache_dir=self.cache_dir
-        )
-        return Path(path)
+        where = {"endpoint": self.endpoint, "cache_dir": self.cache_dir, "tqdm_class": tqdm_class}
+        return Path(hf_hub_download(self.repo, file, revision=self.sha, **where))
 
     def header(self, file: str) -> dict[str, StoredTensor]:
-        """The tensors of a safetensors file, from its first bytes.
-
-        Raises:
-            InputError: the header is not valid for a file of the listed size.
-            EnvironmentProblem: the answer was cut short.
-        """
+        """The tensors of a safetensors file, from its first bytes."""
         size = self.listing[file]
         data = self._range(file, 0, min(_FIRST_RANGE, size))
         end = header_length(data, file=file, file_size=size)
@@ -119,15 +95,28 @@ class HubFiles:
             data += self._range(file, len(data), end)
         return parse_header(data, file=file, file_size=size)[0]
 
-    def cached(self, names: Iterable[str]) -> set[str]:
-        """Which of ``names`` are complete in the cache."""
-        from huggingface_hub import try_to_load_from_cache
+    def take_stock(self, names: Iterable[str]) -> set[str]:
+        """Which of ``names`` are complete in the cache.
 
-        found = {
+        Raises EnvironmentProblem where the others do not fit on its disk.
+        """
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        paths = {
             name: try_to_load_from_cache(self.repo, name, cache_dir=self.cache_dir, revision=self.sha)
             for name in names
         }
-        return {name for name, path in found.items() if isinstance(path, str)}
+        found = {name for name, path in paths.items() if isinstance(path, str)}
+        folder = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        missing = sum(self.listing[name] for name in paths.keys() - found)
+        free = shutil.disk_usage(folder).free
+        if free < missing:
+            message = f"{self.repo} takes {missing} more bytes in the cache, whose disk has {free} free."
+            hint = "Free some room, or set HF_HOME to a folder on a larger disk."
+            raise EnvironmentProblem(message, hint=hint)
+        return found
 
     def remember(self, folder: Path) -> None:
         """Note in the cache which commit the revision stood for, so that the download is found offline.
@@ -143,24 +132,6 @@ class HubFiles:
         fresh = note.with_name(f"{note.name}.{threading.get_ident()}.tmp")
         fresh.write_text(self.sha)
         fresh.replace(note)
-
-    def check_room(self, missing: int) -> None:
-        """Compare ``missing`` bytes with what is free where the cache is.
-
-        Raises:
-            EnvironmentProblem: they do not fit.
-        """
-        from huggingface_hub import constants
-
-        folder = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
-        if free < missing:
-            message = f"{self.repo} takes {missing} more bytes in the cache, whose disk has {free} free."
-            raise EnvironmentProblem(
-                message, hint="Free some room, or set HF_HOME to a folder on a larger disk."
-            )
 
     def _range(self, file: str, start: int, stop: int) -> bytes:
         """Bytes ``[start, stop)`` of a file; stops reading there even when the server sends all of it."""
@@ -209,10 +180,7 @@ def bar_class(progress: Callable[[int, int], None], done: int, total: int) -> ty
     ``snapshot_download`` has one bar that counts files, one the bytes that arrive and one the bytes that are
     written. Only the last is followed, since with Xet storage less arrives than is written.
 
-    Args:
-        progress: called as ``progress(done, total)`` in bytes, one call at a time.
-        done: bytes that are there already.
-        total: bytes in the end.
+    ``progress`` is called with bytes, one call at a time; ``done`` are there already, ``total`` in the end.
     """
     from huggingface_hub.utils.tqdm import tqdm
 

@@ -5,14 +5,10 @@ The client's own classes: https://github.com/huggingface/huggingface_hub/blob/ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from qexport.errors import EnvironmentProblem, InputError, QexportError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 _LATER = "Try again: files that are already complete are kept."
 
@@ -20,10 +16,6 @@ _LATER = "Try again: files that are already complete are kept."
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Run Hub calls inside; what they raise comes out as an error of ours.
-
-    Args:
-        repo: the repository's id, for messages.
-        revision: the revision that was asked for, for messages.
 
     Raises:
         InputError: no such repository or revision (or not for this account), a gated one, a bad id.

@@ -11,9 +11,10 @@ Each shard's own header says what is in it; the two must agree exactly, since re
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qexport.checkpoint.config import parse_json
 from qexport.checkpoint.refusals import (
@@ -22,13 +23,8 @@ from qexport.checkpoint.refusals import (
     refuse_mistral_layout,
     refuse_without_weights,
 )
+from qexport.checkpoint.tensors import StoredTensor
 from qexport.errors import InputError, some
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from qexport.checkpoint.tensors import StoredTensor
-
 
 INDEX_NAME = "model.safetensors.index.json"
 _AGAIN = "Save the checkpoint again with save_pretrained, which writes index and shards together."
@@ -38,23 +34,9 @@ SINGLE_NAME = "model.safetensors"
 TEMPLATE_FOLDER = "additional_chat_templates"
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
-_WEIGHT_SUFFIXES = frozenset(
-    (
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".gguf",
-        ".gguf_file",
-        ".h5",
-        ".msgpack",
-        ".onnx",
-        ".npz",
-        ".pkl",
-        ".distcp",
-    )
-)
+_PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".distcp"))
+_OTHER_FORMATS = frozenset((".safetensors", ".gguf", ".gguf_file", ".h5", ".msgpack", ".onnx", ".npz"))
+_WEIGHT_SUFFIXES = _PICKLES | _OTHER_FORMATS
 
 
 @dataclass(frozen=True)
@@ -86,7 +68,6 @@ def read_layout(
     """Sort the files of a checkpoint.
 
     Args:
-        label: what to call the checkpoint in messages.
         listing: file sizes by relative name: the top folder, and :data:`TEMPLATE_FOLDER` below it.
         read: gives the bytes of a small file; called for the index and the config only.
         quantized: take a checkpoint that is quantized as well.
@@ -94,11 +75,7 @@ def read_layout(
     Raises:
         InputError: there is nothing to export here, or it is not clear what; see the message.
     """
-    candidates = sorted(
-        name
-        for name in listing
-        if name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
-    )
+    candidates = sorted(name for name in listing if re.fullmatch(r"[^./][^/]*\.safetensors", name))
     usable = [name for name in candidates if not is_adapter(name)]
     declared = None if quantized else declared_scheme(label, listing, read)
     owners: Mapping[str, str] | None = None
@@ -111,11 +88,9 @@ def read_layout(
         complete = _complete(usable)
         if missing and len(complete) == 1:
             # Left over from an earlier save, into which another was written.
-            stale = (
-                f"it names {some(missing, 2)}, which is not there"
-                if len(missing) == 1
-                else (f"it names {len(missing)} files that are not there, such as {missing[0]}")
-            )
+            stale = f"it names {missing[0]}, which is not there"
+            if len(missing) > 1:
+                stale = f"it names {len(missing)} files that are not there, such as {missing[0]}"
             weights, owners = complete[0], None
         elif missing:
             raise _missing(label, missing, len(weights))
@@ -233,18 +208,16 @@ def _missing(label: str, missing: list[str], count: int) -> InputError:
 
 
 def _parse_index(index: Mapping[str, Any], label: str) -> dict[str, str]:
-    """The file of each tensor, from the parsed index.
+    """The file of each tensor, from the parsed index; every one is a plain name inside the folder.
 
-    Raises:
-        InputError: there is no usable weight_map, it is empty, or it names a file that is not a plain
-            ``.safetensors`` name inside the checkpoint's own folder. Only names are judged; where links may
-            lead is judged when the folder is listed.
+    Only names are judged; where links may lead is judged when the folder is listed.
     """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{label}: {INDEX_NAME} has no weight_map with tensors in it.", hint=_AGAIN)
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not _plain(file):
+        # Backslash and colon too: on Windows they would leave the folder. NUL never names a file.
+        if not isinstance(file, str) or not re.fullmatch(r"[^./\\:\0][^/\\:\0]*\.safetensors", file):
             message = f"{label}: {INDEX_NAME} puts tensor {tensor!r} in {file!r:.120}"
             what = "which is not the plain name of a safetensors file in this folder"
             raise InputError(f"{message}, {what}.", hint=_AGAIN)
@@ -254,33 +227,21 @@ def _parse_index(index: Mapping[str, Any], label: str) -> dict[str, str]:
 def _join_headers(
     label: str, headers: Iterable[Mapping[str, StoredTensor]], owners: Mapping[str, str] | None
 ) -> dict[str, StoredTensor]:
-    """One mapping from the headers of all files, checked against the index.
-
-    Args:
-        label: what to call the checkpoint in messages.
-        headers: the tensors of each file, files in the order that the result shall have.
-        owners: the index's file for each tensor; ``None`` without an index.
-
-    Raises:
-        InputError: no tensors at all, a tensor in two files, in a file and not in the index, in the index and
-            in no file, or in another file than the index says.
-    """
+    """One mapping from the headers of all files, in their order, checked against the index's ``owners``."""
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         for name, tensor in header.items():
-            if name in tensors:
-                where = f"{tensors[name].file} and {tensor.file}"
+            if (first := tensors.setdefault(name, tensor)) is not tensor:
+                where = f"{first.file} and {tensor.file}"
                 raise InputError(f"{label}: tensor {name!r} is in two files, {where}.", hint=_AGAIN)
-            tensors[name] = tensor
     if owners is not None:
         for name, tensor in tensors.items():
-            owner = owners.get(name)
-            if owner is None:
-                message = f"{label}: tensor {name!r} is in {tensor.file}, but {INDEX_NAME} does not list it."
-                raise InputError(message, hint=_AGAIN)
+            if (owner := owners.get(name)) is None:
+                what = f"tensor {name!r} is in {tensor.file}, but {INDEX_NAME} does not list it"
+                raise InputError(f"{label}: {what}.", hint=_AGAIN)
             if owner != tensor.file:
-                where = f"in {owner}, but it is in {tensor.file}"
-                raise InputError(f"{label}: {INDEX_NAME} puts tensor {name!r} {where}.", hint=_AGAIN)
+                what = f"{INDEX_NAME} puts tensor {name!r} in {owner}, but it is in {tensor.file}"
+                raise InputError(f"{label}: {what}.", hint=_AGAIN)
         missing = [f"{name} ({file})" for name, file in owners.items() if name not in tensors]
         if missing:
             message = f"{label}: {INDEX_NAME} lists tensors that are in no file: {some(missing, 3)}."
@@ -288,12 +249,3 @@ def _join_headers(
     if not tensors:
         raise InputError(f"{label}: the weight files hold no tensors.", hint="Save the merged model again.")
     return tensors
-
-
-def _plain(file: str) -> bool:
-    # Backslash and colon too: on Windows they would leave the folder. NUL never names a file.
-    return (
-        file.endswith(".safetensors")
-        and not file.startswith(".")
-        and not any(char in "/\\:\0" for char in file)
-    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.config import is_text
 from qexport.checkpoint.header import read_header
 from qexport.checkpoint.layout import (
     INDEX_NAME,
@@ -22,19 +24,16 @@ from qexport.checkpoint.tensors import StoredTensor, check_known, matrix_shape
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
     import torch
-
 
 # Ends of names without which a model would be another one, or none.
 _NEEDED = (
     ".safetensors",
     ".index.json",
+    ".model",
     "config.json",
     "tokenizer.json",
     "vocab.json",
-    ".model",
     "merges.txt",
 )
 
@@ -162,7 +161,7 @@ def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tupl
         if templates.is_dir():
             found += [entry for entry in templates.iterdir() if entry.is_file()]
         sizes = {entry.relative_to(folder).as_posix(): entry.stat().st_size for entry in found}
-        for name in [name for name in sizes if not _is_text(name)]:
+        for name in [name for name in sizes if not is_text(name)]:
             if name.endswith((".safetensors", ".jinja")):
                 raise InputError(
                     f"{label} has a file {name!a}, whose name is not text in UTF-8: no receipt can hold it.",
@@ -184,13 +183,6 @@ def _listing(folder: Path, label: str, typed: str) -> tuple[dict[str, int], tupl
             )
             raise InputError(f"The folder {typed} has no files in it.", hint=hint)
     return listing, led_out
-
-
-def _is_text(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _not_a_folder(typed: str) -> InputError:

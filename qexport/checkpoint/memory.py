@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.tensors import LogicalTensor, StoredTensor
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
-
 
 _DTYPE_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
 class MemoryCheckpoint:
-    """Tensors held in memory, behind the same interface as a checkpoint on disk.
+    """Tensors held in memory, behind a checkpoint's interface: float32, float16 or bfloat16."""
 
-    Args:
-        label: what to call it in messages.
-        tensors: float32, float16 or bfloat16 tensors by name.
-    """
+    folder = None
 
     def __init__(self, label: str, tensors: Mapping[str, torch.Tensor]) -> None:
         self.label = label
@@ -66,5 +61,3 @@ class MemoryCheckpoint:
     def changed(self) -> list[str]:
         """Memory does not change."""
         return []
-
-    folder = None

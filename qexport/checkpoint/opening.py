@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.hub_client import cached_folder
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.paths import snapshot_folder
+from qexport.checkpoint.tensors import Checkpoint
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
-
-if TYPE_CHECKING:
-    from qexport.checkpoint.tensors import Checkpoint
-
 
 # Two parts, as the Hub writes names: https://huggingface.co/docs/hub/repositories-getting-started
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)

@@ -58,11 +58,8 @@ def leads_out(folder: Path, path: Path) -> bool:
 def open_regular(path: Path, what: str) -> int:
     """A descriptor to read from.
 
-    Args:
-        what: how messages call the file.
-
     Raises:
-        InputError: it is no regular file but a folder, a pipe, a device or a socket.
+        InputError: ``what``, as messages call it, is a folder, a pipe, a device or a socket.
         OSError: it cannot be opened.
     """
     # Looked at before, since opening some devices does something; without waiting, since it may be another
@@ -76,14 +73,10 @@ def open_regular(path: Path, what: str) -> int:
 
 
 def read_small(path: Path, what: str, *, limit: int | None = None) -> bytes:
-    """All of a small file.
+    """All of a small file, which messages call ``what``.
 
-    Args:
-        what: how messages call it.
-        limit: the most bytes that it may have, if not what files of its name may.
-
-    Raises:
-        InputError: it is no regular file, too large, or cannot be read.
+    Raises InputError where it is no regular file, cannot be read, or has more than ``limit`` bytes (what
+    files of its name may have, when not given).
     """
     if limit is None:
         limit = _MAX_CONFIG_BYTES if path.name.endswith("config.json") else MAX_SMALL_BYTES

@@ -6,18 +6,13 @@ is not a model, and a quantized checkpoint has already lost what quantizing it a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from qexport.checkpoint.config import parse_json, text_config
-from qexport.checkpoint.tensors import FLOAT_DTYPES
+from qexport.checkpoint.tensors import FLOAT_DTYPES, StoredTensor
 from qexport.errors import InputError, some
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from qexport.checkpoint.tensors import StoredTensor
-
 
 _PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt")
 _ADAPTERS = ("adapter_*", "adapters.*", "*_adapters.safetensors", "adapter.safetensors")
@@ -29,20 +24,10 @@ _TRAINER = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args*
 # compressed-tensors.
 _SCHEME_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 SCHEME_KEYS = ("quantization_config", "quantization", "compression_config")
-# Names that packed values and their scales go by: GPTQ/AWQ, compressed-tensors, MLX, gpt-oss, bitsandbytes.
-_PACKED = (
-    ".qweight",
-    ".qzeros",
-    ".weight_packed",
-    ".scales",
-    ".biases",
-    "_blocks",
-    "_scales",
-    ".absmax",
-    ".weight",
-)
 # Companions of codes that are themselves stored as floats.
 _SCALES = (".weight_scale", ".weight_scale_inv", ".weight_global_scale", ".scales", ".qzeros", ".absmax")
+# Names that packed values and their scales go by: GPTQ/AWQ, compressed-tensors, MLX, gpt-oss, bitsandbytes.
+_PACKED = (".qweight", ".weight", ".weight_packed", ".biases", "_blocks", "_scales", *_SCALES[-3:])
 _SOURCE = "Export from the bf16 source: quantizing twice loses quality, and no format here is read back."
 
 
@@ -51,14 +36,7 @@ def declared_scheme(label: str, listing: Mapping[str, int], read: Callable[[str]
 
     A merge on a quantized base keeps the declaration, though the weights are bf16 again. So it decides
     nothing: where weights are packed, the tensors give them away (:func:`refuse_dtypes`).
-
-    Args:
-        label: what to call the checkpoint in messages.
-        listing: file sizes by relative name.
-        read: gives the bytes of a small file; called for ``config.json`` only.
-
-    Raises:
-        InputError: config.json is not a JSON object.
+    ``read`` is asked for ``config.json`` only.
     """
     found = next((f"it has a {name}" for name in _SCHEME_FILES if name in listing), None)
     if "config.json" not in listing:
@@ -73,11 +51,7 @@ def declared_scheme(label: str, listing: Mapping[str, int], read: Callable[[str]
 
 
 def refuse_without_weights(label: str, listing: Mapping[str, int]) -> NoReturn:
-    """Say what a folder without safetensors weights holds instead.
-
-    Raises:
-        InputError: always.
-    """
+    """Raise InputError that says what a folder without safetensors weights holds instead."""
     top = [name for name in listing if "/" not in name]
     if "adapter_config.json" in top or any(is_adapter(name) for name in top):
         mlx = any("adapters." in name for name in top)
@@ -117,11 +91,7 @@ def refuse_without_weights(label: str, listing: Mapping[str, int]) -> NoReturn:
 
 
 def refuse_mistral_layout(label: str, weights: Sequence[str], listing: Mapping[str, int]) -> None:
-    """Refuse weights in the layout of Mistral's own code, where nothing else is there.
-
-    Raises:
-        InputError: they are.
-    """
+    """Refuse weights in the layout of Mistral's own code, where nothing else is there."""
     if "params.json" in listing and all(name.startswith("consolidated") for name in weights):
         raise _mistral_layout(label, weights[0])
 
@@ -141,13 +111,10 @@ def _mistral_layout(label: str, file: str) -> InputError:
 
 
 def refuse_dtypes(label: str, tensors: Mapping[str, StoredTensor], declared: str | None = None) -> None:
-    """Refuse tensors that are not bf16, fp16 or fp32.
+    """Refuse tensors that are not bf16, fp16 or fp32, packed or 8-bit weights and stray integers apart.
 
     Args:
         declared: how config files declare a quantization.
-
-    Raises:
-        InputError: there are some; packed or 8-bit weights are told apart from stray integers.
     """
     others = [tensor for tensor in tensors.values() if tensor.dtype not in FLOAT_DTYPES]
     scales = [name for name in tensors if name.endswith(_SCALES)]

@@ -10,35 +10,23 @@ Left out: splitting one tensor over files; the format does not allow it.
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from qexport.checkpoint.header import MAX_HEADER_BYTES
 from qexport.checkpoint.layout import INDEX_NAME
-from qexport.checkpoint.tensors import DTYPE_BYTES
+from qexport.checkpoint.tensors import DTYPE_BYTES, Sized
 from qexport.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(Sized):
     """A tensor to be written: ``dtype`` is a safetensors word (``BF16``, ``F8_E4M3``, ``U8``...)."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -66,22 +54,6 @@ class CheckpointPlan:
     def size(self) -> int:
         """Bytes of all files together, index included."""
         return sum(shard.size for shard in self.shards) + len(self.index or b"")
-
-
-def group_by_size(specs: Iterable[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
-    """Fill shards in order, starting a new one when the next tensor would not fit in ``max_bytes`` of data.
-
-    A tensor larger than ``max_bytes`` gets a shard of its own.
-    """
-    groups: list[list[TensorSpec]] = []
-    room = 0
-    for spec in specs:
-        if not groups or spec.nbytes > room:
-            groups.append([])
-            room = max_bytes
-        groups[-1].append(spec)
-        room -= spec.nbytes
-    return groups
 
 
 def group_like(specs: Iterable[TensorSpec], files: Mapping[str, str]) -> list[list[TensorSpec]]:

@@ -12,19 +12,15 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.paths import open_regular
-from qexport.checkpoint.tensors import matrix_shape, torch_dtype
+from qexport.checkpoint.tensors import StoredTensor, matrix_shape, torch_dtype
 from qexport.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from qexport.checkpoint.tensors import StoredTensor
-
 
 _AGAIN = "Put the file back as it was and start again."
 

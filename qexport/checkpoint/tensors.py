@@ -14,36 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
 
 # Names and sizes as in the safetensors format:
 # https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs (enum Dtype)
-DTYPE_BYTES: Mapping[str, int] = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E5M2": 1,
-    "F8_E4M3": 1,
-    "F8_E8M0": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
+_DTYPES = {
+    1: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0",
+    2: "I16 U16 F16 BF16",
+    4: "I32 U32 F32",
+    8: "F64 I64 U64",
 }
+DTYPE_BYTES: Mapping[str, int] = {name: size for size, names in _DTYPES.items() for name in names.split()}
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 
 
@@ -71,8 +58,23 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1]
 
 
+class Sized:
+    """What has a shape and a safetensors dtype, and so a number of values and of bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPE_BYTES[self.dtype]
+
+
 @dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(Sized):
     """One tensor of a safetensors file; ``start`` and ``stop`` are byte offsets from the file's beginning."""
 
     name: str
@@ -81,14 +83,6 @@ class StoredTensor:
     file: str
     start: int
     stop: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
 
 
 class Checkpoint(Protocol):
@@ -157,7 +151,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class LogicalTensor:
+class LogicalTensor(Sized):
     """A tensor made of rows of stored tensors, in order.
 
     ``dtype`` is what the values are to be taken as: where it differs from the stored dtype, the values are
@@ -168,14 +162,6 @@ class LogicalTensor:
     shape: tuple[int, ...]
     dtype: str
     pieces: tuple[Piece, ...]
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPE_BYTES[self.dtype]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

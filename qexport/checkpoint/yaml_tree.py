@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Note = Callable[["Place", str], None]
-
+Note = Callable[["Place", str], None]
 
 MOST_CHARACTERS = 1 << 20
 """The front matter of a model that lists thousands of benchmark results has a third of this."""
@@ -163,25 +160,17 @@ class _Unreadable(Exception):
         self.place = place
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A node that is complete; how many nodes it holds, and how many levels of them."""
+@dataclass
+class _Part:
+    """A node; how many nodes it holds and how many levels of them; of an open mapping, the key that has no
+    value yet."""
 
     node: Node
     place: Place
+    anchor: str | None = None
     count: int = 1
     height: int = 1
-
-
-@dataclass
-class _Open:
-    """A list or mapping that is not complete yet, and (in a mapping) the key that has no value yet."""
-
-    node: Items | Table
-    anchor: str | None
-    count: int = 1
-    height: int = 1
-    key: _Made | None = None
+    key: _Part | None = None
 
 
 class _Building:
@@ -189,8 +178,8 @@ class _Building:
 
     def __init__(self, source: str, note: Note, line: int) -> None:
         self._source, self._note, self._line = source, note, line
-        self._open: list[_Open] = []
-        self._known: dict[str, _Made] = {}
+        self._open: list[_Part] = []
+        self._known: dict[str, _Part] = {}
         self._documents = 0
         self.root: Node = None
 
@@ -211,48 +200,42 @@ class _Building:
                     raise _Unreadable(place, "a second document begins here; there may be one")
             elif isinstance(event, yaml.AliasEvent):
                 self._put(self._alias(event.anchor or "", place))
-            elif isinstance(event, yaml.NodeEvent):
-                self._node(event, place)
+            elif isinstance(event, yaml.ScalarEvent):
+                self._put(_Part(self._word(event, place), place, event.anchor))
+            elif isinstance(event, yaml.CollectionStartEvent):
+                self._refuse_tag(event, place)
+                if len(self._open) >= _DEEPEST:
+                    raise _Unreadable(place, f"nested too deeply: more than {_DEEPEST} levels")
+                listed = isinstance(event, yaml.SequenceStartEvent)
+                node = Items([], place) if listed else Table({}, place, {})
+                self._open.append(_Part(node, place, event.anchor))
             elif isinstance(event, yaml.CollectionEndEvent):
-                done = self._open.pop()
-                self._finish(_Made(done.node, done.node.place, done.count, done.height), done.anchor)
+                self._put(self._open.pop())
 
-    def _node(self, event: Any, place: Place) -> None:
-        import yaml
-
+    def _refuse_tag(self, event: Any, place: Place) -> None:
         if event.tag is not None:
             self._note(place, f"tags such as {event.tag!r:.60} are not read")
-        if isinstance(event, yaml.ScalarEvent):
-            self._finish(self._word(event, place), event.anchor)
-            return
-        if len(self._open) >= _DEEPEST:
-            raise _Unreadable(place, f"nested too deeply: more than {_DEEPEST} levels")
-        listed = isinstance(event, yaml.SequenceStartEvent)
-        self._open.append(_Open(Items([], place) if listed else Table({}, place, {}), event.anchor))
 
-    def _word(self, event: Any, place: Place) -> _Made:
+    def _word(self, event: Any, place: Place) -> Word | None:
+        self._refuse_tag(event, place)
         bad = _UNREADABLE.search(event.value)
         if bad is not None:
             self._note(place, f"a value may not hold the character U+{ord(bad[0]):04X}")
         quoted = bool(event.style)  # plain is "" to libyaml, None to PyYAML
-        if not quoted and event.value in _NULLS:
-            return _Made(None, place)
-        return _Made(Word.at(event.value, place, quoted=quoted), place)
+        null = not quoted and event.value in _NULLS
+        return None if null else Word.at(event.value, place, quoted=quoted)
 
-    def _alias(self, anchor: str, place: Place) -> _Made:
+    def _alias(self, anchor: str, place: Place) -> _Part:
         if any(each.anchor == anchor for each in self._open):
             raise _Unreadable(place, f"the alias *{anchor} holds itself")
         if anchor not in self._known:
             raise _Unreadable(place, f"there is no anchor &{anchor} before this alias")
-        return replace(self._known[anchor], place=place)
+        return replace(self._known[anchor], place=place, anchor=None)
 
-    def _finish(self, made: _Made, anchor: str | None) -> None:
-        if anchor is not None:
-            self._known[anchor] = made
-        self._put(made)
-
-    def _put(self, made: _Made) -> None:
+    def _put(self, made: _Part) -> None:
         """Into what is open. Nodes are counted as often as a reader of the tree would meet them."""
+        if made.anchor is not None:
+            self._known[made.anchor] = made
         if not self._open:
             self.root = made.node
             return
@@ -260,20 +243,19 @@ class _Building:
         holder.count += made.count
         holder.height = max(holder.height, made.height + 1)
         if holder.count > _MOST_NODES:
-            raise _Unreadable(
-                made.place, f"more than {_MOST_NODES:,} values, aliases counted as often as used"
-            )
+            much = f"more than {_MOST_NODES:,} values, aliases counted as often as used"
+            raise _Unreadable(made.place, much)
         if len(self._open) + made.height > _DEEPEST + 1:
             raise _Unreadable(made.place, f"nested too deeply: more than {_DEEPEST} levels")
         if isinstance(holder.node, Items):
             holder.node.append(made.node)
         elif holder.key is None:
             holder.key = made
-        else:
+        elif isinstance(holder.node, Table):
             self._entry(holder.node, holder.key, made.node)
             holder.key = None
 
-    def _entry(self, table: Table, key: _Made, value: Node) -> None:
+    def _entry(self, table: Table, key: _Part, value: Node) -> None:
         if not isinstance(key.node, Word):
             self._note(key.place, "a key must be a word")
         elif key.node == "<<" and not key.node.quoted:

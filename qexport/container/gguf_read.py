@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from qexport.container.gguf_write import ALIGNMENT, MAGIC, PACKING, ValueType, padded
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
-
 
 Scalar = int | float | bool | str
 

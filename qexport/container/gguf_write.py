@@ -87,10 +87,6 @@ def u32(value: int) -> KV:
     return KV(ValueType.U32, int(value))
 
 
-def u64(value: int) -> KV:
-    return KV(ValueType.U64, int(value))
-
-
 def i32(value: int) -> KV:
     return KV(ValueType.I32, int(value))
 

@@ -17,19 +17,8 @@ from qexport.errors import InputError
 # Findings about a head that is then replaced or dropped are of no interest.
 _OLD_HEAD = ("experts.mtp_layout", "names.mtp_prefix")
 # Groups of findings that say nothing where the tensors are not the model's at all.
-_OF_TENSORS = (
-    "config.contradiction",
-    "dtype.",
-    "experts.",
-    "layers.",
-    "mtp.",
-    "names.",
-    "tensors.",
-    "tie.",
-    "vision.",
-    "vocab.",
-    "weights.",
-)
+_GROUPS = ("dtype", "experts", "layers", "mtp", "names", "tensors", "tie", "vision", "vocab", "weights")
+_OF_TENSORS = ("config.contradiction", *(f"{group}." for group in _GROUPS))
 
 
 @dataclass(frozen=True)

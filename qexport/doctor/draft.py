@@ -15,21 +15,11 @@ from qexport.families.tokenizer import TokenizerJson, keep_parsed
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 # What readers look for beside the weights, and the model card, whose front matter holds licence and lineage.
 # Trainer state and pictures stay behind.
-CARRIED = (
-    "README.md",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    *PROCESSOR_FILES,
-)
+_CARRIED = """
+README.md config.json generation_config.json tokenizer.json tokenizer_config.json tokenizer.model
+special_tokens_map.json added_tokens.json vocab.json merges.txt chat_template.jinja chat_template.json
+"""
+CARRIED = (*_CARRIED.split(), *PROCESSOR_FILES)
 _CARRIED_STARTS = ("additional_chat_templates/", "LICENSE", "NOTICE", "USE_POLICY")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 # error: cannot be exported without a decision; repaired: qexport repairs it; note: worth knowing.
@@ -38,11 +38,4 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """The finding as plain JSON values."""
-        return {
-            "id": self.id,
-            "severity": self.severity,
-            "what": self.what,
-            "breaks": [{"reader": b.reader, "message": b.message} for b in self.breaks],
-            "repair": self.repair,
-            "reference": self.reference,
-        }
+        return {**asdict(self), "breaks": [asdict(each) for each in self.breaks]}

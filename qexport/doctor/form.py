@@ -14,27 +14,12 @@ from qexport.checkpoint.config import text_config
 from qexport.doctor.subject import Subject
 from qexport.families.table import Family
 
+_BOTH = ("tie_word_embeddings", "dtype", "torch_dtype", "transformers_version")
 # Keys of the multimodal model itself; everything else in a flat config belongs to the language model.
-_ROOT = (
-    "architectures",
-    "model_type",
-    "tie_word_embeddings",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "auto_map",
-)
+_ROOT = ("architectures", "model_type", *_BOTH, "auto_map")
 _ROOT_STARTS = ("vision_", "image_", "video_", "audio_", "boi_", "eoi_", "mm_")
 # What a text-only config takes over from the wrapper if the inner config does not say it.
-_SHARED = (
-    "tie_word_embeddings",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
+_SHARED = (*_BOTH, "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def words(family: Family, *, wrapper: bool) -> tuple[str, str]:

@@ -63,7 +63,10 @@ def convert_experts(tensors: Mapping[str, LogicalTensor], to: ExpertLayout) -> d
     """
     done: dict[str, LogicalTensor] = {}
     layouts = {b: k for b, k in expert_layouts(tensors).items() if k is not to}
-    converted: dict[str, dict[str, LogicalTensor]] = {b: _convert(b, tensors, to) for b in layouts}
+    try:
+        converted = {b: _convert(b, tensors, to) for b in layouts}
+    except ValueError as error:
+        raise InputError(f"the experts of one layer have different dtypes or sizes: {error}") from None
     for name, tensor in tensors.items():
         match = _EXPERT.match(name)
         if match and match["block"] in layouts:
@@ -88,7 +91,7 @@ def _convert(block: str, tensors: Mapping[str, LogicalTensor], to: ExpertLayout)
             for e in range(experts)
             for part in (gate, up)
         ]
-        whole = _stack(fused, (experts, 2 * rows, columns), parts)
+        whole = stack_rows(fused, (experts, 2 * rows, columns), parts)
         return {fused: whole, single: LogicalTensor(single, down.shape, down.dtype, down.pieces)}
     out: dict[str, LogicalTensor] = {}
     for e in range(experts):
@@ -106,17 +109,7 @@ def _stacked(block: str, part: str, tensors: Mapping[str, LogicalTensor]) -> Log
     )
     singles = {int(match[1]): name for name in tensors if (match := pattern.match(name))}
     shape = (max(singles) + 1, *tensors[singles[min(singles)]].shape) if singles else ()
-    try:
-        found, _ = expert_tensor(block, part, shape or (0, 0, 0), tensors)
-    except ValueError as error:
-        raise InputError(f"the experts of one layer have different dtypes or sizes: {error}") from None
+    found, _ = expert_tensor(block, part, shape or (0, 0, 0), tensors)
     if found is None or len(found.shape) != 3:
         raise InputError(f"{block}{part} is missing: the experts of this layer are incomplete.")
     return found
-
-
-def _stack(name: str, shape: tuple[int, ...], parts: list[LogicalTensor]) -> LogicalTensor:
-    try:
-        return stack_rows(name, shape, parts)
-    except ValueError as error:
-        raise InputError(f"the experts of one layer have different dtypes or sizes: {error}") from None

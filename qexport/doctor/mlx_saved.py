@@ -21,7 +21,6 @@ from qexport.checkpoint.tensors import Checkpoint, StoredTensor, matrix_shape
 if TYPE_CHECKING:
     import torch
 
-
 _CONVOLUTION = "linear_attn.conv1d.weight"
 _PLUS_ONE = (
     ".input_layernorm.weight",

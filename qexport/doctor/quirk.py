@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from qexport.doctor.draft import Draft
 from qexport.doctor.finding import Breaks, Finding, Severity
 from qexport.doctor.subject import Subject
+
+# What is seen: a sentence, names of which there are too many or too few, a value, or that it is so.
+Evidence = str | Collection[str] | bool | None
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,13 @@ class Quirk:
     Attributes:
         id: a stable word, ``group.what``.
         title: the quirk in general, in a few words.
-        see: looks at a subject and says what is there, or ``None`` (or nothing). It must not need tensor data
-            unless it can do without.
+        see: looks at a subject and gives the evidence, nothing where the quirk is not there. It must not need
+            tensor data unless it can do without.
         repair: what qexport does about it, in words; for an error, the ways out.
         fix: the repair. Fixes run in table order on one draft, so each looks at the draft, not at what
             ``see`` found.
+        what: the sentence about this checkpoint: ``{found}`` is the evidence; of names, ``{count}`` and
+            ``{first}`` too; ``{s}`` is the subject.
         breaks: the error text that its user would meet, by reader.
         reference: a permanent link.
         error: nothing is exported with it; without, and without a ``fix``, it is worth a note.
@@ -30,9 +35,10 @@ class Quirk:
 
     id: str
     title: str
-    see: Callable[[Subject], str | None] = field(repr=False)
+    see: Callable[[Subject], Evidence] = field(repr=False)
     repair: str
-    fix: Callable[[Draft], None] | None = field(default=None, repr=False)
+    fix: Callable[[Draft], object] | None = field(default=None, repr=False)
+    what: str = "{found}"
     breaks: Mapping[str, str] = field(default_factory=dict)
     reference: str = ""
     error: bool = False
@@ -45,8 +51,11 @@ class Quirk:
 
     def detect(self, subject: Subject) -> Finding | None:
         """The finding, if the subject has this quirk."""
-        if not (what := self.see(subject)):
+        found = self.see(subject)
+        if not found:
             return None
+        names = list(found) if isinstance(found, Collection) and not isinstance(found, str) else [str(found)]
+        what = self.what.format(found=", ".join(names), count=len(names), first=names[0], s=subject)
         breaks = tuple(Breaks(*pair) for pair in self.breaks.items())
         return Finding(self.id, self.severity, what, breaks, self.repair, self.reference)
 

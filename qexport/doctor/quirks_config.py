@@ -25,15 +25,6 @@ _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
 # --- values -------------------------------------------------------------------------------------------------
 
 
-def _values(subject: Subject) -> str | None:
-    return f"config.json: {'; '.join(subject.unusable)}" if subject.unusable else None
-
-
-def _types(subject: Subject) -> str | None:
-    found = some(subject.retyped, 6)
-    return f"config.json: {found}: not of the type that readers expect" if found else None
-
-
 def _odd_types(subject: Subject) -> str:
     doors = {file: typed(subject.json_file(file), keys=keys) for file, keys in _TYPED_FILES.items()}
     found = {file: [*door.changed, *door.unusable] for file, door in doors.items()}
@@ -47,10 +38,6 @@ def _retype(draft: Draft) -> None:
             values = typed(target, keys=keys).values
             target.clear()
             target.update(values)
-
-
-def _contradictory(subject: Subject) -> str | None:
-    return None if subject.unusable else "; ".join(contradictions(subject))
 
 
 def _biases(subject: Subject) -> dict[str, bool]:
@@ -67,10 +54,6 @@ def _biases(subject: Subject) -> dict[str, bool]:
 def _bias(subject: Subject) -> str:
     what = {True: "is not true, but there are such biases", False: "is true, but there are none"}
     return "; ".join(f"{key} {what[there]}" for key, there in _biases(subject).items())
-
-
-def _write_bias(draft: Draft) -> None:
-    draft.text.update(_biases(draft.subject))
 
 
 def _interval(subject: Subject) -> str | None:
@@ -90,10 +73,6 @@ def _regular_interval(text: Mapping[str, Any]) -> int | None:
     return every if regular else None
 
 
-def _write_interval(draft: Draft) -> None:
-    draft.text["full_attention_interval"] = _regular_interval(draft.text)
-
-
 def _paths(subject: Subject) -> list[tuple[str, str]]:
     return [
         (file, key)
@@ -101,10 +80,6 @@ def _paths(subject: Subject) -> list[tuple[str, str]]:
         for key in ("_name_or_path", "name_or_path")
         if isinstance(value := subject.json_file(file).get(key), str) and _PATH.match(value)
     ]
-
-
-def _host_path(subject: Subject) -> str:
-    return ", ".join(f"{key} in {file} is a path on somebody's machine" for file, key in _paths(subject))
 
 
 def _drop_paths(draft: Draft) -> None:
@@ -138,14 +113,13 @@ def _drop_quantization(draft: Draft) -> None:
 # --- RoPE ---------------------------------------------------------------------------------------------------
 
 
-def _legacy_missing(subject: Subject) -> str | None:
+def _legacy_missing(subject: Subject) -> list[str]:
     # Readers of all forms look for the older keys, but for those of Qwen3.5's wrapper.
     published = not (subject.family.mtp and subject.says_wrapper)
     if not isinstance(subject.text.get("rope_parameters"), Mapping) or not published:
-        return None
+        return []
     wanted = legacy_rope_keys(rope_parameters(subject.family, subject.text))
-    missing = [f"{key} ({wanted[key]!r})" for key in wanted if subject.text.get(key) is None]
-    return f"rope_parameters without the older keys {', '.join(missing)}" if missing else None
+    return [f"{key} ({value!r})" for key, value in wanted.items() if subject.text.get(key) is None]
 
 
 def _parameters_missing(subject: Subject) -> str | None:
@@ -162,11 +136,9 @@ def _parameters_missing(subject: Subject) -> str | None:
     return f"rope_parameters without {', '.join(missing)}" if missing else None
 
 
-def _no_rope(subject: Subject) -> str | None:
+def _no_rope(subject: Subject) -> bool:
     family = subject.family
-    if family.mtp or "rope_theta" in family.defaults or rope_parameters(family, subject.text):
-        return None
-    return "config.json says nothing about RoPE: all readers take a base of 10000"
+    return not (family.mtp or "rope_theta" in family.defaults or rope_parameters(family, subject.text))
 
 
 def _write_rope(draft: Draft) -> None:
@@ -193,25 +165,17 @@ def _declared(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _dtype_missing(subject: Subject) -> str | None:
-    return None if _declared(subject) else f"config.json names no dtype; the tensors are {subject.dtype}"
-
-
-def _dtype_wrong(subject: Subject) -> str | None:
+def _dtype_wrong(subject: Subject) -> list[str]:
     wanted = _DTYPE_WORDS.get(subject.dtype)
-    wrong = [
+    return [
         f"{key} is {value!r}"
         for key, value in _declared(subject).items()
         if isinstance(value, str) and value.removeprefix("torch.") != wanted
     ]
-    return f"{', '.join(wrong)}, but the tensors are {subject.dtype}" if wrong else None
 
 
-def _dtype_new_only(subject: Subject) -> str | None:
-    declared = _declared(subject)
-    if subject.says_wrapper or not declared or any(key.endswith("torch_dtype") for key in declared):
-        return None
-    return "dtype without torch_dtype"
+def _dtype_new_only(subject: Subject) -> bool:
+    return not subject.says_wrapper and _declared(subject).keys() == {"dtype"}
 
 
 def _write_dtype(draft: Draft) -> None:
@@ -250,11 +214,8 @@ def _vision_absent(subject: Subject) -> str | None:
     return f"config.json has {declared} ({named}), but there are no vision tensors"
 
 
-def _vision_undeclared(subject: Subject) -> str | None:
-    vision = subject.vision
-    if not vision or subject.has_vision_config or subject.foreign is not None:
-        return None
-    return f"there are {len(vision)} vision tensors, such as {vision[0]}, but no vision_config"
+def _vision_undeclared(subject: Subject) -> tuple[str, ...]:
+    return () if subject.has_vision_config or subject.foreign is not None else subject.vision
 
 
 def _leave_vision_out(draft: Draft) -> None:
@@ -276,12 +237,6 @@ def _keep_language(draft: Draft) -> None:
     """No reader here builds that model; its language model is one of its own."""
     draft.tensors = {name: t for name, t in draft.tensors.items() if name.startswith(_LANGUAGE)}
     _text_form(draft)
-
-
-def _flat_wrapper(subject: Subject) -> str | None:
-    if not subject.wants_wrapper or subject.nested:
-        return None
-    return "config.json has a vision_config, but the language model's settings are not in a text_config"
 
 
 def _form_is_settled(subject: Subject) -> bool:
@@ -309,11 +264,9 @@ def _architecture(subject: Subject) -> str | None:
     return f"architectures is {found!r}; for these tensors it has to be {[wanted]!r}"
 
 
-def _text_only(subject: Subject) -> str | None:
+def _text_only(subject: Subject) -> bool:
     # Gemma 3's text-only form has been with its readers for long; Qwen3.5's has not.
-    if not subject.family.mtp or subject.vision or subject.says_wrapper:
-        return None
-    return f"a text-only checkpoint of the multimodal family {subject.family.name}"
+    return bool(subject.family.mtp) and not subject.vision and not subject.says_wrapper
 
 
 # Forms come last: the fixes before them work on a config as it was saved.
@@ -322,7 +275,8 @@ CONFIG_QUIRKS = (
         "config.values",
         "values in config.json that cannot be used",
         error=True,
-        see=_values,
+        see=lambda s: "; ".join(s.unusable),
+        what="config.json: {found}",
         repair="Correct them in config.json, or copy the file from the checkpoint that was fine-tuned.",
         breaks={"any": "TypeError, or a model of other sizes than the weights have"},
     ),
@@ -330,7 +284,7 @@ CONFIG_QUIRKS = (
         "config.contradiction",
         "numbers that contradict each other, or the tensors",
         error=True,
-        see=_contradictory,
+        see=lambda s: None if s.unusable else "; ".join(contradictions(s)),
         repair=(
             "Compare config.json with that of the checkpoint that was fine-tuned; where tensors contradict "
             "each other, the merge lost or added some: save it again."
@@ -344,14 +298,15 @@ CONFIG_QUIRKS = (
         "config.bias",
         "a flag of biases that the tensors gainsay",
         see=_bias,
-        fix=_write_bias,
+        fix=lambda draft: draft.text.update(_biases(draft.subject)),
         repair="The tensors win: the flag is written as they are.",
         breaks={"transformers, vLLM": "trained biases are dropped without a word, or new ones made up"},
     ),
     Quirk(
         "config.types",
         "numbers in config.json as text, or of another type",
-        see=_types,
+        see=lambda s: some(s.retyped, 6),
+        what="config.json: {found}: not of the type that readers expect",
         fix=as_read,
         repair="They are written as numbers, true or false.",
         breaks={
@@ -371,6 +326,7 @@ CONFIG_QUIRKS = (
         "rope.legacy_missing",
         "rope_parameters without the older keys",
         see=_legacy_missing,
+        what="rope_parameters without the older keys {found}",
         fix=_write_rope,
         repair="The older keys are written beside rope_parameters, which stays whole.",
         breaks={
@@ -394,6 +350,7 @@ CONFIG_QUIRKS = (
         "rope.missing",
         "no RoPE settings",
         see=_no_rope,
+        what="config.json says nothing about RoPE: all readers take a base of 10000",
         repair="10000 is taken, as all readers do. If the base has another, copy it into config.json.",
         breaks={"any": "nonsense beyond a few tokens, if the model was trained with another base"},
     ),
@@ -413,7 +370,8 @@ CONFIG_QUIRKS = (
     Quirk(
         "dtype.missing",
         "no dtype in config.json",
-        see=_dtype_missing,
+        see=lambda s: not _declared(s),
+        what="config.json names no dtype; the tensors are {s.dtype}",
         fix=_write_dtype,
         repair="dtype and torch_dtype are written, as the tensors are.",
         breaks={"transformers, vLLM": "loads in float32 or float16"},
@@ -423,6 +381,7 @@ CONFIG_QUIRKS = (
         "dtype.contradicts",
         "config.json names another dtype than the tensors have",
         see=_dtype_wrong,
+        what="{found}, but the tensors are {s.dtype}",
         fix=_write_dtype,
         repair="dtype and torch_dtype become those of the tensors.",
         breaks={"transformers, vLLM": "casts on loading; bfloat16 to float16 overflows"},
@@ -431,6 +390,7 @@ CONFIG_QUIRKS = (
         "dtype.new_key_only",
         "dtype without torch_dtype in a text-only config",
         see=_dtype_new_only,
+        what="dtype without torch_dtype",
         fix=_write_dtype,
         repair="torch_dtype is written too.",
         breaks={"mlx-lm 0.32, transformers 4": "ignores dtype and takes float32 or float16"},
@@ -440,7 +400,7 @@ CONFIG_QUIRKS = (
         "config.interval",
         "layer_types and full_attention_interval differ",
         see=_interval,
-        fix=_write_interval,
+        fix=lambda draft: draft.text.update(full_attention_interval=_regular_interval(draft.text)),
         repair="full_attention_interval is written as layer_types has it.",
         breaks={
             "llama.cpp's converter, mlx-lm": "takes 4 and expects other tensors: KeyError or wrong layers"
@@ -459,7 +419,7 @@ CONFIG_QUIRKS = (
     Quirk(
         "config.host_path",
         "a path of the machine that saved it",
-        see=_host_path,
+        see=lambda s: [f"{key} in {file} is a path on somebody's machine" for file, key in _paths(s)],
         fix=_drop_paths,
         repair="The entry is left out.",
         breaks={"any": "publishes a user name; some loaders try to follow it"},
@@ -482,6 +442,7 @@ CONFIG_QUIRKS = (
         "vision.undeclared",
         "vision tensors that no config describes",
         see=_vision_undeclared,
+        what=("there are {count} vision tensors, such as {first}, but no vision_config"),
         fix=_leave_vision_out,
         repair=(
             "The text-only form is written, without the tower. Those of Qwen3.5 and Gemma 3 are kept, once "
@@ -500,7 +461,8 @@ CONFIG_QUIRKS = (
     Quirk(
         "config.flat_wrapper",
         "a multimodal config with the language model's settings at the root",
-        see=_flat_wrapper,
+        see=lambda s: s.wants_wrapper and not s.nested,
+        what=("config.json has a vision_config, but the language model's settings are not in a text_config"),
         fix=_reshape,
         repair="They are moved into text_config.",
         breaks={"transformers, vLLM": "takes the default text_config: size mismatch for every tensor"},
@@ -532,6 +494,7 @@ CONFIG_QUIRKS = (
         "config.text_only",
         "a text-only checkpoint of a multimodal family",
         see=_text_only,
+        what="a text-only checkpoint of the multimodal family {s.family.name}",
         repair="Kept text only. Formats whose readers know the multimodal form alone write that.",
         breaks={
             "mlx-lm 0.32": "ValueError: Model type qwen3_5_text not supported.",

@@ -28,14 +28,9 @@ def _eos_unnamed(subject: Subject) -> str | None:
     return f"{TOKENIZER_CONFIG} {what}; by the other files it is {eos}"
 
 
-def _name_eos(draft: Draft) -> None:
-    draft.edit_json(TOKENIZER_CONFIG)["eos_token"] = tokenizer_eos(draft.subject)
-
-
-def _no_eos(subject: Subject) -> str | None:
-    if tokenizer_kind(subject) == "none" or tokenizer_eos(subject) is not None or stop_ids(subject):
-        return None
-    return "no file says which token ends a text"
+def _no_eos(subject: Subject) -> bool:
+    some_end = tokenizer_eos(subject) is not None or bool(stop_ids(subject))
+    return not some_end and tokenizer_kind(subject) != "none"
 
 
 def _processors(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -107,7 +102,7 @@ END_QUIRKS = (
         "eos.unnamed",
         "an end of text that tokenizer_config.json does not name",
         see=_eos_unnamed,
-        fix=_name_eos,
+        fix=lambda draft: draft.edit_json(TOKENIZER_CONFIG).update(eos_token=tokenizer_eos(draft.subject)),
         repair=(
             "It is named there: from special_tokens_map.json, generation_config.json, config.json, or the "
             "tokenizer's class, in this order."
@@ -121,6 +116,7 @@ END_QUIRKS = (
         "eos.none",
         "no end of text anywhere",
         see=_no_eos,
+        what="no file says which token ends a text",
         repair=(
             "Set eos_token in tokenizer_config.json and eos_token_id in generation_config.json; GGUF is "
             "refused without."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qexport.checkpoint.chat_templates import PROCESSOR, TEMPLATE_FILE
@@ -42,16 +42,6 @@ _TELLING_VOCABULARY = 8192
 # --- tokenizer ----------------------------------------------------------------------------------------------
 
 
-def _no_tokenizer(subject: Subject) -> str | None:
-    none = tokenizer_kind(subject) == "none"
-    return "there is no tokenizer.json, tokenizer.model or vocab.json" if none else None
-
-
-def _backend_class(subject: Subject) -> str | None:
-    found = subject.settings.get("tokenizer_class")
-    return f"tokenizer_class is {found}" if found == "TokenizersBackend" else None
-
-
 def _name_class(draft: Draft) -> None:
     """Name the class that both transformers 4 and 5 know and that takes tokenizer.json as it is.
 
@@ -66,7 +56,7 @@ def _name_class(draft: Draft) -> None:
 
 def _special_list(subject: Subject) -> str | None:
     found = subject.settings.get("extra_special_tokens")
-    return f"extra_special_tokens is a list of {len(found)}" if isinstance(found, list) else None
+    return str(len(found)) if isinstance(found, list) else None
 
 
 def _name_specials(draft: Draft) -> None:
@@ -128,14 +118,12 @@ def _qwen2_splits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [pattern for pattern in patterns if pattern.get("Regex") == _QWEN2_SPLIT]
 
 
-def _marks_lost(subject: Subject) -> str | None:
-    model, _, _ = _parts(subject)
-    vocab = model.get("vocab")
+def _marks_lost(subject: Subject) -> bool:
+    vocab = _parts(subject)[0].get("vocab")
     if not subject.family.name.startswith("qwen3_5") or not isinstance(vocab, Mapping):
-        return None
-    if len(vocab) < _TELLING_VOCABULARY or not _qwen2_splits(subject.json_file(_TOKENIZER)):
-        return None  # a tokenizer of somebody's own may cut as it likes
-    return "tokenizer.json cuts words as Qwen2 does; Qwen3.5 keeps combining marks with their letters"
+        return False
+    # A smaller one is somebody's own, and may cut as it likes.
+    return len(vocab) >= _TELLING_VOCABULARY and bool(_qwen2_splits(subject.json_file(_TOKENIZER)))
 
 
 def _restore_marks(draft: Draft) -> None:
@@ -143,15 +131,9 @@ def _restore_marks(draft: Draft) -> None:
         pattern["Regex"] = _QWEN35_SPLIT
 
 
-def _byte_fallback(subject: Subject) -> str | None:
+def _byte_fallback(subject: Subject) -> bool:
     model, _, steps = _parts(subject)
-    if not model.get("byte_fallback") or not any(step.get("type") == "ByteLevel" for step in steps):
-        return None
-    return "tokenizer.json claims byte fallback, but its alphabet is bytes already"
-
-
-def _no_byte_fallback(draft: Draft) -> None:
-    draft.edit_json(_TOKENIZER)["model"]["byte_fallback"] = False
+    return bool(model.get("byte_fallback")) and any(step.get("type") == "ByteLevel" for step in steps)
 
 
 # --- where a reply ends -------------------------------------------------------------------------------------
@@ -170,9 +152,8 @@ def _write_eos(draft: Draft) -> None:
     settings.pop("eos_token_id", None)
 
 
-def _no_generation(subject: Subject) -> str | None:
-    missing = GENERATION_CONFIG not in subject.checkpoint.files
-    return "there is no generation_config.json" if missing else None
+def _no_generation(subject: Subject) -> bool:
+    return GENERATION_CONFIG not in subject.checkpoint.files
 
 
 def _generation_eos(subject: Subject) -> str | None:
@@ -221,13 +202,6 @@ def _write_config_eos(draft: Draft) -> None:
 
 
 # --- chat template ------------------------------------------------------------------------------------------
-
-
-def _template_alone(place: str) -> Callable[[Subject], str | None]:
-    def see(subject: Subject) -> str | None:
-        return f"the chat template is in {place} alone" if {*subject.templates.places} == {place} else None
-
-    return see
 
 
 def _template_broken(subject: Subject) -> str | None:
@@ -280,10 +254,6 @@ def _template_not_default(subject: Subject) -> str | None:
     return f"chat templates {names} and none called default; conversations go through {templates.chosen}"
 
 
-def _no_template(subject: Subject) -> str | None:
-    return "there is no chat template" if subject.templates.default is None else None
-
-
 def _write_template(draft: Draft) -> None:
     """Put the template that transformers 5 uses wherever there is a place for one, and where that is a list
     whose names a file of its own would hide, into the list; else into a file of its own."""
@@ -310,11 +280,6 @@ def _with_default(value: Any, text: str) -> Any:
 
 
 # --- other files --------------------------------------------------------------------------------------------
-
-
-def _led_out(subject: Subject) -> str | None:
-    names = getattr(underneath(subject.checkpoint), "led_out", ())
-    return f"left out, since they lead out of the folder: {', '.join(names)}" if names else None
 
 
 def _card_unreadable(subject: Subject) -> str | None:
@@ -352,14 +317,16 @@ FILE_QUIRKS = (
         "tokenizer.missing",
         "no tokenizer",
         error=True,
-        see=_no_tokenizer,
+        see=lambda s: tokenizer_kind(s) == "none",
+        what="there is no tokenizer.json, tokenizer.model or vocab.json",
         repair="Save it beside the model (`tokenizer.save_pretrained`), or copy the base model's files.",
         breaks={"any": "OSError: Can't load tokenizer"},
     ),
     Quirk(
         "tokenizer.backend_class",
         "tokenizer_class: TokenizersBackend",
-        see=_backend_class,
+        see=lambda s: s.settings.get("tokenizer_class") == "TokenizersBackend",
+        what="tokenizer_class is TokenizersBackend",
         fix=_name_class,
         repair="PreTrainedTokenizerFast is written, with which any transformers takes tokenizer.json.",
         breaks={
@@ -373,6 +340,7 @@ FILE_QUIRKS = (
         "tokenizer.special_list",
         "extra_special_tokens as a list",
         see=_special_list,
+        what="extra_special_tokens is a list of {found}",
         fix=_name_specials,
         repair="The list goes to additional_special_tokens, which transformers 4 and 5 read.",
         breaks={"anything on transformers 4": "AttributeError: 'list' object has no attribute 'keys'"},
@@ -392,6 +360,7 @@ FILE_QUIRKS = (
         "tokenizer.marks_lost",
         "Qwen3.5's split rule replaced by Qwen2's",
         see=_marks_lost,
+        what="tokenizer.json cuts words as Qwen2 does; Qwen3.5 keeps combining marks with their letters",
         fix=_restore_marks,
         repair="Qwen3.5's rule is written again.",
         breaks={"all readers": "words with combining marks (Hindi, Thai, ...) become tokens never trained"},
@@ -400,7 +369,8 @@ FILE_QUIRKS = (
         "tokenizer.byte_fallback",
         "a byte-level tokenizer that claims byte fallback",
         see=_byte_fallback,
-        fix=_no_byte_fallback,
+        what="tokenizer.json claims byte fallback, but its alphabet is bytes already",
+        fix=lambda draft: draft.edit_json(_TOKENIZER)["model"].update(byte_fallback=False),
         repair="byte_fallback is switched off; text is cut as before.",
         breaks={
             "llama.cpp's converter": (
@@ -428,6 +398,7 @@ FILE_QUIRKS = (
         "generation.missing",
         "no generation_config.json",
         see=_no_generation,
+        what="there is no generation_config.json",
         fix=_write_generation,
         repair="One is written with the ids at which a reply ends.",
         breaks={"all servers": "stops at config.json's eos alone: a chat model may never stop"},
@@ -452,7 +423,8 @@ FILE_QUIRKS = (
     Quirk(
         "files.led_out",
         "a link that leads out of the model's folder",
-        see=_led_out,
+        see=lambda s: getattr(underneath(s.checkpoint), "led_out", ()),
+        what="left out, since they lead out of the folder: {found}",
         repair="Left out: it would publish a file of this machine. Put the file itself there if it belongs.",
     ),
     Quirk(
@@ -505,7 +477,8 @@ FILE_QUIRKS = (
     Quirk(
         "template.processor_only",
         "the chat template in chat_template.json alone",
-        see=_template_alone(PROCESSOR),
+        see=lambda s: {*s.templates.places} == {PROCESSOR},
+        what=f"the chat template is in {PROCESSOR} alone",
         fix=_write_template,
         repair="chat_template.jinja is written too.",
         breaks={
@@ -515,13 +488,15 @@ FILE_QUIRKS = (
     Quirk(
         "template.inline_only",
         "the chat template in tokenizer_config.json alone",
-        see=_template_alone(TOKENIZER_CONFIG),
+        see=lambda s: {*s.templates.places} == {TOKENIZER_CONFIG},
+        what=f"the chat template is in {TOKENIZER_CONFIG} alone",
         repair="Kept where it is: all readers look there.",
     ),
     Quirk(
         "template.jinja_only",
         "the chat template in chat_template.jinja alone",
-        see=_template_alone(TEMPLATE_FILE),
+        see=lambda s: {*s.templates.places} == {TEMPLATE_FILE},
+        what=f"the chat template is in {TEMPLATE_FILE} alone",
         repair="Kept where it is; readers of today look there.",
         breaks={"TGI, transformers before 4.51": "ValueError: ... tokenizer.chat_template is not set"},
         reference="https://github.com/huggingface/text-generation-inference/issues/3247",
@@ -529,7 +504,8 @@ FILE_QUIRKS = (
     Quirk(
         "template.missing",
         "no chat template",
-        see=_no_template,
+        see=lambda s: s.templates.default is None,
+        what="there is no chat template",
         repair="Nothing is invented; verification then prompts without one.",
     ),
     Quirk(

@@ -25,26 +25,18 @@ _FLAT = re.compile(r"(^|\.)_?flat_param(_|$)")
 _VALUE_HEAD = re.compile("^" + re.escape(VALUE_HEAD))
 
 
-def _spelled(what: str, how: Callable[[SpelledName], object]) -> Callable[[Subject], str | None]:
-    """Tensors whose names are spelled so, with what is said of them."""
-    return lambda subject: _example([(n, s) for n, s in subject.spellings.items() if how(s)], what)
+def _spelled(how: Callable[[SpelledName], object]) -> Callable[[Subject], list[str]]:
+    """Tensors whose names are spelled so, and how they are published."""
+    return lambda subject: [_shown(n, s) for n, s in subject.spellings.items() if how(s)]
 
 
-def _example(found: list[tuple[str, SpelledName]], what: str) -> str | None:
-    if not found:
-        return None
-    stored, spelled = found[0]
-    return f"{len(found)} tensors {what}, such as {stored} (published: {spelled.canonical})"
+def _shown(stored: str, spelled: SpelledName) -> str:
+    return f"{stored} (published: {spelled.canonical})"
 
 
-def _called(pattern: re.Pattern[str], what: str) -> Callable[[Subject], str | None]:
-    """Tensors of such (canonical) names; ``what`` has places for their ``count`` and the ``first``."""
-
-    def see(subject: Subject) -> str | None:
-        found = [name for name, spelled in subject.spellings.items() if pattern.search(spelled.canonical)]
-        return what.format(count=len(found), first=found[0]) if found else None
-
-    return see
+def _called(pattern: re.Pattern[str]) -> Callable[[Subject], list[str]]:
+    """Tensors of such (canonical) names."""
+    return lambda subject: [n for n, s in subject.spellings.items() if pattern.search(s.canonical)]
 
 
 def _depth(spelled: SpelledName) -> int:
@@ -52,18 +44,16 @@ def _depth(spelled: SpelledName) -> int:
     return 0 if spelled.mtp else max(parts.count("language_model"), parts.count("model"))
 
 
-def _prefix(subject: Subject) -> str | None:
+def _prefix(subject: Subject) -> list[str]:
     if subject.foreign is not None:
-        return None  # its names are its own
-    found = [
-        (name, spelled)
+        return []  # its names are its own
+    return [
+        _shown(name, spelled)
         for name, spelled in subject.spellings.items()
         if not spelled.mtp and _depth(spelled) <= 1 and not _accepted(subject, spelled)
         # A tower of no known form is left out, a tensor of no known name refused: neither is renamed.
         if spelled.canonical.startswith(_RENAMED) or (spelled.vision and subject.wants_wrapper)
     ]
-    form = "multimodal" if subject.says_wrapper else "text-only"
-    return _example(found, f"are not named as config.json's {form} form has them")
 
 
 def _accepted(subject: Subject, spelled: SpelledName) -> bool:
@@ -90,21 +80,16 @@ def _twins(subject: Subject) -> str | None:
     return f"{len(subject.twins)} tensors are there twice {checked}, such as {first.kept} and {first.dropped}"
 
 
-def _copies(subject: Subject) -> str | None:
+def _copies(subject: Subject) -> list[str]:
     """What a name in front makes a second one of. Towers have layers too, but not under a model's name."""
     if subject.foreign is not None:
-        return None
-    found = [
-        (name, front)
-        for name, spelled in subject.spellings.items()
-        if (behind := behind_front(spelled.canonical)) is not None
-        for front, inner in (behind,)
-        if inner.canonical in subject.tensors and (inner.prefix or inner.mtp)
+        return []
+    behind = {name: behind_front(spelled.canonical) for name, spelled in subject.spellings.items()}
+    return [
+        name
+        for name, found in behind.items()
+        if found and found[1].canonical in subject.tensors and (found[1].prefix or found[1].mtp)
     ]
-    if not found:
-        return None
-    name, front = found[0]
-    return f"{len(found)} tensors have `{front}` in front of names that are there without it, such as {name}"
 
 
 def _unknown(subject: Subject) -> str | None:
@@ -121,9 +106,8 @@ NAME_QUIRKS = (
         "names.adapter",
         "adapter weights beside the model's",
         error=True,
-        see=_called(
-            _ADAPTER, "{count} adapter tensors, such as {first}: nobody can tell whether they are merged"
-        ),
+        see=_called(_ADAPTER),
+        what=("{count} adapter tensors, such as {first}: nobody can tell whether they are merged"),
         explains=True,
         repair="Merge first: `model = model.merge_and_unload()`, then `model.save_pretrained(folder)`.",
         breaks={"any": "the fine-tuning is silently left out, or the file is refused"},
@@ -132,10 +116,8 @@ NAME_QUIRKS = (
         "names.classifier",
         "a classifier or reward model instead of a language model",
         error=True,
-        see=_called(
-            _CLASSIFIER,
-            "{first} is there: a classifier or reward model, which gives a score and writes no text",
-        ),
+        see=_called(_CLASSIFIER),
+        what=("{first} is there: a classifier or reward model, which gives a score and writes no text"),
         explains=True,
         repair=(
             "Export the model that writes text (...ForCausalLM): no format here has a place for a score. If "
@@ -147,9 +129,8 @@ NAME_QUIRKS = (
         "names.mistral",
         "Mistral's or Meta's own names instead of transformers'",
         error=True,
-        see=_called(
-            _MISTRAL, "{count} tensors have the names of Mistral's and Meta's own code, such as {first}"
-        ),
+        see=_called(_MISTRAL),
+        what=("{count} tensors have the names of Mistral's and Meta's own code, such as {first}"),
         explains=True,
         repair=(
             "Take the transformers layout (config.json, model*.safetensors), which most such repositories "
@@ -166,7 +147,8 @@ NAME_QUIRKS = (
         "names.flat",
         "FSDP's flattened parameters",
         error=True,
-        see=_called(_FLAT, "{count} tensors are FSDP's flattened parameters, such as {first}"),
+        see=_called(_FLAT),
+        what="{count} tensors are FSDP's flattened parameters, such as {first}",
         explains=True,
         repair=(
             "Gather the weights before saving: `fsdp_state_dict_type: FULL_STATE_DICT`, or `accelerate "
@@ -191,6 +173,7 @@ NAME_QUIRKS = (
         "a second copy of tensors, under names with something in front",
         error=True,
         see=_copies,
+        what="{count} tensors have something in front of names that are there without it, such as {first}",
         repair=(
             "Keep one of the two, which nobody else can choose: the average of a training run (`ema.`) and a "
             "reference model (`ref.`) are saved beside the model like this. Save the model alone."
@@ -200,7 +183,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.wrapped",
         "names of what the model was wrapped in for training",
-        see=_spelled("carry names of what the model was wrapped in for training", lambda s: s.wrapped),
+        see=_spelled(lambda s: s.wrapped),
+        what="{count} tensors carry names of what the model was wrapped in for training, such as {first}",
         fix=as_read,
         repair=(
             "`_orig_mod.`, `module.`, `_fsdp_wrapped_module.` and their like are taken out of the names, in "
@@ -214,7 +198,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.value_head",
         "a value head beside the model",
-        see=_called(_VALUE_HEAD, "a value head is there ({count} tensors, such as {first})"),
+        see=_called(_VALUE_HEAD),
+        what="a value head is there ({count} tensors, such as {first})",
         fix=as_read,
         repair="It is left out: it scores texts in training, and nothing that runs the model reads it.",
         breaks={
@@ -225,7 +210,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.nested",
         "language_model or model repeated in names",
-        see=_spelled("have nested repeats in their names", lambda s: _depth(s) > 1),
+        see=_spelled(lambda s: _depth(s) > 1),
+        what="{count} tensors have nested repeats in their names, such as {first}",
         fix=as_read,
         repair=f"Repeats are collapsed. {_PUBLISHED}",
         breaks={
@@ -238,6 +224,7 @@ NAME_QUIRKS = (
         "names.prefix",
         "the names of one form under the config of the other",
         see=_prefix,
+        what="{count} tensors are not named as config.json's {s.form} form has them, such as {first}",
         fix=as_read,
         repair=_PUBLISHED,
         breaks={
@@ -249,7 +236,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.peft",
         "names that PEFT gives wrapped modules",
-        see=_spelled("carry names from PEFT", lambda s: s.peft),
+        see=_spelled(lambda s: s.peft),
+        what="{count} tensors carry names from PEFT, such as {first}",
         fix=as_read,
         repair="`base_model.model.` and `.base_layer` are taken out of the names.",
         breaks={
@@ -259,7 +247,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.mtp_prefix",
         "MTP tensors under model. or deeper",
-        see=_spelled("of the MTP head have something before `mtp.`", lambda s: s.mtp and s.prefix),
+        see=_spelled(lambda s: s.mtp and s.prefix),
+        what="{count} tensors of the MTP head have something before `mtp.`, such as {first}",
         fix=as_read,
         repair="The head is written as `mtp.*`, as published.",
         breaks={

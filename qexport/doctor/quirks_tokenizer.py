@@ -19,6 +19,7 @@ from qexport.families.tokenizer import TokenizerJson, added_flags, library_ids
 
 _FILE, _ADDED, _MAP = "tokenizer.json", "added_tokens.json", "special_tokens_map.json"
 _VOCAB, _MERGES = "vocab.json", "merges.txt"
+_BATCHES = ("truncation", "padding")
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _AGAIN = "Copy tokenizer.json again from the base model, or save the tokenizer again where it was changed."
 
@@ -55,11 +56,6 @@ def _renumbered(subject: Subject, *, unigram: bool) -> str | None:
     ids = tokenizer.ids
     clauses = [f"{text!r} {number} instead of {ids[text]}" for text, number in tokenizer.renumbered.items()]
     return _said("readers of tokenizer.json give added tokens other ids than it says", clauses)
-
-
-def _enter_added(draft: Draft) -> None:
-    """A token that the vocabulary has keeps its id."""
-    draft.edit_json(_FILE)["model"]["vocab"] = dict(token_ids(draft.subject))
 
 
 # --- what repeats tokenizer.json ----------------------------------------------------------------------------
@@ -278,16 +274,6 @@ def _drop_outside(draft: Draft) -> None:
 # --- left over from training --------------------------------------------------------------------------------
 
 
-def _batching(subject: Subject) -> str | None:
-    document = subject.json_file(_FILE)
-    found = [key for key in ("truncation", "padding") if document.get(key) is not None]
-    return f"tokenizer.json still has the {' and the '.join(found)} of a training run" if found else None
-
-
-def _no_batching(draft: Draft) -> None:
-    draft.edit_json(_FILE).update(truncation=None, padding=None)
-
-
 TOKENIZER_QUIRKS = (
     Quirk(
         "tokenizer.ambiguous",
@@ -301,7 +287,7 @@ TOKENIZER_QUIRKS = (
         "tokenizer.numbered",
         "added tokens whose ids leave a gap after the vocabulary",
         see=lambda subject: _renumbered(subject, unigram=False),
-        fix=_enter_added,
+        fix=lambda draft: draft.edit_json(_FILE)["model"].update(vocab=dict(token_ids(draft.subject))),
         repair="Added tokens are entered in the vocabulary too: all readers then take the file's ids.",
         breaks={"transformers, vLLM": "turn markers get the ids, and so the rows, of other tokens"},
     ),
@@ -372,8 +358,9 @@ TOKENIZER_QUIRKS = (
     Quirk(
         "tokenizer.batching",
         "truncation or padding left in tokenizer.json",
-        see=_batching,
-        fix=_no_batching,
+        see=lambda s: " and the ".join(key for key in _BATCHES if s.json_file(_FILE).get(key) is not None),
+        what="tokenizer.json still has the {found} of a training run",
+        fix=lambda draft: draft.edit_json(_FILE).update(dict.fromkeys(_BATCHES)),
         repair="Both are taken out: they are about the batches of a training run.",
         breaks={"readers of tokenizer.json": "prompts are cut at the length of training, without a word"},
     ),

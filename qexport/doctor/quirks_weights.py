@@ -19,7 +19,10 @@ _MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias
 
 
 def _such_as(names: Sequence[str], noun: str = "tensors") -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} {noun}, such as {names[0]}"
+    """One by its name, more by their number; nothing for none."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{len(names)} {noun}, such as {names[0]}"
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -34,23 +37,11 @@ def _empty(subject: Subject) -> str | None:
     return f"{len(empty)} of {len(stored)} tensors are empty, such as {shown}, as ZeRO-3 saves its parts"
 
 
-def _mlx_saved(subject: Subject) -> str | None:
-    found = subject.checkpoint
-    if not isinstance(found, MlxSaved):
-        return None
-    return f"saved by mlx-lm: convolutions are turned, one was added to {len(found.norms)} norms"
-
-
 def _stale_index(subject: Subject) -> str | None:
     checkpoint = underneath(subject.checkpoint)
     why = getattr(checkpoint, "stale_index", None)
     read = sorted({tensor.file for tensor in checkpoint.tensors.values()})
     return f"{INDEX_NAME} is stale: {why}; {_such_as(read, 'files')} read instead" if why else None
-
-
-def _leftover(subject: Subject) -> str | None:
-    unused = getattr(underneath(subject.checkpoint), "unused", ())
-    return f"no part of the model, and not read: {_such_as(unused, 'files')}" if unused else None
 
 
 # --- layers -------------------------------------------------------------------------------------------------
@@ -95,20 +86,10 @@ def _stray(tensors: Mapping[str, LogicalTensor], dtype: str) -> list[str]:
     ]
 
 
-def _stray_fp32(subject: Subject) -> str | None:
-    stray = _stray(subject.tensors, subject.dtype)
-    return f"{_such_as(stray)} in float32 in a checkpoint of {subject.dtype}" if stray else None
-
-
 def _round_stray(draft: Draft) -> None:
     dtype = draft.subject.dtype
     for name in _stray(draft.tensors, dtype):
         draft.tensors[name] = replace(draft.tensors[name], dtype=dtype)
-
-
-def _wide(subject: Subject) -> str | None:
-    wide = subject.dtype == "F32"
-    return "the weights are float32: a merge that did not go back to bfloat16" if wide else None
 
 
 def _mixed(subject: Subject) -> str | None:
@@ -135,12 +116,6 @@ def _other_experts(subject: Subject) -> str | None:
     if odd:
         return f"the experts of {odd[0]}* ({len(odd)} blocks) are neither fused nor one by one as published"
     return "the experts of some layers are fused and those of others one by one" if len(kinds) > 1 else None
-
-
-def _single_experts(subject: Subject) -> str | None:
-    if not subject.family.mtp or trunk_layout(subject.tensors) is not ExpertLayout.SINGLE:
-        return None
-    return "the experts are stored one by one, as transformers 5 saves them; published models have them fused"
 
 
 def _mtp_experts(subject: Subject) -> str | None:
@@ -175,7 +150,8 @@ WEIGHT_QUIRKS = (
     Quirk(
         "weights.mlx_saved",
         "saved by mlx-lm: convolutions turned, one added to norms",
-        see=_mlx_saved,
+        see=lambda s: s.checkpoint.norms if isinstance(s.checkpoint, MlxSaved) else None,
+        what="saved by mlx-lm: convolutions are turned, one was added to {count} norms",
         fix=as_read,
         repair=(
             "Convolutions are turned back, the same bytes; one is taken off the norms. What was rounded off "
@@ -198,7 +174,8 @@ WEIGHT_QUIRKS = (
     Quirk(
         "weights.leftover",
         "safetensors files that are no part of the model",
-        see=_leftover,
+        see=lambda s: _such_as(getattr(underneath(s.checkpoint), "unused", ()), "files"),
+        what="no part of the model, and not read: {found}",
         repair="They are not read. Remove them where a reader takes every file: vLLM did.",
     ),
     Quirk(
@@ -226,7 +203,8 @@ WEIGHT_QUIRKS = (
     Quirk(
         "dtype.stray_fp32",
         "a few matrices in float32 in a 16-bit checkpoint",
-        see=_stray_fp32,
+        see=lambda s: _such_as(_stray(s.tensors, s.dtype)),
+        what="{found} in float32 in a checkpoint of {s.dtype}",
         fix=_round_stray,
         repair="They are rounded to the dtype of the rest; A_log, dt_bias, norms and convolutions stay.",
         breaks={
@@ -237,7 +215,8 @@ WEIGHT_QUIRKS = (
     Quirk(
         "dtype.wide",
         "all weights in float32",
-        see=_wide,
+        see=lambda s: s.dtype == "F32",
+        what="the weights are float32: a merge that did not go back to bfloat16",
         repair=(
             "GGUF and NVFP4 store 16 bits where they do not quantize; a repaired checkpoint, MLX (but with "
             "--dtype bfloat16) and FP8 keep float32."
@@ -270,7 +249,11 @@ WEIGHT_QUIRKS = (
     Quirk(
         "experts.one_by_one",
         "experts one by one in a family whose published models fuse them",
-        see=_single_experts,
+        see=lambda s: bool(s.family.mtp) and trunk_layout(s.tensors) is ExpertLayout.SINGLE,
+        what=(
+            "the experts are stored one by one, as transformers 5 saves them; "
+            "published models have them fused"
+        ),
         repair="The repaired checkpoint keeps the layout; each format writes the one that its readers take.",
         breaks={"mlx-lm 0.32": "stacks the fused form only: parameters not in model"},
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from string import Formatter
 
 import pytest
 from doctor_bench import HeadersOnly, fingerprint, ids, opened, repair, tensors_in, write
@@ -11,6 +12,7 @@ from zoo import ZOO
 
 from qexport.doctor import QUIRKS, diagnose
 from qexport.doctor.draft import Draft
+from qexport.doctor.subject import Subject
 from qexport.errors import InputError, QexportError
 from qexport.formats.merged.plan import plan_merged
 
@@ -194,6 +196,10 @@ def test_table_is_sound():
         assert quirk.repair, quirk.id
         assert quirk.severity == "note" or quirk.breaks, quirk.id
         assert not quirk.reference or quirk.reference.startswith("https://"), quirk.id
+        for _, field, _, _ in Formatter().parse(quirk.what):
+            root, *inner = (field or "found").split(".")
+            assert root in ("found", "count", "first", "s"), quirk.id
+            assert root != "s" or inner[0] in dir(Subject) or inner[0] in Subject.__annotations__, quirk.id
 
 
 @pytest.mark.parametrize("name", ERRORS)

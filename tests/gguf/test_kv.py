@@ -10,6 +10,7 @@ import pytest
 
 from qexport.container.gguf_write import (
     ALIGNMENT,
+    KV,
     TensorInfo,
     ValueType,
     array,
@@ -22,14 +23,13 @@ from qexport.container.gguf_write import (
     string,
     u16,
     u32,
-    u64,
 )
 
 METADATA = {
     "general.architecture": string("llama"),
     "a.u32": u32(7),
     "a.u16": u16(65535),
-    "a.u64": u64(1 << 40),
+    "a.u64": KV(ValueType.U64, 1 << 40),
     "a.i32": i32(-3),
     "a.f32": f32(1e-6),
     "a.bool": boolean(True),
