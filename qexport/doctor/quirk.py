@@ -30,7 +30,7 @@ class Quirk:
         breaks: the error text that its user would meet, by reader.
         reference: a permanent link.
         error: nothing is exported with it; without, and without a ``fix``, it is worth a note.
-        explains: for an error: whatever else is wrong with tensors follows from it, and is not shown.
+        explains: an error, from which whatever else is wrong with tensors follows; that is not shown.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Quirk:
     @property
     def severity(self) -> Severity:
         """What a finding of it means."""
-        return "repaired" if self.fix is not None else "error" if self.error else "note"
+        return "repaired" if self.fix is not None else "error" if self.error or self.explains else "note"
 
     def detect(self, subject: Subject) -> Finding | None:
         """The finding, if the subject has this quirk."""

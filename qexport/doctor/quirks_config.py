@@ -442,7 +442,7 @@ CONFIG_QUIRKS = (
         "vision.undeclared",
         "vision tensors that no config describes",
         see=_vision_undeclared,
-        what=("there are {count} vision tensors, such as {first}, but no vision_config"),
+        what="there are {count} vision tensors, such as {first}, but no vision_config",
         fix=_leave_vision_out,
         repair=(
             "The text-only form is written, without the tower. Those of Qwen3.5 and Gemma 3 are kept, once "
@@ -462,7 +462,7 @@ CONFIG_QUIRKS = (
         "config.flat_wrapper",
         "a multimodal config with the language model's settings at the root",
         see=lambda s: s.wants_wrapper and not s.nested,
-        what=("config.json has a vision_config, but the language model's settings are not in a text_config"),
+        what="config.json has a vision_config, but the language model's settings are not in a text_config",
         fix=_reshape,
         repair="They are moved into text_config.",
         breaks={"transformers, vLLM": "takes the default text_config: size mismatch for every tensor"},

@@ -105,9 +105,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.adapter",
         "adapter weights beside the model's",
-        error=True,
         see=_called(_ADAPTER),
-        what=("{count} adapter tensors, such as {first}: nobody can tell whether they are merged"),
+        what="{count} adapter tensors, such as {first}: nobody can tell whether they are merged",
         explains=True,
         repair="Merge first: `model = model.merge_and_unload()`, then `model.save_pretrained(folder)`.",
         breaks={"any": "the fine-tuning is silently left out, or the file is refused"},
@@ -115,9 +114,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.classifier",
         "a classifier or reward model instead of a language model",
-        error=True,
         see=_called(_CLASSIFIER),
-        what=("{first} is there: a classifier or reward model, which gives a score and writes no text"),
+        what="{first} is there: a classifier or reward model, which gives a score and writes no text",
         explains=True,
         repair=(
             "Export the model that writes text (...ForCausalLM): no format here has a place for a score. If "
@@ -128,9 +126,8 @@ NAME_QUIRKS = (
     Quirk(
         "names.mistral",
         "Mistral's or Meta's own names instead of transformers'",
-        error=True,
         see=_called(_MISTRAL),
-        what=("{count} tensors have the names of Mistral's and Meta's own code, such as {first}"),
+        what="{count} tensors have the names of Mistral's and Meta's own code, such as {first}",
         explains=True,
         repair=(
             "Take the transformers layout (config.json, model*.safetensors), which most such repositories "
@@ -146,7 +143,6 @@ NAME_QUIRKS = (
     Quirk(
         "names.flat",
         "FSDP's flattened parameters",
-        error=True,
         see=_called(_FLAT),
         what="{count} tensors are FSDP's flattened parameters, such as {first}",
         explains=True,
@@ -159,7 +155,6 @@ NAME_QUIRKS = (
     Quirk(
         "names.unknown",
         "no tensor has a name of the family that config.json says",
-        error=True,
         see=_unknown,
         explains=True,
         repair=(

@@ -137,7 +137,6 @@ WEIGHT_QUIRKS = (
     Quirk(
         "weights.empty",
         "empty tensors, as ZeRO-3 leaves them",
-        error=True,
         see=_empty,
         explains=True,
         repair=(

@@ -171,13 +171,14 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
     text = text_config(config)
     tied = text.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
     outer = outer_wrapper(stored)
-    inner = {name: name.removeprefix(outer) for name in stored}
-    fronts = stray_fronts(inner.values(), tied=bool(tied))
-    spellings: dict[str, SpelledName] = {}
-    for name, short in inner.items():
-        front = fronts.get(short, "")
-        spelled = canonical_name(short.removeprefix(front))
-        spellings[name] = replace(spelled, wrapped=True) if outer or front else spelled
+    spellings = {name: canonical_name(name.removeprefix(outer)) for name in stored}
+    fronts = stray_fronts([spelled.canonical for spelled in spellings.values()], tied=bool(tied))
+    for name, spelled in spellings.items() if outer or fronts else ():
+        if (front := fronts.get(spelled.canonical)) is not None:
+            peft, spelled = spelled.peft, canonical_name(spelled.canonical.removeprefix(front))
+            spellings[name] = replace(spelled, wrapped=True, peft=peft)
+        elif outer:
+            spellings[name] = replace(spelled, wrapped=True)
     checkpoint = turned_back(checkpoint, {name: spelled.canonical for name, spelled in spellings.items()})
     tensors: dict[str, LogicalTensor] = {}
     twins: list[Twins] = []

@@ -11,7 +11,7 @@ wrapping it found.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from qexport.families.table import Family
@@ -112,13 +112,13 @@ def outer_wrapper(names: Iterable[str]) -> str:
 
 
 def behind_front(name: str) -> tuple[str, SpelledName] | None:
-    """What stands in front of a name and belongs to no model, and the name behind it; ``None`` without.
+    """What is in front of a canonical name and belongs to no model, and the name behind it; ``None`` without.
 
     >>> front, spelled = behind_front("actor.model.layers.3.mlp.gate.weight")
     >>> front, spelled.canonical
     ('actor.', 'model.layers.3.mlp.gate.weight')
     """
-    if canonical_name(name).canonical.startswith((*_TRUNK, *_VISION)):
+    if name.startswith((*_TRUNK, *_VISION)):
         return None
     parts = name.split(".")
     for at in range(1, len(parts) - 1):
@@ -128,8 +128,8 @@ def behind_front(name: str) -> tuple[str, SpelledName] | None:
     return None
 
 
-def stray_fronts(names: Iterable[str], *, tied: bool) -> dict[str, str]:
-    """What stands in front of some names and belongs to no model, by name: only what is clearly too much.
+def stray_fronts(names: Collection[str], *, tied: bool) -> dict[str, str]:
+    """What is in front of some canonical names and belongs to no model, by name: only what is clearly so.
 
     Without it none of the names is there twice; else it is another module's, or a copy's.
 
@@ -141,12 +141,11 @@ def stray_fronts(names: Iterable[str], *, tied: bool) -> dict[str, str]:
     >>> stray_fronts(["model.norm.weight", "ema.model.norm.weight"], tied=False)
     {}
     """
-    left = list(names)
     groups: dict[str, dict[str, str]] = {}
-    for name in left:
+    for name in names:
         if (found := behind_front(name)) is not None:
             groups.setdefault(found[0], {})[name] = found[1].canonical
-    there = {canonical_name(name).canonical for name in left}
+    there = set(names)
     fronts: dict[str, str] = {}
     for front, group in groups.items():
         wanted = set(group.values())
