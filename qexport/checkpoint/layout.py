@@ -162,16 +162,17 @@ def _check_index_files(label: str, weights: list[str], usable: list[str]) -> Non
 
 def _complete(usable: list[str]) -> list[list[str]]:
     """The models that are whole: a single file, and sets of shards in which no number is missing."""
-    sets: dict[tuple[str, str], list[str]] = {}
+    sets: dict[tuple[str, int], list[str]] = {}
     for name in usable:
         if (shard_set := _set_of(name)) is not None:
             sets.setdefault(shard_set, []).append(name)
     found = [[SINGLE_NAME]] if SINGLE_NAME in usable else []
-    return found + [names for (stem, count), names in sets.items() if names == _numbered(stem, count)]
+    return found + [names for (stem, count), names in sets.items() if names == shard_files(stem, count)]
 
 
-def _numbered(stem: str, count: str) -> list[str]:
-    return [f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+def shard_files(stem: str, count: int) -> list[str]:
+    """The files of a set: ``model-00001-of-00002.safetensors`` and so on."""
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def _without_index(label: str, usable: list[str]) -> list[str]:
@@ -181,7 +182,7 @@ def _without_index(label: str, usable: list[str]) -> list[str]:
         return complete[0]
     sets = {shard_set for name in usable if (shard_set := _set_of(name)) is not None}
     if not complete and len(sets) == 1:
-        wanted = _numbered(*sets.pop())
+        wanted = shard_files(*sets.pop())
         if missing := sorted(set(wanted) - set(usable)):
             raise _missing(label, missing, len(wanted))
     if len(usable) == 1 and not sets:
@@ -196,9 +197,9 @@ def _without_index(label: str, usable: list[str]) -> list[str]:
     )
 
 
-def _set_of(name: str) -> tuple[str, str] | None:
+def _set_of(name: str) -> tuple[str, int] | None:
     match = _SHARD.fullmatch(name)
-    return (match["stem"], match["count"]) if match else None
+    return (match["stem"], int(match["count"])) if match else None
 
 
 def _missing(label: str, missing: list[str], count: int) -> InputError:

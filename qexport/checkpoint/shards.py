@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from qexport.checkpoint.header import MAX_HEADER_BYTES
-from qexport.checkpoint.layout import INDEX_NAME
+from qexport.checkpoint.layout import INDEX_NAME, SINGLE_NAME, shard_files
 from qexport.checkpoint.tensors import DTYPE_BYTES, Sized
 from qexport.errors import InputError
 
@@ -104,11 +104,7 @@ def plan_shards(
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Tensor {twice!r} would be written twice.")
     count = len(groups)
-    files = (
-        ["model.safetensors"]
-        if count == 1
-        else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-    )
+    files = [SINGLE_NAME] if count == 1 else shard_files("model", count)
     text = {"format": "pt"} if metadata is None else dict(metadata)
     shards = tuple(
         _plan_file(file, _kept(group) if keep_order else _wide_first(group), text)

@@ -148,10 +148,7 @@ VOCABULARY_QUIRKS = (
         see=_is("tie.flag_missing"),
         fix=_settle_tie,
         repair="tie_word_embeddings: true is written.",
-        breaks={
-            "transformers": "lm_head.weight is newly initialized",
-            "vLLM": "repeated tokens",
-        },
+        breaks={"transformers": "lm_head.weight is newly initialized", "vLLM": "repeated tokens"},
     ),
     Quirk(
         "tie.head_missing",
