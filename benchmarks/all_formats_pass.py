@@ -34,18 +34,18 @@ from qexport.doctor import diagnose
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
+from qexport.formats.gguf.options import GgufOptions
+from qexport.run import steps
+from qexport.run.target import Target, plan
 
 model, out, only, threads = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 targets = {
-    "GGUF ladder": GgufTarget(("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), out / "gguf", verify=None),
-    "MLX 6-bit": FolderTarget(MlxOptions(bits=6), out / "mlx", verify=None),
-    "FP8": FolderTarget(Fp8Options(), out / "fp8", verify=None),
-    "FP8_BLOCK": FolderTarget(Fp8Options(layout="compressed-tensors"), out / "fp8-ct", verify=None),
-    "NVFP4": FolderTarget(Nvfp4Options(), out / "nvfp4", verify=None),
-    "NVFP4A16": FolderTarget(Nvfp4Options(layout="compressed-tensors"), out / "nvfp4-ct", verify=None),
+    "GGUF ladder": Target(GgufOptions(("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")), out / "gguf", verify=None),
+    "MLX 6-bit": Target(MlxOptions(bits=6), out / "mlx", verify=None),
+    "FP8": Target(Fp8Options(), out / "fp8", verify=None),
+    "FP8_BLOCK": Target(Fp8Options(layout="compressed-tensors"), out / "fp8-ct", verify=None),
+    "NVFP4": Target(Nvfp4Options(), out / "nvfp4", verify=None),
+    "NVFP4A16": Target(Nvfp4Options(layout="compressed-tensors"), out / "nvfp4-ct", verify=None),
 }
 source = LocalCheckpoint(model)
 loads = {n: np.zeros(matrix_shape(t.shape)[0], np.int16) for n, t in source.tensors.items()}
@@ -64,8 +64,8 @@ def given_back(mine, name, start, stop):
 
 source.on_read, LocalCheckpoint.release = read, given_back
 diagnosis = diagnose(source)
-items = export.plan([t for name, t in targets.items() if only in ("all", name)], diagnosis)
-export.write(items, diagnosis, home=out, threads=threads)
+items = plan([t for name, t in targets.items() if only in ("all", name)], diagnosis)
+steps.write(items, diagnosis, home=out, threads=threads)
 needed = {p.name for item in items for t in item.plan.tensors for p in t.source.pieces if p.name in loads}
 print(json.dumps({
     "bytes": sum(item.plan.size for item in items),

@@ -28,7 +28,8 @@ from pathlib import Path
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.tokens import tokenize
 from qexport.formats.opening import open_artifact
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.recipe.recipe import ModelChoice
+from qexport.run.model import examine
 from qexport.verify.divergence import compare_runs
 from qexport.verify.text_run import run_text
 

@@ -30,9 +30,9 @@ FLOORS = (
     "verify",
     "publish",
     "report",
-    "pipeline",
     "recipe",
     "demo",
+    "run",
     "cli",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))

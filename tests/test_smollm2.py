@@ -9,11 +9,11 @@ from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import QexportError
 from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
+from qexport.run import steps
+from qexport.run.target import Target, plan
 from qexport.verify.folder_runtimes import folder_runtime
 from qexport.verify.reference import reference_from_folder
 from qexport.verify.runtime import Settings
@@ -44,8 +44,8 @@ def test_what_transformers_broke_is_repaired(smollm2):
 
 def written_and_proven(target, diagnosis):
     """The one artifact of ``target``, which a runtime must have passed."""
-    items = export.plan([target], diagnosis)
-    ((result,), _) = export.prove(export.write(items, diagnosis), diagnosis, print)
+    items = plan([target], diagnosis)
+    ((result,), _) = steps.prove(steps.write(items, diagnosis), diagnosis)
     assert result.report.passed, result.report.verdict
     return result
 
@@ -59,7 +59,7 @@ def answer(runtime, path):
 
 def test_q4_k_m_is_verified_and_answers(smollm2, tmp_path):
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
-    result = written_and_proven(GgufTarget(("Q4_K_M",), tmp_path), diagnosis)
+    result = written_and_proven(Target(GgufOptions(("Q4_K_M",)), tmp_path), diagnosis)
     assert any("no whole number of Q4_K blocks" in note for note in result.plan.notes)  # rows of 576
     assert "Paris" in answer(Xllamacpp(), result.path)
 
@@ -67,7 +67,7 @@ def test_q4_k_m_is_verified_and_answers(smollm2, tmp_path):
 def test_mlx_6_bits_is_verified_and_answers(smollm2, tmp_path):
     pytest.importorskip("mlx_lm")
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
-    result = written_and_proven(FolderTarget(MlxOptions(bits=6), tmp_path / "mlx"), diagnosis)
+    result = written_and_proven(Target(MlxOptions(bits=6), tmp_path / "mlx"), diagnosis)
     assert result.report.runtime == "mlx-lm"
     assert "Paris" in answer(folder_runtime("mlx-lm"), result.path)
 
@@ -76,7 +76,7 @@ def test_nvfp4_is_verified_and_answers(smollm2, tmp_path):
     pytest.importorskip("compressed_tensors")
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
     asked = Nvfp4Options(layout="compressed-tensors")
-    result = written_and_proven(FolderTarget(asked, tmp_path / "nvfp4"), diagnosis)
+    result = written_and_proven(Target(asked, tmp_path / "nvfp4"), diagnosis)
     assert result.report.runtime == "transformers"
     assert "Paris" in answer(folder_runtime("transformers"), result.path)
 
@@ -84,7 +84,7 @@ def test_nvfp4_is_verified_and_answers(smollm2, tmp_path):
 def test_fp8_has_nothing_to_quantize_in_it_and_says_so(smollm2, tmp_path):
     """Every matrix has a side of 576 or 192, and blocks of FP8 are 128 by 128."""
     with pytest.raises(QexportError, match="can become FP8: attn_v is 192 by 576;") as caught:
-        export.plan([FolderTarget(Fp8Options(), tmp_path)], diagnose(open_checkpoint(str(smollm2))))
+        plan([Target(Fp8Options(), tmp_path)], diagnose(open_checkpoint(str(smollm2))))
     assert caught.value.hint == "Both sides of a matrix have to be multiples of 128."
     assert caught.value.message.count("attn_v") == 1
 
@@ -92,7 +92,7 @@ def test_fp8_has_nothing_to_quantize_in_it_and_says_so(smollm2, tmp_path):
 @pytest.mark.parametrize("layout", ["native", "compressed-tensors"])
 def test_fp8_of_the_same_model_in_other_sizes_is_verified_and_answers(smollm2, tmp_path, layout):
     diagnosis = diagnose(open_checkpoint(str(widen(smollm2, tmp_path / "wide"))))
-    result = written_and_proven(FolderTarget(Fp8Options(layout=layout), tmp_path / layout), diagnosis)
+    result = written_and_proven(Target(Fp8Options(layout=layout), tmp_path / layout), diagnosis)
     assert result.report.runtime == "transformers"
     assert "Paris" in answer(folder_runtime("transformers"), result.path)
 

@@ -1,128 +1,176 @@
-"""The common end of every command that exports: the pass, the proofs, the table, the exit code."""
+"""What the commands share that write one format: options named as fields become a recipe, which is run.
+
+An option of a format is a field of its class, and its parameter is called like the field. So such a command
+is a list of options and a docstring.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from qexport.cli._report import say_plans, show_results
-from qexport.pipeline import export
-from qexport.receipt.names import RECEIPT_NAME
-from qexport.receipt.state import State, problem, worst
+import click
+
+from qexport.cli._options import (
+    DRY_RUN,
+    JSON,
+    OUT,
+    OVERWRITE,
+    THREADS,
+    measure_option,
+    model_argument,
+    mtp_options,
+    runtime_options,
+    verify_options,
+)
+from qexport.cli._output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from qexport.cli._output import Output
-    from qexport.doctor.diagnose import Diagnosis
-    from qexport.formats.plan import ArtifactPlan
-    from qexport.pipeline.export import Item, Target
+    from qexport.recipe.recipe import Calibration, ModelChoice, Recipe
+    from qexport.run.job import Local
+    from qexport.verify.options import VerifyOptions
 
 
-def check_items(
-    targets: Sequence[Target],
-    diagnosis: Diagnosis,
-    *,
-    overwrite: bool,
-    home: Path | None = None,
-    beside: Mapping[Path, Sequence[ArtifactPlan]] | None = None,
-    given: Sequence[Path] = (),
+BUILT_IN = "the corpus inside the package"
+"""What ``--imatrix`` alone stands for; no file has this name by accident."""
+_VERIFY = ("prompts", "n_predict", "draft_max", "time_limit", "llama_server", "runtime", "runtime_python")
+
+
+def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """MODEL, its revision, ``--out``, and what becomes of the MTP head; they come first in the help."""
+    for option in (mtp_options, OUT, model_argument):
+        function = option(function)
+    return function
+
+
+def folder_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Everything about verification and output."""
+    no_verify = click.option("--no-verify", is_flag=True, help="Do not run the folder. The receipt says so.")
+    for option in (
+        JSON,
+        OVERWRITE,
+        THREADS,
+        DRY_RUN,
+        verify_options,
+        measure_option,
+        runtime_options,
+        no_verify,
+    ):
+        function = option(function)
+    return function
+
+
+def importance_option(words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--importance FILE``; ``words`` say what for."""
+    return click.option(
+        "--importance",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help=words,
+    )
+
+
+def chosen(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """What was given of a class's fields; what was not keeps its default."""
+    named = (each.name for each in fields(cls))
+    return {name: given[name] for name in named if given.get(name) not in (None, ())}
+
+
+def verify_options_from(given: dict[str, Any]) -> VerifyOptions:
+    """Options that were given replace the defaults; the rest stay."""
+    from qexport.verify.options import VerifyOptions
+
+    said = {name: given[name] for name in _VERIFY if given.get(name) not in (None, ())}
+    return replace(VerifyOptions(), **said, threads=given.get("threads") or 0)
+
+
+def model_choice(given: dict[str, Any]) -> ModelChoice:
+    """MODEL and its head."""
+    from qexport.recipe.recipe import ModelChoice
+
+    names = ("model", "revision", "mtp_mode", "mtp_from", "mtp_from_revision")
+    return ModelChoice(*(given[name] for name in names))
+
+
+def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Path, ...] = ()) -> Calibration:
+    """What ``--calib-tokens`` and the like say of a matrix to collect."""
+    from qexport.recipe.recipe import Calibration
+
+    amounts = (given["calib_tokens"], given["calib_chunk"], given["calib_seed"])
+    return Calibration(corpus, *amounts, precision=given["precision"], merge=merge)
+
+
+def export_format(
+    word: str, given: dict[str, Any], output: Output | None = None, folder: str | None = None
 ) -> None:
-    """What can be known to fail before anything is downloaded or collected."""
-    _, todo = _settled(export.plan(targets, diagnosis, given), home, overwrite=overwrite)
-    if todo:
-        export.check(todo, overwrite=overwrite, home=home, beside=beside)
-
-
-def write_and_prove(
-    output: Output,
-    items: Sequence[Item],
-    diagnosis: Diagnosis,
-    *,
-    threads: int | None,
-    overwrite: bool,
-    measure: int = 0,
-    home: Path | None = None,
-    allow_unverified: bool = False,
-) -> list[Item]:
-    """Write from one read what is not there yet, prove what is not proven, show what came out.
+    """Write and prove one format of MODEL; with ``--dry-run`` the plan alone is shown.
 
     Args:
-        measure: tokens of held-out text on which artifacts are compared with the source (0: none).
-        home: where the ledger lies; the first target's folder by default.
-        allow_unverified: what nothing here could run, or compare, is good enough.
+        word: the format's.
+        given: parameters of the command; those of the format are called like its fields.
+        output: who watches.
+        folder: template of the default folder's name; the format's own if not given.
 
     Raises:
-        VerificationError: one of them failed; the files stay, and the receipt says so.
+        VerificationError: an artifact failed; the files stay, and the receipt says so.
         Unproven: nothing is wrong with them, and one is not proven.
     """
-    results = write_and_judge(
-        output, items, diagnosis, threads=threads, overwrite=overwrite, measure=measure, home=home
+    from qexport.evidence.options import StreamOptions
+    from qexport.formats.registry import FORMATS
+    from qexport.recipe.recipe import Artifact, Recipe, Subject
+    from qexport.run.job import Local, run
+
+    output = output or Output(as_json=given["as_json"])
+    kind = FORMATS[word]
+    calibration = _calibration(given, kind.matrix)
+    options = kind.options(**chosen(kind.options, given))
+    verify = None if given.get("no_verify", True) else verify_options_from(given)
+    place = "." if given["out"] is not None else folder or kind.folder(options)
+    recipe = Recipe(
+        subjects=(Subject("model", model_choice(given)),),
+        artifacts=(Artifact(word, options, place, verify),),
+        calibration=calibration,
+        measure=given.get("measure", 0),
     )
-    raise_unproven(results, allow_unverified=allow_unverified)
-    return results
-
-
-def write_and_judge(
-    output: Output,
-    items: Sequence[Item],
-    diagnosis: Diagnosis,
-    *,
-    threads: int | None,
-    overwrite: bool,
-    measure: int = 0,
-    home: Path | None = None,
-) -> list[Item]:
-    """As :func:`write_and_prove`; what failed is said and returned like the rest, in the order given."""
-    done, todo = _settled(items, home, overwrite=overwrite)
-    for item in done:
-        verdict = "not verified yet" if item.report is None else item.report.verdict
-        output.say(f"{item.name} is there, from the same source and options ({verdict})")
-    if todo:
-        plans = [item.plan for item in todo]
-        export.check(todo, overwrite=overwrite, home=home)
-        for item in todo:
-            if (words := item.target.foresee(item.plan, diagnosis)) is not None:
-                output.say(f"{item.name}: nothing here can prove it ({words})")
-        say_plans(output, todo)
-        export.ready_kernels(plans, output.say)
-        with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-            todo = export.write(
-                todo, diagnosis, home=home, threads=threads, progress=progress, say=output.say
-            )
-    unproven = [*(item for item in done if not _settled_state(item)), *todo]
-    proven, receipts = export.prove(unproven, diagnosis, output.say, measure=measure)
-    results = [*(item for item in done if _settled_state(item)), *proven]
-    order = [(item.folder, item.plan.label) for item in items]
-    results.sort(key=lambda item: order.index((item.folder, item.plan.label)))
-    show_results(output, results, receipts or [items[0].folder / RECEIPT_NAME])
-    return results
-
-
-def raise_unproven(results: Sequence[Item], *, allow_unverified: bool) -> None:
-    """Raises what :func:`~qexport.receipt.state.problem` says of the artifacts that were to be verified."""
-    asked = [item for item in results if item.report is not None]
-    kind = problem([item.state for item in asked], allow_unverified=allow_unverified)
-    if kind is None:
-        return
-    at = worst(item.state for item in asked)
-    names = ", ".join(item.name for item in asked if item.state is at)
-    if at is State.FAILED:
-        raise kind(
-            f"{names} failed verification; {RECEIPT_NAME} says why",
-            hint="Do not publish it. `qexport verify FILE --against MODEL` runs the checks again.",
-        )
-    raise kind(
-        f"not verified ({at}): {names}",
-        hint=f"{RECEIPT_NAME} says why. Prove it where a runtime runs it and there is memory for the source, "
-        "with `qexport verify`, or take it as it is with --allow-unverified.",
+    local = Local(
+        out=given["out"],
+        stream=StreamOptions(**chosen(StreamOptions, given)),
+        threads=given["threads"],
+        overwrite=given["overwrite"],
+        allow_unverified=given.get("allow_unverified", False),
     )
+    if given["dry_run"]:
+        _rehearse(output, recipe, local)
+    else:
+        run(recipe, local, output).raise_problem()
 
 
-def _settled_state(item: Item) -> bool:
-    """Whether its verdict stands: what could not be run or compared may be by now."""
-    return item.report is not None and item.state in (State.PASSED, State.FAILED)
+def _calibration(given: dict[str, Any], field: str | None) -> Calibration | None:
+    """Where the matrix comes from: a file, a corpus where the command can collect, or neither."""
+    from qexport.evidence.kinds import kind_of
+    from qexport.formats.format import CALIBRATED
+    from qexport.recipe.recipe import Calibration
+
+    source = None if field is None else given[field]
+    if field is None or source is None:
+        return None
+    given[field] = CALIBRATED
+    if source == BUILT_IN:
+        return calibration_from(given, None)
+    path = Path(source)
+    if "calib_tokens" in given and kind_of(path) == "corpus":
+        return calibration_from(given, path)
+    return Calibration(imatrix=path)
 
 
-def _settled(items: Sequence[Item], home: Path | None, *, overwrite: bool) -> tuple[list[Item], list[Item]]:
-    return ([], list(items)) if overwrite else export.finished(items, home=home)
+def _rehearse(output: Output, recipe: Recipe, local: Local) -> None:
+    from qexport.cli._report import show_plans
+    from qexport.recipe.select import units_of
+    from qexport.run.job import plan_model
+
+    work = plan_model(recipe, recipe.subjects[0], units_of(recipe), local, output)
+    plans = [*work.matrix_plans(), *(item.plan for item in work.items)]
+    show_plans(output, plans, work.items[0].target.out)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._recipe import burdens_of, show_jobs
-from qexport.recipe.hf_jobs import HfJobs
+from qexport.run.hf_jobs import HfJobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,9 +73,9 @@ def send(
     output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any], *, dry_run: bool
 ) -> None:
     """Submit the recipe's jobs, or (``dry_run``) print the calls."""
-    from qexport.recipe.hf_jobs import calls_for, submit
-    from qexport.recipe.jobs import Limits, plan_jobs
     from qexport.recipe.load import read_recipe_text
+    from qexport.run.hf_jobs import calls_for, submit
+    from qexport.run.jobs import Limits, plan_jobs
 
     limits = Limits(given["max_disk"], given["max_memory"], given["max_jobs"], given["cores"])
     options = HfJobs(

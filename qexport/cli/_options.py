@@ -49,6 +49,9 @@ OUT = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the results; made if it is not there.",
 )
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Print the plan: every tensor, exact sizes. Writes nothing."
+)
 THREADS = click.option(
     "--threads", type=click.IntRange(1, 4096), help="Worker threads.  [default: every processor]"
 )
@@ -70,7 +73,7 @@ def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def mtp_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--mtp``, ``--mtp-from`` and its revision."""
-    for option in (
+    for option in (  # "mtp" alone is a field of MLX's options
         click.option("--mtp-from-revision", help="Branch, tag or commit of a BASE on the Hub."),
         click.option(
             "--mtp-from",
@@ -79,6 +82,7 @@ def mtp_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--mtp",
+            "mtp_mode",
             type=click.Choice(["auto", "keep", "graft", "drop"]),
             default="auto",
             show_default=True,
@@ -136,7 +140,12 @@ def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def verify_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """How artifacts are run and judged."""
     for option in (
-        click.option("--timeout", type=Finite(1, 1e7), help="Seconds that loading and generating may take."),
+        click.option(
+            "--timeout",
+            "time_limit",
+            type=Finite(1, 1e7),
+            help="Seconds that loading and generating may take.",
+        ),
         click.option(
             "--allow-unverified",
             is_flag=True,
@@ -150,8 +159,12 @@ def verify_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Tokens that the MTP head drafts at a time.",
         ),
-        click.option("--tokens", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."),
-        click.option("--prompt", multiple=True, help="Prompt to run instead of the built-in ones."),
+        click.option(
+            "--tokens", "n_predict", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."
+        ),
+        click.option(
+            "--prompt", "prompts", multiple=True, help="Prompt to run instead of the built-in ones."
+        ),
         click.option(
             "--llama-server",
             metavar="PATH",

@@ -9,15 +9,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qexport.cli._terminal import is_terminal, printable, put, visible
+from qexport.run.watcher import Phase, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-    from qexport.export.execute import Progress
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.publish.plan import PushOptions
+    from qexport.publish.push import Pushed, Rehearsal
+    from qexport.report.write import ReportPaths
+    from qexport.run.target import Item
+    from qexport.run.watcher import Progress
 
 
-class Output:
-    """Where a command's results go.
+_BARS = {Phase.COLLECTING: True, Phase.WRITING: False, Phase.HASHING: False}
+"""Phases with a bar, and whether it counts steps or bytes; of verifying there are words."""
+
+
+class Output(Watcher):
+    """Where a command's results go, and who watches its runs.
 
     Args:
         as_json: print exactly one JSON document on stdout, and nothing else there.
@@ -32,9 +43,9 @@ class Output:
         self.as_json = as_json
         Output.printed = False
 
-    def say(self, message: str = "") -> None:
+    def say(self, words: str = "") -> None:
         """Words for the person watching: stderr, not part of the result."""
-        put(message, err=True)
+        put(words, err=True)
 
     def title(self, message: str) -> None:
         """A heading among the words."""
@@ -75,13 +86,51 @@ class Output:
         Console(file=drawn, width=width, force_terminal=screen, markup=False, emoji=False).print(table)
         put(drawn.getvalue(), nl=False, raw=True)
 
-    @contextmanager
-    def progress(self, total: int, label: str, *, steps: bool = False) -> Iterator[Progress]:
-        """A bar with what is done and time left on stderr; silent where stderr is no terminal.
+    @property
+    def upload_bars(self) -> bool:  # type: ignore[override]
+        """Where somebody looks, and not at a document."""
+        return is_terminal(sys.stderr) and not self.as_json
 
-        Args:
-            steps: ``total`` counts steps; else bytes, and their speed is shown.
-        """
+    def diagnosed(self, diagnosis: Diagnosis) -> None:
+        """Its findings, in words."""
+        from qexport.cli._report import say_findings
+
+        say_findings(self, diagnosis)
+
+    def planned(self, items: Sequence[Item]) -> None:
+        """What is about to be written, in words."""
+        from qexport.cli._report import say_plans
+
+        say_plans(self, items)
+
+    def made(self, items: Sequence[Item], receipts: Sequence[Path]) -> None:
+        """The table of results, or a document."""
+        from qexport.cli._report import show_results
+
+        show_results(self, items, receipts)
+
+    def reported(self, paths: ReportPaths) -> None:
+        """Where the report is."""
+        self.text(f"Report: {paths.html}")
+
+    def pushed(self, options: PushOptions, done: Pushed | Rehearsal) -> None:
+        """The commit, or all that would go into it."""
+        from qexport.cli._push import show_push
+
+        show_push(self, options, done)
+
+    @contextmanager
+    def phase(self, phase: Phase, total: int) -> Iterator[Progress]:
+        """A bar with what is done and time left on stderr; silent where stderr is no terminal."""
+        if not total or phase not in _BARS:
+            with super().phase(phase, total) as unseen:
+                yield unseen
+            return
+        with self._bar(total, phase.value, steps=_BARS[phase]) as bar:
+            yield bar
+
+    @contextmanager
+    def _bar(self, total: int, label: str, *, steps: bool) -> Iterator[Progress]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,

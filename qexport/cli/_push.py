@@ -2,69 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from qexport.cli._output import Output
-from qexport.cli._terminal import is_terminal
-from qexport.errors import QexportError, Unproven, VerificationError
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qexport.export.execute import Progress
+    from qexport.cli._output import Output
     from qexport.publish.plan import PushOptions
     from qexport.publish.push import Pushed, Rehearsal
 
 
-def push_folder(output: Output, options: PushOptions, *, dry_run: bool) -> None:
-    """Push a folder, or show what would go."""
-    from qexport.publish.push import push, rehearse
+def show_push(output: Output, options: PushOptions, done: Pushed | Rehearsal) -> None:
+    """What was published, or (a rehearsal) all that would be."""
+    from qexport.publish.push import Rehearsal
 
-    def bar(total: int) -> AbstractContextManager[Progress]:
-        return output.progress(total, "hashing") if total else nullcontext(_Still())
-
-    if dry_run:
-        _show(output, rehearse(options, output.say, bar=bar), options)
-        return
-    _tell(output, push(options, output.say, bar=bar, bars=is_terminal(sys.stderr) and not output.as_json))
-
-
-Refused = tuple[str, QexportError]
-"""A repository, and why nothing went there."""
-
-
-def push_folders(output: Output, every: Sequence[PushOptions], *, dry_run: bool) -> list[Refused]:
-    """Push folders of a run; returns the repositories that were refused, and with what.
-
-    One that may not be published does not hold up the others.
-    """
-    refused: list[Refused] = []
-    for options in every:
-        try:
-            push_folder(output, options, dry_run=dry_run)
-        except (Unproven, VerificationError) as error:
-            output.say(f"{options.repo}: {error.message}")
-            refused.append((options.repo, error))
-    return refused
-
-
-def raise_refused(refused: Sequence[Refused]) -> None:
-    """Raises VerificationError, or Unproven, where a folder may not be published."""
-    if refused:
-        failed = any(isinstance(error, VerificationError) for _, error in refused)
-        kind = VerificationError if failed else Unproven
-        raise kind(
-            f"{', '.join(repo for repo, _ in refused)}: not published, for the reasons above",
-            hint="`qexport push` has ways to publish all the same, marked on the card.",
-        )
-
-
-class _Still:
-    def advance(self, amount: int) -> None:
-        """There is nothing to hash."""
+    if isinstance(done, Rehearsal):
+        _show(output, done, options)
+    else:
+        _tell(output, done)
 
 
 def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:

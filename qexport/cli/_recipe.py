@@ -17,11 +17,10 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qexport.pipeline.model import ModelChoice
-    from qexport.recipe.jobs import Job
-    from qexport.recipe.recipe import Recipe, Subject
+    from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
-    from qexport.recipe.weigh import Burden
+    from qexport.run.jobs import Job
+    from qexport.run.weigh import Burden
 
 
 class _Count(click.ParamType[int]):
@@ -104,22 +103,14 @@ def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def choice_of(subject: Subject) -> ModelChoice:
-    """The model of a subject, as the pipeline opens it."""
-    from qexport.pipeline.model import ModelChoice
-
-    source, mtp = subject.source, subject.mtp
-    return ModelChoice(source.model, source.revision, mtp.mode, mtp.base, mtp.revision)
-
-
 def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: int | None) -> list[Burden]:
     """What the units weigh: from headers, or guessed from ``params``.
 
     Raises:
         EnvironmentProblem: the Hub cannot be reached; the hint names ``--params``.
     """
-    from qexport.pipeline.model import examine
-    from qexport.recipe.weigh import guess, weigh
+    from qexport.run.model import examine
+    from qexport.run.weigh import guess, weigh
 
     found: list[Burden] = []
     for subject in recipe.subjects:
@@ -130,7 +121,7 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
             found.append(guess(recipe, subject, params, mine))
             continue
         try:
-            diagnosis = examine(choice_of(subject), download=False)
+            diagnosis = examine(subject.choice, download=False)
         except (EnvironmentProblem, InputError) as error:
             error.hint = f"{error.hint or ''} Or give --params 27B: sizes are then guessed.".strip()
             raise
@@ -148,6 +139,7 @@ def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[st
     from qexport.recipe.named import shown
     from qexport.recipe.select import select
 
+    assert recipe.path is not None
     words = ["qexport", "run", shown(recipe.path), "--only", ",".join(job.only)]
     words += [word for given in overrides for word in ("--set", given)]
     folders: dict[str, str | None] = {}

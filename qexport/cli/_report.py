@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
-    from qexport.pipeline.export import Item
+    from qexport.run.target import Item
 
 
 def say_findings(output: Output, diagnosis: Diagnosis, *, details: bool = False) -> None:

@@ -100,7 +100,7 @@ def command(
       qexport bench Model-Q4_K_M.gguf --llama-server ~/llama.cpp/build/bin/llama-server --n-max 6
       qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
     """
-    from qexport.pipeline.in_folder import Found, artifacts_in, check_file_sizes, is_one_artifact
+    from qexport.run.in_folder import Found, artifacts_in, check_file_sizes, is_one_artifact
     from qexport.verify.bench_subject import Choice
 
     output = Output(as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,17 @@ from qexport.export.disk import make_folder
 from qexport.export.files import replace_file
 from qexport.export.sources import Sources
 from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.run.watcher import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from qexport.pipeline.export import Target
+    from qexport.recipe.recipe import Artifact
+    from qexport.run.target import Item
+    from qexport.run.watcher import Progress
 
 
 _TYPES = ("Q4_K_M", "Q8_0")
@@ -38,7 +43,6 @@ _PROMPTS = (
 
 _MADE = ("GGUF", "MLX-6bit", "MLX-6bit-MTP", "FP8", "NVFP4A16")
 _MARK = ".qexport-demo"
-_MEASURED = 2048  # held-out tokens
 
 
 @click.command("demo")
@@ -67,12 +71,12 @@ def command(
     Example:
       qexport demo -o demo-out
     """
-    from qexport.cli._report import say_findings, say_plans, show_results
+    from qexport.cli._report import say_findings
     from qexport.formats.gguf.file_types import file_type
-    from qexport.pipeline import export
-    from qexport.pipeline.model import ModelChoice, examine
     from qexport.receipt.state import problem
-    from qexport.report.write import write_report
+    from qexport.recipe.recipe import ModelChoice, Recipe, Subject
+    from qexport.run.job import Local, run
+    from qexport.run.model import examine
 
     try:
         from qexport.demo.merge import lora_like_merge
@@ -81,7 +85,7 @@ def command(
             f"the demo merges with transformers, which is not installed ({error.name})",
             hint="pip install 'qexport[all]'",
         ) from error
-    output = Output(as_json=as_json)
+    output = _Demo(as_json=as_json)
     for name in types:
         file_type(name)  # a type that does not exist is said before anything is made
     folder = out or Path("demo-out")
@@ -98,29 +102,30 @@ def command(
     say_findings(output, lost, details=True)
 
     output.title("3. The base's MTP head grafted; every format from one read")
-    choice = ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL))
-    diagnosis = examine(choice, download=False)
-    say_findings(output, diagnosis)
-    items = export.plan(_targets(types, folder), diagnosis)
-    plans = [item.plan for item in items]
-    say_plans(output, items)
-    export.ready_kernels(plans, output.say)
-    with output.progress(sum(plan.size for plan in plans), "writing") as progress:
-        written = export.write(
-            items, diagnosis, home=folder, threads=threads, progress=progress, say=output.say
-        )
+    tuned = Subject("model", ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL)))
+    recipe = Recipe((tuned,), _artifacts(types))
+    outcome = run(recipe, Local(out=folder, threads=threads, report=True), output)
+    if kind := problem(result.state for result in outcome.artifacts):
+        assert outcome.report is not None
+        raise kind("the demo was not proven as a whole", hint=f"{outcome.report.html} says what.")
 
-    output.title("4. Proven by llama.cpp, mlx-lm and transformers, and measured against the source")
-    results, receipts = export.prove(written, diagnosis, output.say, measure=_MEASURED)
-    for result in results:
-        if result.report is not None and not as_json:
-            for text in result.report.texts:
-                output.say(f"  {result.plan.label} wrote: {' '.join(text.split())}")
-    show_results(output, results, receipts)
-    report = write_report(list(dict.fromkeys(item.folder for item in results)), folder)
-    output.text(f"Report: {report.html}")
-    if kind := problem(result.state for result in results):
-        raise kind("the demo was not proven as a whole", hint=f"{report.html} says what.")
+
+class _Demo(Output):
+    """Has a title for what comes after writing, and shows what the artifacts wrote."""
+
+    @contextmanager
+    def phase(self, phase: Phase, total: int) -> Iterator[Progress]:
+        if phase is Phase.VERIFYING:
+            self.title("4. Proven by llama.cpp, mlx-lm and transformers, and measured against the source")
+        with super().phase(phase, total) as progress:
+            yield progress
+
+    def made(self, items: Sequence[Item], receipts: Sequence[Path]) -> None:
+        for item in items:
+            if item.report is not None and not self.as_json:
+                for text in item.report.texts:
+                    self.say(f"  {item.plan.label} wrote: {' '.join(text.split())}")
+        super().made(items, receipts)
 
 
 def _clear(folder: Path, made: Sequence[Path]) -> None:
@@ -145,18 +150,22 @@ def _clear(folder: Path, made: Sequence[Path]) -> None:
     replace_file(folder / _MARK, b"Folders of these names are removed by `qexport demo --overwrite`.\n")
 
 
-def _targets(types: tuple[str, ...], folder: Path) -> list[Target]:
+def _artifacts(types: tuple[str, ...]) -> tuple[Artifact, ...]:
     """Every format that a runtime can prove here: MLX has no wheels for some platforms."""
-    from qexport.pipeline.folders import FolderTarget
-    from qexport.pipeline.gguf import GgufTarget
+    from qexport.formats.registry import format_of
+    from qexport.recipe.recipe import Artifact
     from qexport.verify.options import VerifyOptions
 
+    # NVFP4 in the layout that transformers reads; ModelOpt's, the default of `qexport nvfp4`, needs vLLM.
+    every = (
+        GgufOptions(types),
+        MlxOptions(bits=6),
+        Fp8Options(),
+        Nvfp4Options(layout="compressed-tensors"),
+    )
     asked = VerifyOptions(prompts=_PROMPTS)
-    targets: list[Target] = [GgufTarget(types, folder / "Demo-Tuned-GGUF", verify=asked)]
-    if find_spec("mlx_lm") is not None:
-        targets.append(FolderTarget(MlxOptions(bits=6), folder / "Demo-Tuned-MLX-6bit", asked))
-    targets.append(FolderTarget(Fp8Options(), folder / "Demo-Tuned-FP8", asked))
-    # In the layout that transformers reads; ModelOpt's, the default of `qexport nvfp4`, needs vLLM.
-    nvfp4 = Nvfp4Options(layout="compressed-tensors")
-    targets.append(FolderTarget(nvfp4, folder / "Demo-Tuned-NVFP4A16", asked))
-    return targets
+    return tuple(
+        Artifact(format_of(each).word, each, format_of(each).folder(each), asked)
+        for each in every
+        if not isinstance(each, MlxOptions) or find_spec("mlx_lm") is not None
+    )

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from qexport.cli._folder import export_folder, folder_options, source_options
+from qexport.cli._export import export_format, folder_options, source_options
 from qexport.cli._options import SIZE, TYPES_FROM
-from qexport.formats.fp8.options import LAYOUTS, Fp8Options
+from qexport.formats.fp8.options import LAYOUTS
 
 
 @click.command("fp8")
@@ -27,7 +27,9 @@ from qexport.formats.fp8.options import LAYOUTS, Fp8Options
     help="Leave the MTP layer as it is, and list all of it; compressed-tensors always does.",
 )
 @TYPES_FROM
-@click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
+@click.option(
+    "--max-shard-size", "max_shard", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]"
+)
 @folder_options
 def command(**given: Any) -> None:
     """Write MODEL with its linear layers as FP8 (E4M3) in blocks of 128 by 128.
@@ -41,8 +43,4 @@ def command(**given: Any) -> None:
       qexport fp8 ./merged --layout compressed-tensors
       qexport fp8 ./merged --runtime vllm --runtime-python ~/vllm/bin/python
     """
-    chosen = {"max_shard": given["max_shard_size"]} if given["max_shard_size"] else {}
-    asked = Fp8Options(
-        layout=given["layout"], mtp_bf16=given["mtp_bf16"], types_from=given["types_from"], **chosen
-    )
-    export_folder(asked, given)
+    export_format("fp8", given)

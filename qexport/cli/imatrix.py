@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qexport.cli._export import calibration_from, chosen, model_choice
 from qexport.cli._options import JSON, OVERWRITE, THREADS, calibration_options, model_argument, mtp_options
 from qexport.cli._output import Output
 from qexport.errors import InputError
@@ -41,7 +42,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @THREADS
 @OVERWRITE
 @JSON
-def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
+def command(**given: Any) -> None:
     """Collect an importance matrix for MODEL: which input columns matter to each of its weights.
 
     The model is never in memory as a whole: one layer at a time is read, all of the corpus goes through it,
@@ -56,42 +57,46 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
       qexport imatrix ./merged --corpus mine.jsonl --merge imatrix.gguf_file -o both.gguf_file
       qexport imatrix imatrix.gguf_file --show-statistics
     """
-    from qexport.cli._calibrate import calibration_job, run_calibration
-    from qexport.cli._report import say_findings
     from qexport.evidence.imatrix_file import read_imatrix
+    from qexport.evidence.options import StreamOptions
+    from qexport.export.disk import check_collisions, check_space
     from qexport.formats.gguf.file_name import is_model_name
-    from qexport.pipeline.calibrate import expected, imatrix_name, prepare
-    from qexport.pipeline.imatrix import ImatrixJob, check_imatrix, write_imatrix
-    from qexport.pipeline.model import ModelChoice, examine, fetched
+    from qexport.receipt.store import settle
+    from qexport.run.matrix import collect, matrix_label, want, write_matrix
+    from qexport.run.model import examine, fetched, sources_of
 
-    output = Output(as_json=as_json)
-    if Path(model).is_file():
-        matrix = read_imatrix(Path(model))
+    output = Output(as_json=given["as_json"])
+    model, choice = Path(given["model"]), model_choice(given)
+    if model.is_file():
+        matrix = read_imatrix(model)
         output.document({**_json(matrix), "statistics": _statistics_json(matrix)})
         _show_statistics(output, matrix)
         return
-    choice = ModelChoice(
-        model, given["revision"], given["mtp"], given["mtp_from"], given["mtp_from_revision"]
-    )
     diagnosis = examine(choice, download=False)
-    say_findings(output, diagnosis)
-    job = calibration_job(given, given["corpus"], given["merge"])
+    output.diagnosed(diagnosis)
     view = diagnosis.repaired.view()
-    target: Path = given["out"] or Path(imatrix_name(view))
-    prepared = prepare(job, view, target.name)
-    chunks, plan = prepared.chunks, expected(prepared, view)
-    imatrix = ImatrixJob(choice, target, job, overwrite=given["overwrite"])
-    size = check_imatrix(imatrix, diagnosis, plan, output.say, dry_run=dry_run)
-    if dry_run:
-        output.document({"file": target.name, "bytes": size, "tokens": chunks.tokens, **_json(plan)})
+    target: Path = given["out"] or Path(matrix_label(view))
+    how = calibration_from(given, given["corpus"], given["merge"])
+    wanted = want(how, StreamOptions(**chosen(StreamOptions, given)), view, target.parent, target.name)
+    planned = wanted.expected(view)
+    sources_of(diagnosis, how).refuse(wanted.out, [wanted.name])
+    plan = planned.plan(wanted.name)
+    if given["dry_run"]:
+        tokens = wanted.chunks.tokens
+        known = {"file": wanted.name, "bytes": plan.size, "tokens": tokens}
+        output.document({**known, **_json(planned.values)})
         output.text(
-            f"{target.name}: {len(plan.sums)} tensors from {chunks.tokens} tokens ({chunks.dataset}), "
-            f"{size_text(size)}"
+            f"{wanted.name}: {len(planned.values.sums)} tensors from {tokens} tokens "
+            f"({wanted.chunks.dataset}), {size_text(plan.size)}"
         )
         return
+    check_collisions([wanted.name], wanted.out, overwrite=given["overwrite"])
+    check_space([plan], wanted.out)
+    settle(wanted.out, output.say)
     diagnosis = fetched(choice, diagnosis)
-    collected = run_calibration(output, prepared, diagnosis.repaired.view())
-    written, receipt, notes = write_imatrix(imatrix, diagnosis, collected, output.say)
+    collected = collect(wanted, diagnosis.repaired.view(), output)
+    options = {"mtp": choice.mtp, "merged": [path.name for path in how.merge]}
+    written, receipt, notes = write_matrix(wanted, collected, diagnosis, output, options=options)
     if is_model_name(written.name):
         notes = (
             *notes,
@@ -99,13 +104,18 @@ def command(model: str, show_statistics: bool, dry_run: bool, as_json: bool, **g
         )
     for note in notes:
         output.say(f"  {note}")
-    document = {"file": written.name, "bytes": written.size, "sha256": written.sha256, **collected.facts}
-    if show_statistics:
-        document["statistics"] = _statistics_json(collected.matrix)
-    output.document({**document, **_json(collected.matrix), "notes": list(notes), "receipt": receipt.name})
-    if show_statistics:
-        _show_statistics(output, collected.matrix)
-    output.text(f"{target}: {len(collected.matrix.sums)} tensors, {size_text(written.size)}")
+    document = {
+        "file": written.name,
+        "bytes": written.size,
+        "sha256": written.sha256,
+        **(collected.facts or {}),
+    }
+    if given["show_statistics"]:
+        document["statistics"] = _statistics_json(collected.values)
+    output.document({**document, **_json(collected.values), "notes": list(notes), "receipt": receipt.name})
+    if given["show_statistics"]:
+        _show_statistics(output, collected.values)
+    output.text(f"{target}: {len(collected.values.sums)} tensors, {size_text(written.size)}")
     output.text(f"Receipt: {receipt}")
 
 

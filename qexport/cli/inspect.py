@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qexport.cli._export import model_choice
 from qexport.cli._options import JSON, model_argument, mtp_options
 from qexport.cli._output import Output
 from qexport.errors import InputError
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
 @model_argument
 @mtp_options
 @JSON
-def command(
-    model: str,
-    revision: str | None,
-    mtp: str,
-    mtp_from: str | None,
-    mtp_from_revision: str | None,
-    as_json: bool,
-) -> None:
+def command(**given: Any) -> None:
     """Explain MODEL without changing or downloading its weights: headers and small files are enough.
 
     Each finding says whom it would hurt and with which error, and what qexport does about it.
@@ -40,11 +34,10 @@ def command(
     """
     from qexport.doctor.explain import explain
     from qexport.formats.weights import weights_of
-    from qexport.pipeline.model import ModelChoice, examine
+    from qexport.run.model import examine
 
-    output = Output(as_json=as_json)
-    choice = ModelChoice(model, revision, mtp, mtp_from, mtp_from_revision)  # type: ignore[arg-type]
-    diagnosis = examine(choice, download=False)
+    output = Output(as_json=given["as_json"])
+    diagnosis = examine(model_choice(given), download=False)
     explanation = explain(diagnosis)
     weights: list[Weight] = []
     problem: str | None = None
@@ -61,7 +54,7 @@ def command(
             "formats_problem": problem,
         }
     )
-    if as_json:
+    if output.as_json:
         return
     _what_it_is(output, explanation)
     for finding in explanation.findings:

@@ -63,9 +63,9 @@ def command(
       qexport matrix qwen3.6-27b --params 27B --max-disk 120G --format github
       qexport matrix qwen3.6-27b --only mlx --check out
     """
-    from qexport.recipe.jobs import Limits, plan_jobs
     from qexport.recipe.load import load_recipe
     from qexport.recipe.select import select
+    from qexport.run.jobs import Limits, plan_jobs
 
     output = Output(as_json=form != "text")
     recipe = load_recipe(recipe_path, overrides)

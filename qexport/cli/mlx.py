@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from qexport.cli._folder import export_folder, folder_options, matrix_from, source_options
+from qexport.cli._export import export_format, folder_options, importance_option, source_options
 from qexport.cli._options import SIZE, TYPES_FROM
 from qexport.formats.mlx.options import (
     AFFINE_BITS,
@@ -16,18 +15,15 @@ from qexport.formats.mlx.options import (
     MODES,
     MTP_LAYOUTS,
     RECIPES,
-    MlxOptions,
 )
-
-
-def _numbers(values: tuple[int, ...]) -> click.Choice[str]:
-    return click.Choice([str(value) for value in values])
 
 
 @click.command("mlx")
 @source_options
-@click.option("--bits", type=_numbers(AFFINE_BITS), help="Bits of a weight.  [default: 4, as mlx-lm]")
-@click.option("--group-size", type=_numbers(AFFINE_GROUPS), help="Weights that share a scale.  [default: 64]")
+@click.option("--bits", type=click.Choice(AFFINE_BITS), help="Bits of a weight.  [default: 4, as mlx-lm]")
+@click.option(
+    "--group-size", type=click.Choice(AFFINE_GROUPS), help="Weights that share a scale.  [default: 64]"
+)
 @click.option(
     "--mode",
     type=click.Choice(list(MODES)),
@@ -43,7 +39,7 @@ def _numbers(values: tuple[int, ...]) -> click.Choice[str]:
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of scales and of what is not quantized.")
 @click.option(
     "--mtp-layout",
-    "layouts",
+    "mtp",
     type=click.Choice(list(MTP_LAYOUTS)),
     multiple=True,
     default=("drafter",),
@@ -51,12 +47,11 @@ def _numbers(values: tuple[int, ...]) -> click.Choice[str]:
     help="Where the MTP head goes: a folder beside (mlx-vlm and others), files of MTPLX or vllm-mlx inside, "
     "embedded among the model's tensors (oMLX), or nowhere. Repeatable.",
 )
-@click.option("--mtp-bits", type=_numbers(AFFINE_BITS), help="Quantize the head's matrices.  [default: not]")
 @click.option(
-    "--importance",
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Fit scales and biases to an importance matrix (qexport imatrix); the layout does not change.",
+    "--mtp-bits", type=click.Choice(AFFINE_BITS), help="Quantize the head's matrices.  [default: not]"
+)
+@importance_option(
+    "Fit scales and biases to an importance matrix (qexport imatrix); the layout does not change."
 )
 @TYPES_FROM
 @click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
@@ -74,23 +69,5 @@ def command(**given: Any) -> None:
       qexport mlx ./merged --bits 4 --importance imatrix.gguf_file --mtp-from Qwen/Qwen3.5-9B
       qexport mlx ./merged --mode mxfp4 --mtp-layout mtplx -o ./merged-mxfp4
     """
-    chosen: dict[str, Any] = {}
-    if given["max_shard_size"]:
-        chosen["max_shard_size"] = given["max_shard_size"]
-    asked = MlxOptions(
-        bits=_number(given["bits"]),
-        group_size=_number(given["group_size"]),
-        mode=given["mode"],
-        recipe=given["recipe"],
-        dtype=given["dtype"],
-        mtp=tuple(dict.fromkeys(given["layouts"])),
-        mtp_bits=_number(given["mtp_bits"]),
-        importance=matrix_from(given["importance"]),
-        types_from=given["types_from"],
-        **chosen,
-    )
-    export_folder(asked, given)
-
-
-def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)
+    given["mtp"] = tuple(dict.fromkeys(given["mtp"]))
+    export_format("mlx", given)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from qexport.cli._folder import export_folder, folder_options, matrix_from, source_options
+from qexport.cli._export import export_format, folder_options, importance_option, source_options
 from qexport.cli._options import SIZE, TYPES_FROM
-from qexport.formats.nvfp4.options import Nvfp4Options
 
 
 @click.command("nvfp4")
@@ -37,15 +35,12 @@ from qexport.formats.nvfp4.options import Nvfp4Options
     help="How block scales are chosen: by the largest value as ModelOpt does, by the least error, or by the "
     "least error weighted by --importance.",
 )
-@click.option(
-    "--importance",
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="An importance matrix (qexport imatrix).",
-)
+@importance_option("An importance matrix (qexport imatrix).")
 @click.option("--keep-head", is_flag=True, help="Scope nvidia: leave lm_head as it is.")
 @TYPES_FROM
-@click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
+@click.option(
+    "--max-shard-size", "max_shard", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]"
+)
 @folder_options
 def command(**given: Any) -> None:
     """Write MODEL with its MLPs as NVFP4: 4 bits, a scale for 16 weights, activations as they are (W4A16).
@@ -59,14 +54,4 @@ def command(**given: Any) -> None:
       qexport nvfp4 ./merged --scale-search mse --scope mlp+attention
       qexport nvfp4 ./merged --layout compressed-tensors --runtime vllm --runtime-python ~/vllm/bin/python
     """
-    chosen = {"max_shard": given["max_shard_size"]} if given["max_shard_size"] else {}
-    asked = Nvfp4Options(
-        layout=given["layout"],
-        scope=given["scope"],
-        scale_search=given["scale_search"],
-        importance=matrix_from(given["importance"]),
-        keep_head=given["keep_head"],
-        types_from=given["types_from"],
-        **chosen,
-    )
-    export_folder(asked, given)
+    export_format("nvfp4", given)

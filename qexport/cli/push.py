@@ -10,7 +10,6 @@ import click
 
 from qexport.cli._options import JSON, Finite
 from qexport.cli._output import Gathered, Output
-from qexport.cli._push import push_folder, push_folders, raise_refused
 from qexport.cli._recipe import RECIPE, SET
 from qexport.errors import UsageProblem
 
@@ -90,12 +89,13 @@ def command(
       qexport push ./exports --recipe qwen3.5-9b --only gguf
     """
     from qexport.publish.plan import PushOptions
+    from qexport.run.job import publish, publish_all, refusal
 
     output = Output(as_json=as_json)
     if (repo is None) == (recipe is None):
         raise UsageProblem("push takes a repository (org/name) or --recipe RECIPE", hint="One of the two.")
     if repo is not None:
-        push_folder(output, PushOptions(folder, repo, **given), dry_run=dry_run)
+        publish(PushOptions(folder, repo, **given), output, rehearsal=dry_run)
         return
     assert recipe is not None
     from qexport.recipe.load import load_recipe
@@ -107,6 +107,7 @@ def command(
     # What was said here outranks the recipe; what was not stays as the recipe has it.
     said = {name: value for name, value in given.items() if value not in (None, False, ())}
     gathered = Gathered(output)
-    refused = push_folders(gathered, [replace(options, **said) for options in every], dry_run=dry_run)
+    _, refused = publish_all([replace(each, **said) for each in every], gathered, rehearsal=dry_run)
     output.document(gathered.documents)
-    raise_refused(refused)
+    if (error := refusal(refused)) is not None:
+        raise error

@@ -16,8 +16,8 @@ from qexport.receipt.state import State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.pipeline.in_folder import Found
     from qexport.receipt.verification import Report
+    from qexport.run.in_folder import Found
 
 
 _WAYS_OUT = {
@@ -63,9 +63,9 @@ def command(
       qexport verify Model-GGUF
       qexport verify Model-Q8_0.gguf --llama-server ~/llama.cpp/build/bin/llama-server
     """
-    from qexport.cli._verify import verify_options_from
-    from qexport.pipeline.in_folder import Found, artifacts_in, check_files, is_one_artifact
-    from qexport.pipeline.verify import verify_artifact, view_to_compare
+    from qexport.cli._export import verify_options_from
+    from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact
+    from qexport.run.verify import verify_artifact, view_to_compare
 
     output = Output(as_json=as_json)
     several = not is_one_artifact(artifact)

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
 
 
+class _Calibrated:
+    def __repr__(self) -> str:
+        return "CALIBRATED"
+
+
+CALIBRATED: Any = _Calibrated()
+"""In options, the matrix of the run: not there yet, but options that need one can be made and checked."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """What runs an artifact in this interpreter when the user names nothing else.
@@ -64,7 +73,7 @@ class Format:
     Attributes:
         word: the command, the key in recipes, the kind in receipts.
         options: the frozen dataclass of its choices; its fields are the keys of a recipe.
-        plan: from a diagnosed checkpoint, the options and the types of a ladder. Reads no tensor data.
+        plan: from a diagnosed checkpoint and the options. Reads no tensor data.
         folder: the folder's name for some options, with ``{name}`` for the model's.
         bits: bits per weight for a size that is guessed, by options and type of a ladder.
         guess: the stored type that an estimate of time goes by, for a folder.
@@ -73,8 +82,8 @@ class Format:
         layout_word: which of them some options write.
         words: for people.
         rates: million weights per second and core by stored type, with and without importance; see
-            ``recipe/rates.py``.
-        ladder: it has ``types``, each a file of its own in one folder; otherwise it is one folder.
+            ``run/rates.py``.
+        ladder: its options have ``types``, each a file of its own in one folder; otherwise it is one folder.
         matrix: the field that takes an importance matrix.
         weighted: whether importance is used where the user does not say, from the fields that were given.
         sizes: fields that are bytes.
@@ -85,7 +94,7 @@ class Format:
 
     word: str
     options: type
-    plan: Callable[[Diagnosis, Any, tuple[str, ...]], Sequence[ArtifactPlan]]
+    plan: Callable[[Diagnosis, Any], Sequence[ArtifactPlan]]
     folder: Callable[[Any], str]
     bits: Callable[[Any, str], float]
     proof: Proof

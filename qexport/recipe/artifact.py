@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_validator
 
 from qexport.errors import QexportError, closest
+from qexport.formats.format import CALIBRATED
 from qexport.formats.gguf.file_types import FILE_TYPES, file_type
 from qexport.formats.registry import FORMATS
 from qexport.recipe.fields import (
@@ -22,6 +23,7 @@ from qexport.recipe.fields import (
     Text,
     Whole,
     choice_of,
+    given_of,
     list_of,
     model_of,
     refuse,
@@ -32,21 +34,6 @@ from qexport.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
     from qexport.recipe.problems import Problems
-
-
-class _Pending:
-    """Stands for a matrix that is not there yet, so that options which need one can be checked."""
-
-    def __repr__(self) -> str:
-        return "<importance, not collected yet>"
-
-
-_PENDING = _Pending()
-
-
-def pending_matrix(options: Any, field: str) -> bool:
-    """Whether an option waits for the matrix of the run."""
-    return isinstance(getattr(options, field), _Pending)
 
 
 def _type(word: str) -> str:
@@ -96,6 +83,7 @@ _OPTIONS = {
         kind.options,
         word.upper(),
         hidden=kind.hidden,
+        needed=("types",) if kind.ladder else (),
         own={**dict.fromkeys(kind.sizes, Size | None), **({"types": _Types} if kind.ladder else {})},
     )
     for word, kind in FORMATS.items()
@@ -154,15 +142,15 @@ def verification(given: Any, base: VerifyOptions | None) -> VerifyOptions | None
     """Options of ``verify:`` over those that hold where nothing is said; ``false`` is ``None``."""
     if given is None or given is True:
         return base if given is None else base or VerifyOptions()
-    return None if given is False else replace(base or VerifyOptions(), **_given(given))
+    return None if given is False else replace(base or VerifyOptions(), **given_of(given))
 
 
 def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems) -> Artifact | None:
     """The artifact, or ``None`` after noting what does not go together."""
     at, before = ("artifacts", number), len(problems)
     word = next(word for word in FORMATS if getattr(entry, word) is not None)
-    kind, given = FORMATS[word], _given(getattr(entry, word))
-    types = given.pop("types", ())
+    kind, given = FORMATS[word], given_of(getattr(entry, word))
+    types = given.get("types", ())
     for place, name in enumerate(types):
         if name in types[:place]:
             problems.at((*at, word, "types", place), f"{name} is there twice")
@@ -181,7 +169,7 @@ def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems)
                 f"{key!r} is no type of this artifact{closest(key, types)}",
                 key=True,
             )
-    matrix = {kind.matrix: _PENDING} if kind.matrix is not None and importance else {}
+    matrix = {kind.matrix: CALIBRATED} if kind.matrix is not None and importance else {}
     try:
         options = kind.options(**given, **matrix)
         kind.check(options)
@@ -194,25 +182,5 @@ def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems)
         return None
     verify = verification(entry.verify, defaults.verify)
     folder = entry.folder or kind.folder(options)
-    return Artifact(
-        entry.name or word,
-        word,
-        types,
-        options,
-        importance,
-        folder,
-        verify,
-        own.over(defaults.gates),
-        entry.unverified,
-    )
-
-
-def _given(part: Part) -> dict[str, Any]:
-    return {name: getattr(part, name) for name in part.model_fields_set}
-
-
-def with_name(options: Any, name: str | None) -> Any:
-    """Options whose ``model_name`` is not set take the recipe's name."""
-    if name is not None and hasattr(options, "model_name") and options.model_name is None:
-        return replace(options, model_name=name)
-    return options
+    gates = own.over(defaults.gates)
+    return Artifact(entry.name or word, options, folder, verify, gates, entry.unverified)

@@ -200,27 +200,35 @@ def field_kinds(cls: type, hidden: Collection[str] = ()) -> dict[str, Any]:
 
 
 def model_of(
-    cls: type, name: str, *, hidden: Collection[str] = (), own: Mapping[str, Any] | None = None
+    cls: type,
+    name: str,
+    *,
+    hidden: Collection[str] = (),
+    needed: Collection[str] = (),
+    own: Mapping[str, Any] | None = None,
 ) -> type[Part]:
     """A model with the fields of a dataclass.
 
     Args:
         name: in the JSON Schema.
         hidden: fields that a recipe does not set.
-        own: types of fields that the annotation does not say, or (with ``...``) of keys besides.
+        needed: fields that must be given, whatever the class says.
+        own: types of fields that the annotation does not say.
     """
     own = dict(own or {})
-    kinds = {name: spelled(kind) for name, kind in field_kinds(cls, {*hidden, *own}).items()}
+    kinds = {key: spelled(kind) for key, kind in field_kinds(cls, {*hidden, *own}).items()} | own
     fields: dict[str, Any] = {}
     for each in dataclasses.fields(cls):
-        kind = own.pop(each.name, None) or kinds.get(each.name)
-        if kind is None:
-            continue
-        needed = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        fields[each.name] = (kind, ... if needed else each.default)
-    fields = {**{key: (kind, ...) for key, kind in own.items()}, **fields}
+        if each.name in kinds:
+            bare = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+            fields[each.name] = (kinds[each.name], ... if bare or each.name in needed else each.default)
     made: type[Part] = create_model(name, __base__=Part, __doc__=cls.__doc__, **fields)
     return made
+
+
+def given_of(part: Part) -> dict[str, Any]:
+    """What a part was given, without what it has by default."""
+    return {name: getattr(part, name) for name in part.model_fields_set}
 
 
 def fields_of(kind: Any, path: Sequence[str | int]) -> list[str]:

@@ -9,20 +9,17 @@ from pydantic import ValidationError
 
 from qexport.checkpoint.yaml_tree import Items, Table, parse_yaml
 from qexport.errors import UsageProblem
-from qexport.formats.gguf.file_name import model_stem
 from qexport.recipe.across import check_across, check_names
 from qexport.recipe.artifact import Defaults, to_artifact, verification
-from qexport.recipe.fields import fields_of
+from qexport.recipe.fields import fields_of, given_of
 from qexport.recipe.override import with_overrides
 from qexport.recipe.problems import Problems
-from qexport.recipe.recipe import Mtp, Recipe, Subject
+from qexport.recipe.recipe import Calibration, Recipe
 from qexport.recipe.schema import File, note
 from qexport.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from qexport.recipe.recipe import Source
 
 
 _MOST_BYTES = 4 << 20
@@ -91,12 +88,11 @@ def _recipe(path: Path, problems: Problems) -> Recipe | None:
     )
     made = [to_artifact(entry, number, defaults, problems) for number, entry in enumerate(file.artifacts)]
     artifacts = {number: each for number, each in enumerate(made) if each is not None}
-    subjects = [Subject("model", file.source, file.mtp, _name(file.source))]
+    subjects = [file.source.subject("model", file.mtp)]
     if file.compare is not None:
-        subjects.append(Subject("compare", file.compare, Mtp(), _name(file.compare)))
-    recipe = Recipe(
-        path, tuple(subjects), file.calibration, tuple(artifacts.values()), file.publish, file.measure
-    )
+        subjects.append(file.compare.subject("compare"))
+    calibration = None if file.calibration is None else Calibration(**given_of(file.calibration))
+    recipe = Recipe(tuple(subjects), tuple(artifacts.values()), calibration, file.publish, file.measure, path)
     check_names(artifacts, problems)
     check_across(recipe, list(artifacts), problems)
     return recipe
@@ -125,7 +121,3 @@ def _validated(path: Path, problems: Problems) -> Any | None:
         return None
     problems.root = rest
     return file
-
-
-def _name(source: Source) -> str:
-    return source.name or model_stem(source.model)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qexport.checkpoint.yaml_tree import Node
 
 
-Path = tuple[str | int, ...]
+Steps = tuple[str | int, ...]
 """Keys and numbers that lead from the whole to a part: ``("artifacts", 0, "mlx", "bits")``."""
 
 
@@ -27,11 +27,11 @@ class Problems:
         """Note a problem; the same one at the same place counts once."""
         self._found[place, message] = None
 
-    def at(self, path: Path, message: str, *, key: bool = False) -> None:
+    def at(self, path: Steps, message: str, *, key: bool = False) -> None:
         """Note a problem of the part at ``path`` (or its key); of what is missing, at what should hold it."""
         self.add(self.place(path, key=key), message)
 
-    def place(self, path: Path, *, key: bool = False) -> Place:
+    def place(self, path: Steps, *, key: bool = False) -> Place:
         """Where a part stands."""
         return place_of(self.root, path, Place(self._file, 1, 1), key=key)
 

@@ -40,9 +40,7 @@ def destinations(recipe: Recipe, units: Iterable[Unit]) -> list[Destination]:
         UsageProblem: the recipe does not say where.
     """
     if recipe.publish is None:
-        raise UsageProblem(
-            f"{recipe.path.name} does not say where to publish", hint="Add publish: with a repo."
-        )
+        raise UsageProblem(f"{recipe.label} does not say where to publish", hint="Add publish: with a repo.")
     found: dict[str, Destination] = {}
     for unit in units:
         subject, artifact = recipe.subject(unit.subject), recipe.artifact(unit.artifact)
@@ -70,7 +68,7 @@ def pushes(recipe: Recipe, units: Iterable[Unit], out: Path) -> list[PushOptions
     for each in destinations(recipe, units):
         if not (out / each.folder).is_dir():
             raise InputError(
-                f"There is no folder {each.folder} in {out}, which {recipe.path.name} would publish.",
+                f"There is no folder {each.folder} in {out}, which {recipe.label} would publish.",
                 hint="Make it with `qexport run`, or leave it out with --only.",
             )
         assert recipe.publish is not None

@@ -7,81 +7,47 @@ the same recipe gives the same files on a laptop, in CI and in a rented job.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-
-from qexport.checkpoint.yaml_tree import Word
 from qexport.doctor.mtp import MtpMode
 from qexport.evidence.options import Precision
-from qexport.recipe.fields import Flag, Near, Part, Text, Whole, choice_of, list_of, near, refuse
+from qexport.formats.format import CALIBRATED
+from qexport.formats.gguf.file_name import model_stem
+from qexport.formats.registry import format_of
+from qexport.recipe.fields import Flag, Part, Text, list_of
 from qexport.recipe.gates import Gates
-from qexport.verify.options import VerifyOptions
+from qexport.verify.options import MEASURED_TOKENS, VerifyOptions
+
+if TYPE_CHECKING:
+    from qexport.formats.format import Format
+
 
 Unverified = Literal["refuse", "allow"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 """Names that may stand in file names, job names and on a command line as they are."""
 
-DEMO = "qexport:demo"
-"""In a recipe, the model inside the package."""
 
-
-def _model(text: Any, info: Any) -> Any:
-    """A Hub id; or a path, if it begins like one; or the model inside the package."""
-    if text == DEMO:
-        return str(Path(__file__).parents[1] / "demo" / "model")
-    if isinstance(text, Word) and (text.startswith(("./", "../", "~")) or text in (".", "..")):
-        return str(near(text, info).resolve())
-    return text
-
-
-def _file_name(name: str) -> str:
-    if NAME.fullmatch(name) is None:
-        raise refuse(f"{name!r} is no name for files and folders: letters, digits, '.', '_', '+', '-'")
-    return name
-
-
-_Model = Annotated[Text, BeforeValidator(_model)]
-
-
-class Source(Part):
-    """A model.
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and what becomes of its MTP head.
 
     Attributes:
-        model: a Hub id, or a folder: what begins with ./ ../ or ~ is relative to the recipe.
-        revision: branch, tag or commit on the Hub.
-        name: what files and folders are called; the model's own name when not given.
+        model: a folder or a Hub id; ``revision`` only for the latter.
+        mtp: ``auto``, ``keep``, ``graft`` or ``drop``.
+        mtp_from: the base whose head is grafted: a folder or a Hub id.
     """
 
-    model: _Model
-    revision: Text | None = None
-    name: Annotated[Text, AfterValidator(_file_name)] | None = None
+    model: str
+    revision: str | None = None
+    mtp: MtpMode = "auto"
+    mtp_from: str | None = None
+    mtp_from_revision: str | None = None
 
 
-class Mtp(Part):
-    """What becomes of the MTP head.
-
-    Attributes:
-        mode: auto keeps one that is there and grafts where a base is given.
-        base: where one is grafted from: a Hub id, or a folder.
-        revision: of the base.
-    """
-
-    mode: Annotated[MtpMode, choice_of(MtpMode)] = "auto"
-    base: _Model | None = None
-    revision: Text | None = None
-
-    @model_validator(mode="after")
-    def _base_is_there(self) -> Mtp:
-        if self.base is None and (self.mode == "graft" or self.revision is not None):
-            what = "mode graft needs a 'base' whose head is taken"
-            raise refuse(what if self.mode == "graft" else "a 'revision' without a 'base'")
-        return self
-
-
-class Calibration(Part):
+@dataclass(frozen=True)
+class Calibration:
     """What importance is collected with: text, or a matrix that is ready.
 
     Attributes:
@@ -91,20 +57,16 @@ class Calibration(Part):
         seed: order of the corpus's records.
         precision: arithmetic of the collecting pass.
         imatrix: a matrix that is ready; then nothing else is used.
+        merge: matrices that are added to the one that is collected.
     """
 
-    corpus: Near | None = None
-    tokens: Annotated[Whole, Field(ge=2)] | None = None
-    chunk: Annotated[Whole, Field(ge=2, le=1 << 20)] = 512
-    seed: Whole = 0
-    precision: Annotated[Precision, choice_of(Precision)] = "auto"
-    imatrix: Near | None = None
-
-    @model_validator(mode="after")
-    def _matrix_alone(self) -> Calibration:
-        if self.imatrix is not None and len(self.model_fields_set) > 1:
-            raise refuse("'imatrix' is a matrix that is ready: nothing else of calibration is used")
-        return self
+    corpus: Path | None = None
+    tokens: int | None = None
+    chunk: int = 512
+    seed: int = 0
+    precision: Precision = "auto"
+    imatrix: Path | None = None
+    merge: tuple[Path, ...] = ()
 
 
 class Card(Part):
@@ -144,11 +106,9 @@ class Artifact:
 
     Attributes:
         name: what ``--only`` calls it.
-        kind: ``gguf``, ``mlx``, ``fp8``, ``nvfp4`` or ``merged``.
-        types: GGUF types; empty for kinds that are one folder.
-        options: of the format, without what is only known when it runs.
-        importance: whether it is weighted by the calibration.
-        folder: template of the folder's name: ``{name}`` is the model's.
+        options: of a format, which say the format; :data:`~qexport.formats.format.CALIBRATED` stands in them
+            for the matrix of the run.
+        folder: template of the folder's name: ``{name}`` is the model's; ``.`` is ``--out`` itself.
         verify: how it is proven; ``None``: not at all, and the receipt says so.
         gates: limits that the run ends with.
         unverified: what becomes of it where nothing is wrong and no runtime at hand could run it, or nothing
@@ -157,45 +117,76 @@ class Artifact:
     """
 
     name: str
-    kind: str
-    types: tuple[str, ...]
     options: Any
-    importance: bool
     folder: str
-    verify: VerifyOptions | None
-    gates: Gates
+    verify: VerifyOptions | None = field(default_factory=VerifyOptions)
+    gates: Gates = field(default_factory=Gates)
     unverified: Unverified = "refuse"
+
+    @property
+    def format(self) -> Format:
+        """By the options."""
+        return format_of(self.options)
+
+    @property
+    def kind(self) -> str:
+        """``gguf``, ``mlx``, ``fp8``, ``nvfp4`` or ``merged``."""
+        return self.format.word
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Types of a ladder; empty for formats that are one folder."""
+        return self.options.types if self.format.ladder else ()
+
+    @property
+    def importance(self) -> bool:
+        """Whether it is weighted by the calibration."""
+        return self.format.matrix is not None and getattr(self.options, self.format.matrix) is CALIBRATED
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that the artifacts are made of: the one itself, or the one it is compared with."""
+    """A model that the artifacts are made of: the one itself, or the one it is compared with.
+
+    Attributes:
+        key: ``model`` or ``compare``.
+        given: what files and folders are called; the model's own name when not given.
+    """
 
     key: str
-    source: Source
-    mtp: Mtp
-    name: str
+    choice: ModelChoice
+    given: str | None = None
+
+    @property
+    def name(self) -> str:
+        """In the names of folders."""
+        return self.given or model_stem(self.choice.model)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All of a file; made by :func:`qexport.recipe.load.load_recipe`.
+    """What is exported: read from a file by :func:`qexport.recipe.load.load_recipe`, or made by a program.
 
     Attributes:
-        path: the file, for messages and for whoever sends it elsewhere.
         subjects: ``model``, and ``compare`` where a base is exported beside it.
+        artifacts: in the order in which they are shown.
         calibration: ``None`` where nothing is collected.
-        artifacts: in the order of the file.
         publish: ``None`` where nothing goes to the Hub.
         measure: tokens of held-out text on which artifacts are compared with the source (0: none).
+        path: the file, for messages and for whoever sends it elsewhere; ``None``: there is none.
     """
 
-    path: Path
     subjects: tuple[Subject, ...]
-    calibration: Calibration | None
     artifacts: tuple[Artifact, ...]
-    publish: Publication | None
-    measure: int = 2048
+    calibration: Calibration | None = None
+    publish: Publication | None = None
+    measure: int = MEASURED_TOKENS
+    path: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return "the recipe" if self.path is None else self.path.name
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of that name. KeyError: there is none."""

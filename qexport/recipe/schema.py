@@ -2,17 +2,111 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, create_model, model_validator
 
+from qexport.checkpoint.yaml_tree import Word
+from qexport.doctor.mtp import MtpMode
 from qexport.errors import closest
-from qexport.pipeline.measure import MEASURED_TOKENS
 from qexport.recipe.artifact import Entry, Verify
-from qexport.recipe.fields import Part, Whole, fields_of, list_of
+from qexport.recipe.fields import (
+    Part,
+    Text,
+    Whole,
+    choice_of,
+    fields_of,
+    given_of,
+    list_of,
+    model_of,
+    near,
+    refuse,
+)
 from qexport.recipe.gates import Gates
-from qexport.recipe.problems import Path, Problems
-from qexport.recipe.recipe import Calibration, Mtp, Publication, Source
+from qexport.recipe.problems import Problems, Steps
+from qexport.recipe.recipe import NAME, Calibration, ModelChoice, Publication, Subject
+from qexport.verify.options import MEASURED_TOKENS
+
+DEMO = "qexport:demo"
+"""In a recipe, the model inside the package."""
+
+
+def _model(text: Any, info: Any) -> Any:
+    """A Hub id; or a path, if it begins like one; or the model inside the package."""
+    if text == DEMO:
+        return str(Path(__file__).parents[1] / "demo" / "model")
+    if isinstance(text, Word) and (text.startswith(("./", "../", "~")) or text in (".", "..")):
+        return str(near(text, info).resolve())
+    return text
+
+
+def _file_name(name: str) -> str:
+    if NAME.fullmatch(name) is None:
+        raise refuse(f"{name!r} is no name for files and folders: letters, digits, '.', '_', '+', '-'")
+    return name
+
+
+_Model = Annotated[Text, BeforeValidator(_model)]
+
+
+class Source(Part):
+    """A model.
+
+    Attributes:
+        model: a Hub id, or a folder: what begins with ./ ../ or ~ is relative to the recipe.
+        revision: branch, tag or commit on the Hub.
+        name: what files and folders are called; the model's own name when not given.
+    """
+
+    model: _Model
+    revision: Text | None = None
+    name: Annotated[Text, AfterValidator(_file_name)] | None = None
+
+    def subject(self, key: str, mtp: Mtp | None = None) -> Subject:
+        """As a value."""
+        mtp = mtp or Mtp()
+        choice = ModelChoice(self.model, self.revision, mtp.mode, mtp.base, mtp.revision)
+        return Subject(key, choice, self.name)
+
+
+class Mtp(Part):
+    """What becomes of the MTP head.
+
+    Attributes:
+        mode: auto keeps one that is there and grafts where a base is given.
+        base: where one is grafted from: a Hub id, or a folder.
+        revision: of the base.
+    """
+
+    mode: Annotated[MtpMode, choice_of(MtpMode)] = "auto"
+    base: _Model | None = None
+    revision: Text | None = None
+
+    @model_validator(mode="after")
+    def _base_is_there(self) -> Mtp:
+        if self.base is None and (self.mode == "graft" or self.revision is not None):
+            what = "mode graft needs a 'base' whose head is taken"
+            raise refuse(what if self.mode == "graft" else "a 'revision' without a 'base'")
+        return self
+
+
+def _matrix_alone(part: Part) -> Part:
+    if given_of(part).get("imatrix") is not None and len(part.model_fields_set) > 1:
+        raise refuse("'imatrix' is a matrix that is ready: nothing else of calibration is used")
+    return part
+
+
+_CALIBRATION = model_of(
+    Calibration,
+    "Calibration",
+    hidden=("merge",),
+    own={
+        "tokens": Annotated[Whole, Field(ge=2)] | None,
+        "chunk": Annotated[Whole, Field(ge=2, le=1 << 20)],
+    },
+)
+_Calibration: Any = Annotated[_CALIBRATION, AfterValidator(_matrix_alone)]
 
 
 class _File(Part):
@@ -33,7 +127,6 @@ class _File(Part):
     source: Source
     compare: Source | None = None
     mtp: Mtp = Mtp()
-    calibration: Calibration | None = None
     measure: Annotated[Whole, Field(ge=0, le=1 << 30)] = MEASURED_TOKENS
     gates: Gates = Gates()
     publish: Publication | None = None
@@ -41,7 +134,12 @@ class _File(Part):
 
 _Entries: Any = Annotated[tuple[Entry, ...], list_of("artifacts"), Field(min_length=1)]
 File: Any = create_model(
-    "Recipe", __base__=_File, __doc__=_File.__doc__, verify=(Verify, None), artifacts=(_Entries, ...)
+    "Recipe",
+    __base__=_File,
+    __doc__=_File.__doc__,
+    calibration=(_Calibration | None, None),
+    verify=(Verify, None),
+    artifacts=(_Entries, ...),
 )
 """The whole file, but for what spans its parts."""
 _MISSING = {
@@ -51,9 +149,9 @@ _MISSING = {
 }
 
 
-def note(error: ValidationError, problems: Problems) -> list[Path]:
+def note(error: ValidationError, problems: Problems) -> list[Steps]:
     """Note everything that pydantic found; returns where, in the tree's own paths."""
-    paths: list[Path] = []
+    paths: list[Steps] = []
     for each in error.errors(include_url=False):
         path = tuple(step for step in each["loc"] if not str(step).startswith("<"))
         paths.append(path)
@@ -61,7 +159,7 @@ def note(error: ValidationError, problems: Problems) -> list[Path]:
     return paths
 
 
-def _said(kind: str, path: Path, error: Any) -> str:
+def _said(kind: str, path: Steps, error: Any) -> str:
     last = str(path[-1]) if path else ""
     limits = error.get("ctx") or {}
     if kind in ("missing", "too_short"):

@@ -60,7 +60,7 @@ def select(recipe: Recipe, only: Iterable[str]) -> tuple[Unit, ...]:
         if not matching:
             known = list(dict.fromkeys(name for unit in every for name in (unit.artifact, unit.short)))
             raise UsageProblem(
-                f"--only {word} names nothing in {recipe.path}{closest(word, known)}",
+                f"--only {word} names nothing in {recipe.path or recipe.label}{closest(word, known)}",
                 hint=f"It takes {', '.join(known)}, with model/ or compare/ before it where there are both.",
             )
         chosen |= matching

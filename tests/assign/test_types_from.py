@@ -23,8 +23,7 @@ from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
+from qexport.run.target import Target
 
 
 def repaired(folder):
@@ -254,8 +253,8 @@ def test_files_that_are_none(tmp_path: Path, text: str, said: str) -> None:
 
 def test_receipts_name_the_file_without_its_folder(tmp_path):
     path = tmp_path / "types.json"
-    gguf_options = GgufTarget(("Q4_0",), tmp_path, GgufOptions(types_from=path)).options()
-    folder_options = FolderTarget(Fp8Options(types_from=path), tmp_path).options()
+    gguf_options = Target(GgufOptions(("Q4_0",), types_from=path), tmp_path).chosen()
+    folder_options = Target(Fp8Options(types_from=path), tmp_path).chosen()
     assert gguf_options["types_from"] == folder_options["types_from"] == "types.json"
 
 

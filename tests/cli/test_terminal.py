@@ -182,7 +182,7 @@ def test_another_pipe_than_stdout_is_no_reader_that_has_enough(monkeypatch):
     def broken(*_, **__):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("qexport.pipeline.model.examine", broken)
+    monkeypatch.setattr("qexport.run.model.examine", broken)
     ran = run("inspect", "m")
     assert ran.code == 6
     assert "another process closed its end of a pipe" in ran.stderr

@@ -12,7 +12,7 @@ from exported_folders import FAILED, entry, export, gguf
 from in_process import ok, run
 from receipts_by_hand import bench as figures
 
-import qexport.pipeline.verify as command
+import qexport.run.verify as command
 import qexport.verify.bench as bench_module
 import qexport.verify.bench_subject as subject_module
 from qexport.artifacts.description import Description

@@ -26,7 +26,8 @@ from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.recipe.recipe import ModelChoice
+from qexport.run.model import examine
 
 # float32 sums in another order; the worst that was seen is 4e-6.
 TOLERANCE = 2e-5

@@ -31,7 +31,8 @@ import numpy as np
 from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.recipe.recipe import ModelChoice
+from qexport.run.model import examine
 
 
 def status(key):

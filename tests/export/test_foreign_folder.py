@@ -16,8 +16,9 @@ from qexport.export.disk import check_collisions, make_folder
 from qexport.export.files import read_plain, replace_file
 from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
 from qexport.export.locks import LOCK_NAME, locked
-from qexport.pipeline import export
-from qexport.pipeline.gguf import GgufTarget
+from qexport.formats.gguf.options import GgufOptions
+from qexport.run import steps
+from qexport.run.target import Target, plan
 
 GOOD = {"schema": 2, "fingerprint": "x", "files": {"a.bin": 5}, "steps": 1, "hashes": None}
 
@@ -186,21 +187,21 @@ def test_a_ledger_from_elsewhere_deletes_nothing(zoo, tmp_path, out, name, numbe
     ledger = {**GOOD, "files": {name: number}}
     (out / LEDGER_NAME).write_text(json.dumps(ledger))
     diagnosis = diagnose(open_checkpoint(str(zoo("qwen3"))))
-    items = export.plan([GgufTarget(("Q8_0",), out, verify=None)], diagnosis)
-    export.check(items, overwrite=False)
-    export.write(items, diagnosis)
+    items = plan([Target(GgufOptions(("Q8_0",)), out, verify=None)], diagnosis)
+    steps.check(items, overwrite=False)
+    steps.write(items, diagnosis)
     assert all(path.read_bytes() == b"precious" for path in kept)
     assert not (out / LEDGER_NAME).exists()
 
 
 def test_a_ledger_does_not_make_files_replaceable(zoo, out):
     diagnosis = diagnose(open_checkpoint(str(zoo("qwen3"))))
-    items = export.plan([GgufTarget(("Q8_0",), out, verify=None)], diagnosis)
+    items = plan([Target(GgufOptions(("Q8_0",)), out, verify=None)], diagnosis)
     file = out / items[0].plan.files[0].name
     file.write_bytes(b"precious")
     (out / LEDGER_NAME).write_text(json.dumps({**GOOD, "files": {file.name: 1}}))
     with pytest.raises(UsageProblem, match="already in"):
-        export.check(items, overwrite=False)
+        steps.check(items, overwrite=False)
 
 
 def test_threads_and_descriptors_do_not_grow_with_the_files(tmp_path, monkeypatch):

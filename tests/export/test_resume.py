@@ -18,8 +18,9 @@ from qexport.doctor.diagnose import diagnose
 from qexport.errors import EnvironmentProblem
 from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
 from qexport.export.locks import LOCK_NAME, locked
-from qexport.pipeline import export
-from qexport.pipeline.gguf import GgufTarget
+from qexport.formats.gguf.options import GgufOptions
+from qexport.run import steps
+from qexport.run.target import Target, plan
 
 KILLS = int(os.environ.get("QEXPORT_KILLS", "4"))  # each takes two more runs of a few seconds
 
@@ -36,11 +37,11 @@ from qexport.codecs.engines import NUMBA
 from qexport.export.ledger import Ledger
 from qexport.export.resume import Resume
 from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
+from qexport.run import steps
+from qexport.run.target import Target, plan
 object.__setattr__(NUMBA, "run_values", 1 << 14)
 Ledger.due = lambda self: True  # an entry after every step
 counts, phase, lock = [0, 0], 0, threading.Lock()
@@ -62,16 +63,16 @@ os.pwrite, os.fsync = counted(os.pwrite), counted(os.fsync)
 Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
 diagnosis = diagnose(open_checkpoint(model))
 targets = [
-    GgufTarget(("Q4_0", "BF16"), out / "a", verify=None),
-    FolderTarget(MlxOptions(bits=6), out / "b", verify=None),
-    FolderTarget(Fp8Options(), out / "c", verify=None),
-    FolderTarget(Nvfp4Options(), out / "d", verify=None),
+    Target(GgufOptions(("Q4_0", "BF16")), out / "a", verify=None),
+    Target(MlxOptions(bits=6), out / "b", verify=None),
+    Target(Fp8Options(), out / "c", verify=None),
+    Target(Nvfp4Options(), out / "d", verify=None),
 ]
-items = export.plan(targets, diagnosis)
-done, todo = export.finished(items, home=out)
+items = plan(targets, diagnosis)
+done, todo = steps.finished(items, home=out)
 if todo:
-    export.check(todo, overwrite=False, home=out)
-    export.write(todo, diagnosis, home=out, threads=2)
+    steps.check(todo, overwrite=False, home=out)
+    steps.write(todo, diagnosis, home=out, threads=2)
 print(*counts)
 """
 
@@ -137,18 +138,18 @@ def stopped(items, diagnosis, home, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "write", write)
         with pytest.raises(KeyboardInterrupt):
-            export.write(items, diagnosis, home=home, threads=1)
+            steps.write(items, diagnosis, home=home, threads=1)
     return Ledger(home).read()
 
 
 def test_only_what_is_missing_is_read_again(diagnosis, tmp_path, monkeypatch):
     source = diagnosis.subject.checkpoint
-    items = export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis)
+    items = plan([Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)], diagnosis)
     entry = stopped(items, diagnosis, tmp_path, monkeypatch)
     assert 0 < entry.steps < len(source.tensors)
     read = set()
     source.on_read = lambda name, start, stop: read.add(name)
-    ((item),) = export.write(items, diagnosis, home=tmp_path)
+    ((item),) = steps.write(items, diagnosis, home=tmp_path)
     first = {piece.name for tensor in item.plan.tensors[: entry.steps] for piece in tensor.source.pieces}
     assert not read & first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["qexport.json", item.written[0].name]
@@ -156,19 +157,19 @@ def test_only_what_is_missing_is_read_again(diagnosis, tmp_path, monkeypatch):
 
 def test_what_an_interrupted_run_left_is_of_no_use_to_another_export(diagnosis, tmp_path, monkeypatch):
     stopped(
-        export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis),
+        plan([Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)], diagnosis),
         diagnosis,
         tmp_path,
         monkeypatch,
     )
     assert any(path.name.endswith(".part") for path in tmp_path.iterdir())
-    items = export.plan([GgufTarget(("BF16",), tmp_path, verify=None)], diagnosis)
-    export.write(items, diagnosis, home=tmp_path)
+    items = plan([Target(GgufOptions(("BF16",)), tmp_path, verify=None)], diagnosis)
+    steps.write(items, diagnosis, home=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["qexport.json", "qwen3-BF16.gguf"]
 
 
 def test_a_disk_that_is_full_is_met_again_where_it_was(diagnosis, tmp_path, monkeypatch):
-    items = export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis)
+    items = plan([Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)], diagnosis)
     pwrite, room = os.pwrite, [12]
 
     def full(fd, data, offset):
@@ -180,14 +181,14 @@ def test_a_disk_that_is_full_is_met_again_where_it_was(diagnosis, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(EnvironmentProblem, match="disk is full"):
-            export.write(items, diagnosis, home=tmp_path)
+            steps.write(items, diagnosis, home=tmp_path)
     entry = Ledger(tmp_path).read()
     assert entry is not None
     assert not list(tmp_path.glob("*.gguf"))
-    (item,) = export.write(items, diagnosis, home=tmp_path)
+    (item,) = steps.write(items, diagnosis, home=tmp_path)
     other = tmp_path / "other"
-    (fresh,) = export.write(
-        export.plan([GgufTarget(("Q8_0",), other, verify=None)], diagnosis), diagnosis, home=other
+    (fresh,) = steps.write(
+        plan([Target(GgufOptions(("Q8_0",)), other, verify=None)], diagnosis), diagnosis, home=other
     )
     assert item.written == fresh.written
 
@@ -209,9 +210,9 @@ def test_a_source_that_shrinks_during_the_pass(zoo, tmp_path, monkeypatch, at):
             os.truncate(file, len(data) // 8)
 
     diagnosis.subject.checkpoint.on_read = shrink
-    items = export.plan([GgufTarget(("Q8_0",), out, verify=None)], diagnosis)
+    items = plan([Target(GgufOptions(("Q8_0",)), out, verify=None)], diagnosis)
     with pytest.raises(EnvironmentProblem, match=f"{file.name} (became shorter|changed) while it was in use"):
-        export.write(items, diagnosis, home=out, threads=1)
+        steps.write(items, diagnosis, home=out, threads=1)
     assert not list(out.glob("*.gguf"))
     assert Ledger(out).read() is not None or at == 0
     file.write_bytes(data)
@@ -219,10 +220,10 @@ def test_a_source_that_shrinks_during_the_pass(zoo, tmp_path, monkeypatch, at):
     again = diagnose(open_checkpoint(str(model)))
     seen.clear()
     again.subject.checkpoint.on_read = lambda name, start, stop: seen.append(name)
-    export.write(export.plan([GgufTarget(("Q8_0",), out, verify=None)], again), again, home=out)
+    steps.write(plan([Target(GgufOptions(("Q8_0",)), out, verify=None)], again), again, home=out)
     assert {*seen} == {*again.subject.checkpoint.tensors}
     whole = tmp_path / "whole"
-    export.write(export.plan([GgufTarget(("Q8_0",), whole, verify=None)], again), again, home=whole)
+    steps.write(plan([Target(GgufOptions(("Q8_0",)), whole, verify=None)], again), again, home=whole)
     assert files_of(out) == files_of(whole)
 
 

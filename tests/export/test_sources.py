@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
-from qexport.cli import _calibrate
 from qexport.cli.main import cli
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import InputError, UsageProblem
@@ -18,10 +17,11 @@ from qexport.export.files import replace_file
 from qexport.export.ledger import Ledger
 from qexport.export.sources import Sources
 from qexport.formats.fp8.options import Fp8Options
-from qexport.pipeline import export
-from qexport.pipeline.fix import plan_fix, write_fix
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
+from qexport.formats.gguf.options import GgufOptions
+from qexport.formats.merged.format import MergedOptions
+from qexport.run import matrix as matrix_module
+from qexport.run import steps
+from qexport.run.target import Target, plan
 
 
 def contents(*folders):
@@ -210,8 +210,8 @@ def test_beside_the_model_is_no_source(zoo_copy, tmp_path):
     source = zoo_copy("qwen3")
     (source / "up").symlink_to("..")  # a link in the model's folder makes nothing else a source
     diagnosis = diagnose(open_checkpoint(str(source)))
-    (item,) = export.plan([FolderTarget(Fp8Options(), source.parent / "out", None)], diagnosis)
-    export.write([item], diagnosis)
+    (item,) = plan([Target(Fp8Options(), source.parent / "out", None)], diagnosis)
+    steps.write([item], diagnosis)
     assert (source.parent / "out" / "config.json").exists()
 
 
@@ -257,10 +257,10 @@ def source(zoo_copy):
 def test_a_source_that_changes_during_the_pass_has_no_artifact(source, tmp_path, change, monkeypatch):
     diagnosis = diagnose(open_checkpoint(str(source)))
     targets = [
-        GgufTarget(("Q8_0",), tmp_path / "out" / "a", verify=None),
-        FolderTarget(Fp8Options(), tmp_path / "out" / "b", None),
+        Target(GgufOptions(("Q8_0",)), tmp_path / "out" / "a", verify=None),
+        Target(Fp8Options(), tmp_path / "out" / "b", None),
     ]
-    items = export.plan(targets, diagnosis)
+    items = plan(targets, diagnosis)
     once = []
     seen = diagnosis.subject.checkpoint
 
@@ -270,25 +270,25 @@ def test_a_source_that_changes_during_the_pass_has_no_artifact(source, tmp_path,
 
     seen.on_read = changing
     with pytest.raises(InputError, match="changed while it was read"):
-        export.write(items, diagnosis, home=tmp_path / "out", threads=1)
+        steps.write(items, diagnosis, home=tmp_path / "out", threads=1)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_fix_and_a_matrix_of_a_source_that_changed(source, tmp_path, monkeypatch):
     diagnosis = diagnose(open_checkpoint(str(source)))
-    plan = plan_fix(diagnosis)
+    items = plan([Target(MergedOptions(), tmp_path / "out", verify=None)], diagnosis)
     CHANGES["tokenizer"](source)
     with pytest.raises(InputError, match="changed while it was read"):
-        write_fix(diagnosis, plan, tmp_path / "out", threads=1, overwrite=False, progress=None, say=print)
+        steps.write(items, diagnosis, threads=1)
     assert list((tmp_path / "out").iterdir()) == []
 
-    collect = _calibrate.run_calibration
+    collect = matrix_module.collect
 
     def collecting(*args):
         CHANGES["weights, time set back"](source)
         return collect(*args)
 
-    monkeypatch.setattr(_calibrate, "run_calibration", collecting)
+    monkeypatch.setattr(matrix_module, "collect", collecting)
     words = ("--calib-tokens", 64, "--calib-chunk", 32)
     result = run("imatrix", source, "-o", tmp_path / "m.gguf", *words)
     assert isinstance(result.exception, InputError), (result.output, result.exception)
@@ -302,7 +302,7 @@ def test_what_was_made_of_another_source_is_not_gone_on_with(source, tmp_path, c
 
     def items():
         diagnosis = diagnose(open_checkpoint(str(source)))
-        return export.plan([GgufTarget(("Q8_0",), out, verify=None)], diagnosis), diagnosis
+        return plan([Target(GgufOptions(("Q8_0",)), out, verify=None)], diagnosis), diagnosis
 
     record = Ledger.write
 
@@ -315,17 +315,17 @@ def test_what_was_made_of_another_source_is_not_gone_on_with(source, tmp_path, c
         patch.setattr(Ledger, "due", lambda self: True)
         patch.setattr(Ledger, "write", stop)
         with pytest.raises(KeyboardInterrupt):
-            export.write(*items(), threads=1)
+            steps.write(*items(), threads=1)
     assert Ledger(out).read().steps >= 3
     CHANGES[change](source)
-    (item,) = export.write(*items())
+    (item,) = steps.write(*items())
     fresh = tmp_path / "fresh"
     diagnosis = diagnose(open_checkpoint(str(source)))
-    (other,) = export.write(export.plan([GgufTarget(("Q8_0",), fresh, verify=None)], diagnosis), diagnosis)
+    (other,) = steps.write(plan([Target(GgufOptions(("Q8_0",)), fresh, verify=None)], diagnosis), diagnosis)
     assert item.written == other.written
-    assert export.finished(items()[0])[1] == []
+    assert steps.finished(items()[0])[1] == []
     CHANGES[change](source)
-    assert export.finished(items()[0])[0] == []
+    assert steps.finished(items()[0])[0] == []
 
 
 def test_a_new_mode_or_a_second_name_is_no_change(source, tmp_path):

@@ -25,7 +25,8 @@ from qexport.families.view import ModelView
 from qexport.formats.gguf.importance import cold_experts, gguf_importance, plan_imatrix, uncollected
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.recipe.recipe import ModelChoice
+from qexport.run.model import examine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 import make_imatrix_golden as golden

@@ -28,15 +28,14 @@ from qexport.demo import MODEL
 from qexport.doctor import Diagnosis, diagnose
 from qexport.families.view import ModelView
 from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.opening import layout_of, open_artifact
-from qexport.pipeline import export
-from qexport.pipeline.export import Item
-from qexport.pipeline.folders import FolderOptions, FolderTarget
-from qexport.pipeline.gguf import GgufTarget
-from qexport.pipeline.measure import Measure, measuring
 from qexport.receipt.verification import Check, Finding, Report, Status
+from qexport.run import steps
+from qexport.run.measure import Measure, measuring
+from qexport.run.target import Item, Target, plan
 from qexport.verify.stored_form import check_stored_form
 from qexport.verify.stored_numbers import check_numbers
 
@@ -45,7 +44,7 @@ pytestmark = pytest.mark.slow
 Tensors = dict[str, torch.Tensor]
 Config = dict[str, Any]
 TOKENS = 512
-FOLDERS: Mapping[str, FolderOptions] = {
+FOLDERS: Mapping[str, Any] = {
     "mlx": MlxOptions(bits=6),
     "mlx-packed-drafter": MlxOptions(bits=6, mtp_bits=6),
     "mlx-mtplx": MlxOptions(bits=6, mtp=("mtplx",)),
@@ -88,10 +87,10 @@ def _diagnosis(folder: Path) -> Diagnosis:
 def _export(diagnosis: Diagnosis, root: Path) -> dict[str, Path]:
     """Every format from one pass, by name; a drafter lies beside its trunk."""
     targets = [
-        GgufTarget(("Q8_0",), root / "gguf", verify=None),
-        *(FolderTarget(asked, root / name, verify=None) for name, asked in FOLDERS.items()),
+        Target(GgufOptions(("Q8_0",)), root / "gguf", verify=None),
+        *(Target(asked, root / name, verify=None) for name, asked in FOLDERS.items()),
     ]
-    written = export.write(export.plan(targets, diagnosis), diagnosis, threads=2)
+    written = steps.write(plan(targets, diagnosis), diagnosis, threads=2)
     return {item.target.out.name: item.path for item in written if item.plan.kind != "mlx-drafter"}
 
 
@@ -446,26 +445,24 @@ def test_a_gguf_that_does_not_declare_its_head(copied: Callable[[str], Path], vi
 
 def test_a_gguf_without_a_head(source: Measure, tmp_path: Path) -> None:
     diagnosis = diagnose(LocalCheckpoint(MODEL), mtp="drop")
-    target = GgufTarget(("Q8_0",), tmp_path, verify=None)
-    (item,) = export.write(export.plan([target], diagnosis), diagnosis, threads=2)
+    target = Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)
+    (item,) = steps.write(plan([target], diagnosis), diagnosis, threads=2)
     assert failed(measured(source, item.path)) == {Check.MTP_HEAD}
 
 
-class _NothingRun(FolderTarget):
-    """A target whose artifacts have a report without a runtime having run."""
-
-    def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
-        return [replace(item, report=Report(item.name)) for item in items]
+def _nothing_run(target: Target, items: Sequence[Item], *_: object) -> list[Item]:
+    """Reports without a runtime having run."""
+    return [replace(item, report=Report(item.name)) for item in items]
 
 
 def test_a_head_that_was_not_asked_for_is_not_missed(
     source: Measure, view: ModelView, tmp_path: Path
 ) -> None:
     """``--mtp-layout none``: no failure of the export; of a folder that was found somewhere it is one."""
-    target = _NothingRun(MlxOptions(bits=6, mtp=("none",)), tmp_path / "out", verify=None)
+    target = Target(MlxOptions(bits=6, mtp=("none",)), tmp_path / "out", verify=None)
     diagnosis = _diagnosis(MODEL)
-    (item,) = export.write(export.plan([target], diagnosis), diagnosis, threads=2)
-    (proven,), _ = export.prove([item], diagnosis, lambda _: None, measure=TOKENS)
+    (item,) = steps.write(plan([target], diagnosis), diagnosis, threads=2)
+    (proven,), _ = steps.prove([item], diagnosis, measure=TOKENS, run=_nothing_run)
     assert proven.report is not None
     assert proven.report.finding(Check.MTP_HEAD) is None
     assert not proven.report.failures

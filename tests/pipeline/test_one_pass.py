@@ -14,21 +14,21 @@ from qexport.doctor.diagnose import diagnose
 from qexport.evidence.store import Kind
 from qexport.export.steps import merge_steps
 from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
+from qexport.run import steps
+from qexport.run.target import Target, plan
 
 
 def targets(root):
     return [
-        GgufTarget(("Q4_K_M", "Q6_K", "Q8_0"), root / "gguf", verify=None),
-        FolderTarget(MlxOptions(bits=6), root / "mlx", verify=None),
-        FolderTarget(Fp8Options(), root / "fp8", verify=None),
-        FolderTarget(Fp8Options(layout="compressed-tensors"), root / "fp8-ct", verify=None),
-        FolderTarget(Nvfp4Options(scope="all-linear"), root / "nvfp4", verify=None),
-        FolderTarget(Nvfp4Options(layout="compressed-tensors"), root / "nvfp4-ct", verify=None),
+        Target(GgufOptions(("Q4_K_M", "Q6_K", "Q8_0")), root / "gguf", verify=None),
+        Target(MlxOptions(bits=6), root / "mlx", verify=None),
+        Target(Fp8Options(), root / "fp8", verify=None),
+        Target(Fp8Options(layout="compressed-tensors"), root / "fp8-ct", verify=None),
+        Target(Nvfp4Options(scope="all-linear"), root / "nvfp4", verify=None),
+        Target(Nvfp4Options(layout="compressed-tensors"), root / "nvfp4-ct", verify=None),
     ]
 
 
@@ -69,7 +69,7 @@ def test_every_row_is_read_once_for_all_formats(zoo, tmp_path, name):
     source = diagnosis.subject.checkpoint
     reads = Reads(source)
     together = tmp_path / "together"
-    written = export.write(export.plan(targets(together), diagnosis), diagnosis, threads=3)
+    written = steps.write(plan(targets(together), diagnosis), diagnosis, threads=3)
     assert {item.plan.kind for item in written} >= {"gguf", "mlx", "fp8", "nvfp4"}
     expected = walks([item.plan for item in written])
     assert min(expected.values()) == 1
@@ -79,7 +79,7 @@ def test_every_row_is_read_once_for_all_formats(zoo, tmp_path, name):
 
     alone = tmp_path / "alone"
     for target in targets(alone):
-        export.write(export.plan([target], diagnosis), diagnosis, threads=1)
+        steps.write(plan([target], diagnosis), diagnosis, threads=1)
     one, other = contents(together), contents(alone)
     assert set(one) == set(other)
     for file in sorted(one):

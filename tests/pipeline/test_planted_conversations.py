@@ -17,13 +17,13 @@ from qexport.container.gguf_file import read_gguf
 from qexport.doctor import Diagnosis, diagnose
 from qexport.errors import InputError
 from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.opening import layout_of
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderTarget
-from qexport.pipeline.gguf import GgufTarget
 from qexport.receipt.verification import Status
+from qexport.run import steps
+from qexport.run.target import Target, plan
 from qexport.verify.conversation import folder_ends, template_kept
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
@@ -36,14 +36,14 @@ def folder(zoo_copy: Callable[..., Path]) -> Path:
     return zoo_copy("qwen3_5", **SIZES)
 
 
-def targets(root: Path) -> list[export.Target]:
+def targets(root: Path) -> list[Target]:
     asked = {"mlx": MlxOptions(bits=8), "fp8": Fp8Options(), "nvfp4": Nvfp4Options()}
-    folders = [FolderTarget(options, root / name, verify=None) for name, options in asked.items()]
-    return [GgufTarget(("BF16",), root / "gguf", verify=None), *folders]
+    folders = [Target(options, root / name, verify=None) for name, options in asked.items()]
+    return [Target(GgufOptions(("BF16",)), root / "gguf", verify=None), *folders]
 
 
 def written(diagnosis: Diagnosis, root: Path) -> dict[str, Path]:
-    items = export.write(export.plan(targets(root), diagnosis), diagnosis, threads=2)
+    items = steps.write(plan(targets(root), diagnosis), diagnosis, threads=2)
     return {item.target.out.name: item.path for item in items if item.plan.kind != "mlx-drafter"}
 
 
@@ -88,7 +88,7 @@ def test_no_end_anywhere_is_refused_before_anything_is_written(folder: Path, tmp
     for name in ("generation_config.json", "config.json"):
         change_json(folder, name, _no_ends)
     with pytest.raises(InputError, match="which token ends a text"):
-        export.plan(targets(tmp_path / "out"), diagnose(LocalCheckpoint(folder)))
+        plan(targets(tmp_path / "out"), diagnose(LocalCheckpoint(folder)))
     assert not (tmp_path / "out").exists()
 
 
@@ -114,7 +114,7 @@ def test_a_source_with_a_number_that_is_none_is_refused_by_name(
     diagnosis = diagnose(LocalCheckpoint(folder))
     for target in targets(tmp_path / "out"):
         with pytest.raises(InputError, match="NaN or infinite") as refusal:
-            export.write(export.plan([target], diagnosis), diagnosis, threads=1)
+            steps.write(plan([target], diagnosis), diagnosis, threads=1)
         assert ending in str(refusal.value)
     left = [path.name for path in (tmp_path / "out").rglob("*") if path.suffix in (".gguf", ".safetensors")]
     assert left == []

@@ -31,14 +31,14 @@ from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.opening import open_artifact
-from qexport.pipeline import export
-from qexport.pipeline.folders import FolderOptions, FolderTarget
 from qexport.receipt.verification import Status
+from qexport.run import steps
+from qexport.run.target import Target, plan
 from qexport.verify.stored_form import check_stored_form
 
 pytestmark = pytest.mark.slow
 
-FORMATS: Mapping[str, FolderOptions] = {
+FORMATS: Mapping[str, Any] = {
     "mlx": MlxOptions(bits=4, mtp_bits=8),
     "mlx-mtplx": MlxOptions(bits=4, mtp=("mtplx",)),
     "fp8": Fp8Options(),
@@ -135,8 +135,8 @@ def _export(folder: Path, out: Path, *, base: Path | None = None, only: str = ""
     """Every format from one pass, by name; a drafter lies beside its trunk."""
     head = LocalCheckpoint(base) if base is not None else None
     diagnosis = diagnose(LocalCheckpoint(folder), mtp="auto" if head is None else "graft", mtp_from=head)
-    targets = [FolderTarget(o, out / name, verify=None) for name, o in FORMATS.items() if only in (name, "")]
-    export.write(export.plan(targets, diagnosis), diagnosis, threads=2)
+    targets = [Target(o, out / name, verify=None) for name, o in FORMATS.items() if only in (name, "")]
+    steps.write(plan(targets, diagnosis), diagnosis, threads=2)
     return {target.out.name: target.out for target in targets}
 
 

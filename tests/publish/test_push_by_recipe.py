@@ -123,7 +123,7 @@ def test_run_asks_for_repository_and_token_before_the_work(recipe, tmp_path, mon
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("qexport.publish.push._secrets", lambda: ())
     opened = []
-    monkeypatch.setattr("qexport.pipeline.model.examine", lambda *_, **__: opened.append(1))
+    monkeypatch.setattr("qexport.run.model.examine", lambda *_, **__: opened.append(1))
     assert run("run", recipe, "--push").code == 6
     assert run("run", recipe, "--push-dry-run", "--set", "publish=").code == 2
     assert not opened

@@ -11,8 +11,8 @@ import pytest
 from recipe_texts import SMALL, load
 
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
-from qexport.recipe.hf_jobs import HfJobs, calls_for, submit
-from qexport.recipe.jobs import Job
+from qexport.run.hf_jobs import HfJobs, calls_for, submit
+from qexport.run.jobs import Job
 
 TOKEN = "hf_a_secret_for_tests"
 SECRET = "swordfish"

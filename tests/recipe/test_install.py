@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-import qexport.recipe.install as module
+import qexport.run.install as module
 from qexport.errors import UsageProblem
-from qexport.recipe.install import installable
+from qexport.run.install import installable
 
 GIT = {"vcs": "git", "commit_id": "0123abcd" * 5}
 

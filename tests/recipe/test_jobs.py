@@ -7,12 +7,13 @@ import pytest
 from recipe_texts import SMALL, load
 
 from qexport.errors import UsageProblem
-from qexport.pipeline.model import ModelChoice, examine
-from qexport.recipe.jobs import Limits, plan_jobs
-from qexport.recipe.rates import calibration_seconds, core_seconds, pass_seconds
+from qexport.recipe.recipe import ModelChoice
 from qexport.recipe.select import Unit, select, units_of, words_for
-from qexport.recipe.targets import Runtimes, to_targets
-from qexport.recipe.weigh import Burden, Weighed, active_weights, guess, weigh
+from qexport.run.job import Local, Runtimes, targets_of
+from qexport.run.jobs import Limits, plan_jobs
+from qexport.run.model import examine
+from qexport.run.rates import calibration_seconds, core_seconds, pass_seconds
+from qexport.run.weigh import Burden, Weighed, active_weights, guess, weigh
 
 BOTH = SMALL + "compare: {model: org/Base}\n"
 G = 10**9
@@ -168,7 +169,7 @@ def test_the_estimate_is_what_the_ladder_took(zoo):
     """Weighted types take longer than plain ones, and more types longer than fewer."""
     from qexport.formats.gguf.options import GgufOptions
     from qexport.formats.gguf.plan import plan_gguf
-    from qexport.recipe.weigh import stand_in
+    from qexport.run.weigh import stand_in
 
     view = examine(ModelChoice(str(zoo("qwen3_5"))), download=False).repaired.view()
     plain = core_seconds(plan_gguf(view, ["Q4_K_M"], GgufOptions()))
@@ -188,14 +189,14 @@ def test_targets(tmp_path):
     subject, units = recipe.subject("model"), select(recipe, ["gguf:Q8_0", "mlx", "fp8", "merged", "nvfp4"])
     out = Path("out")
     server = Path("server")
-    gguf, mlx, fp8, merged, nvfp4 = to_targets(
-        recipe, subject, units, out, None, Runtimes(server, {"vllm": Path("py")})
-    )
-    assert (gguf.types, gguf.out) == (("Q8_0",), out / "Model-GGUF")
+    local = Local(out, Runtimes(server, {"vllm": Path("py")}))
+    gguf, mlx, fp8, merged, nvfp4 = targets_of(recipe, subject, units, local)
+    assert (gguf.options.types, gguf.out) == (("Q8_0",), out / "Model-GGUF")
     assert (gguf.verify.n_predict, gguf.verify.llama_server) == (9, server)
-    assert (mlx.asked.bits, mlx.verify.runtime_python) == (6, None)
+    assert (mlx.options.bits, mlx.verify.runtime_python) == (6, None)
     assert (fp8.verify.runtime, fp8.verify.runtime_python) == ("vllm", Path("py"))
     assert nvfp4.verify is None
     assert merged.out == out / "Model-BF16"
-    assert to_targets(recipe, subject, [Unit("compare", "gguf", "Q8_0")], out) == []
-    assert all(t.verify is None for t in to_targets(recipe, subject, units, out) if hasattr(t, "verify"))
+    assert targets_of(recipe, subject, [Unit("compare", "gguf", "Q8_0")], local) == []
+    unproven = targets_of(recipe, subject, units, Local(out, runtimes=None))
+    assert all(target.verify is None for target in unproven)

@@ -106,8 +106,8 @@ def test_everything_arrives(tmp_path):
     )
     model, base = recipe.subjects
     assert (model.name, base.name) == ("Tuned", "Base")
-    assert model.source.model == str(tmp_path / "merged")  # as the recipe sees it, wherever the command runs
-    assert base.mtp.mode == "auto"
+    assert model.choice.model == str(tmp_path / "merged")  # as the recipe sees it, wherever the command runs
+    assert base.choice.mtp == "auto"
     assert recipe.calibration.corpus == tmp_path / "text" / "corpus.jsonl"
     gguf, mlx, nvfp4, fp8 = recipe.artifacts
     assert gguf.types == ("Q4_K_M", "Q8_0")
@@ -151,7 +151,7 @@ def test_overrides(tmp_path):
         "measure=1",
         "measure=",
     )
-    assert recipe.subject("model").source.model == "a/b"
+    assert recipe.subject("model").choice.model == "a/b"
     assert recipe.artifact("mlx").options.bits == 4
     assert recipe.artifact("gguf").types == ("Q6_K",)
     assert recipe.calibration.tokens == 512
@@ -163,7 +163,7 @@ def test_a_path_of_an_override_is_relative_to_the_command(tmp_path, monkeypatch)
     (tmp_path / "recipes").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     recipe = load(tmp_path / "recipes", SMALL, "source.model=./merged")
-    assert recipe.subject("model").source.model == str(tmp_path / "here" / "merged")
+    assert recipe.subject("model").choice.model == str(tmp_path / "here" / "merged")
 
 
 @pytest.mark.parametrize(

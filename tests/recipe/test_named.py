@@ -75,7 +75,7 @@ def test_the_wheel_holds_recipes_and_corpus_and_reads_them_by_name(wheel, tmp_pa
         "print(Path(qexport.__file__).parents[1])\n"
         "for name in shipped_recipes():\n"
         "    recipe = load_recipe(find_recipe(name))\n"
-        "    print(name, recipe.path, recipe.subjects[0].source.model)\n"
+        "    print(name, recipe.path, recipe.subjects[0].choice.model)\n"
         "print(len(builtin_corpus().records))\n"
     )
     ran = subprocess.run(
@@ -107,4 +107,4 @@ def test_what_trained_the_demo_stays_out_of_the_wheel(wheel):
 def test_the_demo_is_the_model_inside_the_package():
     from qexport.demo import MODEL
 
-    assert Path(load_recipe(find_recipe("demo")).subjects[0].source.model) == MODEL
+    assert Path(load_recipe(find_recipe("demo")).subjects[0].choice.model) == MODEL

@@ -118,9 +118,9 @@ def test_a_recipe_that_cannot_be_read(tmp_path):
 
 def test_text_is_what_stands_there(tmp_path):
     recipe = load(tmp_path, SMALL.replace("org/Model}", "org/Model, revision: 0012345}"))
-    assert recipe.subject("model").source.revision == "0012345"
+    assert recipe.subject("model").choice.revision == "0012345"
     recipe = load(tmp_path, SMALL.replace("org/Model}", "org/Model, revision: 1e10}"))
-    assert recipe.subject("model").source.revision == "1e10"
+    assert recipe.subject("model").choice.revision == "1e10"
 
 
 def test_where_it_stands_is_a_line_and_a_column(tmp_path):
@@ -187,7 +187,7 @@ def test_odd_values(tmp_path, text, said):
 
 def test_text_may_look_like_a_date_or_a_number(tmp_path):
     recipe = load(tmp_path, SMALL.replace("org/Model}", "org/Model, revision: 2026-02-31, name: 1}"))
-    assert (recipe.subject("model").source.revision, recipe.subject("model").name) == ("2026-02-31", "1")
+    assert (recipe.subject("model").choice.revision, recipe.subject("model").name) == ("2026-02-31", "1")
 
 
 def test_a_recipe_is_a_file_and_not_a_flood(tmp_path):

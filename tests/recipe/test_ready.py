@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from qexport.checkpoint.opening import open_checkpoint
-from qexport.recipe.hf_jobs import check_portable
-from qexport.recipe.jobs import Limits, plan_jobs
 from qexport.recipe.load import load_recipe
 from qexport.recipe.select import units_of
-from qexport.recipe.weigh import guess
+from qexport.run.hf_jobs import check_portable
+from qexport.run.jobs import Limits, plan_jobs
+from qexport.run.weigh import guess
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -55,7 +55,7 @@ def test_the_base_is_exported_beside_the_tuned_model():
 def test_the_demo_has_every_kind_and_its_model_is_here():
     recipe = load_recipe(FOLDER / "demo.yaml")
     assert {a.kind for a in recipe.artifacts} == {"gguf", "mlx", "fp8", "nvfp4", "merged"}
-    assert (Path(recipe.subject("model").source.model) / "config.json").is_file()
+    assert (Path(recipe.subject("model").choice.model) / "config.json").is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,4 +65,4 @@ def test_the_commands_at_the_head_of_a_recipe_work(name, zoo):
     assert f"qexport run recipes/{name}" in text
     recipe = load_recipe(FOLDER / name, [f"source.model={zoo('qwen3_5')}", "source.name=Mine"])
     model = recipe.subject("model")
-    assert open_checkpoint(model.source.model, revision=model.source.revision).tensors
+    assert open_checkpoint(model.choice.model, revision=model.choice.revision).tensors

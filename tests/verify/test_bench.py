@@ -264,13 +264,15 @@ def test_llama_cpp_on_the_demo_model(tmp_path):
     """A head that drafts: exported from the demo model, timed by the real llama.cpp."""
     pytest.importorskip("xllamacpp")
     from qexport.demo import MODEL
-    from qexport.pipeline import export
-    from qexport.pipeline.gguf import GgufTarget
-    from qexport.pipeline.model import ModelChoice, examine
+    from qexport.formats.gguf.options import GgufOptions
+    from qexport.recipe.recipe import ModelChoice
+    from qexport.run import steps
+    from qexport.run.model import examine
+    from qexport.run.target import Target, plan
 
     diagnosis = examine(ModelChoice(str(MODEL)), download=False)
-    items = export.plan([GgufTarget(("Q8_0",), tmp_path, verify=None)], diagnosis)
-    (item,) = export.write(items, diagnosis)
+    items = plan([Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)], diagnosis)
+    (item,) = steps.write(items, diagnosis)
     subject, runtime = bench_subject(item.path, Choice())
     options = BenchOptions(n_max=2, n_predict=16, repeats=2, prompt_tokens=64, threads=1)
     found = bench(subject, runtime, options, lambda _: None)

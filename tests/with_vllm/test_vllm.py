@@ -21,7 +21,8 @@ from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.recipe.recipe import ModelChoice
+from qexport.run.model import examine
 from qexport.verify.folder_runtimes import ENGINES, FolderRuntime
 from qexport.verify.reference import reference_from_folder
 from qexport.verify.runtime import Settings

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
 
 
-def _plan(diagnosis: Diagnosis, options: Fp8Options, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+def _plan(diagnosis: Diagnosis, options: Fp8Options) -> tuple[ArtifactPlan, ...]:
     from qexport.formats.fp8.plan import plan_fp8
 
     return (plan_fp8(diagnosis.repaired, options),)

@@ -30,10 +30,10 @@ _RATES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-def _plan(diagnosis: Diagnosis, options: GgufOptions, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
     from qexport.formats.gguf.plan import plan_gguf
 
-    return plan_gguf(diagnosis.repaired.view(), types, options)
+    return plan_gguf(diagnosis.repaired.view(), options.types, options)
 
 
 def _layouts() -> tuple[Layout, ...]:

@@ -16,6 +16,7 @@ class GgufOptions:
     """Options that hold for every file of one export.
 
     Attributes:
+        types: file types, such as ``Q4_K_M``, each a file of its own.
         tensor_types: (regular expression, type) pairs; the first that matches a GGUF tensor name wins.
         output_type, embedding_type: types of ``output.weight`` and ``token_embd.weight``.
         mtp_type: type of the MTP block: ``None`` for the mixture's own but never below Q6_K, ``mixture``
@@ -31,6 +32,7 @@ class GgufOptions:
             GGUF; options that name types win.
     """
 
+    types: tuple[str, ...] = ()
     tensor_types: tuple[tuple[str, str], ...] = ()
     output_type: str | None = None
     embedding_type: str | None = None

@@ -22,7 +22,7 @@ class MergedOptions:
     """There is nothing to choose."""
 
 
-def _plan(diagnosis: Diagnosis, options: MergedOptions, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+def _plan(diagnosis: Diagnosis, options: MergedOptions) -> tuple[ArtifactPlan, ...]:
     from qexport.formats.merged.plan import plan_merged
 
     return (plan_merged(diagnosis.repaired, findings=diagnosis.findings),)

@@ -21,7 +21,7 @@ _RATES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-def _plan(diagnosis: Diagnosis, options: MlxOptions, types: tuple[str, ...]) -> Sequence[ArtifactPlan]:
+def _plan(diagnosis: Diagnosis, options: MlxOptions) -> Sequence[ArtifactPlan]:
     from qexport.formats.mlx.plan import plan_mlx
 
     return plan_mlx(diagnosis.repaired, options)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
 
 
-def _plan(diagnosis: Diagnosis, options: Nvfp4Options, types: tuple[str, ...]) -> tuple[ArtifactPlan, ...]:
+def _plan(diagnosis: Diagnosis, options: Nvfp4Options) -> tuple[ArtifactPlan, ...]:
     from qexport.formats.nvfp4.plan import plan_nvfp4
 
     return (plan_nvfp4(diagnosis.repaired, options),)

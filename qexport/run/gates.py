@@ -12,39 +12,35 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from qexport.receipt.measures import Measures
+from qexport.receipt.store import note_gates
 from qexport.receipt.types import Gate
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qexport.pipeline.export import Item
     from qexport.recipe.gates import Limits
-    from qexport.recipe.recipe import Artifact, Recipe, Subject
+    from qexport.run.target import Item
 
 
-def judge_gates(
-    recipe: Recipe, subject: Subject, items: Sequence[Item], out: Path, *, head: bool
-) -> dict[int, tuple[Gate, ...]]:
-    """The outcome of every gate, by the place of the item.
+def judge_gates(items: Sequence[Item], *, head: bool) -> list[Gate]:
+    """The outcome of every gate of these artifacts, which are written and proven; their receipts note it.
 
     Args:
-        items: written and proven.
-        out: the folder that holds the artifacts' folders.
         head: whether the model has an MTP head.
     """
-    judged: dict[int, tuple[Gate, ...]] = {}
-    for place, item in enumerate(items):
-        artifact = asked_for(recipe, subject, item, out)
-        if artifact is not None and item.folder == item.target.out:
-            limits = artifact.gates.of(item.plan.label if artifact.types else None)
-            judged[place] = tuple(_judge(limits, item, head=head))
-    return judged
+    every: list[Gate] = []
+    for item in items:
+        if item.folder == item.target.out:  # a drafter goes with its trunk
+            limits = item.target.gates.of(item.plan.label if item.target.format.ladder else None)
+            found = _judge(limits, item, head=head)
+            if found:
+                note_gates(item.path, found)
+            every += found
+    return every
 
 
-def asked_for(recipe: Recipe, subject: Subject, item: Item, out: Path) -> Artifact | None:
-    """The recipe's entry that an item was made for; a drafter goes with its trunk."""
-    mine = [each for each in recipe.artifacts if out / recipe.folder(subject, each) == item.target.out]
-    return next((each for each in mine if not each.types or item.plan.label in each.types), None)
+def words(outcome: Gate) -> str:
+    """A gate and what was found, in a line."""
+    found = "nothing was measured" if outcome.value is None else f"{outcome.value:.6g}"
+    return f"{outcome.artifact} {outcome.gate} {outcome.limit:g}: {found}"
 
 
 def _judge(limits: Limits, item: Item, *, head: bool) -> list[Gate]:

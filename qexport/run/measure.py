@@ -19,6 +19,7 @@ from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify.comparison import compare
 from qexport.verify.divergence import NotFinite
 from qexport.verify.judge import skipped
+from qexport.verify.options import MEASURED_TOKENS
 from qexport.verify.text_run import heldout_tokens, run_text, scored
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from qexport.verify.text_run import TextRun
 
 
-MEASURED_TOKENS = 2048
-"""Enough to tell a broken head (4 standard errors of an acceptance of one half are 6 points), and a matter of
-minutes for a 27B on a processor."""
 _CHUNK = 512
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.errors import UsageProblem
-from qexport.recipe.rates import calibration_seconds, pass_seconds
 from qexport.recipe.select import words_for
+from qexport.run.rates import calibration_seconds, pass_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from qexport.recipe.recipe import Recipe
-    from qexport.recipe.weigh import Burden, Weighed
+    from qexport.run.weigh import Burden, Weighed
 
 
 MOST_JOBS = 256

@@ -15,11 +15,9 @@ from qexport.families.names import canonical_name
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.registry import FORMATS
-from qexport.pipeline.calibrate import imatrix_name
-from qexport.pipeline.gguf import uses_matrix
-from qexport.recipe.matrix_in import Matrix
-from qexport.recipe.rates import core_seconds, guessed_core_seconds
-from qexport.recipe.targets import to_targets
+from qexport.run.job import Local, targets_of, uses_matrix
+from qexport.run.matrix import Matrix, matrix_label
+from qexport.run.rates import core_seconds, guessed_core_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,11 +79,11 @@ def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequenc
         InputError: the model cannot be exported as it is, or not in one of the formats.
     """
     view = diagnosis.repaired.view()
-    matrix = Matrix(stand_in(view, subject.source.name))
+    matrix = Matrix(stand_in(view, subject.given))
     weighed: list[Weighed] = []
     for artifact in recipe.artifacts:
         mine = [unit for unit in units if unit.artifact == artifact.name]
-        for target in to_targets(recipe, subject, mine, Path(), matrix):
+        for target in targets_of(recipe, subject, mine, Local(Path()), matrix):
             plans = [plan for plan, _ in target.plans(diagnosis)]
             verified = artifact.verify is not None
             parts = [[plan] for plan in plans] if artifact.types else [plans]
@@ -116,7 +114,7 @@ def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[U
         weighted = artifact.importance and unit.type not in _NO_MATRIX
         seconds = guessed_core_seconds(parameters, label, weighted)
         weighed.append(Weighed(unit, nbytes, seconds, weighted, artifact.verify is not None))
-    on_hub = not Path(subject.source.model).exists()
+    on_hub = not Path(subject.choice.model).exists()
     return Burden(
         subject=subject.key,
         units=tuple(weighed),
@@ -131,7 +129,7 @@ def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[U
 def stand_in(view: ModelView, name: str | None) -> ImportanceMatrix:
     """A matrix of ones with the names and sizes of the one to come."""
     sums, counts = uncollected(view)
-    label = imatrix_name(view, name)
+    label = matrix_label(view, name)
     return gguf_importance(
         view, sums, counts, datasets=["calibration"], chunk_count=1, chunk_size=512, label=label
     )

@@ -1,20 +1,15 @@
-"""Any artifacts of one model, end to end: plan, check, one pass, prove, receipts.
-
-A :class:`Target` is one thing that was asked for: some GGUF types, an MLX folder, an FP8 or an NVFP4 one. It
-becomes one or more :class:`Item`, each an artifact with its plan and its folder; all items of all targets are
-written from one read.
-"""
+"""The steps of one pass over a model: what is there already, checks, writing, proofs, receipts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from dataclasses import replace
+from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs import warmup
@@ -22,106 +17,28 @@ from qexport.evidence.store import Kind
 from qexport.export.disk import check_collisions, check_space, make_folder
 from qexport.export.execute import execute
 from qexport.export.files import silent
-from qexport.export.fingerprint import fingerprint
 from qexport.export.ledger import Ledger
 from qexport.export.locks import locked
 from qexport.export.resume import Resume, numbers_there
 from qexport.export.sink import WrittenFile
-from qexport.export.sources import Sources
-from qexport.pipeline.measure import head_report, measuring
-from qexport.pipeline.model import sources_of
-from qexport.pipeline.receipts import artifact_entries, entry_of
-from qexport.receipt.state import State
 from qexport.receipt.store import read_receipt, settle, write_receipt
-from qexport.receipt.verification import REQUIRED_OF_HEADS
+from qexport.receipt.verification import REQUIRED_OF_HEADS, Report
+from qexport.run.measure import head_report, measuring
+from qexport.run.model import sources_of
+from qexport.run.receipts import artifact_entries, entry_of
+from qexport.run.verify import shared_reference
+from qexport.run.watcher import Phase, Watcher
+from qexport.verify.run import verify
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.export.execute import Progress
+    from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
-    from qexport.receipt.verification import Report
+    from qexport.run.target import Item, Target
 
 
-class Target(Protocol):
-    """One thing that was asked for."""
-
-    @property
-    def out(self) -> Path:
-        """The folder of its first artifact."""
-        ...
-
-    def plans(self, diagnosis: Diagnosis) -> Sequence[tuple[ArtifactPlan, Path]]:
-        """Its artifacts and their folders. Reads no tensor data."""
-        ...
-
-    def options(self) -> Mapping[str, Any]:
-        """What was asked for, without paths: a receipt travels with the files."""
-        ...
-
-    def check_runtime(self) -> None:
-        """Raises EnvironmentProblem when what is to prove the artifacts is not there."""
-        ...
-
-    def foresee(self, plan: ArtifactPlan, diagnosis: Diagnosis) -> str | None:
-        """Why nothing here can prove it, and what could; ``None``: something can, or shall not."""
-        ...
-
-    def prove(self, items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Item]:
-        """The items, which are written, with a report each; without one where that was not asked for."""
-        ...
-
-
-@dataclass(frozen=True)
-class Item:
-    """One artifact on its way: planned, written (``written``), proven (``report``).
-
-    ``report`` stays ``None`` where verification was not asked for.
-    """
-
-    target: Target
-    plan: ArtifactPlan
-    folder: Path
-    sources: Sources = field(default_factory=Sources, repr=False)
-    written: tuple[WrittenFile, ...] = ()
-    report: Report | None = None
-
-    @property
-    def name(self) -> str:
-        """What users know it by: the file, or the folder."""
-        return self.plan.files[0].name if self.plan.kind == "gguf" else self.folder.name
-
-    @property
-    def path(self) -> Path:
-        """What a runtime opens: the (first) file of a GGUF, else the folder."""
-        return self.folder / self.plan.files[0].name if self.plan.kind == "gguf" else self.folder
-
-    @property
-    def state(self) -> State:
-        """How far it is proven; what verification was not asked for has not run."""
-        return State.NOT_RUN if self.report is None else self.report.state
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What its bytes follow from, as a hash."""
-        return fingerprint(self.plan, _without_timings(self.target.options()))
-
-
-def plan(targets: Sequence[Target], diagnosis: Diagnosis, given: Sequence[Path] = ()) -> list[Item]:
-    """Every artifact of every target. Reads no tensor data.
-
-    Args:
-        given: files and folders that are read besides the model, its base and what the targets name.
-
-    Raises:
-        UsageProblem: one would be written over a source, or into it.
-    """
-    sources = sources_of(diagnosis, tuple(targets), tuple(given))
-    items: list[Item] = []
-    for target in targets:
-        for made, folder in target.plans(diagnosis):
-            sources.refuse(folder, [file.name for file in made.files])
-            items.append(Item(target, made, folder, sources))
-    return items
+Prove = Callable[["Target", "Sequence[Item]", "ModelView", Callable[[str], None]], "list[Item]"]
 
 
 def finished(items: Sequence[Item], *, home: Path | None = None) -> tuple[list[Item], list[Item]]:
@@ -235,30 +152,76 @@ def write(
 
 
 def prove(
-    items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None], *, measure: int = 0
+    items: Sequence[Item],
+    diagnosis: Diagnosis,
+    watcher: Watcher | None = None,
+    *,
+    measure: int = 0,
+    run: Prove | None = None,
 ) -> tuple[list[Item], list[Path]]:
     """Run every artifact, unless that was not asked for; the verdicts go into the receipts.
 
     Args:
         measure: tokens of held-out text on which artifacts are compared with the source (0: none).
+        run: instead of running the artifacts of a target in its runtime.
     """
     proven: list[Item] = []
-    view = diagnosis.repaired.view()
-    with measuring(view, say, tokens=measure) as measured:
+    watcher, view = watcher or Watcher(), diagnosis.repaired.view()
+    with (
+        watcher.phase(Phase.VERIFYING, len(items)) as progress,
+        measuring(view, watcher.say, tokens=measure) as measured,
+    ):
         for target in {id(item.target): item.target for item in items}.values():
             reports: dict[Path, Report] = {}
-            for item in target.prove([item for item in items if item.target is target], diagnosis, say):
+            mine = [item for item in items if item.target is target]
+            for item in (run or run_target)(target, mine, view, watcher.say):
                 report = item.report
                 if report is not None and measure and not report.failures:
                     # A drafter has its trunk's: what is measured is both together.
-                    path = item.path if item.plan.kind == "gguf" else item.target.out
+                    path = item.path if target.format.ladder else target.out
                     headless = item.plan.details.get("mtp_layouts") == ["none"]
                     known = reports.get(path) or measured.add_to(report, path, headless=headless)
                     reports[path] = known
                     report = head_report(report, known) if report.required == REQUIRED_OF_HEADS else known
                 proven.append(replace(item, report=report))
+                progress.advance(1)
     sources_of(diagnosis).refuse_changed()  # a verdict against something else is none
-    return proven, _write_receipts(proven, diagnosis, say)
+    return proven, _write_receipts(proven, diagnosis, watcher.say)
+
+
+def run_target(
+    target: Target, items: Sequence[Item], view: ModelView, say: Callable[[str], None]
+) -> list[Item]:
+    """The items, which are written, with a report each; without one where that was not asked for.
+
+    Of a folder, what is stored is judged first, then what a runtime makes of it. A drafter is proven when its
+    trunk is measured.
+    """
+    how = target.verify
+    if how is None:
+        return list(items)
+    reference = shared_reference(view, how) if target.format.ladder and len(items) > 1 else None
+    reports: dict[Path, Report] = {}
+    proven: list[Item] = []
+    for item in items:
+        head = item.plan.kind in target.format.beside
+        path = target.out if head else item.path
+        if path not in reports:
+            reports[path] = verify(path, view=view, options=how, reference=reference, progress=say)
+        report = reports[path]
+        proven.append(replace(item, report=_of_head(item, report) if head else report))
+    return proven
+
+
+def _of_head(item: Item, trunk: Report) -> Report:
+    """Of a drafter, which no runtime here can run: a report that is still empty."""
+    return Report(
+        artifact=item.folder.name,
+        file_type=trunk.file_type,
+        size=item.plan.size,
+        bits_per_weight=item.plan.bits_per_weight,
+        required=REQUIRED_OF_HEADS,
+    )
 
 
 def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[str], None]) -> list[Path]:
@@ -270,20 +233,12 @@ def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[
             for entry in artifact_entries(
                 diagnosis,
                 [(item.plan, item.written, item.report)],
-                item.target.options(),
+                item.target.chosen(),
                 fingerprint=item.fingerprint,
             )
         ]
         receipts.append(write_receipt(folder, entries, say))
     return receipts
-
-
-def _without_timings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """How long a matrix took to collect changes no byte; its own hash is there."""
-    return {
-        key: {k: v for k, v in value.items() if k != "calibration"} if isinstance(value, Mapping) else value
-        for key, value in options.items()
-    }
 
 
 def _together(items: Sequence[Item]) -> str:

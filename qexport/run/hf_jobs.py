@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from qexport import __version__
 from qexport.checkpoint.hub_errors import hub_errors
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.recipe.install import installable
+from qexport.run.install import installable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.recipe.jobs import Job
     from qexport.recipe.recipe import Recipe
+    from qexport.run.jobs import Job
 
 
 OUT = "/out"
@@ -84,7 +84,9 @@ class Submitted:
 
 def check_portable(recipe: Recipe) -> None:
     """Raise UsageProblem where a recipe names what only this machine has."""
-    models = [model for each in recipe.subjects for model in (each.source.model, each.mtp.base) if model]
+    models = [
+        model for each in recipe.subjects for model in (each.choice.model, each.choice.mtp_from) if model
+    ]
     here = [Path(model).name for model in models if Path(model).is_absolute() or Path(model).exists()]
     calibration = recipe.calibration
     if calibration is not None:
@@ -115,7 +117,7 @@ def calls_for(
             hint="Name a bucket with --hf-bucket org/name.",
         )
     options = replace(options, install=options.install or installable())
-    name = _SLUG.sub("-", recipe.path.stem) + ".yaml"
+    name = _SLUG.sub("-", Path(recipe.label).stem) + ".yaml"
     return [_call(recipe, name, text, job, options, overrides) for job in jobs]
 
 
@@ -150,7 +152,7 @@ def submit(call: Call, *, endpoint: str | None = None) -> Submitted:
 def _call(recipe: Recipe, name: str, text: str, job: Job, options: HfJobs, overrides: Sequence[str]) -> Call:
     words = [word for only in job.only for word in ("--only", only)]
     words += [word for given in overrides for word in ("--set", given)]
-    stem = _SLUG.sub("-", recipe.path.stem)
+    stem = _SLUG.sub("-", Path(recipe.label).stem)
     mounted = {"type": "bucket", "source": options.bucket, "mount_path": OUT, "path": f"{stem}/{job.name}"}
     arguments: dict[str, Any] = {
         "image": options.image,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
-from qexport.pipeline.measure import measuring
-from qexport.pipeline.model import ModelChoice, examine
+from qexport.recipe.recipe import ModelChoice
+from qexport.run.measure import measuring
+from qexport.run.model import examine
 from qexport.verify.memory import fit
 from qexport.verify.reference import reference_from_view
 from qexport.verify.run import verify

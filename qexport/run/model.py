@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.doctor.mlx_saved import underneath
 from qexport.export.sources import Sources, paths_in
 from qexport.families.names import canonical_name
-
-if TYPE_CHECKING:
-    from qexport.doctor.mtp import MtpMode
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model, and what becomes of its MTP head.
-
-    Attributes:
-        model: a folder or a Hub id; ``revision`` only for the latter.
-        mtp: ``auto``, ``keep``, ``graft`` or ``drop``.
-        mtp_from: the base whose head is grafted: a folder or a Hub id.
-    """
-
-    model: str
-    revision: str | None = None
-    mtp: MtpMode = "auto"
-    mtp_from: str | None = None
-    mtp_from_revision: str | None = None
+from qexport.recipe.recipe import ModelChoice
 
 
 def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:

@@ -1,1 +1,0 @@
-"""From a model's name to proven artifacts: open, diagnose, plan, write, verify, receipt."""

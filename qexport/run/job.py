@@ -1,0 +1,504 @@
+"""A recipe run to its end: every artifact of every model from one read of each.
+
+Read from the top: :func:`run` plans all models, so that what can be refused is refused before the first
+weight of one is read; fetches what is on the Hub; then makes one model after the other (evidence, one pass,
+proofs, gates); and in the end writes the report and publishes. Every command that exports is a recipe that is
+run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qexport.errors import GateRefusal, QexportError, Unproven, VerificationError
+from qexport.evidence.imatrix_file import read_imatrix
+from qexport.evidence.options import StreamOptions
+from qexport.export.sources import Sources
+from qexport.formats.gguf.file_name import model_stem
+from qexport.receipt.names import RECEIPT_NAME
+from qexport.receipt.state import State, problem, worst
+from qexport.recipe.publication import destinations, pushes
+from qexport.recipe.select import Unit, units_of
+from qexport.report.write import REPORT_NAMES, ReportPaths, write_report
+from qexport.run import steps
+from qexport.run.gates import judge_gates, words
+from qexport.run.matrix import Matrix, Wanted, collect, matrix_label, want, write_matrix
+from qexport.run.model import examine, fetched
+from qexport.run.target import Item, Target, matrix_facts, plan
+from qexport.run.watcher import Phase, Watcher
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.plan import ArtifactPlan
+    from qexport.publish.plan import PushOptions
+    from qexport.publish.push import Pushed, Rehearsal
+    from qexport.receipt.types import Gate
+    from qexport.recipe.recipe import Artifact, Recipe, Subject
+    from qexport.verify.options import VerifyOptions
+
+
+Pushing = Literal["push", "rehearse"]
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """What this machine proves artifacts with; recipes say which runtime, not where it is.
+
+    Attributes:
+        llama_server: the user's own, instead of the one inside xllamacpp.
+        pythons: by the name of a runtime (``vllm``), the Python that has it.
+    """
+
+    llama_server: Path | None = None
+    pythons: Mapping[str, Path] = field(default_factory=dict)
+
+    def of(self, verify: VerifyOptions | None) -> VerifyOptions | None:
+        """The options of an artifact, completed."""
+        if verify is None:
+            return None
+        return replace(
+            verify,
+            llama_server=self.llama_server or verify.llama_server,
+            runtime_python=self.pythons.get(verify.runtime, verify.runtime_python),
+        )
+
+
+@dataclass(frozen=True)
+class Local:
+    """What belongs to this machine and this run, not to the recipe.
+
+    Attributes:
+        out: the folder that holds the artifacts' folders, and the ledger; without it they are made here, and
+            the ledger lies in the first of them.
+        runtimes: what proves artifacts; ``None`` proves nothing, and receipts say so.
+        stream: how evidence is collected; its precision is the recipe's.
+        threads: of the encoders; every processor by default.
+        overwrite: files that are there are made again.
+        allow_unverified: what nothing here could run, or compare, is good enough, whatever the recipe says.
+        report: write one.
+        pushing: what becomes of the recipe's ``publish``: ``push``, ``rehearse``, or (``None``) nothing.
+    """
+
+    out: Path | None = None
+    runtimes: Runtimes | None = field(default_factory=Runtimes)
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    threads: int | None = None
+    overwrite: bool = False
+    allow_unverified: bool = False
+    report: bool = False
+    pushing: Pushing | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """All that was made of one model, and how the gates of its artifacts ended."""
+
+    subject: Subject
+    items: tuple[Item, ...]
+    gates: tuple[Gate, ...]
+    diagnosis: Diagnosis = field(repr=False)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Each once, in order."""
+        return list(dict.fromkeys(item.folder for item in self.items))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        models: one after the other, as the recipe has them.
+        report: its files, where one was asked for.
+        pushed: what was published, or how it would be.
+        refused: repositories that nothing went to, and why.
+    """
+
+    models: tuple[Made, ...]
+    report: ReportPaths | None = None
+    pushed: tuple[Pushed | Rehearsal, ...] = ()
+    refused: tuple[tuple[str, QexportError], ...] = ()
+    allow_unverified: bool = False
+
+    @property
+    def artifacts(self) -> tuple[Item, ...]:
+        """Of all models: each with its path, state, report of its verification, and receipt."""
+        return tuple(item for made in self.models for item in made.items)
+
+    @property
+    def problem(self) -> QexportError | None:
+        """What a command would end with: what failed or is not proven, then gates, then publication."""
+        return self._unproven() or self._broken_gates() or self._unpublished()
+
+    def raise_problem(self) -> None:
+        """Raises :attr:`problem`, where there is one: VerificationError, Unproven or GateRefusal."""
+        found = self.problem
+        if found is not None:
+            raise found
+
+    def _unproven(self) -> QexportError | None:
+        asked = [
+            item
+            for item in self.artifacts
+            if item.report is not None and (item.state is State.FAILED or item.target.unverified == "refuse")
+        ]
+        kind = problem([item.state for item in asked], allow_unverified=self.allow_unverified)
+        if kind is None:
+            return None
+        at = worst(item.state for item in asked)
+        names = ", ".join(item.name for item in asked if item.state is at)
+        if at is State.FAILED:
+            return kind(
+                f"{names} failed verification; {RECEIPT_NAME} says why",
+                hint="Do not publish it. `qexport verify FILE --against MODEL` runs the checks again.",
+            )
+        return kind(
+            f"not verified ({at}): {names}",
+            hint=f"{RECEIPT_NAME} says why. Prove it where a runtime runs it and there is memory for the "
+            "source, with `qexport verify`, or take it as it is with --allow-unverified.",
+        )
+
+    def _broken_gates(self) -> QexportError | None:
+        broken = [outcome for made in self.models for outcome in made.gates if not outcome.passed]
+        if not broken:
+            return None
+        return GateRefusal(
+            "the recipe's gates were not kept: " + "; ".join(map(words, broken)),
+            hint="It is not published. Give these tensors more bits, or change the gate in the recipe.",
+        )
+
+    def _unpublished(self) -> QexportError | None:
+        return refusal(self.refused)
+
+
+def run(
+    recipe: Recipe, local: Local, watcher: Watcher | None = None, units: Sequence[Unit] | None = None
+) -> Outcome:
+    """Make and prove every artifact of a recipe.
+
+    A run that was stopped or killed goes on when it is started again; what is there already, from the same
+    source and settings, is not made again. What fails verification is in the outcome, with all the rest.
+
+    Args:
+        watcher: told of everything on the way.
+        units: what is asked for; everything by default.
+
+    Raises:
+        InputError, UsageProblem, EnvironmentProblem: what is in the way, before the first byte if it can be
+            known by then.
+    """
+    watcher = watcher or Watcher()
+    units = units_of(recipe) if units is None else units
+    if local.pushing is not None:
+        from qexport.publish.push import check_destinations
+
+        where = [each.repo for each in destinations(recipe, units)]
+        check_destinations(where, token=local.pushing == "push")
+    works = plan_run(recipe, local, watcher, units)
+    works = [_fetched(work, watcher) for work in works]
+    made = tuple(_made(work, watcher) for work in works)
+    return _finished(recipe, units, local, made, watcher)
+
+
+def plan_run(recipe: Recipe, local: Local, watcher: Watcher, units: Sequence[Unit]) -> list[Work]:
+    """Every model with its artifacts planned to the byte, and checked as far as headers go.
+
+    A corpus is read and tokenized, so that it can be refused; no weights are read.
+    """
+    works: list[Work] = []
+    for subject in recipe.subjects:
+        mine = tuple(unit for unit in units if unit.subject == subject.key)
+        if mine:
+            work = plan_model(recipe, subject, mine, local, watcher)
+            if work.wanted is None:
+                work.check()
+            works.append(work)
+    return works
+
+
+def plan_model(
+    recipe: Recipe, subject: Subject, units: tuple[Unit, ...], local: Local, watcher: Watcher
+) -> Work:
+    """One model looked at and its artifacts planned, with a stand-in for a matrix that is to be collected."""
+    diagnosis = examine(subject.choice, download=False)
+    watcher.diagnosed(diagnosis)
+    work = Work(recipe, subject, units, local, diagnosis)
+    if local.report:
+        Sources(given=work.inputs).refuse(local.out or Path(), REPORT_NAMES)
+    how = recipe.calibration
+    weighted = [
+        each for each in map(recipe.artifact, dict.fromkeys(u.artifact for u in units)) if each.importance
+    ]
+    if how is None or not weighted:
+        return work
+    if how.imatrix is not None:
+        return replace(work, matrix=Matrix(read_imatrix(how.imatrix)))
+    view = diagnosis.repaired.view()
+    # Beside the first GGUF files that use it; else in a folder of its own.
+    ladder = next((each for each in recipe.artifacts if each.types and each.importance), None)
+    folder, own_name = work.out / f"{work.name}-imatrix", subject.given
+    if ladder is not None:
+        folder, own_name = work.folder(ladder), own_name or ladder.options.model_name
+    wanted = want(how, local.stream, view, folder, matrix_label(view, own_name))
+    work = replace(work, wanted=wanted, matrix=wanted.expected(view))
+    if uses_matrix([item.plan for item in work.items]):
+        return work
+    watcher.say("none of these types uses an importance matrix; none is collected")
+    return replace(work, wanted=None, matrix=None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model's units, planned.
+
+    Attributes:
+        matrix: for artifacts that use importance: the one that is expected, then the one that was collected.
+        wanted: the matrix that has to be collected first, if one has to be.
+    """
+
+    recipe: Recipe
+    subject: Subject
+    units: tuple[Unit, ...]
+    local: Local
+    diagnosis: Diagnosis
+    matrix: Matrix | None = None
+    wanted: Wanted | None = None
+
+    @property
+    def out(self) -> Path:
+        """Where the artifacts' folders are."""
+        return self.local.out or Path()
+
+    @property
+    def name(self) -> str:
+        """What stands for the model in the names of folders."""
+        return (
+            self.subject.name
+            if self.local.out is not None
+            else model_stem(self.diagnosis.subject.checkpoint.label)
+        )
+
+    def folder(self, artifact: Artifact) -> Path:
+        """Where an artifact goes."""
+        return self.out / artifact.folder.replace("{name}", self.name)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Everything that is to be written."""
+        targets = targets_of(self.recipe, self.subject, self.units, self.local, self.matrix, self.name)
+        return plan(targets, self.diagnosis, self.inputs)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file and folder that the recipe names, and itself: those of its other models, too."""
+        how, choices = self.recipe.calibration, [each.choice for each in self.recipe.subjects]
+        files = (self.recipe.path, *(() if how is None else (how.corpus, how.imatrix)))
+        folders = (Path(name) for each in choices for name in (each.model, each.mtp_from) if name)
+        return tuple(path for path in (*files, *folders) if path is not None and path.exists())
+
+    def matrix_plans(self) -> list[ArtifactPlan]:
+        """The matrix as a file, where one is collected."""
+        return [] if self.wanted is None or self.matrix is None else [self.matrix.plan(self.wanted.name)]
+
+    def settled(self) -> tuple[list[Item], list[Item]]:
+        """What is there already, and what is to be written."""
+        if self.local.overwrite:
+            return [], self.items
+        return steps.finished(self.items, home=self.local.out)
+
+    def check(self) -> None:
+        """What can be known to fail before anything is downloaded or collected."""
+        _, todo = self.settled()
+        if todo:
+            beside = {} if self.wanted is None else {self.wanted.out: self.matrix_plans()}
+            steps.check(todo, overwrite=self.local.overwrite, home=self.local.out, beside=beside)
+
+
+def targets_of(
+    recipe: Recipe,
+    subject: Subject,
+    units: Sequence[Unit],
+    local: Local,
+    matrix: Matrix | None = None,
+    name: str | None = None,
+) -> list[Target]:
+    """The targets of one model, one for each artifact that is asked for.
+
+    Args:
+        units: what is asked for; those of other models are left out.
+        matrix: for artifacts that use importance.
+        name: stands for the model in the names of folders; the recipe's own by default.
+    """
+    found: list[Target] = []
+    for artifact in recipe.artifacts:
+        mine = [unit for unit in units if (unit.subject, unit.artifact) == (subject.key, artifact.name)]
+        if not mine:
+            continue
+        changed: dict[str, Any] = {}
+        if artifact.types:
+            changed["types"] = tuple(unit.type for unit in mine)
+        if artifact.importance and artifact.format.matrix is not None:
+            changed[artifact.format.matrix] = None if matrix is None else matrix.values
+        if subject.given is not None and getattr(artifact.options, "model_name", "") is None:
+            changed["model_name"] = subject.given
+        folder = artifact.folder.replace("{name}", name or subject.name)
+        verify = None if local.runtimes is None else local.runtimes.of(artifact.verify)
+        facts = matrix.facts if matrix is not None and artifact.importance else None
+        options = replace(artifact.options, **changed)
+        out = (local.out or Path()) / folder
+        found.append(Target(options, out, verify, facts, artifact.gates, artifact.unverified))
+    return found
+
+
+def uses_matrix(plans: Sequence[ArtifactPlan]) -> bool:
+    """Whether any of the artifacts has a use for an importance matrix."""
+    return any(each.details.get("importance_matrix") for each in plans)
+
+
+def _fetched(work: Work, watcher: Watcher) -> Work:
+    """All data at hand, and the matrix of an earlier run; whose files are there has the same one."""
+    work = replace(work, diagnosis=fetched(work.subject.choice, work.diagnosis))
+    if work.wanted is None:
+        return work
+    there = None if work.local.overwrite else work.wanted.there(work.diagnosis.repaired.view())
+    if there is None:
+        work.check()
+        return work
+    watcher.say(f"importance matrix: {work.wanted.name} is there, from the same weights and text")
+    return replace(work, matrix=there, wanted=None)
+
+
+def _made(work: Work, watcher: Watcher) -> Made:
+    """One model to its end: evidence, the pass, proofs, gates."""
+    if work.wanted is not None:
+        work = replace(work, matrix=_collected(work, work.wanted, watcher))
+    items, receipts = _proven(work, *_written(work, watcher), watcher)
+    watcher.made(items, receipts)
+    gates = judge_gates(items, head=bool(work.diagnosis.repaired.mtp_layers))
+    return Made(work.subject, tuple(items), tuple(gates), work.diagnosis)
+
+
+def _collected(work: Work, wanted: Wanted, watcher: Watcher) -> Matrix:
+    """The matrix, collected, and kept as a file."""
+    matrix = collect(wanted, work.diagnosis.repaired.view(), watcher)
+    options = {"imatrix": matrix_facts(matrix.values, matrix.facts)}
+    *_, notes = write_matrix(wanted, matrix, work.diagnosis, watcher, options=options, given=work.inputs)
+    for note in notes:
+        watcher.say(f"  {note}")
+    return matrix
+
+
+def _written(work: Work, watcher: Watcher) -> tuple[list[Item], list[Item]]:
+    """What was there already, and what has been written now, from one read."""
+    done, todo = work.settled()
+    for item in done:
+        verdict = "not verified yet" if item.report is None else item.report.verdict
+        watcher.say(f"{item.name} is there, from the same source and options ({verdict})")
+    if not todo:
+        return done, []
+    local, plans = work.local, [item.plan for item in todo]
+    steps.check(todo, overwrite=local.overwrite, home=local.out)
+    for item in todo:
+        if (why := item.target.foresee(item.plan, work.diagnosis)) is not None:
+            watcher.say(f"{item.name}: nothing here can prove it ({why})")
+    watcher.planned(todo)
+    steps.ready_kernels(plans, watcher.say)
+    with watcher.phase(Phase.WRITING, sum(each.size for each in plans)) as progress:
+        return done, steps.write(
+            todo,
+            work.diagnosis,
+            home=local.out,
+            threads=local.threads,
+            progress=progress,
+            say=watcher.say,
+        )
+
+
+def _proven(
+    work: Work, done: Sequence[Item], written: Sequence[Item], watcher: Watcher
+) -> tuple[list[Item], list[Path]]:
+    """Everything with its verdict, in the order asked for; receipts that were written."""
+    unproven = [*(item for item in done if not item.settled), *written]
+    proven, receipts = steps.prove(unproven, work.diagnosis, watcher, measure=work.recipe.measure)
+    results = [*(item for item in done if item.settled), *proven]
+    order = [(item.folder, item.plan.label) for item in work.items]
+    results.sort(key=lambda item: order.index((item.folder, item.plan.label)))
+    return results, receipts or [work.items[0].receipt]
+
+
+def _finished(
+    recipe: Recipe, units: Sequence[Unit], local: Local, models: tuple[Made, ...], watcher: Watcher
+) -> Outcome:
+    """Say what gates were not kept, write the report, and publish if that was asked for."""
+    gates = [gate for made in models for gate in made.gates]
+    for gate in gates:
+        if not gate.passed:
+            watcher.say(f"gate not kept: {words(gate)}")
+    report = None
+    if local.report and models:
+        main = [made for made in models if made.subject.key == "model"] or [models[0]]
+        report = write_report(
+            [folder for made in main for folder in made.folders],
+            local.out or Path(),
+            gates=gates,
+            compare=[folder for made in models if made not in main for folder in made.folders],
+        )
+        watcher.reported(report)
+    pushed: list[Pushed | Rehearsal] = []
+    refused: list[tuple[str, QexportError]] = []
+    if local.pushing is not None:
+        every = pushes(recipe, units, local.out or Path())
+        pushed, refused = publish_all(every, watcher, rehearsal=local.pushing == "rehearse")
+    return Outcome(models, report, tuple(pushed), tuple(refused), local.allow_unverified)
+
+
+def publish(options: PushOptions, watcher: Watcher, *, rehearsal: bool = False) -> Pushed | Rehearsal:
+    """Publish a folder, or plan how.
+
+    Raises:
+        InputError, UsageProblem, VerificationError, Unproven, EnvironmentProblem: as a push does.
+    """
+    from qexport.publish.push import push, rehearse
+
+    def bar(total: int) -> Any:
+        return watcher.phase(Phase.HASHING, total)
+
+    done: Pushed | Rehearsal
+    if rehearsal:
+        done = rehearse(options, watcher.say, bar=bar)
+    else:
+        done = push(options, watcher.say, bar=bar, bars=watcher.upload_bars)
+    watcher.pushed(options, done)
+    return done
+
+
+def publish_all(
+    every: Sequence[PushOptions], watcher: Watcher, *, rehearsal: bool
+) -> tuple[list[Pushed | Rehearsal], list[tuple[str, QexportError]]]:
+    """Publish folders of a run; what may not be published is refused, and does not hold up the others."""
+    done: list[Pushed | Rehearsal] = []
+    refused: list[tuple[str, QexportError]] = []
+    for options in every:
+        try:
+            done.append(publish(options, watcher, rehearsal=rehearsal))
+        except (Unproven, VerificationError) as error:
+            watcher.say(f"{options.repo}: {error.message}")
+            refused.append((options.repo, error))
+    return done, refused
+
+
+def refusal(refused: Sequence[tuple[str, QexportError]]) -> QexportError | None:
+    """One error for all repositories that were refused."""
+    if not refused:
+        return None
+    failed = any(isinstance(error, VerificationError) for _, error in refused)
+    kind = VerificationError if failed else Unproven
+    return kind(
+        f"{', '.join(repo for repo, _ in refused)}: not published, for the reasons above",
+        hint="`qexport push` has ways to publish all the same, marked on the card.",
+    )

@@ -1,0 +1,249 @@
+"""The importance matrix of a run: wanted, expected to the byte, there already, collected, written.
+
+Everything that can be refused is refused before the pass: the corpus is read and tokenized first, and a
+matrix of ones with the names, sizes and metadata of the real one lets files be planned to the byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from qexport import __version__
+from qexport.errors import InputError, QexportError
+from qexport.evidence.corpus import builtin_corpus, read_corpus
+from qexport.evidence.imatrix_file import read_imatrix, sealed
+from qexport.evidence.imatrix_sums import merged
+from qexport.evidence.kinds import kind_of
+from qexport.evidence.modules import import_transformers
+from qexport.evidence.tokens import tokenize
+from qexport.export.execute import execute
+from qexport.families.roles import Role
+from qexport.formats.gguf.file_name import matrix_name
+from qexport.formats.gguf.importance import gguf_importance, plan_imatrix, uncollected
+from qexport.receipt.store import write_receipt
+from qexport.run.model import sources_of
+from qexport.run.receipts import artifact_entries, entry_of
+from qexport.run.watcher import Phase
+from qexport.sizes import size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.evidence.imatrix_file import ImportanceMatrix
+    from qexport.evidence.options import StreamOptions
+    from qexport.evidence.tokens import Chunks
+    from qexport.export.sink import WrittenFile
+    from qexport.families.view import ModelView
+    from qexport.formats.plan import ArtifactPlan
+    from qexport.recipe.recipe import Calibration
+    from qexport.run.watcher import Watcher
+
+
+MATRIX_WAITS = 600.0
+"""Seconds that a matrix, which may have taken hours, waits for another run in its folder."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An importance matrix; ``facts`` say how it was collected, for receipts: ``None`` where it was not."""
+
+    values: ImportanceMatrix
+    facts: Mapping[str, Any] | None = None
+
+    def plan(self, name: str) -> ArtifactPlan:
+        """It as a file of that name."""
+        return plan_imatrix(self.values, name, self.facts)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A matrix that is to be collected: its text is in the model's tokens, all that can be refused has been.
+
+    Attributes:
+        how: corpus, amounts, precision, matrices to be added.
+        stream: how the pass is run on this machine.
+        out: the folder that its file, ``name``, goes to: who runs again need not collect it again.
+    """
+
+    how: Calibration
+    stream: StreamOptions
+    chunks: Chunks
+    out: Path
+    name: str
+
+    def expected(self, view: ModelView) -> Matrix:
+        """One like that which will be collected, but for its numbers."""
+        sums, counts = uncollected(view)
+        # As many tokens as every matrix of the trunk sees: merging counts chunks by them.
+        counts = {name: ones * self.chunks.tokens for name, ones in counts.items()}
+        return Matrix(_matrix(self, view, sums, counts))
+
+    def key(self, view: ModelView) -> str:
+        """What the collected matrix follows from, as a hash: weights, text, precision, matrices merged."""
+        sources = {id(p.checkpoint): p.checkpoint for tensor in view for p in tensor.data.pieces}
+        value = [
+            __version__,
+            [[source.label, source.identity()] for source in sources.values()],
+            _facts(self.chunks),
+            [self.stream.precision, self.stream.device],
+            [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.how.merge],
+        ]
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+    def there(self, view: ModelView) -> Matrix | None:
+        """What an earlier run has collected in the same way from the same weights, if it is there."""
+        entry = entry_of(self.out, self.key(view))
+        if entry is None:
+            return None
+        path = self.out / entry.files[0].name  # an earlier version gave it another name
+        try:
+            values = read_imatrix(path)
+        except QexportError:
+            return None
+        # What the plan adds of itself is no fact of the collecting: with it, finished files would seem
+        # others.
+        added = plan_imatrix(values, path.name).details
+        return Matrix(values, {key: value for key, value in entry.details.items() if key not in added})
+
+
+def matrix_label(view: ModelView, name: str | None = None) -> str:
+    """The file name of a model's matrix: ``Name-imatrix.gguf_file``."""
+    return matrix_name(name or view.label)
+
+
+def want(how: Calibration, stream: StreamOptions, view: ModelView, out: Path, name: str) -> Wanted:
+    """Read the corpus and tokenize it, and see that the pass can run here.
+
+    Raises:
+        InputError: the corpus is empty, too short, not text, or its columns are not known.
+        EnvironmentProblem: transformers is missing, or there is no such device.
+    """
+    from qexport.evidence.stream import device_of  # brings torch
+
+    import_transformers()
+    device_of(stream.device)
+    if how.corpus is not None and kind_of(how.corpus) == "imatrix":
+        raise InputError(
+            f"{how.corpus.name} is an importance matrix, not a corpus",
+            hint="To add to it, give it with --merge.",
+        )
+    corpus = builtin_corpus() if how.corpus is None else read_corpus(how.corpus)
+    embedding = view.find(Role.TOKEN_EMBD)
+    chunks = tokenize(
+        corpus,
+        view.files,
+        tokens=how.tokens,
+        chunk=how.chunk,
+        seed=how.seed,
+        vocab_size=embedding.shape[0] if embedding is not None else None,
+        model=view.label,
+    )
+    return Wanted(how, replace(stream, precision=how.precision), chunks, out, name)
+
+
+def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
+    """Run the pass and make the matrix, saying what is read and how fast it went.
+
+    Raises:
+        InputError: damaged weights; a matrix to merge belongs to another model.
+        EnvironmentProblem: no room for activations.
+    """
+    from qexport.evidence.observe import InputSquares  # brings torch
+    from qexport.evidence.stream import LayerStream
+
+    stream, squares, chunks = LayerStream(view, wanted.stream), InputSquares(), wanted.chunks
+    states = chunks.tokens * int(view.text["hidden_size"]) * 4
+    watcher.say(
+        f"importance matrix: {chunks.dataset}, {len(chunks.ids)} chunks of {chunks.size}, "
+        f"{stream.precision} on {wanted.stream.device}, {size_text(states)} of hidden states"
+        f"{' in a temporary file' if states > stream.state_limit else ''}"
+    )
+    if chunks.fallback_reason:
+        counts = ", ".join(f"{count} {how}" for how, count in chunks.chats.items() if count)
+        watcher.say(f"  conversations: {counts}; the first that was not as it is: {chunks.fallback_reason}")
+    begun = monotonic()
+    with watcher.phase(Phase.COLLECTING, stream.units(chunks.ids)) as progress:
+        stream.run(chunks.ids, squares, progress=progress)
+    seconds = monotonic() - begun
+    facts = {
+        **_facts(chunks),
+        "device": wanted.stream.device,
+        "precision": stream.precision,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(chunks.tokens / max(seconds, 1e-9), 1),
+    }
+    watcher.say(f"  collected in {facts['seconds']} s, {facts['tokens_per_second']} tokens/s")
+    return Matrix(_matrix(wanted, view, squares.sums, squares.counts), facts)
+
+
+def write_matrix(
+    wanted: Wanted,
+    matrix: Matrix,
+    diagnosis: Diagnosis,
+    watcher: Watcher,
+    *,
+    options: Mapping[str, Any],
+    given: Sequence[Path] = (),
+) -> tuple[WrittenFile, Path, tuple[str, ...]]:
+    """Write a matrix as a file, and its receipt.
+
+    Args:
+        options: what its entry in the receipt says of them.
+        given: what is read besides the model and what ``wanted`` names.
+
+    Returns:
+        the file, the receipt's path, and what a user should know about it.
+    """
+    plan = matrix.plan(wanted.name)
+    sources = sources_of(diagnosis, wanted.how, tuple(given))
+    ((written,),) = execute([plan], wanted.out, sources=sources, wait=MATRIX_WAITS)
+    key = wanted.key(diagnosis.repaired.view())
+    entries = artifact_entries(diagnosis, [(plan, [written], None)], options, fingerprint=key)
+    return written, write_receipt(wanted.out, entries, watcher.say), tuple(plan.notes)
+
+
+def _matrix(
+    wanted: Wanted, view: ModelView, sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]
+) -> ImportanceMatrix:
+    chunks = wanted.chunks
+    fresh = gguf_importance(
+        view,
+        sums,
+        counts,
+        datasets=[chunks.dataset],
+        chunk_count=len(chunks.ids),
+        chunk_size=chunks.size,
+        label=wanted.name,
+    )
+    if not wanted.how.merge:
+        return fresh
+    others = [read_imatrix(path) for path in wanted.how.merge]
+    for other in others:
+        if not set(other.sums) & set(fresh.sums):
+            raise InputError(
+                f"{other.label} names none of this model's tensors: it was made for another model",
+                hint="Leave it out of --merge.",
+            )
+    return sealed(merged([fresh, *others], wanted.name, chunks.size))
+
+
+def _facts(chunks: Chunks) -> dict[str, Any]:
+    return {
+        "corpus": chunks.label,
+        "corpus_sha256": chunks.corpus_sha256,
+        "tokens": chunks.tokens,
+        "chunk": chunks.size,
+        "seed": chunks.seed,
+        "bos": chunks.bos,
+        "tokens_sha256": chunks.sha256,
+        "chats": {str(how): count for how, count in chunks.chats.items()},
+        "chat_fallback": chunks.fallback_reason or None,
+    }

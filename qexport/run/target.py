@@ -1,0 +1,182 @@
+"""One thing that was asked for, whatever its format, and the artifacts that become of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qexport.artifacts.layout import Traits
+from qexport.errors import EnvironmentProblem
+from qexport.export.fingerprint import fingerprint
+from qexport.export.sources import Sources
+from qexport.formats.registry import format_of
+from qexport.receipt.names import RECEIPT_NAME
+from qexport.receipt.state import State
+from qexport.recipe.gates import Gates
+from qexport.run.model import sources_of
+from qexport.verify.choose import has_experts, unjudged
+from qexport.verify.options import VerifyOptions
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.evidence.imatrix_file import ImportanceMatrix
+    from qexport.export.sink import WrittenFile
+    from qexport.formats.format import Format
+    from qexport.formats.plan import ArtifactPlan
+    from qexport.receipt.verification import Report
+    from qexport.recipe.recipe import Unverified
+
+
+@dataclass(frozen=True)
+class Target:
+    """Files of several types in a folder, or a folder (MLX with its drafter in a second one beside it).
+
+    Attributes:
+        options: of its format, which say the format.
+        out: the folder.
+        verify: how to prove it; ``None`` skips that, and the receipt says so.
+        facts: how the importance matrix was collected, where it was, for the receipt.
+        gates: the limits that it has to keep.
+        unverified: whether it is good enough where nothing could run it, or compare it with its source.
+    """
+
+    options: Any
+    out: Path
+    verify: VerifyOptions | None = field(default_factory=VerifyOptions)
+    facts: Mapping[str, Any] | None = None
+    gates: Gates = field(default_factory=Gates)
+    unverified: Unverified = "refuse"
+
+    @property
+    def format(self) -> Format:
+        """By the options."""
+        return format_of(self.options)
+
+    def plans(self, diagnosis: Diagnosis) -> list[tuple[ArtifactPlan, Path]]:
+        """Its artifacts and their folders. Reads no tensor data."""
+        return [
+            (plan, self.out.with_name(self.out.name + self.format.beside.get(plan.kind, "")))
+            for plan in self.format.plan(diagnosis, self.options)
+        ]
+
+    def chosen(self) -> dict[str, Any]:
+        """What was asked for, without paths: a receipt travels with the files."""
+        found: dict[str, Any] = {}
+        for each in fields(self.options):
+            value = getattr(self.options, each.name)
+            if each.name == self.format.matrix and value is not None:
+                value = matrix_facts(value, self.facts)
+            elif isinstance(value, Path):
+                value = value.name
+            found[each.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    def check_runtime(self) -> None:
+        """Raises EnvironmentProblem when what is to prove the artifacts here is not installed."""
+        how, proof = self.verify, self.format.proof
+        if how is None or find_spec(proof.module) is not None:
+            return
+        ladder = self.format.ladder
+        if how.llama_server if ladder else how.runtime or how.runtime_python:
+            return
+        other = "a build of yours with --llama-server"
+        raise EnvironmentProblem(
+            f"the {'files' if ladder else 'folder'} could not be verified: {proof.module} is not installed",
+            hint=f"pip install 'qexport[{proof.extra}]', name "
+            f"{other if ladder else 'a Python that has a runtime with --runtime-python PATH'}, or "
+            "--no-verify.",
+        )
+
+    def foresee(self, plan: ArtifactPlan, diagnosis: Diagnosis) -> str | None:
+        """Why nothing here can prove it, and what could; ``None``: something can, or shall not."""
+        if self.verify is None or self.format.ladder or plan.kind in self.format.beside:
+            return None
+        packed = (tensor for tensor in plan.tensors if len(tensor.streams) > 1)
+        odd = next((each.name for each in packed if any(size % 128 for size in each.shape[-2:])), None)
+        traits = Traits(has_experts(diagnosis.repaired.view().text), odd=odd)
+        return unjudged(self.format.layout(self.options), traits, self.verify)
+
+
+def matrix_facts(matrix: ImportanceMatrix, collected: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What receipts say of an importance matrix; ``collected``: and of how it was, where it was here."""
+    return {
+        "file": matrix.label,
+        "sha256": matrix.sha256,
+        "datasets": list(matrix.datasets),
+        "calibration": None if collected is None else dict(collected),
+    }
+
+
+@dataclass(frozen=True)
+class Item:
+    """One artifact on its way: planned, written (``written``), proven (``report``).
+
+    ``report`` stays ``None`` where verification was not asked for.
+    """
+
+    target: Target
+    plan: ArtifactPlan
+    folder: Path
+    sources: Sources = field(default_factory=Sources, repr=False)
+    written: tuple[WrittenFile, ...] = ()
+    report: Report | None = None
+
+    @property
+    def name(self) -> str:
+        """What users know it by: the file, or the folder."""
+        return self.plan.files[0].name if self.target.format.ladder else self.folder.name
+
+    @property
+    def path(self) -> Path:
+        """What a runtime opens: the (first) file of a GGUF, else the folder."""
+        return self.folder / self.plan.files[0].name if self.target.format.ladder else self.folder
+
+    @property
+    def receipt(self) -> Path:
+        """The receipt that it is in, once it is written."""
+        return self.folder / RECEIPT_NAME
+
+    @property
+    def state(self) -> State:
+        """How far it is proven; what verification was not asked for has not run."""
+        return State.NOT_RUN if self.report is None else self.report.state
+
+    @property
+    def settled(self) -> bool:
+        """Whether its verdict stands: what could not be run or compared may be by now."""
+        return self.report is not None and self.state in (State.PASSED, State.FAILED)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What its bytes follow from, as a hash."""
+        return fingerprint(self.plan, _without_timings(self.target.chosen()))
+
+
+def plan(targets: Sequence[Target], diagnosis: Diagnosis, given: Sequence[Path] = ()) -> list[Item]:
+    """Every artifact of every target. Reads no tensor data.
+
+    Args:
+        given: files and folders that are read besides the model, its base and what the targets name.
+
+    Raises:
+        UsageProblem: one would be written over a source, or into it.
+    """
+    sources = sources_of(diagnosis, tuple(targets), tuple(given))
+    items: list[Item] = []
+    for target in targets:
+        for made, folder in target.plans(diagnosis):
+            sources.refuse(folder, [file.name for file in made.files])
+            items.append(Item(target, made, folder, sources))
+    return items
+
+
+def _without_timings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How long a matrix took to collect changes no byte; its own hash is there."""
+    return {
+        key: {k: v for k, v in value.items() if k != "calibration"} if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }

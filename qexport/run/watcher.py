@@ -1,0 +1,75 @@
+"""Who watches a run: told of everything, in the order in which it happens, and free to do nothing about it.
+
+The command line's output is one watcher; a program's, where it names none, is this base class.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.publish.plan import PushOptions
+    from qexport.publish.push import Pushed, Rehearsal
+    from qexport.report.write import ReportPaths
+    from qexport.run.target import Item
+
+
+class Phase(StrEnum):
+    """What takes its time, and what its progress counts."""
+
+    COLLECTING = "collecting"
+    """Batches of text through layers."""
+    WRITING = "writing"
+    """Bytes of all files."""
+    VERIFYING = "verifying"
+    """Artifacts, with what is measured of each."""
+    HASHING = "hashing"
+    """Bytes of files that are to be published."""
+
+
+class Progress(Protocol):
+    """How far a phase has come."""
+
+    def advance(self, amount: int) -> None:
+        """``amount`` more is done."""
+        ...
+
+
+class _Unseen:
+    def advance(self, amount: int) -> None:
+        """Nobody looks."""
+
+
+class Watcher:
+    """Does nothing; a watcher overrides what it wants to know."""
+
+    upload_bars = False
+    """Whether the Hub's client may draw its own bars."""
+
+    def say(self, words: str) -> None:
+        """A note, in words."""
+
+    def diagnosed(self, diagnosis: Diagnosis) -> None:
+        """A model was looked at: what was found in it, and what is repaired."""
+
+    def planned(self, items: Sequence[Item]) -> None:
+        """These artifacts are about to be written."""
+
+    def phase(self, phase: Phase, total: int) -> AbstractContextManager[Progress]:
+        """A phase begins; it lasts as long as the context."""
+        return nullcontext(_Unseen())
+
+    def made(self, items: Sequence[Item], receipts: Sequence[Path]) -> None:
+        """All artifacts of a model are there, with their verdicts."""
+
+    def reported(self, paths: ReportPaths) -> None:
+        """The report is written."""
+
+    def pushed(self, options: PushOptions, done: Pushed | Rehearsal) -> None:
+        """A folder was published, or would be like this."""
