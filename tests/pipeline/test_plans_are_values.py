@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qexport.checkpoint import open_checkpoint
+from qexport.checkpoint.opening import open_checkpoint
 from qexport.codecs.contract import Nvfp4
 from qexport.doctor.diagnose import diagnose
 from qexport.evidence.store import NOTHING, Kind
