@@ -59,7 +59,7 @@ _OURS: Mapping[type[StoredType], str] = {
     MlxFloat: "mlx_encoders.encode_float",
     Fp8Tiles: "fp8_block.encode",
     Fp8Matrix: "fp8_tensor.encode",
-    Nvfp4: "nvfp4_search.encode",
+    Nvfp4: "nvfp4.encode",
 }
 
 

@@ -27,9 +27,8 @@ import numpy as np
 import torch
 
 from qexport.codecs.contract import FP8_TILE, Fp8Tiles, Known, Packed
-from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits
 from qexport.codecs.jit import compiled, float_of
-from qexport.codecs.narrow import AS_BFLOAT16, AS_IT_IS, narrow, rounding_of
+from qexport.codecs.small_floats import AS_BFLOAT16, AS_IT_IS, E4M3_MAX, e4m3_bits, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
 from qexport.errors import UsageProblem
 

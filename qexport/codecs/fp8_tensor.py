@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qexport.codecs.contract import Fp8Matrix, Known, Packed
-from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits
 from qexport.codecs.jit import compiled, float_of
-from qexport.codecs.narrow import narrow, rounding_of
+from qexport.codecs.small_floats import E4M3_MAX, e4m3_bits, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
 
 if TYPE_CHECKING:

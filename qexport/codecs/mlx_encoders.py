@@ -13,8 +13,8 @@ from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs import mlx_affine, mlx_float
 from qexport.codecs.contract import Known, MlxAffine, MlxFloat, Packed, chunk_rows
 from qexport.codecs.mlx_weighted import fit_into
-from qexport.codecs.narrow import rounding_of
 from qexport.codecs.native import halves_and_words
+from qexport.codecs.small_floats import rounding_of
 
 _EVEN = 32  # rows that the weighted fit works on at once
 

@@ -29,9 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qexport.codecs.e4m3 import E4M3_MAX, e4m3_bits, e4m3_value
 from qexport.codecs.jit import bits_of, compiled, float_of
-from qexport.codecs.narrow import narrow, rounding_of
+from qexport.codecs.small_floats import E4M3_MAX, e4m3_bits, e4m3_value, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 

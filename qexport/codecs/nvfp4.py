@@ -6,12 +6,29 @@ scale, ``amax / (6 * 448)``, maps the largest of those to 448. ModelOpt stores t
 (``weight_scale_2``), compressed-tensors its inverse (``weight_global_scale``). Matrices that a runtime fuses
 need the same one, so it is given: take the largest magnitude of all of them.
 
-The bytes are those of ModelOpt's ``NVFP4QTensor`` without a static calibration
-(https://github.com/NVIDIA/TensorRT-Model-Optimizer), or, with ``divides``, those of compressed-tensors'
-``nvfp4-pack-quantized`` as llm-compressor calls it (https://github.com/vllm-project/compressed-tensors);
-:mod:`qexport.codecs.nvfp4_rows` says where they differ.
+Two libraries define the bytes, and they round at different places:
 
-Left out: values that are not finite, whose blocks are counted. Values beyond the largest scale are cut off.
+* ModelOpt (``NVFP4QTensor`` without a static calibration,
+  https://github.com/NVIDIA/TensorRT-Model-Optimizer) multiplies: a block's scale is ``top / (6 * shared)``,
+  limited to 2**-9 to 448, and 1 for a block of zeros; a value is divided by ``scale * shared``, rounded to
+  float32.
+* compressed-tensors (``nvfp4-pack-quantized`` as llm-compressor calls it,
+  https://github.com/vllm-project/compressed-tensors) divides: a block's scale is ``(top / 6) * shared``,
+  where ``top / 6`` is rounded to the rows' dtype, limited to 448, and 2**-3 where it rounds to zero; a value
+  is divided by ``scale / shared``.
+
+A negative zero loses its sign in both, a small negative number keeps it.
+
+Searched scales: each block takes the E4M3 scale that loses least, not the one of its maximum. Between 4 and 6
+there is no level, so a block whose largest values map there is often better served by a larger scale that
+maps its maximum to 4 ("four over six", https://arxiv.org/abs/2512.02010), or by one of the neighbours of
+either: from 4 below the usual scale, where the maximum is cut off, to 6 above it. The loss is the squared
+error, each column weighted with the importance of its input where that is known; the usual scale stays where
+no other is better. On normal and on real weights the squared error falls by 27 to 30 %. Every reader reads
+the result.
+
+Left out: values that are not finite, whose blocks are counted; values beyond the largest scale are cut off;
+other global scales, of which one that leaves room for a larger scale in every block gains nothing (0.1 %).
 """
 
 from __future__ import annotations
@@ -21,16 +38,41 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qexport.codecs.e2m1 import TOP_LEVEL
-from qexport.codecs.e4m3 import E4M3_MAX
-from qexport.codecs.jit import compiled
-from qexport.codecs.narrow import AS_IT_IS, rounding_of
-from qexport.codecs.nvfp4_rows import BLOCK, row_codes, row_scales, row_tops, step_of
+from qexport.codecs.contract import Known, Nvfp4, Packed
+from qexport.codecs.jit import compiled, float_of
+from qexport.codecs.small_floats import (
+    AS_IT_IS,
+    E4M3_MAX,
+    TOP_LEVEL,
+    e2m1_code,
+    e2m1_nearest,
+    e4m3_bits,
+    e4m3_value,
+    narrow,
+    rounding_of,
+)
 from qexport.codecs.source_bits import source_bits, widen
 from qexport.errors import UsageProblem
 
+BLOCK = 16
+
+_MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_SMALLEST_SCALE = np.float32(2.0**-9)
+_EIGHTH = np.uint8(0x20)
+_BELOW, _ABOVE = 4, 6
+_LAST = 0x7E  # E4M3 of 448
 _TOP = np.float32(TOP_LEVEL * E4M3_MAX)
 _TINY = np.finfo(np.float32).tiny
+
+
+def encode(stored: Nvfp4, rows: torch.Tensor, known: Known) -> Packed:
+    """Levels, block scales, and with the first rows the float32 global scale."""
+    shared = divisor(known.largest, rows.dtype) if stored.divides else global_scale(known.largest)
+    search = stored.scales != "max"
+    made = quantize(rows, shared, divides=stored.divides, search=search, importance=known.importance)
+    once = np.array([shared] if known.begins else [], np.float32)
+    return Packed((made.packed, made.scales, once), made.bad)
 
 
 @dataclass(frozen=True)
@@ -75,28 +117,27 @@ def divisor(amax: float, dtype: torch.dtype) -> np.float32:
     return np.float32(inverse if np.isfinite(inverse) else 1)
 
 
-def quantize(rows: torch.Tensor, shared: np.float32, *, divides: bool = False) -> Nvfp4Rows:
+def quantize(
+    rows: torch.Tensor,
+    shared: np.float32,
+    *,
+    divides: bool = False,
+    search: bool = False,
+    importance: np.ndarray | None = None,
+) -> Nvfp4Rows:
     """Quantize ``(n, columns)`` rows in bfloat16, float16 or float32; columns a multiple of 16.
 
     Args:
         rows: the values.
         shared: the result of :func:`global_scale`, or of :func:`divisor` with ``divides``.
         divides: whether to round as compressed-tensors does.
+        search: take the best of the scales around the usual one.
+        importance: mean squared inputs, float32 ``(columns,)``, for the search; all columns count alike
+            without it.
 
     Raises:
-        UsageProblem: the rows do not divide into blocks, or the scale is no normal positive number.
-    """
-    source, shift, made = prepared(rows, shared)
-    rounding = rounding_of(rows.dtype) if divides else AS_IT_IS
-    bad = _quantize(source, shift, np.float32(shared), divides, rounding, made.packed, made.scales)
-    return Nvfp4Rows(made.packed, made.scales, int(bad))
-
-
-def prepared(rows: torch.Tensor, shared: np.float32) -> tuple[np.ndarray, np.uint32, Nvfp4Rows]:
-    """The rows' bits, the shift to those of float32, and room for the result.
-
-    Raises:
-        UsageProblem: as :func:`quantize`.
+        UsageProblem: the rows do not divide into blocks, the scale is no normal positive number, or
+            importance is of another size.
     """
     source, shift = source_bits(rows)
     n, columns = source.shape
@@ -104,8 +145,14 @@ def prepared(rows: torch.Tensor, shared: np.float32) -> tuple[np.ndarray, np.uin
         raise UsageProblem(f"rows of {columns} values do not divide into blocks of {BLOCK}")
     if not _TINY <= np.float32(shared) < np.inf:
         raise UsageProblem(f"{shared} cannot be a global scale")
+    weights = np.ones(columns, np.float32) if importance is None else importance
+    if weights.shape != (columns,) or weights.dtype != np.float32:
+        raise UsageProblem(f"importance of {columns} columns cannot be {weights.dtype} {weights.shape}")
+    weights = np.require(weights, requirements=["C", "A", "W"])
     packed, scales = np.empty((n, columns // 2), np.uint8), np.empty((n, columns // BLOCK), np.uint8)
-    return source, shift, Nvfp4Rows(packed, scales, 0)
+    rounding = rounding_of(rows.dtype) if divides else AS_IT_IS
+    bad = _quantize(source, shift, np.float32(shared), divides, rounding, search, weights, packed, scales)
+    return Nvfp4Rows(packed, scales, int(bad))
 
 
 def _inverse(amax: float, dtype: torch.dtype) -> float:
@@ -126,6 +173,8 @@ def _quantize(
     shared: np.float32,
     divides: bool,
     rounding: np.uint32,
+    search: bool,
+    weights: np.ndarray,
     packed: np.ndarray,
     scales: np.ndarray,
 ) -> int:
@@ -133,12 +182,106 @@ def _quantize(
     columns, blocks = source.shape[1], source.shape[1] // BLOCK
     values, codes = np.empty(columns, np.uint32), np.empty(BLOCK, np.uint32)
     tops, steps = np.empty(blocks, np.uint32), np.empty(blocks, np.float32)
+    parts = np.empty(BLOCK, np.float32)
     for row in range(source.shape[0]):
         # A step at a time for all blocks: they do not wait for each other's divisions.
         widen(source[row], shift, values)
-        bad += row_tops(values, tops)
-        row_scales(tops, shared, divides, rounding, scales[row])
+        bad += _row_tops(values, tops)
+        _row_scales(tops, shared, divides, rounding, scales[row])
+        if search:
+            for block in range(blocks):
+                low, high = block * BLOCK, (block + 1) * BLOCK
+                if np.uint32(0) < tops[block] < _INFINITY:
+                    scales[row, block] = _best_scale(
+                        values[low:high], weights[low:high], scales[row, block], shared, divides, parts
+                    )
         for block in range(blocks):
-            steps[block] = step_of(scales[row, block], shared, divides)
-        row_codes(values, steps, codes, packed[row])
+            steps[block] = _step_of(scales[row, block], shared, divides)
+        _row_codes(values, steps, codes, packed[row])
     return bad
+
+
+@compiled
+def _row_tops(values: np.ndarray, tops: np.ndarray) -> int:
+    """Each block's largest magnitude, as bits; returns how many blocks hold a NaN or infinity."""
+    bad = 0
+    for block in range(len(tops)):
+        top = np.uint32(0)
+        for i in range(BLOCK):
+            top = max(top, np.uint32(values[block * BLOCK + i] & _MAGNITUDE))
+        tops[block] = top
+        bad += 1 if top >= _INFINITY else 0
+    return bad
+
+
+@compiled
+def _row_scales(
+    tops: np.ndarray, shared: np.float32, divides: bool, rounding: np.uint32, scales: np.ndarray
+) -> None:
+    """Each block's E4M3 scale: its largest magnitude becomes 6. ``rounding`` as in ``narrow``."""
+    unit = np.float32(TOP_LEVEL * shared)
+    for block in range(len(tops)):
+        if divides:
+            scale = np.float32(narrow(float_of(tops[block]) / TOP_LEVEL, rounding) * shared)
+            byte = e4m3_bits(scale if scale < E4M3_MAX else E4M3_MAX)
+            scales[block] = byte if byte else _EIGHTH
+        else:
+            scale = np.float32(float_of(tops[block]) / unit)
+            scale = scale if scale != _ZERO else _ONE
+            scale = scale if scale > _SMALLEST_SCALE else _SMALLEST_SCALE
+            scales[block] = e4m3_bits(scale if scale < E4M3_MAX else E4M3_MAX)
+
+
+@compiled
+def _step_of(scale: np.uint8, shared: np.float32, divides: bool) -> np.float32:
+    """What a level of 1 is worth in a block with this scale."""
+    value = e4m3_value(scale)
+    step: np.float32 = value / shared if divides else value * shared
+    return step
+
+
+@compiled
+def _row_codes(values: np.ndarray, steps: np.ndarray, codes: np.ndarray, packed: np.ndarray) -> None:
+    """Pack float32 bits; ``steps`` has one for each block, ``codes`` is scratch of 16 words."""
+    for block in range(len(steps)):
+        for i in range(BLOCK):
+            bits = values[block * BLOCK + i]
+            level = float_of(np.uint32(bits & _MAGNITUDE)) / steps[block]
+            negative = np.uint32(8) if level > _ZERO else np.uint32(0)
+            codes[i] = e2m1_code(level) | (np.uint32(bits >> np.uint32(28)) & negative)
+        for i in range(BLOCK // 2):
+            pair = codes[2 * i] | codes[2 * i + 1] << np.uint32(4)
+            packed[block * (BLOCK // 2) + i] = np.uint8(pair)
+
+
+@compiled
+def _loss(values: np.ndarray, weights: np.ndarray, step: np.float32, parts: np.ndarray) -> np.float32:
+    """The weighted squared error of a block; ``parts`` is scratch: sums in a fixed order, eight at a time."""
+    inverse = _ONE / step
+    for i in range(BLOCK):
+        magnitude = float_of(np.uint32(values[i] & _MAGNITUDE))
+        error = magnitude - e2m1_nearest(magnitude * inverse) * step
+        parts[i] = error * error * weights[i]
+    for i in range(8):
+        parts[i] += parts[i + 8]
+    for i in range(4):
+        parts[i] += parts[i + 4]
+    loss: np.float32 = (parts[0] + parts[2]) + (parts[1] + parts[3])
+    return loss
+
+
+@compiled
+def _best_scale(
+    values: np.ndarray,
+    weights: np.ndarray,
+    usual: np.uint8,
+    shared: np.float32,
+    divides: bool,
+    parts: np.ndarray,
+) -> np.uint8:
+    best, least = usual, _loss(values, weights, _step_of(usual, shared, divides), parts)
+    for candidate in range(max(1, int(usual) - _BELOW), min(_LAST, int(usual) + _ABOVE) + 1):
+        loss = _loss(values, weights, _step_of(np.uint8(candidate), shared, divides), parts)
+        if loss < least:
+            best, least = np.uint8(candidate), loss
+    return best

@@ -42,7 +42,7 @@ from qexport.codecs.lanes import (
     to_int,
 )
 from qexport.codecs.scale_search import factors_around, largest, levels_of, search_scale
-from qexport.codecs.tiles import is_finite, put_half, read_tile, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, mean_square, put_half, read_tile, scratch, write_blocks
 
 _TOPS = {"Q4_0": 8, "Q5_0": 16}
 _FACTORS = {name: factors_around(top) for name, top in _TOPS.items()}
@@ -77,7 +77,7 @@ def _encode(
     for first in range(0, len(out), LANES):
         sigma2 = splat(0)
         if len(importance):
-            sigma2 = _mean_square(halves, words, first, tile)
+            sigma2 = mean_square(halves, words, first, tile)
         for group in range(0, blocks, _GROUP):
             count = min(_GROUP, blocks - group)
             read_tile(halves, words, first, group * _SIZE, count * _SIZE, tile)
@@ -99,20 +99,6 @@ def _encode(
                 _pack(half, codes, start, packed, block * parts, parts)
             write_blocks(packed, rest, out, first, group * parts * 2, count * parts * 2)
     return bad
-
-
-@compiled
-def _mean_square(halves: np.ndarray, words: np.ndarray, first: int, tile: np.ndarray) -> Lanes:
-    """Of whole rows, summed in the order of the columns; ``tile`` is scratch."""
-    columns = halves.shape[1]
-    total = splat(0)
-    for column in range(0, columns, len(tile)):
-        count = min(len(tile), columns - column)
-        read_tile(halves, words, first, column, count, tile)
-        for i in range(count):
-            x = load(tile, i)
-            total = total + x * x
-    return total / columns
 
 
 @compiled

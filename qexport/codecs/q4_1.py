@@ -35,7 +35,7 @@ from qexport.codecs.lanes import (
     to_int,
 )
 from qexport.codecs.range_search import found_codes, search_range, steps_around
-from qexport.codecs.tiles import is_finite, read_tile, scratch, write_blocks
+from qexport.codecs.tiles import is_finite, mean_square, read_tile, scratch, write_blocks
 
 _TOPS = {"Q4_1": 15, "Q5_1": 31}
 _STEPS = {"Q4_1": steps_around(15, -0.9, 0.05, 36), "Q5_1": steps_around(31, -0.9, 0.05, 36)}
@@ -47,49 +47,11 @@ def encode(
     type_name: str, halves: np.ndarray, words: np.ndarray, importance: np.ndarray, out: np.ndarray
 ) -> int:
     """Fill ``out``; the contract is in :mod:`qexport.codecs.native`."""
-    top = _TOPS[type_name]
-    if len(importance):
-        return int(_encode_weighted(halves, words, importance, _STEPS[type_name], top, out))
-    return int(_encode_plain(halves, words, top, out))
+    return int(_encode(halves, words, importance, _STEPS[type_name], _TOPS[type_name], out))
 
 
 @compiled
-def _encode_plain(halves: np.ndarray, words: np.ndarray, top: int, out: np.ndarray) -> int:
-    block_words = 6 if top > 15 else 5
-    tile, rest = scratch(_GROUP * _SIZE, LANES), scratch(LANES, 16).view(np.uint8)
-    packed = scratch(_GROUP * 6, LANES).view(np.int32)
-    codes = tile.view(np.int32)
-    blocks = halves.shape[1] // _SIZE
-    bad = 0
-    for first in range(0, len(out), LANES):
-        for start in range(0, blocks, _GROUP):
-            count = min(_GROUP, blocks - start)
-            read_tile(halves, words, first, start * _SIZE, count * _SIZE, tile)
-            bad += 1 - is_finite(tile[: count * _SIZE])
-            for block in range(count):
-                at = block * _SIZE
-                low = load(tile, at)
-                high = low
-                for i in range(1, _SIZE):
-                    x = load(tile, at + i)
-                    low = select(x < low, x, low)
-                    high = select(x > high, x, high)
-                scale = (high - low) / np.float32(top)
-                # A scale too small to invert gives zeros: so do ggml's bytes of infinite and NaN quotients.
-                inverse = splat(1) / scale
-                inverse = select(inverse < np.float32(np.inf), inverse, 0)
-                bad += _store_scales(packed, block * block_words, scale, low)
-                for i in range(_SIZE):
-                    nudged = (load(tile, at + i) - low) * inverse + np.float32(0.5)
-                    store(codes, at + i, to_int(nudged))
-                _pack(codes, at, packed, block * block_words + 1, top)
-            offset, size = start * block_words * 4, count * block_words * 4
-            write_blocks(packed, rest, out, first, offset, size)
-    return bad
-
-
-@compiled
-def _encode_weighted(
+def _encode(
     halves: np.ndarray,
     words: np.ndarray,
     importance: np.ndarray,
@@ -98,33 +60,58 @@ def _encode_weighted(
     out: np.ndarray,
 ) -> int:
     block_words = 6 if top > 15 else 5
-    tile = scratch(_SIZE, LANES)
+    tile, rest = scratch(_GROUP * _SIZE, LANES), scratch(LANES, 16).view(np.uint8)
+    codes = tile.view(np.int32)  # take the place of their values
     weights, levels = scratch(_SIZE, LANES), scratch(_SIZE, LANES)
-    packed, rest = scratch(16, LANES).view(np.int32), scratch(LANES, 16).view(np.uint8)
-    columns = halves.shape[1]
+    packed = scratch(_GROUP * 6, LANES).view(np.int32)
+    blocks = halves.shape[1] // _SIZE
     bad = 0
     for first in range(0, len(out), LANES):
         spread = splat(0)
-        for column in range(0, columns, _SIZE):
-            read_tile(halves, words, first, column, _SIZE, tile)
-            bad += 1 - is_finite(tile)
-            for i in range(_SIZE):
-                x = load(tile, i)
-                spread = spread + x * x
-        spread = spread / np.float32(columns)
-        for column in range(0, columns, _SIZE):
-            read_tile(halves, words, first, column, _SIZE, tile)
-            for i in range(_SIZE):
-                x = load(tile, i)
-                store(weights, i, importance[column + i] * root(spread + x * x))
-            scale, minimum, inverse, origin = search_range(tile, 0, weights, levels, steps, top, False, True)
-            bad += _store_scales(packed, 0, scale, -minimum)
-            for i in range(_SIZE):
-                store(tile.view(np.int32), i, found_codes(load(tile, i), inverse, origin, top, True))
-            _pack(tile.view(np.int32), 0, packed, 1, top)
-            size = block_words * 4
-            write_blocks(packed, rest, out, first, column // _SIZE * size, size)
+        if len(importance):
+            spread = mean_square(halves, words, first, tile)
+        for start in range(0, blocks, _GROUP):
+            count = min(_GROUP, blocks - start)
+            read_tile(halves, words, first, start * _SIZE, count * _SIZE, tile)
+            bad += 1 - is_finite(tile[: count * _SIZE])
+            for block in range(count):
+                at = block * _SIZE
+                if len(importance):
+                    column = start * _SIZE + at
+                    for i in range(_SIZE):
+                        x = load(tile, at + i)
+                        store(weights, i, importance[column + i] * root(spread + x * x))
+                    scale, minimum, inverse, origin = search_range(
+                        tile, at, weights, levels, steps, top, False, True
+                    )
+                    low = -minimum
+                    for i in range(at, at + _SIZE):
+                        store(codes, i, found_codes(load(tile, i), inverse, origin, top, True))
+                else:
+                    scale, low = _round_block(tile, at, codes, top)
+                bad += _store_scales(packed, block * block_words, scale, low)
+                _pack(codes, at, packed, block * block_words + 1, top)
+            offset, size = start * block_words * 4, count * block_words * 4
+            write_blocks(packed, rest, out, first, offset, size)
     return bad
+
+
+@compiled
+def _round_block(tile: np.ndarray, at: int, codes: np.ndarray, top: int) -> tuple[Lanes, Lanes]:
+    """Codes of one block between its least and its largest value; returns scale and minimum."""
+    low = load(tile, at)
+    high = low
+    for i in range(at + 1, at + _SIZE):
+        x = load(tile, i)
+        low = select(x < low, x, low)
+        high = select(x > high, x, high)
+    scale = (high - low) / np.float32(top)
+    # A scale too small to invert gives zeros: so do ggml's bytes of infinite and NaN quotients.
+    inverse = splat(1) / scale
+    inverse = select(inverse < np.float32(np.inf), inverse, 0)
+    for i in range(at, at + _SIZE):
+        store(codes, i, to_int((load(tile, i) - low) * inverse + np.float32(0.5)))
+    return scale, low
 
 
 @compiled

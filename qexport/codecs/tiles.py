@@ -22,6 +22,7 @@ from qexport.codecs.lanes import (
     raw_bits,
     read_square,
     select,
+    splat,
     splat_int,
     store,
     write_square,
@@ -59,6 +60,20 @@ def is_finite(tile: np.ndarray) -> bool:
         bits = raw_bits(load(tile, i)) & 0x7FFFFFFF
         highest = select(bits > highest, bits, highest)
     return bool(all_lanes(highest < 0x7F800000))
+
+
+@compiled
+def mean_square(halves: np.ndarray, words: np.ndarray, first: int, tile: np.ndarray) -> Lanes:
+    """Of whole rows, summed in the order of the columns; ``tile`` is scratch."""
+    columns = halves.shape[1]
+    total = splat(0)
+    for column in range(0, columns, len(tile)):
+        count = min(len(tile), columns - column)
+        read_tile(halves, words, first, column, count, tile)
+        for i in range(count):
+            x = load(tile, i)
+            total = total + x * x
+    return total / columns
 
 
 @compiled

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from qexport.checkpoint.chat_templates import read_templates
+from qexport.checkpoint.config import parse_json
 from qexport.children.failure import RuntimeFailure
 from qexport.children.process import ChildProcess, engine_command
-from qexport.errors import InputError
 from qexport.evidence.records import Chat
 
 How = Literal["template", "simplified", "plain"]
@@ -36,15 +36,7 @@ _THINK = "<think>"
 
 def json_file(files: Mapping[str, bytes], name: str, label: str) -> dict[str, Any]:
     """A parsed small file, empty where there is none. Raises InputError where it is not a JSON object."""
-    if name not in files:
-        return {}
-    try:
-        parsed = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{label}: {name} is not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise InputError(f"{label}: {name} is not a JSON object")
-    return parsed
+    return parse_json(files[name], f"{label}: {name}") if name in files else {}
 
 
 def special_words(files: Mapping[str, bytes], label: str) -> dict[str, str]:

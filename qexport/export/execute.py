@@ -28,9 +28,8 @@ from qexport.export.disk import make_folder
 from qexport.export.files import silent
 from qexport.export.locks import locked
 from qexport.export.needs import Needs
-from qexport.export.pour import Pour
 from qexport.export.resume import Resume
-from qexport.export.runs import Done, Landed, Run, encode_run, runs_of, spans_of
+from qexport.export.runs import Done, Landed, Pour, Run, encode_run, runs_of, spans_of
 from qexport.export.sink import Sink, WrittenFile
 from qexport.export.sources import Sources
 from qexport.export.steps import Step, merge_steps

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qexport.codecs.engines import Engine
     from qexport.export.needs import Needs
     from qexport.export.steps import Lane, Step
+    from qexport.formats.plan import PlannedTensor
 
 
 _EVEN_ROWS = 32  # encoders take rows by this many; runs of a multiple waste nothing
@@ -122,3 +123,27 @@ def encode_run(run: Run, engines: Sequence[Engine], *, scan_only: bool) -> tuple
         except InputError as error:  # the encoder knows rows, not names
             raise InputError(f"{tensor.name}: {error.message}", hint=error.hint) from error
     return run, nonfinite, encoded
+
+
+class Pour:
+    """Bytes of one stream, poured into its regions one after another."""
+
+    def __init__(self, tensor: PlannedTensor, stream: int) -> None:
+        self._name = tensor.name
+        self._regions = tensor.streams[stream]
+        self._at = 0  # region
+        self._filled = 0  # bytes of it
+
+    def take(self, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+        """(file, offset, bytes) for the next ``data`` of the stream."""
+        while len(data):
+            if self._at == len(self._regions):
+                raise ValueError(f"{self._name}: the encoder gives more than the plan has room for")
+            region = self._regions[self._at]
+            count = min(len(data), region.nbytes - self._filled)
+            if count:
+                yield region.file, region.offset + self._filled, data[:count]
+            data = data[count:]
+            self._filled += count
+            if self._filled == region.nbytes:
+                self._at, self._filled = self._at + 1, 0

@@ -15,7 +15,7 @@ from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES, Block, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from qexport.doctor.repaired import Repaired
@@ -93,6 +93,27 @@ def given_types(
             )
     types = {name: given.types.get(name, kind) for name, kind in own.items()}
     return Assignment(word, given.label, types), given.missing(own)
+
+
+def left_out(
+    tensors: Iterable[ModelTensor], taken: Collection[str], inside: Callable[[ModelTensor], str]
+) -> list[str]:
+    """Of modules that are not taken, regular expressions: one where all layers agree, else one a layer.
+
+    Args:
+        inside: the path below the layer, as an expression.
+    """
+    layers: dict[str, list[tuple[int | None, bool]]] = {}
+    for tensor in tensors:
+        layers.setdefault(inside(tensor), []).append((tensor.layer, tensor.name in taken))
+    entries: list[str] = []
+    for pattern, places in layers.items():
+        left = [layer for layer, is_taken in places if not is_taken]
+        if len(left) == len(places):
+            entries.append(f"re:.*{pattern}")
+        else:
+            entries += [rf"re:.*layers\.{layer}\.{pattern}" for layer in dict.fromkeys(left)]
+    return entries
 
 
 def modules_of(repaired: Repaired, tensor: ModelTensor) -> tuple[str, ...]:

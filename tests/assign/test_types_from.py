@@ -267,3 +267,19 @@ def test_all_formats_print_every_tensor_they_may_quantize(zoo):
     assert set(counts["nvfp4"]) == {"NVFP4", "plain"}
     assert counts["mlx"]["4-bit g64"] > counts["mlx"]["8-bit g64"] > 0
     assert counts["gguf"]["F32"] > 0
+
+
+@pytest.mark.parametrize(("word", "plain"), [("fp8", "F8_E4M3"), ("nvfp4", "NVFP4")])
+def test_layers_that_differ_are_listed_one_by_one(zoo, tmp_path, word, plain):
+    """An expression for all layers would have loaders take quantized matrices for plain ones."""
+    layout = {"layout": "compressed-tensors"}
+    usual = plan_of(word, zoo("llama"), **layout)
+    parts = {f"model.layers.1.mlp.{part}_proj.weight": "plain" for part in ("gate", "up")}
+    assert {usual.assignment.types[name] for name in parts} == {plain}
+    plan = plan_of(word, zoo("llama"), saved(usual, tmp_path / "types.json", **parts), **layout)
+    (config,) = (json.loads(file.header) for file in plan.files if file.name == "config.json")
+    ignore = config["quantization_config"]["ignore"]
+    expressions = [re.compile(each.removeprefix("re:")) for each in ignore]
+    for name, kind in plan.assignment.types.items():
+        module = name.removesuffix(".weight")
+        assert any(each.match(module) for each in expressions) == (kind == "plain"), name

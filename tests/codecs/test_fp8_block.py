@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, digest, rows_in
 
 from qexport.codecs.contract import FP8_TILE, Fp8Tiles
-from qexport.codecs.e4m3 import e4m3_bits, e4m3_value
 from qexport.codecs.fp8_block import TILE, Fp8Rows, Style, quantize
+from qexport.codecs.small_floats import e4m3_bits, e4m3_value
 from qexport.errors import InputError, UsageProblem
 
 KNOWN = json.loads(GOLDEN.read_text())["hashes"]

@@ -10,7 +10,6 @@ from encoding import Encoder, largest_of
 
 from qexport.codecs.contract import Nvfp4
 from qexport.codecs.nvfp4 import divisor, global_scale, quantize
-from qexport.codecs.nvfp4_search import quantize_searched
 from qexport.errors import InputError
 
 EXPERTS, ROWS, COLUMNS = 3, 5, 64
@@ -60,7 +59,9 @@ def test_importance_of_experts(rows: torch.Tensor, divides: bool) -> None:
     found = encode(Encoder(searched, weights, ROWS, largest), rows, 4)
     for expert in range(EXPERTS):
         mine = slice(expert * ROWS, (expert + 1) * ROWS)
-        alone = quantize_searched(rows[mine], found[2][expert], weights[expert], divides=divides)
+        alone = quantize(
+            rows[mine], found[2][expert], search=True, importance=weights[expert], divides=divides
+        )
         assert np.array_equal(found[0][mine], alone.packed)
         assert np.array_equal(found[1][mine], alone.scales)
     for_all = encode(Encoder(searched, weights[:1], ROWS, largest), rows, 4)

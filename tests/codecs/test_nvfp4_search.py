@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qexport.codecs.nvfp4 import Nvfp4Rows, divisor, global_scale, quantize
-from qexport.codecs.nvfp4_search import quantize_searched
 from qexport.errors import UsageProblem
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -42,7 +41,7 @@ def test_never_worse(rows: np.ndarray, weights: np.ndarray | None, dtype: torch.
     weights = None if weights is None or (weights < 0).any() else weights
     shared = scale_of(source, divides)
     usual = quantize(source, shared, divides=divides)
-    found = quantize_searched(source, shared, weights, divides=divides)
+    found = quantize(source, shared, search=True, importance=weights, divides=divides)
     flat = np.ones(64) if weights is None else weights
     before, after = (losses(source, made, shared, flat, divides) for made in (usual, found))
     assert (after <= before * (1 + 1e-5)).all()
@@ -59,7 +58,7 @@ def test_takes_the_best(divides: bool) -> None:
     weights = np.square(np.random.default_rng(1).standard_normal(256)).astype(np.float32)
     shared = scale_of(source, divides)
     usual = quantize(source, shared, divides=divides).scales.astype(int)
-    found = quantize_searched(source, shared, weights, divides=divides)
+    found = quantize(source, shared, search=True, importance=weights, divides=divides)
     mine = losses(source, found, shared, weights, divides)
     least = np.full(mine.shape, np.inf)
     for byte in range(1, 0x7F):
@@ -80,8 +79,8 @@ def test_what_it_gains() -> None:
     source = torch.from_numpy(make_rows("normal", 1, 64, 512)).to(torch.bfloat16)
     shared = scale_of(source, divides=False)
     weights = np.exp(np.random.default_rng(2).standard_normal(512) * 2).astype(np.float32)
-    usual, flat = quantize(source, shared), quantize_searched(source, shared)
-    weighted = quantize_searched(source, shared, weights)
+    usual, flat = quantize(source, shared), quantize(source, shared, search=True)
+    weighted = quantize(source, shared, search=True, importance=weights)
     one = np.ones(512)
     assert (
         losses(source, flat, shared, one, False).sum()
@@ -94,7 +93,7 @@ def test_what_it_gains() -> None:
 def test_four_over_six() -> None:
     """Two fives beside a six: scaled to 4, the fives are 10/3, which 3 is nearer to than 4 is to 5."""
     source = torch.tensor([[6.0, 4.5, 4.5, 4.5, *[1.5] * 12]])
-    found = quantize_searched(source, np.float32(1))
+    found = quantize(source, np.float32(1), search=True)
     assert found.scales.tolist() == [[0x3C]]  # 1.5 for the usual 1
     assert nvfp4(found.packed, found.scales, np.float32(1)).tolist() == source.tolist()
     assert quantize(source, np.float32(1)).scales.tolist() == [[0x38]]
@@ -105,10 +104,12 @@ def test_four_over_six() -> None:
 def test_any_input_is_survived(rows: np.ndarray, weights: np.ndarray | None, divides: bool) -> None:
     source = torch.from_numpy(rows)
     shared = scale_of(source, divides)
-    found = quantize_searched(source, shared, weights, divides=divides)
+    found = quantize(source, shared, search=True, importance=weights, divides=divides)
     assert found.bad == 0
     assert ((found.scales >= 1) & (found.scales <= 0x7E)).all()
-    halves = [quantize_searched(part, shared, weights, divides=divides) for part in source.split(1)]
+    halves = [
+        quantize(part, shared, search=True, importance=weights, divides=divides) for part in source.split(1)
+    ]
     assert np.array_equal(np.concatenate([half.packed for half in halves]), found.packed)
     again = np.concatenate([half.scales for half in halves])
     assert np.array_equal(again, found.scales)
@@ -117,7 +118,7 @@ def test_any_input_is_survived(rows: np.ndarray, weights: np.ndarray | None, div
 def test_what_is_not_finite_is_counted_and_weights_are_checked() -> None:
     rows = torch.ones(2, 64)
     rows[0, 3], rows[1, 40] = float("nan"), float("inf")
-    assert quantize_searched(rows, np.float32(1)).bad == 2
+    assert quantize(rows, np.float32(1), search=True).bad == 2
     for wrong in (np.ones(32, np.float32), np.ones(64), np.ones((1, 64), np.float32)):
         with pytest.raises(UsageProblem, match="importance of 64 columns"):
-            quantize_searched(torch.ones(1, 64), np.float32(1), wrong)
+            quantize(torch.ones(1, 64), np.float32(1), search=True, importance=wrong)

@@ -6,8 +6,7 @@ import pytest
 
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.evidence import tokenizer as tokenizer_module
-from qexport.evidence.tokenizer import model_tokenizer
-from qexport.evidence.windows import tokens_of
+from qexport.evidence.tokenizer import model_tokenizer, tokens_of
 
 
 def a_text(characters: int, seed: int = 1) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES, Block, Role
-from qexport.formats.linears import modules_of
+from qexport.formats.linears import left_out, modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,33 +44,34 @@ _LAYER = re.compile(r"^.*\.layers\.\d+\.")
 def listed_modules(repaired: Repaired, view: ModelView, scope: Scope) -> list[str]:
     """``modules_to_not_convert``, in model order."""
     paths = [_published("lm_head", repaired)]  # tied heads have no tensor, but a module
-    for tensor in _unquantized(view, scope):
-        paths += _paths(tensor, repaired)
+    for tensor in _matrices(view):
+        if tensor.name not in scope.names:
+            paths += _paths(tensor, repaired)
     return list(dict.fromkeys([*paths, *(_published(root, repaired) for root in _vision_roots(view))]))
 
 
 def ignored_patterns(repaired: Repaired, view: ModelView, scope: Scope) -> list[str]:
     """``ignore`` of compressed-tensors."""
     patterns = [r"re:.*lm_head$"]
-    for tensor in _unquantized(view, scope):
-        if tensor.block in (Block.MTP, Block.VISION):
-            continue
-        path = _LAYER.sub("", tensor.name.removesuffix(".weight"))
-        if tensor.role in EXPERT_ROLES:
-            patterns.append(r"re:.*mlp\.experts\..*")
-        else:
-            patterns.append(f"re:.*{re.escape(path.removeprefix('model.'))}$")
+    inside = (t for t in _matrices(view) if t.block not in (Block.MTP, Block.VISION))
+    patterns += left_out(inside, scope.names, _inside)
     patterns += [f"re:.*{root}.*" for root in _vision_roots(view)]
     if view.mtp_layers:
         patterns.append("re:.*mtp.*")
     return list(dict.fromkeys(patterns))
 
 
-def _unquantized(view: ModelView, scope: Scope) -> Iterator[ModelTensor]:
-    """Modules with a matrix that is not FP8."""
+def _inside(tensor: ModelTensor) -> str:
+    if tensor.role in EXPERT_ROLES:
+        return r"mlp\.experts\..*"
+    path = _LAYER.sub("", tensor.name.removesuffix(".weight"))
+    return f"{re.escape(path.removeprefix('model.'))}$"
+
+
+def _matrices(view: ModelView) -> Iterator[ModelTensor]:
+    """Modules with a matrix."""
     for tensor in view:
-        matrix = len(tensor.shape) > 1 and (tensor.name.endswith(".weight") or tensor.role in EXPERT_ROLES)
-        if matrix and tensor.name not in scope.names:
+        if len(tensor.shape) > 1 and (tensor.name.endswith(".weight") or tensor.role in EXPERT_ROLES):
             yield tensor
 
 

@@ -19,7 +19,7 @@ from qexport.codecs.contract import Blocks, ggml_stored
 from qexport.codecs.ggml_types import ggml_type
 from qexport.container.gguf_file import read_gguf, shard_names
 from qexport.container.gguf_write import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
-from qexport.errors import InputError, UsageProblem
+from qexport.errors import InputError, UsageProblem, some
 from qexport.evidence.kinds import read_head
 from qexport.evidence.store import Evidence, Kind
 from qexport.families.roles import Block, Role
@@ -212,7 +212,7 @@ def _choices(
         names = [name for name, c in fallen if (c.fallback_from, c.type) == (wanted, got)]
         notes.append(
             f"{len(names)} tensors have rows that are no whole number of {wanted} blocks and become {got}, "
-            f"as llama-quantize does: {_some(names)}"
+            f"as llama-quantize does: {some(names, 4)}"
         )
     return chosen
 
@@ -256,7 +256,7 @@ def _weighted(
         needy = [o.name for o in quantized if requires_importance(o.name, choices[o.name].type, file.name)]
         if needy:
             raise InputError(
-                f"{file.name} needs an importance matrix ({_some(needy)})",
+                f"{file.name} needs an importance matrix ({some(needy, 4)})",
                 hint="Give one with --imatrix FILE, or choose Q2_K or a larger type.",
             )
         return set()
@@ -268,7 +268,7 @@ def _weighted(
     needy = [name for name in missing if requires_importance(name, choices[name].type, file.name)]
     if needy:
         raise InputError(
-            f"{file.name} needs importance data for {_some(needy)}, which the matrix lacks",
+            f"{file.name} needs importance data for {some(needy, 4)}, which the matrix lacks",
             hint=r"Give those tensors a larger type (--tensor-type 'REGEX=Q4_K'), or choose Q2_K.",
         )
     cold = cold_experts(options.imatrix, known)
@@ -276,12 +276,12 @@ def _weighted(
         unseen, experts = (sum(counts) for counts in zip(*cold.values(), strict=True))
         notes.append(
             f"{unseen} of {experts} experts in {len(cold)} tensors saw no token; they are quantized as if "
-            f"all columns mattered alike: {_some(list(cold))}"
+            f"all columns mattered alike: {some(list(cold), 4)}"
         )
     if missing:
         notes.append(
             f"the importance matrix has nothing for {len(missing)} of {len(quantized)} tensors; "
-            f"they are quantized without it: {_some(missing)}"
+            f"they are quantized without it: {some(missing, 4)}"
         )
     return known
 
@@ -371,8 +371,3 @@ def _details(
         "importance_matrix": options.imatrix.label if options.imatrix and importance_used else None,
         "metadata_keys": len(metadata),
     }
-
-
-def _some(names: Sequence[str], count: int = 4) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qexport.errors import some
 from qexport.evidence.store import Kind
 from qexport.families.roles import Block, Role
 from qexport.formats.folder import plan_folder
@@ -113,10 +114,9 @@ def _without_importance(weighted: Sequence[ModelTensor], evidence: Evidence) -> 
     ]
     if not missing:
         return []
-    shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
     return [
         f"the importance matrix has nothing for {len(missing)} of {len(weighted)} tensors; "
-        f"they are quantized as mlx-lm does: {shown}"
+        f"they are quantized as mlx-lm does: {some(missing, 4)}"
     ]
 
 
@@ -242,10 +242,9 @@ def _plan_drafter(job: _Job) -> ArtifactPlan:
 def _say(job: _Job) -> None:
     if job.choices.misfits:
         names, group = job.choices.misfits, job.options.scheme.group_size
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         job.notes.append(
             f"{len(names)} matrices have rows that do not divide into groups of {group}; they stay as they "
-            f"are, as in mlx-lm: {', '.join(names[:4])}{more}"
+            f"are, as in mlx-lm: {some(names, 4)}"
         )
     if any(tensor.block is Block.VISION for tensor in job.view):
         job.notes.append("the vision tower is left out, as mlx-lm does")

@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from qexport.families.roles import EXPERT_ROLES, Block
-from qexport.formats.linears import modules_of
+from qexport.formats.linears import left_out, modules_of
 from qexport.formats.nvfp4.modelopt import MODULE_ROLES, vision_roots
 
 if TYPE_CHECKING:
@@ -66,17 +66,9 @@ def compressed_config(repaired: Repaired, view: ModelView, chosen: Mapping[str, 
 
 def ignored(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> list[str]:
     """Everything that stays as it is, each thing in one expression where all layers agree."""
-    layers: dict[str, list[tuple[int | None, bool]]] = {}
-    for tensor in view:
-        if tensor.block is Block.TRUNK and tensor.role in MODULE_ROLES:
-            layers.setdefault(_inside(repaired, tensor), []).append((tensor.layer, tensor.name in chosen))
+    inside = [t for t in view if t.block is Block.TRUNK and t.role in MODULE_ROLES]
     entries = ["re:.*lm_head$", "re:.*embed_tokens$"]
-    for pattern, places in layers.items():
-        left = [layer for layer, taken in places if not taken]
-        if len(left) == len(places):
-            entries.append(f"re:.*{pattern}")
-        else:
-            entries += [rf"re:.*layers\.{layer}\.{pattern}" for layer in left]
+    entries += left_out(inside, chosen, lambda tensor: _inside(repaired, tensor))
     entries += [f"re:.*{re.escape(root.rsplit('.', 1)[-1])}.*" for root in vision_roots(repaired, view)]
     return [*entries, *(["re:.*mtp.*"] if view.mtp_layers else [])]
 

@@ -79,7 +79,7 @@ def choose(
             for tensor in view
             if tensor.block in (Block.TRUNK, *heads) and tensor.role in by_role
         }
-    may = [t for t in view if (t.block is Block.TRUNK and t.role in LINEAR_ROLES) or t.block is Block.HEAD]
+    may = [t for t in view if (t.block is Block.TRUNK and t.role in LINEAR_ROLES) or t.role is Role.OUTPUT]
     own = {tensor.name: chosen.get(tensor.name, PLAIN) for tensor in may}
     words = _ALGOS if options.layout == "modelopt" else _ALGOS[:-1]
     given, notes = given_types(options.types_from, "nvfp4", view, words, own)
