@@ -16,6 +16,10 @@ import torch
 import zoo
 from safetensors.torch import load_file
 
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.doctor import diagnose
+from qexport.verify.reference import TransformersReference, reference_from_view
+
 KINDS = ("fp8", "ct-fp8", "ct-nvfp4", "modelopt-nvfp4")
 
 LINEAR = re.compile(
@@ -227,3 +231,8 @@ def _write(source: Path, out: Path, tensors: dict[str, torch.Tensor], config: di
             shutil.copy(file, out / file.name)
     zoo.write_json(out / "config.json", config)
     zoo.write_tensors(out, {name: value.contiguous() for name, value in tensors.items()})
+
+
+def reference_of(folder: Path, dtype: str = "float32") -> TransformersReference:
+    """What transformers makes of a folder of floats."""
+    return reference_from_view(diagnose(LocalCheckpoint(folder)).repaired.view(), dtype=dtype)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from quantized_folders import reference_of
 from smollm2 import build, package_file, widen
 
 from qexport.checkpoint.opening import open_checkpoint
@@ -15,7 +16,6 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.run import steps
 from qexport.run.target import Target, plan
 from qexport.verify.folder_runtimes import folder_runtime
-from qexport.verify.reference import reference_from_folder
 from qexport.verify.runtime import Settings
 from qexport.verify.runtimes import Xllamacpp
 
@@ -68,7 +68,7 @@ def test_mlx_6_bits_is_verified_and_answers(smollm2, tmp_path):
     pytest.importorskip("mlx_lm")
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
     result = written_and_proven(Target(MlxOptions(bits=6), tmp_path / "mlx"), diagnosis)
-    assert result.report.runtime == "mlx-lm"
+    assert result.report.engine.name == "mlx-lm"
     assert "Paris" in answer(folder_runtime("mlx-lm"), result.path)
 
 
@@ -77,7 +77,7 @@ def test_nvfp4_is_verified_and_answers(smollm2, tmp_path):
     diagnosis = diagnose(open_checkpoint(str(smollm2)))
     asked = Nvfp4Options(layout="compressed-tensors")
     result = written_and_proven(Target(asked, tmp_path / "nvfp4"), diagnosis)
-    assert result.report.runtime == "transformers"
+    assert result.report.engine.name == "transformers"
     assert "Paris" in answer(folder_runtime("transformers"), result.path)
 
 
@@ -93,12 +93,12 @@ def test_fp8_has_nothing_to_quantize_in_it_and_says_so(smollm2, tmp_path):
 def test_fp8_of_the_same_model_in_other_sizes_is_verified_and_answers(smollm2, tmp_path, layout):
     diagnosis = diagnose(open_checkpoint(str(widen(smollm2, tmp_path / "wide"))))
     result = written_and_proven(Target(Fp8Options(layout=layout), tmp_path / layout), diagnosis)
-    assert result.report.runtime == "transformers"
+    assert result.report.engine.name == "transformers"
     assert "Paris" in answer(folder_runtime("transformers"), result.path)
 
 
 def test_the_wider_model_is_the_same_model(smollm2, tmp_path):
-    pair = [reference_from_folder(path) for path in (smollm2, widen(smollm2, tmp_path / "wide"))]
+    pair = [reference_of(path) for path in (smollm2, widen(smollm2, tmp_path / "wide"))]
     ids = list(range(1000, 1032))
     ours, theirs = (each.score(ids, 1) for each in pair)
     assert max(abs(a.logprob - b.logprob) for a, b in zip(ours, theirs, strict=True)) < 1e-3

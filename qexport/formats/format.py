@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qexport.artifacts.layout import Layout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
+    from qexport.formats.tolerance import Tolerance
 
 
 class _Calibrated:
@@ -46,7 +47,7 @@ class Words:
         readers: what it is, in a card's first sentence.
         library: for the Hub, which shows its snippet to use a model with.
         tags: of a repository that holds it.
-        program: the section of a card that says how it is run.
+        program: the section of a card that says how it is run (``llama_cpp``, ``mlx_lm``, ``served``).
         note: what else is to be known there.
         sees: whether it is written with the source's vision tower.
         prefix: of its types in charts, where they do not say the format.
@@ -81,6 +82,7 @@ class Format:
         layouts: the ways in which it lies on disk, and is read back.
         layout_word: which of them some options write.
         words: for people.
+        tolerances: how far its stored types may be from the source, by patterns that no other format's match.
         rates: million weights per second and core by stored type, with and without importance; see
             ``run/rates.py``.
         ladder: its options have ``types``, each a file of its own in one folder; otherwise it is one folder.
@@ -101,6 +103,7 @@ class Format:
     layouts: Callable[[], Sequence[Layout]]
     layout_word: Callable[[Any], str]
     words: Words
+    tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
     rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     guess: str = ""
     ladder: bool = False

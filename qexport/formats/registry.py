@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from qexport.formats.gguf.format import GGUF
 from qexport.formats.merged.format import MERGED
 from qexport.formats.mlx.format import MLX
 from qexport.formats.nvfp4.format import NVFP4
+from qexport.formats.tolerance import LEAST, Tolerance
 
 if TYPE_CHECKING:
     from qexport.artifacts.layout import Layout
@@ -33,6 +35,18 @@ def words_of(word: str) -> Words:
 def place_of(word: str) -> int:
     """Of a format among the others; one that is not known comes last."""
     return list(FORMATS).index(word) if word in FORMATS else len(FORMATS)
+
+
+def tolerance(stored_type: str) -> Tolerance:
+    """The limits for what weights are stored as, such as ``Q4_K_M``; a name means the same in every format.
+
+    >>> tolerance("Q8_0").near_tie
+    0.1
+    >>> tolerance("IQ4_XS") == tolerance("Q4_K_M")
+    True
+    """
+    known = (pair for each in FORMATS.values() for pair in each.tolerances.items())
+    return next((limits for pattern, limits in known if re.fullmatch(pattern, stored_type)), LEAST)
 
 
 def layouts() -> tuple[Layout, ...]:

@@ -137,13 +137,13 @@ def _commands(models: Sequence[Artifact], repo: str) -> Mapping[str, Named | Non
     """The artifact that each program is shown with; ``None``: there is none for it."""
     trunks = [artifact for artifact in models if not artifact.is_drafter]
     candidates = {
-        name: [artifact for artifact in trunks if words_of(artifact.format).program == program]
-        for name, program in (("gguf", "llama.cpp"), ("mlx", "mlx-lm"), ("served", "vLLM"))
+        program: [artifact for artifact in trunks if words_of(artifact.format).program == program]
+        for program in ("llama_cpp", "mlx_lm", "served")
     }
     candidates["drafter"] = [artifact for artifact in models if artifact.is_drafter]
-    ggufs = candidates.pop("gguf")
+    files = candidates.pop("llama_cpp")
     folders = {name: _named_folder(found[0], repo) if found else None for name, found in candidates.items()}
-    return {"gguf": _named_file(ggufs, repo) if ggufs else None, **folders}
+    return {"llama_cpp": _named_file(files, repo) if files else None, **folders}
 
 
 def _named_file(ggufs: Sequence[Artifact], repo: str) -> Named:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
 
 
-_RATES = {name: rate for each in FORMATS.values() for name, rate in each.rates.items()}
 _COPIED = 8000.0  # bf16 as it is
 # Bytes written, hashed and synced in a second: BF16 and Q8_0 of 1.26 B values, 3.9 GB, took 4 s.
 _WRITTEN = 1.0e9
@@ -54,5 +53,6 @@ def calibration_seconds(active: float, tokens: int, cores: int) -> float:
 
 
 def _rate(name: str, weighted: bool) -> float:
-    known = max((key for key in _RATES if name.startswith(key)), key=len, default=None)
-    return 1e6 * (_COPIED if known is None else _RATES[known][weighted])
+    rates = {key: rate for each in FORMATS.values() for key, rate in each.rates.items()}
+    known = max((key for key in rates if name.startswith(key)), key=len, default=None)
+    return 1e6 * (_COPIED if known is None else rates[known][weighted])

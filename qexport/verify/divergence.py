@@ -20,16 +20,12 @@ from typing import TYPE_CHECKING, Any
 from qexport.errors import InputError
 from qexport.receipt.measures import Estimate, Kld, supported
 from qexport.verify.blocks import block_error
-from qexport.verify.text_run import TextRun, run_text
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from qexport.evidence.activations import HiddenStates
-    from qexport.evidence.options import StreamOptions
-    from qexport.evidence.stream import Progress
-    from qexport.families.view import ModelView
+    from qexport.verify.text_run import TextRun
 
 
 _PERCENTILES = {"p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
@@ -104,40 +100,13 @@ class Divergence:
         return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
 
 
-def divergence(
-    source: ModelView,
-    artifact: ModelView,
-    tokens: np.ndarray,
-    options: StreamOptions | None = None,
-    *,
-    first: int | None = None,
-    progress: Progress | None = None,
-) -> Divergence:
-    """Run both over ``tokens`` and compare; see :func:`compare_runs` for several artifacts of one source.
-
-    Args:
-        source: the bf16 model.
-        artifact: the view of an artifact.
-        tokens: ids, integers ``(chunks, chunk)``, of text that neither was calibrated with.
-        first: the first position of a chunk that counts; half of the chunk by default.
-
-    Raises:
-        InputError, EnvironmentProblem: as :func:`~qexport.verify.text_run.run_text`.
-    """
-    with (
-        run_text(source, tokens, options, progress) as one,
-        run_text(artifact, tokens, options, progress) as other,
-    ):
-        return compare_runs(one, other, first=first)
-
-
 def compare_runs(
     source: TextRun, artifact: TextRun, *, first: int | None = None, head: bool = False
 ) -> Divergence:
     """Compare two runs over the same text.
 
     Args:
-        first: see :func:`divergence`.
+        first: the first position of a chunk that counts; half of the chunk by default.
         head: compare what the MTP heads say of the token after next, not what the models say of the next.
 
     Raises:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from qexport.receipt.verification import Check, Finding, Status
 
 if TYPE_CHECKING:
+    from qexport.formats.tolerance import Tolerance
     from qexport.verify.reference import Scored
     from qexport.verify.runtime import Generation
-    from qexport.verify.thresholds import Tolerance
 
 
 # Of a head without its source to compare with, over held-out text.

@@ -21,14 +21,11 @@ from typing import TYPE_CHECKING, Any
 from qexport.errors import InputError
 from qexport.verify.blocks import block_error
 from qexport.verify.divergence import require_finite
-from qexport.verify.text_run import TextRun, run_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from qexport.evidence.options import StreamOptions
-    from qexport.evidence.stream import Progress
-    from qexport.families.view import ModelView
+    from qexport.verify.text_run import TextRun
 
 
 @dataclass(frozen=True)
@@ -53,32 +50,11 @@ class HeadScore:
         return asdict(self)
 
 
-def measure_head(
-    view: ModelView,
-    tokens: np.ndarray,
-    options: StreamOptions | None = None,
-    *,
-    first: int | None = None,
-    progress: Progress | None = None,
-) -> HeadScore:
-    """Run the model and its head over ``tokens``.
+def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
+    """The head's score from a run of the model over a text.
 
     Args:
-        view: of a source or of an artifact, its head included.
-        tokens: ids, integers ``(chunks, chunk)``.
         first: the first position of a chunk that counts; half of the chunk by default.
-
-    Raises:
-        InputError: there is no head; or as :func:`~qexport.verify.text_run.run_text`.
-    """
-    if not view.mtp_layers:
-        raise InputError(f"{view.label} has no MTP head")
-    with run_text(view, tokens, options, progress) as run:
-        return score_head(run, first=first)
-
-
-def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
-    """The head's score from a run that is there already.
 
     Raises:
         InputError: the model has no head.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qexport.formats.tolerance import Tolerance
 from qexport.verify.judge import MTP_TIE
-from qexport.verify.thresholds import Tolerance
 
 MEASURED_TOKENS = 2048
 """Held-out tokens on which an artifact is compared with its source. Enough to tell a broken head (4 standard

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.errors import InputError
@@ -102,18 +101,6 @@ class TransformersReference(Reference):
         )
 
 
-def reference_from_folder(folder: Path, *, dtype: str = "float32") -> TransformersReference:
-    """transformers' own reading of a Hugging Face folder."""
-    import torch
-
-    transformers = import_transformers()
-    with quiet_transformers():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), trust_remote_code=False
-        )
-    return TransformersReference(model.eval(), _label(folder.name, transformers), dtype)
-
-
 def reference_from_view(view: ModelView, *, dtype: str = "float32") -> TransformersReference:
     """The view's language model, its weights copied out of the view's pieces.
 
@@ -138,8 +125,5 @@ def reference_from_view(view: ModelView, *, dtype: str = "float32") -> Transform
         raise InputError(f"{view.label}: transformers expects {missing[0]!r}, which the model does not have")
     model.load_state_dict(filled, strict=False, assign=True)
     model.tie_weights()
-    return TransformersReference(model.eval(), _label(view.label, transformers), dtype)
-
-
-def _label(name: str, transformers: Any) -> str:
-    return f"{name}, transformers {transformers.__version__}"
+    label = f"{view.label}, transformers {transformers.__version__}"
+    return TransformersReference(model.eval(), label, dtype)

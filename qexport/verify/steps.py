@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
+from qexport.formats.registry import tolerance
 from qexport.receipt.measures import Drafts, Measures
 from qexport.receipt.names import is_made_here
 from qexport.receipt.speeds import RuntimeVersion
@@ -32,7 +33,6 @@ from qexport.verify.prompts import CHAT_PROMPTS, RAW_PROMPTS, ids_by_file, probe
 from qexport.verify.reference import Reference, Scored, reference_from_view
 from qexport.verify.runtime import Generation, Runtime, Session, Settings
 from qexport.verify.source_tokenizer import ids_by_class, ids_in_runtime
-from qexport.verify.thresholds import tolerance
 
 if TYPE_CHECKING:
     from qexport.artifacts.description import Description

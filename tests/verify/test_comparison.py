@@ -23,7 +23,7 @@ from qexport.receipt.measures import Estimate, Measures
 from qexport.receipt.verification import Check, Status
 from qexport.verify.comparison import Comparison, compare, judge_divergence, judge_head
 from qexport.verify.divergence import Divergence
-from qexport.verify.mtp_head import HeadScore, measure_head, score_head
+from qexport.verify.mtp_head import HeadScore, score_head
 from qexport.verify.text_run import TextRun, heldout_tokens, run_text
 
 MODEL = Path(qexport.demo.__file__).parent / "model"
@@ -145,14 +145,15 @@ def test_a_head_that_is_missing(source: TextRun, tokens: np.ndarray) -> None:
     finding = found.findings()[1]
     assert finding.status is Status.FAIL
     assert finding.summary == "the source has an MTP head, the artifact has none"
-    with pytest.raises(InputError, match="has no MTP head"):
-        measure_head(_view("drop"), tokens)
+    with run_text(_view("drop"), tokens) as run, pytest.raises(InputError, match="has no MTP head"):
+        score_head(run)
 
 
 @pytest.mark.parametrize("change", [_raw, _swapped, _zeroed], ids=lambda f: f.__name__)
 def test_without_a_source_the_worst_is_caught(tokens: np.ndarray, change: Change) -> None:
-    assert judge_head(measure_head(_view(), tokens), None).status is Status.PASS
-    finding = judge_head(measure_head(changed(_view(), change), tokens), None)
+    with run_text(_view(), tokens) as sound, run_text(changed(_view(), change), tokens) as broken:
+        assert judge_head(score_head(sound), None).status is Status.PASS
+        finding = judge_head(score_head(broken), None)
     assert finding.status is Status.FAIL
     assert "the same word is always drafted" in finding.summary
 

@@ -21,8 +21,9 @@ from qexport.evidence.options import StreamOptions
 from qexport.families.view import ModelView
 from qexport.verify import logits as logits_module
 from qexport.verify.blocks import block_error
-from qexport.verify.divergence import Divergence, NotFinite, compare_runs, divergence
-from qexport.verify.mtp_head import measure_head
+from qexport.verify.comparison import compare
+from qexport.verify.divergence import Divergence, NotFinite, compare_runs
+from qexport.verify.mtp_head import score_head
 from qexport.verify.text_run import EXACT, run_text
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4, "shards": 1}
@@ -75,7 +76,7 @@ def test_against_all_logits_at_once(zoo: Zoo, tmp_path: Path, name: str, first: 
     source = zoo(name, **(SMALL if name != "gemma3" else {"layers": 2}))
     other = noisy(source, tmp_path / "other")
     ids = ids_for(source)
-    found = divergence(view_of(source), view_of(other), ids, first=first)
+    found = compare(view_of(source), view_of(other), ids, first=first).trunk
 
     begin = CHUNK // 2 if first is None else first
     p, q = (all_logits(folder, ids)[:, begin:-1].log_softmax(-1) for folder in (source, other))
@@ -102,7 +103,7 @@ def test_against_all_logits_at_once(zoo: Zoo, tmp_path: Path, name: str, first: 
 def test_a_model_from_itself(zoo: Zoo) -> None:
     folder = zoo("qwen3_5", **SMALL)
     view = view_of(folder)
-    found = divergence(view, view, ids_for(folder))
+    found = compare(view, view, ids_for(folder)).trunk
     assert (found.mean, found.max, found.same_top) == (0, 0, 1)
     assert found.loss == found.source_loss
 
@@ -117,15 +118,16 @@ def test_spilled_states_are_the_same(zoo: Zoo, tmp_path: Path) -> None:
         assert run.final.spilled
         assert run.draft is not None
         assert run.draft.spilled
-    assert divergence(view_of(folder), other, ids, options) == divergence(view_of(folder), other, ids, EXACT)
-    assert measure_head(other, ids, options) == measure_head(other, ids)
+    found = compare(view_of(folder), other, ids, options)
+    assert found.score is not None
+    assert found == compare(view_of(folder), other, ids, EXACT)
 
 
 def test_a_smaller_vocabulary_is_compared_as_far_as_it_goes(zoo: Zoo) -> None:
     """llama.cpp's Gemma has no rows beyond the last token; so both are normalized over the rest."""
     ids = np.full((2, 8), 5, np.int32)
     wide, narrow = (view_of(zoo("qwen3_5", **SMALL, vocab=rows)) for rows in (448, 440))
-    found = divergence(wide, narrow, ids)
+    found = compare(wide, narrow, ids).trunk
     assert found.vocabulary == 440
 
 
@@ -148,11 +150,11 @@ def test_damaged_weights_are_said(zoo: Zoo, tmp_path: Path) -> None:
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     view = view_of(out)
     with pytest.raises(NotFinite, match=r"^other: .* are not finite"):
-        divergence(view_of(folder), view, ids_for(folder))
+        compare(view_of(folder), view, ids_for(folder))
     with pytest.raises(NotFinite, match=r"^other: .* are not finite"):  # whose it is, whichever side
-        divergence(view, view_of(folder), ids_for(folder))
-    with pytest.raises(NotFinite, match="not finite"):
-        measure_head(view, ids_for(folder))
+        compare(view, view_of(folder), ids_for(folder))
+    with run_text(view, ids_for(folder)) as run, pytest.raises(NotFinite, match="not finite"):
+        score_head(run)
 
 
 def test_a_perplexity_beyond_floats_is_infinite() -> None:

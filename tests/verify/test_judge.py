@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from verify_fakes import generation, scored, steps
 
+from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Status
 from qexport.verify import judge
 from qexport.verify.runtime import Step
-from qexport.verify.thresholds import tolerance
 
 STRICT = tolerance("BF16")
 WORDS = tuple(range(100, 124))

@@ -16,13 +16,12 @@ import zoo
 from safetensors.torch import load_file, save_file
 
 from qexport.children.failure import Failure, RuntimeFailure
+from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Status
 from qexport.verify.folder_runtimes import folder_runtime
 from qexport.verify.options import VerifyOptions
-from qexport.verify.reference import reference_from_folder
 from qexport.verify.run import verify
 from qexport.verify.runtime import Settings
-from qexport.verify.thresholds import tolerance
 
 pytestmark = pytest.mark.slow
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
@@ -41,9 +40,9 @@ def mean_gap(steps, expected) -> float:
 def test_transformers_reads_native_fp8(tmp_path, name):
     source = zoo.build(name, tmp_path / "source", **SIZES)
     path = quantized_folders.quantize(source, tmp_path / "fp8", "fp8")
-    reference = reference_from_folder(tmp_path / "fp8-plain", dtype="bfloat16")
+    reference = quantized_folders.reference_of(tmp_path / "fp8-plain", dtype="bfloat16")
     report = verify(path, view=None, options=OPTIONS, reference=reference)
-    assert report.runtime == "transformers"
+    assert report.engine.name == "transformers"
     assert report.verdict == "passed, without tokens, ends, template_kept, mtp_loads"
     assert Check.USED in report.verified
     assert Check.TEMPLATE in report.verified
@@ -76,7 +75,7 @@ def test_transformers_dequantizes_compressed_tensors(tmp_path):
     source = zoo.build("qwen3_5", tmp_path / "source", **SIZES)
     for kind in ("ct-fp8", "ct-nvfp4"):
         path = quantized_folders.quantize(source, tmp_path / kind, kind)
-        reference = reference_from_folder(tmp_path / f"{kind}-plain", dtype="bfloat16")
+        reference = quantized_folders.reference_of(tmp_path / f"{kind}-plain", dtype="bfloat16")
         with folder_runtime("transformers").open(path, SETTINGS) as session:
             mean = mean_gap(session.score(IDS, 1), reference.score(IDS, 1))
             # In the FP8 layout activations are rounded, too; in both A_log may stay in float32.
@@ -97,12 +96,12 @@ def mlx_folder(tmp_path_factory):
 
 
 def test_mlx_lm_reads_its_own(mlx_folder):
-    reference = reference_from_folder(mlx_folder.with_name("source"))
+    reference = quantized_folders.reference_of(mlx_folder.with_name("source"))
     ids = [token % 100 for token in IDS]  # mlx reads on behind the end of its embedding
     # Random weights: near-ties everywhere, which a trained model does not have.
     options = replace(OPTIONS, limits=tolerance("MLX-5bit"))
     report = verify(mlx_folder, view=None, options=options, reference=reference)
-    assert report.runtime == "mlx-lm"
+    assert report.engine.name == "mlx-lm"
     assert report.file_type == "MLX-8bit"
     assert report.verdict == "passed, without tokens, ends, template_kept"
     with folder_runtime("mlx-lm").open(mlx_folder, SETTINGS) as session:

@@ -11,7 +11,7 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.families.roles import Block, Role
 from qexport.families.view import ModelTensor, ModelView
 from qexport.verify.memory import Fit, fit
-from qexport.verify.reference import TransformersReference, reference_from_folder, reference_from_view
+from qexport.verify.reference import TransformersReference, reference_from_view
 
 torch = pytest.importorskip("torch")
 
@@ -188,16 +188,3 @@ def test_fit_counts_the_language_model_only():
     assert fit(view, available=2600).ok
     assert not fit(view, available=2599).ok
     assert (Fit(1000, 10_400).dtype, Fit(1000, 10_399).dtype) == ("float32", "bfloat16")
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_a_folder_gives_the_same(tmp_path):
-    model, _ = whole_model("qwen3")
-    model.save_pretrained(tmp_path)
-    loaded = reference_from_folder(tmp_path)
-    theirs = TransformersReference(model, "theirs", "float32")
-    assert loaded.noise == 0.0
-    assert [s.logprob for s in loaded.score(IDS, 4)] == pytest.approx(
-        [s.logprob for s in theirs.score(IDS, 4)]
-    )

@@ -17,6 +17,7 @@ from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
 from qexport.formats.opening import open_artifact
+from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Finding, Status
 from qexport.verify import memory
 from qexport.verify import run as run_module
@@ -24,7 +25,6 @@ from qexport.verify.choose import can_judge, choose_runtime
 from qexport.verify.folder_runtimes import FolderRuntime
 from qexport.verify.options import VerifyOptions
 from qexport.verify.run import verify
-from qexport.verify.thresholds import tolerance
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
 SIZES |= {"kv_heads": 1, "key_heads": 1, "value_heads": 2, "vision": False, "shards": 1}
@@ -54,7 +54,7 @@ def test_everything_checked_and_passed(folders):
     runtime = FakeRuntime(answers(), facts={"strict": True})
     report = verify(folders / "llama", view=None, runtime=runtime, reference=FakeReference())
     assert report.verdict == "passed, without tokens, ends, template_kept"
-    assert (report.runtime, report.file_type) == ("fake", "F16")
+    assert (report.engine.name, report.file_type) == ("fake", "F16")
     assert report.bits_per_weight == 16.0
     assert Check.USED in report.verified
     assert Check.TEMPLATE in report.verified
@@ -65,7 +65,7 @@ def test_a_folder_that_no_runtime_ran_is_never_verified(folders):
     report = verify(folders / "qwen3_5-modelopt-nvfp4", view=None)
     assert report.verdict == "not run"
     assert not report.passed
-    assert report.runtime == "none"
+    assert report.engine.name == "none"
     assert "--runtime vllm --runtime-python PATH" in report.finding(Check.LOADS).summary
     assert Check.LOADS in report.unverified
 

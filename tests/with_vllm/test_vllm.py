@@ -24,7 +24,6 @@ from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.model import examine
 from qexport.verify.folder_runtimes import ENGINES, FolderRuntime
-from qexport.verify.reference import reference_from_folder
 from qexport.verify.runtime import Settings
 
 PYTHON = os.environ.get("QEXPORT_VLLM_PYTHON")
@@ -98,7 +97,7 @@ def test_it_loads_with_its_head_and_has_the_formats_numbers(made, runtime, name,
         answer = session.generate(IDS[:6], n_predict=8, n_probs=3)
     assert [step.top[0][0] for step in answer.steps] == list(answer.tokens)
     if name == "qwen3_5":
-        mean = mean_gap(given, reference_from_folder(plain).score(IDS, 1))
+        mean = mean_gap(given, quantized_folders.reference_of(plain).score(IDS, 1))
         print(f"{name} {kind}: mean {mean:.4f}")
         assert mean < NOISE
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Words
 from qexport.formats.fp8.options import Fp8Options
 
@@ -36,12 +37,13 @@ FP8 = Format(
     proof=Proof("transformers", "reference"),
     layouts=_layouts,
     layout_word=lambda options: "fp8" if options.native else "compressed-tensors",
+    tolerances={"FP8.*": tolerance.FP8},
     words=Words(
         name="FP8",
         readers="FP8, for vLLM, SGLang and transformers",
         library="transformers",
         tags=("fp8", "vllm", "sglang"),
-        program="vLLM",
+        program="served",
         sees=True,
         mark="M0,-5.8L5.6,4.4H-5.6Z",
         colours=("#007d5c", "#3fc79d"),

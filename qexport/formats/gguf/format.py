@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Words
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.mixture_terms import Overrides
@@ -51,12 +52,19 @@ GGUF = Format(
     proof=Proof("xllamacpp", "llama"),
     layouts=_layouts,
     layout_word=lambda _: "gguf",
+    tolerances={
+        "Q8_0": tolerance.EIGHT_BITS,
+        "Q6_K": tolerance.SIX_BITS,
+        "Q5_.*": tolerance.FIVE_BITS,
+        "(I?Q4_|MXFP4).*": tolerance.FOUR_BITS,
+        "I?Q3_.*": tolerance.THREE_BITS,
+    },
     words=Words(
         name="GGUF",
         readers="GGUF, for llama.cpp and the programs built on it",
         library="gguf",
         tags=("gguf", "llama.cpp"),
-        program="llama.cpp",
+        program="llama_cpp",
         mark="M-5.0,0a5.0,5.0 0 1,0 10.0,0a5.0,5.0 0 1,0 -10.0,0Z",
         colours=("#0072b2", "#6cb8ec"),
     ),

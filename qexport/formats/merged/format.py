@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Words
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ MERGED = Format(
     proof=Proof("transformers", "reference"),
     layouts=_layouts,
     layout_word=lambda _: "safetensors",
+    tolerances={"F32|F16|BF16": tolerance.SAME},
     words=Words(
         name="merged",
         readers="the weights unquantized, with their configuration repaired",
         library="transformers",
-        program="vLLM",
+        program="served",
         sees=True,
         prefix="merged",
         mark="M-5.8,-2H-2V-5.8H2V-2H5.8V2H2V5.8H-2V2H-5.8Z",

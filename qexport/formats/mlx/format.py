@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Words
 from qexport.formats.mlx.options import MlxOptions
 
@@ -49,12 +50,19 @@ MLX = Format(
     proof=Proof("mlx_lm", "mlx"),
     layouts=_layouts,
     layout_word=lambda _: "mlx",
+    tolerances={
+        "MLX-mxfp8": tolerance.FP8,
+        "MLX-8bit": tolerance.EIGHT_BITS,
+        "MLX-6bit": tolerance.SIX_BITS,
+        "MLX-5bit": tolerance.FIVE_BITS,
+        "MLX-4bit|MLX-nvfp4": tolerance.ALL_FOUR_BITS,
+    },
     words=Words(
         name="MLX",
         readers="MLX, for Apple silicon",
         library="mlx",
         tags=("mlx",),
-        program="mlx-lm",
+        program="mlx_lm",
         prefix="MLX",
         mark="M-4.6,-4.6H4.6V4.6H-4.6Z",
         colours=("#b56a00", "#eda63b"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Words
 from qexport.formats.nvfp4.options import NVIDIA, Nvfp4Options
 
@@ -36,12 +37,13 @@ NVFP4 = Format(
     proof=Proof("transformers", "reference"),
     layouts=_layouts,
     layout_word=lambda options: str(options.layout),
+    tolerances={".*NVFP4.*|MIXED_PRECISION": tolerance.FOUR_BITS},
     words=Words(
         name="NVFP4",
         readers="NVFP4, for vLLM and SGLang",
         library="vllm",
         tags=("nvfp4", "vllm", "sglang"),
-        program="vLLM",
+        program="served",
         note="A mixture of experts on Blackwell also needs `--moe-runner-backend marlin`.",
         sees=True,
         mark="M0,-6.4L6.4,0L0,6.4L-6.4,0Z",

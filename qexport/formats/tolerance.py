@@ -35,7 +35,6 @@ Q8_0) is the one that proves its mapping.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 
@@ -56,40 +55,15 @@ class Tolerance:
     reason: str
 
 
-# Pattern of the file type's name -> limits; the first match counts.
-_TABLE: tuple[tuple[str, Tolerance], ...] = (
-    (
-        r"F32|F16|BF16",
-        Tolerance(0.96, 0.10, 0.06, "the same weights: only the order of sums differs, and routers at a tie"),
-    ),
-    (
-        r"FP8.*|MLX-mxfp8",
-        Tolerance(0.85, 0.15, 0.25, "three bits of mantissa; on GPUs of activations, too"),
-    ),
-    (r"Q8_0|MLX-8bit", Tolerance(0.85, 0.10, 0.15, "8.5 bits, and activations rounded to 8 bits as well")),
-    (r"Q6_K|MLX-6bit", Tolerance(0.88, 0.15, 0.20, "6.6 bits: flips near-ties and little else")),
-    (r"Q5_.*|MLX-5bit", Tolerance(0.80, 0.25, 0.40, "5.5 bits: flips near-ties, wider ones in small models")),
-    (
-        r"(I?Q4_|MXFP4).*|.*NVFP4.*|MIXED_PRECISION",
-        Tolerance(0.72, 0.35, 0.60, "4 to 5 bits: small models visibly move, most tokens stay"),
-    ),
-    (r"MLX-4bit|MLX-nvfp4", Tolerance(0.55, 0.50, 1.00, "4 bits for all, the embedding too")),
-    (r"I?Q3_.*", Tolerance(0.62, 0.50, 1.00, "3 to 4 bits: wording changes, meaning should not")),
-    (
-        r".*",
-        Tolerance(
-            0.45, 0.80, 2.00, "below 3 bits, or unknown: only what still follows the source at all passes"
-        ),
-    ),
+# The classes that formats put their stored types into.
+SAME = Tolerance(0.96, 0.10, 0.06, "the same weights: only the order of sums differs, and routers at a tie")
+FP8 = Tolerance(0.85, 0.15, 0.25, "three bits of mantissa; on GPUs of activations, too")
+EIGHT_BITS = Tolerance(0.85, 0.10, 0.15, "8.5 bits, and activations rounded to 8 bits as well")
+SIX_BITS = Tolerance(0.88, 0.15, 0.20, "6.6 bits: flips near-ties and little else")
+FIVE_BITS = Tolerance(0.80, 0.25, 0.40, "5.5 bits: flips near-ties, wider ones in small models")
+FOUR_BITS = Tolerance(0.72, 0.35, 0.60, "4 to 5 bits: small models visibly move, most tokens stay")
+ALL_FOUR_BITS = Tolerance(0.55, 0.50, 1.00, "4 bits for all, the embedding too")
+THREE_BITS = Tolerance(0.62, 0.50, 1.00, "3 to 4 bits: wording changes, meaning should not")
+LEAST = Tolerance(
+    0.45, 0.80, 2.00, "below 3 bits, or unknown: only what still follows the source at all passes"
 )
-
-
-def tolerance(file_type: str) -> Tolerance:
-    """The limits for a file type such as ``Q4_K_M``.
-
-    >>> tolerance("Q8_0").near_tie
-    0.1
-    >>> tolerance("IQ4_XS") == tolerance("Q4_K_M")
-    True
-    """
-    return next(limits for pattern, limits in _TABLE if re.fullmatch(pattern, file_type))
