@@ -26,14 +26,14 @@ from qexport.formats.merged.plan import plan_merged
 from qexport.formats.opening import open_artifact
 from qexport.formats.registry import FORMATS, format_of, place_of, tolerance
 from qexport.formats.tolerance import FIVE_BITS
-from qexport.run.receipts import artifact_entries
 from qexport.publish.card import CardOptions, render_card
 from qexport.receipt.folder import known_in
 from qexport.receipt.store import write_receipt
 from qexport.receipt.verification import Check, Status
-from qexport.run.rates import guessed_core_seconds
 from qexport.report.gather import gather
 from qexport.report.write import write_report
+from qexport.run.rates import guessed_core_seconds
+from qexport.run.receipts import artifact_entries
 from qexport.verify.choose import can_judge, choose_runtime
 from qexport.verify.options import VerifyOptions
 from qexport.verify.run import verify
