@@ -7,12 +7,16 @@ know quantized experts look for ``experts.N.gate_proj``, and none for a quantize
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Any
 
 from qexport.assign.assignment import PLAIN, Assignment, one_of, read_types
+from qexport.checkpoint.shards import TensorSpec
+from qexport.codecs.contract import Float
 from qexport.errors import InputError
 from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.formats.folder import FolderTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -127,3 +131,37 @@ def modules_of(repaired: Repaired, tensor: ModelTensor) -> tuple[str, ...]:
         parent, projection = name.rsplit(".", 1)
         names = [f"{parent}.{expert}.{projection}" for expert in range(tensor.shape[0])]
     return tuple(published_name(each, repaired.family, wrapper=repaired.wrapper) for each in names)
+
+
+def as_it_is(repaired: Repaired, tensor: ModelTensor, dtype: str) -> FolderTensor:
+    """A tensor that is not quantized, under its published name; experts one by one."""
+    shape = tensor.shape
+    names = [published_name(tensor.name, repaired.family, wrapper=repaired.wrapper)]
+    if tensor.role in EXPERT_ROLES:
+        names, shape = [f"{module}.weight" for module in modules_of(repaired, tensor)], shape[1:]
+    copies = tuple(TensorSpec(name, dtype, shape) for name in names)
+    return FolderTensor(tensor.name, tensor.shape, tensor.data, Float(dtype), (copies,))
+
+
+def declaring(repaired: Repaired, view: ModelView, quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with ``quantization_config``, and without a head that is not there."""
+    config = copy.deepcopy(dict(repaired.config))
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else config
+    if not view.mtp_layers and text.get("mtp_num_hidden_layers"):
+        text["mtp_num_hidden_layers"] = 0  # loaders would draft with whatever memory holds, silently
+    return {**config, "quantization_config": quantization}
+
+
+def by_role(
+    view: ModelView, taken: Collection[str], stored: Iterable[FolderTensor]
+) -> dict[str, dict[str, int]]:
+    """For each role with quantized tensors: how many matrices they are, and their bytes with scales."""
+    made = {tensor.name: tensor for tensor in stored}
+    found: dict[str, dict[str, int]] = {}
+    for tensor in view:
+        if tensor.name in taken:
+            entry = found.setdefault(tensor.role.value, {"tensors": 0, "bytes": 0})
+            entry["tensors"] += len(made[tensor.name].streams[0])
+            entry["bytes"] += sum(spec.nbytes for spec in made[tensor.name].specs)
+    return found

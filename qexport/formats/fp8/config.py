@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from qexport.codecs.contract import FP8_TILE
 from qexport.formats.fp8.listing import ignored_patterns, listed_modules
+from qexport.formats.linears import declaring
 
 if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
@@ -20,17 +20,9 @@ _SCHEMA = "0.19.0"  # the version of compressed-tensors whose config this is
 
 def fp8_config(repaired: Repaired, view: ModelView, scope: Scope, options: Fp8Options) -> dict[str, Any]:
     """The whole of ``config.json``."""
-    config = copy.deepcopy(dict(repaired.config))
-    nested = config.get("text_config")
-    text = nested if isinstance(nested, dict) else config
-    if not view.mtp_layers and text.get("mtp_num_hidden_layers"):
-        text["mtp_num_hidden_layers"] = 0  # a declared head that is not there drafts at random, silently
-    config["quantization_config"] = (
-        _native(listed_modules(repaired, view, scope))
-        if options.native
-        else _compressed_tensors(ignored_patterns(repaired, view, scope))
-    )
-    return config
+    if options.native:
+        return declaring(repaired, view, _native(listed_modules(repaired, view, scope)))
+    return declaring(repaired, view, _compressed_tensors(ignored_patterns(repaired, view, scope)))
 
 
 def _native(listed: list[str]) -> dict[str, Any]:

@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.shards import TensorSpec
-from qexport.codecs.contract import FP8_TILE, Float, Fp8Tiles
+from qexport.codecs.contract import FP8_TILE, Fp8Tiles
 from qexport.doctor.draft import dump_json
 from qexport.errors import InputError
-from qexport.families.names import published_name
-from qexport.families.roles import EXPERT_ROLES
 from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.fp8.config import fp8_config
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.scope import scope_of
 from qexport.formats.limits import check_limits
-from qexport.formats.linears import modules_of
+from qexport.formats.linears import as_it_is, by_role, modules_of
 from qexport.formats.order import pass_order
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ def plan_fp8(
         assignment=scope.types,
         details={
             "layout": options.layout,
-            "quantized": _quantized(view.tensors, tensors, scope),
+            "quantized": by_role(view, scope.names, tensors),
             "not_converted": listed,
             "mtp": {
                 "layers": repaired.mtp_layers,
@@ -88,15 +86,9 @@ def _folder_tensor(
     repaired: Repaired, tensor: ModelTensor, scope: Scope, options: Fp8Options
 ) -> FolderTensor:
     dtype = tensor.data.dtype
-    if tensor.role in EXPERT_ROLES:
-        names = [f"{module}.weight" for module in modules_of(repaired, tensor)]
-        shape = tensor.shape[1:]
-    else:
-        names = [published_name(tensor.name, repaired.family, wrapper=repaired.wrapper)]
-        shape = tensor.shape
     if tensor.name not in scope.names:
-        copies = tuple(TensorSpec(name, dtype, shape) for name in names)
-        return FolderTensor(tensor.name, tensor.shape, tensor.data, Float(dtype), (copies,))
+        return as_it_is(repaired, tensor, dtype)
+    names, shape = [f"{module}.weight" for module in modules_of(repaired, tensor)], tensor.shape[-2:]
     stored = Fp8Tiles(options.layout)
     suffix = "_scale_inv" if options.native else "_scale"
     rows, columns = shape
@@ -104,20 +96,6 @@ def _folder_tensor(
     codes = tuple(TensorSpec(name, stored.name, shape) for name in names)
     scales = tuple(TensorSpec(name + suffix, stored.scale_dtype(dtype), tiles) for name in names)
     return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, (codes, scales))
-
-
-def _quantized(
-    tensors: Iterable[ModelTensor], stored: Iterable[FolderTensor], scope: Scope
-) -> dict[str, dict[str, int]]:
-    """For each role: how many matrices became FP8, and their bytes with scales."""
-    by_name = {tensor.name: tensor for tensor in stored}
-    found: dict[str, dict[str, int]] = {}
-    for tensor in tensors:
-        if tensor.name in scope.names:
-            entry = found.setdefault(tensor.role.value, {"tensors": 0, "bytes": 0})
-            entry["tensors"] += len(by_name[tensor.name].streams[0])
-            entry["bytes"] += sum(spec.nbytes for spec in by_name[tensor.name].specs)
-    return found
 
 
 def _notes(scope: Scope, options: Fp8Options, mtp_layers: int) -> list[str]:

@@ -10,22 +10,18 @@ whoever serves the model.
 
 from __future__ import annotations
 
-import copy
 import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qexport.checkpoint.shards import TensorSpec
-from qexport.codecs.contract import Float, Fp8Matrix, Nvfp4, StoredType
+from qexport.codecs.contract import Fp8Matrix, Nvfp4, StoredType
 from qexport.doctor.draft import dump_json
 from qexport.evidence.store import Evidence, Kind, Need
-from qexport.families.names import published_name
-from qexport.families.roles import EXPERT_ROLES, Role
+from qexport.families.roles import Role
 from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import check_limits
-from qexport.formats.linears import modules_of
+from qexport.formats.linears import as_it_is, by_role, declaring, modules_of
 from qexport.formats.nvfp4.compressed import compressed_config
 from qexport.formats.nvfp4.layout import LAYOUTS, fp8_specs, nvfp4_specs
 from qexport.formats.nvfp4.modelopt import modelopt_config, modelopt_file
@@ -98,16 +94,12 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
 
 
 def _config(repaired: Repaired, view: ModelView, declared: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with the declaration, and without one of a head that is not there."""
-    config = copy.deepcopy(dict(repaired.config))
-    nested = config.get("text_config")
-    text = nested if isinstance(nested, dict) else config
-    if not view.mtp_layers and text.get("mtp_num_hidden_layers"):
-        text["mtp_num_hidden_layers"] = 0  # loaders would draft with whatever memory holds
+    """config.json with the declaration; of a float32 model, what is kept is bfloat16."""
+    config = declaring(repaired, view, declared)
     if view.wide:
         for part in (config, *(value for value in config.values() if isinstance(value, dict))):
             part.update({key: "bfloat16" for key in ("dtype", "torch_dtype") if key in part})
-    return {**config, "quantization_config": declared}
+    return config
 
 
 @dataclass(frozen=True)
@@ -123,7 +115,8 @@ class _Makers:
     def folder_tensor(self, tensor: ModelTensor) -> FolderTensor:
         algo = self.chosen.get(tensor.name)
         if algo is None:
-            return self._as_it_is(tensor)
+            rounded = self.repaired.view().wide and tensor.role not in _FLOAT32
+            return as_it_is(self.repaired, tensor, "BF16" if rounded else tensor.data.dtype)
         modules, (rows, columns) = modules_of(self.repaired, tensor), tensor.shape[-2:]
         stored: StoredType
         needs = [Need(Kind.LARGEST, self.fused[fused_key(tensor)])]
@@ -139,18 +132,6 @@ class _Makers:
         streams = tuple(zip(*specs, strict=True))
         return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
 
-    def _as_it_is(self, tensor: ModelTensor) -> FolderTensor:
-        name, shape, dtype = tensor.name, tensor.shape, tensor.data.dtype
-        if self.repaired.view().wide and tensor.role not in _FLOAT32:
-            dtype = "BF16"
-        if tensor.role in EXPERT_ROLES:
-            singles = modules_of(self.repaired, tensor)
-            specs = tuple(TensorSpec(f"{module}.weight", dtype, shape[1:]) for module in singles)
-        else:
-            published = published_name(name, self.repaired.family, wrapper=self.repaired.wrapper)
-            specs = (TensorSpec(published, dtype, shape),)
-        return FolderTensor(name, shape, tensor.data, Float(dtype), (specs,))
-
 
 def _fused(view: ModelView, chosen: Mapping[str, Algo]) -> dict[Any, tuple[str, ...]]:
     """The quantized tensors that share a global scale, by :func:`fused_key`."""
@@ -165,19 +146,12 @@ def _fused(view: ModelView, chosen: Mapping[str, Algo]) -> dict[Any, tuple[str, 
 def _quantized(
     view: ModelView, chosen: Mapping[str, Algo], tensors: Sequence[FolderTensor]
 ) -> dict[str, dict[str, Any]]:
-    stored = {tensor.name: tensor.specs for tensor in tensors}
-    matrices: Counter[str] = Counter()
-    nbytes: Counter[str] = Counter()
-    algos: dict[str, str] = {}
+    algos: dict[str, set[str]] = {}
     for tensor in view:
         if tensor.name in chosen:
-            specs = stored[tensor.name]
-            matrices[tensor.role] += len(specs) // 3
-            nbytes[tensor.role] += sum(spec.nbytes for spec in specs)
-            algos[tensor.role] = chosen[tensor.name]
-    return {
-        str(role): {"algo": algos[role], "tensors": matrices[role], "bytes": nbytes[role]} for role in algos
-    }
+            algos.setdefault(tensor.role.value, set()).add(chosen[tensor.name])
+    counts = by_role(view, chosen, tensors)
+    return {role: {"algo": " and ".join(sorted(algos[role])), **counts[role]} for role in counts}
 
 
 def _notes(
