@@ -14,7 +14,7 @@ from qexport.verify.bench import BenchOptions
 
 if TYPE_CHECKING:
     from qexport.receipt.speeds import Bench, Range
-    from qexport.verify.bench_subject import Choice
+    from qexport.verify.options import VerifyOptions
 
 
 _COLUMNS = ("MTP", "tok/s", "slowest", "fastest", "times bare", "accepted", "prompt tok/s")
@@ -101,11 +101,11 @@ def command(
       qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
     """
     from qexport.run.in_folder import Found, artifacts_in, check_file_sizes, is_one_artifact
-    from qexport.verify.bench_subject import Choice
+    from qexport.verify.options import VerifyOptions
 
     output = Output(as_json=as_json)
     options = BenchOptions(n_max, prompt, tokens, repeats, prompt_tokens, threads or 0, timeout)
-    choice = Choice(llama_server, runtime or "", runtime_python)
+    choice = VerifyOptions(llama_server=llama_server, runtime=runtime or "", runtime_python=runtime_python)
     several = not is_one_artifact(artifact)
     documents: list[dict[str, Any]] = []
     problems: list[QexportError] = []
@@ -130,7 +130,7 @@ def command(
 
 
 def _one(
-    output: Output, artifact: Path, choice: Choice, options: BenchOptions, *, note: bool
+    output: Output, artifact: Path, choice: VerifyOptions, options: BenchOptions, *, note: bool
 ) -> dict[str, Any]:
     """Measure one artifact, show it, note it in its receipt; ``failed``: what MTP did to it."""
     from qexport.export.files import in_hub_cache

@@ -6,7 +6,6 @@ mlx-lm runs no MTP heads, vLLM and SGLang do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,29 +19,15 @@ from qexport.verify.runtimes import llama_cpp
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
     from qexport.artifacts.description import Description
+    from qexport.verify.options import VerifyOptions
     from qexport.verify.runtime import Runtime
 
 
 _NO_SPEED = "transformers"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The runtime that the user names; the format's own where nothing is named.
-
-    Attributes:
-        llama_server: for GGUF files, instead of the one inside xllamacpp.
-        runtime: for folders: ``mlx-lm``, ``vllm`` or ``sglang``.
-        python: the Python that has it.
-    """
-
-    llama_server: Path | None = None
-    runtime: str = ""
-    python: Path | None = None
-
-
-def bench_subject(path: Path, choice: Choice) -> tuple[Description, Runtime]:
-    """What the artifact says of itself, and what runs it.
+def bench_subject(path: Path, options: VerifyOptions) -> tuple[Description, Runtime]:
+    """What the artifact says of itself, and what runs it: the runtime that was named, or the format's own.
 
     Raises:
         InputError: there is no artifact, or one that cannot run by itself.
@@ -53,20 +38,20 @@ def bench_subject(path: Path, choice: Choice) -> tuple[Description, Runtime]:
     if about.alone:
         raise InputError(f"{path.name} is an MTP head alone: it cannot answer by itself")
     if about.artifact is not None:
-        return about, folder_runtime(_runtime(about.artifact, choice), choice.python)
-    if choice.runtime:
+        return about, folder_runtime(_runtime(about.artifact, options), options.runtime_python)
+    if options.runtime:
         raise UsageProblem(
-            f"{choice.runtime} does not run GGUF files", hint="llama.cpp does: leave --runtime out."
+            f"{options.runtime} does not run GGUF files", hint="llama.cpp does: leave --runtime out."
         )
-    return about, llama_cpp(choice.llama_server)
+    return about, llama_cpp(options.llama_server)
 
 
-def _runtime(artifact: Artifact, choice: Choice) -> str:
-    if choice.llama_server is not None:
+def _runtime(artifact: Artifact, options: VerifyOptions) -> str:
+    if options.llama_server is not None:
         raise UsageProblem(f"{artifact.label} is no GGUF file, which is what a llama-server runs")
     layout = artifact.layout
     serves_here = layout.here in layout.served
-    name = choice.runtime or (layout.served[0] if serves_here or choice.python is not None else "")
+    name = options.runtime or (layout.served[0] if serves_here or options.runtime_python is not None else "")
     if not name:
         raise UsageProblem(
             f"{artifact.label} is served by vLLM, which is not named",

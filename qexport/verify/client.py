@@ -23,7 +23,6 @@ from qexport.verify.runtime import Generation, Session, Step
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from qexport.children.process import ChildProcess
 
@@ -61,31 +60,17 @@ class HttpSession(Session):
     def __init__(
         self, process: ChildProcess, host: str, port: int, *, version: str = "", load_s: float = 0.0
     ) -> None:
-        self._process = process
+        super().__init__(process, version, load_s)
         self._host = host
         self._port = port
-        self._version = version
-        self._load_s = load_s
-
-    @property
-    def version(self) -> str:
-        return self._version
-
-    @property
-    def load_s(self) -> float:
-        return self._load_s
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return {}
 
     def ready(self) -> None:
         """Wait until the model is loaded, then note how long it took and who is answering."""
-        self._process.wait_until(lambda: True if self._healthy() else None)
-        self._load_s = self._load_s or self._process.time_limit - self._process.remaining
+        self.process.wait_until(lambda: True if self._healthy() else None)
+        self.load_s = self.load_s or self.process.time_limit - self.process.remaining
         props = self._call("GET", "/props", None, _mapping)
         # A wheel has its own version and often no build number; a binary has only the latter.
-        self._version = self._version or str(props.get("build_info", ""))
+        self.version = self.version or str(props.get("build_info", ""))
 
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         body = {"messages": list(messages)}
@@ -119,15 +104,7 @@ class HttpSession(Session):
 
     def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
         """llama.cpp's server gives no log-probabilities for a prompt's tokens."""
-        raise RuntimeFailure(Failure.REFUSED, f"{self._process.what} does not score a prompt's tokens")
-
-    def __enter__(self) -> HttpSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
+        raise RuntimeFailure(Failure.REFUSED, f"{self.process.what} does not score a prompt's tokens")
 
     def _healthy(self) -> bool:
         try:
@@ -138,22 +115,22 @@ class HttpSession(Session):
 
     def _call(self, method: str, path: str, body: Any, read: Callable[[Any], Answer]) -> Answer:
         """One request; every way for it to go wrong is a RuntimeFailure."""
-        if self._process.remaining <= 0:
-            raise self._process.timed_out()
+        if self.process.remaining <= 0:
+            raise self.process.timed_out()
         try:
-            status, raw = self._request(method, path, body, timeout=self._process.remaining)
+            status, raw = self._request(method, path, body, timeout=self.process.remaining)
         except TimeoutError as error:
-            raise self._process.timed_out() from error
+            raise self.process.timed_out() from error
         except (OSError, http.client.HTTPException) as error:
-            raise self._process.failure() from error
+            raise self.process.failure() from error
         if status != _OK:
-            reason = f"{self._process.what} refused {path}: {_reason(status, raw)}"
-            raise RuntimeFailure(Failure.REFUSED, reason, log=self._process.log_tail())
+            reason = f"{self.process.what} refused {path}: {_reason(status, raw)}"
+            raise RuntimeFailure(Failure.REFUSED, reason, log=self.process.log_tail())
         try:
             return read(json.loads(raw))
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"{self._process.what} answered {path} with something else: {error!r}"
-            raise RuntimeFailure(Failure.NONSENSE, reason, log=self._process.log_tail()) from error
+            reason = f"{self.process.what} answered {path} with something else: {error!r}"
+            raise RuntimeFailure(Failure.NONSENSE, reason, log=self.process.log_tail()) from error
 
     def _request(self, method: str, path: str, body: Any, *, timeout: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=max(0.1, timeout))

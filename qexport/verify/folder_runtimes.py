@@ -88,18 +88,11 @@ class FolderRuntime(Runtime):
         command: Sequence[str] | None = None,
     ) -> None:
         self._engine = engine
+        self.name, self.drafts = engine.name, engine.drafts
         # Absolute: a bare name would be looked up in PATH. Not resolved: a venv's python is a link that
         # finds its packages by its own place.
         self._python = None if python is None else python.expanduser().absolute()
         self._command = list(command or engine_command(engine.program, self._python, first))
-
-    @property
-    def name(self) -> str:
-        return self._engine.name
-
-    @property
-    def drafts(self) -> bool:
-        return self._engine.drafts
 
     def open(self, model: Path, settings: Settings) -> Session:
         """Load the folder ``model`` in a child of its own."""

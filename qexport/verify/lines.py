@@ -9,7 +9,6 @@ from qexport.verify.runtime import Generation, Session, Step
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from qexport.children.process import ChildProcess
 
@@ -25,25 +24,11 @@ class LineSession(Session):
     """
 
     def __init__(self, process: ChildProcess, ready: Mapping[str, Any]) -> None:
-        self._process = process
         try:
-            self._version = str(ready["version"])
-            self._load_s = float(ready["load_s"])
-            self._facts = {str(key): value for key, value in dict(ready["facts"]).items()}
+            facts = {str(key): value for key, value in dict(ready["facts"]).items()}
+            super().__init__(process, str(ready["version"]), float(ready["load_s"]), facts)
         except (KeyError, TypeError, ValueError) as error:
             raise process.nonsense("its start", repr(error)) from error
-
-    @property
-    def version(self) -> str:
-        return self._version
-
-    @property
-    def load_s(self) -> float:
-        return self._load_s
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return self._facts
 
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         return self._ask("render_chat", _text, messages=list(messages))
@@ -64,7 +49,7 @@ class LineSession(Session):
         )
 
     def ends(self) -> frozenset[int] | None:
-        found = self._facts.get("ends")
+        found = self.facts.get("ends")
         return None if found is None else frozenset(_ids(found))
 
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
@@ -94,21 +79,13 @@ class LineSession(Session):
 
         return self._ask("score", read, ids=list(ids), start=start, top=top)
 
-    def __enter__(self) -> LineSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-
     def _ask(self, do: str, read: Callable[[Any], Answer], **given: Any) -> Answer:
         """One call; every way for it to go wrong is a RuntimeFailure."""
-        result = self._process.ask(do, **given)
+        result = self.process.ask(do, **given)
         try:
             return read(result)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._process.nonsense(do, repr(error)) from error
+            raise self.process.nonsense(do, repr(error)) from error
 
 
 def _steps(values: Any) -> tuple[Step, ...]:

@@ -8,13 +8,15 @@ exception, :class:`RuntimeFailure`, which the caller turns into a finding.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
+
+    from qexport.children.process import ChildProcess
 
 
 @dataclass(frozen=True)
@@ -73,74 +75,74 @@ class Generation:
         return tuple(step.token for step in self.steps)
 
 
-class Session(Protocol):
-    """A loaded file. Every method raises RuntimeFailure when the runtime fails."""
+class Session(ABC):
+    """A loaded artifact in a child of ours, which dies with it. Every method raises RuntimeFailure when the
+    runtime fails.
 
-    @property
-    def version(self) -> str: ...
+    Args:
+        version: of the runtime.
+        load_s: seconds it took to load.
+        facts: what the runtime says of the loading: ``strict``: it makes sure that every parameter was
+            loaded; ``no_drafts``: why it has loaded the MTP head and cannot run it; and what else it says.
+    """
 
-    @property
-    def load_s(self) -> float: ...
+    def __init__(
+        self, process: ChildProcess, version: str, load_s: float, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.process = process
+        self.version = version
+        self.load_s = load_s
+        self.facts = facts or {}
 
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the runtime says of the loading: ``strict``: it makes sure that every parameter was loaded;
-        ``no_drafts``: why it has loaded the MTP head and cannot run it; and what else it likes to say."""
-        ...
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+
+    @abstractmethod
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt that the file's own chat template makes of ``messages``, as the runtime applies it."""
-        ...
 
+    @abstractmethod
     def tokenize(self, text: str, *, add_special: bool) -> tuple[int, ...]:
         """Token ids; special tokens written in ``text`` are always recognised."""
-        ...
 
+    @abstractmethod
     def source_ids(
         self, folder: Path, texts: Sequence[str], *, add_special: bool
     ) -> list[tuple[int, ...]] | None:
         """``texts`` by the tokenizer of ``folder`` in this runtime's library: the same class of the same
         version, so that what differs is files. ``None`` where the runtime reads no folders."""
-        ...
 
+    @abstractmethod
     def ends(self) -> frozenset[int] | None:
         """Ids at which the runtime ends a reply; ``None`` where it does not say."""
-        ...
 
+    @abstractmethod
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
         """Greedy continuation; ``n_probs`` log-probabilities a step, none for drafted tokens."""
-        ...
 
+    @abstractmethod
     def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
         """Log-probabilities of ``ids[start:]``, each given all ids before it; ``start`` is at least 1.
 
         RuntimeFailure (refused) where the runtime does not give them for tokens of a prompt.
         """
-        ...
-
-    def __enter__(self) -> Session: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
-class Runtime(Protocol):
-    """Something that runs artifacts."""
+class Runtime(ABC):
+    """Something that runs artifacts.
 
-    @property
-    def name(self) -> str: ...
+    Attributes:
+        drafts: whether it knows MTP heads at all.
+        ends_by_text: tokens at which it ends a reply whatever the artifact says.
+    """
 
-    @property
-    def drafts(self) -> bool:
-        """Whether it knows MTP heads at all."""
-        ...
+    name: str
+    drafts: bool
+    ends_by_text: frozenset[str] = frozenset()
 
-    @property
-    def ends_by_text(self) -> frozenset[str]:
-        """Tokens at which it ends a reply whatever the artifact says."""
-        return frozenset()
-
+    @abstractmethod
     def open(self, model: Path, settings: Settings) -> Session:
         """Load ``model``. Raises RuntimeFailure, or EnvironmentProblem when the runtime is not there."""
-        ...

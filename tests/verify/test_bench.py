@@ -16,8 +16,9 @@ from qexport.receipt.speeds import Bench, Range, RuntimeVersion
 from qexport.receipt.typed import as_json, fit
 from qexport.verify import machine
 from qexport.verify.bench import BenchOptions, bench
-from qexport.verify.bench_subject import Choice, bench_subject
+from qexport.verify.bench_subject import bench_subject
 from qexport.verify.machine import this_machine
+from qexport.verify.options import VerifyOptions
 from qexport.verify.prompts import BENCH_PROMPTS
 from qexport.verify.runtimes import LlamaServer, Xllamacpp
 
@@ -225,34 +226,34 @@ def test_a_program_that_is_not_there_says_nothing():
 class TestSubject:
     def test_a_gguf_is_run_by_llama_cpp(self, tmp_path):
         path = write_llama(tmp_path / "a.gguf", template="{{ x }}")
-        subject, runtime = bench_subject(path, Choice())
+        subject, runtime = bench_subject(path, VerifyOptions())
         assert (subject.path, subject.context, subject.drafts, subject.chats) == (path, 512, False, True)
         assert isinstance(runtime, Xllamacpp)
-        assert isinstance(bench_subject(path, Choice(llama_server=path))[1], LlamaServer)
+        assert isinstance(bench_subject(path, VerifyOptions(llama_server=path))[1], LlamaServer)
 
     def test_a_gguf_is_not_run_by_others(self, tmp_path):
         path = write_llama(tmp_path / "a.gguf")
         with pytest.raises(UsageProblem, match="vllm does not run GGUF files"):
-            bench_subject(path, Choice(runtime="vllm"))
+            bench_subject(path, VerifyOptions(runtime="vllm"))
 
     def test_folders_need_a_runtime_that_serves_them(self, zoo, tmp_path):
         folder = zoo("qwen3_5_text")
         with pytest.raises(UsageProblem, match="served by vLLM, which is not named"):
-            bench_subject(folder, Choice())
+            bench_subject(folder, VerifyOptions())
         with pytest.raises(UsageProblem, match="says nothing of the artifact"):
-            bench_subject(folder, Choice(runtime="transformers"))
+            bench_subject(folder, VerifyOptions(runtime="transformers"))
         with pytest.raises(UsageProblem, match="mlx-lm does not read this layout"):
-            bench_subject(folder, Choice(runtime="mlx-lm"))
+            bench_subject(folder, VerifyOptions(runtime="mlx-lm"))
         with pytest.raises(UsageProblem, match="is no GGUF file"):
-            bench_subject(folder, Choice(llama_server=tmp_path / "x"))
-        subject, runtime = bench_subject(folder, Choice(python=tmp_path / "python"))
+            bench_subject(folder, VerifyOptions(llama_server=tmp_path / "x"))
+        subject, runtime = bench_subject(folder, VerifyOptions(runtime_python=tmp_path / "python"))
         assert runtime.name == "vllm"
         assert subject.complete_chats
 
     def test_what_is_no_artifact_is_refused(self, tmp_path):
         (tmp_path / "a.gguf").write_bytes(b"no")
         with pytest.raises(InputError):
-            bench_subject(tmp_path / "a.gguf", Choice())
+            bench_subject(tmp_path / "a.gguf", VerifyOptions())
 
 
 def test_prompts_are_several():
@@ -273,7 +274,7 @@ def test_llama_cpp_on_the_demo_model(tmp_path):
     diagnosis = examine(ModelChoice(str(MODEL)), download=False)
     items = plan([Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)], diagnosis)
     (item,) = steps.write(items, diagnosis)
-    subject, runtime = bench_subject(item.path, Choice())
+    subject, runtime = bench_subject(item.path, VerifyOptions())
     options = BenchOptions(n_max=2, n_predict=16, repeats=2, prompt_tokens=64, threads=1)
     found = bench(subject, runtime, options, lambda _: None)
     assert found.failures == ()
