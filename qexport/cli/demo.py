@@ -152,20 +152,11 @@ def _clear(folder: Path, made: Sequence[Path]) -> None:
 
 def _artifacts(types: tuple[str, ...]) -> tuple[Artifact, ...]:
     """Every format that a runtime can prove here: MLX has no wheels for some platforms."""
-    from qexport.formats.registry import format_of
-    from qexport.recipe.recipe import Artifact
+    from qexport.recipe.recipe import artifacts_of
     from qexport.verify.options import VerifyOptions
 
+    mlx = () if find_spec("mlx_lm") is None else (MlxOptions(bits=6),)
     # NVFP4 in the layout that transformers reads; ModelOpt's, the default of `qexport nvfp4`, needs vLLM.
-    every = (
-        GgufOptions(types),
-        MlxOptions(bits=6),
-        Fp8Options(),
-        Nvfp4Options(layout="compressed-tensors"),
-    )
-    asked = VerifyOptions(prompts=_PROMPTS)
-    return tuple(
-        Artifact(format_of(each).word, each, format_of(each).folder(each), asked)
-        for each in every
-        if not isinstance(each, MlxOptions) or find_spec("mlx_lm") is not None
-    )
+    nvfp4 = Nvfp4Options(layout="compressed-tensors")
+    formats = (GgufOptions(types), *mlx, Fp8Options(), nvfp4)
+    return artifacts_of(formats, verify=VerifyOptions(prompts=_PROMPTS))

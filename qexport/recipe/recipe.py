@@ -7,7 +7,8 @@ the same recipe gives the same files on a laptop, in CI and in a rented job.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ from qexport.recipe.gates import Gates
 from qexport.verify.options import MEASURED_TOKENS, VerifyOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qexport.formats.format import Format
 
 
@@ -142,6 +145,27 @@ class Artifact:
     def importance(self) -> bool:
         """Whether it is weighted by the calibration."""
         return self.format.matrix is not None and getattr(self.options, self.format.matrix) is CALIBRATED
+
+
+def artifacts_of(
+    formats: Iterable[Any], *, calibrated: bool = False, verify: VerifyOptions | None
+) -> tuple[Artifact, ...]:
+    """An entry for each of some options, called by its format (``gguf``, then ``gguf-2``) where that is free.
+
+    Args:
+        calibrated: there is a calibration; formats that are weighted wherever there is one take its matrix.
+    """
+    made: list[Artifact] = []
+    count: Counter[str] = Counter()
+    for options in formats:
+        kind = format_of(options)
+        field_name, given = kind.matrix, vars(options)
+        if calibrated and field_name is not None and given[field_name] is None and kind.weighted(given):
+            options = replace(options, **{field_name: CALIBRATED})
+        count[kind.word] += 1
+        name = kind.word if count[kind.word] == 1 else f"{kind.word}-{count[kind.word]}"
+        made.append(Artifact(name, options, kind.folder(options), verify))
+    return tuple(made)
 
 
 @dataclass(frozen=True)

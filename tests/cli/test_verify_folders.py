@@ -13,13 +13,13 @@ from in_process import ok, run
 from receipts_by_hand import bench as figures
 
 import qexport.run.verify as command
-import qexport.verify.bench as bench_module
-import qexport.verify.bench_subject as subject_module
 from qexport.artifacts.description import Description
 from qexport.errors import EnvironmentProblem
 from qexport.receipt.speeds import Bench, RuntimeVersion
 from qexport.receipt.typed import fit
 from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
+from qexport.verify import bench as bench_module
+from qexport.verify import bench_subject as subject_module
 from qexport.verify.bench import Benched
 
 RAN = tuple(Finding(check, Status.PASS, "good") for check in REQUIRED)

@@ -12,6 +12,7 @@ from test_execute import checkpoint, execute, names, plan_of
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.export import ledger as ledger_module
 from qexport.export.disk import check_collisions, make_folder
 from qexport.export.files import read_plain, replace_file
 from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
@@ -164,7 +165,7 @@ def test_a_ledger_without_bounds_or_text(out, monkeypatch):
     assert Ledger(out).read() is None
     (out / LEDGER_NAME).write_text(json.dumps(GOOD))
     assert Ledger(out).read() is not None
-    monkeypatch.setattr("qexport.export.ledger._MOST_BYTES", 10)
+    monkeypatch.setattr(ledger_module, "_MOST_BYTES", 10)
     assert Ledger(out).read() is None
 
 

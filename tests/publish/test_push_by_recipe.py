@@ -6,6 +6,7 @@ from exported_folders import VERIFIED, entry, export, gguf
 from in_process import ok, run
 
 from qexport.errors import InputError, UsageProblem
+from qexport.publish import push as push_module
 from qexport.recipe.load import load_recipe
 from qexport.recipe.publication import pushes
 from qexport.recipe.select import select
@@ -121,7 +122,7 @@ def test_run_asks_for_repository_and_token_before_the_work(recipe, tmp_path, mon
     """And not after hours of writing."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("qexport.publish.push._secrets", lambda: ())
+    monkeypatch.setattr(push_module, "_secrets", lambda: ())
     opened = []
     monkeypatch.setattr("qexport.run.model.examine", lambda *_, **__: opened.append(1))
     assert run("run", recipe, "--push").code == 6

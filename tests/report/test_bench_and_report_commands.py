@@ -10,10 +10,10 @@ from receipts_by_hand import bench as figures
 from receipts_by_hand import gguf, large_ladder, measures, of_base, receipt
 from verify_fakes import write_llama
 
-import qexport.verify.bench as module
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.receipt.speeds import Bench
 from qexport.receipt.typed import fit
+from qexport.verify import bench as module
 from qexport.verify.bench import Benched
 
 
