@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qexport.artifacts.layout import Layout
+from qexport.artifacts.layout import ArtifactLayout
 from qexport.artifacts.rows import Decoded, DecodedCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.families.build import build_view, expected_tensors, template_shape
@@ -48,7 +48,7 @@ class Artifact:
     """
 
     label: str
-    layout: Layout
+    layout: ArtifactLayout
     family: Family
     config: Mapping[str, Any] = field(repr=False)
     text: Mapping[str, Any] = field(repr=False)

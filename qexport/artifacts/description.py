@@ -17,7 +17,7 @@ from qexport.families.roles import Block
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
-    from qexport.artifacts.layout import Found
+    from qexport.artifacts.layout import OnDisk
     from qexport.checkpoint.chat_templates import ChatTemplates
 
 
@@ -72,7 +72,7 @@ class Description:
         return 8 * self.stored / self.values if self.values else 0.0
 
 
-def describe_folder(found: Found, artifact: Artifact) -> Description:
+def describe_folder(found: OnDisk, artifact: Artifact) -> Description:
     """What a folder says that was opened as ``artifact``. Raises InputError: its tensors are no model's."""
     stored = found.folder
     files = {tensor.file for tensor in stored.tensors.values()}

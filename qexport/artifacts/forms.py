@@ -30,7 +30,7 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from qexport.artifacts.rows import Decoded, Part
+    from qexport.artifacts.rows import Decoded, StoredPart
 
 
 TILE = 128
@@ -61,7 +61,7 @@ class Form:
         )
 
 
-def decoded(name: str, parts: Mapping[str, Part], columns: int | None = None) -> Decoded:
+def decoded(name: str, parts: Mapping[str, StoredPart], columns: int | None = None) -> Decoded:
     """The matrix that these parts are.
 
     Args:
@@ -90,7 +90,7 @@ def decoded(name: str, parts: Mapping[str, Part], columns: int | None = None) ->
     return Microscaled(codes, scales, shared, form, shape, inverse="weight_global_scale" in parts)
 
 
-def form_of(name: str, parts: Mapping[str, Part], columns: int | None = None) -> Form:
+def form_of(name: str, parts: Mapping[str, StoredPart], columns: int | None = None) -> Form:
     """The form alone. Arguments and errors as :func:`decoded`."""
     codes = _codes(parts)
     if codes is None:
@@ -113,11 +113,11 @@ def form_of(name: str, parts: Mapping[str, Part], columns: int | None = None) ->
     raise InputError(f"{name}: {codes.dtype} with scales of {scale.dtype} is no form that qexport knows")
 
 
-def _codes(parts: Mapping[str, Part]) -> Part | None:
+def _codes(parts: Mapping[str, StoredPart]) -> StoredPart | None:
     return parts.get("weight_packed") or parts.get("weight")
 
 
-def _fp8_per(name: str, codes: Part, scale: Part) -> str:
+def _fp8_per(name: str, codes: StoredPart, scale: StoredPart) -> str:
     rows, columns = codes.shape[-2:] if len(codes.shape) > 1 else (1, codes.shape[-1])
     tiles = (*codes.shape[:-2], -(-rows // TILE), -(-columns // TILE))
     if scale.dtype not in FLOAT_DTYPES:
@@ -131,7 +131,7 @@ def _fp8_per(name: str, codes: Part, scale: Part) -> str:
     raise _misfit(name, scale, f"{tiles}")
 
 
-def _mlx_form(name: str, codes: Part, parts: Mapping[str, Part], columns: int | None) -> Form:
+def _mlx_form(name: str, codes: StoredPart, parts: Mapping[str, StoredPart], columns: int | None) -> Form:
     rows, words = matrix_shape(codes.shape)
     scales = parts["scales"]
     scale_rows, groups = matrix_shape(scales.shape)
@@ -154,7 +154,7 @@ def _mlx_form(name: str, codes: Part, parts: Mapping[str, Part], columns: int | 
     return Form(kind, bits, group)
 
 
-def _misfit(name: str, part: Part, expected: str) -> InputError:
+def _misfit(name: str, part: StoredPart, expected: str) -> InputError:
     return InputError(f"{name}: {part.name} is {part.dtype} {part.shape}, expected {expected}")
 
 
@@ -163,7 +163,7 @@ class _Coded:
 
     dtype = "F32"
 
-    def __init__(self, codes: Part, shape: tuple[int, ...]) -> None:
+    def __init__(self, codes: StoredPart, shape: tuple[int, ...]) -> None:
         self.codes = codes
         self.shape = shape
 
@@ -171,7 +171,7 @@ class _Coded:
 class Plain(_Coded):
     """Floats as they are."""
 
-    def __init__(self, codes: Part) -> None:
+    def __init__(self, codes: StoredPart) -> None:
         super().__init__(codes, codes.shape)
         self.dtype = codes.dtype
 
@@ -182,7 +182,7 @@ class Plain(_Coded):
 class Fp8(_Coded):
     """E4M3 codes with a scale per tile, row or matrix."""
 
-    def __init__(self, codes: Part, scale: Part, form: Form) -> None:
+    def __init__(self, codes: StoredPart, scale: StoredPart, form: Form) -> None:
         super().__init__(codes, codes.shape)
         self._scale = scale
         self._per = form.per
@@ -207,7 +207,9 @@ class Fp8(_Coded):
 class Affine(_Coded):
     """MLX's integers with scale and bias."""
 
-    def __init__(self, codes: Part, scales: Part, biases: Part, form: Form, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, codes: StoredPart, scales: StoredPart, biases: StoredPart, form: Form, shape: tuple[int, ...]
+    ) -> None:
         super().__init__(codes, shape)
         self._scales, self._biases, self._bits = scales, biases, form.bits
 
@@ -226,9 +228,9 @@ class Microscaled(_Coded):
 
     def __init__(
         self,
-        codes: Part,
-        scales: Part,
-        shared: Part | None,
+        codes: StoredPart,
+        scales: StoredPart,
+        shared: StoredPart | None,
         form: Form,
         shape: tuple[int, ...],
         *,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Found:
+class OnDisk:
     """What lies at a path, headers and config read when they are asked for.
 
     Attributes:
@@ -94,7 +94,7 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArtifactLayout:
     """What there is to know of a layout.
 
     Attributes:
@@ -118,9 +118,9 @@ class Layout:
     """
 
     word: str
-    opens: Callable[[Found], bool] = field(repr=False)
-    open: Callable[[Found], Artifact] = field(repr=False)
-    describe: Callable[[Found], Description] = field(repr=False)
+    opens: Callable[[OnDisk], bool] = field(repr=False)
+    open: Callable[[OnDisk], Artifact] = field(repr=False)
+    describe: Callable[[OnDisk], Description] = field(repr=False)
     stored_type: Callable[[Artifact], str] = field(repr=False)
     methods: tuple[str, ...] = ()
     promises: Callable[[Artifact], Rule] = field(default=lambda _: lambda _: None, repr=False)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qexport.checkpoint.tensors import Checkpoint
 
 
-class Part:
+class StoredPart:
     """One stored tensor: codes, or scales of them."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: StoredTensor) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from qexport.artifacts.forms import Form, decoded, form_of
-from qexport.artifacts.rows import Decoded, Part
+from qexport.artifacts.rows import Decoded, StoredPart
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.families.names import canonical_name, is_ignorable
 
@@ -48,7 +48,7 @@ class StoredWeight:
 
     name: str
     module: str
-    parts: Mapping[str, Part] = field(repr=False)
+    parts: Mapping[str, StoredPart] = field(repr=False)
     columns: int | None = None
 
     @property
@@ -71,7 +71,7 @@ def gather(
         columns: row lengths by canonical name, of those that are known.
         mlx: ``switch_mlp`` is MLX's word for stacked experts.
     """
-    parts: dict[str, dict[str, Part]] = {}
+    parts: dict[str, dict[str, StoredPart]] = {}
     modules: dict[str, str] = {}
     for checkpoint, prefix in checkpoints:
         for stored, tensor in checkpoint.tensors.items():
@@ -82,7 +82,7 @@ def gather(
             if mlx:
                 spelled = spelled.replace(".mlp.switch_mlp.", ".mlp.experts.")
             name = canonical_name(spelled).canonical
-            parts.setdefault(name, {})[word] = Part(checkpoint, tensor)
+            parts.setdefault(name, {})[word] = StoredPart(checkpoint, tensor)
             modules.setdefault(name, prefix + module)
     return {
         name: StoredWeight(name, modules[name], found, columns.get(name)) for name, found in parts.items()

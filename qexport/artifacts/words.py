@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.rows import Part
+from qexport.artifacts.rows import StoredPart
 from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.tensors import DTYPE_BYTES, matrix_shape
 from qexport.errors import InputError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Word:
+class FloatWord:
     """A float as bits: its little-endian type, the mask that takes its sign off, the largest finite value."""
 
     kind: str
@@ -36,17 +36,17 @@ class Word:
         return int(self.kind[-1])
 
 
-F16 = Word("<u2", 0x7FFF, 0x7BFF)
-E4M3 = Word("<u1", 0x7F, 0x7E)
-E8M0 = Word("<u1", 0xFF, 0xFE)
+F16 = FloatWord("<u2", 0x7FFF, 0x7BFF)
+E4M3 = FloatWord("<u1", 0x7F, 0x7E)
+E8M0 = FloatWord("<u1", 0xFF, 0xFE)
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Blocks of ``size`` bytes with ``word`` at each of ``places``."""
+class WordBlocks:
+    """WordBlocks of ``size`` bytes with ``word`` at each of ``places``."""
 
     size: int
-    word: Word
+    word: FloatWord
     places: tuple[int, ...] = (0,)
 
     def words(self, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -57,20 +57,20 @@ class Blocks:
             yield np.ascontiguousarray(rows[:, place : place + self.word.size]).view(self.word.kind)[:, 0]
 
 
-def floats(word: Word) -> Blocks:
+def floats(word: FloatWord) -> WordBlocks:
     """Nothing but such words."""
-    return Blocks(word.size, word)
+    return WordBlocks(word.size, word)
 
 
-FLOATS: Mapping[str, Blocks] = {
-    "F64": floats(Word("<u8", 0x7FFFFFFFFFFFFFFF, 0x7FEFFFFFFFFFFFFF)),
-    "F32": floats(Word("<u4", 0x7FFFFFFF, 0x7F7FFFFF)),
+FLOATS: Mapping[str, WordBlocks] = {
+    "F64": floats(FloatWord("<u8", 0x7FFFFFFFFFFFFFFF, 0x7FEFFFFFFFFFFFFF)),
+    "F32": floats(FloatWord("<u4", 0x7FFFFFFF, 0x7F7FFFFF)),
     "F16": floats(F16),
-    "BF16": floats(Word("<u2", 0x7FFF, 0x7F7F)),
+    "BF16": floats(FloatWord("<u2", 0x7FFF, 0x7F7F)),
 }
-_SAFETENSORS: Mapping[str, Blocks] = {
+_SAFETENSORS: Mapping[str, WordBlocks] = {
     **FLOATS,
-    "F8_E5M2": floats(Word("<u1", 0x7F, 0x7B)),
+    "F8_E5M2": floats(FloatWord("<u1", 0x7F, 0x7B)),
     "F8_E4M3": floats(E4M3),
     "F8_E8M0": floats(E8M0),
 }
@@ -91,7 +91,7 @@ class Numbers:
     name: str
     type_name: str
     rows: int
-    blocks: Blocks | None
+    blocks: WordBlocks | None
     pieces: Callable[[int], Iterator[np.ndarray]]
     divisor: bool = False
 
@@ -122,11 +122,11 @@ def folder_numbers(artifact: Artifact, stored: Checkpoint) -> Iterator[Numbers]:
     # Ranges of the KV cache, buffers: no part of a weight, and read all the same.
     for name, tensor in stored.tensors.items():
         if name not in seen:
-            part = Part(stored, tensor)
+            part = StoredPart(stored, tensor)
             yield _numbers(part, _SAFETENSORS.get(part.dtype))
 
 
-def _numbers(part: Part, blocks: Blocks | None, *, divisor: bool = False) -> Numbers:
+def _numbers(part: StoredPart, blocks: WordBlocks | None, *, divisor: bool = False) -> Numbers:
     rows, columns = matrix_shape(part.shape)
 
     def pieces(size: int) -> Iterator[np.ndarray]:
@@ -140,7 +140,7 @@ def _numbers(part: Part, blocks: Blocks | None, *, divisor: bool = False) -> Num
     return Numbers(part.name, part.dtype, rows, blocks, pieces, divisor)
 
 
-def _blocks(part: Part, word: str, form: Form | None) -> Blocks | None:
+def _blocks(part: StoredPart, word: str, form: Form | None) -> WordBlocks | None:
     """How the part's numbers lie in its bytes; ``None`` where they are whole numbers, or not known."""
     if form is not None and part.dtype in ("U8", "U32"):
         if word == "scales":

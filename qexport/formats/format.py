@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qexport.artifacts.layout import Layout
+    from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
     from qexport.formats.tolerance import Tolerance
@@ -100,7 +100,7 @@ class Format:
     folder: Callable[[Any], str]
     bits: Callable[[Any, str], float]
     proof: Proof
-    layouts: Callable[[], Sequence[Layout]]
+    layouts: Callable[[], Sequence[ArtifactLayout]]
     layout_word: Callable[[Any], str]
     words: Words
     tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
@@ -119,6 +119,6 @@ class Format:
         """Fields that a recipe does not set: evidence is collected, or named once for all artifacts."""
         return () if self.matrix is None else (self.matrix,)
 
-    def layout(self, options: Any) -> Layout:
+    def layout(self, options: Any) -> ArtifactLayout:
         """What these options write."""
         return next(each for each in self.layouts() if each.word == self.layout_word(options))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.artifact import Artifact
 from qexport.artifacts.description import Description, describe_folder
-from qexport.artifacts.layout import Found, Layout
+from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.artifacts.weights import gather
 from qexport.checkpoint.config import text_config
 from qexport.doctor.draft import SmallFiles
@@ -57,28 +57,28 @@ def hf_layout(
     word: str,
     *,
     methods: tuple[str, ...] = (),
-    opens: Callable[[Found], bool] = lambda _: False,
-    details: Callable[[Found], Mapping[str, Any]] = lambda _: {},
+    opens: Callable[[OnDisk], bool] = lambda _: False,
+    details: Callable[[OnDisk], Mapping[str, Any]] = lambda _: {},
     **facts: Any,
-) -> Layout:
+) -> ArtifactLayout:
     """The layout called ``word``, which the config tells by ``methods``, or ``opens`` where it names none."""
 
-    def takes(found: Found) -> bool:
+    def takes(found: OnDisk) -> bool:
         if found.quantization:
             return found.quantization.get("quant_method") in methods
         return opens(found)
 
-    def read(found: Found) -> Artifact:
+    def read(found: OnDisk) -> Artifact:
         return _open(found, layout, details(found))
 
-    def describe(found: Found) -> Description:
+    def describe(found: OnDisk) -> Description:
         return describe_folder(found, read(found))
 
-    layout = Layout(word=word, opens=takes, open=read, describe=describe, methods=methods, **facts)
+    layout = ArtifactLayout(word=word, opens=takes, open=read, describe=describe, methods=methods, **facts)
     return layout
 
 
-def _open(found: Found, layout: Layout, details: Mapping[str, Any]) -> Artifact:
+def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> Artifact:
     folder, config = found.folder, found.config
     if found.head is not None:
         raise UsageProblem(

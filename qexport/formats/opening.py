@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.layout import Found, Layout
+from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.errors import InputError
 from qexport.formats.registry import layouts
 
@@ -28,11 +28,11 @@ def open_artifact(path: Path, *, like: ModelView | None = None, head: Path | Non
         InputError: it cannot be read, is no model, or is of another model than ``like``.
         UsageProblem: ``head`` was given to a format whose head is always inside.
     """
-    found = Found(path, like, head)
+    found = OnDisk(path, like, head)
     return layout_of(found).open(found)
 
 
-def layout_of(found: Found) -> Layout:
+def layout_of(found: OnDisk) -> ArtifactLayout:
     """Raises InputError: a folder that cannot be read, or a quantization method that qexport cannot."""
     known = layouts()
     layout = next((each for each in known if each.opens(found)), None)

@@ -15,7 +15,7 @@ from qexport.formats.nvfp4.format import NVFP4
 from qexport.formats.tolerance import LEAST, Tolerance
 
 if TYPE_CHECKING:
-    from qexport.artifacts.layout import Layout
+    from qexport.artifacts.layout import ArtifactLayout
 
 
 FORMATS: Mapping[str, Format] = {each.word: each for each in (GGUF, MLX, FP8, NVFP4, MERGED)}
@@ -49,7 +49,7 @@ def tolerance(stored_type: str) -> Tolerance:
     return next((limits for pattern, limits in known if re.fullmatch(pattern, stored_type)), LEAST)
 
 
-def layouts() -> tuple[Layout, ...]:
+def layouts() -> tuple[ArtifactLayout, ...]:
     """Every layout that some format has, each once; plain folders last, which say nothing of themselves."""
     found = {each.word: each for one in FORMATS.values() for each in one.layouts()}
     return tuple(sorted(found.values(), key=lambda each: each.plain))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.layout import Found
+from qexport.artifacts.layout import OnDisk
 from qexport.errors import InputError, UsageProblem
 from qexport.formats.opening import layout_of
 from qexport.verify.choose import can_judge
@@ -33,7 +33,7 @@ def bench_subject(path: Path, options: VerifyOptions) -> tuple[Description, Runt
         InputError: there is no artifact, or one that cannot run by itself.
         UsageProblem: no runtime here, or not the one that was named, times this format.
     """
-    found = Found(path)
+    found = OnDisk(path)
     about = layout_of(found).describe(found)
     if about.alone:
         raise InputError(f"{path.name} is an MTP head alone: it cannot answer by itself")

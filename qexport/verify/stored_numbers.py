@@ -20,7 +20,7 @@ from qexport.receipt.verification import Check, Finding, Status
 if TYPE_CHECKING:
     import numpy as np
 
-    from qexport.artifacts.words import Blocks, Numbers
+    from qexport.artifacts.words import Numbers, WordBlocks
 
 
 _CHUNK = 4 << 20
@@ -31,7 +31,7 @@ _NAMED = 20  # faults that a finding lists
 class _Tally:
     """What one tensor was found to hold: blocks seen, the bad ones and their first; zeros of a divisor."""
 
-    layout: Blocks
+    layout: WordBlocks
     divisor: bool = False
     blocks: int = 0
     bad: int = 0

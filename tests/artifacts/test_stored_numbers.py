@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from zoo_types import Zoo
 
-from qexport.artifacts.layout import Found
+from qexport.artifacts.layout import OnDisk
 from qexport.formats.gguf import numbers as gguf_numbers
 from qexport.formats.opening import layout_of
 from qexport.receipt.verification import Check, Finding, Status
@@ -36,7 +36,7 @@ def write_blocks(path: Path, type_name: str, data: np.ndarray) -> Path:
 
 
 def look(path: Path, **options: int) -> Finding:
-    found = Found(path)
+    found = OnDisk(path)
     return check_numbers(layout_of(found).describe(found).numbers(), **options)
 
 

@@ -32,7 +32,7 @@ import zoo
 from exported_folders import export, gguf
 from verify_fakes import write_llama
 
-from qexport.artifacts.layout import Found
+from qexport.artifacts.layout import OnDisk
 from qexport.doctor.explain import explain
 from qexport.errors import QexportError
 from qexport.evidence.imatrix_file import read_imatrix
@@ -245,8 +245,8 @@ def _gguf(data: bytes, rng: random.Random) -> bytes:
 
 def _read_gguf(folder: Path) -> None:
     path = folder / "model.gguf"
-    check_numbers(describe_gguf(Found(path)).numbers())
-    open_gguf(Found(path, _like()))
+    check_numbers(describe_gguf(OnDisk(path)).numbers())
+    open_gguf(OnDisk(path, _like()))
 
 
 _LIKE: list[Any] = []

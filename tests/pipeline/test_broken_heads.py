@@ -21,7 +21,7 @@ from quirks_planted import change_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from qexport.artifacts.layout import Found
+from qexport.artifacts.layout import OnDisk
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.container.gguf_file import read_gguf
 from qexport.demo import MODEL
@@ -168,7 +168,7 @@ def test_a_head_that_was_broken_before_the_export(
 
 
 def _numbers(path: Path) -> Finding:
-    found = Found(path)
+    found = OnDisk(path)
     return check_numbers(layout_of(found).describe(found).numbers())
 
 

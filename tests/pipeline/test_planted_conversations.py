@@ -11,7 +11,7 @@ import pytest
 import torch
 from quirks_planted import change_json, change_tensors
 
-from qexport.artifacts.layout import Found
+from qexport.artifacts.layout import OnDisk
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.container.gguf_file import read_gguf
 from qexport.doctor import Diagnosis, diagnose
@@ -76,7 +76,7 @@ def test_a_hidden_template_an_unnamed_end_and_one_behind_every_prompt(folder: Pa
             assert json.loads(files[TOKENIZER])["add_eos_token"] is False
             single = json.loads(files["tokenizer.json"])["post_processor"]["single"]
             assert "SpecialToken" not in single[-1]
-        about = layout_of(Found(path)).describe(Found(path))
+        about = layout_of(OnDisk(path)).describe(OnDisk(path))
         kept = template_kept(view, about.templates)
         assert kept is not None
         assert kept.status is Status.PASS, name

@@ -14,7 +14,7 @@ import pytest
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.process import PROGRAMS
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.verify.folder_runtimes import ENGINES, Engine, FolderRuntime, folder_runtime
+from qexport.verify.folder_runtimes import ENGINES, EngineProgram, FolderRuntime, folder_runtime
 from qexport.verify.runtime import Settings
 
 CHILD = PROGRAMS / "child.py"
@@ -168,7 +168,7 @@ def engine(tmp_path):
     path = tmp_path / "engine.py"
     path.write_text(ENGINE)
     return lambda *first: FolderRuntime(
-        Engine("engine", str(path), "pip install it"), first=[tmp_path / name for name in first]
+        EngineProgram("engine", str(path), "pip install it"), first=[tmp_path / name for name in first]
     )
 
 

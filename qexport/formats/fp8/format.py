@@ -9,7 +9,7 @@ from qexport.formats.format import Format, Proof, Words
 from qexport.formats.fp8.options import Fp8Options
 
 if TYPE_CHECKING:
-    from qexport.artifacts.layout import Layout
+    from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -20,7 +20,7 @@ def _plan(diagnosis: Diagnosis, options: Fp8Options) -> tuple[ArtifactPlan, ...]
     return (plan_fp8(diagnosis.repaired, options),)
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[ArtifactLayout, ...]:
     from qexport.formats.compressed import COMPRESSED
     from qexport.formats.fp8.reading import NATIVE_FP8
 

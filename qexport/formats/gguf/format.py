@@ -11,7 +11,7 @@ from qexport.formats.gguf.mixture_terms import Overrides
 from qexport.formats.gguf.options import GgufOptions
 
 if TYPE_CHECKING:
-    from qexport.artifacts.layout import Layout
+    from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -37,7 +37,7 @@ def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...
     return plan_gguf(diagnosis.repaired.view(), options.types, options)
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[ArtifactLayout, ...]:
     from qexport.formats.gguf.reading import GGUF_FILE
 
     return (GGUF_FILE,)

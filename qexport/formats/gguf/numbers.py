@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.words import E4M3, E8M0, F16, FLOATS, Blocks, Numbers
+from qexport.artifacts.words import E4M3, E8M0, F16, FLOATS, Numbers, WordBlocks
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.errors import InputError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qexport.container.gguf_read import GgufTensor
 
 
-class _Iq1M(Blocks):
+class _Iq1M(WordBlocks):
     """IQ1_M keeps its float16 in the upper four bits of four words."""
 
     def words(self, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -32,32 +32,32 @@ class _Iq1M(Blocks):
         yield np.bitwise_or.reduce((quarters & 0xF000) >> np.array([12, 8, 4, 0], "<u2"), axis=1)
 
 
-BLOCKS: Mapping[str, Blocks] = {
+BLOCKS: Mapping[str, WordBlocks] = {
     **FLOATS,
-    "Q4_0": Blocks(18, F16),
-    "Q4_1": Blocks(20, F16, (0, 2)),
-    "Q5_0": Blocks(22, F16),
-    "Q5_1": Blocks(24, F16, (0, 2)),
-    "Q8_0": Blocks(34, F16),
-    "Q1_0": Blocks(18, F16),
-    "Q2_K": Blocks(84, F16, (80, 82)),
-    "Q3_K": Blocks(110, F16, (108,)),
-    "Q4_K": Blocks(144, F16, (0, 2)),
-    "Q5_K": Blocks(176, F16, (0, 2)),
-    "Q6_K": Blocks(210, F16, (208,)),
-    "IQ1_S": Blocks(50, F16),
+    "Q4_0": WordBlocks(18, F16),
+    "Q4_1": WordBlocks(20, F16, (0, 2)),
+    "Q5_0": WordBlocks(22, F16),
+    "Q5_1": WordBlocks(24, F16, (0, 2)),
+    "Q8_0": WordBlocks(34, F16),
+    "Q1_0": WordBlocks(18, F16),
+    "Q2_K": WordBlocks(84, F16, (80, 82)),
+    "Q3_K": WordBlocks(110, F16, (108,)),
+    "Q4_K": WordBlocks(144, F16, (0, 2)),
+    "Q5_K": WordBlocks(176, F16, (0, 2)),
+    "Q6_K": WordBlocks(210, F16, (208,)),
+    "IQ1_S": WordBlocks(50, F16),
     "IQ1_M": _Iq1M(56, F16),
-    "IQ2_XXS": Blocks(66, F16),
-    "IQ2_XS": Blocks(74, F16),
-    "IQ2_S": Blocks(82, F16),
-    "IQ3_XXS": Blocks(98, F16),
-    "IQ3_S": Blocks(110, F16),
-    "IQ4_NL": Blocks(18, F16),
-    "IQ4_XS": Blocks(136, F16),
-    "TQ1_0": Blocks(54, F16, (52,)),
-    "TQ2_0": Blocks(66, F16, (64,)),
-    "MXFP4": Blocks(17, E8M0),
-    "NVFP4": Blocks(36, E4M3, (0, 1, 2, 3)),
+    "IQ2_XXS": WordBlocks(66, F16),
+    "IQ2_XS": WordBlocks(74, F16),
+    "IQ2_S": WordBlocks(82, F16),
+    "IQ3_XXS": WordBlocks(98, F16),
+    "IQ3_S": WordBlocks(110, F16),
+    "IQ4_NL": WordBlocks(18, F16),
+    "IQ4_XS": WordBlocks(136, F16),
+    "TQ1_0": WordBlocks(54, F16, (52,)),
+    "TQ2_0": WordBlocks(66, F16, (64,)),
+    "MXFP4": WordBlocks(17, E8M0),
+    "NVFP4": WordBlocks(36, E4M3, (0, 1, 2, 3)),
 }
 
 

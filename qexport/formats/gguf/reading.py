@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qexport.artifacts.artifact import Artifact, Weight, skeleton
 from qexport.artifacts.description import Description
-from qexport.artifacts.layout import Found, Layout
+from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.checkpoint.chat_templates import DEFAULT, ChatTemplates
 from qexport.checkpoint.source_file import SourceFile
 from qexport.checkpoint.tensors import StoredTensor, matrix_shape
@@ -86,7 +86,7 @@ class GgufWeight:
             raise InputError(f"{self.stored}: {error}", hint="Is this a file of another model?") from None
 
 
-def open_gguf(found: Found) -> Artifact:
+def open_gguf(found: OnDisk) -> Artifact:
     """Open a GGUF by any of its shards. Raises InputError as ``open_artifact``."""
     path, like = found.path, found.like
     if like is None:
@@ -144,7 +144,7 @@ def _tensors(path: Path, info: GgufInfo) -> dict[str, tuple[GgufTensor, GgufRows
     return {name: (entry, GgufRows(name, entry, files[entry.shard])) for name, entry in info.entries.items()}
 
 
-def describe_gguf(found: Found) -> Description:
+def describe_gguf(found: OnDisk) -> Description:
     """What the file says of itself, whatever model it is of. Raises InputError where it is damaged."""
     info = read_gguf(found.path)
     paths = shard_paths(found.path)
@@ -177,7 +177,7 @@ def _templates(info: GgufInfo, source: ChatTemplates | None) -> dict[str, str]:
     return {name: text for name, text in found.items() if isinstance(text, str) and text}
 
 
-GGUF_FILE = Layout(
+GGUF_FILE = ArtifactLayout(
     word="gguf",
     opens=lambda found: found.is_file,
     open=open_gguf,

@@ -13,7 +13,7 @@ from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Words
 
 if TYPE_CHECKING:
-    from qexport.artifacts.layout import Layout
+    from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -29,7 +29,7 @@ def _plan(diagnosis: Diagnosis, options: MergedOptions) -> tuple[ArtifactPlan, .
     return (plan_merged(diagnosis.repaired, findings=diagnosis.findings),)
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[ArtifactLayout, ...]:
     from qexport.formats.merged.reading import PLAIN
 
     return (PLAIN,)

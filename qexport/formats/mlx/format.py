@@ -11,7 +11,7 @@ from qexport.formats.mlx.options import MlxOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.artifacts.layout import Layout
+    from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
 
@@ -34,7 +34,7 @@ def _bits(options: MlxOptions, _: str) -> float:
     return (high or options.scheme.bits) + scale / options.scheme.group_size + 0.2
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[ArtifactLayout, ...]:
     from qexport.formats.mlx.reading import MLX_FOLDER
 
     return (MLX_FOLDER,)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qexport.errors import UsageProblem, closest
 from qexport.formats.folder import SHARD_BYTES
@@ -35,7 +35,6 @@ RECIPES: Mapping[str, tuple[int, int]] = {
 }
 """Recipe to its low and high bits."""
 MTP_LAYOUTS = ("drafter", "mtplx", "vllm-mlx", "embedded", "none")
-MtpLayout = Literal["drafter", "mtplx", "vllm-mlx", "embedded", "none"]
 DTYPES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 

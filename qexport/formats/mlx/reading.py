@@ -18,7 +18,7 @@ from typing import Any
 from qexport.artifacts.artifact import Artifact, Weight, skeleton
 from qexport.artifacts.description import describe_folder
 from qexport.artifacts.forms import Form
-from qexport.artifacts.layout import Asked, Found, Layout, Promise, Rule
+from qexport.artifacts.layout import ArtifactLayout, Asked, OnDisk, Promise, Rule
 from qexport.artifacts.rows import Decoded
 from qexport.artifacts.weights import StoredWeight, gather
 from qexport.checkpoint.config import read_json, text_config
@@ -64,7 +64,7 @@ class MlxWeight(StoredWeight):
         return turned(found, Arrangement(op="add_one"), found.shape) if self.shifted else found
 
 
-def _is_mlx(found: Found) -> bool:
+def _is_mlx(found: OnDisk) -> bool:
     """MLX says so in every file's header, and in the config if anything is quantized."""
     if found.is_file:
         return False
@@ -78,7 +78,7 @@ def _is_mlx(found: Found) -> bool:
     return read_header(found.path / file)[1].get("format") == "mlx"
 
 
-def open_mlx(found: Found) -> Artifact:
+def open_mlx(found: OnDisk) -> Artifact:
     """The folder as an artifact; ``found.head`` is a drafter folder, or a sidecar of another one."""
     folder, path, config, head = found.folder, found.path, found.config, found.head
     if config.get("model_type") in DRAFTER_TYPES:
@@ -181,7 +181,7 @@ def _stored_type(artifact: Artifact) -> str:
     return f"MLX-{quantization.get('bits')}bit" if mode == "affine" else f"MLX-{mode}"
 
 
-MLX_FOLDER = Layout(
+MLX_FOLDER = ArtifactLayout(
     word="mlx",
     opens=_is_mlx,
     open=open_mlx,

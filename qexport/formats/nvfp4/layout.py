@@ -21,7 +21,7 @@ Specs = tuple[TensorSpec, TensorSpec, TensorSpec]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Spelling:
     """Names after the module path, and the shape of the global scale; ``divides`` as in the codec."""
 
     packed: str
@@ -31,13 +31,15 @@ class Layout:
     divides: bool
 
 
-LAYOUTS: Mapping[Literal["modelopt", "compressed-tensors"], Layout] = {
-    "modelopt": Layout("weight", "weight_scale", "weight_scale_2", (), divides=False),
-    "compressed-tensors": Layout("weight_packed", "weight_scale", "weight_global_scale", (1,), divides=True),
+LAYOUTS: Mapping[Literal["modelopt", "compressed-tensors"], Spelling] = {
+    "modelopt": Spelling("weight", "weight_scale", "weight_scale_2", (), divides=False),
+    "compressed-tensors": Spelling(
+        "weight_packed", "weight_scale", "weight_global_scale", (1,), divides=True
+    ),
 }
 
 
-def nvfp4_specs(layout: Layout, module: str, rows: int, columns: int) -> Specs:
+def nvfp4_specs(layout: Spelling, module: str, rows: int, columns: int) -> Specs:
     """The stored tensors of one matrix, in the order of the encoder's streams."""
     return (
         TensorSpec(f"{module}.{layout.packed}", "U8", (rows, columns // 2)),

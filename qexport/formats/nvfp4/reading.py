@@ -14,7 +14,7 @@ from qexport.formats.hf import ASKED, hf_layout, stack_of, vllm_name
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Artifact
-    from qexport.artifacts.layout import Asked, Found, Promise, Rule
+    from qexport.artifacts.layout import Asked, OnDisk, Promise, Rule
 
 
 _FILE = "hf_quant_config.json"
@@ -44,7 +44,7 @@ _ALGORITHMS = {
 _QUANTIZED = (ASKED | {Role.OUTPUT}) - {Role.ROUTER, Role.SHARED_EXPERT_ROUTER, Role.MTP_FC}
 
 
-def _details(found: Found) -> dict[str, Any]:
+def _details(found: OnDisk) -> dict[str, Any]:
     return {"modelopt": read_json(found.folder, _FILE)} if _FILE in found.folder.files else {}
 
 
