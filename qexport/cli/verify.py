@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qexport.receipt.verification import Report
-    from qexport.run.in_folder import Found
 
 
 _WAYS_OUT = {
@@ -77,41 +76,32 @@ def command(
     view = view_to_compare(against, revision) if against else None
     options = verify_options_from(given)
 
-    def judge(each: Found) -> Report:
-        if several:
-            check_files(each)
-        return verify_artifact(
-            each.path, view=view, options=options, say=output.say, measure=given["measure"]
-        )
-
-    if not several:
-        report = judge(found[0])
-        output.document(report.to_json())
-        _show(output, [report])
-        _raise([report], allow_unverified=given["allow_unverified"], again=again)
-        return
     reports: list[Report] = []
     refused: list[tuple[str, QexportError]] = []
     for each in found:
-        output.title(each.name)
         try:
-            reports.append(replace(judge(each), artifact=each.name))
+            if several:
+                output.title(each.name)
+                check_files(each)
+            report = verify_artifact(
+                each.path, view=view, options=options, say=output.say, measure=given["measure"]
+            )
+            reports.append(replace(report, artifact=each.name) if several else report)
         except QexportError as error:
+            if not several:
+                raise
             refused.append((each.name, error))
             output.say(f"  {error.message}")
-    output.document(
-        {
-            "artifacts": [report.to_json() for report in reports],
-            "not_run": [{"artifact": name, "why": error.message} for name, error in refused],
-        }
-    )
+    several_json = {
+        "artifacts": [report.to_json() for report in reports],
+        "not_run": [{"artifact": name, "why": error.message} for name, error in refused],
+    }
+    output.document(several_json if several else reports[0].to_json())
     _show(output, reports, refused)
     _raise(reports, refused, allow_unverified=given["allow_unverified"], again=again)
 
 
-def _show(
-    output: Output, reports: Sequence[Report], refused: Sequence[tuple[str, QexportError]] = ()
-) -> None:
+def _show(output: Output, reports: Sequence[Report], refused: Sequence[tuple[str, QexportError]]) -> None:
     from qexport.verify.table import COLUMNS, describe, rows
 
     for report in reports:
@@ -130,7 +120,7 @@ def _named(name: str, words: str) -> str:
 
 def _raise(
     reports: Sequence[Report],
-    refused: Sequence[tuple[str, QexportError]] = (),
+    refused: Sequence[tuple[str, QexportError]],
     *,
     allow_unverified: bool,
     again: bool,

@@ -8,16 +8,11 @@ import sys
 import gguf
 import pytest
 import torch
+from in_process import run
 from quirks_planted import BAD, BASE, PLANTS
 from safetensors.torch import load_file, save_file
 
 from qexport.cli.main import COMMANDS
-
-
-def run(*words, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "qexport", *map(str, words)], capture_output=True, text=True, cwd=cwd
-    )
 
 
 def contents(folder):
@@ -28,25 +23,25 @@ def test_version_and_help():
     assert run("--version").stdout.startswith("qexport, version 0.")
     for name in COMMANDS:
         result = run(name, "--help")
-        assert result.returncode == 0
+        assert result.code == 0
         assert "Example" in result.stdout
 
 
 def test_wrong_usage_is_2(tmp_path):
-    assert run("gguf", tmp_path).returncode == 2
-    assert run("nothing").returncode == 2
+    assert run("gguf", tmp_path).code == 2
+    assert run("nothing").code == 2
 
 
 def test_a_model_that_is_not_there(tmp_path):
     result = run("inspect", tmp_path / "absent")
-    assert result.returncode in (2, 3)
+    assert result.code in (2, 3)
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("Error: ")
 
 
 def test_inspect_json_is_one_document(zoo):
     result = run("inspect", zoo("qwen3_5_text"), "--json")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["family"] == "qwen3_5"
     assert {"mtp.none"} <= {finding["id"] for finding in document["findings"]}
@@ -57,7 +52,7 @@ def test_inspect_json_is_one_document(zoo):
 def test_dry_run_states_exact_sizes_and_writes_nothing(zoo, tmp_path):
     words = ("gguf", zoo("qwen3_5"), "-q", "Q4_K_M", "-q", "BF16", "-o", tmp_path / "out")
     result = run(*words, "--dry-run", "--json")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.stderr
     assert not (tmp_path / "out").exists()
     planned = {
         file["name"]: file["bytes"]
@@ -65,7 +60,7 @@ def test_dry_run_states_exact_sizes_and_writes_nothing(zoo, tmp_path):
         for file in plan["files"]
     }
     result = run(*words, "--no-verify", "--json")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.stderr
     written = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.gguf")}
     assert written == planned
     assert set(written) == {"qwen3_5-Q4_K_M.gguf", "qwen3_5-BF16.gguf"}
@@ -73,7 +68,7 @@ def test_dry_run_states_exact_sizes_and_writes_nothing(zoo, tmp_path):
 
 def test_the_receipt_names_no_host_path_and_owns_up(zoo, tmp_path):
     out = tmp_path / "out"
-    assert run("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", out, "--no-verify").returncode == 0
+    assert run("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", out, "--no-verify").code == 0
     text = (out / "qexport.json").read_text()
     assert str(tmp_path) not in text
     receipt = json.loads(text)
@@ -84,37 +79,37 @@ def test_the_receipt_names_no_host_path_and_owns_up(zoo, tmp_path):
 
 def test_files_are_not_replaced_unasked(zoo, tmp_path):
     words = ("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", tmp_path, "--no-verify")
-    assert run(*words).returncode == 0
+    assert run(*words).code == 0
     before = contents(tmp_path)
     other = ("gguf", zoo("qwen3"), "-q", "Q8_0", "-o", tmp_path, "--no-verify", "--quantized-by", "me")
     result = run(*other)
-    assert result.returncode == 2
+    assert result.code == 2
     assert "--overwrite" in result.stderr
     assert contents(tmp_path) == before
-    assert run(*other, "--overwrite").returncode == 0
+    assert run(*other, "--overwrite").code == 0
 
 
 def test_what_is_there_already_is_not_written_again(zoo_copy, tmp_path):
     source, out = zoo_copy("qwen3"), tmp_path / "out"
     words = ("gguf", source, "-q", "Q8_0", "-o", out, "--no-verify")
-    assert run(*words).returncode == 0
+    assert run(*words).code == 0
     (path,) = out.glob("*.gguf")
     made = path.stat().st_mtime_ns
     again = run(*words, "--json")
-    assert again.returncode == 0
+    assert again.code == 0
     assert "is there, from the same source and options" in again.stderr
     assert json.loads(again.stdout)["artifacts"][0]["files"][0]["name"] == path.name
     assert path.stat().st_mtime_ns == made
     weights = next(source.glob("*.safetensors"))
     os.utime(weights, ns=(1, 1))  # other weights, for all we know
-    assert run(*words).returncode == 2
-    assert run(*words, "--overwrite").returncode == 0
+    assert run(*words).code == 2
+    assert run(*words, "--overwrite").code == 0
     assert path.stat().st_mtime_ns != made
 
 
 def test_split_files_carry_llama_cpps_names(zoo, tmp_path):
     words = ("gguf", zoo("qwen3_5"), "-q", "Q8_0", "-o", tmp_path, "--no-verify", "--split-max-size", "1M")
-    assert run(*words).returncode == 0
+    assert run(*words).code == 0
     names = sorted(path.name for path in tmp_path.glob("*.gguf"))
     assert names[0].startswith("qwen3_5-Q8_0-00001-of-0000")
     assert len(names) > 1
@@ -124,10 +119,21 @@ def test_fix_writes_a_checkpoint_that_needs_no_fixing(zoo_copy, tmp_path):
     source = zoo_copy("qwen3_5_text")
     before = contents(source)
     result = run("fix", source, "-o", tmp_path / "fixed", "--json")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.stderr
     assert contents(source) == before
     again = json.loads(run("inspect", tmp_path / "fixed", "--json").stdout)
     assert [f for f in again["findings"] if f["severity"] != "note"] == []
+
+
+def test_fix_again_makes_nothing_anew(zoo, tmp_path):
+    words = ("fix", zoo("smollm"), "-o", tmp_path / "fixed")
+    assert run(*words).code == 0
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "fixed").glob("*.safetensors")}
+    again = run(*words)
+    assert again.code == 0
+    assert "fixed is there, from the same source and options" in again.stderr
+    for name, stamp in stamps.items():
+        assert (tmp_path / "fixed" / name).stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ def test_a_damaged_receipt_is_set_aside_with_a_word(zoo, tmp_path, words):
     small = ("--calib-chunk", 32) if "--calib-tokens" in more else ()
     out = tmp_path / "m.gguf_file" if command == "imatrix" else tmp_path
     ran = run(command, zoo("smollm"), *small, "-o", out, *more)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.code == 0, ran.stderr
     assert "qexport.json.set-aside" in ran.stderr
     assert json.loads((tmp_path / "qexport.json").read_text())["artifacts"]
 
@@ -153,7 +159,7 @@ def test_a_damaged_receipt_is_set_aside_with_a_word(zoo, tmp_path, words):
 def test_fix_does_not_write_into_its_source(zoo_copy):
     source = zoo_copy("qwen3")
     result = run("fix", source, "-o", source, "--overwrite")
-    assert result.returncode == 2
+    assert result.code == 2
 
 
 @pytest.mark.parametrize("plant", sorted(BAD))
@@ -163,7 +169,7 @@ def test_bad_input_is_refused_and_leaves_nothing(zoo_copy, tmp_path, plant):
     before = contents(source)
     out = tmp_path / "out"
     result = run("gguf", source, "-q", "Q8_0", "-o", out, "--no-verify")
-    assert result.returncode == 3, (result.returncode, result.stderr)
+    assert result.code == 3, (result.code, result.stderr)
     assert "Traceback" not in result.stderr
     assert contents(source) == before
     assert not out.exists() or list(out.iterdir()) == []
@@ -182,7 +188,7 @@ language: [en]
 def test_licence_and_lineage_of_the_model_card_are_in_the_file(zoo_copy, tmp_path):
     source = zoo_copy("qwen3_5")
     (source / "README.md").write_text(CARD)
-    assert run("gguf", source, "-q", "Q8_0", "-o", tmp_path / "out", "--no-verify").returncode == 0
+    assert run("gguf", source, "-q", "Q8_0", "-o", tmp_path / "out", "--no-verify").code == 0
     (path,) = (tmp_path / "out").glob("*.gguf")
     fields = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
     assert fields["general.license"] == "apache-2.0"
@@ -212,13 +218,13 @@ def test_a_run_that_is_told_to_stop_goes_on_when_told_again(zoo, tmp_path):
     assert "Stopped" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(out.glob("*.gguf"))
-    assert run(*words).returncode == 0
+    assert run(*words).code == 0
     assert sorted(path.name for path in out.iterdir()) == ["qexport.json", "qwen3-BF16.gguf"]
 
 
 def test_wrong_usage_with_json_is_one_document_too(zoo):
     result = run("gguf", zoo("qwen3"), "--json")
-    assert result.returncode == 2
+    assert result.code == 2
     assert json.loads(result.stdout)["exit_code"] == 2
 
 
@@ -262,5 +268,5 @@ def test_a_moe_with_dense_layers_is_not_written_as_gguf(zoo_copy, tmp_path):
         json.dumps({**config, "mlp_only_layers": [1], "intermediate_size": 512})
     )
     result = run("gguf", source, "-q", "Q8_0", "-o", tmp_path / "out", "--no-verify")
-    assert result.returncode == 3
+    assert result.code == 3
     assert "layers without experts" in result.stderr
