@@ -142,7 +142,7 @@ def test_only_proportions_of_importance_matter() -> None:
         Encoder(MlxFloat("mxfp4")),
         Encoder(MlxFloat("nvfp4")),
     ],
-    ids=repr,
+    ids=["affine", "weighted", "mxfp4", "nvfp4"],
 )
 def test_what_cannot_be_stored_is_an_error(encoder: Encoder) -> None:
     rows = torch.zeros(3, 128)
