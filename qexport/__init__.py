@@ -45,8 +45,7 @@ if TYPE_CHECKING:
     from qexport.publish.push import Pushed, Rehearsal
     from qexport.receipt.verification import Report
     from qexport.recipe.recipe import Calibration, Recipe
-    from qexport.run.job import Local
-    from qexport.run.outcome import Outcome
+    from qexport.run.job import Local, Outcome
     from qexport.run.target import Item
     from qexport.run.watcher import Phase, Watcher
     from qexport.verify.options import VerifyOptions
@@ -98,7 +97,7 @@ _AT = {
     "Merged": ("formats.merged.format", "MergedOptions"),
     "Mlx": ("formats.mlx.options", "MlxOptions"),
     "Nvfp4": ("formats.nvfp4.options", "Nvfp4Options"),
-    "Outcome": ("run.outcome", "Outcome"),
+    "Outcome": ("run.job", "Outcome"),
     "Phase": ("run.watcher", "Phase"),
     "QexportError": (_ERRORS, "QexportError"),
     "Recipe": ("recipe.recipe", "Recipe"),

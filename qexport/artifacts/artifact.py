@@ -15,8 +15,8 @@ from qexport.artifacts.layout import ArtifactLayout
 from qexport.artifacts.rows import Decoded, DecodedCheckpoint
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.families.build import build_view, expected_tensors, template_shape
+from qexport.families.family import Family
 from qexport.families.hyper import resolve
-from qexport.families.table import Family
 from qexport.families.view import ModelTensor, ModelView
 
 
@@ -60,7 +60,7 @@ class Artifact:
     @property
     def has_head(self) -> bool:
         """Whether any tensor of an MTP head is there."""
-        return any(name.startswith("mtp.") for name in self.weights)
+        return bool(self.family.head_names(self.weights, self.text))
 
     def view(self) -> ModelView:
         """The model that this artifact stands for, decoded as it is read.
@@ -87,11 +87,10 @@ def skeleton(family: Family, text: Mapping[str, Any], mtp_layers: int, label: st
     """
     hyper = resolve(family, text)
     tensors: list[ModelTensor] = []
-    for prefix, name, template, block, layer in expected_tensors(hyper, mtp_layers):
-        shape = template_shape(template, hyper.dims, prefix + name)
-        tensors.append(
-            ModelTensor(LogicalTensor(prefix + name, shape, "F32", ()), template.role, block, layer)
-        )
+    for prefix, template, block, layer in expected_tensors(hyper, mtp_layers):
+        name = prefix + template.name
+        shape = template_shape(template, hyper.dims, name)
+        tensors.append(ModelTensor(LogicalTensor(name, shape, "F32", ()), template.role, block, layer))
     return ModelView(
         family.name, label, text, hyper.text, tuple(tensors), hyper.layers, mtp_layers, resolved=hyper
     )

@@ -34,7 +34,7 @@ from qexport.formats.fp8.options import LAYOUTS
 def command(**given: Any) -> None:
     """Write MODEL with its linear layers as FP8 (E4M3) in blocks of 128 by 128.
 
-    Experts are stored one by one, the MTP layer in FP8 with mtp.fc as it is, and all that is not converted is
+    Experts are stored one by one, the MTP layer in FP8 with its fc as it is, and all that is not converted is
     listed by full path, as vLLM and SGLang need it. Matrices that blocks do not fit stay as they are.
 
     \b

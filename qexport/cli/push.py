@@ -89,8 +89,7 @@ def command(
       qexport push ./exports --recipe qwen3.5-9b --only gguf
     """
     from qexport.publish.plan import PushOptions
-    from qexport.run.job import publish, publish_all
-    from qexport.run.outcome import refusal
+    from qexport.run.job import publish, publish_all, refusal
 
     output = Output(as_json=as_json)
     if (repo is None) == (recipe is None):

@@ -113,11 +113,6 @@ def _show(output: Output, reports: Sequence[Report], refused: Sequence[tuple[str
     output.table(COLUMNS, [*rows(reports), *others])
 
 
-def _named(name: str, words: str) -> str:
-    """What is wrong with a file begins with its name already."""
-    return words if words.startswith(name) else f"{name}: {words}"
-
-
 def _raise(
     reports: Sequence[Report],
     refused: Sequence[tuple[str, QexportError]],
@@ -131,7 +126,7 @@ def _raise(
     failed = [
         f"{report.artifact} failed verification: {report.verdict}" for report in reports if report.failures
     ]
-    failed += [_named(each, error.message) for each, error in refused if isinstance(error, InputError)]
+    failed += [f"{each}: {error.message}" for each, error in refused if isinstance(error, InputError)]
     if failed:
         raise VerificationError("; ".join(failed))
     if refused:

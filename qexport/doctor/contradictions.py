@@ -24,7 +24,6 @@ leaky_relu linear mish prelu quick_gelu relu relu2 relu6 sigmoid silu sqrtsoftpl
 """
 ACTIVATIONS = frozenset(_ACT2FN.split())
 _NEEDS_FACTOR = ("linear", "dynamic", "yarn", "llama3")
-_DIVIDES = ("llama", "gemma3")  # whose config classes insist on it
 BIAS_FLAGS = {"attention_bias": "self_attn.", "mlp_bias": "mlp."}
 
 
@@ -40,7 +39,7 @@ def contradictions(subject: Subject) -> list[str]:
 def _heads(h: Hyper, _: Subject) -> Iterator[str]:
     if h.heads % h.kv_heads:
         yield f"num_key_value_heads is {h.kv_heads}, which does not divide num_attention_heads ({h.heads})"
-    if h.family.name in _DIVIDES and h.hidden % h.heads:
+    if h.family.heads_divide and h.hidden % h.heads:
         yield f"num_attention_heads is {h.heads}, which does not divide hidden_size ({h.hidden})"
     linear = h.linear
     if linear is not None and linear.v_heads % linear.k_heads:
@@ -58,7 +57,7 @@ def _activation(h: Hyper, _: Subject) -> Iterator[str]:
 
 def _rotation(h: Hyper, _: Subject) -> Iterator[str]:
     rope = h.rope
-    if rope.partial != 1.0 and not h.family.gated_q:
+    if rope.partial != 1.0 and h.family.turning.partial is None:
         yield f"partial_rotary_factor is {rope.partial:g}, but {h.family.name} turns whole heads"
     elif h.rotary < 2 or h.rotary % 2:
         yield f"RoPE turns pairs, but head_dim {h.head_dim} times {rope.partial:g} is {h.rotary} values"
@@ -78,12 +77,12 @@ def _rotation(h: Hyper, _: Subject) -> Iterator[str]:
 def _windows(h: Hyper, _: Subject) -> Iterator[str]:
     if any(window is not None and window < 1 for window in h.windows):
         yield f"sliding_window is {h.text['sliding_window']}; null is none"
-    if any(h.windows) or h.family.name not in ("qwen2", "qwen3", "gemma3"):
+    if any(h.windows) or "sliding_attention" not in h.family.attention:
         return
     named = h.text.get("layer_types") or ()
     if "sliding_attention" in named:
         yield "layer_types has sliding_attention, but no sliding_window is in use"
-    elif not named and h.family.name == "gemma3" and h.text["sliding_window_pattern"] > 1:
+    elif not named and h.text.get("sliding_window_pattern", 1) > 1:
         yield "sliding_window is null, but sliding_window_pattern has layers that need it"
 
 
@@ -91,9 +90,12 @@ def _experts(h: Hyper, subject: Subject) -> Iterator[str]:
     if h.experts is None:
         return
     if h.experts.used > h.experts.count:
-        yield f"num_experts_per_tok is {h.experts.used}, but num_experts {h.experts.count}"
+        yield f"num_experts_per_tok is {h.experts.used}, but {h.family.experts} {h.experts.count}"
     if (over := [layer for layer in h.text.get("mlp_only_layers") or () if layer >= h.layers]) != []:
         yield f"mlp_only_layers names layer {over[0]}, but there are {h.layers}"
+    if h.experts.count % h.experts.groups or h.experts.groups_used > h.experts.groups:
+        groups = f"topk_group {h.experts.groups_used} of n_group {h.experts.groups}"
+        yield f"{h.experts.count} experts cannot be chosen in {groups}"
     stored: Counter[str] = Counter()
     for name, tensor in subject.tensors.items():
         if (found := _EXPERT.match(name)) is not None:
@@ -105,6 +107,13 @@ def _experts(h: Hyper, subject: Subject) -> Iterator[str]:
         if router is not None and router.shape[0] != count:
             yield f"{block}* has {count} experts, but its router chooses among {router.shape[0]}"
             return
+
+
+def _qk_norm(h: Hyper, subject: Subject) -> Iterator[str]:
+    flag = h.text.get("use_qk_norm")
+    there = any(name.endswith(".self_attn.q_norm.weight") for name in subject.tensors)
+    if flag is not None and bool(flag) != there:
+        yield f"use_qk_norm is {flag}, but there are {'such' if there else 'no'} norms"
 
 
 def _biases(h: Hyper, subject: Subject) -> Iterator[str]:
@@ -131,5 +140,6 @@ _CHECKS: tuple[Callable[[Hyper, Subject], Iterator[str]], ...] = (
     _rotation,
     _windows,
     _experts,
+    _qk_norm,
     _biases,
 )

@@ -91,7 +91,7 @@ def diagnose(
 
 def _diagnose(checkpoint: Checkpoint, mtp: MtpMode, mtp_from: Checkpoint | None) -> Diagnosis:
     subject = examine(checkpoint, base=mtp_from)
-    base = examine(mtp_from) if mtp_from is not None and subject.family.mtp and mtp != "drop" else None
+    base = examine(mtp_from) if mtp_from is not None and subject.family.head and mtp != "drop" else None
     draft = Draft(subject)
     seen = [(quirk, quirk.detect(subject)) for quirk in QUIRKS]
     try:

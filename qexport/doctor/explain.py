@@ -9,7 +9,6 @@ from typing import Any
 
 from qexport.doctor.diagnose import Diagnosis
 from qexport.doctor.finding import Finding
-from qexport.doctor.graft import head_layers
 from qexport.doctor.subject import Subject
 from qexport.doctor.tokens import tokenizer_kind
 from qexport.errors import InputError
@@ -98,7 +97,7 @@ def explain(diagnosis: Diagnosis) -> Explanation:
         context_length=hyper.context,
         experts=experts,
         experts_per_token=per_token,
-        mtp=head_layers(subject.tensors) if subject.family.mtp else 0,
+        mtp=max(subject.head.values(), default=-1) + 1,
         tokenizer=tokenizer_kind(subject),
         chat_template=tuple(subject.templates.places),
         findings=diagnosis.findings,
@@ -122,7 +121,7 @@ def _parameters(subject: Subject, experts: int | None, per_token: int | None) ->
     vision = set(subject.vision)
     parts: Counter[str] = Counter()
     for name, tensor in subject.tensors.items():
-        part = "vision" if name in vision else "mtp" if name.startswith("mtp.") else "trunk"
+        part = "vision" if name in vision else "mtp" if name in subject.head else "trunk"
         parts[part] += tensor.numel
         if part == "trunk" and is_expert_name(name):
             parts["experts"] += tensor.numel

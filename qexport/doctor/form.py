@@ -12,7 +12,7 @@ from typing import Any
 
 from qexport.checkpoint.config import text_config
 from qexport.doctor.subject import Subject
-from qexport.families.table import Family
+from qexport.families.family import Family
 
 _BOTH = ("tie_word_embeddings", "dtype", "torch_dtype", "transformers_version")
 # Keys of the multimodal model itself; everything else in a flat config belongs to the language model.

@@ -7,7 +7,7 @@ is looked for, and all are named at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor
@@ -15,13 +15,15 @@ from qexport.doctor.layout import convert_experts, trunk_layout
 from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
 from qexport.errors import InputError
-from qexport.families.build import expert_tensor, template_shape
+from qexport.families.build import expected_tensors, expert_tensor, template_shape
+from qexport.families.family import Family
 from qexport.families.hyper import resolve
-from qexport.families.roles import EXPERT_ROLES
-from qexport.families.table import Family, Template
+from qexport.families.roles import EXPERT_ROLES, Block, Role
 
-# What the head's decoder layer computes with, beyond what its shapes say.
+# What the head's decoder layer computes with, beyond what its shapes say. Heads behind the trunk are found by
+# its length.
 _COMPARED = (
+    "num_hidden_layers",
     "hidden_size",
     "intermediate_size",
     "num_attention_heads",
@@ -32,30 +34,33 @@ _COMPARED = (
     "attention_bias",
     "attn_output_gate",
     "num_experts",
+    "n_routed_experts",
+    "n_shared_experts",
     "num_experts_per_tok",
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
     "norm_topk_prob",
+    "n_group",
+    "topk_group",
+    "routed_scaling_factor",
+    "use_qk_norm",
 )
 _ROPE = ("rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
-
-
-def head_layers(tensors: Mapping[str, LogicalTensor]) -> int:
-    """How many MTP layers there are tensors for; a head without layers counts as one."""
-    numbers = [
-        int(n.split(".")[2]) for n in tensors if n.startswith("mtp.layers.") and n.split(".")[2].isdecimal()
-    ]
-    return max(numbers) + 1 if numbers else int(any(name.startswith("mtp.") for name in tensors))
 
 
 def head_problems(family: Family, text: Mapping[str, Any], tensors: Mapping[str, LogicalTensor]) -> list[str]:
     """What is missing from the head in ``tensors``, or has another shape than ``text`` says."""
     problems: list[str] = []
-    dims = resolve(family, text).dims
-    for name, template in _templates(family):
+    hyper = resolve(family, text)
+    for prefix, template, block, _ in expected_tensors(hyper, 1):
+        if block is not Block.MTP:
+            continue
+        name = prefix + template.name
         try:
-            shape = template_shape(template, dims, name)
-            found = _find(name, template, shape, tensors)
+            shape = template_shape(template, hyper.dims, name)
+            found = tensors.get(name)
+            if template.role in EXPERT_ROLES:
+                found, _ = expert_tensor(prefix, template.name, shape, tensors)
         except InputError as error:
             problems.append(error.message)
             continue
@@ -67,24 +72,17 @@ def head_problems(family: Family, text: Mapping[str, Any], tensors: Mapping[str,
     return list(dict.fromkeys(problems))
 
 
-def _templates(family: Family) -> Iterator[tuple[str, Template]]:
-    for template in family.mtp:
-        yield f"mtp.{template.name}", template
-    for template in family.mtp_layer:
-        yield f"mtp.layers.0.{template.name}", template
-
-
-def _find(
-    name: str, template: Template, shape: tuple[int, ...], tensors: Mapping[str, LogicalTensor]
-) -> LogicalTensor | None:
-    if template.role in EXPERT_ROLES:
-        return expert_tensor("mtp.layers.0.", template.name, shape, tensors)[0]
-    return tensors.get(name)
+def own_matrices(family: Family, head: Iterable[str]) -> list[str]:
+    """Matrices of a head's own that readers of this family take from the model."""
+    if family.head is None or any(t.role is Role.MTP_EMBED for t in family.head.first):
+        return []
+    alone = (family.head.prefix + name for name in ("embed_tokens.weight", "lm_head.weight"))
+    return [name for name in alone if name in head]
 
 
 def head_tensors(base: Subject, trunk: Mapping[str, LogicalTensor]) -> dict[str, LogicalTensor]:
     """The base's head with its experts laid out as those of ``trunk``."""
-    head = {name: tensor for name, tensor in base.tensors.items() if name.startswith("mtp.")}
+    head = {name: base.tensors[name] for name in base.head}
     layout = trunk_layout(trunk)
     return head if layout is None else convert_experts(head, layout)
 
@@ -94,13 +92,12 @@ def misfits(subject: Subject, base: Subject) -> list[str]:
     reasons: list[str] = []
     if base.family is not subject.family:
         reasons.append(f"the base is {base.family.name}, this model is {subject.family.name}")
-    layers = head_layers(base.tensors)
+    layers = max(base.head.values(), default=-1) + 1
     if layers == 0:
         reasons.append(f"{base.checkpoint.label} has no MTP head itself")
     elif layers > 1:
         reasons.append(f"its head has {layers} layers; llama.cpp runs exactly one")
-    own = [name for name in ("mtp.embed_tokens.weight", "mtp.lm_head.weight") if name in base.tensors]
-    reasons += [f"its head has a matrix of its own ({name})" for name in own]
+    reasons += [f"its head has a matrix of its own ({name})" for name in own_matrices(base.family, base.head)]
     reasons += _settings(subject, base)
     if layers == 1 and base.family is subject.family:
         reasons += head_problems(subject.family, subject.text, base.tensors)

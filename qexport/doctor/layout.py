@@ -15,9 +15,11 @@ from qexport.checkpoint.tensors import LogicalTensor, stack_rows
 from qexport.errors import InputError
 from qexport.families.build import EXPERT_PARTS, expert_tensor
 
-_EXPERT = re.compile(r"^(?P<block>(?:model|mtp)\.layers\.\d+\.)mlp\.experts\.(?P<rest>.+)$")
+_EXPERT = re.compile(r"^(?P<block>.+\.layers\.\d+\.)mlp\.experts\.(?P<rest>.+)$")
 _ONE = re.compile(r"^(?P<expert>\d+)\.(gate|up|down)_proj\.weight$")
 _GATE, _UP, _DOWN = EXPERT_PARTS
+# A head behind the trunk's layers begins so, too: it is stored as the trunk is, by the same tool.
+_TRUNK = "model.layers."
 
 
 class ExpertLayout(StrEnum):
@@ -50,7 +52,7 @@ def trunk_layout(
 ) -> ExpertLayout | None:
     """The layout that the whole model is to have: that of its first trunk block with a usual one, else
     ``published``; ``None`` without experts."""
-    trunk = [layout for block, layout in expert_layouts(tensors).items() if block.startswith("model.")]
+    trunk = [layout for block, layout in expert_layouts(tensors).items() if block.startswith(_TRUNK)]
     usual = [layout for layout in trunk if layout is not ExpertLayout.OTHER]
     return usual[0] if usual else published if trunk else None
 

@@ -13,17 +13,18 @@ config.json goes on declaring it. What is right then is the user's choice:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qexport.doctor.draft import Draft
 from qexport.doctor.finding import Breaks, Finding, Severity
-from qexport.doctor.graft import head_layers, head_problems, head_tensors, misfits, vocabulary_notes
+from qexport.doctor.graft import head_problems, head_tensors, misfits, own_matrices, vocabulary_notes
 from qexport.doctor.subject import Subject
 from qexport.errors import UsageProblem
+from qexport.families.family import Tower
 
 MtpMode = Literal["auto", "keep", "graft", "drop"]
-_KEY, _OWN_EMBEDDINGS = "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"
 _WAYS_OUT = "`--mtp graft --mtp-from BASE` takes the base model's head, `--mtp drop` exports without one."
 _LLAMA_LOST = Breaks("llama.cpp", "check_tensor_dims: tensor 'blk.N.attn_norm.weight' not found")
 _VLLM_LOST = Breaks(
@@ -62,21 +63,22 @@ def settle_mtp(draft: Draft, mode: MtpMode, base: Subject | None) -> MtpResult:
         UsageProblem: a graft without a base, or of a family that has no heads.
     """
     subject = draft.subject
-    if not subject.family.mtp:
+    tower = subject.family.head
+    if tower is None:
         return _without_heads(subject, mode)
     if mode == "graft" and base is None:
         raise UsageProblem(
             "--mtp graft needs the checkpoint to take the head from.",
             hint="Add `--mtp-from BASE`: the model that was fine-tuned, a folder or a Hub id.",
         )
-    present = head_layers(draft.tensors)
+    head = subject.family.head_names(draft.tensors, draft.text)
     if mode == "drop":
-        return _drop(draft, present)
-    if base is not None and (mode == "graft" or (mode == "auto" and not present)):
-        return _graft(draft, base, present)
-    if present:
-        return _keep(draft, present)
-    return _lost(draft, mode)
+        return _drop(draft, tower, head)
+    if base is not None and (mode == "graft" or (mode == "auto" and not head)):
+        return _graft(draft, tower, base, head)
+    if head:
+        return _keep(draft, tower, head)
+    return _lost(draft, tower, mode)
 
 
 def _without_heads(subject: Subject, mode: MtpMode) -> MtpResult:
@@ -90,10 +92,8 @@ def _without_heads(subject: Subject, mode: MtpMode) -> MtpResult:
     return MtpResult((), 0, "none")
 
 
-def _keep(draft: Draft, layers: int) -> MtpResult:
-    subject, declared = draft.subject, _declared(draft)
-    names = [name for name in draft.tensors if name.startswith("mtp.")]
-    own = [name for name in ("mtp.embed_tokens.weight", "mtp.lm_head.weight") if name in draft.tensors]
+def _keep(draft: Draft, tower: Tower, head: Mapping[str, int]) -> MtpResult:
+    subject, declared, layers = draft.subject, _declared(draft, tower), max(head.values()) + 1
     findings: list[Finding] = []
     if layers > 1:
         what = f"the MTP head has {layers} layers; llama.cpp runs exactly one, and so does qexport"
@@ -101,82 +101,96 @@ def _keep(draft: Draft, layers: int) -> MtpResult:
         findings.append(
             _finding("mtp.several", "error", what, breaks, "`--mtp drop` exports without the head.")
         )
-    if own:
+    if own := own_matrices(subject.family, head):
         what = f"the MTP head has matrices of its own ({', '.join(own)}); published heads share the model's"
         findings.append(_finding("mtp.own_embeddings", "error", what, (), _WAYS_OUT))
     if problems := head_problems(subject.family, draft.text, draft.tensors):
-        what = f"the MTP head is incomplete or does not fit ({len(names)} tensors): " + "; ".join(problems)
+        what = f"the MTP head is incomplete or does not fit ({len(head)} tensors): " + "; ".join(problems)
         findings.append(_finding("mtp.incomplete", "error", what, _LOST, _WAYS_OUT))
     if not findings and declared != layers:
-        what = f"there is an MTP head ({len(names)} tensors), but {_KEY} is {_raw(draft)!r}"
+        what = f"there is an MTP head ({len(head)} tensors), but {tower.count} is {_raw(draft, tower)!r}"
         breaks = (Breaks("vLLM, SGLang, oMLX", "the head is ignored: no speculative decoding"),)
-        findings.append(_finding("mtp.undeclared", "repaired", what, breaks, f"{_KEY}: {layers} is written."))
-        _declare(draft, layers, {_OWN_EMBEDDINGS: draft.text.get(_OWN_EMBEDDINGS) or False})
+        findings.append(
+            _finding("mtp.undeclared", "repaired", what, breaks, f"{tower.count}: {layers} is written.")
+        )
+        _declare(
+            draft, tower, layers, {key: draft.text.get(key) or false for key, false in tower.beside.items()}
+        )
     return MtpResult(tuple(findings), layers, "own")
 
 
-def _lost(draft: Draft, mode: MtpMode) -> MtpResult:
+def _lost(draft: Draft, tower: Tower, mode: MtpMode) -> MtpResult:
     if mode == "keep":
         what = "--mtp keep, but there is no MTP head"
         found = _finding("mtp.none", "error", what, (), _WAYS_OUT)
-    elif declared := _declared(draft):
-        what = f"config.json declares an MTP head ({_KEY}: {declared}), but there are no mtp.* tensors"
+    elif declared := _declared(draft, tower):
+        what = f"config.json declares an MTP head ({tower.count}: {declared}), but there are no "
+        what += f"{_glob(draft)} tensors"
         found = _finding("mtp.lost", "error", what, _LOST, _WAYS_OUT, _LOST_REFERENCE)
     else:
         what = "there is no MTP head, and none is declared: merging loses it"
         repair = "Exported without one; `--mtp-from BASE` grafts the base model's for speculative decoding."
         found = _finding("mtp.none", "note", what, _ASSERT, repair, _LOST_REFERENCE)
+        if tower.assumed:
+            draft.text[tower.count] = 0  # or readers would take one for granted
     return MtpResult((found,), 0, "none")
 
 
-def _drop(draft: Draft, present: int) -> MtpResult:
-    declared = _declared(draft)
-    if not present and not declared:
+def _drop(draft: Draft, tower: Tower, head: Mapping[str, int]) -> MtpResult:
+    declared = _declared(draft, tower)
+    if head or declared or tower.assumed:
+        _declare(draft, tower, 0)
+    if not head and not declared:
         return MtpResult((), 0, "none")
-    draft.tensors = {name: tensor for name, tensor in draft.tensors.items() if not name.startswith("mtp.")}
-    _declare(draft, 0, {})
+    draft.tensors = {name: tensor for name, tensor in draft.tensors.items() if name not in head}
     what = (
         "the MTP head is dropped"
-        if present
-        else f"{_KEY} is {declared}, but there is no head; none is wanted"
+        if head
+        else f"{tower.count} is {declared}, but there is no head; none is wanted"
     )
-    found = _finding("mtp.dropped", "repaired", what, _ASSERT, f"No mtp.* tensors; {_KEY}: 0 is written.")
-    return MtpResult((found,), 0, "dropped", replaced=bool(present))
+    repair = f"No {_glob(draft)} tensors; {tower.count}: 0 is written."
+    found = _finding("mtp.dropped", "repaired", what, _ASSERT, repair)
+    return MtpResult((found,), 0, "dropped", replaced=bool(head))
 
 
-def _graft(draft: Draft, base: Subject, present: int) -> MtpResult:
+def _graft(draft: Draft, tower: Tower, base: Subject, old: Mapping[str, int]) -> MtpResult:
     subject, label = draft.subject, base.checkpoint.label
     if reasons := misfits(subject, base):
         what = f"the MTP head of {label} does not fit: " + "; ".join(reasons)
         repair = "Give the model that was fine-tuned with --mtp-from, or export without a head: `--mtp drop`."
         return MtpResult((_finding("mtp.misfit", "error", what, (), repair),), 0, "none")
     head = head_tensors(base, draft.tensors)
-    draft.tensors = {n: t for n, t in draft.tensors.items() if not n.startswith("mtp.")} | head
-    extra = {_OWN_EMBEDDINGS: base.text[_OWN_EMBEDDINGS]} if _OWN_EMBEDDINGS in base.text else {}
-    _declare(draft, 1, extra)
-    instead = "in place of the one that is there" if present else "the checkpoint has none"
+    draft.tensors = {name: tensor for name, tensor in draft.tensors.items() if name not in old} | head
+    _declare(draft, tower, 1, {key: base.text[key] for key in tower.beside if key in base.text})
+    instead = "in place of the one that is there" if old else "the checkpoint has none"
     what = f"the MTP head of {label} is grafted ({len(head)} tensors; {instead})"
     repair = "Copied bit for bit. Measure what is accepted: a head fits its own trunk best."
-    found = [_finding("mtp.grafted", "repaired", what, () if present else _LOST, repair, _LOST_REFERENCE)]
+    found = [_finding("mtp.grafted", "repaired", what, () if old else _LOST, repair, _LOST_REFERENCE)]
     found += [_finding("mtp.vocabulary", "note", note) for note in vocabulary_notes(subject, base)]
-    return MtpResult(tuple(found), 1, f"grafted from {label}", replaced=bool(present))
+    return MtpResult(tuple(found), 1, f"grafted from {label}", replaced=bool(old))
 
 
-def _raw(draft: Draft) -> Any:
-    return draft.text.get(_KEY, draft.config.get(_KEY))
+def _glob(draft: Draft) -> str:
+    tower = draft.subject.family.head
+    assert tower is not None
+    trunk = draft.text.get("num_hidden_layers")
+    return tower.prefixes(0, trunk if isinstance(trunk, int) else 0)[0] + "*"
 
 
-def _declared(draft: Draft) -> int:
-    value = _raw(draft)
+def _raw(draft: Draft, tower: Tower) -> Any:
+    return draft.text.get(tower.count, draft.config.get(tower.count))
+
+
+def _declared(draft: Draft, tower: Tower) -> int:
+    value = _raw(draft, tower)
     return value if isinstance(value, int) else 0
 
 
-def _declare(draft: Draft, layers: int, extra: dict[str, Any]) -> None:
-    # In text_config, where readers look, and nowhere else.
+def _declare(draft: Draft, tower: Tower, layers: int, beside: Mapping[str, Any] | None = None) -> None:
+    """In text_config, where readers look, and nowhere else."""
     if draft.text is not draft.config:
-        draft.config.pop(_KEY, None)
-    draft.text[_KEY] = layers
-    draft.text.update(extra)
+        draft.config.pop(tower.count, None)
+    draft.text.update({tower.count: layers, **(beside or {})})
 
 
 def _finding(

@@ -18,7 +18,7 @@ from qexport.families.values import GENERATION, TOKENIZER, typed
 
 _TYPED_FILES = {GENERATION_CONFIG: GENERATION, TOKENIZER_CONFIG: TOKENIZER}
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-_LANGUAGE = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.", "mtp.")
+_LANGUAGE = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
 _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
 
@@ -115,7 +115,7 @@ def _drop_quantization(draft: Draft) -> None:
 
 def _legacy_missing(subject: Subject) -> list[str]:
     # Readers of all forms look for the older keys, but for those of Qwen3.5's wrapper.
-    published = not (subject.family.mtp and subject.says_wrapper)
+    published = not (subject.family.multimodal and subject.says_wrapper)
     if not isinstance(subject.text.get("rope_parameters"), Mapping) or not published:
         return []
     wanted = legacy_rope_keys(rope_parameters(subject.family, subject.text))
@@ -124,7 +124,7 @@ def _legacy_missing(subject: Subject) -> list[str]:
 
 def _parameters_missing(subject: Subject) -> str | None:
     # transformers 5 reads the older keys of the other families itself.
-    if not subject.family.mtp:
+    if not subject.family.multimodal:
         return None
     given = subject.text.get("rope_parameters")
     wanted = rope_parameters(subject.family, subject.text)
@@ -138,16 +138,15 @@ def _parameters_missing(subject: Subject) -> str | None:
 
 def _no_rope(subject: Subject) -> bool:
     family = subject.family
-    return not (family.mtp or "rope_theta" in family.defaults or rope_parameters(family, subject.text))
+    return not (family.multimodal or "rope_theta" in family.defaults or rope_parameters(family, subject.text))
 
 
 def _write_rope(draft: Draft) -> None:
     family = draft.subject.family
     found = complete_rope(family, draft.text)
-    if not found and family.mtp:
-        # The values of every published Qwen3.5 and Qwen3.6.
-        found = complete_rope(family, {"rope_theta": 10000000, "partial_rotary_factor": 0.25})
-    if family.mtp and draft.subject.wants_wrapper:
+    if not found and family.turning.published:
+        found = complete_rope(family, family.turning.published)
+    if family.multimodal and draft.subject.wants_wrapper:
         found = {key: value for key, value in found.items() if key == "rope_parameters" or key in draft.text}
     draft.text.update(found)
 
@@ -228,14 +227,15 @@ def _leave_vision_out(draft: Draft) -> None:
 def _foreign(subject: Subject) -> str | None:
     if subject.foreign is None:
         return None
-    towers = [name for name in subject.tensors if not name.startswith(_LANGUAGE)]
+    towers = [name for name in subject.tensors if not (name.startswith(_LANGUAGE) or name in subject.head)]
     left = f"; {len(towers)} tensors are not the language model's, such as {towers[0]}" if towers else ""
     return f"{subject.foreign!r} around a {subject.family.name} language model{left}"
 
 
 def _keep_language(draft: Draft) -> None:
     """No reader here builds that model; its language model is one of its own."""
-    draft.tensors = {name: t for name, t in draft.tensors.items() if name.startswith(_LANGUAGE)}
+    head = draft.subject.head
+    draft.tensors = {n: t for n, t in draft.tensors.items() if n.startswith(_LANGUAGE) or n in head}
     _text_form(draft)
 
 
@@ -266,7 +266,7 @@ def _architecture(subject: Subject) -> str | None:
 
 def _text_only(subject: Subject) -> bool:
     # Gemma 3's text-only form has been with its readers for long; Qwen3.5's has not.
-    return bool(subject.family.mtp) and not subject.vision and not subject.says_wrapper
+    return subject.family.multimodal and not subject.vision and not subject.says_wrapper
 
 
 # Forms come last: the fixes before them work on a config as it was saved.

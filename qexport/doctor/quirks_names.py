@@ -243,9 +243,9 @@ NAME_QUIRKS = (
         "names.mtp_prefix",
         "MTP tensors under model. or deeper",
         see=_spelled(lambda s: s.mtp and s.prefix),
-        what="{count} tensors of the MTP head have something before `mtp.`, such as {first}",
+        what="{count} tensors of the MTP head have something before their prefix, such as {first}",
         fix=as_read,
-        repair="The head is written as `mtp.*`, as published.",
+        repair="The head is written under its published names.",
         breaks={
             "vLLM": "ValueError: Following weights were not initialized from checkpoint: {'model.fc.weight'}"
         },

@@ -48,7 +48,8 @@ def _stale_index(subject: Subject) -> str | None:
 
 
 def _layer_numbers(subject: Subject) -> set[int]:
-    found = (re.match(r"model\.layers\.(\d+)\.", name) for name in subject.tensors)
+    trunk = subject.tensors.keys() - subject.head.keys()
+    found = (re.match(r"model\.layers\.(\d+)\.", name) for name in trunk)
     return {int(match[1]) for match in found if match}
 
 
@@ -65,9 +66,6 @@ def _layer_count(subject: Subject) -> str | None:
     declared, numbers = subject.text.get("num_hidden_layers"), _layer_numbers(subject)
     count = len(numbers)
     if type(declared) is not int or not numbers or _layers_lost(subject) or declared == count:
-        return None
-    behind = subject.text.get("num_nextn_predict_layers")
-    if type(behind) is int and declared < count <= declared + behind:  # a head behind the trunk's layers
         return None
     what = f"{count - declared} too many" if count > declared else f"{declared - count} missing"
     return (
@@ -119,15 +117,16 @@ def _other_experts(subject: Subject) -> str | None:
 
 
 def _mtp_experts(subject: Subject) -> str | None:
-    found, trunk = expert_layouts(subject.tensors), trunk_layout(subject.tensors)
-    heads = {layout for block, layout in found.items() if block.startswith("mtp.")} - {ExpertLayout.OTHER}
+    trunk = trunk_layout(subject.tensors)
+    heads = set(expert_layouts({name: subject.tensors[name] for name in subject.head}).values())
+    heads -= {ExpertLayout.OTHER}
     if trunk is None or not heads or heads == {trunk}:
         return None
     return f"the experts of the MTP head are {heads.pop()}, those of the model {trunk}"
 
 
 def _unify_experts(draft: Draft) -> None:
-    published = ExpertLayout.FUSED if draft.subject.family.mtp else ExpertLayout.SINGLE
+    published = ExpertLayout.FUSED if draft.subject.family.multimodal else ExpertLayout.SINGLE
     layout = trunk_layout(draft.tensors, published)
     if layout is not None:
         draft.tensors = convert_experts(draft.tensors, layout)
@@ -248,7 +247,7 @@ WEIGHT_QUIRKS = (
     Quirk(
         "experts.one_by_one",
         "experts one by one in a family whose published models fuse them",
-        see=lambda s: bool(s.family.mtp) and trunk_layout(s.tensors) is ExpertLayout.SINGLE,
+        see=lambda s: s.family.multimodal and trunk_layout(s.tensors) is ExpertLayout.SINGLE,
         what=(
             "the experts are stored one by one, as transformers 5 saves them; "
             "published models have them fused"

@@ -11,8 +11,8 @@ from qexport.checkpoint.tensors import Checkpoint, LogicalTensor
 from qexport.doctor.draft import Draft, SmallFiles
 from qexport.doctor.mtp import MtpResult
 from qexport.families.build import build_view
+from qexport.families.family import Family
 from qexport.families.hyper import Hyper, resolve
-from qexport.families.table import Family
 from qexport.families.view import ModelView
 
 

@@ -13,8 +13,9 @@ from qexport.checkpoint.config import TEXT_KEYS, read_json, text_config
 from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, LogicalTensor
 from qexport.doctor.mlx_saved import turned_back
 from qexport.errors import InputError
+from qexport.families.family import Family
+from qexport.families.known import family_of
 from qexport.families.names import SpelledName, canonical_name, is_ignorable, outer_wrapper, stray_fronts
-from qexport.families.table import Family, family_of
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.values import Typed, typed
 
@@ -72,6 +73,11 @@ class Subject:
     def vision(self) -> tuple[str, ...]:
         """Canonical names of the vision tensors."""
         return tuple(s.canonical for s in self.spellings.values() if s.vision and s.canonical in self.tensors)
+
+    @cached_property
+    def head(self) -> Mapping[str, int]:
+        """Canonical names of the MTP head, each with its layer."""
+        return self.family.head_names(self.tensors, self.text)
 
     @property
     def has_vision_config(self) -> bool:
@@ -164,9 +170,10 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
         InputError: no usable config.json, an unknown family, or two names for one tensor with different
             contents.
     """
-    door = _typed(read_json(checkpoint, "config.json"))
+    given = read_json(checkpoint, "config.json")
+    family = family_of(given)
+    door = _typed(given, family)
     config = door.values
-    family = family_of(config)
     stored = [name for name in checkpoint.tensors if not is_ignorable(name)]
     text = text_config(config)
     tied = text.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
@@ -212,13 +219,19 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
     )
 
 
-def _typed(config: Mapping[str, Any]) -> Typed:
+def stored_head(checkpoint: Checkpoint) -> list[str]:
+    """The names under which a checkpoint stores its MTP head."""
+    subject = examine(checkpoint)
+    return [name for name, spelled in subject.spellings.items() if spelled.canonical in subject.head]
+
+
+def _typed(config: Mapping[str, Any], family: Family) -> Typed:
     """config.json and the configs inside it with every known key in its type."""
-    door = typed(config)
+    door = typed(config, defaults=family.defaults)
     values, changed, unusable = door.values, list(door.changed), list(door.unusable)
     for key, value in values.items():
         if isinstance(value, dict) and key.endswith("_config"):
-            inner = typed(value, where=f"{key}.")
+            inner = typed(value, where=f"{key}.", defaults=family.defaults if key in TEXT_KEYS else None)
             values[key] = inner.values
             changed += inner.changed
             # A tower's sizes are its own affair: what cannot be used there stays as it is.

@@ -3,19 +3,21 @@
 Whatever has to run the bf16 source (calibration a layer at a time, the reference of verification as a whole)
 runs the code that the model was trained with. The module tree is made on the meta device, where it weighs
 nothing; tensors come out of the view, so repairs are applied and it does not matter how the checkpoint stores
-its experts or names its tensors. An MTP head, which transformers leaves out, is added under the names that
-checkpoints use (``mtp.fc`` and so on) from the family's own norm and decoder layer.
+its experts or names its tensors. An MTP head, which transformers leaves out, is made of the family's own norm
+and decoder layer.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.tensors import torch_dtype
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.evidence.quiet import quiet_transformers
+from qexport.families.known import FAMILIES
 from qexport.families.roles import EXPERT_ROLES, Role
 
 if TYPE_CHECKING:
@@ -25,17 +27,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
 
 
-# Family -> transformers' model_type of the language model alone.
-_MODEL_TYPES = {
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-    "gemma3": "gemma3_text",
-    "llama": "llama",
-    "mistral": "mistral",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3_moe",
-}
 # The family decides the type; weights come from the view; and a dtype here would round Gemma's embedding
 # scale, a buffer, to bf16, which no GGUF runtime does.
 _NOT_OURS = ("model_type", "quantization_config", "dtype", "torch_dtype", "auto_map")
@@ -64,10 +55,11 @@ def empty_model(view: ModelView) -> Any:
     import torch
 
     transformers = import_transformers()
-    model_type = _MODEL_TYPES.get(view.family)
-    if model_type is None:
-        known = ", ".join(sorted(_MODEL_TYPES))
+    family = FAMILIES.get(view.family)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
         raise EnvironmentProblem(f"no modules to run for the family {view.family!r}; known are {known}")
+    model_type = family.text_model_type
     if model_type not in transformers.CONFIG_MAPPING:
         raise EnvironmentProblem(f"transformers {transformers.__version__} does not know {model_type!r}")
     text = {key: value for key, value in view.text.items() if key not in _NOT_OURS}
@@ -87,30 +79,61 @@ def empty_model(view: ModelView) -> Any:
     return model.eval()
 
 
-def add_mtp(model: Any, view: ModelView) -> Any:
-    """The MTP head as ``model.mtp``, parameters on the meta device: fc, three norms, one decoder layer.
+@dataclass(frozen=True)
+class Head:
+    """An MTP head: ``module`` with ``fc``, three norms and ``layers``, and its parameters by canonical
+    name."""
+
+    module: Any
+    names: Mapping[str, str]
+
+
+_HEAD_PARTS = {
+    Role.MTP_FC: "fc.weight",
+    Role.MTP_EMBED_NORM: "embed_norm.weight",
+    Role.MTP_HIDDEN_NORM: "hidden_norm.weight",
+    Role.MTP_NORM: "norm.weight",
+}
+# Matrices that are looked up or sliced, not kept in a module.
+OUTSIDE_HEAD = (Role.MTP_EMBED, Role.MTP_OUTPUT)
+
+
+def make_head(model: Any, view: ModelView) -> Head:
+    """The MTP head that goes with ``model``, parameters on the meta device.
 
     What it computes is vLLM's reading of the checkpoints, which llama.cpp shares:
     https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/models/qwen3_5_mtp.py
     """
     import torch
 
+    tower = FAMILIES[view.family].head
+    assert tower is not None
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = view.layers + view.mtp_layers
-    config.layer_types = [*config.layer_types, *["full_attention"] * view.mtp_layers]
+    if (kinds := getattr(config, "layer_types", None)) is not None:
+        config.layer_types = [*kinds, *["full_attention"] * view.mtp_layers]
     decoder, norm = type(model.model.layers[0]), type(model.model.norm)
     hidden, epsilon = config.hidden_size, config.rms_norm_eps
     head = torch.nn.Module()
     with torch.device("meta"):
         head.fc = torch.nn.Linear(2 * hidden, hidden, bias=False)
-        head.pre_fc_norm_embedding = norm(hidden, eps=epsilon)
-        head.pre_fc_norm_hidden = norm(hidden, eps=epsilon)
+        head.embed_norm, head.hidden_norm, head.norm = (norm(hidden, eps=epsilon) for _ in range(3))
         head.layers = torch.nn.ModuleList(
             decoder(config, layer) for layer in range(view.layers, view.layers + view.mtp_layers)
         )
-        head.norm = norm(hidden, eps=epsilon)
-    model.mtp = head.eval()
-    return model.mtp
+    beside = tower.prefixes(0, view.layers)[0]
+    names = {beside + t.name: _HEAD_PARTS[t.role] for t in tower.first if t.role in _HEAD_PARTS}
+    for own in state_of(head.layers):
+        layer, _, rest = own.partition(".")
+        names[tower.prefixes(int(layer), view.layers)[1] + rest] = f"layers.{own}"
+    return Head(head.eval(), names)
+
+
+def state_of(module: Any) -> dict[str, torch.Tensor]:
+    """Parameters of a module, tied ones once, and the buffers that checkpoints store."""
+    stored = module.state_dict().keys()
+    buffers = {name: buffer for name, buffer in module.named_buffers() if name in stored}
+    return dict(module.named_parameters()) | buffers
 
 
 def parameter_of(tensor: ModelTensor) -> tuple[str, slice | None]:

@@ -18,7 +18,7 @@ sends tokens elsewhere. For products see ``evidence.observe``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,15 @@ import torch
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.evidence.activations import HiddenStates
 from qexport.evidence.machine import available_memory, multiplies_bf16, return_freed_memory
-from qexport.evidence.modules import add_mtp, empty_model, fill, parameter_of
+from qexport.evidence.modules import (
+    OUTSIDE_HEAD,
+    Head,
+    empty_model,
+    fill,
+    make_head,
+    parameter_of,
+    state_of,
+)
 from qexport.evidence.observe import Observer, Products
 from qexport.evidence.options import Precision, StreamOptions
 from qexport.evidence.quiet import quiet_transformers
@@ -81,11 +89,14 @@ class LayerStream:
         self.precision = self._precision()
         self._model = empty_model(view)
         self._base = self._model.model
-        self._mtp = add_mtp(self._model, view) if view.mtp_layers else None
+        self._mtp = make_head(self._model, view) if view.mtp_layers else None
         for child in self._base.children():  # rotary tables
             if not any(True for _ in child.parameters()):
                 child.to(self._device)
-        self._wanted: Mapping[str, torch.Tensor] = dict(self._model.named_parameters())
+        self._wanted = state_of(self._model)
+        if self._mtp is not None:
+            inside = state_of(self._mtp.module)
+            self._wanted |= {name: inside[own] for name, own in self._mtp.names.items()}
 
     def _precision(self) -> Precision:
         """What ``auto`` means for this checkpoint and machine."""
@@ -143,7 +154,7 @@ class LayerStream:
             closing(HiddenStates((len(ids), ids.shape[1], width), limit=limit, folder=folder)) as states,
         ):
             for start, stop in batches:
-                states.write(start, self._embed(ids[start:stop]))
+                states.write(start, self._embed(ids[start:stop], self._named(Role.TOKEN_EMBD)))
                 advance(1)
             self._trunk(states, batches, observer, advance)
             norm = self._base.norm
@@ -190,7 +201,7 @@ class LayerStream:
 
     def _draft(
         self,
-        head: Any,
+        head: Head,
         ids: torch.Tensor,
         states: HiddenStates,
         batches: Sequence[tuple[int, int]],
@@ -199,27 +210,30 @@ class LayerStream:
         draft: Callable[[int, torch.Tensor], None] | None,
     ) -> None:
         """The MTP block over every position that has a next token."""
-        tensors = [tensor for tensor in self.view if tensor.block is Block.MTP]
-        weights = self._weights(tensors)
-        self._place(head, weights, "mtp.")
+        tensors = [t for t in self.view if t.block is Block.MTP and t.role not in OUTSIDE_HEAD]
+        weights, block = self._weights(tensors), head.module
+        self._require(head.names.keys() - weights.keys())
+        self._place(block, {head.names[name]: weight for name, weight in weights.items()}, "")
+        table = self.view.find(Role.MTP_EMBED) or self._named(Role.TOKEN_EMBD)
         contexts = self._contexts(batches, ids.shape[1] - 1)
-        full = list(self._model.config.layer_types).index("full_attention")
+        kinds = getattr(self._model.config, "layer_types", None) or ["full_attention"]
+        full = list(kinds).index("full_attention")
         products = Products(observer, wide=self.precision != "bfloat16")
         products.watch(*_matrices(tensors, weights))
         with products:
             for start, stop in batches:
-                following = self._embed(ids[start:stop, 1:])
+                following = self._embed(ids[start:stop, 1:], table)
                 hidden = states.read(start, stop)[:, :-1].to(self._device)
-                both = (head.pre_fc_norm_embedding(following), head.pre_fc_norm_hidden(hidden))
-                hidden = head.fc(torch.cat(both, dim=-1))
+                both = (block.embed_norm(following), block.hidden_norm(hidden))
+                hidden = block.fc(torch.cat(both, dim=-1))
                 args, kwargs = contexts[stop - start][full]
-                for module in head.layers:
+                for module in block.layers:
                     hidden = _only(module(hidden, *args, **kwargs))
                 if draft is not None:
-                    draft(start, head.norm(hidden))
+                    draft(start, block.norm(hidden))
                 advance(1)
         observer.settle("the MTP block")
-        head.to("meta")
+        block.to("meta")
 
     def _layers(self) -> Iterator[tuple[int, list[ModelTensor], dict[str, torch.Tensor]]]:
         """Every trunk layer with its weights; the next one is read meanwhile."""
@@ -242,21 +256,22 @@ class LayerStream:
         small = tensor.role in _FLOAT32_ROLES or tensor.role.value.endswith("_bias")
         return torch.float32 if small or self.precision == "float32" else torch.bfloat16
 
+    def _require(self, missing: Set[str]) -> None:
+        if missing:
+            name = min(missing)
+            raise InputError(f"{self.view.label}: transformers expects {name}, which the model does not have")
+
     def _place(self, module: Any, weights: Mapping[str, torch.Tensor], prefix: str) -> None:
         """Give a module its parameters, under names relative to it, and its buffers the device."""
         mine = {name.removeprefix(prefix): weight for name, weight in weights.items()}
-        missing = {name for name, _ in module.named_parameters()} - set(mine)
-        if missing:
-            name = f"{prefix}{min(missing)}"
-            raise InputError(f"{self.view.label}: transformers expects {name}, which the model does not have")
+        self._require({f"{prefix}{name}" for name in state_of(module).keys() - mine.keys()})
         module.load_state_dict(mine, strict=False, assign=True)
         for part in module.modules():
             for name, buffer in part.named_buffers(recurse=False):
                 part._buffers[name] = buffer.to(self._device)
 
-    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def _embed(self, ids: torch.Tensor, table: ModelTensor) -> torch.Tensor:
         """Embeddings of ``(chunks, tokens)``: only rows that occur are read; the module scales if it does."""
-        table = self._named(Role.TOKEN_EMBD)
         rows, places = torch.unique(ids, return_inverse=True)
         found = torch.empty((len(rows), table.shape[1]), dtype=torch.float32)
         for at, row in enumerate(rows.tolist()):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor, stack_rows
 from qexport.errors import InputError
+from qexport.families.family import Family, Template
 from qexport.families.hyper import Hyper
 from qexport.families.names import is_ignorable
 from qexport.families.roles import EXPERT_ROLES, Block, Role
-from qexport.families.table import Family, Template
 from qexport.families.view import ModelTensor, ModelView
 
 # Stacked canonical name -> (fused name, which half of it, per-expert name)
@@ -20,28 +21,25 @@ EXPERT_PARTS: Mapping[str, tuple[str, int | None, str]] = {
     "mlp.experts.down_proj.weight": ("mlp.experts.down_proj", None, "mlp.experts.{e}.down_proj.weight"),
 }
 
-Expected = tuple[str, str, Template, Block, int | None]
+# What is beside the trunk's layers belongs to blocks of its own.
+_BLOCKS = {Role.TOKEN_EMBD: Block.EMBED, Role.OUTPUT_NORM: Block.HEAD, Role.OUTPUT: Block.HEAD}
+
+Expected = tuple[str, Template, Block, int | None]
 
 
 def expected_tensors(hyper: Hyper, mtp_layers: int) -> Iterator[Expected]:
     """Every canonical tensor that the family's templates ask for, in model order.
 
-    Yields (prefix, name, template, block, layer); ``prefix + name`` is the canonical name.
+    Yields (prefix, template, block, layer); ``prefix + template.name`` is the canonical name.
     """
-    family = hyper.family
-    yield "model.", "embed_tokens.weight", Template("", Role.TOKEN_EMBD, "vocab hidden"), Block.EMBED, None
-    for layer, kind in enumerate(hyper.kinds):
-        for template in family.layers[kind]:
-            yield f"model.layers.{layer}.", template.name, template, Block.TRUNK, layer
-    yield "model.", "norm.weight", Template("", Role.OUTPUT_NORM, "hidden"), Block.HEAD, None
-    head = Template("", Role.OUTPUT, "vocab hidden", optional=hyper.tied)
-    yield "", "lm_head.weight", head, Block.HEAD, None
-    if mtp_layers:
-        for template in family.mtp:
-            yield "mtp.", template.name, template, Block.MTP, 0
-        for layer in range(mtp_layers):
-            for template in family.mtp_layer:
-                yield f"mtp.layers.{layer}.", template.name, template, Block.MTP, layer
+    family, layers = hyper.family, len(hyper.kinds)
+    for prefix, template, layer in family.trunk.tensors(hyper.kinds, layers):
+        if template.role is Role.OUTPUT and hyper.tied:
+            template = replace(template, optional=True)
+        yield prefix, template, _BLOCKS.get(template.role, Block.TRUNK), layer
+    if family.head is not None:
+        for prefix, template, layer in family.head.tensors(("full",) * mtp_layers, layers):
+            yield prefix, template, family.head.block, layer
 
 
 def expert_tensor(
@@ -100,7 +98,7 @@ def build_view(
     Args:
         tensors: repaired tensors by canonical name; experts in any layout; vision tensors under ``visual.``
             and the like.
-        mtp_layers: how many MTP layers the result is to hold; ``mtp.*`` tensors must agree.
+        mtp_layers: how many MTP layers the result is to hold; the head's tensors must agree.
 
     Raises:
         InputError: tensors are missing, unknown, or of another shape than config.json says; all are named.
@@ -110,11 +108,11 @@ def build_view(
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
-    for prefix, name, template, block, layer in expected_tensors(hyper, mtp_layers):
-        canonical = prefix + name
+    for prefix, template, block, layer in expected_tensors(hyper, mtp_layers):
+        canonical = prefix + template.name
         shape = template_shape(template, dims, canonical)
         if template.role in EXPERT_ROLES:
-            data, names = expert_tensor(prefix, name, shape, tensors)
+            data, names = expert_tensor(prefix, template.name, shape, tensors)
             used |= names
         else:
             data = tensors.get(canonical)

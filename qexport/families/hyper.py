@@ -13,30 +13,38 @@ from functools import cached_property
 from typing import Any
 
 from qexport.errors import InputError
+from qexport.families.family import Family
 from qexport.families.rope import Rope, complete_rope, rope_of, rope_parameters
-from qexport.families.table import Family
 from qexport.families.values import typed
 
 # Far above any model; numbers beyond come from damaged files, and would be counted to one by one.
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
-# Classes whose __post_init__ replaces a null number of key-value heads by that of query heads.
-_KV_HEADS_FOLLOW = ("llama", "mistral", "qwen2", "qwen3")
 _NONE = ("sliding_window",)  # null is a value here
 _COPY = "Copy config.json from the checkpoint that was fine-tuned and try again."
-_ATTENTION = ("full_attention", "sliding_attention", "linear_attention")
-_KINDS_OF = {"gemma3": _ATTENTION[:2], "qwen3_5": _ATTENTION[::2], "qwen3_5_moe": _ATTENTION[::2]}
 _LEGACY_KIND = {"attention": "full_attention"}  # transformers, remap_legacy_layer_types
 
 
 @dataclass(frozen=True)
 class Experts:
-    """``normed``: whether the weights of the experts that a token is given to are made to sum to one."""
+    """A mixture of experts, and how its routers choose.
+
+    Attributes:
+        shared_inner: width of the ``shared`` experts that every token goes through, all together.
+        normed: whether the weights of the experts that a token is given to are made to sum to one.
+        scale: what these weights are multiplied with then.
+        groups, groups_used: experts are chosen within the best groups of so many.
+    """
 
     count: int
     used: int
     inner: int
+    shared: int
     shared_inner: int | None
     normed: bool
+    scoring: str
+    scale: float
+    groups: int
+    groups_used: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Hyper:
     Attributes:
         inner: width of the dense MLP; ``None`` where no layer has one.
         epsilon: of the norms.
-        kinds: for each trunk layer, the key into ``Family.layers``.
+        kinds: for each trunk layer, the key into ``Family.layers``; ``dense`` is one without experts among
+            those with them.
         windows: for each trunk layer, how many tokens it looks back; ``None`` is all.
         rope, local_rope: of the layers; ``local_rope`` of those with a window, where theirs is another.
         query_scale: what scores are divided by the root of; ``None`` is the size of a head.
@@ -156,7 +165,7 @@ def resolve(
     Raises:
         InputError: a key that is needed has no usable value; all of those are named.
     """
-    door = typed(text)
+    door = typed(text, defaults=family.defaults)
     if door.unusable:
         raise InputError("config.json: " + "; ".join(door.unusable), hint=_COPY)
     whole = _whole(family, door.values, config or {})
@@ -169,12 +178,12 @@ def _whole(family: Family, text: Mapping[str, Any], config: Mapping[str, Any]) -
     """The config as ``AutoConfig(...).to_dict()`` would give it, and RoPE in both spellings."""
     given = {key: value for key, value in text.items() if value is not None or key in _NONE}
     defaults = {key: value for key, value in family.defaults.items() if value is not None}
-    if family.is_moe and "num_local_experts" in given:
-        # One number under two names (attribute_map); configs use either.
-        given.setdefault("num_experts", given["num_local_experts"])
+    for alias, key in family.aliases.items():  # one number under two names; configs use either
+        if alias in given:
+            given.setdefault(key, given[alias])
     whole = {**text, **defaults, **given}
     heads, hidden = whole["num_attention_heads"], whole["hidden_size"]
-    if family.name in _KV_HEADS_FOLLOW and text.get("num_key_value_heads", 0) is None:
+    if family.null_kv_heads and text.get("num_key_value_heads", 0) is None:
         whole["num_key_value_heads"] = heads
     if whole.get("num_key_value_heads") is None:
         whole["num_key_value_heads"] = heads
@@ -193,7 +202,7 @@ def _whole(family: Family, text: Mapping[str, Any], config: Mapping[str, Any]) -
 
 def _check_theta(family: Family, whole: dict[str, Any]) -> None:
     params = whole["rope_parameters"]
-    if family.name != "gemma3":
+    if not family.turning.local:
         params.setdefault("rope_theta", 10000.0)
         whole.setdefault("rope_theta", params["rope_theta"])
         return
@@ -223,7 +232,7 @@ def _typed(
         activation=whole["hidden_activation" if "hidden_activation" in family.defaults else "hidden_act"],
         tied=whole["tie_word_embeddings"],
         causal=whole.get("is_causal") is not False,
-        kinds=_kinds(family, whole, named),
+        kinds=_kinds(family, {**whole, "layer_types": named}),
         windows=_windows(family, whole, named),
         rope=rope_of(params.get("full_attention") or params),
         local_rope=rope_of(params["sliding_attention"]) if "sliding_attention" in params else None,
@@ -241,29 +250,20 @@ def _typed(
 def _layer_types(family: Family, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
     """``layer_types``, where the family's layers differ by them."""
     types, layers = whole.get("layer_types"), whole["num_hidden_layers"]
-    if types is None or family.name not in (*_KINDS_OF, "qwen2", "qwen3"):
+    if types is None or not family.attention:
         return None
     if len(types) != layers:
         what = f"layer_types has {len(types)} entries, but num_hidden_layers is {layers}"
         raise InputError(what, hint=_COPY)
     named = tuple(str(_LEGACY_KIND.get(kind, kind)) for kind in types)
-    known = _KINDS_OF.get(family.name, _ATTENTION[:2])
+    known = family.attention
     if (odd := next((kind for kind in named if kind not in known), None)) is not None:
         raise InputError(f"layer_types has {odd!r}; {family.name} has {' and '.join(known)}", hint=_COPY)
     return named
 
 
-def _kinds(family: Family, whole: Mapping[str, Any], named: tuple[str, ...] | None) -> tuple[str, ...]:
-    count: int = whole["num_hidden_layers"]
-    if "linear" in family.layers:
-        if named is not None:
-            return tuple("linear" if kind == "linear_attention" else "full" for kind in named)
-        interval = whole.get("full_attention_interval") or 4
-        return tuple("linear" if (i + 1) % interval else "full" for i in range(count))
-    if "dense" in family.layers:
-        dense, step = whole["mlp_only_layers"], whole["decoder_sparse_step"]
-        return tuple("dense" if i in dense or (i + 1) % step else "full" for i in range(count))
-    return ("full",) * count
+def _kinds(family: Family, whole: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("full",) * whole["num_hidden_layers"] if family.kinds is None else family.kinds(whole)
 
 
 def _windows(
@@ -272,14 +272,14 @@ def _windows(
     """transformers' ``create_sliding_window_causal_mask``: which layers get it, by family."""
     count: int = whole["num_hidden_layers"]
     size: int | None = whole.get("sliding_window")
-    if family.name in ("qwen2", "qwen3", "qwen3_moe") and not whole["use_sliding_window"]:
+    if "use_sliding_window" in family.defaults and not whole["use_sliding_window"]:
         size = None
     if size is None or "sliding_window" not in family.defaults:
         return (None,) * count
-    if family.name == "gemma3":
+    if "sliding_window_pattern" in family.defaults:
         every = whole["sliding_window_pattern"]
         default = tuple("sliding_attention" if (i + 1) % every else "full_attention" for i in range(count))
-    elif family.name in ("qwen2", "qwen3"):
+    elif "max_window_layers" in family.defaults:
         first = whole["max_window_layers"]
         default = tuple("sliding_attention" if i >= first else "full_attention" for i in range(count))
     else:
@@ -290,15 +290,22 @@ def _windows(
 def _experts(family: Family, whole: Mapping[str, Any]) -> Experts | None:
     if not family.is_moe:
         return None
-    count = whole["num_experts"]
+    count, inner = whole[family.experts], whole["moe_intermediate_size"]
     if count > _MOST_EXPERTS:
-        raise InputError(f"config.json: num_experts is {count}, which no model has", hint=_COPY)
+        raise InputError(f"config.json: {family.experts} is {count}, which no model has", hint=_COPY)
+    shared_inner = whole.get("shared_expert_intermediate_size") or 0
+    shared = whole.get("n_shared_experts") or int(shared_inner > 0)
     return Experts(
         count=count,
         used=whole["num_experts_per_tok"],
-        inner=whole["moe_intermediate_size"],
-        shared_inner=whole.get("shared_expert_intermediate_size") or None,
+        inner=inner,
+        shared=shared,
+        shared_inner=shared_inner or shared * inner or None,
         normed=bool(whole.get("norm_topk_prob", True)),
+        scoring=family.scoring,
+        scale=float(whole.get("routed_scaling_factor") or 1.0),
+        groups=whole.get("n_group") or 1,
+        groups_used=whole.get("topk_group") or 1,
     )
 
 

@@ -1,11 +1,11 @@
 """One spelling for the many that checkpoints use.
 
 The same tensor is ``model.layers.0...`` in a text-only save, ``model.language_model.layers.0...`` in a
-published Qwen3.5, ``language_model.model.layers.0...`` in older multimodal and MLX layouts, and the MTP head
-is ``mtp.*``, ``model.mtp.*`` or deeper. Training adds the names of what it wrapped the model in, in front
-(``module.``, ``base_model.model.``, ``pretrained_model.``) and between parts (``_fsdp_wrapped_module.``,
-``.base_layer.``), stacked in any order. This module maps all of them to the text-only spelling and says which
-wrapping it found.
+published Qwen3.5, ``language_model.model.layers.0...`` in older multimodal and MLX layouts, and a MTP head
+beside the model is ``mtp.*``, ``model.mtp.*`` or deeper. Training adds the names of what it wrapped the model
+in, in front (``module.``, ``base_model.model.``, ``pretrained_model.``) and between parts
+(``_fsdp_wrapped_module.``, ``.base_layer.``), stacked in any order. This module maps all of them to the
+text-only spelling and says which wrapping it found.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cache
 
-from qexport.families.table import Family
+from qexport.families.family import Family
+from qexport.families.known import FAMILIES
 
 _VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
 # What wraps a module while it is trained, in front of names and in the middle: torch.compile, FSDP and
@@ -34,9 +36,7 @@ _WRAPPERS = frozenset(
 _PEFT_FRONT, _PEFT_MIDDLE = ["base_model", "model"], "base_layer"
 _BARE = ("layers.", "embed_tokens.", "norm.")
 _LANGUAGE = ("model.", "language_model.", "text_model.")  # the last in Idefics 3 and SmolVLM
-_TRUNK = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.", "mtp.")
-# How names of a model begin; whatever else all of them share in front is somebody's wrapper.
-_FIRST = (*_LANGUAGE, "lm_head.", "mtp.", *_BARE, *_VISION)
+_TRUNK = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
 # Buffers that old conversions stored; every reader recomputes them.
 _IGNORABLE = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 _EXPERT = re.compile(r"\.mlp\.experts\.")
@@ -47,8 +47,9 @@ class SpelledName:
     """A canonical name and how it was spelled.
 
     ``prefix`` is what stood in front of the language model (``model.``, ``model.language_model.``,
-    ``language_model.model.`` ...), ``mtp`` likewise for the head, ``""`` for names that need none. ``peft``
-    and ``wrapped``: names of PEFT's and of other wrappers were in it.
+    ``language_model.model.`` ...) or the head, ``""`` for names that need none. ``mtp``: of a head beside the
+    trunk; one behind it has the trunk's names. ``peft`` and ``wrapped``: names of PEFT's and of other
+    wrappers were in it.
     """
 
     canonical: str
@@ -57,6 +58,13 @@ class SpelledName:
     mtp: bool = False
     peft: bool = False
     wrapped: bool = False
+
+
+@cache
+def heads_beside() -> tuple[str, ...]:
+    """What names of MTP heads begin with, in families that keep theirs beside the trunk."""
+    heads = (family.head for family in FAMILIES.values())
+    return tuple({head.prefix for head in heads if head is not None and not head.behind})
 
 
 def canonical_name(stored: str) -> SpelledName:
@@ -85,7 +93,7 @@ def canonical_name(stored: str) -> SpelledName:
     rest = rest.replace(".mlp.switch_mlp.", ".mlp.experts.")
     if rest.startswith(_VISION):
         return SpelledName(rest, prefix, vision=True, peft=peft, wrapped=wrapped)
-    if rest.startswith("mtp."):
+    if rest.startswith(heads_beside()):
         return SpelledName(rest, prefix, mtp=True, peft=peft, wrapped=wrapped)
     if rest.startswith("lm_head."):
         return SpelledName(rest, prefix, peft=peft, wrapped=wrapped)
@@ -102,8 +110,10 @@ def outer_wrapper(names: Iterable[str]) -> str:
     >>> outer_wrapper(["model.norm.weight", "model.embed_tokens.weight"])
     ''
     """
+    # How names of a model begin; whatever else all of them share in front is somebody's wrapper.
+    first_parts = (*_LANGUAGE, "lm_head.", *heads_beside(), *_BARE, *_VISION)
     left, found = list(names), ""
-    while left and not any(canonical_name(name).canonical.startswith(_FIRST) for name in left):
+    while left and not any(canonical_name(name).canonical.startswith(first_parts) for name in left):
         first, dot, _ = left[0].partition(".")
         if not dot or not all(name.startswith(first + dot) for name in left):
             return ""
@@ -118,12 +128,12 @@ def behind_front(name: str) -> tuple[str, SpelledName] | None:
     >>> front, spelled.canonical
     ('actor.', 'model.layers.3.mlp.gate.weight')
     """
-    if name.startswith((*_TRUNK, *_VISION)):
+    if name.startswith((*_TRUNK, *heads_beside(), *_VISION)):
         return None
     parts = name.split(".")
     for at in range(1, len(parts) - 1):
         spelled = canonical_name(".".join(parts[at:]))
-        if spelled.canonical.startswith(_TRUNK):
+        if spelled.canonical.startswith((*_TRUNK, *heads_beside())):
             return ".".join(parts[:at]) + ".", spelled
     return None
 
@@ -162,7 +172,6 @@ def published_name(canonical: str, family: Family, *, wrapper: bool) -> str:
     Args:
         wrapper: the multimodal form; else the text-only one, whose names are the canonical ones.
 
-    >>> from qexport.families.table import FAMILIES
     >>> published_name("model.norm.weight", FAMILIES["qwen3_5"], wrapper=True)
     'model.language_model.norm.weight'
     >>> published_name("visual.pos_embed.weight", FAMILIES["qwen3_5"], wrapper=True)

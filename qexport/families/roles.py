@@ -55,6 +55,7 @@ class Role(StrEnum):
     POST_FFN_NORM = "post_ffn_norm"
 
     ROUTER = "router"
+    ROUTER_BIAS = "router_bias"
     EXPERTS_GATE = "experts_gate"
     EXPERTS_UP = "experts_up"
     EXPERTS_DOWN = "experts_down"
@@ -67,9 +68,16 @@ class Role(StrEnum):
     MTP_EMBED_NORM = "mtp_embed_norm"
     MTP_HIDDEN_NORM = "mtp_hidden_norm"
     MTP_NORM = "mtp_norm"
+    MTP_EMBED = "mtp_embed"
+    MTP_OUTPUT = "mtp_output"
 
     VISION = "vision"
 
 
 NORM_ROLES = frozenset(role for role in Role if role.value.endswith("_norm"))
+BIAS_ROLES = frozenset(role for role in Role if role.value.endswith("_bias")) - {
+    Role.LINEAR_DT_BIAS,
+    Role.ROUTER_BIAS,
+}
+"""Biases of projections."""
 EXPERT_ROLES = frozenset({Role.EXPERTS_GATE, Role.EXPERTS_UP, Role.EXPERTS_DOWN})

@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qexport.families.table import Family
+from qexport.families.family import Family
 
-_QWEN35 = ("qwen3_5", "qwen3_5_moe")
 _KINDS = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 # Readers take these from keys of their own. Qwen3.5's sections stay: rope_scaling replaces rope_parameters.
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
@@ -65,7 +64,8 @@ def rope_parameters(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
     params: dict[str, Any] = copy.deepcopy(dict(given)) if isinstance(given, Mapping) else {}
     scaling = text.get("rope_scaling")
     scaling = _respelled(copy.deepcopy(dict(scaling))) if isinstance(scaling, Mapping) else {}
-    if family.name == "gemma3":
+    turning = family.turning
+    if turning.local:
         return _per_kind(params, scaling, text)
     params = _respelled(params) | scaling  # rope_scaling goes first in transformers 5 too
     for key in ("rope_theta", "partial_rotary_factor"):
@@ -73,10 +73,11 @@ def rope_parameters(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
             params.setdefault(key, text[key])
     if params:
         _settle(params, text)
-    if params and family.name in _QWEN35:
-        # What readers take when these are absent: a quarter of the head rotates, its pairs shared out evenly
-        # over time, height and width ([11, 11, 10] for heads of 256).
-        params.setdefault("partial_rotary_factor", 0.25)
+    # What readers take when these are absent: a part of the head rotates, its pairs shared out evenly over
+    # time, height and width ([11, 11, 10] for Qwen3.5's heads of 256).
+    if params and turning.partial is not None:
+        params.setdefault("partial_rotary_factor", turning.partial)
+    if params and turning.sections:
         head_dim = text.get("head_dim") or family.defaults["head_dim"]
         pairs = int(head_dim * params["partial_rotary_factor"]) // 2
         params.setdefault("mrope_section", [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3])

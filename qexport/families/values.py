@@ -259,20 +259,25 @@ TOKENIZER: Mapping[str, Callable[[Any], Any]] = {
 
 
 def typed(
-    document: Mapping[str, Any], *, where: str = "", keys: Mapping[str, Callable[[Any], Any]] | None = None
+    document: Mapping[str, Any],
+    *,
+    where: str = "",
+    keys: Mapping[str, Callable[[Any], Any]] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Typed:
     """``document`` with the values of known keys in their types.
 
     Args:
         where: in front of the keys in messages (``text_config.``).
         keys: what the keys may hold; those of a model's config by default.
+        defaults: the family's; keys that only it has are of the types of these.
     """
     table = _KEYS if keys is None else keys
     values: dict[str, Any] = {}
     changed: list[str] = []
     unusable: list[str] = []
     for key, value in document.items():
-        make = table.get(key)
+        make = table.get(key) or _like((defaults or {}).get(key))
         if make is None or value is None:
             values[key] = value
             continue
@@ -294,6 +299,14 @@ def typed(
             changed.append(f"{where}{key} is {_shown(value)}")
         values[key] = made
     return Typed(values, tuple(changed), tuple(unusable))
+
+
+def _like(default: Any) -> Callable[[Any], Any] | None:
+    """What may stand where a config class has this default."""
+    return next((make for kind, make in _BY_DEFAULT.items() if type(default) is kind), None)
+
+
+_BY_DEFAULT: Mapping[type, Callable[[Any], Any]] = {bool: _flag, int: _count, float: _rate}
 
 
 def _same(made: Any, value: Any) -> bool:

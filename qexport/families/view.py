@@ -1,9 +1,9 @@
 """The model view: a repaired checkpoint under canonical names, each tensor with its role.
 
 Canonical names are the text-only spelling of Hugging Face (``model.layers.0.self_attn.q_proj.weight``,
-``mtp.fc.weight``). Experts are always three stacked tensors per layer (``mlp.experts.gate_proj.weight`` of
-shape ``[experts, intermediate, hidden]`` and so on), however the checkpoint stores them: a
-:class:`~qexport.checkpoint.tensors.LogicalTensor` says where their rows are.
+``lm_head.weight``); an MTP head's are the family's published ones. Experts are always three stacked tensors
+per layer (``mlp.experts.gate_proj.weight`` of shape ``[experts, intermediate, hidden]`` and so on), however
+the checkpoint stores them: a :class:`~qexport.checkpoint.tensors.LogicalTensor` says where their rows are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.families.hyper import Hyper, resolve
+from qexport.families.known import FAMILIES
 from qexport.families.roles import Block, Role
-from qexport.families.table import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ModelView:
     """Everything a format needs to know about a model, with no tensor data read.
 
     Attributes:
-        family: the family's name as in ``qexport.families.table``, e.g. ``qwen3_5_moe``.
+        family: the family's name as in ``qexport.families.known``, e.g. ``qwen3_5_moe``.
         label: what the model is called in messages (folder name or repo id).
         config: the repaired ``config.json``.
         text: the language model's hyper-parameters (``text_config`` where there is one, else ``config``).

@@ -34,8 +34,8 @@ from qexport.checkpoint.config import text_config
 from qexport.doctor.draft import SmallFiles
 from qexport.errors import UsageProblem
 from qexport.families.hyper import resolve
+from qexport.families.known import FAMILIES, family_of
 from qexport.families.roles import Role
-from qexport.families.table import family_of
 from qexport.formats.linears import LINEAR_ROLES
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> 
 
 def declared_mtp(text: Mapping[str, Any]) -> int:
     """MTP layers that a config promises, under either key that readers look for."""
-    values = (text.get(key) for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers"))
+    values = (text.get(family.head.count) for family in FAMILIES.values() if family.head is not None)
     return max((value for value in values if isinstance(value, int)), default=0)
 
 

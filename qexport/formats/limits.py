@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from qexport.errors import InputError
-from qexport.families.roles import Block, Role
+from qexport.families.known import FAMILIES
+from qexport.families.roles import BIAS_ROLES, Block
 
 if TYPE_CHECKING:
     from qexport.families.hyper import Hyper
@@ -29,9 +30,6 @@ _ROPES: Mapping[Format, frozenset[str]] = {
     "gguf": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope"}),
     "mlx": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope", "longrope"}),
 }
-_QKV = frozenset({Role.ATTN_Q_BIAS, Role.ATTN_K_BIAS, Role.ATTN_V_BIAS})
-_BIASES = frozenset(role for role in Role if role.value.endswith("_bias")) - {Role.LINEAR_DT_BIAS}
-_LLAMA = ("llama", "mistral")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def window_period(hyper: Hyper) -> int | None:
 
 def _activation(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper = view.hyper
-    gemma = view.family == "gemma3"
+    gemma = "hidden_activation" in hyper.family.defaults
     if hyper.activation in (_GELU if gemma else _SILU):
         return
     key, own = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
@@ -80,9 +78,10 @@ def _activation(format_: Format, reader: str, view: ModelView) -> Iterator[_Said
 def _windows(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper = view.hyper
     window = min((each for each in hyper.windows if each is not None), default=None)
-    if not reader or window is None or (format_, view.family) == ("gguf", "gemma3"):
+    arch = hyper.family.arch
+    if not reader or window is None or (format_ == "gguf" and arch is not None and arch.windows):
         return
-    if view.family == "gemma3":
+    if "sliding_window_pattern" in hyper.family.defaults:
         period = window_period(hyper)
         if period is None or period > hyper.layers:
             yield _Said(f"{reader} puts a layer without a window into every n-th place, and has at least one")
@@ -98,17 +97,18 @@ def _windows(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
 
 
 def _biases(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
-    known = _BIASES if view.family in _LLAMA else _QKV
-    alien = [tensor.name for tensor in view if tensor.role in _BIASES - known]
+    arch = FAMILIES[view.family].arch
+    alien = [t.name for t in view if arch is not None and t.role in BIAS_ROLES - arch.biases]
     if format_ == "gguf" and alien:
         yield _Said(f"{reader}'s {view.family} reads no {alien[0]} ({len(alien)} such biases)")
 
 
 def _shapes(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper, linear = view.hyper, view.hyper.linear
-    if reader and view.family == "qwen2" and hyper.heads * hyper.head_dim != hyper.hidden:
+    if reader and hyper.family.no_head_dim and hyper.heads * hyper.head_dim != hyper.hidden:
         yield _Said(
-            f"head_dim is {hyper.head_dim}, and {reader}'s qwen2 divides hidden_size by the number of heads"
+            f"head_dim is {hyper.head_dim}, and {reader}'s {view.family} divides hidden_size by the number "
+            "of heads"
         )
     if format_ == "gguf" and linear is not None and linear.k_dim != linear.v_dim:
         yield _Said(
@@ -117,26 +117,18 @@ def _shapes(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
         )
 
 
-def _attention(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
-    hyper = view.hyper
-    if not reader or view.family != "gemma3":
-        return
-    if format_ == "gguf" and hyper.query_scale is not None:
-        # llama.cpp tells the 27B, alone in its scale, by its number of layers.
-        own = hyper.hidden // hyper.heads if hyper.layers == 62 else hyper.head_dim
-        if hyper.query_scale != own:
-            yield _Said(f"query_pre_attn_scalar is {hyper.query_scale:g}, and {reader} takes {own}")
-    if hyper.attention_softcap is not None:
-        yield _Said(f"attn_logit_softcapping is {hyper.attention_softcap:g}, and {reader} has none")
-    if format_ == "mlx" and hyper.softcap is not None:
-        yield _Said(f"final_logit_softcapping is {hyper.softcap:g}, and {reader} has none")
-    if hyper.text.get("use_bidirectional_attention"):
-        yield _Said(f"use_bidirectional_attention is true, and {reader} has causal attention alone")
+def _own(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+    hyper, dialect = view.hyper, view.hyper.family.dialect
+    if reader and hyper.family.limits is not None:
+        yield from map(_Said, hyper.family.limits(format_, reader, hyper))
+    if format_ == "mlx" and hyper.tied and dialect is not None and not dialect.ties:
+        yield _Said(f"embedding and output are one matrix, and {reader}'s {view.family} has two")
 
 
 def _experts(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
     experts = view.hyper.experts
-    if format_ == "gguf" and experts is not None and not experts.normed:
+    arch = view.hyper.family.arch
+    if format_ == "gguf" and experts is not None and not experts.normed and not (arch and arch.unnormed):
         yield _Said(f"norm_topk_prob is false, and {reader} always makes the experts' weights sum to one")
 
 
@@ -146,7 +138,10 @@ def _rope(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
         return
     if hyper.rope.kind not in _ROPES[format_]:
         yield _Said(f"{reader} cannot turn by RoPE of type {hyper.rope.kind!r}")
-    if format_ == "gguf" and hyper.rope.kind == "llama3" and view.family not in _LLAMA:
+    arch, dialect = hyper.family.arch, hyper.family.dialect
+    if format_ == "mlx" and hyper.rope.kind != "default" and not (dialect and dialect.scaled_rope):
+        yield _Said(f"{reader}'s {view.family} does not scale RoPE ({hyper.rope.kind!r})")
+    if format_ == "gguf" and hyper.rope.kind == "llama3" and not (arch and arch.factors):
         yield _Said(f"{reader}'s {view.family} reads no frequency factors, which RoPE of type 'llama3' needs")
     if hyper.local_rope is not None and hyper.local_rope.kind != "default":
         yield _Said(f"{reader} cannot scale RoPE in layers with a window ({hyper.local_rope.kind!r})")
@@ -163,7 +158,7 @@ _LIMITS: tuple[Callable[[Format, str, ModelView], Iterator[_Said]], ...] = (
     _windows,
     _biases,
     _shapes,
-    _attention,
+    _own,
     _experts,
     _rope,
     _vision,

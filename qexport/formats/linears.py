@@ -148,8 +148,9 @@ def declaring(repaired: Repaired, view: ModelView, quantization: Mapping[str, An
     config = copy.deepcopy(dict(repaired.config))
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else config
-    if not view.mtp_layers and text.get("mtp_num_hidden_layers"):
-        text["mtp_num_hidden_layers"] = 0  # loaders would draft with whatever memory holds, silently
+    head = repaired.family.head
+    if head is not None and not view.mtp_layers and text.get(head.count, head.assumed):
+        text[head.count] = 0  # loaders would draft with whatever memory holds, silently
     return {**config, "quantization_config": quantization}
 
 

@@ -6,8 +6,8 @@ from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.doctor.mlx_saved import underneath
+from qexport.doctor.subject import stored_head
 from qexport.export.sources import Sources, paths_in
-from qexport.families.names import canonical_name
 from qexport.recipe.recipe import ModelChoice
 
 
@@ -26,7 +26,7 @@ def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:
     if choice.mtp_from is not None:
         base = open_checkpoint(choice.mtp_from, revision=choice.mtp_from_revision)
         if download and isinstance(base, HubCheckpoint) and choice.mtp != "drop":
-            base.fetch(name for name in base.tensors if canonical_name(name).mtp)
+            base.fetch(stored_head(base))
     return diagnose(checkpoint, mtp=choice.mtp, mtp_from=base)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.doctor.mlx_saved import underneath
-from qexport.families.names import canonical_name
+from qexport.doctor.subject import stored_head
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.registry import FORMATS
@@ -138,8 +138,8 @@ def stand_in(view: ModelView, name: str | None) -> ImportanceMatrix:
 def active_weights(view: ModelView) -> float:
     """Weights that a token meets in the language model's layers; of experts, those that it is sent to."""
     total = 0.0
-    count = view.text.get("num_experts") or view.text.get("num_local_experts")
-    share = float(view.text.get("num_experts_per_tok") or 1) / float(count) if count else 1.0
+    experts = view.hyper.experts
+    share = experts.used / experts.count if experts else 1.0
     for tensor in view:
         if tensor.block is Block.VISION or len(tensor.shape) < 2 or tensor.layer is None:
             continue
@@ -174,5 +174,5 @@ def _head(diagnosis: Diagnosis) -> int:
     if not isinstance(base, HubCheckpoint):
         return 0
     tensors = base.tensors
-    files = {stored.file for name, stored in tensors.items() if canonical_name(name).mtp}
+    files = {tensors[name].file for name in stored_head(base)}
     return sum(stored.nbytes for stored in tensors.values() if stored.file in files)

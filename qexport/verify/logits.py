@@ -26,9 +26,12 @@ _SLICE = 8192  # rows of the output matrix
 _POSITIONS = 1024
 
 
-def _output(view: ModelView) -> LogicalTensor:
-    """What hidden states are multiplied with: ``lm_head``, or the embedding where the two are tied."""
-    found = view.find(Role.OUTPUT) or view.find(Role.TOKEN_EMBD)
+def _output(view: ModelView, *, head: bool = False) -> LogicalTensor:
+    """What hidden states are multiplied with: ``lm_head``, or the embedding where the two are tied; ``head``:
+    the MTP head's own where it has one."""
+    found = (
+        (view.find(Role.MTP_OUTPUT) if head else None) or view.find(Role.OUTPUT) or view.find(Role.TOKEN_EMBD)
+    )
     if found is None:
         raise InputError(f"{view.label} has neither lm_head nor embedding")
     return found.data
@@ -44,10 +47,12 @@ def slices(rows: int) -> Iterator[tuple[int, int]]:
     return ((start, min(rows, start + _SLICE)) for start in range(0, rows, _SLICE))
 
 
-def output_rows(view: ModelView, start: int, stop: int, device: str = "cpu") -> torch.Tensor:
+def output_rows(
+    view: ModelView, start: int, stop: int, device: str = "cpu", *, head: bool = False
+) -> torch.Tensor:
     """Rows of the output matrix, float32 ``(stop - start, width)``."""
     parts = []
-    for piece in _output(view).rows(start, stop):
+    for piece in _output(view, head=head).rows(start, stop):
         rows = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)
         parts.append(rows.to(device=device, dtype=torch.float32))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -119,11 +124,17 @@ class Tally:
 
 
 def picked(
-    view: ModelView, states: HiddenStates, first: int, tokens: torch.Tensor, device: str
+    view: ModelView,
+    states: HiddenStates,
+    first: int,
+    tokens: torch.Tensor,
+    device: str,
+    *,
+    head: bool = False,
 ) -> torch.Tensor:
     """The logit of one token for each position of :func:`batches`, float64 ``(positions,)``."""
     wanted, places = torch.unique(tokens, return_inverse=True)
-    table = torch.cat([output_rows(view, row, row + 1, device) for row in wanted.tolist()])
+    table = torch.cat([output_rows(view, row, row + 1, device, head=head) for row in wanted.tolist()])
     found = torch.empty(len(tokens), dtype=torch.float64)
     for at, part in batches(states, first, device):
         found[at] = _capped(view, (part * table[places[at].to(device)]).sum(-1)).double().cpu()

@@ -74,11 +74,11 @@ def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
     trunk, head = Tally(count), Tally(count)
     with torch.no_grad():
         for start, stop in slices(vocabulary(view)):
-            rows = output_rows(view, start, stop, device)
             for tally, states, begin in ((trunk, run.final, first + 1), (head, run.draft, first)):
+                rows = output_rows(view, start, stop, device, head=tally is head)
                 for at, part in batches(states, begin, device):
                     tally.add(at, logits(view, part, rows), start)
-        given = picked(view, run.draft, first, trunk.token, device) - head.log_sum
+        given = picked(view, run.draft, first, trunk.token, device, head=True) - head.log_sum
     for what, values in (("trunk", trunk.log_sum), ("head", head.log_sum), ("drafts", given)):
         require_finite(view.label, f"sums of the {what}'s logits", values)
     hits = (trunk.token == head.token).view(chunks, -1).numpy()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qexport.errors import InputError
-from qexport.evidence.modules import empty_model, fill, import_transformers
+from qexport.evidence.modules import empty_model, fill, import_transformers, state_of
 from qexport.evidence.quiet import quiet_transformers
 from qexport.families.roles import Role
 from qexport.verify.memory import SKIPPED_BLOCKS
@@ -113,12 +113,13 @@ def reference_from_view(view: ModelView, *, dtype: str = "float32") -> Transform
     transformers = import_transformers()
     model = empty_model(view)
     kept, stored = getattr(torch, dtype), torch.float32
-    wanted = dict(model.named_parameters())
-    # The decay's logarithm is exponentiated: modules and runtimes keep it in float32 whatever the rest is.
+    wanted = state_of(model)
+    # The decay's logarithm is exponentiated, the router's bias decides between near equals: modules and
+    # runtimes keep them in float32 whatever the rest is.
     filled = fill(
         (tensor for tensor in view if tensor.block not in SKIPPED_BLOCKS),
         wanted,
-        lambda tensor: stored if tensor.role is Role.LINEAR_A_LOG else kept,
+        lambda tensor: stored if tensor.role in (Role.LINEAR_A_LOG, Role.ROUTER_BIAS) else kept,
     )
     missing = sorted(set(wanted) - set(filled))
     if missing:

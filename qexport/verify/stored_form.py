@@ -125,7 +125,8 @@ def _missing(artifact: Artifact) -> Iterator[str]:
     optional = {"lm_head.weight"} if artifact.text.get("tie_word_embeddings") else set()
     layers = int(artifact.has_head)
     expected = _expected(artifact)
-    for prefix, name, template, _, _ in expected_tensors(resolve(artifact.family, artifact.text), layers):
+    for prefix, template, _, _ in expected_tensors(resolve(artifact.family, artifact.text), layers):
+        name = template.name
         canonical = prefix + name
         if canonical in artifact.weights or template.optional or canonical in optional:
             continue
@@ -241,7 +242,7 @@ def _mtp(artifact: Artifact) -> Finding | None:
     """``None``: the family has none, and nothing is to be said of it."""
     check, declared = Check.MTP_DECLARED, artifact.declared_mtp
     data = {"declared": declared, "present": artifact.has_head}
-    if not artifact.family.mtp:
+    if artifact.family.head is None:
         return None
     if declared and not artifact.has_head:
         words = f"the config declares {declared} MTP layer(s), and none of their tensors are there"

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from qexport.families.build import expected_tensors
 from qexport.families.hyper import resolve
+from qexport.families.known import FAMILIES
 from qexport.families.names import canonical_name, published_name
-from qexport.families.table import FAMILIES
 
 TEXT = {"num_hidden_layers": 2, "full_attention_interval": 2, "num_experts": 2}
 CANONICAL = sorted(
     {
-        p + n
+        prefix + template.name
         for family in FAMILIES.values()
-        for p, n, *_ in expected_tensors(resolve(family, TEXT), int(bool(family.mtp)))
+        for prefix, template, *_ in expected_tensors(resolve(family, TEXT), int(family.head is not None))
     }
     | {"visual.blocks.0.attn.qkv.weight", "vision_tower.vision_model.head.weight", "multi_modal_projector.x"}
     | {"model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.7.up_proj.weight"}

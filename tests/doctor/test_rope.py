@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qexport.families.known import FAMILIES
 from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
-from qexport.families.table import FAMILIES
 
 LLAMA3 = {
     "rope_type": "llama3",

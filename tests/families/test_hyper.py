@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from qexport.errors import InputError
-from qexport.families.defaults import DEFAULTS
 from qexport.families.hyper import resolve
+from qexport.families.known import FAMILIES
 from qexport.families.rope import complete_rope, rope_disagreements
-from qexport.families.table import FAMILIES
 from qexport.formats.gguf.rope import llama3_rope_factors
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
@@ -68,8 +67,13 @@ def test_means_what_autoconfig_means(name: str, case: str) -> None:
         given["rope_scaling"]["rope_type"] = given["rope_scaling"].pop("type")
     wanted = theirs(name, given)
     hyper = resolve(FAMILIES[name], given)
-    assert set(DEFAULTS[name]) <= {*wanted, "rope_theta", "rope_local_base_freq", "sliding_window_pattern"}
-    shared = [key for key in DEFAULTS[name] if key in wanted and key != "sliding_window"]
+    assert set(FAMILIES[name].defaults) <= {
+        *wanted,
+        "rope_theta",
+        "rope_local_base_freq",
+        "sliding_window_pattern",
+    }
+    shared = [key for key in FAMILIES[name].defaults if key in wanted and key != "sliding_window"]
     assert {key: hyper.text[key] for key in shared} == {key: wanted[key] for key in shared}
     assert plain(dict(hyper.text["rope_parameters"])) == plain(wanted["rope_parameters"])
     assert (hyper.hidden, hyper.layers, hyper.heads) == (
@@ -90,10 +94,10 @@ def test_means_what_autoconfig_means(name: str, case: str) -> None:
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_null_is_what_the_class_makes_of_it(name: str) -> None:
     for key in ("head_dim", "num_key_value_heads", "intermediate_size"):
-        if key == "head_dim" and "head_dim" not in DEFAULTS[name]:
+        if key == "head_dim" and "head_dim" not in FAMILIES[name].defaults:
             continue  # a key that the class does not have
         given = {**SIZES, key: None}
-        if DEFAULTS[name].get(key) is not None and (key, name) not in NULLS:
+        if FAMILIES[name].defaults.get(key) is not None and (key, name) not in NULLS:
             continue  # the class insists on a number
         wanted = theirs(name, given)
         assert resolve(FAMILIES[name], given).text.get(key) == wanted.get(key), key

@@ -10,8 +10,8 @@ from qexport.checkpoint.tensors import LogicalTensor
 from qexport.errors import InputError
 from qexport.families.build import expected_tensors, template_shape
 from qexport.families.hyper import resolve
+from qexport.families.known import FAMILIES
 from qexport.families.roles import Role
-from qexport.families.table import FAMILIES
 from qexport.families.view import ModelTensor, ModelView
 from qexport.formats.gguf.hparams import hyper_parameters
 from qexport.formats.limits import check_limits, window_period
@@ -44,9 +44,12 @@ def view_of(name: str, *, biases: tuple[Role, ...] = (), **changes: Any) -> Mode
     hyper = resolve(FAMILIES[name], text)
     tensors = [
         ModelTensor(
-            LogicalTensor(p + n, template_shape(t, hyper.dims, p + n), "BF16", ()), t.role, block, layer
+            LogicalTensor(p + t.name, template_shape(t, hyper.dims, p + t.name), "BF16", ()),
+            t.role,
+            block,
+            layer,
         )
-        for p, n, t, block, layer in expected_tensors(hyper, 0)
+        for p, t, block, layer in expected_tensors(hyper, 0)
         if not t.role.value.endswith("_bias") or t.role in (*biases, Role.LINEAR_DT_BIAS)
     ]
     return ModelView(name, "model", text, hyper.text, tuple(tensors), hyper.layers, 0, resolved=hyper)

@@ -56,8 +56,8 @@ def ignored_patterns(repaired: Repaired, view: ModelView, scope: Scope) -> list[
     inside = (t for t in _matrices(view) if t.block not in (Block.MTP, Block.VISION))
     patterns += left_out(inside, scope.names, _inside)
     patterns += [f"re:.*{root}.*" for root in _vision_roots(view)]
-    if view.mtp_layers:
-        patterns.append("re:.*mtp.*")
+    if (head := repaired.family.head) is not None and view.mtp_layers:
+        patterns.append(f"re:{head.regex(view.layers)}")
     return list(dict.fromkeys(patterns))
 
 

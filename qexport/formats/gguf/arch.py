@@ -1,24 +1,23 @@
-"""GGUF architectures: what llama.cpp calls each family, its tensors, and how it wants them laid out.
+"""GGUF architectures: what llama.cpp calls a family's tensors, and how it wants them laid out.
 
-To let GGUF write a family, add an :class:`Arch` here. Tensor names are those of llama.cpp's
-``src/llama-arch.cpp``; layouts (norms with the 1 added, rotary halves interleaved, value heads tiled) are
-those its graph code in ``src/models/`` computes with, as its converter produces them.
+What a family has of its own is the :class:`~qexport.families.family.Arch` in its file. Tensor names are those
+of llama.cpp's ``src/llama-arch.cpp``; layouts (norms with the 1 added, rotary halves interleaved, value heads
+tiled) are those its graph code in ``src/models/`` computes with, as its converter produces them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
-from qexport.families.roles import NORM_ROLES, Block, Role
-from qexport.families.table import FAMILIES
+from qexport.families.known import FAMILIES
+from qexport.families.roles import Block, Role
 from qexport.formats.plan import Arrangement, Op
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from qexport.families.family import Arch
     from qexport.families.view import ModelTensor, ModelView
 
 
@@ -58,6 +57,7 @@ _BLOCK = {
     Role.FFN_DOWN_BIAS: "ffn_down.bias",
     Role.POST_FFN_NORM: "post_ffw_norm.weight",
     Role.ROUTER: "ffn_gate_inp.weight",
+    Role.ROUTER_BIAS: "exp_probs_b.bias",
     Role.EXPERTS_GATE: "ffn_gate_exps.weight",
     Role.EXPERTS_UP: "ffn_up_exps.weight",
     Role.EXPERTS_DOWN: "ffn_down_exps.weight",
@@ -69,51 +69,18 @@ _BLOCK = {
     Role.MTP_EMBED_NORM: "nextn.enorm.weight",
     Role.MTP_HIDDEN_NORM: "nextn.hnorm.weight",
     Role.MTP_NORM: "nextn.shared_head_norm.weight",
-}
-
-
-@dataclass(frozen=True)
-class Arch:
-    """How llama.cpp sees one family.
-
-    Attributes:
-        name: ``general.architecture``.
-        names: tensor names that differ from the common ones.
-        norms_plus_one: roles of norms that are stored zero-centred and read with the 1 added.
-        interleaved_rope: query and key rows go from rotary halves to interleaved pairs.
-        tiled_v_heads: value heads of linear attention go from grouped by key head to tiled.
-    """
-
-    name: str
-    names: Mapping[Role, str] = field(default_factory=dict)
-    norms_plus_one: frozenset[Role] = frozenset()
-    interleaved_rope: bool = False
-    tiled_v_heads: bool = False
-
-
-# Every RMSNorm of Qwen3.5 is zero-centred but the gated one inside linear attention:
-# transformers, models/qwen3_5/modeling_qwen3_5.py, Qwen3_5RMSNorm and Qwen3_5RMSNormGated.
-_QWEN35_NORMS = NORM_ROLES - {Role.LINEAR_NORM}
-_QWEN35_NAMES = {Role.FFN_NORM: "post_attention_norm.weight"}
-
-ARCHES: Mapping[str, Arch] = {
-    "qwen3_5": Arch("qwen35", _QWEN35_NAMES, _QWEN35_NORMS, tiled_v_heads=True),
-    "qwen3_5_moe": Arch("qwen35moe", _QWEN35_NAMES, _QWEN35_NORMS, tiled_v_heads=True),
-    "llama": Arch("llama", interleaved_rope=True),
-    "mistral": Arch("llama", interleaved_rope=True),
-    "qwen2": Arch("qwen2"),
-    "qwen3": Arch("qwen3"),
-    "qwen3_moe": Arch("qwen3moe"),
-    "gemma3": Arch("gemma3", norms_plus_one=NORM_ROLES),
+    Role.MTP_EMBED: "nextn.embed_tokens.weight",
+    Role.MTP_OUTPUT: "nextn.shared_head_head.weight",
 }
 
 
 def arch_of(view: ModelView) -> Arch:
     """The architecture of a model. Raises InputError for a family that GGUF cannot hold yet."""
-    arch = ARCHES.get(view.family)
+    arch = FAMILIES[view.family].arch
     if arch is None:
-        raise InputError(f"GGUF export does not know the {view.family} family; it knows {', '.join(ARCHES)}")
-    if FAMILIES[view.family].is_moe and any(tensor.role is Role.FFN_GATE for tensor in view):
+        known = ", ".join(family.name for family in FAMILIES.values() if family.arch is not None)
+        raise InputError(f"GGUF export does not know the {view.family} family; it knows {known}")
+    if not arch.dense_first and "dense" in view.hyper.kinds:
         raise InputError(
             f"{view.label} has layers without experts among those with them (mlp_only_layers, "
             "decoder_sparse_step): llama.cpp cannot load such a file",

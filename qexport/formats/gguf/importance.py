@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
 
 
-_NO_PRODUCT = NORM_ROLES | {Role.LINEAR_CONV, Role.LINEAR_A_LOG, Role.LINEAR_DT_BIAS}
+_NO_PRODUCT = NORM_ROLES | {
+    Role.LINEAR_CONV,
+    Role.LINEAR_A_LOG,
+    Role.LINEAR_DT_BIAS,
+    Role.MTP_EMBED,  # a table, and its output, which calibration does not go through
+    Role.MTP_OUTPUT,
+}
 
 
 def gguf_importance(

@@ -23,7 +23,7 @@ from qexport.errors import InputError, UsageProblem, some
 from qexport.evidence.kinds import read_head
 from qexport.evidence.store import Evidence, Kind
 from qexport.families.roles import Block, Role
-from qexport.formats.gguf.arch import Arch, arch_of, arrangement_of, gguf_name
+from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.file_name import file_stem
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts
@@ -45,6 +45,7 @@ from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, Planned
 
 if TYPE_CHECKING:
     from qexport.checkpoint.tensors import LogicalTensor
+    from qexport.families.family import Arch
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.gguf.file_types import FileType
     from qexport.formats.gguf.options import GgufOptions

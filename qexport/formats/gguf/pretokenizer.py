@@ -30,12 +30,15 @@ def check_name(name: str) -> str:
     return name
 
 
-def recognise(tokenizer: Mapping[str, Any], *, cleans_up_spaces: bool | None, label: str) -> str:
+def recognise(
+    tokenizer: Mapping[str, Any], *, cleans_up_spaces: bool | None, label: str, published: str | None = None
+) -> str:
     """llama.cpp's name for the pre-tokenizer of a parsed ``tokenizer.json``.
 
     Args:
         cleans_up_spaces: ``clean_up_tokenization_spaces`` of ``tokenizer_config.json``, if it says.
         label: what the model is called in messages.
+        published: the name for the family's own; taken where it cuts so.
     """
     rules = split_rules(tokenizer)
     found = [rule for rule in RULES if rules is not None and rules in rule.spellings]
@@ -45,6 +48,8 @@ def recognise(tokenizer: Mapping[str, Any], *, cleans_up_spaces: bool | None, la
             f"{label}: no pre-tokenizer of llama.cpp is known to cut text as tokenizer.json does:\n{seen}",
             hint="If you know that one does, name it: --pre-tokenizer NAME (qwen2, llama-bpe ...).",
         )
+    if any(name.name == published for name in found[0].candidates):
+        return str(published)
     return _choose(found[0], tokenizer, cleans_up_spaces)
 
 

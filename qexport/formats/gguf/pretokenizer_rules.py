@@ -114,7 +114,11 @@ RULES: tuple[Rule, ...] = (
     # A Llama 3 tokenizer re-saved without ignore_merges merges its way to every token, as smaug-bpe does.
     Rule(
         ((_LLAMA3,),),
-        (Candidate("llama-bpe", ignore_merges=True), Candidate("smaug-bpe", ignore_merges=False)),
+        (
+            Candidate("llama-bpe", ignore_merges=True),
+            Candidate("smaug-bpe", ignore_merges=False),
+            Candidate("glm4", ignore_merges=True),  # as llama-bpe, but no text begins with a bos
+        ),
     ),
     Rule(((_TEKKEN,),), (Candidate("tekken"),)),
     Rule(((_GPT4O,),), (Candidate("gpt-4o"),)),

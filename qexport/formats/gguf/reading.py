@@ -23,7 +23,7 @@ from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
 from qexport.container.gguf_read import GgufTensor
 from qexport.errors import InputError
-from qexport.families.table import FAMILIES
+from qexport.families.known import FAMILIES
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.chat_template import key_of
 from qexport.formats.gguf.numbers import gguf_numbers

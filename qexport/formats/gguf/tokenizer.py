@@ -19,6 +19,7 @@ from qexport.errors import InputError
 from qexport.families.roles import Role
 from qexport.families.tokenizer import TokenizerJson, tokenizer_json
 from qexport.families.view import ModelView
+from qexport.formats.gguf.arch import arch_of
 from qexport.formats.gguf.chat_template import chat_template_metadata
 from qexport.formats.gguf.ends import complete_ends
 from qexport.formats.gguf.pretokenizer import check_name, recognise
@@ -26,10 +27,6 @@ from qexport.formats.gguf.special_tokens import read_special_tokens
 from qexport.formats.gguf.vocab_bpe import bpe_vocabulary
 from qexport.formats.gguf.vocab_spm import is_llama_style, llama_style_vocabulary, sentencepiece_vocabulary
 from qexport.formats.gguf.vocabulary import Vocabulary, read_json
-
-# Families whose tokenizer.model counts, and those that may be SentencePiece without one.
-_SENTENCEPIECE_FIRST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3"})
-_LLAMA_STYLE = frozenset({"llama", "mistral"})
 
 _CODE_LLAMA_VOCAB = 32016
 _CODE_LLAMA_EOT = 32010
@@ -41,7 +38,8 @@ _NO_BOS_VOCAB = 49152
 class _Sources:
     """All that a vocabulary is made of."""
 
-    family: str
+    kind: str
+    published: str | None
     label: str
     vocab_size: int | None
     tokenizer: bytes | None
@@ -68,13 +66,15 @@ def tokenizer_metadata(
     vocab_size = view.hyper.vocab
     _check_rows(view, vocab_size)
     result: dict[str, KV] = {}
-    llama = view.family in _LLAMA_STYLE
+    arch = arch_of(view)
+    llama = arch.vocabulary == "llama"
     prefix = (config or {}).get("add_prefix_space")
     if llama and prefix is not None:
         result["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
 
     sources = _Sources(
-        family=view.family,
+        kind=arch.vocabulary,
+        published=arch.pre,
         label=label,
         vocab_size=vocab_size,
         tokenizer=files.get("tokenizer.json"),
@@ -95,13 +95,17 @@ def tokenizer_metadata(
         n_vocab=len(vocabulary.tokens),
         notes=notes,
     )
+    ids = parsed.ids if parsed is not None else {}
+    for word, text in arch.specials.items():
+        if text in ids:
+            special.ids.setdefault(word, ids[text])
     generation = read_json(files, "generation_config.json", label) or {}
     complete_ends(special, end_ids(generation, view.config, len(vocabulary.tokens)), vocabulary, label)
     result.update(special.metadata())
     result.update(chat_template_metadata(read_templates(files, label)))
     if parsed is not None:
         _normalizer_flags(parsed.document.get("normalizer"), result)
-    if view.family == "gemma3" and spm:
+    if arch.vocabulary == "gemma" and spm:
         result["tokenizer.ggml.add_space_prefix"] = boolean(False)
     if llama and vocab_size == _CODE_LLAMA_VOCAB:
         result["tokenizer.ggml.eot_token_id"] = u32(_CODE_LLAMA_EOT)
@@ -118,12 +122,12 @@ def _vocabulary(sources: _Sources) -> tuple[Vocabulary, Sequence[str]]:
 
 
 def _make_vocabulary(sources: _Sources, notes: list[str]) -> Vocabulary:
-    label, family = sources.label, sources.family
+    label, kind = sources.label, sources.kind
     given = {"tokenizer.json": sources.tokenizer, "tokenizer_config.json": sources.config}
     given["added_tokens.json"] = sources.added
     files = {name: data for name, data in given.items() if data is not None}
     config, vocab_size = read_json(files, "tokenizer_config.json", label), sources.vocab_size
-    if sources.model is not None and family in _SENTENCEPIECE_FIRST:
+    if sources.model is not None and kind != "bpe":
         added = read_json(files, "added_tokens.json", label)
         return sentencepiece_vocabulary(sources.model, added, config, vocab_size=vocab_size, notes=notes)
     parsed = _tokenizer(files, label)
@@ -132,10 +136,10 @@ def _make_vocabulary(sources: _Sources, notes: list[str]) -> Vocabulary:
             f"{label}: there is no tokenizer.json",
             hint="Save it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
         )
-    kind = (parsed.document.get("model") or {}).get("type")
-    if kind != "BPE":
-        raise InputError(f"{label}: tokenizer.json holds a {kind} model; GGUF export knows BPE ones")
-    if family in _LLAMA_STYLE and is_llama_style(parsed) and sources.pre_tokenizer is None:
+    held = (parsed.document.get("model") or {}).get("type")
+    if held != "BPE":
+        raise InputError(f"{label}: tokenizer.json holds a {held} model; GGUF export knows BPE ones")
+    if kind == "llama" and is_llama_style(parsed) and sources.pre_tokenizer is None:
         return llama_style_vocabulary(
             parsed,
             config,
@@ -148,8 +152,8 @@ def _make_vocabulary(sources: _Sources, notes: list[str]) -> Vocabulary:
     if sources.pre_tokenizer is not None:
         pre = check_name(sources.pre_tokenizer)
     else:
-        pre = recognise(parsed.document, cleans_up_spaces=cleans, label=label)
-        if family.startswith("qwen3_5") and pre == "qwen2":
+        pre = recognise(parsed.document, cleans_up_spaces=cleans, label=label, published=sources.published)
+        if sources.published == "qwen35" and pre == "qwen2":
             notes.append(
                 "tokenizer.json cuts words as Qwen2 does, not as Qwen3.5 (which keeps combining marks with "
                 "their letters): a tool may have re-saved it; --pre-tokenizer qwen35 restores the original"
@@ -175,7 +179,7 @@ def token_embedding_rows(view: ModelView) -> int | None:
     """How many rows of the embedding belong to tokens, where the converter cuts the rest off (Gemma 3
     without a
     ``tokenizer.model``); ``None`` where all rows stay."""
-    if view.family != "gemma3" or "tokenizer.model" in view.files:
+    if arch_of(view).vocabulary != "gemma" or "tokenizer.model" in view.files:
         return None
     tokenizer = _tokenizer(view.files, view.label)
     return 0 if tokenizer is None else len(tokenizer.vocabulary) + len(tokenizer.added)

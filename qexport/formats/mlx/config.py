@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.doctor.form import wrapper_config
 from qexport.errors import InputError
-from qexport.families.table import FAMILIES
+from qexport.families.known import FAMILIES
 from qexport.formats.limits import window_period
 
 if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
+    from qexport.families.family import Dialect
     from qexport.families.view import ModelView
-    from qexport.formats.mlx.dialect import Dialect
 
 
 # The model card describes the source; the others belong to the vision tower.
@@ -97,8 +97,9 @@ def trunk_config(
     stops = generation_of(repaired).get("eos_token_id")
     if stops:
         config["eos_token_id"] = stops
-    if head or text.get("mtp_num_hidden_layers"):
-        text["mtp_num_hidden_layers"] = view.mtp_layers if head else 0
+    tower = FAMILIES[view.family].head
+    if tower is not None and (head or text.get(tower.count)):
+        text[tower.count] = view.mtp_layers if head else 0
     return config | {"quantization": dict(quantization), "quantization_config": dict(quantization)}
 
 
@@ -111,6 +112,8 @@ def _complete(text: dict[str, Any], repaired: Repaired, view: ModelView, dialect
     for key in ("rope_parameters", "rope_scaling"):
         if isinstance(given := text.get(key), dict) and isinstance(whole := hyper.text.get(key), Mapping):
             text[key] = {**given, **{name: whole[name] for name in whole if name not in given}}
+    if not dialect.scaled_rope:
+        text.setdefault("rope_scaling", None)  # an argument without a default
     if "sliding_window_pattern" in dialect.reads:
         text["sliding_window_pattern"] = window_period(hyper)
     if hyper.linear is not None:

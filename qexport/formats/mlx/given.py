@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qexport.doctor.repaired import Repaired
+    from qexport.families.family import Dialect
     from qexport.families.view import ModelTensor
-    from qexport.formats.mlx.dialect import Dialect
 
 
 def given_types(

@@ -3,7 +3,7 @@
 mlx-lm drops the head, so it is kept where no version of mlx-lm looks:
 
 =============  =======================================================================================
-``drafter``    a folder of its own, model type ``qwen3_5_mtp``, names without ``mtp.``: mlx-vlm (also oMLX,
+``drafter``    a folder of its own, model type ``qwen3_5_mtp``, names without prefix: mlx-vlm (also oMLX,
                Rapid-MLX), https://github.com/Blaizzy/mlx-vlm, speculative/drafters/qwen3_5_mtp
 ``mtplx``      ``mtp.safetensors`` and ``mtplx_runtime.json``: MTPLX, https://github.com/youssofal/MTPLX
 ``vllm-mlx``   ``mtp/weights.safetensors``, ``mtp/manifest.json``: vllm-mlx; it dequantizes with the trunk's
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qexport.evidence.store import Evidence
+    from qexport.families.family import Dialect
     from qexport.families.view import ModelTensor
     from qexport.formats.folder import FolderTensor
     from qexport.formats.mlx.options import Scheme
@@ -50,6 +51,7 @@ def takes_scheme(tensor: ModelTensor, scheme: Scheme) -> bool:
 
 def head_tensors(
     head: Sequence[ModelTensor],
+    own: str,
     prefix: str,
     scheme: Scheme | None,
     dtype: str | None,
@@ -58,13 +60,13 @@ def head_tensors(
     """What one layout stores.
 
     Args:
-        prefix: instead of ``mtp.``.
+        own: the prefix that its names have; ``prefix`` stands instead of it.
         scheme: of the projections; ``None`` leaves them as they are.
         dtype: of what is not quantized, ``None`` for the tensors' own.
     """
     made: list[FolderTensor] = []
     for tensor in head:
-        name = prefix + tensor.name.removeprefix("mtp.")
+        name = prefix + tensor.name.removeprefix(own)
         if tensor.role in EXPERT_ROLES:
             name = name.replace(".mlp.experts.", ".mlp.switch_mlp.")
         if scheme is not None and takes_scheme(tensor, scheme):
@@ -80,11 +82,11 @@ def _block(scheme: Scheme) -> dict[str, Any]:
     return {"group_size": scheme.group_size, "bits": scheme.bits, "mode": scheme.mode}
 
 
-def drafter_config(text: Mapping[str, Any], scheme: Scheme | None) -> dict[str, Any]:
+def drafter_config(text: Mapping[str, Any], scheme: Scheme | None, dialect: Dialect) -> dict[str, Any]:
     """config.json of the drafter folder; ``text`` is the language model's part of the trunk's."""
     config: dict[str, Any] = {
-        "model_type": "qwen3_5_mtp",
-        "text_config": {**text, "mtp_num_hidden_layers": DEPTH},
+        "model_type": dialect.drafter,
+        "text_config": dict(text),
         "block_size": DEPTH + 2,  # one token of the trunk, what the head adds, and one step further
         "tie_word_embeddings": bool(text.get("tie_word_embeddings")),
         "rmsnorm_weight_format": NORM_FORMAT,

@@ -36,9 +36,9 @@ from qexport.formats.order import pass_order
 if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
     from qexport.evidence.store import Evidence, Need
+    from qexport.families.family import Dialect, Tower
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.folder import FolderTensor
-    from qexport.formats.mlx.dialect import Dialect
     from qexport.formats.mlx.options import MlxOptions
     from qexport.formats.mlx.schemes import Choices
     from qexport.formats.plan import ArtifactPlan
@@ -65,7 +65,7 @@ class _Job:
 
     def wants(self, layout: str) -> bool:
         """Whether the head goes there."""
-        return bool(self.head) and layout in self.options.mtp
+        return bool(self.head) and self.dialect.drafter is not None and layout in self.options.mtp
 
 
 def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...]:
@@ -156,7 +156,7 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         if tensor.name in job.choices.overrides:
             quantization[module_path(name)] = override(scheme, recipe=options.recipe is not None)
     if job.wants("embedded"):
-        inside = _head(job, "language_model.mtp.", quantize=True)
+        inside = _head(job, job.dialect.prefix + _tower(job).prefix, quantize=True)
         quantization |= {
             module_path(made.name): override(options.head_scheme, recipe=True)
             for made in inside
@@ -190,7 +190,12 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
 
 def _head(job: _Job, prefix: str, *, quantize: bool) -> list[FolderTensor]:
     scheme = job.options.head_scheme if quantize else None
-    return head_tensors(job.head, prefix, scheme, job.dtype, job.evidence)
+    return head_tensors(job.head, _tower(job).prefix, prefix, scheme, job.dtype, job.evidence)
+
+
+def _tower(job: _Job) -> Tower:
+    assert job.repaired.family.head is not None
+    return job.repaired.family.head
 
 
 def _sidecars(
@@ -199,12 +204,12 @@ def _sidecars(
     """Files of the head inside the trunk's folder; ``config`` and ``small`` get what goes with them."""
     files: dict[str, Sequence[FolderTensor]] = {}
     if job.wants("mtplx"):
-        files[SIDECARS["mtplx"]] = _head(job, "mtp.", quantize=True)
+        files[SIDECARS["mtplx"]] = _head(job, _tower(job).prefix, quantize=True)
         contract, keys = runtime_contract(generation_of(job.repaired), job.options.head_scheme)
         small["mtplx_runtime.json"] = contract
         config |= keys
     if job.wants("vllm-mlx"):
-        head = _head(job, "mtp.", quantize=False)
+        head = _head(job, _tower(job).prefix, quantize=False)
         files[SIDECARS["vllm-mlx"]] = head
         small["mtp/manifest.json"] = manifest(job.view.label, [tensor.name for tensor in head])
         for part in (config, language_config(config)):
@@ -221,7 +226,7 @@ def _plan_drafter(job: _Job) -> ArtifactPlan:
     small = {
         name: data for name, data in small_files(job.repaired).items() if name != "generation_config.json"
     }
-    small["config.json"] = dump(drafter_config(text, scheme), indent=2)
+    small["config.json"] = dump(drafter_config(text, scheme, job.dialect), indent=2)
     tensors = _head(job, "", quantize=True)
     return plan_folder(
         "mlx-drafter",
@@ -248,7 +253,9 @@ def _say(job: _Job) -> None:
         )
     if any(tensor.block is Block.VISION for tensor in job.view):
         job.notes.append("the vision tower is left out, as mlx-lm does")
-    if job.head and "none" in job.options.mtp:
+    if job.head and job.dialect.drafter is None:
+        job.notes.append(f"the MTP head is left out: no MLX runtime reads that of {job.view.family}")
+    elif job.head and "none" in job.options.mtp:
         job.notes.append("the MTP head is left out, and none is declared")
 
 
@@ -263,9 +270,9 @@ def _details(job: _Job) -> dict[str, Any]:
         "recipe": job.options.recipe,
         "tensor_types": dict(sorted(counts.items(), key=lambda item: -item[1])),
         "importance_matrix": matrix.label if matrix else None,
-        "mtp_layouts": list(job.options.mtp) if job.head else [],
+        "mtp_layouts": (list(job.options.mtp) if job.dialect.drafter else ["none"]) if job.head else [],
         "mtp_type": (job.options.head_scheme.label if job.options.head_scheme else job.dtype or "as stored")
-        if job.head and "none" not in job.options.mtp
+        if job.head and job.dialect.drafter and "none" not in job.options.mtp
         else None,
         "norms": NORM_FORMAT if job.dialect.norms_plus_one else "as stored",
     }

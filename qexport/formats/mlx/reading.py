@@ -27,9 +27,10 @@ from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.draft import SmallFiles
 from qexport.errors import InputError
+from qexport.families.family import Family
 from qexport.families.hyper import resolve
-from qexport.families.roles import NORM_ROLES, Role
-from qexport.families.table import family_of
+from qexport.families.known import family_of
+from qexport.families.roles import Role
 from qexport.families.view import ModelTensor
 from qexport.formats.hf import declared_mtp
 from qexport.formats.merged.reading import float_type
@@ -38,10 +39,6 @@ from qexport.formats.turned import Folded, turned
 
 DRAFTER_TYPES = ("qwen3_5_mtp", "qwen3_5_moe_mtp")
 SIDECARS = ("mtp.safetensors", "mtp/weights.safetensors", "model-mtp.safetensors")
-_SHIFTED = {
-    "qwen3_5": NORM_ROLES - {Role.LINEAR_NORM},
-    "qwen3_5_moe": NORM_ROLES - {Role.LINEAR_NORM},
-}
 
 
 @dataclass(frozen=True)
@@ -88,11 +85,11 @@ def open_mlx(found: OnDisk) -> Artifact:
         )
     family, text = family_of(config), text_config(config)
     whole = resolve(family, text, config).text
-    heads = list(_heads(folder, path, head))
-    bare = {t.name: t for t in skeleton(family, whole, int(bool(family.mtp)), folder.label)}
+    heads = list(_heads(family, folder, path, head))
+    bare = {t.name: t for t in skeleton(family, whole, int(family.head is not None), folder.label)}
     columns = {name: tensor.shape[-1] for name, tensor in bare.items()}
     stored = gather([(folder, ""), *heads], columns, mlx=True)
-    shifted = _SHIFTED.get(family.name, frozenset())
+    shifted = family.dialect.norms_plus_one if family.dialect else frozenset()
     weights: dict[str, Weight] = {}
     for name, weight in stored.items():
         tensor = bare.get(name)
@@ -117,13 +114,17 @@ def open_mlx(found: OnDisk) -> Artifact:
     )
 
 
-def _heads(folder: LocalCheckpoint, path: Path, head: Path | None) -> Iterator[tuple[Checkpoint, str]]:
+def _heads(
+    family: Family, folder: LocalCheckpoint, path: Path, head: Path | None
+) -> Iterator[tuple[Checkpoint, str]]:
     """The head's tensors, once: where it was named, else beside, else inside."""
-    if any(".mtp." in f".{name}" for name in folder.tensors):
+    tower = family.head
+    prefix = tower.prefix if tower is not None and not tower.behind else ""
+    if any(prefix and f".{prefix}" in f".{name}" for name in folder.tensors) or not (prefix or head):
         return
     drafter = head or _beside(path)
     if drafter is not None and drafter.is_dir():
-        yield LocalCheckpoint(drafter, quantized=True), "mtp."
+        yield LocalCheckpoint(drafter, quantized=True), prefix
         return
     if head is not None:
         yield LocalCheckpoint(head.parent, label=head.name, quantized=True, weights=[head.name]), ""
@@ -154,11 +155,12 @@ def _promises(artifact: Artifact) -> Rule:
     """Overrides by path, else the settings for all, in case a module is quantized: MLX goes by the scales."""
     trunk = artifact.details["quantization"]
     head = (artifact.details.get("head") or {}).get("quantization") or {}
+    prefix = artifact.family.head.prefix if artifact.family.head is not None else ""
 
     def promise(asked: Asked) -> Promise:
         name, settings = asked.module, trunk
-        if head and name.startswith("mtp."):
-            name, settings = name.removeprefix("mtp."), head
+        if head and prefix and name.startswith(prefix):
+            name, settings = name.removeprefix(prefix), head
         found = settings.get(name)
         if found is False or asked.form.kind == "float":  # floats are what they are
             return None

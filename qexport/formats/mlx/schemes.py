@@ -19,8 +19,8 @@ from qexport.families.roles import NORM_ROLES, Role
 from qexport.formats.mlx.options import RECIPES, Scheme
 
 if TYPE_CHECKING:
+    from qexport.families.family import Dialect
     from qexport.families.view import ModelTensor, ModelView
-    from qexport.formats.mlx.dialect import Dialect
     from qexport.formats.mlx.options import MlxOptions
 
 
@@ -72,7 +72,7 @@ def choose(
     for tensor in tensors:
         schemes[tensor.name] = None
         wanted = given.get(tensor.name)
-        if not is_matrix(tensor):
+        if not is_matrix(tensor) or tensor.role in dialect.plain:
             if wanted not in (None, PLAIN):
                 raise InputError(f"{tensor.name} cannot be {wanted}: MLX quantizes matrices of modules only")
             continue

@@ -70,7 +70,8 @@ def ignored(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> 
     entries = ["re:.*lm_head$", "re:.*embed_tokens$"]
     entries += left_out(inside, chosen, lambda tensor: _inside(repaired, tensor))
     entries += [f"re:.*{re.escape(root.rsplit('.', 1)[-1])}.*" for root in vision_roots(repaired, view)]
-    return [*entries, *(["re:.*mtp.*"] if view.mtp_layers else [])]
+    head = repaired.family.head
+    return [*entries, *([f"re:{head.regex(view.layers)}"] if head is not None and view.mtp_layers else [])]
 
 
 def _inside(repaired: Repaired, tensor: ModelTensor) -> str:

@@ -10,9 +10,10 @@ different ways, so every entry is one that all understand alike:
 * SGLang looks for a path or a part of one between dots, then for a glob over the path or one of its parts.
   (https://github.com/sgl-project/sglang/blob/main/python/sglang/srt/layers/quantization/modelopt_quant.py)
 
-The MTP head is ``mtp.layers.0*`` and ``mtp*`` as in NVIDIA's releases; the first alone leaves ``mtp.fc`` to
-special cases in readers. A folder of two algorithms (``MIXED_PRECISION``) lists what *is* quantized, all
-experts of a layer under one key, and only the MTP head as excluded.
+The MTP head is its first layer's path and its own as globs, as in NVIDIA's releases (``mtp.layers.0*``,
+``mtp*``); the first alone leaves its projection to special cases in readers. A folder of two algorithms
+(``MIXED_PRECISION``) lists what *is* quantized, all experts of a layer under one key, and only the MTP head
+as excluded.
 
 ``producer``: vLLM takes hf_quant_config.json of a mixed folder only from a producer called ``modelopt``, and
 SGLang looks for a name that begins so. So the name is the layout's, and the version says who wrote it: that
@@ -51,7 +52,6 @@ MODULE_ROLES = LINEAR_ROLES | {
 _GROUP = 16
 _NVFP4 = {"quant_algo": "W4A16_NVFP4", "group_size": _GROUP}
 _FP8 = {"quant_algo": "FP8"}
-_MTP = ("mtp.layers.0*", "mtp*")
 
 
 def modelopt_file(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _quantization(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo
         "quant_algo": "MIXED_PRECISION",
         "kv_cache_quant_algo": None,
         "quantized_layers": layers,
-        "exclude_modules": list(_MTP) if view.mtp_layers else [],
+        "exclude_modules": _head(repaired, view),
     }
 
 
@@ -121,7 +121,12 @@ def excluded(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) ->
         if inside and tensor.name not in chosen:
             paths.add(_layer_of(repaired, tensor))
     globs = [f"{root}*" for root in vision_roots(repaired, view)]
-    return [*sorted(paths), *globs, *(_MTP if view.mtp_layers else ())]
+    return [*sorted(paths), *globs, *_head(repaired, view)]
+
+
+def _head(repaired: Repaired, view: ModelView) -> list[str]:
+    head = repaired.family.head
+    return list(head.globs(view.layers)) if head is not None and view.mtp_layers else []
 
 
 def vision_roots(repaired: Repaired, view: ModelView) -> list[str]:

@@ -1,0 +1,93 @@
+"""Gemma 3: four norms a layer, each zero-centred; five layers with a window and a base of their own, then one
+without.
+
+Norms stay zero-centred in MLX: mlx-lm's RMSNorm adds the 1 when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qexport.families.family import Arch, Dialect, Family, Template, Turning, Value
+from qexport.families.layers import ATTENTION, ATTENTION_BIAS, MLP, QK_NORM
+from qexport.families.roles import NORM_ROLES, Role
+
+if TYPE_CHECKING:
+    from qexport.families.hyper import Hyper
+
+_EVERY = 6  # llama.cpp's own pattern: five layers with a window, one without
+_NORMS = (
+    Template("input_layernorm.weight", Role.ATTN_NORM, "hidden"),
+    Template("post_attention_layernorm.weight", Role.POST_ATTN_NORM, "hidden"),
+    Template("pre_feedforward_layernorm.weight", Role.FFN_NORM, "hidden"),
+    Template("post_feedforward_layernorm.weight", Role.POST_FFN_NORM, "hidden"),
+)
+
+
+def _keys(hyper: Hyper, _: int) -> dict[str, Value]:
+    slides = [window is not None for window in hyper.windows]
+    usual = slides == [bool((layer + 1) % _EVERY) for layer in range(hyper.layers)]
+    return {
+        "final_logit_softcapping": None if hyper.softcap is None else float(hyper.softcap),
+        "attention.sliding_window": next((w for w in hyper.windows if w is not None), None),
+        "attention.sliding_window_pattern": slides if any(slides) and not usual else None,
+    }
+
+
+def _limits(format_: str, reader: str, hyper: Hyper) -> Iterator[str]:
+    if format_ == "gguf" and hyper.query_scale is not None:
+        # llama.cpp tells the 27B, alone in its scale, by its number of layers.
+        own = hyper.hidden // hyper.heads if hyper.layers == 62 else hyper.head_dim
+        if hyper.query_scale != own:
+            yield f"query_pre_attn_scalar is {hyper.query_scale:g}, and {reader} takes {own}"
+    if hyper.attention_softcap is not None:
+        yield f"attn_logit_softcapping is {hyper.attention_softcap:g}, and {reader} has none"
+    if format_ == "mlx" and hyper.softcap is not None:
+        yield f"final_logit_softcapping is {hyper.softcap:g}, and {reader} has none"
+    if hyper.text.get("use_bidirectional_attention"):
+        yield f"use_bidirectional_attention is true, and {reader} has causal attention alone"
+
+
+GEMMA3 = Family(
+    name="gemma3",
+    causal_arch="Gemma3ForCausalLM",
+    text_model_type="gemma3_text",
+    layers={"full": (*_NORMS, *ATTENTION, *ATTENTION_BIAS, *QK_NORM, *MLP)},
+    attention=("full_attention", "sliding_attention"),
+    turning=Turning(local=True),
+    arch=Arch("gemma3", keys=_keys, norms_plus_one=NORM_ROLES, windows=True, vocabulary="gemma"),
+    dialect=Dialect(
+        wrapper_prefix="language_model.",
+        reads=frozenset(
+            {"query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"}
+        ),
+    ),
+    limits=_limits,
+    heads_divide=True,
+    wrapper_arch="Gemma3ForConditionalGeneration",
+    wrapper_model_type="gemma3",
+    wrapper_prefix="language_model.model.",
+    wrapper_head="language_model.",
+    vision_prefix="",
+    defaults={
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "use_bidirectional_attention": False,
+        "rope_local_base_freq": 10000.0,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
+)
