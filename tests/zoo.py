@@ -63,6 +63,8 @@ class Options:
     key_heads: int = 2
     value_heads: int = 4
     linear_dim: int = 64
+    qk_norm: bool = False
+    """GLM's larger models have norms of q and k."""
     float32_ssm: bool = False
     """Keep A_log and linear_attn.norm in float32, as the Qwen3.5 repositories do."""
     mtp: bool = False
@@ -188,6 +190,9 @@ def _mlp(o: Options, prefix: str) -> Rows:
     if o.family == "qwen3_5":
         yield from three(f"{prefix}.mlp.shared_expert")
         yield f"{prefix}.mlp.shared_expert_gate.weight", (1, o.hidden)
+    if o.family == "glm4_moe":
+        yield f"{prefix}.mlp.gate.e_score_correction_bias", (o.experts,)
+        yield from three(f"{prefix}.mlp.shared_experts")
 
 
 def layer_types(o: Options) -> list[str]:
@@ -213,21 +218,33 @@ def _trunk(o: Options, vocab: int) -> Rows:
                 o,
                 prefix,
                 gate=o.family == "qwen3_5",
-                bias=o.family == "qwen2",
-                norms=o.family in ("qwen3", "qwen3_5", "gemma3"),
+                bias=o.family in ("qwen2", "glm4_moe"),
+                norms=o.family in ("qwen3", "qwen3_5", "gemma3") or o.qk_norm,
             )
         yield f"{prefix}.post_attention_layernorm.weight", (o.hidden,)
         if o.family == "gemma3":
             yield f"{prefix}.pre_feedforward_layernorm.weight", (o.hidden,)
             yield f"{prefix}.post_feedforward_layernorm.weight", (o.hidden,)
-        yield from _mlp(o, prefix)
+        # GLM's first layer is dense.
+        dense = o.family == "glm4_moe" and n == 0
+        yield from _mlp(replace(o, experts=0, intermediate=2 * o.intermediate) if dense else o, prefix)
     yield "model.norm.weight", (o.hidden,)
     if not o.tied:
         yield "lm_head.weight", (vocab, o.hidden)
 
 
 def _mtp(o: Options) -> Rows:
-    """The MTP head: 15 tensors when dense, 19 with fused experts."""
+    """The MTP head: 15 tensors when dense, 19 with fused experts; GLM's is the layer behind the trunk's."""
+    if o.family == "glm4_moe":
+        prefix = f"model.layers.{o.layers}"
+        yield f"{prefix}.embed_tokens.weight", (o.vocab or 0, o.hidden)
+        yield f"{prefix}.eh_proj.weight", (o.hidden, 2 * o.hidden)
+        for name in ("enorm", "hnorm", "shared_head.norm", "input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}.{name}.weight", (o.hidden,)
+        yield f"{prefix}.shared_head.head.weight", (o.vocab or 0, o.hidden)
+        yield from _attention(o, prefix, gate=False, bias=True, norms=o.qk_norm)
+        yield from _mlp(o, prefix)
+        return
     yield "mtp.fc.weight", (o.hidden, 2 * o.hidden)
     for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):
         yield f"mtp.{name}.weight", (o.hidden,)
@@ -319,6 +336,7 @@ def tensors_of(o: Options, vocab: int) -> dict[str, torch.Tensor]:
     out: dict[str, torch.Tensor] = {}
     for name, shape in rows:
         wide = o.float32_ssm and name.endswith(("linear_attn.A_log", "linear_attn.norm.weight"))
+        wide = wide or name.endswith("e_score_correction_bias")
         out[name] = _weight(o.seed, name, shape, centred).to(torch.float32 if wide else dtype)
     if o.experts and o.expert_layout == "fused":
         out = fuse_experts(out, "model.")
@@ -546,6 +564,59 @@ def _qwen3_5_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any
     return dict(sorted(config.items()))
 
 
+def _glm_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any]:
+    saved = o.style == "saved"
+    config: dict[str, Any] = {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": [ids.ids[text] for text in ("<|endoftext|>", "<|user|>", "<|observation|>")],
+        "first_k_dense_replace": 1,
+        "head_dim": o.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": o.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * o.intermediate,
+        "max_position_embeddings": 4096,
+        "model_type": "glm4_moe",
+        "moe_intermediate_size": o.intermediate,
+        "n_group": 1,
+        "n_routed_experts": o.experts,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": o.heads,
+        "num_experts_per_tok": o.experts_per_token,
+        "num_hidden_layers": o.layers,
+        "num_key_value_heads": o.kv_heads,
+        "num_nextn_predict_layers": int(o.mtp),
+        "pad_token_id": ids.pad,
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-05,
+        "routed_scaling_factor": 1.5,
+        "tie_word_embeddings": o.tied,
+        "topk_group": 1,
+        "use_cache": True,
+        "use_qk_norm": o.qk_norm,
+        "vocab_size": vocab,
+    }
+    rope = {"rope_theta": 1000000.0}
+    if saved:
+        config |= {
+            "bos_token_id": None,
+            "dtype": NAMES[o.dtype],
+            "rope_parameters": {**rope, "partial_rotary_factor": 0.5, "rope_type": "default"},
+            "transformers_version": "5.17.0",
+        }
+    else:
+        config |= {
+            **rope,
+            "rope_scaling": None,
+            "torch_dtype": NAMES[o.dtype],
+            "transformers_version": "4.54.0",
+        }
+    return dict(sorted(config.items()))
+
+
 def _generation_config(o: Options, ids: TokenizerInfo) -> dict[str, Any]:
     if o.style == "saved":
         config: dict[str, Any] = {
@@ -603,6 +674,10 @@ _QWEN35 = Options(
 )
 _QWEN35_MOE = replace(_QWEN35, experts=4, intermediate=256, expert_layout="fused", mtp_expert_layout="fused")
 _SAVED = {"style": "saved", "form": "flat", "mtp": False, "vision": False}
+
+_GLM = Options(
+    family="glm4_moe", tokenizer="glm", vocab=448, experts=6, intermediate=256, mtp=True, qk_norm=True
+)
 
 ZOO: dict[str, Entry] = {
     "qwen3_5": Entry(
@@ -686,6 +761,18 @@ ZOO: dict[str, Entry] = {
         pre="qwen2",
         note="eight experts one by one (llama-quantize has rules for exactly eight)",
     ),
+    "glm4_moe": Entry(
+        _GLM,
+        pre="glm4",
+        note="a dense layer, two of experts with a biased sigmoid router, a head in layer 3 with copies of "
+        "embedding and output, norms of q and k",
+    ),
+    "glm4_moe_air": Entry(
+        replace(_GLM, style="saved", mtp=False, qk_norm=False),
+        convert_flags=("--no-mtp",),
+        pre="glm4",
+        note="as transformers 5.17 saves it: no head, none declared; no norms of q and k",
+    ),
     "gemma3": Entry(
         Options(family="gemma3", tokenizer="gemma", layers=6, tied=True),
         note="five sliding layers and a full one, four norms a layer, tied, SentencePiece",
@@ -709,7 +796,8 @@ def build(name: str, out: Path, **options: Any) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     ids = zoo_tokenizers.write(o.tokenizer, out, o.style)
     vocab = o.vocab or ids.size
-    config = _qwen3_5_config(o, vocab, ids) if o.family == "qwen3_5" else _plain_config(o, vocab, ids)
+    make = {"qwen3_5": _qwen3_5_config, "glm4_moe": _glm_config}.get(o.family, _plain_config)
+    config = make(o, vocab, ids)
     write_json(out / "config.json", config)
     write_json(out / "generation_config.json", _generation_config(o, ids))
     if o.vision:

@@ -380,6 +380,57 @@ def _write_llama3(out: Path, style: str) -> TokenizerInfo:
     )
 
 
+GLM_SPECIALS = (
+    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>",
+    "<|assistant|>", "<|observation|>", "<think>", "</think>",
+)  # fmt: skip
+GLM_PLAIN = GLM_SPECIALS[10:]
+GLM_TEMPLATE = (
+    "[gMASK]<sop>{%- for message in messages %}"
+    "{{- '<|' + message['role'] + '|>\\n' + message['content'] }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"
+)
+
+
+def _write_glm(out: Path, style: str) -> TokenizerInfo:
+    """Llama 3's way to cut; texts begin with two tokens that the template writes, replies end at three."""
+    vocab, merges = _byte_level(116)
+    ids = {text: len(vocab) + n for n, text in enumerate(GLM_SPECIALS)}
+    added = _added(ids, GLM_PLAIN)
+    document = _tokenizer_json(
+        _bpe(vocab, merges, ignore_merges=True),
+        added,
+        normalizer=None,
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [_split(LLAMA3_SPLIT), {**BYTE_LEVEL, "trim_offsets": True}],
+        },
+        post_processor={**BYTE_LEVEL, "trim_offsets": True, "use_regex": True},
+        decoder=BYTE_DECODER,
+    )
+    _dump(out / "tokenizer.json", document)
+    config: dict[str, Any] = {
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|endoftext|>",
+        "model_max_length": 128000,
+        "pad_token": "<|endoftext|>",
+    }
+    (out / "chat_template.jinja").write_text(GLM_TEMPLATE, encoding="utf-8")
+    if style == "saved":
+        config |= {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend"}
+    else:
+        config |= {
+            "added_tokens_decoder": _decoder_table(added),
+            "do_lower_case": False,
+            "padding_side": "left",
+            "remove_space": False,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        }
+    _dump(out / "tokenizer_config.json", config)
+    end = ids["<|endoftext|>"]
+    return TokenizerInfo(size=len(vocab) + len(ids), bos=None, eos=end, pad=end, ids=ids, pre="glm4")
+
+
 SMOLLM_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>")
 
 
@@ -626,7 +677,7 @@ def _write_gemma(out: Path, style: str) -> TokenizerInfo:
     return TokenizerInfo(size=len(pieces), bos=2, eos=1, pad=0, ids=ids, pre=None)
 
 
-KINDS = ("qwen35", "qwen2", "llama3", "smollm", "llama2", "gemma")
+KINDS = ("qwen35", "qwen2", "llama3", "smollm", "llama2", "glm", "gemma")
 
 
 def write(kind: str, out: Path, style: str = "published") -> TokenizerInfo:
@@ -641,6 +692,8 @@ def write(kind: str, out: Path, style: str = "published") -> TokenizerInfo:
             return _write_llama3(out, style)
         case "smollm":
             return _write_smollm(out, style)
+        case "glm":
+            return _write_glm(out, style)
         case "llama2":
             return _write_llama2(out, style)
         case "gemma":

@@ -46,6 +46,7 @@ EXTRA: dict[str, tuple[str, ...]] = {
     "llama3": (*RICH, "Q2_K_S.imatrix-full", "Q4_K_M.imatrix"),
     "mistral": ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q5_K_S", "Q5_K_M", "IQ4_XS"),
     "gemma3": ("Q3_K_L", "Q5_K_M"),
+    "glm4_moe": ("F32", "Q2_K", "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_XS", "Q4_K_M.imatrix", "BF16.no-mtp"),
 }
 
 

@@ -151,14 +151,13 @@ def test_a_file_that_changes_meanwhile_is_not_committed(hub, folder, monkeypatch
         "read": ("qexport.publish.plan", "check_hashes"),
         "sent": ("qexport.publish.push", "upload"),
     }[when]
-    changed = importlib.import_module(module)
-    plain = getattr(changed, name)
+    plain = getattr(importlib.import_module(module), name)
 
     def harmed(*words, **more):
         plain(*words, **more)
         harm()
 
-    monkeypatch.setattr(changed, name, harmed)
+    monkeypatch.setattr(f"{module}.{name}", harmed)
     ran = run("push", folder, REPO)
     assert ran.code == 3
     assert "Tuned-Q8_0.gguf changed while it was being published" in ran.stderr
