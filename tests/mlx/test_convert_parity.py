@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def same(model: str, /, **options: Any) -> Case:
 
 # mlx-lm stacks fused experts alone (qwen3_5_moe); the zoo gives both layouts the same numbers.
 ONE_BY_ONE = Case("qwen3_5_moe_text", {"bits": 4}, {"q_bits": 4}, oracle={"expert_layout": "fused"})
+# mlx-lm's glm4_moe insists on the key rope_scaling, which transformers 5 does not write.
+OLDER = {"style": "published"}
 CASES = [
     same("qwen3_5", bits=6),
     same("qwen3_5_text", bits=3, group_size=32),
@@ -68,6 +70,9 @@ CASES = [
     same("qwen3_moe", bits=4),
     same("qwen3_moe", mode="nvfp4"),
     same("gemma3", recipe="mixed_3_4"),
+    same("glm4_moe", bits=6),
+    replace(same("glm4_moe_air", mode="mxfp4"), oracle=OLDER),
+    replace(same("glm4_moe_air", recipe="mixed_4_6"), oracle=OLDER),
     same("qwen3_5", bits=4, dtype="float16"),
 ]
 
