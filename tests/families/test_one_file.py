@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ TOY = Family(
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A Mistral of the zoo under the toy's name, with a head that is the toy's."""
     monkeypatch.setitem(FAMILIES, "toy", TOY)
     heads_beside.cache_clear()
@@ -70,7 +71,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     head |= {f"draft.{n}.weight": norm for n in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
     head["draft.fc.weight"] = tensors["lm_head.weight"].repeat(1, 2)[:hidden].repeat(2, 1)[:hidden]
     write_tensors(folder, {n: t.clone() for n, t in {**tensors, **head}.items()})
-    return folder
+    yield folder
+    heads_beside.cache_clear()
 
 
 def test_a_family_of_the_test_goes_through(toy: Path) -> None:
