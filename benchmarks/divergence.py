@@ -5,7 +5,7 @@
 BIN holds llama-perplexity and llama-quantize (or QEXPORT_LLAMA_BIN names it). Both count the second half of
 each chunk, against the model in float32. Three numbers for each type:
 
-- qexport: weights decoded, everything in float32, layer by layer (qexport/verify/divergence.py);
+- qexport: weights decoded, everything in float32, layer by layer (qexport/verification/divergence.py);
 - llama.cpp, decoded: the file's weights decoded to F32 by llama-quantize: the same question to another;
 - llama.cpp: the file as users run it, whose activations are rounded to 8 bits for each product.
 
@@ -30,8 +30,8 @@ from qexport.evidence.tokens import tokenize
 from qexport.formats.opening import open_artifact
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.model import examine
-from qexport.verify.divergence import compare_runs
-from qexport.verify.text_run import run_text
+from qexport.verification.divergence import compare_runs
+from qexport.verification.text_run import run_text
 
 ROOT = Path(__file__).parent.parent
 EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")  # its cache is float16 otherwise

@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
-from qexport.export.execute import execute
+from qexport.onepass.execute import execute
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
-from qexport.export.execute import execute
+from qexport.onepass.execute import execute
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 

@@ -14,12 +14,12 @@ import shutil
 from pathlib import Path
 
 import torch
+from qexport.families.table import FAMILIES
 from safetensors.torch import save_file
 
 from qexport.families.build import expected_tensors
 from qexport.families.hyper import resolve
 from qexport.families.roles import EXPERT_ROLES, NORM_ROLES, Role
-from qexport.families.table import FAMILIES
 
 DEMO = Path(__file__).parent.parent / "qexport" / "demo" / "model"
 SHARD_BYTES = 1 << 30

@@ -16,10 +16,8 @@ neither torch nor anything else that is heavy: names are looked up, and function
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,13 +40,13 @@ if TYPE_CHECKING:
     from qexport.formats.merged.format import MergedOptions as Merged
     from qexport.formats.mlx.options import MlxOptions as Mlx
     from qexport.formats.nvfp4.options import Nvfp4Options as Nvfp4
-    from qexport.publish.push import Pushed, Rehearsal
+    from qexport.publishing.push import Pushed, Rehearsal
     from qexport.receipt.verification import Report
     from qexport.recipe.recipe import Calibration, Recipe
     from qexport.run.job import Local, Outcome
     from qexport.run.target import Item
     from qexport.run.watcher import Phase, Watcher
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
 __version__ = "0.1.0"
 
@@ -104,7 +102,7 @@ _AT = {
     "Unproven": (_ERRORS, "Unproven"),
     "UsageProblem": (_ERRORS, "UsageProblem"),
     "VerificationError": (_ERRORS, "VerificationError"),
-    "VerifyOptions": ("verify.options", "VerifyOptions"),
+    "VerifyOptions": ("verification.options", "VerifyOptions"),
     "Watcher": ("run.watcher", "Watcher"),
 }
 """Where the classes are, which are imported when somebody asks for them."""
@@ -215,7 +213,7 @@ def recipe_for(
         measure: held-out tokens on which artifacts are compared with the source; 0 for none.
     """
     from qexport.recipe.recipe import ModelChoice, Recipe, Subject, artifacts_of
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
     choice = ModelChoice(str(model), revision, mtp, mtp_from, mtp_from_revision)
     how = verification or VerifyOptions() if proven else None
@@ -269,7 +267,7 @@ def verify(
     """
     from qexport.run.verify import verify_artifact, view_to_compare
     from qexport.run.watcher import Watcher
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
     view = None if against is None else view_to_compare(str(against), revision)
     say = (watcher or Watcher()).say
@@ -291,13 +289,13 @@ def publish(
     Args:
         repo: ``org/name``; a new repository is private.
         dry_run: plan it, and send nothing.
-        options: fields of :class:`qexport.publish.plan.PushOptions`: ``public``, ``base_model``, ``only`` ...
+        options: fields of :class:`qexport.publishing.plan.PushOptions`: ``public``, ``only`` ...
 
     Raises:
         VerificationError, Unproven: something in it has failed, or is not proven.
         InputError, UsageProblem, EnvironmentProblem: the folder, the Hub, the network, the token.
     """
-    from qexport.publish.plan import PushOptions
+    from qexport.publishing.plan import PushOptions
     from qexport.run.job import publish as push
     from qexport.run.watcher import Watcher
 
@@ -332,14 +330,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Library(ModuleType):
-    """Three packages are called like functions here; importing those does not take the functions' names."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (isinstance(value, ModuleType) and name in __all__):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Library

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
-from qexport.verify.reference import TransformersReference, reference_from_view
+from qexport.verification.reference import TransformersReference, reference_from_view
 
 KINDS = ("fp8", "ct-fp8", "ct-nvfp4", "modelopt-nvfp4")
 

@@ -23,9 +23,9 @@ def test_importing_it_loads_nothing():
 
 
 def test_every_name_is_there_and_stays_a_function():
-    import qexport.export.execute
-    import qexport.publish.plan
-    import qexport.verify.options
+    import qexport.onepass.execute
+    import qexport.publishing.plan
+    import qexport.verification.options
 
     for name in qexport.__all__:
         assert getattr(qexport, name) is not None

@@ -15,9 +15,9 @@ from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.run import steps
 from qexport.run.target import Target, plan
-from qexport.verify.folder_runtimes import folder_runtime
-from qexport.verify.runtime import Settings
-from qexport.verify.runtimes import Xllamacpp
+from qexport.verification.folder_runtimes import folder_runtime
+from qexport.verification.runtime import Settings
+from qexport.verification.runtimes import Xllamacpp
 
 pytestmark = [
     pytest.mark.smollm2,

@@ -13,8 +13,8 @@ MLX mxfp4, mxfp8       ``scales`` (E8M0)                 code * scale of 32
 MLX nvfp4              ``scales`` (E4M3)                 level * scale of 16 (* ``global_scale``)
 =====================  ================================  =================================================
 
-A config is not asked: what a loader would make of it is a question of its own (``verify/stored_form.py``).
-Stacks of experts are one matrix after the other; MLX and fused experts store them so.
+A config is not asked: what a loader would make of it is a question of its own
+(``verification/stored_form.py``). Stacks of experts are one matrix after the other; MLX and fused experts store them so.
 """
 
 from __future__ import annotations

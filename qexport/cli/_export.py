@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from qexport.recipe.recipe import Calibration, ModelChoice, Recipe
     from qexport.run.job import Local
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
 
 BUILT_IN = "the corpus inside the package"
@@ -81,7 +81,7 @@ def chosen(cls: type, given: dict[str, Any]) -> dict[str, Any]:
 
 def verify_options_from(given: dict[str, Any]) -> VerifyOptions:
     """Options that were given replace the defaults; the rest stay."""
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
     said = {name: given[name] for name in _VERIFY if given.get(name) not in (None, ())}
     return replace(VerifyOptions(), **said, threads=given.get("threads") or 0)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
-    from qexport.publish.plan import PushOptions
-    from qexport.publish.push import Pushed, Rehearsal
+    from qexport.publishing.plan import PushOptions
+    from qexport.publishing.push import Pushed, Rehearsal
     from qexport.report.write import ReportPaths
     from qexport.run.target import Item
     from qexport.run.watcher import Progress

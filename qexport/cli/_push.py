@@ -8,13 +8,13 @@ from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from qexport.cli._output import Output
-    from qexport.publish.plan import PushOptions
-    from qexport.publish.push import Pushed, Rehearsal
+    from qexport.publishing.plan import PushOptions
+    from qexport.publishing.push import Pushed, Rehearsal
 
 
 def show_push(output: Output, options: PushOptions, done: Pushed | Rehearsal) -> None:
     """What was published, or (a rehearsal) all that would be."""
-    from qexport.publish.push import Rehearsal
+    from qexport.publishing.push import Rehearsal
 
     if isinstance(done, Rehearsal):
         _show(output, done, options)

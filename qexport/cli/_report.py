@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qexport.cli._output import Output
-from qexport.export.disk import free_bytes
+from qexport.onepass.disk import free_bytes
 from qexport.sizes import size_text
-from qexport.verify.table import COLUMNS, describe, rows
+from qexport.verification.table import COLUMNS, describe, rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

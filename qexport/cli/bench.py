@@ -10,11 +10,11 @@ import click
 from qexport.cli._options import JSON, Finite, runtime_options
 from qexport.cli._output import Output
 from qexport.errors import QexportError, VerificationError
-from qexport.verify.bench import BenchOptions
+from qexport.verification.bench import BenchOptions
 
 if TYPE_CHECKING:
     from qexport.receipt.speeds import Bench, Range
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
 
 _COLUMNS = ("MTP", "tok/s", "slowest", "fastest", "times bare", "accepted", "prompt tok/s")
@@ -101,7 +101,7 @@ def command(
       qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
     """
     from qexport.run.in_folder import Found, artifacts_in, check_file_sizes, is_one_artifact
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
     output = Output(as_json=as_json)
     options = BenchOptions(n_max, prompt, tokens, repeats, prompt_tokens, threads or 0, timeout)
@@ -133,10 +133,10 @@ def _one(
     output: Output, artifact: Path, choice: VerifyOptions, options: BenchOptions, *, note: bool
 ) -> dict[str, Any]:
     """Measure one artifact, show it, note it in its receipt; ``failed``: what MTP did to it."""
-    from qexport.export.files import in_hub_cache
+    from qexport.onepass.files import in_hub_cache
     from qexport.receipt.store import note_bench
-    from qexport.verify.bench import bench
-    from qexport.verify.bench_subject import bench_subject
+    from qexport.verification.bench import bench
+    from qexport.verification.bench_subject import bench_subject
 
     about, engine = bench_subject(artifact, choice)
     path = about.path

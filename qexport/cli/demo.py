@@ -15,13 +15,13 @@ from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.demo import MODEL
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.export.disk import make_folder
-from qexport.export.files import replace_file
-from qexport.export.sources import Sources
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.onepass.disk import make_folder
+from qexport.onepass.files import replace_file
+from qexport.onepass.sources import Sources
 from qexport.run.watcher import Phase
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _clear(folder: Path, made: Sequence[Path]) -> None:
 def _artifacts(types: tuple[str, ...]) -> tuple[Artifact, ...]:
     """Every format that a runtime can prove here: MLX has no wheels for some platforms."""
     from qexport.recipe.recipe import artifacts_of
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
     mlx = () if find_spec("mlx_lm") is None else (MlxOptions(bits=6),)
     # NVFP4 in the layout that transformers reads; ModelOpt's, the default of `qexport nvfp4`, needs vLLM.

@@ -59,8 +59,8 @@ def command(**given: Any) -> None:
     """
     from qexport.evidence.imatrix_file import read_imatrix
     from qexport.evidence.options import StreamOptions
-    from qexport.export.disk import check_collisions, check_space
     from qexport.formats.gguf.file_name import is_model_name
+    from qexport.onepass.disk import check_collisions, check_space
     from qexport.receipt.store import settle
     from qexport.run.matrix import collect, matrix_label, want, write_matrix
     from qexport.run.model import examine, fetched, sources_of

@@ -88,7 +88,7 @@ def command(
       qexport push ./merged-GGUF alice/Merged-GGUF --only Q4_K_M --public
       qexport push ./exports --recipe qwen3.5-9b --only gguf
     """
-    from qexport.publish.plan import PushOptions
+    from qexport.publishing.plan import PushOptions
     from qexport.run.job import publish, publish_all, refusal
 
     output = Output(as_json=as_json)

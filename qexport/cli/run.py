@@ -100,7 +100,7 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
 
 
 def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
-    from qexport.export.execute import default_threads
+    from qexport.onepass.execute import default_threads
     from qexport.run.jobs import Limits, plan_jobs
 
     limits = Limits(None, None, given["max_jobs"], given["threads"] or default_threads())

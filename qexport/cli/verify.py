@@ -102,7 +102,7 @@ def command(
 
 
 def _show(output: Output, reports: Sequence[Report], refused: Sequence[tuple[str, QexportError]]) -> None:
-    from qexport.verify.table import COLUMNS, describe, rows
+    from qexport.verification.table import COLUMNS, describe, rows
 
     for report in reports:
         for line in describe(report):

@@ -6,7 +6,7 @@ at the rows right before they are encoded, and lets go when its step is done. Wh
 which: it gets numbers. Columns and matrices are in the order of the checkpoint; names, orders and files of
 other programs (llama.cpp's imatrix) are translated where they come in and go out.
 
-A kind is added by a member here, a provider (an observer of the streamed pass, or ``qexport.export.needs``),
+A kind is added by a member here, a provider (an observer of the streamed pass, or ``qexport.onepass.needs``),
 and a field of ``qexport.codecs.contract.Known``.
 """
 

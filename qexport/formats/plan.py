@@ -2,7 +2,7 @@
 
 A format turns a model view and its options into an :class:`ArtifactPlan`. A plan is a printable value: file
 names, exact sizes, and for each output tensor its name, shape, source, stored type, place, and what has to be
-known of its numbers. The executor (``qexport.export``) walks the plan and knows nothing about formats.
+known of its numbers. The executor (``qexport.onepass``) walks the plan and knows nothing about formats.
 
 Every output tensor is described by rows: the rows of a logical tensor, rearranged (:class:`Arrangement`),
 encoded a run of rows at a time. That covers GGUF permutations, stacked experts, bit packing and block

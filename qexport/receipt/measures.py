@@ -2,7 +2,7 @@
 
 Positions are those that were scored: of a held-out text cut into windows, the second half of every window but
 for its last token. Neighbouring positions err alike, so a standard error comes from the means of blocks of
-about 64 neighbours (:func:`qexport.verify.blocks.block_error`), not from single positions.
+about 64 neighbours (:func:`qexport.verification.blocks.block_error`), not from single positions.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qexport.checkpoint.paths import leads_out, read_small
 from qexport.errors import InputError
-from qexport.export.files import replace_file, set_aside, write_problem
+from qexport.onepass.files import replace_file, set_aside, write_problem
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.old import from_schema_1
 from qexport.receipt.on_disk import is_there

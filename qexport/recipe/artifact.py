@@ -30,7 +30,7 @@ from qexport.recipe.fields import (
 )
 from qexport.recipe.gates import Gates
 from qexport.recipe.recipe import NAME, Artifact, Unverified
-from qexport.verify.options import VerifyOptions
+from qexport.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
     from qexport.recipe.problems import Problems

@@ -16,7 +16,7 @@ from qexport.recipe.override import with_overrides
 from qexport.recipe.problems import Problems
 from qexport.recipe.recipe import Calibration, Recipe
 from qexport.recipe.schema import File, note
-from qexport.verify.options import VerifyOptions
+from qexport.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError, UsageProblem
 from qexport.formats.registry import FORMATS
-from qexport.publish.plan import PushOptions
+from qexport.publishing.plan import PushOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

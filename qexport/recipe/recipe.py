@@ -19,7 +19,7 @@ from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.registry import format_of
 from qexport.recipe.fields import Flag, Part, Text, list_of
 from qexport.recipe.gates import Gates
-from qexport.verify.options import MEASURED_TOKENS, VerifyOptions
+from qexport.verification.options import MEASURED_TOKENS, VerifyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -26,7 +26,7 @@ from qexport.recipe.fields import (
 from qexport.recipe.gates import Gates
 from qexport.recipe.problems import Problems, Steps
 from qexport.recipe.recipe import NAME, Calibration, ModelChoice, Publication, Subject
-from qexport.verify.options import MEASURED_TOKENS
+from qexport.verification.options import MEASURED_TOKENS
 
 DEMO = "qexport:demo"
 """In a recipe, the model inside the package."""

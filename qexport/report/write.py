@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from qexport.export.disk import make_folder
-from qexport.export.files import replace_file
 from qexport.formats.registry import FORMATS
+from qexport.onepass.disk import make_folder
+from qexport.onepass.files import replace_file
 from qexport.receipt.safe_text import template
 from qexport.report.gather import gather
 from qexport.report.mtp_charts import acceptance_chart, speed_chart

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from qexport.errors import GateRefusal, QexportError, Unproven, VerificationError
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.evidence.options import StreamOptions
-from qexport.export.sources import Sources
 from qexport.formats.gguf.file_name import model_stem
+from qexport.onepass.sources import Sources
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.state import State, problem, worst
 from qexport.recipe.publication import destinations, pushes
@@ -34,11 +34,11 @@ from qexport.run.watcher import Phase, Watcher
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
-    from qexport.publish.plan import PushOptions
-    from qexport.publish.push import Pushed, Rehearsal
+    from qexport.publishing.plan import PushOptions
+    from qexport.publishing.push import Pushed, Rehearsal
     from qexport.receipt.types import Gate
     from qexport.recipe.recipe import Artifact, Recipe, Subject
-    from qexport.verify.options import VerifyOptions
+    from qexport.verification.options import VerifyOptions
 
 
 Pushing = Literal["push", "rehearse"]
@@ -195,7 +195,7 @@ def run(
     watcher = watcher or Watcher()
     units = units_of(recipe) if units is None else units
     if local.pushing is not None:
-        from qexport.publish.push import check_destinations
+        from qexport.publishing.push import check_destinations
 
         where = [each.repo for each in destinations(recipe, units)]
         check_destinations(where, token=local.pushing == "push")
@@ -463,7 +463,7 @@ def publish(options: PushOptions, watcher: Watcher, *, rehearsal: bool = False) 
     Raises:
         InputError, UsageProblem, VerificationError, Unproven, EnvironmentProblem: as a push does.
     """
-    from qexport.publish.push import push, rehearse
+    from qexport.publishing.push import push, rehearse
 
     def bar(total: int) -> Any:
         return watcher.phase(Phase.HASHING, total)

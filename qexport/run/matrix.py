@@ -20,10 +20,10 @@ from qexport.evidence.imatrix_sums import merged
 from qexport.evidence.kinds import kind_of
 from qexport.evidence.modules import import_transformers
 from qexport.evidence.tokens import tokenize
-from qexport.export.execute import execute
 from qexport.families.roles import Role
 from qexport.formats.gguf.file_name import matrix_name
 from qexport.formats.gguf.importance import gguf_importance, plan_imatrix, uncollected
+from qexport.onepass.execute import execute
 from qexport.receipt.store import write_receipt
 from qexport.run.model import sources_of
 from qexport.run.receipts import artifact_entries, entry_of
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.evidence.options import StreamOptions
     from qexport.evidence.tokens import Chunks
-    from qexport.export.sink import WrittenFile
     from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
+    from qexport.onepass.sink import WrittenFile
     from qexport.recipe.recipe import Calibration
     from qexport.run.watcher import Watcher
 

@@ -16,11 +16,11 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.formats.opening import open_artifact
 from qexport.receipt.measures import Measures
 from qexport.receipt.verification import Check, Finding, Status
-from qexport.verify.comparison import compare
-from qexport.verify.divergence import NotFinite
-from qexport.verify.judge import skipped
-from qexport.verify.options import MEASURED_TOKENS
-from qexport.verify.text_run import heldout_tokens, run_text, scored
+from qexport.verification.comparison import compare
+from qexport.verification.divergence import NotFinite
+from qexport.verification.judge import skipped
+from qexport.verification.options import MEASURED_TOKENS
+from qexport.verification.text_run import heldout_tokens, run_text, scored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from qexport.families.view import ModelView
     from qexport.receipt.verification import Report
-    from qexport.verify.text_run import TextRun
+    from qexport.verification.text_run import TextRun
 
 
 _CHUNK = 512

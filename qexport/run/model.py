@@ -7,7 +7,7 @@ from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.doctor.mlx_saved import underneath
 from qexport.doctor.subject import stored_head
-from qexport.export.sources import Sources, paths_in
+from qexport.onepass.sources import Sources, paths_in
 from qexport.recipe.recipe import ModelChoice
 
 

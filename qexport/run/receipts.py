@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
-    from qexport.export.sink import WrittenFile
     from qexport.formats.plan import ArtifactPlan
+    from qexport.onepass.sink import WrittenFile
     from qexport.receipt.verification import Report
 
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs import warmup
 from qexport.evidence.store import Kind
-from qexport.export.disk import check_collisions, check_space, make_folder
-from qexport.export.execute import execute
-from qexport.export.files import silent
-from qexport.export.ledger import Ledger
-from qexport.export.locks import locked
-from qexport.export.resume import Resume, numbers_there
-from qexport.export.sink import WrittenFile
+from qexport.onepass.disk import check_collisions, check_space, make_folder
+from qexport.onepass.execute import execute
+from qexport.onepass.files import silent
+from qexport.onepass.ledger import Ledger
+from qexport.onepass.locks import locked
+from qexport.onepass.resume import Resume, numbers_there
+from qexport.onepass.sink import WrittenFile
 from qexport.receipt.store import read_receipt, settle, write_receipt
 from qexport.receipt.verification import REQUIRED_OF_HEADS, Report
 from qexport.run.measure import head_report, measuring
@@ -28,13 +28,13 @@ from qexport.run.model import sources_of
 from qexport.run.receipts import artifact_entries, entry_of
 from qexport.run.verify import shared_reference
 from qexport.run.watcher import Phase, Watcher
-from qexport.verify.run import verify
+from qexport.verification.run import verify
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
-    from qexport.export.execute import Progress
     from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
+    from qexport.onepass.execute import Progress
     from qexport.run.target import Item, Target
 
 

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.layout import Traits
 from qexport.errors import EnvironmentProblem
-from qexport.export.fingerprint import fingerprint
-from qexport.export.sources import Sources
 from qexport.formats.registry import format_of
+from qexport.onepass.fingerprint import fingerprint
+from qexport.onepass.sources import Sources
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.state import State
 from qexport.recipe.gates import Gates
 from qexport.run.model import sources_of
-from qexport.verify.choose import has_experts, unjudged
-from qexport.verify.options import VerifyOptions
+from qexport.verification.choose import has_experts, unjudged
+from qexport.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.evidence.imatrix_file import ImportanceMatrix
-    from qexport.export.sink import WrittenFile
     from qexport.formats.format import Format
     from qexport.formats.plan import ArtifactPlan
+    from qexport.onepass.sink import WrittenFile
     from qexport.receipt.verification import Report
     from qexport.recipe.recipe import Unverified
 

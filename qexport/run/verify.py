@@ -8,9 +8,9 @@ from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.measure import measuring
 from qexport.run.model import examine
-from qexport.verify.memory import fit
-from qexport.verify.reference import reference_from_view
-from qexport.verify.run import verify
+from qexport.verification.memory import fit
+from qexport.verification.reference import reference_from_view
+from qexport.verification.run import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from qexport.families.view import ModelView
     from qexport.receipt.verification import Report
-    from qexport.verify.options import VerifyOptions
-    from qexport.verify.reference import Reference
+    from qexport.verification.options import VerifyOptions
+    from qexport.verification.reference import Reference
 
 
 def view_to_compare(model: str, revision: str | None) -> ModelView:

@@ -13,13 +13,13 @@ from qexport.artifacts import Artifact
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.errors import InputError
-from qexport.export.execute import execute
-from qexport.export.rows import read_rows
 from qexport.families.roles import NORM_ROLES
 from qexport.families.view import ModelView
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.opening import open_artifact
+from qexport.onepass.execute import execute
+from qexport.onepass.rows import read_rows
 
 Made = Callable[..., tuple[ModelView, Path]]
 

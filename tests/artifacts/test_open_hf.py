@@ -12,9 +12,9 @@ from zoo_types import Zoo
 
 from qexport.artifacts import Artifact
 from qexport.errors import InputError, UsageProblem
-from qexport.export.rows import read_rows
 from qexport.families.view import ModelView
 from qexport.formats.opening import open_artifact
+from qexport.onepass.rows import read_rows
 
 Source = Callable[[str], Path]
 Make = Callable[[Path], folders.Packed]

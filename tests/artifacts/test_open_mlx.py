@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from zoo_types import Zoo
 
 from qexport.errors import InputError
-from qexport.export.rows import read_rows
 from qexport.families.view import ModelView
 from qexport.formats.opening import open_artifact
+from qexport.onepass.rows import read_rows
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
 Source = Callable[[str], Path]

@@ -14,8 +14,6 @@ from zoo_types import Zoo
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import Repaired, diagnose
-from qexport.export.execute import execute
-from qexport.export.rows import read_rows
 from qexport.families.view import ModelView
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
@@ -25,8 +23,10 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.formats.opening import open_artifact
 from qexport.formats.plan import ArtifactPlan
+from qexport.onepass.execute import execute
+from qexport.onepass.rows import read_rows
 from qexport.receipt.verification import Status
-from qexport.verify.stored_form import check_stored_form
+from qexport.verification.stored_form import check_stored_form
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
 Planner = Callable[[Repaired], Sequence[ArtifactPlan]]

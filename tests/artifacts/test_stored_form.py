@@ -14,12 +14,12 @@ from zoo_types import Zoo
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
-from qexport.export.execute import execute
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.opening import open_artifact
+from qexport.onepass.execute import execute
 from qexport.receipt.verification import Check, Finding, Status
-from qexport.verify.stored_form import check_stored_form
+from qexport.verification.stored_form import check_stored_form
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
 Make = Callable[[Path], folders.Packed]

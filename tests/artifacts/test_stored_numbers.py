@@ -16,7 +16,7 @@ from qexport.artifacts.layout import OnDisk
 from qexport.formats.gguf import numbers as gguf_numbers
 from qexport.formats.opening import layout_of
 from qexport.receipt.verification import Check, Finding, Status
-from qexport.verify.stored_numbers import check_numbers
+from qexport.verification.stored_numbers import check_numbers
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
 BLOCKS = 400

@@ -14,7 +14,6 @@ from qexport.assign.assignment import Assignment, read_types
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import InputError, QexportError, UsageProblem
-from qexport.export.execute import execute
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.gguf.options import GgufOptions
@@ -23,6 +22,7 @@ from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.onepass.execute import execute
 from qexport.run.target import Target
 
 

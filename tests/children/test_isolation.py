@@ -11,9 +11,9 @@ import pytest
 from qexport.children.environment import child_environment, search_path
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.process import ChildProcess, engine_command
-from qexport.verify.folder_runtimes import ENGINES, FolderRuntime
-from qexport.verify.runtime import Settings
-from qexport.verify.runtimes import LlamaServer, Xllamacpp
+from qexport.verification.folder_runtimes import ENGINES, FolderRuntime
+from qexport.verification.runtime import Settings
+from qexport.verification.runtimes import LlamaServer, Xllamacpp
 
 TOKENS = {
     "HF_TOKEN": "hf_planted",

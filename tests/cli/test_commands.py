@@ -203,7 +203,7 @@ def test_a_run_that_is_told_to_stop_goes_on_when_told_again(zoo, tmp_path):
     code = (
         "import os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
-        "from qexport.export.writer import FileWriter\n"
+        "from qexport.onepass.writer import FileWriter\n"
         "write = FileWriter._write\n"
         "def stop(self, offset, data):\n"
         "    write(self, offset, data)\n"

@@ -15,7 +15,7 @@ from in_process import run
 from qexport.children.redact import redact
 from qexport.cli._terminal import printable, visible
 from qexport.cli.main import cli, of_the_machine
-from qexport.publish.leaks import check_text
+from qexport.publishing.leaks import check_text
 
 PACKAGE = Path(__file__).parents[2] / "qexport"
 ODD = "a\x1b]0;x\x07\x9b31m\r\u202e\u2066\u200b\ud800\U000e0041\u2028\x7f"

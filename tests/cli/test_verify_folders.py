@@ -18,9 +18,9 @@ from qexport.errors import EnvironmentProblem
 from qexport.receipt.speeds import Bench, RuntimeVersion
 from qexport.receipt.typed import fit
 from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
-from qexport.verify import bench as bench_module
-from qexport.verify import bench_subject as subject_module
-from qexport.verify.bench import Benched
+from qexport.verification import bench as bench_module
+from qexport.verification import bench_subject as subject_module
+from qexport.verification.bench import Benched
 
 RAN = tuple(Finding(check, Status.PASS, "good") for check in REQUIRED)
 PASSED = (*RAN, Finding(Check.AGREEMENT, Status.PASS, "good"))

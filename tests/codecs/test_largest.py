@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qexport.errors import UsageProblem
-from qexport.export.needs import Largest
+from qexport.onepass.needs import Largest
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

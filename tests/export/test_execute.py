@@ -20,15 +20,15 @@ from qexport.codecs.contract import Packed, StoredType
 from qexport.codecs.engines import Engine
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.evidence.store import Evidence, Kind, Need
-from qexport.export import runs as runs_module
-from qexport.export.crew import Crew
-from qexport.export.execute import execute as pass_over
-from qexport.export.locks import locked
-from qexport.export.needs import Needs
-from qexport.export.rows import arranged_rows
-from qexport.export.sink import Sink
-from qexport.export.steps import merge_steps
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
+from qexport.onepass import runs as runs_module
+from qexport.onepass.crew import Crew
+from qexport.onepass.execute import execute as pass_over
+from qexport.onepass.locks import locked
+from qexport.onepass.needs import Needs
+from qexport.onepass.rows import arranged_rows
+from qexport.onepass.sink import Sink
+from qexport.onepass.steps import merge_steps
 
 
 @dataclass(frozen=True)

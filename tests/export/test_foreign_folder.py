@@ -12,12 +12,12 @@ from test_execute import checkpoint, execute, names, plan_of
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.export import ledger as ledger_module
-from qexport.export.disk import check_collisions, make_folder
-from qexport.export.files import read_plain, replace_file
-from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
-from qexport.export.locks import LOCK_NAME, locked
 from qexport.formats.gguf.options import GgufOptions
+from qexport.onepass import ledger as ledger_module
+from qexport.onepass.disk import check_collisions, make_folder
+from qexport.onepass.files import read_plain, replace_file
+from qexport.onepass.ledger import LEDGER_NAME, Entry, Ledger
+from qexport.onepass.locks import LOCK_NAME, locked
 from qexport.run import steps
 from qexport.run.target import Target, plan
 

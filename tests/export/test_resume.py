@@ -16,9 +16,9 @@ import pytest
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import EnvironmentProblem
-from qexport.export.ledger import LEDGER_NAME, Entry, Ledger
-from qexport.export.locks import LOCK_NAME, locked
 from qexport.formats.gguf.options import GgufOptions
+from qexport.onepass.ledger import LEDGER_NAME, Entry, Ledger
+from qexport.onepass.locks import LOCK_NAME, locked
 from qexport.run import steps
 from qexport.run.target import Target, plan
 
@@ -34,8 +34,8 @@ model, out, die_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.codecs.engines import NUMBA
-from qexport.export.ledger import Ledger
-from qexport.export.resume import Resume
+from qexport.onepass.ledger import Ledger
+from qexport.onepass.resume import Resume
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions

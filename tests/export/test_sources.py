@@ -12,13 +12,13 @@ from qexport.checkpoint.opening import open_checkpoint
 from qexport.cli.main import cli
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import InputError, UsageProblem
-from qexport.export.disk import make_folder
-from qexport.export.files import replace_file
-from qexport.export.ledger import Ledger
-from qexport.export.sources import Sources
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.merged.format import MergedOptions
+from qexport.onepass.disk import make_folder
+from qexport.onepass.files import replace_file
+from qexport.onepass.ledger import Ledger
+from qexport.onepass.sources import Sources
 from qexport.run import matrix as matrix_module
 from qexport.run import steps
 from qexport.run.target import Target, plan

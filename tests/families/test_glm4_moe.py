@@ -17,7 +17,6 @@ from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.evidence.observe import Observer
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream
-from qexport.export.execute import execute
 from qexport.families.roles import Block, Role
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
@@ -26,9 +25,10 @@ from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.formats.opening import open_artifact
-from qexport.verify.mtp_head import score_head
-from qexport.verify.stored_form import check_stored_form
-from qexport.verify.text_run import run_text
+from qexport.onepass.execute import execute
+from qexport.verification.mtp_head import score_head
+from qexport.verification.stored_form import check_stored_form
+from qexport.verification.text_run import run_text
 
 HEAD = "model.layers.3."
 

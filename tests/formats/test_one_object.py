@@ -19,14 +19,14 @@ from qexport.artifacts.forms import Form
 from qexport.artifacts.layout import Asked, Promise
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
-from qexport.export.execute import execute
 from qexport.formats.format import Format, Proof, Words
 from qexport.formats.hf import hf_layout
 from qexport.formats.merged.plan import plan_merged
 from qexport.formats.opening import open_artifact
 from qexport.formats.registry import FORMATS, format_of, place_of, tolerance
 from qexport.formats.tolerance import FIVE_BITS
-from qexport.publish.card import CardOptions, render_card
+from qexport.onepass.execute import execute
+from qexport.publishing.card import CardOptions, render_card
 from qexport.receipt.folder import known_in
 from qexport.receipt.store import write_receipt
 from qexport.receipt.verification import Check, Status
@@ -34,10 +34,10 @@ from qexport.report.gather import gather
 from qexport.report.write import write_report
 from qexport.run.rates import guessed_core_seconds
 from qexport.run.receipts import artifact_entries
-from qexport.verify.choose import can_judge, choose_runtime
-from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify
-from qexport.verify.stored_form import check_stored_form
+from qexport.verification.choose import can_judge, choose_runtime
+from qexport.verification.options import VerifyOptions
+from qexport.verification.run import verify
+from qexport.verification.stored_form import check_stored_form
 
 PACKAGE = Path(__file__).parents[2] / "qexport"
 

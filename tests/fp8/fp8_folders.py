@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import Repaired, diagnose
-from qexport.export.execute import execute
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.plan import ArtifactPlan
+from qexport.onepass.execute import execute
 
 TILE = 128
 

@@ -38,7 +38,7 @@ from qexport.errors import QexportError
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.formats.gguf.reading import describe_gguf, open_gguf
 from qexport.formats.weights import weights_of
-from qexport.publish.card import CardOptions, render_card
+from qexport.publishing.card import CardOptions, render_card
 from qexport.receipt.folder import known_in
 from qexport.receipt.store import read_receipt
 from qexport.recipe.load import load_recipe
@@ -47,7 +47,7 @@ from qexport.report.gather import gather
 from qexport.report.write import html, lay_out
 from qexport.run.model import examine
 from qexport.run.receipts import entry_of
-from qexport.verify.stored_numbers import check_numbers
+from qexport.verification.stored_numbers import check_numbers
 
 SLOW = 10.0
 """Seconds of processor time that no case may take."""

@@ -19,12 +19,12 @@ from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream
 from qexport.evidence.tokens import tokenize
-from qexport.export.execute import execute
 from qexport.families.roles import Role
 from qexport.families.view import ModelView
 from qexport.formats.gguf.importance import cold_experts, gguf_importance, plan_imatrix, uncollected
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
+from qexport.onepass.execute import execute
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.model import examine
 

@@ -13,9 +13,9 @@ from zoo import ZOO
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.evidence.imatrix_file import read_imatrix
-from qexport.export.execute import execute
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
+from qexport.onepass.execute import execute
 
 FLOATS = ("BF16", "F16", "F32")
 

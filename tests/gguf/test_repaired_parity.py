@@ -13,10 +13,10 @@ from zoo import ZOO
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.errors import InputError
-from qexport.export.execute import execute
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.merged.plan import plan_merged
+from qexport.onepass.execute import execute
 
 pytestmark = [
     pytest.mark.toolchain,

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import Repaired, diagnose
-from qexport.export.execute import execute
 from qexport.formats.merged.plan import plan_merged
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.plan import ArtifactPlan
+from qexport.onepass.execute import execute
 
 needs_mlx_lm = pytest.mark.skipif(find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
 

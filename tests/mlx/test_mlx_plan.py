@@ -19,13 +19,13 @@ from qexport.codecs.mlx_affine import dequantize
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.imatrix_file import ImportanceMatrix
 from qexport.evidence.store import Kind
-from qexport.export.rows import arranged_rows
 from qexport.families.roles import Block, Role
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.mlx.config import trunk_config
 from qexport.formats.mlx.dialect import dialect_of
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
+from qexport.onepass.rows import arranged_rows
 
 
 def test_sizes_are_exact_and_the_order_that_of_the_pass(zoo: Zoo, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from nvfp4_reading import raw
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import Repaired, diagnose
-from qexport.export.execute import execute
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.formats.plan import ArtifactPlan
+from qexport.onepass.execute import execute
 
 LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 

@@ -36,8 +36,8 @@ from qexport.receipt.verification import Check, Finding, Report, Status
 from qexport.run import steps
 from qexport.run.measure import Measure, measuring
 from qexport.run.target import Item, Target, plan
-from qexport.verify.stored_form import check_stored_form
-from qexport.verify.stored_numbers import check_numbers
+from qexport.verification.stored_form import check_stored_form
+from qexport.verification.stored_numbers import check_numbers
 
 pytestmark = pytest.mark.slow
 

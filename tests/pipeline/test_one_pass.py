@@ -12,11 +12,11 @@ from qexport.checkpoint.opening import open_checkpoint
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.doctor.diagnose import diagnose
 from qexport.evidence.store import Kind
-from qexport.export.steps import merge_steps
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.onepass.steps import merge_steps
 from qexport.run import steps
 from qexport.run.target import Target, plan
 

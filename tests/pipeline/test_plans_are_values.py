@@ -10,7 +10,6 @@ from qexport.checkpoint.opening import open_checkpoint
 from qexport.codecs.contract import Nvfp4
 from qexport.doctor.diagnose import diagnose
 from qexport.evidence.store import NOTHING, Kind
-from qexport.export.fingerprint import fingerprint
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.gguf.importance import gguf_importance, uncollected
@@ -20,6 +19,7 @@ from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.mlx.plan import plan_mlx
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.onepass.fingerprint import fingerprint
 
 
 def plans_of(folder):

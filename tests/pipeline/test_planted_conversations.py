@@ -24,7 +24,7 @@ from qexport.formats.opening import layout_of
 from qexport.receipt.verification import Status
 from qexport.run import steps
 from qexport.run.target import Target, plan
-from qexport.verify.conversation import folder_ends, template_kept
+from qexport.verification.conversation import folder_ends, template_kept
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
 SIZES |= {"kv_heads": 1, "key_heads": 1, "value_heads": 2, "shards": 1}

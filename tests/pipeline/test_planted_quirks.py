@@ -34,7 +34,7 @@ from qexport.formats.opening import open_artifact
 from qexport.receipt.verification import Status
 from qexport.run import steps
 from qexport.run.target import Target, plan
-from qexport.verify.stored_form import check_stored_form
+from qexport.verification.stored_form import check_stored_form
 
 pytestmark = pytest.mark.slow
 

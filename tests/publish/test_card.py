@@ -7,8 +7,8 @@ import yaml
 from exported_folders import FAILED, entry, gguf, parsed
 
 from qexport.errors import UsageProblem
-from qexport.publish.card import CardOptions, file_table, render_card
-from qexport.publish.kept import Kept, read_kept
+from qexport.publishing.card import CardOptions, file_table, render_card
+from qexport.publishing.kept import Kept, read_kept
 from qexport.receipt.safe_text import cell
 from qexport.receipt.source_card import source_card
 

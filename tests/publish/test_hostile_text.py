@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipe"))
 from recipe_texts import SMALL, load
 
 from qexport.errors import InputError, UsageProblem
-from qexport.publish.card import CardOptions, render_card
-from qexport.publish.kept import KEEP_END, KEEP_START, read_kept
+from qexport.publishing.card import CardOptions, render_card
+from qexport.publishing.kept import KEEP_END, KEEP_START, read_kept
 from qexport.receipt.safe_text import cell, code, hub_link, visible, without_hidden
 from qexport.receipt.source_card import source_card
 from qexport.recipe.arrived import look, markdown

@@ -6,7 +6,7 @@ from exported_folders import VERIFIED, entry, export, gguf
 from in_process import ok, run
 
 from qexport.errors import InputError, UsageProblem
-from qexport.publish import push as push_module
+from qexport.publishing import push as push_module
 from qexport.recipe.load import load_recipe
 from qexport.recipe.publication import pushes
 from qexport.recipe.select import select

@@ -11,7 +11,7 @@ from exported_folders import VERIFIED, entry, export, gguf, parsed
 from in_process import ok, run
 
 from qexport.errors import InputError
-from qexport.publish.leaks import check_text
+from qexport.publishing.leaks import check_text
 from qexport.receipt.folder import known_in
 from qexport.receipt.state import State
 from qexport.receipt.store import parse_receipt
@@ -148,8 +148,8 @@ def test_a_file_that_changes_meanwhile_is_not_committed(hub, folder, monkeypatch
             copy.replace(path)
 
     module, name = {
-        "read": ("qexport.publish.plan", "check_hashes"),
-        "sent": ("qexport.publish.push", "upload"),
+        "read": ("qexport.publishing.plan", "check_hashes"),
+        "sent": ("qexport.publishing.push", "upload"),
     }[when]
     plain = getattr(importlib.import_module(module), name)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from receipts_made import FULL, PASSED, artifact, found, report
 
-from qexport.publish.card import CardOptions, render_card
+from qexport.publishing.card import CardOptions, render_card
 from qexport.receipt.store import receipt_bytes
 from qexport.receipt.types import Artifact, Gate, Receipt
 from qexport.receipt.verification import Check, Status

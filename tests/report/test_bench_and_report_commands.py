@@ -13,8 +13,8 @@ from verify_fakes import write_llama
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.receipt.speeds import Bench
 from qexport.receipt.typed import fit
-from qexport.verify import bench as module
-from qexport.verify.bench import Benched
+from qexport.verification import bench as module
+from qexport.verification.bench import Benched
 
 
 @pytest.fixture

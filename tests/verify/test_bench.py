@@ -14,13 +14,13 @@ from qexport.children.failure import Failure, RuntimeFailure
 from qexport.errors import InputError, UsageProblem
 from qexport.receipt.speeds import Bench, Range, RuntimeVersion
 from qexport.receipt.typed import as_json, fit
-from qexport.verify import machine
-from qexport.verify.bench import BenchOptions, bench
-from qexport.verify.bench_subject import bench_subject
-from qexport.verify.machine import this_machine
-from qexport.verify.options import VerifyOptions
-from qexport.verify.prompts import BENCH_PROMPTS
-from qexport.verify.runtimes import LlamaServer, Xllamacpp
+from qexport.verification import machine
+from qexport.verification.bench import BenchOptions, bench
+from qexport.verification.bench_subject import bench_subject
+from qexport.verification.machine import this_machine
+from qexport.verification.options import VerifyOptions
+from qexport.verification.prompts import BENCH_PROMPTS
+from qexport.verification.runtimes import LlamaServer, Xllamacpp
 
 PATH = Path("a.gguf")
 HEAD = Description(PATH, chats=True, context=4096, drafts=True)

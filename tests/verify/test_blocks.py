@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from qexport.verify.blocks import block_error
+from qexport.verification.blocks import block_error
 
 
 def test_independent_values_have_the_usual_error():

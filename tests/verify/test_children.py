@@ -16,9 +16,9 @@ from verify_fakes import write_llama
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.process import ChildProcess
 from qexport.errors import EnvironmentProblem
-from qexport.verify.client import HttpSession, parse_generation
-from qexport.verify.runtime import Settings
-from qexport.verify.runtimes import LlamaServer, Xllamacpp
+from qexport.verification.client import HttpSession, parse_generation
+from qexport.verification.runtime import Settings
+from qexport.verification.runtimes import LlamaServer, Xllamacpp
 
 READY = 'print(\'{"event": "ready", "facts": {"address": "http://127.0.0.1:1"}}\', flush=True)\n'
 
@@ -241,9 +241,9 @@ def test_the_child_goes_with_its_parent_and_what_it_started_even_while_loading(t
         "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         f"open({str(note)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}}')\n{load}.sleep(60)\n"
     )
-    code = "from pathlib import Path\nfrom qexport.verify.runtimes import Xllamacpp\n"
+    code = "from pathlib import Path\nfrom qexport.verification.runtimes import Xllamacpp\n"
     code += "from qexport.children.process import engine_command\n"
-    code += "from qexport.verify.runtime import Settings\n"
+    code += "from qexport.verification.runtime import Settings\n"
     code += f"Xllamacpp(engine_command({str(engine)!r})).open(Path('m.gguf'), Settings())\n"
     assert not [pid for pid in _orphans(code, note) if _alive(pid)]
 
@@ -253,7 +253,7 @@ def test_the_server_goes_with_its_parent(tmp_path):
     binary = tmp_path / "llama-server"
     binary.write_text(f"#!/bin/sh\necho $$ > {note}\nexec sleep 60\n")
     binary.chmod(0o755)
-    code = "from pathlib import Path\nfrom qexport.verify.runtimes import LlamaServer\n"
-    code += "from qexport.verify.runtime import Settings\n"
+    code = "from pathlib import Path\nfrom qexport.verification.runtimes import LlamaServer\n"
+    code += "from qexport.verification.runtime import Settings\n"
     code += f"LlamaServer(Path({str(binary)!r})).open(Path('m.gguf'), Settings())\n"
     assert not [pid for pid in _orphans(code, note) if _alive(pid)]

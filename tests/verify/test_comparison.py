@@ -16,15 +16,15 @@ from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.doctor import diagnose
 from qexport.errors import InputError
-from qexport.export.rows import read_rows
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.families.view import ModelTensor, ModelView
+from qexport.onepass.rows import read_rows
 from qexport.receipt.measures import Estimate, Measures
 from qexport.receipt.verification import Check, Status
-from qexport.verify.comparison import Comparison, compare, judge_divergence, judge_head
-from qexport.verify.divergence import Divergence
-from qexport.verify.mtp_head import HeadScore, score_head
-from qexport.verify.text_run import TextRun, heldout_tokens, run_text
+from qexport.verification.comparison import Comparison, compare, judge_divergence, judge_head
+from qexport.verification.divergence import Divergence
+from qexport.verification.mtp_head import HeadScore, score_head
+from qexport.verification.text_run import TextRun, heldout_tokens, run_text
 
 MODEL = Path(qexport.demo.__file__).parent / "model"
 Change = Callable[[ModelTensor, torch.Tensor], torch.Tensor | None]

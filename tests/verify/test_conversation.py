@@ -12,7 +12,7 @@ from qexport.checkpoint.chat_templates import ChatTemplates
 from qexport.families.view import ModelView
 from qexport.formats.gguf.ends import KNOWN_BY_TEXT
 from qexport.receipt.verification import Check, Status
-from qexport.verify.conversation import (
+from qexport.verification.conversation import (
     Ends,
     folder_ends,
     judge_ends,
@@ -20,9 +20,9 @@ from qexport.verify.conversation import (
     source_ends,
     template_kept,
 )
-from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify
-from qexport.verify.runtime import Settings
+from qexport.verification.options import VerifyOptions
+from qexport.verification.run import verify
+from qexport.verification.runtime import Settings
 
 ONE, OTHER = "{{ messages }}", "{{ messages[0] }}"
 ANSWERS = [generation(range(24)), generation(range(30, 54)), generation()]
@@ -157,7 +157,7 @@ def test_the_runtimes_word_is_what_counts(tmp_path):
 def test_llama_cpp_says_where_it_ends_a_reply(tmp_path, eos, status):
     """Without an eos it takes token 11, whatever that is."""
     pytest.importorskip("xllamacpp")
-    from qexport.verify.runtimes import Xllamacpp
+    from qexport.verification.runtimes import Xllamacpp
 
     path = write_llama(tmp_path / "tiny.gguf", eos=eos)
     with Xllamacpp().open(path, Settings(threads=1, context=256, time_limit=120)) as session:

@@ -19,12 +19,12 @@ from qexport.doctor import diagnose
 from qexport.errors import InputError
 from qexport.evidence.options import StreamOptions
 from qexport.families.view import ModelView
-from qexport.verify import logits as logits_module
-from qexport.verify.blocks import block_error
-from qexport.verify.comparison import compare
-from qexport.verify.divergence import Divergence, NotFinite, compare_runs
-from qexport.verify.mtp_head import score_head
-from qexport.verify.text_run import EXACT, run_text
+from qexport.verification import logits as logits_module
+from qexport.verification.blocks import block_error
+from qexport.verification.comparison import compare
+from qexport.verification.divergence import Divergence, NotFinite, compare_runs
+from qexport.verification.mtp_head import score_head
+from qexport.verification.text_run import EXACT, run_text
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4, "shards": 1}
 CHUNKS, CHUNK = 5, 24

@@ -14,8 +14,8 @@ import pytest
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.process import PROGRAMS
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.verify.folder_runtimes import ENGINES, EngineProgram, FolderRuntime, folder_runtime
-from qexport.verify.runtime import Settings
+from qexport.verification.folder_runtimes import ENGINES, EngineProgram, FolderRuntime, folder_runtime
+from qexport.verification.runtime import Settings
 
 CHILD = PROGRAMS / "child.py"
 READY = {"event": "ready", "version": "1.2", "load_s": 0.5, "facts": {"strict": True}}

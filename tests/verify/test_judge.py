@@ -11,8 +11,8 @@ from verify_fakes import generation, scored, steps
 
 from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Status
-from qexport.verify import judge
-from qexport.verify.runtime import Step
+from qexport.verification import judge
+from qexport.verification.runtime import Step
 
 STRICT = tolerance("BF16")
 WORDS = tuple(range(100, 124))

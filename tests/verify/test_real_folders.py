@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Status
-from qexport.verify.folder_runtimes import folder_runtime
-from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify
-from qexport.verify.runtime import Settings
+from qexport.verification.folder_runtimes import folder_runtime
+from qexport.verification.options import VerifyOptions
+from qexport.verification.run import verify
+from qexport.verification.runtime import Settings
 
 pytestmark = pytest.mark.slow
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}

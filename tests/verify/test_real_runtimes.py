@@ -11,10 +11,10 @@ from verify_fakes import FakeReference, tokenizer_json, write_llama
 
 from qexport.families.view import ModelView
 from qexport.receipt.verification import Check, Status
-from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify
-from qexport.verify.runtime import Settings
-from qexport.verify.runtimes import LlamaServer, Xllamacpp
+from qexport.verification.options import VerifyOptions
+from qexport.verification.run import verify
+from qexport.verification.runtime import Settings
+from qexport.verification.runtimes import LlamaServer, Xllamacpp
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
 OPTIONS = VerifyOptions(threads=1, n_predict=16, time_limit=120)

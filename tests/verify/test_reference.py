@@ -10,8 +10,8 @@ from qexport.checkpoint.tensors import LogicalTensor, Piece, StoredTensor, matri
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.families.roles import Block, Role
 from qexport.families.view import ModelTensor, ModelView
-from qexport.verify.memory import Fit, fit
-from qexport.verify.reference import TransformersReference, reference_from_view
+from qexport.verification.memory import Fit, fit
+from qexport.verification.reference import TransformersReference, reference_from_view
 
 torch = pytest.importorskip("torch")
 

@@ -15,10 +15,10 @@ from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.families.view import ModelView
 from qexport.receipt.verification import Check, Finding, Status
-from qexport.verify.options import VerifyOptions
-from qexport.verify.prompts import Probe, ids_by_file, probes
-from qexport.verify.run import verify
-from qexport.verify.source_tokenizer import ids_by_class
+from qexport.verification.options import VerifyOptions
+from qexport.verification.prompts import Probe, ids_by_file, probes
+from qexport.verification.run import verify
+from qexport.verification.source_tokenizer import ids_by_class
 
 DROP = object()
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {

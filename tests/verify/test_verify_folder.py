@@ -19,12 +19,12 @@ from qexport.families.view import ModelView
 from qexport.formats.opening import open_artifact
 from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Finding, Status
-from qexport.verify import memory
-from qexport.verify import run as run_module
-from qexport.verify.choose import can_judge, choose_runtime
-from qexport.verify.folder_runtimes import FolderRuntime
-from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify
+from qexport.verification import memory
+from qexport.verification import run as run_module
+from qexport.verification.choose import can_judge, choose_runtime
+from qexport.verification.folder_runtimes import FolderRuntime
+from qexport.verification.options import VerifyOptions
+from qexport.verification.run import verify
 
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
 SIZES |= {"kv_heads": 1, "key_heads": 1, "value_heads": 2, "vision": False, "shards": 1}

@@ -20,11 +20,11 @@ from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
 from qexport.receipt.measures import Drafts
 from qexport.receipt.verification import Check, Status
-from qexport.verify import steps as steps_module
-from qexport.verify.memory import Fit
-from qexport.verify.options import VerifyOptions
-from qexport.verify.run import verify
-from qexport.verify.table import describe, render, rows
+from qexport.verification import steps as steps_module
+from qexport.verification.memory import Fit
+from qexport.verification.options import VerifyOptions
+from qexport.verification.run import verify
+from qexport.verification.table import describe, render, rows
 
 PLAIN = [generation(range(24)), generation(range(30, 54)), generation(tok_s=50.0)]
 MTP = [

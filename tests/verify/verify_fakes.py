@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from qexport.children.failure import RuntimeFailure
-from qexport.verify.reference import Scored
-from qexport.verify.runtime import Generation, Settings, Step
+from qexport.verification.reference import Scored
+from qexport.verification.runtime import Generation, Settings, Step
 
 VOCABULARY = 320
 

@@ -16,15 +16,15 @@ import zoo
 from safetensors.torch import load_file, save_file
 
 from qexport.children.failure import Failure, RuntimeFailure
-from qexport.export.execute import execute
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.onepass.execute import execute
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.model import examine
-from qexport.verify.folder_runtimes import ENGINES, FolderRuntime
-from qexport.verify.runtime import Settings
+from qexport.verification.folder_runtimes import ENGINES, FolderRuntime
+from qexport.verification.runtime import Settings
 
 PYTHON = os.environ.get("QEXPORT_VLLM_PYTHON")
 pytestmark = [

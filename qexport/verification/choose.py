@@ -1,0 +1,83 @@
+"""Which runtime can prove or time which artifact, and which is taken when the user names none.
+
+Some runtimes load what they cannot read and say nothing, so each layout says who may judge it
+(:class:`~qexport.artifacts.layout.ArtifactLayout`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qexport.artifacts.layout import Traits
+from qexport.errors import UsageProblem
+from qexport.verification.folder_runtimes import folder_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.layout import ArtifactLayout
+    from qexport.verification.options import VerifyOptions
+    from qexport.verification.runtime import Runtime
+
+
+_EXPERTS = ("num_experts", "num_local_experts")
+_NAME_ONE = "name one with --runtime vllm --runtime-python PATH"
+
+
+def has_experts(text: Mapping[str, Any]) -> bool:
+    """Whether a language model's config has experts."""
+    return any(text.get(key) for key in _EXPERTS)
+
+
+def why_not(runtime: str, layout: ArtifactLayout, folder: Traits) -> str | None:
+    """Why ``runtime`` cannot judge such a folder, which need not be there yet; ``None`` if it can."""
+    if runtime not in layout.runtimes:
+        return f"{runtime} does not read {layout.title}"
+    return layout.unfit(folder) if runtime == layout.here else None
+
+
+def unjudged(layout: ArtifactLayout, folder: Traits, options: VerifyOptions) -> str | None:
+    """Why no runtime is taken for such a folder where the user names none, and the way to one."""
+    if options.runtime or options.runtime_python is not None:
+        return None
+    reason = why_not(layout.here, layout, folder)
+    return None if reason is None else f"{reason}; vLLM does: {_NAME_ONE}"
+
+
+def can_judge(runtime: str, artifact: Artifact) -> str | None:
+    """Why ``runtime`` cannot judge this folder; ``None`` if it can."""
+    return why_not(runtime, artifact.layout, _traits(artifact))
+
+
+def choose_runtime(artifact: Artifact, options: VerifyOptions) -> Runtime | str:
+    """The runtime that was named, else the folder's own; or why there is none, and the way to one.
+
+    Raises:
+        UsageProblem: the runtime that was named cannot judge this folder.
+    """
+    name, python, layout = options.runtime, options.runtime_python, artifact.layout
+    if name:
+        runtime = folder_runtime(name, python)
+        if reason := can_judge(name, artifact):
+            raise UsageProblem(f"{artifact.label} cannot be verified by {name}: {reason}")
+        return runtime
+    if python is not None:
+        return folder_runtime(layout.served[0], python)
+    return unjudged(layout, _traits(artifact), options) or folder_runtime(layout.here)
+
+
+def _traits(artifact: Artifact) -> Traits:
+    quantization = artifact.details.get("quantization") or {}
+    formats = {str(group.get("format")) for group in (quantization.get("config_groups") or {}).values()}
+    mixed = len(formats) > 1 and "nvfp4" in str(quantization)
+    return Traits(has_experts(artifact.text), mixed, _odd(artifact))
+
+
+def _odd(artifact: Artifact) -> str | None:
+    """The first FP8 matrix with a dimension that is no multiple of the block's."""
+    for name, weight in artifact.weights.items():
+        parts = getattr(weight, "parts", {})
+        if "scale_inv" in parts and any(size % 128 for size in parts["weight"].shape[-2:]):
+            return name
+    return None

@@ -1,0 +1,192 @@
+"""An artifact beside its source over one text, each run once: divergence, and the MTP heads of both.
+
+Limits, measured on a trained hybrid of 10 M parameters (4080 positions of held-out text). Trunk and head:
+mean divergence from the source's; acceptance, which is 0.525 in the source:
+
+    Q8_0 .0001 .0001 .525   Q6_K .0010 .0008 .524   Q4_K_M .0100 .0064 .518   Q4_0 .021 .012 .509
+    Q3_K_M .040 .025 .525   Q2_K .138 .097 .497   MLX 6 bits .0015 .0009 .522   mxfp4 .040 .025 .518
+    mixed_3_6 .074 .041 .509   MLX nvfp4 .031 .020 .509   mxfp8 .0023 .0015 .526   FP8 .0012 .0006 .523
+
+Heads broken on purpose, on the exact trunk:
+
+    norms shifted twice 1.31 .403      halves of fc exchanged 2.98 .035     fc of zeros 3.23 .001
+    q and k norms twice .039 .485      norms before fc twice .080 .534      attention lost .134 .485
+
+So acceptance alone does not tell every broken head of a small model, and the divergence of heads does, seen
+against that of the trunks: rounding moves both alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from qexport.receipt.measures import Estimate, Measures
+from qexport.receipt.text import nats, with_error
+from qexport.receipt.verification import Check, Finding, Status
+from qexport.verification.divergence import Divergence, compare_runs
+from qexport.verification.judge import ACCEPTANCE_FLOOR
+from qexport.verification.mtp_head import HeadScore, score_head
+from qexport.verification.text_run import TextRun, run_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qexport.evidence.options import StreamOptions
+    from qexport.evidence.stream import Progress
+    from qexport.families.view import ModelView
+
+
+DAMAGED = 1.0
+"""Nats in the mean that no usable quantization reaches; what recipes promise is far below it."""
+# Acceptance that a stored type may cost: 2-bit heads lose 9 points, 4-bit ones 0.3
+# (https://github.com/ggml-org/llama.cpp/pull/28351).
+_LOSS = 0.03
+# A trunk that says other things is harder to guess for a head that was trained with the one before.
+_PER_NAT = 0.5
+# Nats that a head may be further from the source's than rounding explains, and what it explains: a multiple
+# of the trunk's own divergence. A 4-bit head on an exact trunk is at 0.012.
+_HEAD_SLACK, _HEAD_FACTOR = 0.02, 3.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured; the heads' numbers are ``None`` where there is no head.
+
+    Attributes:
+        trunk: divergence of what the models say next.
+        heads: divergence of what the heads say of the token after.
+        score, source_score: acceptance of each head by its own trunk.
+    """
+
+    trunk: Divergence
+    heads: Divergence | None
+    score: HeadScore | None
+    source_score: HeadScore | None
+
+    def findings(self, *, limit: float = DAMAGED, headless: bool = False) -> tuple[Finding, ...]:
+        """Both judgements, of the head only where there is one to judge.
+
+        Args:
+            limit: as in :func:`judge_divergence`.
+            headless: the artifact was asked for without the head that the source has.
+        """
+        trunk = judge_divergence(self.trunk, limit=limit)
+        if self.score is None and (headless or self.source_score is None):
+            return (trunk,)
+        return trunk, judge_head(self.score, self.source_score, trunk=self.trunk, heads=self.heads)
+
+    def measures(self, known: Measures) -> Measures:
+        """The figures, with those that are known already."""
+        trunk, score, source = self.trunk, self.score, self.source_score
+        return replace(
+            known,
+            positions=trunk.positions,
+            kld=trunk.kld,
+            same_top1=Estimate(trunk.same_top, trunk.same_top_error),
+            perplexity_ratio=trunk.perplexity,
+            drafts=None if score is None else score.positions,
+            acceptance=None if score is None else Estimate(score.acceptance, score.error),
+            source_acceptance=None if source is None else Estimate(source.acceptance, source.error),
+        )
+
+
+def compare(
+    source: ModelView | TextRun,
+    artifact: ModelView,
+    tokens: np.ndarray,
+    options: StreamOptions | None = None,
+    *,
+    first: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run the artifact (and the source, if it is not a run already) over ``tokens`` and compare.
+
+    Args:
+        source: the bf16 model, or :func:`~qexport.verification.text_run.run_text` of it over the same tokens:
+            keep that for all artifacts of one model.
+        artifact: an artifact's view.
+        tokens: ids, integers ``(chunks, chunk)``; ``heldout_tokens`` gives some.
+        first: the first position of a chunk that counts; half of the chunk by default.
+
+    Raises:
+        InputError, EnvironmentProblem: as ``run_text``.
+    """
+    if not isinstance(source, TextRun):
+        with run_text(source, tokens, options, progress) as run:
+            return compare(run, artifact, tokens, options, first=first, progress=progress)
+    with run_text(artifact, tokens, options, progress) as run:
+        both = source.draft is not None and run.draft is not None
+        return Comparison(
+            trunk=compare_runs(source, run, first=first),
+            heads=compare_runs(source, run, first=first, head=True) if both else None,
+            score=score_head(run, first=first) if run.draft is not None else None,
+            source_score=score_head(source, first=first) if source.draft is not None else None,
+        )
+
+
+def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Finding:
+    """The divergence against ``limit``, nats in the mean."""
+    data: dict[str, Any] = {**found.to_json(), "limit": limit}
+    if broken := _not_finite(found):
+        words = f"{broken} is not finite: a weight is damaged"
+        return Finding(Check.DIVERGENCE, Status.FAIL, words, data)
+    mean, same = Estimate(found.mean, found.error), Estimate(found.same_top, found.same_top_error)
+    words = f"{with_error(mean)} nats in the mean over {found.positions} positions, "
+    words += "" if found.p99 is None else f"{nats(found.p99)} at the 99th percentile, "
+    words += f"{with_error(same, share=True)} of first choices the same"
+    if not found.mean <= limit:
+        return Finding(Check.DIVERGENCE, Status.FAIL, f"{words}; at most {limit:g} expected", data)
+    return Finding(Check.DIVERGENCE, Status.PASS, words, data)
+
+
+def _not_finite(*measured: Divergence | HeadScore | None) -> str:
+    """The first number that is NaN or infinite, by its name; empty where all are finite."""
+    numbers = [pair for found in measured if found is not None for pair in found.to_json().items()]
+    return next((name for name, number in numbers if number is not None and not math.isfinite(number)), "")
+
+
+def judge_head(
+    score: HeadScore | None,
+    source: HeadScore | None,
+    *,
+    trunk: Divergence | None = None,
+    heads: Divergence | None = None,
+) -> Finding:
+    """The head of an artifact beside that of its source.
+
+    Args:
+        score: of the artifact; ``None``: it has no head, and should.
+        source: of the source; ``None``: not known, or it has none.
+        trunk, heads: divergence of trunk and head from the source's, where both were run.
+    """
+    check = Check.MTP_HEAD
+    if score is None:
+        return Finding(check, Status.FAIL, "the source has an MTP head, the artifact has none")
+    if broken := _not_finite(score, heads):
+        return Finding(check, Status.FAIL, f"the head's {broken} is not finite: a weight is damaged")
+    share = with_error(Estimate(score.acceptance, score.error), share=True)
+    words = f"{share} of {score.positions} drafts are the model's own choice"
+    data: dict[str, Any] = {**score.to_json(), "source": source.to_json() if source else None}
+    if source is None:
+        least = max(ACCEPTANCE_FLOOR, score.chance)
+        data["least"] = least
+        if not score.acceptance >= least:
+            words += f"; at least {least:.0%} expected: so much is right if the same word is always drafted"
+            return Finding(check, Status.FAIL, words, data)
+        return Finding(check, Status.PASS, f"{words}; no source to compare with", data)
+    moved = trunk.mean if trunk is not None else 0.0
+    least = source.acceptance - _LOSS - _PER_NAT * moved - 2 * score.error
+    data["least"] = least
+    words += f" ({with_error(Estimate(source.acceptance, source.error), share=True)} in the source)"
+    faults = [] if score.acceptance >= least else [f"at least {least:.1%} expected"]
+    if heads is not None and trunk is not None:
+        most = _HEAD_SLACK + _HEAD_FACTOR * trunk.mean
+        data |= {"divergence": heads.to_json(), "most": most}
+        words += f", {with_error(heads.kld.estimate)} nats from the source's head"
+        if not heads.mean <= most:
+            faults.append(f"at most {most:.4f} expected beside a trunk at {trunk.mean:.4f}")
+    if faults:
+        return Finding(check, Status.FAIL, f"{words}; {', '.join(faults)}", data)
+    return Finding(check, Status.PASS, words, data)
