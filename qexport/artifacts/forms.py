@@ -14,7 +14,8 @@ MLX nvfp4              ``scales`` (E4M3)                 level * scale of 16 (* 
 =====================  ================================  =================================================
 
 A config is not asked: what a loader would make of it is a question of its own
-(``verification/stored_form.py``). Stacks of experts are one matrix after the other; MLX and fused experts store them so.
+(``verification/stored_form.py``). Stacks of experts are one matrix after the other; MLX and fused experts
+store them so.
 """
 
 from __future__ import annotations
