@@ -2,10 +2,14 @@
 
     python benchmarks/imatrix_pass.py MODEL TEXT --llama-bin FOLDER_WITH_llama-imatrix [--chunks 16]
         [--chunk 512] [--rounds 2] [--precision auto]
+    python benchmarks/imatrix_pass.py MODEL TEXT --sensitivity [--chunks 16] [...]
 
 llama-imatrix reads a BF16 GGUF that qexport writes first (not counted). Both are timed as whole processes.
 Prints tokens per second, peak memory, and how far the two matrices are apart: the worst correlation and the
 worst mean relative difference of mean squares over all tensors, and what only one of the two has.
+
+The second form times the pass without and with sensitivities of 4096 tokens, in seconds of processors, and
+says what these add to a pass over the default 131072 tokens.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 from gguf_pass import ROOT
-from whole_process import timed
+from whole_process import measured, timed
 
 from qexport.evidence.imatrix_file import read_imatrix
+
+_DEFAULT_TOKENS = 131072
 
 
 def compare(ours: Path, theirs: Path) -> None:
@@ -39,11 +45,29 @@ def compare(ours: Path, theirs: Path) -> None:
     print(f"  only ours: {len(set(mine) - set(peers))}, only theirs: {len(set(peers) - set(mine))}")
 
 
+def with_sensitivity(command: list[str], tokens: int, rounds: int, env: dict[str, str]) -> None:
+    """Print what sensitivities cost."""
+    busy: dict[str, list[float]] = {"plain": [], "sensitivity": []}
+    for _ in range(rounds):
+        for label, more in (("plain", []), ("sensitivity", ["--sensitivity"])):
+            taken, processors, peak = measured([*command, *more], **env)
+            busy[label].append(processors)
+            print(
+                f"{label:>12}: {taken:6.1f} s, {processors:6.1f} s of processors, {peak:6.0f} MiB", flush=True
+            )
+    plain, both = (statistics.median(busy[label]) for label in busy)
+    whole = plain * _DEFAULT_TOKENS / tokens
+    print(f"{tokens} tokens: sensitivities of 4096 add {both - plain:.1f} s of processors to {plain:.1f} s,")
+    print(f"which is {100 * (both - plain) / whole:.1f} % of a pass over {_DEFAULT_TOKENS}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--llama-bin", type=Path, required=True)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--llama-bin", type=Path)
+    mode.add_argument("--sensitivity", action="store_true")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
@@ -56,12 +80,15 @@ def main() -> None:
     env = {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory(dir=args.work) as name:
         folder = Path(name)
-        timed([*qexport, "gguf", str(args.model), "-q", "BF16", "-o", name, "--no-verify"], **env)
-        (bf16,) = folder.glob("*.gguf")
         ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
         limits = ["--calib-tokens", str(tokens), "--calib-chunk", str(args.chunk)]
         mine = [*qexport, "imatrix", str(args.model), "--corpus", str(args.text), "-o", str(ours), *limits]
         mine += ["--threads", str(args.threads), "--precision", args.precision, "--overwrite"]
+        if args.sensitivity:
+            with_sensitivity(mine, tokens, args.rounds, env)
+            return
+        timed([*qexport, "gguf", str(args.model), "-q", "BF16", "-o", name, "--no-verify"], **env)
+        (bf16,) = folder.glob("*.gguf")
         peer = [str(args.llama_bin / "llama-imatrix"), "-m", str(bf16), "-f", str(args.text), "--no-ppl"]
         peer += [
             "-c",

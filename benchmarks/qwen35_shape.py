@@ -14,11 +14,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from qexport.families.table import FAMILIES
 from safetensors.torch import save_file
 
 from qexport.families.build import expected_tensors
 from qexport.families.hyper import resolve
+from qexport.families.known import FAMILIES
 from qexport.families.roles import EXPERT_ROLES, NORM_ROLES, Role
 
 DEMO = Path(__file__).parent.parent / "qexport" / "demo" / "model"
@@ -79,7 +79,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = total = 0
-    for prefix, name, template, _, _ in expected_tensors(hyper, 1):
+    for prefix, template, _, _ in expected_tensors(hyper, 1):
         if template.optional and template.role is not Role.OUTPUT:
             continue
         assert template.role not in EXPERT_ROLES
@@ -90,7 +90,7 @@ def main() -> None:
         if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
             shards.append({})
             size = 0
-        shards[-1][prefix + name] = tensor
+        shards[-1][prefix + template.name] = tensor
         size += tensor.nbytes
         total += tensor.numel()
     index: dict[str, str] = {}

@@ -100,7 +100,8 @@ def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Pa
     from qexport.recipe.recipe import Calibration
 
     amounts = (given["calib_tokens"], given["calib_chunk"], given["calib_seed"])
-    return Calibration(corpus, *amounts, precision=given["precision"], merge=merge)
+    back = {name: given[name] for name in ("sensitivity", "sensitivity_tokens")}
+    return Calibration(corpus, *amounts, precision=given["precision"], merge=merge, **back)
 
 
 def export_format(

@@ -98,6 +98,19 @@ def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """How an importance matrix is collected."""
     for option in (
         click.option(
+            "--sensitivity-tokens",
+            type=click.IntRange(2, COUNT),
+            default=4096,
+            show_default=True,
+            help="The most tokens that gradients are taken of, from the beginning of the text.",
+        ),
+        click.option(
+            "--sensitivity",
+            is_flag=True,
+            help="Collect gradients, too: what an error in each row of the weights costs. The layers are "
+            "read once more.",
+        ),
+        click.option(
             "--activation-memory",
             type=SIZE,
             help="Hidden states that may stay in memory while collecting; more go to a temporary file.  "

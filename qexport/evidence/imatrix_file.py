@@ -6,6 +6,8 @@ errors with it. A stacked expert tensor has one row of numbers per expert. Two f
 * GGUF, ``general.type = imatrix``: tensors ``NAME.in_sum2`` (sums of squares, a row per expert) and
   ``NAME.counts`` (tokens seen, one per expert). The value is sum / count; an expert that saw no token gets
   ones, which means "no preference".
+  Beside them may lie sensitivities (``evidence.sensitivity``), under suffixes that llama.cpp reads past, and
+  ``qexport.sensitivity.*`` that say what they were summed over.
 * legacy ``.dat``: per name a call count and sums already scaled by it; the value is sum / calls. All experts
   lie in one row.
 
@@ -39,11 +41,13 @@ from qexport.container.gguf_write import (
     u32,
 )
 from qexport.errors import InputError
+from qexport.evidence.sensitivity import Sensitivity, Table
 
 if TYPE_CHECKING:
     import numpy as np
 
 
+_SENSITIVITY = "qexport.sensitivity."
 _F32 = 0  # ggml's number of the type
 
 # Those of the largest mixtures take three quarters of a gigabyte.
@@ -65,6 +69,7 @@ class ImportanceMatrix:
         form: which of the two forms the file had.
         label: the file's name, without its folder.
         sha256: of the file.
+        sensitivity: sums of gradients, where they were collected, too; only in the GGUF form.
         path: the file, where it was read from one: nothing is written over it.
     """
 
@@ -76,6 +81,7 @@ class ImportanceMatrix:
     form: Literal["gguf", "legacy"]
     label: str
     sha256: str
+    sensitivity: Sensitivity | None = None
     path: Path | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -123,7 +129,9 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         raise cursor.bad("a name is not text") from None
     if not matrix.sums:
         raise cursor.bad("it has no entries")
-    for name, values in matrix.sums.items():
+    tables = matrix.sensitivity.tables if matrix.sensitivity is not None else {}
+    beside = ((f"{name}.{table}", values) for table in tables for name, values in tables[table].items())
+    for name, values in (*matrix.sums.items(), *beside):
         if not (np.isfinite(values).all() and values.min() >= 0):
             raise InputError(
                 f"{path.name}: {name} has values that are negative or not finite",
@@ -191,7 +199,9 @@ def _read_gguf(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
     import numpy as np
 
     try:
-        header = read_gguf_header(BytesIO(cursor.data), len(cursor.data), lists=("imatrix.datasets",))
+        header = read_gguf_header(
+            BytesIO(cursor.data), len(cursor.data), lists=("imatrix.datasets", f"{_SENSITIVITY}texts")
+        )
     except DamagedGguf as error:
         raise cursor.bad(str(error)) from None
     names = sorted(name.removesuffix(".in_sum2") for name in header.tensors if name.endswith(".in_sum2"))
@@ -214,7 +224,29 @@ def _read_gguf(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
         whole = np.floor(seen.astype(np.float64) + 0.5).astype(np.int64)  # lround: halves away from zero
         sums[name] = found.reshape(len(whole), -1)
         counts[name] = whole
-    return ImportanceMatrix(sums, counts, datasets, chunks, size, "gguf", cursor.label, sha256)
+    sensitivity = _read_sensitivity(cursor, header)
+    return ImportanceMatrix(
+        sums, counts, datasets, chunks, size, "gguf", cursor.label, sha256, sensitivity=sensitivity
+    )
+
+
+def _read_sensitivity(cursor: _Cursor, header: GgufHeader) -> Sensitivity | None:
+    texts = header.texts.get(f"{_SENSITIVITY}texts")
+    if texts is None:
+        return None
+    tokens, drafted = (header.metadata.get(_SENSITIVITY + key) for key in ("tokens", "draft_tokens"))
+    if not (isinstance(tokens, int) and isinstance(drafted, int) and tokens > 0):
+        raise cursor.bad(f"{_SENSITIVITY}tokens or {_SENSITIVITY}draft_tokens is missing")
+    tables: dict[Table, dict[str, np.ndarray]] = {}
+    for full, tensor in header.tensors.items():
+        name, _, suffix = full.rpartition(".")
+        if suffix in list(Table):
+            matrices = tensor.shape[0] if len(tensor.shape) > 1 else 1
+            found = _floats(cursor, header, full)
+            if not found.size:
+                raise cursor.bad(f"{full} is empty")
+            tables.setdefault(Table(suffix), {})[name] = found.reshape(matrices, -1)
+    return Sensitivity(tables, tokens, drafted, texts)
 
 
 def _floats(cursor: _Cursor, header: GgufHeader, name: str) -> np.ndarray:
@@ -243,15 +275,23 @@ def imatrix_bytes(matrix: ImportanceMatrix) -> bytes:
         metadata["imatrix.datasets"] = array(ValueType.STRING, matrix.datasets)
     metadata["imatrix.chunk_count"] = u32(matrix.chunk_count)
     metadata["imatrix.chunk_size"] = u32(matrix.chunk_size)
+    tensors: list[tuple[str, np.ndarray]] = []
+    for name in sorted(matrix.sums, key=str.encode):
+        tensors += [(f"{name}.in_sum2", matrix.sums[name]), (f"{name}.counts", matrix.counts[name][:, None])]
+    if (beside := matrix.sensitivity) is not None:
+        metadata[f"{_SENSITIVITY}tokens"] = u32(beside.tokens)
+        metadata[f"{_SENSITIVITY}draft_tokens"] = u32(beside.draft_tokens)
+        metadata[f"{_SENSITIVITY}texts"] = array(ValueType.STRING, beside.texts)
+        for table in Table:
+            rows = beside.tables.get(table, {})
+            tensors += [(f"{name}.{table}", rows[name]) for name in sorted(rows, key=str.encode)]
     infos: list[TensorInfo] = []
     data: list[bytes] = []
     at = 0
-    for name in sorted(matrix.sums, key=str.encode):
-        sums, counts = matrix.sums[name], matrix.counts[name]
-        for suffix, values in (("in_sum2", sums), ("counts", counts[:, None])):
-            raw = np.ascontiguousarray(values, "<f4").tobytes()
-            shape = values.shape if len(values) > 1 else values.shape[1:]  # ggml leaves outer ones out
-            infos.append(TensorInfo(f"{name}.{suffix}", shape, _F32, at))
-            data += [raw, bytes(padded(len(raw)) - len(raw))]
-            at = padded(at + len(raw))
+    for name, values in tensors:
+        raw = np.ascontiguousarray(values, "<f4").tobytes()
+        shape = values.shape if len(values) > 1 else values.shape[1:]  # ggml leaves outer ones out
+        infos.append(TensorInfo(name, shape, _F32, at))
+        data += [raw, bytes(padded(len(raw)) - len(raw))]
+        at = padded(at + len(raw))
     return b"".join([header_bytes(metadata, infos), *data])

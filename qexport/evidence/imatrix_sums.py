@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.evidence.imatrix_file import ImportanceMatrix
+from qexport.evidence.sensitivity import added
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ _ACTIVE = 1e-5  # a mean square up to this counts as a column that is not used
 
 
 def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) -> ImportanceMatrix:
-    """The sum of several matrices of one model, in the GGUF form.
+    """The sum of several matrices of one model, in the GGUF form; sensitivities of those that have them.
 
     Args:
         label: what the result is called.
@@ -50,6 +51,7 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
             total = sums.get(name, np.zeros(found.size)).reshape(-1) + found.reshape(-1)
             sums[name] = total.reshape(rows, -1)
             counts[name] = _spread(counts.get(name, np.zeros(rows, np.int64)), rows) + _spread(seen, rows)
+    sensitive = [(each.label, each.sensitivity) for each in matrices if each.sensitivity is not None]
     datasets = tuple(dict.fromkeys(name for matrix in matrices for name in matrix.datasets))
     most = max(int(seen.max()) for seen in counts.values())
     return ImportanceMatrix(
@@ -61,6 +63,7 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
         form="gguf",
         label=label,
         sha256="",
+        sensitivity=added(sensitive),
     )
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -32,8 +33,23 @@ class Observer:
         """``inputs``, float32 ``(tokens, columns)``, are about to be multiplied by these tensors.
 
         Args:
-            names: canonical names of the tensors that share the weight (gate and up of an expert).
+            names: canonical names of the tensors that share the weight (gate and up of an expert), in the
+                order of their rows.
             matrix, matrices: which one of a stack, and how many there are; 0 and 1 for a plain matrix.
+        """
+
+    def sent_back(
+        self,
+        names: tuple[str, ...],
+        matrix: int,
+        matrices: int,
+        gradients: torch.Tensor,
+        entered: torch.Tensor,
+    ) -> None:
+        """``gradients``, float32 ``(tokens, rows)``, have come back to the results of such a product.
+
+        Args:
+            entered: sums of squares of what entered it, ``(tokens,)``.
         """
 
     def settle(self, label: str) -> None:
@@ -47,7 +63,8 @@ class Products(TorchFunctionMode):
         observer: who is told.
         wide: results in float32, whatever the weight's dtype.
 
-    :meth:`watch` names the weights of one layer; products with others are done and not told.
+    :meth:`watch` names the weights of one layer; products with others are done and not told. Where inputs
+    want gradients, those of the results are told, too. Weights are fixed: they get none.
     """
 
     def __init__(self, observer: Observer, *, wide: bool) -> None:
@@ -80,26 +97,67 @@ class Products(TorchFunctionMode):
         rows, columns = weight.shape
         names = self._names.get(weight.untyped_storage().data_ptr())
         inputs = input.reshape(-1, columns)
+        tell: Callable[[torch.Tensor, torch.Tensor], None] | None = None
         if names is not None and len(inputs):
             matrices = weight.untyped_storage().nbytes() // (weight.element_size() * rows * columns)
             matrix = weight.storage_offset() // (rows * columns)
             self._observer.saw(names, matrix, matrices, inputs)
-        out = self._product(inputs, weight).to(input.dtype)
+            tell = partial(self._observer.sent_back, names, matrix, matrices)
+        if inputs.requires_grad:
+            out: torch.Tensor = _Differentiable.apply(inputs, weight, self, tell)  # type: ignore[no-untyped-call]
+        else:
+            out = self.product(inputs, weight).to(input.dtype)
         if bias is not None:
             out += bias.to(out.dtype)
         return out.view(*input.shape[:-1], rows)
 
-    def _product(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def product(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``inputs @ weight.T`` in this arithmetic."""
         if weight.dtype == torch.float32:
             return torch._C._nn.linear(inputs, weight)
-        if self._wide and not weight.is_cuda:
-            operand = self._rounded.of(inputs, lambda: inputs.to(weight.dtype).float())
-            with _onednn():
-                return torch._C._nn.linear(operand, weight.float())
-        operand = self._rounded.of(inputs, lambda: inputs.to(weight.dtype))
-        if self._wide:
+        operand, weight = self._operands(inputs, weight)
+        if self._wide and weight.is_cuda:
             return torch.mm(operand, weight.t(), out_dtype=torch.float32)
-        return torch._C._nn.linear(operand, weight)
+        with _onednn():
+            return torch._C._nn.linear(operand, weight)
+
+    def back(self, gradients: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``gradients @ weight``, likewise: what goes back to the inputs."""
+        if weight.dtype == torch.float32:
+            return gradients @ weight
+        operand, weight = self._operands(gradients, weight)
+        if self._wide and weight.is_cuda:
+            return torch.mm(operand, weight, out_dtype=torch.float32)
+        with _onednn():
+            return operand @ weight
+
+    def _operands(self, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both rounded to the weight's dtype; on a CPU in float32 again where results shall be."""
+        if self._wide and not weight.is_cuda:
+            return self._rounded.of(values, lambda: values.to(weight.dtype).float()), weight.float()
+        return self._rounded.of(values, lambda: values.to(weight.dtype)), weight
+
+
+class _Differentiable(torch.autograd.Function):
+    """A product whose weight is fixed: gradients are told and go back to inputs, which need not be kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        products: Products,
+        tell: Callable[[torch.Tensor, torch.Tensor], None] | None,
+    ) -> torch.Tensor:
+        ctx.weight, ctx.products, ctx.tell = weight, products, tell
+        ctx.entered = inputs.float().square().sum(-1)
+        return products.product(inputs, weight).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        if ctx.tell is not None:
+            ctx.tell(gradients, ctx.entered)
+        return ctx.products.back(gradients, ctx.weight).to(gradients.dtype), None, None, None
 
 
 class _Latest:
@@ -136,11 +194,11 @@ def _onednn() -> Iterator[None]:
 
 
 @dataclass
-class InputSquares(Observer):
-    """For every weight, the sum of squares of each input column, and how many tokens were summed.
+class Squares(Observer):
+    """For every weight, sums of squares of one side of its products, and how many tokens were summed.
 
     Attributes:
-        sums: canonical name -> float64 ``(matrices, columns)``.
+        sums: canonical name -> float64 ``(matrices, columns)``, or rows.
         counts: canonical name -> int64 ``(matrices,)``.
     """
 
@@ -148,17 +206,16 @@ class InputSquares(Observer):
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     _totals: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     _squares: _Latest = field(default_factory=_Latest, repr=False)
+    _damage: ClassVar[str]
 
-    def saw(self, names: tuple[str, ...], matrix: int, matrices: int, inputs: torch.Tensor) -> None:
-        # A batch is summed in float32: 2e-7 of the sum, and ten times as fast as in float64.
-        squares = self._squares.of(inputs, lambda: inputs.float().square().sum(0))
-        for name in names:
-            if name not in self._totals:
-                shape = (matrices, inputs.shape[1] + 1)
-                self._totals[name] = torch.zeros(shape, dtype=torch.float64, device=inputs.device)
-            total = self._totals[name]
-            total[matrix, :-1] += squares
-            total[matrix, -1] += len(inputs)
+    def add(self, name: str, matrix: int, matrices: int, squares: torch.Tensor, tokens: int) -> None:
+        """``squares``, summed over ``tokens``, join those of the tensor's matrix."""
+        if name not in self._totals:
+            shape = (matrices, len(squares) + 1)
+            self._totals[name] = torch.zeros(shape, dtype=torch.float64, device=squares.device)
+        total = self._totals[name]
+        total[matrix, :-1] += squares
+        total[matrix, -1] += tokens
 
     def settle(self, label: str) -> None:
         """Move what was collected since the last time into ``sums`` and ``counts``.
@@ -173,9 +230,55 @@ class InputSquares(Observer):
             table = total.cpu().numpy()
             if not np.isfinite(table).all():
                 raise InputError(
-                    f"{label}: what enters {name} is not finite; the weights before it are damaged",
+                    f"{label}: {self._damage.format(name)}",
                     hint="Merge again in float32, or from an earlier checkpoint.",
                 )
             self.sums[name] = self.sums.get(name, 0) + table[:, :-1]
             self.counts[name] = self.counts.get(name, 0) + table[:, -1].astype(np.int64)
         self._totals = {}
+
+
+class InputSquares(Squares):
+    """What enters: sums of squares of each input column."""
+
+    _damage = "what enters {} is not finite; the weights before it are damaged"
+
+    def saw(self, names: tuple[str, ...], matrix: int, matrices: int, inputs: torch.Tensor) -> None:
+        # A batch is summed in float32: 2e-7 of the sum, and ten times as fast as in float64.
+        squares = self._squares.of(inputs, lambda: inputs.float().square().sum(0))
+        for name in names:
+            self.add(name, matrix, matrices, squares, len(inputs))
+
+
+@dataclass
+class OutputGradients(Squares):
+    """What comes back: sums of squares of the gradient at each output row.
+
+    Attributes:
+        joint: canonical name -> float64 ``(matrices, 2)``: over tokens, the gradient's squares times the
+            input's (:func:`joint`), and the input's alone.
+    """
+
+    joint: dict[str, torch.Tensor] = field(default_factory=dict)
+    _damage = "the gradient that comes back to {} is not finite; the weights behind it are damaged"
+
+    def sent_back(
+        self,
+        names: tuple[str, ...],
+        matrix: int,
+        matrices: int,
+        gradients: torch.Tensor,
+        entered: torch.Tensor,
+    ) -> None:
+        squares = gradients.float().square()
+        for name, part in zip(names, squares.chunk(len(names), dim=1), strict=True):
+            self.add(name, matrix, matrices, part.sum(0), len(part))
+            if name not in self.joint:
+                self.joint[name] = torch.zeros((matrices, 2), dtype=torch.float64, device=part.device)
+            self.joint[name][matrix] += joint(part.sum(1), entered)
+
+
+def joint(returned: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+    """Of a token's squared gradient and squared input: the sum of products, the sum of inputs."""
+    entered = entered.double()
+    return torch.stack([(returned.double() * entered).sum(), entered.sum()])

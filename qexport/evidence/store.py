@@ -25,6 +25,11 @@ class Kind(StrEnum):
     """What can be known of a tensor; each is a table with a row for each of its matrices."""
 
     INPUT_SQUARES = "mean squared inputs"  # float32 (matrices, columns)
+    OUTPUT_GRADIENTS = "mean squared output gradients"  # float32 (matrices, rows), per token of the text
+    JOINT = "how output gradients and inputs go together"  # float32 (matrices, 1), 1 if independent
+    HEAD_INPUTS = "mean squared inputs of the output matrix"  # float32 (1, columns); weighs no encoder
+    LOOKUPS = "how often rows are looked up"  # float32 (1, rows), shares
+    LOOKUP_GRADIENTS = "mean squared gradients of what is looked up"  # float32 (1, columns)
     LARGEST = "largest magnitude"  # float64 (matrices,); found by the pass
 
 

@@ -93,8 +93,10 @@ class LayerStream:
         for child in self._base.children():  # rotary tables
             if not any(True for _ in child.parameters()):
                 child.to(self._device)
+        self._model.requires_grad_(False)  # gradients are those of what flows, never of weights
         self._wanted = state_of(self._model)
         if self._mtp is not None:
+            self._mtp.module.requires_grad_(False)
             inside = state_of(self._mtp.module)
             self._wanted |= {name: inside[own] for name, own in self._mtp.names.items()}
 
@@ -125,6 +127,7 @@ class LayerStream:
         progress: Progress | None = None,
         final: Callable[[int, torch.Tensor], None] | None = None,
         draft: Callable[[int, torch.Tensor], None] | None = None,
+        entering: Callable[[int, int, torch.Tensor], None] | None = None,
     ) -> None:
         """Send ``tokens`` through the model.
 
@@ -136,6 +139,8 @@ class LayerStream:
                 float32 ``(chunks, chunk, width)`` on the device, batch by batch.
             draft: called likewise with what the MTP block gives after its own norm, for every position that
                 has a next token: ``(chunks, chunk - 1, width)``. Never called where there is no head.
+            entering: called with a layer's number, the first chunk's and the hidden states that enter it;
+                what enters the final norm has the number after the last layer's.
 
         Raises:
             InputError: ids beyond the vocabulary, chunks too short, weights that give NaN.
@@ -148,7 +153,7 @@ class LayerStream:
         width = self._model.config.hidden_size
         limit, folder = self.state_limit, self.options.spill_folder
         with (
-            _threads(self.options.threads),
+            threads(self.options.threads),
             quiet_transformers(),
             torch.no_grad(),
             closing(HiddenStates((len(ids), ids.shape[1], width), limit=limit, folder=folder)) as states,
@@ -156,11 +161,14 @@ class LayerStream:
             for start, stop in batches:
                 states.write(start, self._embed(ids[start:stop], self._named(Role.TOKEN_EMBD)))
                 advance(1)
-            self._trunk(states, batches, observer, advance)
+            self._trunk(states, batches, observer, advance, entering)
             norm = self._base.norm
             self._place(norm, self._weights([self._named(Role.OUTPUT_NORM)]), "model.norm.")
             for start, stop in batches:
-                hidden = norm(states.read(start, stop).to(self._device))
+                hidden = states.read(start, stop).to(self._device)
+                if entering is not None:
+                    entering(self.view.layers, start, hidden)
+                hidden = norm(hidden)
                 states.write(start, hidden)
                 if final is not None:
                     final(start, hidden)
@@ -175,29 +183,19 @@ class LayerStream:
         batches: Sequence[tuple[int, int]],
         observer: Observer,
         advance: Callable[[int], None],
+        entering: Callable[[int, int, torch.Tensor], None] | None,
     ) -> None:
         contexts = self._contexts(batches, states.shape[1])
         products = Products(observer, wide=self.precision != "bfloat16")
-        freed = 0
-        for layer, tensors, weights in self._layers():
-            module = self._base.layers[layer]
-            prefix = f"model.layers.{layer}."
-            self._place(module, weights, prefix)
-            products.watch(*_matrices(tensors, weights))
+        for layer, module in self._layers(products, observer):
             with products:
                 for start, stop in batches:
                     args, kwargs = contexts[stop - start][layer]
                     hidden = states.read(start, stop).to(self._device)
-                    states.write(start, _only(module(hidden, *args, **kwargs)))
+                    if entering is not None:
+                        entering(layer, start, hidden)
+                    states.write(start, only(module(hidden, *args, **kwargs)))
                     advance(1)
-            observer.settle(f"layer {layer}")
-            module.to("meta")
-            freed += sum(weight.nbytes for weight in weights.values())
-            products.watch({}, {})
-            del weights  # before the layer after next is read
-            if freed >= _WORTH_RETURNING:
-                return_freed_memory()
-                freed = 0
 
     def _draft(
         self,
@@ -210,44 +208,74 @@ class LayerStream:
         draft: Callable[[int, torch.Tensor], None] | None,
     ) -> None:
         """The MTP block over every position that has a next token."""
-        tensors = [t for t in self.view if t.block is Block.MTP and t.role not in OUTSIDE_HEAD]
-        weights, block = self._weights(tensors), head.module
-        self._require(head.names.keys() - weights.keys())
-        self._place(block, {head.names[name]: weight for name, weight in weights.items()}, "")
-        table = self.view.find(Role.MTP_EMBED) or self._named(Role.TOKEN_EMBD)
         contexts = self._contexts(batches, ids.shape[1] - 1)
-        kinds = getattr(self._model.config, "layer_types", None) or ["full_attention"]
-        full = list(kinds).index("full_attention")
         products = Products(observer, wide=self.precision != "bfloat16")
-        products.watch(*_matrices(tensors, weights))
-        with products:
+        with self._head(head, products, observer) as table, products:
             for start, stop in batches:
                 following = self._embed(ids[start:stop, 1:], table)
                 hidden = states.read(start, stop)[:, :-1].to(self._device)
-                both = (block.embed_norm(following), block.hidden_norm(hidden))
-                hidden = block.fc(torch.cat(both, dim=-1))
-                args, kwargs = contexts[stop - start][full]
-                for module in block.layers:
-                    hidden = _only(module(hidden, *args, **kwargs))
+                hidden = self._drafted(head, following, hidden, contexts[stop - start])
                 if draft is not None:
-                    draft(start, block.norm(hidden))
+                    draft(start, hidden)
                 advance(1)
-        observer.settle("the MTP block")
-        block.to("meta")
 
-    def _layers(self) -> Iterator[tuple[int, list[ModelTensor], dict[str, torch.Tensor]]]:
-        """Every trunk layer with its weights; the next one is read meanwhile."""
-        by_layer: list[list[ModelTensor]] = [[] for _ in range(self.view.layers)]
+    @contextmanager
+    def _head(self, head: Head, products: Products, observer: Observer) -> Iterator[ModelTensor]:
+        """The MTP block with its weights, which ``products`` watches; gives the embedding that it takes."""
+        tensors = [t for t in self.view if t.block is Block.MTP and t.role not in OUTSIDE_HEAD]
+        weights = self._weights(tensors)
+        self._require(head.names.keys() - weights.keys())
+        self._place(head.module, {head.names[name]: weight for name, weight in weights.items()}, "")
+        products.watch(*matrices(tensors, weights))
+        yield self.view.find(Role.MTP_EMBED) or self._named(Role.TOKEN_EMBD)
+        observer.settle("the MTP block")
+        products.watch({}, {})
+        head.module.to("meta")
+
+    def _drafted(
+        self, head: Head, following: torch.Tensor, hidden: torch.Tensor, contexts: list[Context]
+    ) -> torch.Tensor:
+        """What the MTP block gives, after its own norm, for the embeddings of the tokens that follow."""
+        block = head.module
+        both = (block.embed_norm(following), block.hidden_norm(hidden))
+        hidden = block.fc(torch.cat(both, dim=-1))
+        kinds = getattr(self._model.config, "layer_types", None) or ["full_attention"]
+        args, kwargs = contexts[list(kinds).index("full_attention")]
+        for module in block.layers:
+            hidden = only(module(hidden, *args, **kwargs))
+        normed: torch.Tensor = block.norm(hidden)
+        return normed
+
+    def _layers(
+        self, products: Products, observer: Observer, *, backwards: bool = False
+    ) -> Iterator[tuple[int, Any]]:
+        """Every trunk layer's module with its weights, which ``products`` watches; then it is let go, and the
+        observer settles. The next one is read meanwhile.
+        """
+        by_layer: dict[int, list[ModelTensor]] = {layer: [] for layer in range(self.view.layers)}
         for tensor in self.view:
             if tensor.block is Block.TRUNK and tensor.layer is not None:
                 by_layer[tensor.layer].append(tensor)
+        order = sorted(by_layer, reverse=backwards)
+        freed = 0
         with ThreadPoolExecutor(1, thread_name_prefix="read layer") as reader:
-            ahead = reader.submit(self._weights, by_layer[0])
-            for layer, tensors in enumerate(by_layer):
+            ahead = reader.submit(self._weights, by_layer[order[0]])
+            for layer, following in zip(order, [*order[1:], None], strict=True):
                 weights = ahead.result()
-                if layer + 1 < len(by_layer):
-                    ahead = reader.submit(self._weights, by_layer[layer + 1])
-                yield layer, tensors, weights
+                if following is not None:
+                    ahead = reader.submit(self._weights, by_layer[following])
+                module = self._base.layers[layer]
+                self._place(module, weights, f"model.layers.{layer}.")
+                products.watch(*matrices(by_layer[layer], weights))
+                yield layer, module
+                observer.settle(f"layer {layer}")
+                module.to("meta")
+                freed += sum(weight.nbytes for weight in weights.values())
+                products.watch({}, {})
+                del weights  # before the layer after next is read
+                if freed >= _WORTH_RETURNING:
+                    return_freed_memory()
+                    freed = 0
 
     def _weights(self, tensors: Sequence[ModelTensor]) -> dict[str, torch.Tensor]:
         return fill(tensors, self._wanted, self._stored_as, self._device)
@@ -339,7 +367,7 @@ class _Notes(torch.nn.Module):
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
     """torch's own number of threads comes back afterwards."""
     before = torch.get_num_threads()
     if count is not None:
@@ -350,19 +378,23 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _matrices(
+def matrices(
     tensors: Sequence[ModelTensor], weights: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
-    """The parameters that products use, and the canonical names of what each holds."""
+    """The parameters that products use, and the canonical names of what each holds, in the order of rows."""
     names: dict[str, tuple[str, ...]] = {}
-    for tensor in tensors:
-        parameter, _ = parameter_of(tensor)
+    for parameter, _, name in sorted((*_place_of(tensor), tensor.name) for tensor in tensors):
         if weights[parameter].ndim >= 2:
-            names[parameter] = (*names.get(parameter, ()), tensor.name)
+            names[parameter] = (*names.get(parameter, ()), name)
     return {parameter: weights[parameter] for parameter in names}, names
 
 
-def _only(result: Any) -> torch.Tensor:
+def _place_of(tensor: ModelTensor) -> tuple[str, int]:
+    parameter, rows = parameter_of(tensor)
+    return parameter, 0 if rows is None else int(rows.start)
+
+
+def only(result: Any) -> torch.Tensor:
     """Hidden states, from a layer that gives them alone or in front of other things."""
     first: torch.Tensor = result[0] if isinstance(result, tuple) else result
     return first

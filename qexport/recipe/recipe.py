@@ -61,6 +61,8 @@ class Calibration:
         precision: arithmetic of the collecting pass.
         imatrix: a matrix that is ready; then nothing else is used.
         merge: matrices that are added to the one that is collected.
+        sensitivity: whether gradients are collected, too: what an error in each row costs.
+        sensitivity_tokens: the most tokens that gradients are taken of, from the beginning of the text.
     """
 
     corpus: Path | None = None
@@ -70,6 +72,8 @@ class Calibration:
     precision: Precision = "auto"
     imatrix: Path | None = None
     merge: tuple[Path, ...] = ()
+    sensitivity: bool = False
+    sensitivity_tokens: int = 4096
 
 
 class Card(Part):

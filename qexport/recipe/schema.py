@@ -104,6 +104,7 @@ _CALIBRATION = model_of(
     own={
         "tokens": Annotated[Whole, Field(ge=2)] | None,
         "chunk": Annotated[Whole, Field(ge=2, le=1 << 20)],
+        "sensitivity_tokens": Annotated[Whole, Field(ge=2)],
     },
 )
 _Calibration: Any = Annotated[_CALIBRATION, AfterValidator(_matrix_alone)]

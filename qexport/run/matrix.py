@@ -22,7 +22,7 @@ from qexport.evidence.modules import import_transformers
 from qexport.evidence.tokens import tokenize
 from qexport.families.roles import Role
 from qexport.formats.gguf.file_name import matrix_name
-from qexport.formats.gguf.importance import gguf_importance, plan_imatrix, uncollected
+from qexport.formats.gguf.importance import gguf_importance, plan_imatrix, uncollected, unfelt
 from qexport.onepass.execute import execute
 from qexport.receipt.store import write_receipt
 from qexport.run.model import sources_of
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.evidence.options import StreamOptions
+    from qexport.evidence.sensitivity import Sensitivity
     from qexport.evidence.tokens import Chunks
     from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
@@ -84,7 +85,10 @@ class Wanted:
         sums, counts = uncollected(view)
         # As many tokens as every matrix of the trunk sees: merging counts chunks by them.
         counts = {name: ones * self.chunks.tokens for name, ones in counts.items()}
-        return Matrix(_matrix(self, view, sums, counts))
+        felt = None
+        if self.how.sensitivity:
+            felt = unfelt(view, 1, 1, (f"{self.chunks.sha256} seed {self.how.seed}",))
+        return Matrix(_matrix(self, view, sums, counts, felt))
 
     def key(self, view: ModelView) -> str:
         """What the collected matrix follows from, as a hash: weights, text, precision, matrices merged."""
@@ -95,6 +99,7 @@ class Wanted:
             _facts(self.chunks),
             [self.stream.precision, self.stream.device],
             [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.how.merge],
+            *([self.how.sensitivity_tokens] if self.how.sensitivity else []),
         ]
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -156,11 +161,16 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
         InputError: damaged weights; a matrix to merge belongs to another model.
         EnvironmentProblem: no room for activations.
     """
-    from qexport.evidence.observe import InputSquares  # brings torch
+    from qexport.evidence.backward import TwoWayStream  # brings torch
+    from qexport.evidence.observe import InputSquares
     from qexport.evidence.stream import LayerStream
 
-    stream, squares, chunks = LayerStream(view, wanted.stream), InputSquares(), wanted.chunks
+    how, squares, chunks = wanted.how, InputSquares(), wanted.chunks
     states = chunks.tokens * int(view.text["hidden_size"]) * 4
+    back, stream = None, LayerStream(view, wanted.stream)
+    if how.sensitivity:
+        stream = back = TwoWayStream(view, wanted.stream, at_most=how.sensitivity_tokens, seed=how.seed)
+        states += back.kept_bytes(chunks.ids)
     watcher.say(
         f"importance matrix: {chunks.dataset}, {len(chunks.ids)} chunks of {chunks.size}, "
         f"{stream.precision} on {wanted.stream.device}, {size_text(states)} of hidden states"
@@ -170,8 +180,12 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
         counts = ", ".join(f"{count} {how}" for how, count in chunks.chats.items() if count)
         watcher.say(f"  conversations: {counts}; the first that was not as it is: {chunks.fallback_reason}")
     begun = monotonic()
+    felt = None
     with watcher.phase(Phase.COLLECTING, stream.units(chunks.ids)) as progress:
-        stream.run(chunks.ids, squares, progress=progress)
+        if back is None:
+            stream.run(chunks.ids, squares, progress=progress)
+        else:
+            felt = back.run_both(chunks.ids, squares, text=chunks.sha256, progress=progress).sensitivity
     seconds = monotonic() - begun
     facts = {
         **_facts(chunks),
@@ -179,9 +193,10 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
         "precision": stream.precision,
         "seconds": round(seconds, 1),
         "tokens_per_second": round(chunks.tokens / max(seconds, 1e-9), 1),
+        **({} if felt is None else {"sensitivity_tokens": felt.tokens}),
     }
     watcher.say(f"  collected in {facts['seconds']} s, {facts['tokens_per_second']} tokens/s")
-    return Matrix(_matrix(wanted, view, squares.sums, squares.counts), facts)
+    return Matrix(_matrix(wanted, view, squares.sums, squares.counts, felt), facts)
 
 
 def write_matrix(
@@ -211,7 +226,11 @@ def write_matrix(
 
 
 def _matrix(
-    wanted: Wanted, view: ModelView, sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]
+    wanted: Wanted,
+    view: ModelView,
+    sums: Mapping[str, np.ndarray],
+    counts: Mapping[str, np.ndarray],
+    sensitivity: Sensitivity | None,
 ) -> ImportanceMatrix:
     chunks = wanted.chunks
     fresh = gguf_importance(
@@ -222,6 +241,7 @@ def _matrix(
         chunk_count=len(chunks.ids),
         chunk_size=chunks.size,
         label=wanted.name,
+        sensitivity=sensitivity,
     )
     if not wanted.how.merge:
         return fresh

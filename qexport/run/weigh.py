@@ -91,14 +91,14 @@ def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequenc
                 uses = artifact.importance and (not artifact.types or uses_matrix(part))
                 nbytes = sum(plan.size for plan in part)
                 weighed.append(Weighed(unit, nbytes, core_seconds(part), uses, verified))
-    tokens = _tokens(recipe)
+    tokens, back = _tokens(recipe), _way_back(recipe)
     return Burden(
         subject=subject.key,
         units=tuple(weighed),
         source=_download(underneath(diagnosis.subject.checkpoint)) + _head(diagnosis),
         layer=_largest_layer(view),
-        calibration=active_weights(view) * tokens,
-        states=tokens * int(view.text["hidden_size"]) * 4,
+        calibration=active_weights(view) * (tokens + 2 * back),
+        states=(tokens + back * (view.layers + 1)) * int(view.text["hidden_size"]) * 4,
         exact=True,
     )
 
@@ -120,8 +120,8 @@ def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[U
         units=tuple(weighed),
         source=int(2 * parameters) if on_hub else 0,
         layer=int(2 * parameters / 20),  # few models have fewer layers
-        calibration=parameters * _tokens(recipe),
-        states=_tokens(recipe) * 8192 * 4,
+        calibration=parameters * (_tokens(recipe) + 2 * _way_back(recipe)),
+        states=(_tokens(recipe) + 80 * _way_back(recipe)) * 8192 * 4,
         exact=False,
     )
 
@@ -152,6 +152,14 @@ def _tokens(recipe: Recipe) -> int:
     if calibration is None or calibration.imatrix is not None:
         return 0
     return calibration.tokens or _BUILT_IN_TOKENS
+
+
+def _way_back(recipe: Recipe) -> int:
+    """Tokens of which gradients are taken."""
+    calibration = recipe.calibration
+    if calibration is None or not calibration.sensitivity:
+        return 0
+    return min(_tokens(recipe), calibration.sensitivity_tokens)
 
 
 def _largest_layer(view: ModelView) -> int:

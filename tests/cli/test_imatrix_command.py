@@ -50,6 +50,47 @@ def receipt(folder: Path) -> dict[str, dict[str, Any]]:
 # --- qexport imatrix -------------------------------------------------------------------------------------
 
 
+def test_sensitivities_beside_it(zoo: Any, out: Path, corpus: Path) -> None:
+    """As many bytes as planned; a matrix with them is another one to whoever runs again; merging adds."""
+    target = out / "m.gguf_file"
+    words = ("imatrix", zoo("qwen3_5"), "--corpus", corpus, "-o", target, *SMALL)
+    planned = json.loads(ok(*words, "--sensitivity", "--dry-run", "--json").stdout)
+    assert json.loads(ok(*words, "--dry-run", "--json").stdout)["bytes"] < planned["bytes"]
+    ok(*words, "--sensitivity", "--sensitivity-tokens", 32)
+    assert target.stat().st_size == planned["bytes"]
+    found = read_imatrix(target).sensitivity
+    assert found is not None
+    assert (found.tokens, found.draft_tokens) == (32, 31)
+    details = receipt(out)["m.gguf_file"]["details"]
+    assert details["sensitivity_tokens"] == 32
+    assert found.texts == (f"{details['tokens_sha256']} seed 0",)
+    both = out / "both.gguf_file"
+    ok(*words[:4], "-o", both, *SMALL, "--merge", target)
+    merged = read_imatrix(both)
+    assert merged.sensitivity is not None
+    assert merged.sensitivity.tokens == 32
+    assert merged.counts["blk.0.ffn_up.weight"].tolist() == [128]
+
+
+def test_gguf_collects_them_too(zoo: Any, out: Path, corpus: Path) -> None:
+    """The file's bytes are the same with and without: sensitivities weigh no encoder."""
+    words = ("gguf", zoo("smollm"), "-q", "Q4_K_M", "--imatrix", corpus, *SMALL, "--no-verify")
+    ok(*words, "-o", out / "plain")
+    ok(*words, "-o", out / "both", "--sensitivity", "--sensitivity-tokens", 32)
+    (plain, felt) = (
+        next(path for path in (out / folder).iterdir() if path.name.endswith("-imatrix.gguf_file"))
+        for folder in ("plain", "both")
+    )
+    assert read_imatrix(plain).sensitivity is None
+    assert read_imatrix(felt).sensitivity is not None
+    one, two = (gguf.GGUFReader(next((out / f).glob("*-Q4_K_M.gguf"))) for f in ("plain", "both"))
+    for left, right in zip(one.tensors, two.tensors, strict=True):
+        assert left.name == right.name
+        assert np.array_equal(left.data, right.data)
+    again = ok(*words, "-o", out / "both", "--sensitivity", "--sensitivity-tokens", 32)
+    assert "collected in" not in again.stderr
+
+
 def test_a_matrix_and_its_receipt(zoo: Any, out: Path) -> None:
     target = out / "m.gguf"
     ran = ok("imatrix", zoo("qwen3_5"), "-o", target, *SMALL, "--calib-seed", 3)

@@ -42,6 +42,7 @@ class Draft:
     def __post_init__(self) -> None:
         self.tensors, self.config = load(self.folder)
         self.seen = Sums()
+        self.out = torch.empty(0)
 
     def run(self, ids: np.ndarray, hidden: torch.Tensor) -> Sums:
         """``hidden``: what the trunk gives for ``ids``, after its final norm."""
@@ -57,9 +58,10 @@ class Draft:
         h = h + self.attention(self.norm(h, f"{at}.input_layernorm"), f"{at}.self_attn")
         inner = self.norm(h, f"{at}.post_attention_layernorm")
         if self.config.get("num_experts"):
-            self.moe(inner.reshape(-1, inner.shape[-1]), f"{at}.mlp")
+            made = self.moe(inner.reshape(-1, inner.shape[-1]), f"{at}.mlp").view(inner.shape)
         else:
-            self.mlp(inner, f"{at}.mlp")
+            made = self.mlp(inner, f"{at}.mlp")
+        self.out = self.norm(h + made, "mtp.norm")
         return self.seen
 
     def times(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
@@ -102,19 +104,25 @@ class Draft:
         inner = silu(self.times(x, f"{at}.gate_proj")) * self.times(x, f"{at}.up_proj")
         return self.times(inner, f"{at}.down_proj")
 
-    def moe(self, x: torch.Tensor, at: str) -> None:
+    def moe(self, x: torch.Tensor, at: str) -> torch.Tensor:
         """Shared expert, router, and each expert over the tokens among whose best it is."""
         many = self.config["num_experts"]
-        self.times(x, f"{at}.shared_expert_gate")
-        self.mlp(x, f"{at}.shared_expert")
-        best = self.times(x, f"{at}.gate").topk(self.config["num_experts_per_tok"], dim=-1).indices
+        out = torch.sigmoid(self.times(x, f"{at}.shared_expert_gate")) * self.mlp(x, f"{at}.shared_expert")
+        best = self.times(x, f"{at}.gate").softmax(-1).topk(self.config["num_experts_per_tok"], dim=-1)
         for expert in range(many):
-            inputs = x[(best == expert).any(-1)]
+            tokens, place = torch.nonzero(best.indices == expert, as_tuple=True)
             gate, up = self.expert(at, expert)
-            for part in ("gate_proj", "up_proj"):
-                self.seen.add(f"{at}.experts.{part}.weight", inputs, expert, many)
-            inner = silu(inputs @ gate.t()) * (inputs @ up.t())
-            self.seen.add(f"{at}.experts.down_proj.weight", inner, expert, many)
+            inner = silu(self.into(x[tokens], gate, f"{at}.experts.gate_proj", expert))
+            inner = inner * self.into(x[tokens], up, f"{at}.experts.up_proj", expert)
+            back = self.into(inner, self.down(at, expert), f"{at}.experts.down_proj", expert)
+            share = best.values[tokens, place, None] / best.values[tokens].sum(-1, keepdim=True)
+            out = out.index_add(0, tokens, back * share)
+        return out
+
+    def into(self, inputs: torch.Tensor, weight: torch.Tensor, name: str, expert: int) -> torch.Tensor:
+        """A product of one expert."""
+        self.seen.add(f"{name}.weight", inputs, expert, self.config["num_experts"])
+        return inputs @ weight.t()
 
     def expert(self, at: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate and up of one expert, however the checkpoint stores them."""
@@ -124,3 +132,12 @@ class Draft:
             return gate, up
         each = f"{at}.experts.{number}"
         return self.tensors[f"{each}.gate_proj.weight"], self.tensors[f"{each}.up_proj.weight"]
+
+    def down(self, at: str, number: int) -> torch.Tensor:
+        """The last matrix of one expert."""
+        stacked = self.tensors.get(f"{at}.experts.down_proj")
+        return (
+            stacked[number]
+            if stacked is not None
+            else self.tensors[f"{at}.experts.{number}.down_proj.weight"]
+        )

@@ -138,6 +138,9 @@ def test_importance_where_nothing_is_said(tmp_path):
     assert [a.importance for a in plain.artifacts] == [False, False]
     calibrated = load(tmp_path, SMALL + "calibration: {}\n")
     assert [a.importance for a in calibrated.artifacts] == [True, False]
+    assert not calibrated.calibration.sensitivity
+    felt = load(tmp_path, SMALL + "calibration: {sensitivity: true, sensitivity_tokens: 512}\n")
+    assert (felt.calibration.sensitivity, felt.calibration.sensitivity_tokens) == (True, 512)
 
 
 def test_overrides(tmp_path):

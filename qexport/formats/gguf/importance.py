@@ -11,10 +11,12 @@ nothing for it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
+from qexport.evidence.sensitivity import Sensitivity, Table
 from qexport.evidence.store import NOTHING, Evidence, Kind
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
@@ -46,12 +48,14 @@ def gguf_importance(
     chunk_count: int,
     chunk_size: int,
     label: str,
+    sensitivity: Sensitivity | None = None,
 ) -> ImportanceMatrix:
     """Statistics of canonical tensors as an importance matrix of the GGUF file.
 
     Args:
         sums: sums of squared inputs, ``(matrices, columns)`` by canonical name.
         counts: tokens seen, ``(matrices,)`` by canonical name.
+        sensitivity: sums of gradients by canonical name, rows in the order of the checkpoint.
     """
     import numpy as np
 
@@ -72,8 +76,68 @@ def gguf_importance(
         form="gguf",
         label=label,
         sha256="",
+        sensitivity=None if sensitivity is None else _outward(view, sensitivity),
     )
     return sealed(matrix)
+
+
+def _outward(view: ModelView, sensitivity: Sensitivity) -> Sensitivity:
+    """The same under the names of GGUF tensors, gradients in the order of their rows."""
+    arch = arch_of(view)
+    tables: dict[Table, dict[str, np.ndarray]] = {table: {} for table in sensitivity.tables}
+    for tensor in view:
+        for table in sensitivity.tables:
+            values = sensitivity.tables[table].get(tensor.name)
+            if values is not None:
+                order = _row_order(view, tensor) if table is Table.GRADIENTS else None
+                name = gguf_name(arch, view, tensor)
+                tables[table][name] = values if order is None else values[:, order]
+    return replace(sensitivity, tables=tables)
+
+
+def _inward(view: ModelView, tensor: ModelTensor, matrix: ImportanceMatrix) -> dict[Kind, np.ndarray]:
+    """What the matrix says of a tensor's sensitivity: means, under the names of the store."""
+    import numpy as np
+
+    found: dict[Kind, np.ndarray] = {}
+    if (beside := matrix.sensitivity) is None:
+        return found
+    name, matrices = gguf_name(arch_of(view), view, tensor), tensor.shape[0] if len(tensor.shape) == 3 else 1
+    tokens = max(1, beside.draft_tokens if tensor.block is Block.MTP else beside.tokens)
+    rows, columns = (matrices, tensor.shape[-2]), (1, tensor.shape[-1])
+    for table, kind, shape in (
+        (Table.GRADIENTS, Kind.OUTPUT_GRADIENTS, rows),
+        (Table.HEAD_INPUTS, Kind.HEAD_INPUTS, columns),
+        (Table.LOOKUPS, Kind.LOOKUPS, rows),
+        (Table.LOOKUP_GRADIENTS, Kind.LOOKUP_GRADIENTS, columns),
+    ):
+        sums = beside.tables.get(table, {}).get(name)
+        if sums is None:
+            continue
+        if sums.shape != shape:
+            raise InputError(
+                f"{matrix.label} has {sums.shape} values for {name}.{table}, not {shape}: "
+                "it was made for another model",
+                hint="Make one for this model, or leave it out.",
+            )
+        if table is Table.GRADIENTS and (order := _row_order(view, tensor)) is not None:
+            sums = sums[:, np.argsort(order)]
+        whole = np.float32(sums.sum() if table is Table.LOOKUPS else tokens)
+        found[kind] = np.ascontiguousarray(sums / max(whole, np.float32(1)), np.float32)
+    pair, seen = (beside.tables.get(table, {}).get(name) for table in (Table.JOINT, Table.TOKENS))
+    if Kind.OUTPUT_GRADIENTS in found and pair is not None and seen is not None:
+        if (pair.shape, seen.shape) != ((matrices, 2), (matrices, 1)):
+            raise InputError(f"{matrix.label}: {name}.{Table.JOINT} or {Table.TOKENS} has another size")
+        returned = beside.tables[Table.GRADIENTS][name].sum(1, keepdims=True, dtype=np.float64)
+        apart = returned * pair[:, 1:]
+        together = np.divide(seen * pair[:, :1], apart, out=np.ones_like(apart), where=apart > 0)
+        found[Kind.JOINT] = together.astype(np.float32)
+    return found
+
+
+def _row_order(view: ModelView, tensor: ModelTensor) -> np.ndarray | None:
+    """For each row of the GGUF matrix, the checkpoint's."""
+    return arrangement_of(arch_of(view), view, tensor).row_order
 
 
 def evidence_of(view: ModelView, matrix: ImportanceMatrix | None) -> Evidence:
@@ -91,9 +155,12 @@ def evidence_of(view: ModelView, matrix: ImportanceMatrix | None) -> Evidence:
 
     arch = arch_of(view)
     found: dict[str, np.ndarray] = {}
+    tables: dict[Kind, dict[str, np.ndarray]] = {Kind.INPUT_SQUARES: found}
     for tensor in view:
         if tensor.block is Block.VISION or tensor.role in _NO_PRODUCT or len(tensor.shape) < 2:
             continue
+        for kind, table in _inward(view, tensor, matrix).items():
+            tables.setdefault(kind, {})[tensor.name] = table
         name, matrices = gguf_name(arch, view, tensor), tensor.shape[0] if len(tensor.shape) == 3 else 1
         values = matrix.entries.get(name)
         if values is None or (tensor.role is Role.TOKEN_EMBD and values.size != tensor.shape[-1]):
@@ -106,7 +173,7 @@ def evidence_of(view: ModelView, matrix: ImportanceMatrix | None) -> Evidence:
             f"{matrix.label} names none of this model's tensors: it was made for another model",
             hint="Make one for this model with `qexport imatrix MODEL`, or leave it out.",
         )
-    return Evidence({Kind.INPUT_SQUARES: found})
+    return Evidence(tables)
 
 
 def uncollected(view: ModelView) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -119,6 +186,26 @@ def uncollected(view: ModelView) -> tuple[dict[str, np.ndarray], dict[str, np.nd
         sums[tensor.name] = np.ones((matrices, tensor.shape[-1]), np.float32)
         counts[tensor.name] = np.ones(matrices, np.int64)
     return sums, counts
+
+
+def unfelt(view: ModelView, tokens: int, draft_tokens: int, texts: tuple[str, ...]) -> Sensitivity:
+    """A sensitivity as a pass would collect it, all ones; see :func:`uncollected`."""
+    import numpy as np
+
+    embedding = view.find(Role.TOKEN_EMBD)
+    output = view.find(Role.OUTPUT) or embedding
+    assert embedding is not None
+    assert output is not None
+    tables: dict[Table, dict[str, np.ndarray]] = {table: {} for table in Table}
+    for tensor in (*_products(view), output):
+        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        tables[Table.GRADIENTS][tensor.name] = np.ones((matrices, tensor.shape[-2]), np.float32)
+        tables[Table.TOKENS][tensor.name] = np.ones((matrices, 1), np.float32)
+        tables[Table.JOINT][tensor.name] = np.ones((matrices, 2), np.float32)
+    tables[Table.HEAD_INPUTS][output.name] = np.ones((1, output.shape[1]), np.float32)
+    tables[Table.LOOKUP_GRADIENTS][embedding.name] = np.ones((1, embedding.shape[1]), np.float32)
+    tables[Table.LOOKUPS][embedding.name] = np.ones((1, embedding.shape[0]), np.float32)
+    return Sensitivity(tables, tokens, draft_tokens, texts)
 
 
 def _products(view: ModelView) -> Iterable[ModelTensor]:
