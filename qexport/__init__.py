@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from qexport.formats.mlx.options import MlxOptions as Mlx
     from qexport.formats.nvfp4.options import Nvfp4Options as Nvfp4
     from qexport.publishing.push import Pushed, Rehearsal
-    from qexport.receipt.verification import Report
+    from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import Calibration, Recipe
     from qexport.run.job import Local, Outcome
     from qexport.run.target import Item
@@ -212,13 +212,13 @@ def recipe_for(
         verification: how artifacts are proven; ``proven=False`` for not at all, and the receipts say so.
         measure: held-out tokens on which artifacts are compared with the source; 0 for none.
     """
-    from qexport.recipe.recipe import ModelChoice, Recipe, Subject, artifacts_of
+    from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel, artifacts_of
     from qexport.verification.options import VerifyOptions
 
     choice = ModelChoice(str(model), revision, mtp, mtp_from, mtp_from_revision)
     how = verification or VerifyOptions() if proven else None
     artifacts = artifacts_of(formats, calibrated=calibration is not None, verify=how)
-    return Recipe((Subject("model", choice, name),), artifacts, calibration, measure=measure)
+    return Recipe((RecipeModel("model", choice, name),), artifacts, calibration, measure=measure)
 
 
 def inspect(
@@ -252,7 +252,7 @@ def verify(
     options: VerifyOptions | None = None,
     measure: int = 2048,
     watcher: Watcher | None = None,
-) -> Report:
+) -> Verification:
     """Load a GGUF file or a folder in a runtime that its users use, let it write, and judge it.
 
     Args:

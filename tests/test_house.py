@@ -14,6 +14,7 @@ PACKAGE = ROOT / "qexport"
 FLOORS = (
     "errors",
     "sizes",
+    "progress",
     "search_path",
     "children",
     "checkpoint",
@@ -142,3 +143,14 @@ def test_public_names_are_listed_at_doors_only(path):
     """``__init__.py`` is a door; inside, an underscore says what is private, and nothing is said twice."""
     lists = re.search(r"^__all__\b", path.read_text(), re.MULTILINE)
     assert path.name == "__init__.py" or lists is None
+
+
+def test_a_class_name_means_one_thing():
+    """docs/concepts.md has the words. Each program of a child has its ``Loaded``: that is their protocol."""
+    named: dict[str, list[str]] = {}
+    for path in MODULES:
+        if "programs" not in path.parts:
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    named.setdefault(node.name, []).append(path.name)
+    assert {name: paths for name, paths in named.items() if len(paths) > 1} == {}

@@ -20,7 +20,7 @@ from qexport.families.hyper import resolve
 from qexport.families.view import ModelTensor, ModelView
 
 
-class Weight(Protocol):
+class AnyWeight(Protocol):
     """One weight as it is stored."""
 
     @property
@@ -34,7 +34,7 @@ class Weight(Protocol):
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Opened:
     """What was found.
 
     Attributes:
@@ -52,7 +52,7 @@ class Artifact:
     family: Family
     config: Mapping[str, Any] = field(repr=False)
     text: Mapping[str, Any] = field(repr=False)
-    weights: Mapping[str, Weight] = field(repr=False)
+    weights: Mapping[str, AnyWeight] = field(repr=False)
     files: Mapping[str, bytes] = field(repr=False)
     declared_mtp: int = 0
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)

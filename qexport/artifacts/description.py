@@ -16,7 +16,7 @@ from qexport.checkpoint.chat_templates import DEFAULT, read_templates
 from qexport.families.roles import Block
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.layout import OnDisk
     from qexport.checkpoint.chat_templates import ChatTemplates
 
@@ -64,7 +64,7 @@ class Description:
     fault: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: Callable[[], Iterable[Numbers]] = field(default=tuple, repr=False)
-    artifact: Artifact | None = field(default=None, repr=False)
+    artifact: Opened | None = field(default=None, repr=False)
 
     @property
     def bits_per_weight(self) -> float:
@@ -72,7 +72,7 @@ class Description:
         return 8 * self.stored / self.values if self.values else 0.0
 
 
-def describe_folder(found: OnDisk, artifact: Artifact) -> Description:
+def describe_folder(found: OnDisk, artifact: Opened) -> Description:
     """What a folder says that was opened as ``artifact``. Raises InputError: its tensors are no model's."""
     stored = found.folder
     files = {tensor.file for tensor in stored.tensors.values()}

@@ -18,7 +18,7 @@ from qexport.checkpoint.local import LocalCheckpoint
 from qexport.families.roles import Role
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.description import Description
     from qexport.families.view import ModelView
 
@@ -119,12 +119,12 @@ class ArtifactLayout:
 
     word: str
     opens: Callable[[OnDisk], bool] = field(repr=False)
-    open: Callable[[OnDisk], Artifact] = field(repr=False)
+    open: Callable[[OnDisk], Opened] = field(repr=False)
     describe: Callable[[OnDisk], Description] = field(repr=False)
-    stored_type: Callable[[Artifact], str] = field(repr=False)
+    stored_type: Callable[[Opened], str] = field(repr=False)
     methods: tuple[str, ...] = ()
-    promises: Callable[[Artifact], Rule] = field(default=lambda _: lambda _: None, repr=False)
-    contradictions: Callable[[Artifact], Iterable[str]] = field(default=lambda _: (), repr=False)
+    promises: Callable[[Opened], Rule] = field(default=lambda _: lambda _: None, repr=False)
+    contradictions: Callable[[Opened], Iterable[str]] = field(default=lambda _: (), repr=False)
     own: bool = False
     fuses: bool = True
     drafts: bool = True

@@ -18,7 +18,7 @@ from qexport.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.forms import Form
     from qexport.checkpoint.tensors import Checkpoint
 
@@ -101,7 +101,7 @@ class Numbers:
         return self.blocks is None and self.type_name not in _WHOLE_NUMBERS
 
 
-def folder_numbers(artifact: Artifact, stored: Checkpoint) -> Iterator[Numbers]:
+def folder_numbers(artifact: Opened, stored: Checkpoint) -> Iterator[Numbers]:
     """The numbers of a folder, its MTP head included wherever that lies.
 
     Args:

@@ -121,7 +121,7 @@ def export_format(
     """
     from qexport.evidence.options import StreamOptions
     from qexport.formats.registry import FORMATS
-    from qexport.recipe.recipe import Artifact, Recipe, Subject
+    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
     from qexport.run.job import Local, run
 
     output = output or Output(as_json=given["as_json"])
@@ -131,8 +131,8 @@ def export_format(
     verify = None if given.get("no_verify", True) else verify_options_from(given)
     place = "." if given["out"] is not None else folder or kind.folder(options)
     recipe = Recipe(
-        subjects=(Subject("model", model_choice(given)),),
-        artifacts=(Artifact(word, options, place, verify),),
+        subjects=(RecipeModel("model", model_choice(given)),),
+        artifacts=(AskedArtifact(word, options, place, verify),),
         calibration=calibration,
         measure=given.get("measure", 0),
     )

@@ -75,9 +75,9 @@ def send(
     """Submit the recipe's jobs, or (``dry_run``) print the calls."""
     from qexport.recipe.load import read_recipe_text
     from qexport.run.hf_jobs import calls_for, submit
-    from qexport.run.jobs import Limits, plan_jobs
+    from qexport.run.jobs import MachineLimits, plan_jobs
 
-    limits = Limits(given["max_disk"], given["max_memory"], given["max_jobs"], given["cores"])
+    limits = MachineLimits(given["max_disk"], given["max_memory"], given["max_jobs"], given["cores"])
     options = HfJobs(
         flavor=given["hf_flavor"],
         image=given["hf_image"],

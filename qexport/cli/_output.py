@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.progress import Progress
     from qexport.publishing.plan import PushOptions
     from qexport.publishing.push import Pushed, Rehearsal
     from qexport.report.write import ReportPaths
     from qexport.run.target import Item
-    from qexport.run.watcher import Progress
 
 
 _BARS = {Phase.COLLECTING: True, Phase.WRITING: False, Phase.HASHING: False}

@@ -27,9 +27,9 @@ from qexport.run.watcher import Phase
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qexport.recipe.recipe import Artifact
+    from qexport.progress import Progress
+    from qexport.recipe.recipe import AskedArtifact
     from qexport.run.target import Item
-    from qexport.run.watcher import Progress
 
 
 _TYPES = ("Q4_K_M", "Q8_0")
@@ -74,7 +74,7 @@ def command(
     from qexport.cli._report import say_findings
     from qexport.formats.gguf.file_types import file_type
     from qexport.receipt.state import problem
-    from qexport.recipe.recipe import ModelChoice, Recipe, Subject
+    from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel
     from qexport.run.job import Local, run
     from qexport.run.model import examine
 
@@ -102,7 +102,7 @@ def command(
     say_findings(output, lost, details=True)
 
     output.title("3. The base's MTP head grafted; every format from one read")
-    tuned = Subject("model", ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL)))
+    tuned = RecipeModel("model", ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL)))
     recipe = Recipe((tuned,), _artifacts(types))
     outcome = run(recipe, Local(out=folder, threads=threads, report=True), output)
     if kind := problem(result.state for result in outcome.artifacts):
@@ -150,7 +150,7 @@ def _clear(folder: Path, made: Sequence[Path]) -> None:
     replace_file(folder / _MARK, b"Folders of these names are removed by `qexport demo --overwrite`.\n")
 
 
-def _artifacts(types: tuple[str, ...]) -> tuple[Artifact, ...]:
+def _artifacts(types: tuple[str, ...]) -> tuple[AskedArtifact, ...]:
     """Every format that a runtime can prove here: MLX has no wheels for some platforms."""
     from qexport.recipe.recipe import artifacts_of
     from qexport.verification.options import VerifyOptions

@@ -15,7 +15,7 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from qexport.doctor.explain import Explanation
     from qexport.doctor.finding import Finding
-    from qexport.formats.weights import Weight
+    from qexport.formats.weights import FormatSize
 
 
 @click.command("inspect")
@@ -39,7 +39,7 @@ def command(**given: Any) -> None:
     output = Output(as_json=given["as_json"])
     diagnosis = examine(model_choice(given), download=False)
     explanation = explain(diagnosis)
-    weights: list[Weight] = []
+    weights: list[FormatSize] = []
     problem: str | None = None
     try:
         weights, problem = weights_of(diagnosis.repaired)

@@ -65,7 +65,7 @@ def command(
     """
     from qexport.recipe.load import load_recipe
     from qexport.recipe.select import select
-    from qexport.run.jobs import Limits, plan_jobs
+    from qexport.run.jobs import MachineLimits, plan_jobs
 
     output = Output(as_json=form != "text")
     recipe = load_recipe(recipe_path, overrides)
@@ -73,7 +73,7 @@ def command(
     if arrived is not None:
         _check(output, recipe, units, arrived)
         return
-    limits = Limits(max_disk, max_memory, max_jobs, cores)
+    limits = MachineLimits(max_disk, max_memory, max_jobs, cores)
     jobs = plan_jobs(recipe, burdens_of(output, recipe, units, params), limits)
     entries = [job_json(recipe, job, overrides) for job in jobs]
     if form == "github":

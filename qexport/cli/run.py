@@ -101,9 +101,9 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
 
 def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
     from qexport.onepass.execute import default_threads
-    from qexport.run.jobs import Limits, plan_jobs
+    from qexport.run.jobs import MachineLimits, plan_jobs
 
-    limits = Limits(None, None, given["max_jobs"], given["threads"] or default_threads())
+    limits = MachineLimits(None, None, given["max_jobs"], given["threads"] or default_threads())
     jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
     output.document([job_json(recipe, job, given["overrides"]) for job in jobs])
     show_jobs(output, jobs)

@@ -16,7 +16,7 @@ from qexport.receipt.state import State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.receipt.verification import Report
+    from qexport.receipt.verification import Verification
 
 
 _WAYS_OUT = {
@@ -76,7 +76,7 @@ def command(
     view = view_to_compare(against, revision) if against else None
     options = verify_options_from(given)
 
-    reports: list[Report] = []
+    reports: list[Verification] = []
     refused: list[tuple[str, QexportError]] = []
     for each in found:
         try:
@@ -101,7 +101,9 @@ def command(
     _raise(reports, refused, allow_unverified=given["allow_unverified"], again=again)
 
 
-def _show(output: Output, reports: Sequence[Report], refused: Sequence[tuple[str, QexportError]]) -> None:
+def _show(
+    output: Output, reports: Sequence[Verification], refused: Sequence[tuple[str, QexportError]]
+) -> None:
     from qexport.verification.table import COLUMNS, describe, rows
 
     for report in reports:
@@ -114,7 +116,7 @@ def _show(output: Output, reports: Sequence[Report], refused: Sequence[tuple[str
 
 
 def _raise(
-    reports: Sequence[Report],
+    reports: Sequence[Verification],
     refused: Sequence[tuple[str, QexportError]],
     *,
     allow_unverified: bool,

@@ -21,7 +21,7 @@ from qexport.codecs.tiles import scratch
 BLOCK = 256
 
 
-class Work(NamedTuple):
+class Scratch(NamedTuple):
     """Scratch of one call, small enough for the first cache; the second dimension is ``LANES``."""
 
     tile: np.ndarray  # the values, float32 (256, LANES)
@@ -40,11 +40,11 @@ class Work(NamedTuple):
 
 
 @compiled
-def work_arrays(subs: int) -> Work:
+def work_arrays(subs: int) -> Scratch:
     """Scratch for blocks of ``subs`` sub-blocks."""
     size = BLOCK // subs
     tile = scratch(BLOCK, LANES)
-    return Work(
+    return Scratch(
         tile,
         tile.view(np.int32),
         scratch(size, LANES),
@@ -63,14 +63,14 @@ def work_arrays(subs: int) -> Work:
 
 @compiled
 def search_sub_blocks(
-    work: Work,
+    work: Scratch,
     importance: np.ndarray,
     steps: np.ndarray,
     top: int,
     spread_factor: float,
     by_magnitude: bool,
 ) -> None:
-    """Search each sub-block of ``work.tile``; fills what :class:`Work` has per sub-block, but for the codes.
+    """Search each sub-block of ``work.tile``; fills what ``work`` has per sub-block, but for the codes.
 
     Args:
         importance: float32 ``(256,)``, or empty. With it an error's weight is the importance times
@@ -113,7 +113,7 @@ def search_sub_blocks(
 
 
 @compiled
-def final_codes(work: Work, d: Lanes, d_min: Lanes, top: int, weighted: bool) -> None:
+def final_codes(work: Scratch, d: Lanes, d_min: Lanes, top: int, weighted: bool) -> None:
     """Round every value with its stored scale and minimum: ``work.codes`` from ``work.tile``.
 
     Where a scale has come out as zero the codes are those of the search, as in ggml; they decode to the

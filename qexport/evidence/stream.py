@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,6 +41,7 @@ from qexport.evidence.observe import Observer, Products
 from qexport.evidence.options import Precision, StreamOptions
 from qexport.evidence.quiet import quiet_transformers
 from qexport.families.roles import NORM_ROLES, Block, Role
+from qexport.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,12 +64,6 @@ _MOE_FACTOR = 4
 _WORTH_RETURNING = 64 << 20  # bytes of layers that were let go
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class Progress(Protocol):
-    """Told of the pass: one unit is one batch through one layer."""
-
-    def advance(self, units: int) -> None: ...
 
 
 class LayerStream:

@@ -16,14 +16,14 @@ from qexport.families.roles import Role
 from qexport.formats.hf import ASKED, hf_layout, vllm_name
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.layout import Asked, Promise, Rule, Traits
 
 
 _FP8_PER = {"tensor": "matrix", "channel": "row", "block": "tile"}
 
 
-def _promises(artifact: Artifact) -> Rule:
+def _promises(artifact: Opened) -> Rule:
     quantization = artifact.details["quantization"]
     ignore = quantization.get("ignore") or []
 
@@ -62,7 +62,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     )
 
 
-def _stored_type(artifact: Artifact) -> str:
+def _stored_type(artifact: Opened) -> str:
     quantization = artifact.details["quantization"]
     groups = [str(name) for name in quantization.get("config_groups") or {}]
     four = "nvfp4" in str(quantization.get("format")) or any("NVFP4" in name for name in groups)

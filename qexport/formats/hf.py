@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qexport.artifacts.artifact import Artifact
+from qexport.artifacts.artifact import Opened
 from qexport.artifacts.description import Description, describe_folder
 from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.artifacts.weights import gather
@@ -68,7 +68,7 @@ def hf_layout(
             return found.quantization.get("quant_method") in methods
         return opens(found)
 
-    def read(found: OnDisk) -> Artifact:
+    def read(found: OnDisk) -> Opened:
         return _open(found, layout, details(found))
 
     def describe(found: OnDisk) -> Description:
@@ -78,14 +78,14 @@ def hf_layout(
     return layout
 
 
-def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> Artifact:
+def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> Opened:
     folder, config = found.folder, found.config
     if found.head is not None:
         raise UsageProblem(
             f"{folder.label}: the MTP head of such a folder is inside it, not in {found.head.name}"
         )
     family, text = family_of(config), text_config(config)
-    return Artifact(
+    return Opened(
         label=folder.label,
         layout=layout,
         family=family,

@@ -10,11 +10,11 @@ from qexport.errors import InputError
 from qexport.formats.registry import layouts
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.families.view import ModelView
 
 
-def open_artifact(path: Path, *, like: ModelView | None = None, head: Path | None = None) -> Artifact:
+def open_artifact(path: Path, *, like: ModelView | None = None, head: Path | None = None) -> Opened:
     """Open what lies at ``path``, written by qexport or by anybody else. Reads headers and small files.
 
     Args:

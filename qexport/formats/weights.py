@@ -26,7 +26,7 @@ GGUF_LADDER = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 
 @dataclass(frozen=True)
-class Weight:
+class FormatSize:
     """Bytes of one format, and ``bits`` per value of what it holds."""
 
     format: str
@@ -34,17 +34,17 @@ class Weight:
     bits: float
 
 
-def weights_of(repaired: Repaired) -> tuple[list[Weight], str | None]:
+def weights_of(repaired: Repaired) -> tuple[list[FormatSize], str | None]:
     """The weights of every format that can hold the model, and why GGUF cannot (an unknown tokenizer, say).
 
     Folders are those of the defaults, MLX with 6 bits and the head beside it.
     """
     merged = plan_merged(repaired)
-    found = [Weight("safetensors, repaired", merged.size, merged.bits_per_weight)]
+    found = [FormatSize("safetensors, repaired", merged.size, merged.bits_per_weight)]
     problem = None
     try:
         plans = plan_gguf(repaired.view(), GGUF_LADDER, GgufOptions())
-        found += [Weight(f"GGUF {p.label}", p.size, p.bits_per_weight) for p in plans]
+        found += [FormatSize(f"GGUF {p.label}", p.size, p.bits_per_weight) for p in plans]
     except QexportError as error:
         problem = error.message
     folders: tuple[tuple[str, Callable[[], Sequence[ArtifactPlan]]], ...] = (
@@ -59,7 +59,7 @@ def weights_of(repaired: Repaired) -> tuple[list[Weight], str | None]:
             continue  # matrices that its blocks do not fit, or a family that its runtime does not know
         values = sum(rows * columns for plan in plans for rows, columns in _matrices(plan))
         data = sum(tensor.nbytes for plan in plans for tensor in plan.tensors)
-        found.append(Weight(name, sum(plan.size for plan in plans), 8 * data / max(1, values)))
+        found.append(FormatSize(name, sum(plan.size for plan in plans), 8 * data / max(1, values)))
     return found, problem
 
 

@@ -29,7 +29,7 @@ _QUEUE = 8  # chunks waiting per lane: enough to keep the disk busy, small besid
 _OPEN = 48  # far below what any system allows a process
 
 
-class Part:
+class PartFile:
     """An unfinished file by its path, and by its number: nothing else is written to under that path."""
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
@@ -68,12 +68,12 @@ class OpenFiles:
 
     def __init__(self, most: int = _OPEN) -> None:
         self._most = most
-        self._open: OrderedDict[Part, int] = OrderedDict()
-        self._used: Counter[Part] = Counter()
+        self._open: OrderedDict[PartFile, int] = OrderedDict()
+        self._used: Counter[PartFile] = Counter()
         self._lock = threading.Lock()
 
     @contextmanager
-    def use(self, part: Part) -> Iterator[int]:
+    def use(self, part: PartFile) -> Iterator[int]:
         """The descriptor of ``part``, good inside the context. Raises OSError."""
         with self._lock:
             if part not in self._open:
@@ -88,7 +88,7 @@ class OpenFiles:
             with self._lock:
                 self._used[part] -= 1
 
-    def close(self, part: Part) -> None:
+    def close(self, part: PartFile) -> None:
         """``part`` is not used any more."""
         with self._lock:
             if part in self._open:
@@ -101,7 +101,7 @@ class OpenFiles:
             os.close(self._open.pop(part))
 
 
-class Lane:
+class Worker:
     """One thread and what waits for it. What a job raises is the job's own business: it must not raise."""
 
     def __init__(self, name: str) -> None:
@@ -142,9 +142,9 @@ class Crew:
 
     def __init__(self, lanes: int = _LANES) -> None:
         self.files = OpenFiles()
-        self._lanes = [Lane(f"write {number}") for number in range(lanes)]
+        self._lanes = [Worker(f"write {number}") for number in range(lanes)]
 
-    def lane_for(self, size: int) -> Lane:
+    def lane_for(self, size: int) -> Worker:
         """The lane for a file of this size: the one that has least."""
         lane = min(self._lanes, key=lambda each: each.size)
         lane.size += size

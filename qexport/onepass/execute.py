@@ -19,7 +19,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qexport.codecs.engines import ENGINES, Engine
 from qexport.errors import EnvironmentProblem, InputError
@@ -33,19 +33,12 @@ from qexport.onepass.runs import Done, Landed, Pour, Run, encode_run, runs_of, s
 from qexport.onepass.sink import Sink, WrittenFile
 from qexport.onepass.sources import Sources
 from qexport.onepass.steps import Step, merge_steps
+from qexport.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from qexport.formats.plan import ArtifactPlan, Region
-
-
-class Progress(Protocol):
-    """What the pass tells whoever watches it."""
-
-    def advance(self, nbytes: int) -> None:
-        """``nbytes`` more bytes of output are written."""
-        ...
 
 
 def default_threads() -> int:

@@ -15,7 +15,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from qexport.onepass.crew import Part
+from qexport.onepass.crew import PartFile
 from qexport.onepass.files import set_aside, silent, temporary_name, write_problem
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class FileWriter:
             if not keep:
                 set_aside(path, say, unless_plain=True)
                 path.unlink(missing_ok=True)
-            self._part = Part(path, fresh=not keep)
+            self._part = PartFile(path, fresh=not keep)
         except OSError as error:
             raise write_problem(error, file.name) from error
         try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from qexport.onepass.execute import Progress
+    from qexport.progress import Progress
     from qexport.publishing.remote import Remote
     from qexport.receipt.types import Artifact
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qexport.onepass.execute import Progress
+    from qexport.progress import Progress
     from qexport.receipt.types import Artifact
 
 

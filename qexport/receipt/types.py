@@ -19,7 +19,7 @@ from qexport.receipt.measures import Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
 from qexport.receipt.state import State
-from qexport.receipt.verification import Report
+from qexport.receipt.verification import Verification
 
 SCHEMA = 2
 """The version of what is written; :mod:`qexport.receipt.old` reads the ones before."""
@@ -112,7 +112,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class ImportanceMatrix:
+class MatrixFile:
     """The importance matrix that weighted the rounding: its file, and what it was made from.
 
     Attributes:
@@ -168,12 +168,12 @@ class Artifact:
     bits_per_weight: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    verification: Report | None = None
+    verification: Verification | None = None
     bench: Bench | None = None
     gates: tuple[Gate, ...] = ()
     source: Source = field(default_factory=Source)
     options: Mapping[str, Any] = field(default_factory=dict)
-    matrix: ImportanceMatrix | None = None
+    matrix: MatrixFile | None = None
     model_name: str | None = None
     mtp_layouts: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -63,7 +63,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """One check's outcome: a sentence for people, ``data`` for programs."""
 
     check: Check
@@ -83,7 +83,7 @@ def _short(digits: str) -> float:
 
 
 @dataclass(frozen=True)
-class Report:
+class Verification:
     """The verdict on one artifact.
 
     Attributes:
@@ -96,7 +96,7 @@ class Report:
 
     artifact: str = ""
     engine: RuntimeVersion = field(default_factory=RuntimeVersion, metadata={"json": "runtime"})
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Verdict, ...] = ()
     texts: tuple[str, ...] = ()
     file_type: str = ""
     size: int = 0
@@ -125,7 +125,7 @@ class Report:
         return self.state is State.PASSED
 
     @property
-    def failures(self) -> tuple[Finding, ...]:
+    def failures(self) -> tuple[Verdict, ...]:
         return tuple(finding for finding in self.findings if finding.status is Status.FAIL)
 
     @property
@@ -138,7 +138,7 @@ class Report:
         """The checks that were not made."""
         return tuple(finding.check for finding in self.findings if finding.status is Status.SKIPPED)
 
-    def finding(self, check: Check) -> Finding | None:
+    def finding(self, check: Check) -> Verdict | None:
         """The finding of one check, if it came to that."""
         return next((finding for finding in self.findings if finding.check is check), None)
 

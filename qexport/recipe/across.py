@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qexport.recipe.problems import Problems
-    from qexport.recipe.recipe import Artifact, Recipe, Subject
+    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
 
 
 # https://huggingface.co/docs/hub/repositories-getting-started: 96 characters, no -- or .. inside
@@ -34,7 +34,7 @@ def check_across(recipe: Recipe, numbers: Sequence[int], problems: Problems) -> 
         problems.at(("calibration",), "no artifact uses this calibration")
 
 
-def check_names(artifacts: Mapping[int, Artifact], problems: Problems) -> None:
+def check_names(artifacts: Mapping[int, AskedArtifact], problems: Problems) -> None:
     """Note names that two artifacts have, by their places in the file's list."""
     first: dict[str, int] = {}
     for number, artifact in artifacts.items():
@@ -50,7 +50,7 @@ def check_names(artifacts: Mapping[int, Artifact], problems: Problems) -> None:
 
 def _folders(recipe: Recipe, numbers: Sequence[int], problems: Problems) -> None:
     """One folder holds one artifact, or GGUF files of several."""
-    taken: dict[str, tuple[Subject, Artifact]] = {}
+    taken: dict[str, tuple[RecipeModel, AskedArtifact]] = {}
     for subject in recipe.subjects:
         for number, artifact in zip(numbers, recipe.artifacts, strict=True):
             folder = recipe.folder(subject, artifact)

@@ -29,7 +29,7 @@ from qexport.recipe.fields import (
     refuse,
 )
 from qexport.recipe.gates import Gates
-from qexport.recipe.recipe import NAME, Artifact, Unverified
+from qexport.recipe.recipe import NAME, AskedArtifact, Unverified
 from qexport.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def verification(given: Any, base: VerifyOptions | None) -> VerifyOptions | None
     return None if given is False else replace(base or VerifyOptions(), **given_of(given))
 
 
-def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems) -> Artifact | None:
+def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems) -> AskedArtifact | None:
     """The artifact, or ``None`` after noting what does not go together."""
     at, before = ("artifacts", number), len(problems)
     word = next(word for word in FORMATS if getattr(entry, word) is not None)
@@ -183,4 +183,4 @@ def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems)
     verify = verification(entry.verify, defaults.verify)
     folder = entry.folder or kind.folder(options)
     gates = own.over(defaults.gates)
-    return Artifact(entry.name or word, options, folder, verify, gates, entry.unverified)
+    return AskedArtifact(entry.name or word, options, folder, verify, gates, entry.unverified)

@@ -108,7 +108,7 @@ class Publication(Part):
 
 
 @dataclass(frozen=True)
-class Artifact:
+class AskedArtifact:
     """One entry of ``artifacts``.
 
     Attributes:
@@ -153,13 +153,13 @@ class Artifact:
 
 def artifacts_of(
     formats: Iterable[Any], *, calibrated: bool = False, verify: VerifyOptions | None
-) -> tuple[Artifact, ...]:
+) -> tuple[AskedArtifact, ...]:
     """An entry for each of some options, called by its format (``gguf``, then ``gguf-2``) where that is free.
 
     Args:
         calibrated: there is a calibration; formats that are weighted wherever there is one take its matrix.
     """
-    made: list[Artifact] = []
+    made: list[AskedArtifact] = []
     count: Counter[str] = Counter()
     for options in formats:
         kind = format_of(options)
@@ -168,12 +168,12 @@ def artifacts_of(
             options = replace(options, **{field_name: CALIBRATED})
         count[kind.word] += 1
         name = kind.word if count[kind.word] == 1 else f"{kind.word}-{count[kind.word]}"
-        made.append(Artifact(name, options, kind.folder(options), verify))
+        made.append(AskedArtifact(name, options, kind.folder(options), verify))
     return tuple(made)
 
 
 @dataclass(frozen=True)
-class Subject:
+class RecipeModel:
     """A model that the artifacts are made of: the one itself, or the one it is compared with.
 
     Attributes:
@@ -204,8 +204,8 @@ class Recipe:
         path: the file, for messages and for whoever sends it elsewhere; ``None``: there is none.
     """
 
-    subjects: tuple[Subject, ...]
-    artifacts: tuple[Artifact, ...]
+    subjects: tuple[RecipeModel, ...]
+    artifacts: tuple[AskedArtifact, ...]
     calibration: Calibration | None = None
     publish: Publication | None = None
     measure: int = MEASURED_TOKENS
@@ -216,25 +216,25 @@ class Recipe:
         """What messages call it."""
         return "the recipe" if self.path is None else self.path.name
 
-    def artifact(self, name: str) -> Artifact:
+    def artifact(self, name: str) -> AskedArtifact:
         """The artifact of that name. KeyError: there is none."""
         for each in self.artifacts:
             if each.name == name:
                 return each
         raise KeyError(name)
 
-    def subject(self, key: str) -> Subject:
+    def subject(self, key: str) -> RecipeModel:
         """``model`` or ``compare``. KeyError: there is none."""
         for each in self.subjects:
             if each.key == key:
                 return each
         raise KeyError(key)
 
-    def folder(self, subject: Subject, artifact: Artifact) -> str:
+    def folder(self, subject: RecipeModel, artifact: AskedArtifact) -> str:
         """The name of the folder that an artifact of a subject goes to."""
         return artifact.folder.replace("{name}", subject.name)
 
-    def repo(self, subject: Subject, artifact: Artifact) -> str | None:
+    def repo(self, subject: RecipeModel, artifact: AskedArtifact) -> str | None:
         """The Hub repository of that folder."""
         if self.publish is None:
             return None

@@ -25,7 +25,7 @@ from qexport.recipe.fields import (
 )
 from qexport.recipe.gates import Gates
 from qexport.recipe.problems import Problems, Steps
-from qexport.recipe.recipe import NAME, Calibration, ModelChoice, Publication, Subject
+from qexport.recipe.recipe import NAME, Calibration, ModelChoice, Publication, RecipeModel
 from qexport.verification.options import MEASURED_TOKENS
 
 DEMO = "qexport:demo"
@@ -50,7 +50,7 @@ def _file_name(name: str) -> str:
 _Model = Annotated[Text, BeforeValidator(_model)]
 
 
-class Source(Part):
+class SourceModel(Part):
     """A model.
 
     Attributes:
@@ -63,11 +63,11 @@ class Source(Part):
     revision: Text | None = None
     name: Annotated[Text, AfterValidator(_file_name)] | None = None
 
-    def subject(self, key: str, mtp: Mtp | None = None) -> Subject:
+    def subject(self, key: str, mtp: Mtp | None = None) -> RecipeModel:
         """As a value."""
         mtp = mtp or Mtp()
         choice = ModelChoice(self.model, self.revision, mtp.mode, mtp.base, mtp.revision)
-        return Subject(key, choice, self.name)
+        return RecipeModel(key, choice, self.name)
 
 
 class Mtp(Part):
@@ -125,8 +125,8 @@ class _File(Part):
         publish: where folders go on the Hub.
     """
 
-    source: Source
-    compare: Source | None = None
+    source: SourceModel
+    compare: SourceModel | None = None
     mtp: Mtp = Mtp()
     measure: Annotated[Whole, Field(ge=0, le=1 << 30)] = MEASURED_TOKENS
     gates: Gates = Gates()

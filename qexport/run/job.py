@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from qexport.publishing.plan import PushOptions
     from qexport.publishing.push import Pushed, Rehearsal
     from qexport.receipt.types import Gate
-    from qexport.recipe.recipe import Artifact, Recipe, Subject
+    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
     from qexport.verification.options import VerifyOptions
 
 
@@ -97,7 +97,7 @@ class Local:
 class Made:
     """All that was made of one model, and how the gates of its artifacts ended."""
 
-    subject: Subject
+    subject: RecipeModel
     items: tuple[Item, ...]
     gates: tuple[Gate, ...]
     diagnosis: Diagnosis = field(repr=False)
@@ -222,7 +222,7 @@ def plan_run(recipe: Recipe, local: Local, watcher: Watcher, units: Sequence[Uni
 
 
 def plan_model(
-    recipe: Recipe, subject: Subject, units: tuple[Unit, ...], local: Local, watcher: Watcher
+    recipe: Recipe, subject: RecipeModel, units: tuple[Unit, ...], local: Local, watcher: Watcher
 ) -> Work:
     """One model looked at and its artifacts planned, with a stand-in for a matrix that is to be collected."""
     diagnosis = examine(subject.choice, download=False)
@@ -262,7 +262,7 @@ class Work:
     """
 
     recipe: Recipe
-    subject: Subject
+    subject: RecipeModel
     units: tuple[Unit, ...]
     local: Local
     diagnosis: Diagnosis
@@ -283,7 +283,7 @@ class Work:
             else model_stem(self.diagnosis.subject.checkpoint.label)
         )
 
-    def folder(self, artifact: Artifact) -> Path:
+    def folder(self, artifact: AskedArtifact) -> Path:
         """Where an artifact goes."""
         return self.out / artifact.folder.replace("{name}", self.name)
 
@@ -321,7 +321,7 @@ class Work:
 
 def targets_of(
     recipe: Recipe,
-    subject: Subject,
+    subject: RecipeModel,
     units: Sequence[Unit],
     local: Local,
     matrix: Matrix | None = None,

@@ -26,7 +26,7 @@ _GB = 10**9
 
 
 @dataclass(frozen=True)
-class Limits:
+class MachineLimits:
     """What one machine has; ``None`` is enough of it. ``cores`` only for the time estimate."""
 
     disk: int | None = None
@@ -58,7 +58,7 @@ class Job:
     exact: bool
 
 
-def plan_jobs(recipe: Recipe, burdens: Iterable[Burden], limits: Limits) -> tuple[Job, ...]:
+def plan_jobs(recipe: Recipe, burdens: Iterable[Burden], limits: MachineLimits) -> tuple[Job, ...]:
     """The jobs for all units that were weighed.
 
     Raises:
@@ -79,7 +79,7 @@ def plan_jobs(recipe: Recipe, burdens: Iterable[Burden], limits: Limits) -> tupl
     return tuple(jobs)
 
 
-def _groups(burden: Burden, limits: Limits) -> list[list[Weighed]]:
+def _groups(burden: Burden, limits: MachineLimits) -> list[list[Weighed]]:
     groups: list[list[Weighed]] = []
     for unit in sorted(burden.units, key=lambda each: (not each.weighted, -each.nbytes)):
         alone = [unit]
@@ -97,7 +97,7 @@ def _groups(burden: Burden, limits: Limits) -> list[list[Weighed]]:
     return [sorted(group, key=lambda each: order[each.unit]) for group in groups]
 
 
-def _fits(burden: Burden, units: Sequence[Weighed], limits: Limits) -> bool:
+def _fits(burden: Burden, units: Sequence[Weighed], limits: MachineLimits) -> bool:
     disk = limits.disk is None or _disk(burden, units) <= limits.disk
     return disk and (limits.memory is None or burden.memory(units) <= limits.memory)
 
@@ -107,7 +107,7 @@ def _disk(burden: Burden, units: Sequence[Weighed]) -> int:
     return burden.source + spilled + sum(each.nbytes for each in units)
 
 
-def _beyond(burden: Burden, unit: Weighed, limits: Limits) -> str:
+def _beyond(burden: Burden, unit: Weighed, limits: MachineLimits) -> str:
     needed = _disk(burden, [unit])
     if limits.disk is not None and needed > limits.disk:
         return (
@@ -120,7 +120,7 @@ def _beyond(burden: Burden, unit: Weighed, limits: Limits) -> str:
     )
 
 
-def _job(recipe: Recipe, burden: Burden, units: Sequence[Weighed], name: str, limits: Limits) -> Job:
+def _job(recipe: Recipe, burden: Burden, units: Sequence[Weighed], name: str, limits: MachineLimits) -> Job:
     output = sum(each.nbytes for each in units)
     seconds = pass_seconds(sum(each.core_seconds for each in units), output, limits.cores)
     if any(each.weighted for each in units) and not _ready(recipe):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.formats.opening import open_artifact
 from qexport.receipt.measures import Measures
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.comparison import compare
 from qexport.verification.divergence import NotFinite
 from qexport.verification.judge import skipped
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qexport.families.view import ModelView
-    from qexport.receipt.verification import Report
+    from qexport.receipt.verification import Verification
     from qexport.verification.text_run import TextRun
 
 
@@ -45,7 +45,7 @@ class Measure:
         self._stack = stack
         self._run: TextRun | None = None
 
-    def add_to(self, report: Report, path: Path, *, headless: bool = False) -> Report:
+    def add_to(self, report: Verification, path: Path, *, headless: bool = False) -> Verification:
         """The report with what was measured of the artifact at ``path``, or why nothing was.
 
         Args:
@@ -57,7 +57,7 @@ class Measure:
             self._say(f"{report.artifact}: measuring against the source, layer by layer")
             found = compare(run, artifact.view(), run.tokens)
         except NotFinite as error:
-            return _with(report, Finding(Check.DIVERGENCE, Status.FAIL, error.message))
+            return _with(report, Verdict(Check.DIVERGENCE, Status.FAIL, error.message))
         except (EnvironmentProblem, InputError) as error:
             return _with(report, skipped(Check.DIVERGENCE, error.message))
         findings = found.findings(headless=headless)
@@ -81,7 +81,7 @@ class Measure:
         return heldout_tokens(self._view, tokens=self._count, chunk=chunk)
 
 
-def head_report(report: Report, trunk: Report) -> Report:
+def head_report(report: Verification, trunk: Verification) -> Verification:
     """The report on a head in a folder of its own: what was found of the head when its trunk was measured."""
     found, shown = trunk.finding(Check.MTP_HEAD), trunk.measures
     mine = Measures(
@@ -90,7 +90,7 @@ def head_report(report: Report, trunk: Report) -> Report:
     return replace(report, findings=() if found is None else (found,), measures=mine)
 
 
-def _with(report: Report, *findings: Finding) -> Report:
+def _with(report: Verification, *findings: Verdict) -> Verification:
     order = list(Check)
     every = (*report.findings, *findings)
     return replace(report, findings=tuple(sorted(every, key=lambda finding: order.index(finding.check))))

@@ -14,7 +14,7 @@ from qexport.families.roles import Block
 from qexport.receipt.on_disk import is_there
 from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
-from qexport.receipt.types import Artifact, File, ImportanceMatrix, Source, WeightFile
+from qexport.receipt.types import Artifact, File, MatrixFile, Source, WeightFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
     from qexport.onepass.sink import WrittenFile
-    from qexport.receipt.verification import Report
+    from qexport.receipt.verification import Verification
 
 
 _LIBRARIES = ("torch", "gguf", "xllamacpp", "transformers", "safetensors", "numba", "tokenizers")
@@ -60,7 +60,7 @@ def source_of(diagnosis: Diagnosis) -> Source:
 
 def artifact_entries(
     diagnosis: Diagnosis,
-    artifacts: Iterable[tuple[ArtifactPlan, Sequence[WrittenFile], Report | None]],
+    artifacts: Iterable[tuple[ArtifactPlan, Sequence[WrittenFile], Verification | None]],
     options: Mapping[str, Any],
     *,
     fingerprint: str | None = None,
@@ -95,12 +95,12 @@ def artifact_entries(
     ]
 
 
-def _matrix(options: Mapping[str, Any]) -> ImportanceMatrix | None:
+def _matrix(options: Mapping[str, Any]) -> MatrixFile | None:
     """GGUF options call it imatrix, folder formats importance."""
     for given in (options.get("imatrix"), options.get("importance")):
         if isinstance(given, Mapping):
             tokens = (given["calibration"] or {}).get("tokens")
-            return ImportanceMatrix(given["file"], given["sha256"], tuple(given["datasets"]), tokens)
+            return MatrixFile(given["file"], given["sha256"], tuple(given["datasets"]), tokens)
     return None
 
 

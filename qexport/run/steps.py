@@ -22,7 +22,7 @@ from qexport.onepass.locks import locked
 from qexport.onepass.resume import Resume, numbers_there
 from qexport.onepass.sink import WrittenFile
 from qexport.receipt.store import read_receipt, settle, write_receipt
-from qexport.receipt.verification import REQUIRED_OF_HEADS, Report
+from qexport.receipt.verification import REQUIRED_OF_HEADS, Verification
 from qexport.run.measure import head_report, measuring
 from qexport.run.model import sources_of
 from qexport.run.receipts import artifact_entries, entry_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
-    from qexport.onepass.execute import Progress
+    from qexport.progress import Progress
     from qexport.run.target import Item, Target
 
 
@@ -172,7 +172,7 @@ def prove(
         measuring(view, watcher.say, tokens=measure) as measured,
     ):
         for target in {id(item.target): item.target for item in items}.values():
-            reports: dict[Path, Report] = {}
+            reports: dict[Path, Verification] = {}
             mine = [item for item in items if item.target is target]
             for item in (run or run_target)(target, mine, view, watcher.say):
                 report = item.report
@@ -201,7 +201,7 @@ def run_target(
     if how is None:
         return list(items)
     reference = shared_reference(view, how) if target.format.ladder and len(items) > 1 else None
-    reports: dict[Path, Report] = {}
+    reports: dict[Path, Verification] = {}
     proven: list[Item] = []
     for item in items:
         head = item.plan.kind in target.format.beside
@@ -213,9 +213,9 @@ def run_target(
     return proven
 
 
-def _of_head(item: Item, trunk: Report) -> Report:
+def _of_head(item: Item, trunk: Verification) -> Verification:
     """Of a drafter, which no runtime here can run: a report that is still empty."""
-    return Report(
+    return Verification(
         artifact=item.folder.name,
         file_type=trunk.file_type,
         size=item.plan.size,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qexport.formats.format import Format
     from qexport.formats.plan import ArtifactPlan
     from qexport.onepass.sink import WrittenFile
-    from qexport.receipt.verification import Report
+    from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import Unverified
 
 
@@ -123,7 +123,7 @@ class Item:
     folder: Path
     sources: Sources = field(default_factory=Sources, repr=False)
     written: tuple[WrittenFile, ...] = ()
-    report: Report | None = None
+    report: Verification | None = None
 
     @property
     def name(self) -> str:

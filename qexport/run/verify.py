@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.families.view import ModelView
-    from qexport.receipt.verification import Report
+    from qexport.receipt.verification import Verification
     from qexport.verification.options import VerifyOptions
     from qexport.verification.reference import Reference
 
@@ -37,7 +37,7 @@ def verify_artifact(
     options: VerifyOptions,
     say: Callable[[str], None],
     measure: int = 0,
-) -> Report:
+) -> Verification:
     """Judge a GGUF file or a folder of any format.
 
     Args:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.progress import Progress
     from qexport.publishing.plan import PushOptions
     from qexport.publishing.push import Pushed, Rehearsal
     from qexport.report.write import ReportPaths
@@ -31,14 +32,6 @@ class Phase(StrEnum):
     """Artifacts, with what is measured of each."""
     HASHING = "hashing"
     """Bytes of files that are to be published."""
-
-
-class Progress(Protocol):
-    """How far a phase has come."""
-
-    def advance(self, amount: int) -> None:
-        """``amount`` more is done."""
-        ...
 
 
 class _Unseen:

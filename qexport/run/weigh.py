@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.families.view import ModelView
-    from qexport.recipe.recipe import Recipe, Subject
+    from qexport.recipe.recipe import Recipe, RecipeModel
     from qexport.recipe.select import Unit
 
 
@@ -72,7 +72,7 @@ class Burden:
         return max(3 * self.layer + _GIB, running + 2 * _GIB if running else 0)
 
 
-def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequence[Unit]) -> Burden:
+def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Sequence[Unit]) -> Burden:
     """From headers alone.
 
     Raises:
@@ -103,7 +103,7 @@ def weigh(recipe: Recipe, subject: Subject, diagnosis: Diagnosis, units: Sequenc
     )
 
 
-def guess(recipe: Recipe, subject: Subject, parameters: float, units: Sequence[Unit]) -> Burden:
+def guess(recipe: Recipe, subject: RecipeModel, parameters: float, units: Sequence[Unit]) -> Burden:
     """Without the model: from its number of weights, all of them active."""
     weighed = []
     for unit in units:

@@ -17,7 +17,7 @@ from qexport.verification.folder_runtimes import folder_runtime
 from qexport.verification.runtimes import llama_cpp
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.description import Description
     from qexport.verification.options import VerifyOptions
     from qexport.verification.runtime import Runtime
@@ -46,7 +46,7 @@ def bench_subject(path: Path, options: VerifyOptions) -> tuple[Description, Runt
     return about, llama_cpp(options.llama_server)
 
 
-def _runtime(artifact: Artifact, options: VerifyOptions) -> str:
+def _runtime(artifact: Opened, options: VerifyOptions) -> str:
     if options.llama_server is not None:
         raise UsageProblem(f"{artifact.label} is no GGUF file, which is what a llama-server runs")
     layout = artifact.layout

@@ -15,7 +15,7 @@ from qexport.verification.folder_runtimes import folder_runtime
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.layout import ArtifactLayout
     from qexport.verification.options import VerifyOptions
     from qexport.verification.runtime import Runtime
@@ -45,12 +45,12 @@ def unjudged(layout: ArtifactLayout, folder: Traits, options: VerifyOptions) -> 
     return None if reason is None else f"{reason}; vLLM does: {_NAME_ONE}"
 
 
-def can_judge(runtime: str, artifact: Artifact) -> str | None:
+def can_judge(runtime: str, artifact: Opened) -> str | None:
     """Why ``runtime`` cannot judge this folder; ``None`` if it can."""
     return why_not(runtime, artifact.layout, _traits(artifact))
 
 
-def choose_runtime(artifact: Artifact, options: VerifyOptions) -> Runtime | str:
+def choose_runtime(artifact: Opened, options: VerifyOptions) -> Runtime | str:
     """The runtime that was named, else the folder's own; or why there is none, and the way to one.
 
     Raises:
@@ -67,14 +67,14 @@ def choose_runtime(artifact: Artifact, options: VerifyOptions) -> Runtime | str:
     return unjudged(layout, _traits(artifact), options) or folder_runtime(layout.here)
 
 
-def _traits(artifact: Artifact) -> Traits:
+def _traits(artifact: Opened) -> Traits:
     quantization = artifact.details.get("quantization") or {}
     formats = {str(group.get("format")) for group in (quantization.get("config_groups") or {}).values()}
     mixed = len(formats) > 1 and "nvfp4" in str(quantization)
     return Traits(has_experts(artifact.text), mixed, _odd(artifact))
 
 
-def _odd(artifact: Artifact) -> str | None:
+def _odd(artifact: Opened) -> str | None:
     """The first FP8 matrix with a dimension that is no multiple of the block's."""
     for name, weight in artifact.weights.items():
         parts = getattr(weight, "parts", {})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
-from qexport.verification.runtime import Generation, Session, Step
+from qexport.verification.runtime import Generation, Predicted, Session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ class HttpSession(Session):
         }
         return self._call("POST", "/completion", body, lambda answer: parse_generation(prompt_ids, answer))
 
-    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
+    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Predicted, ...]:
         """llama.cpp's server gives no log-probabilities for a prompt's tokens."""
         raise RuntimeFailure(Failure.REFUSED, f"{self.process.what} does not score a prompt's tokens")
 
@@ -170,18 +170,18 @@ def _forbidden(answer: Any) -> frozenset[int] | None:
     return None if biases is None else frozenset(int(_mapping(bias)["token"]) for bias in biases)
 
 
-def _align(tokens: Sequence[int], probabilities: Iterable[Any]) -> tuple[Step, ...]:
+def _align(tokens: Sequence[int], probabilities: Iterable[Any]) -> tuple[Predicted, ...]:
     """Each token with the next unused probabilities that carry its id."""
     waiting = [_mapping(entry) for entry in probabilities]
     at = 0
-    steps: list[Step] = []
+    steps: list[Predicted] = []
     for token in tokens:
         if at < len(waiting) and waiting[at]["id"] == token:
             entry, at = waiting[at], at + 1
             top = tuple((int(other["id"]), _logprob(other["logprob"])) for other in entry["top_logprobs"])
-            steps.append(Step(token, _logprob(entry["logprob"]) if top else None, top))
+            steps.append(Predicted(token, _logprob(entry["logprob"]) if top else None, top))
         else:
-            steps.append(Step(token))
+            steps.append(Predicted(token))
     return tuple(steps)
 
 

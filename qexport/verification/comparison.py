@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.receipt.measures import Estimate, Measures
 from qexport.receipt.text import nats, with_error
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.divergence import Divergence, compare_runs
 from qexport.verification.judge import ACCEPTANCE_FLOOR
 from qexport.verification.mtp_head import HeadScore, score_head
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qexport.evidence.options import StreamOptions
-    from qexport.evidence.stream import Progress
     from qexport.families.view import ModelView
+    from qexport.progress import Progress
 
 
 DAMAGED = 1.0
@@ -65,7 +65,7 @@ class Comparison:
     score: HeadScore | None
     source_score: HeadScore | None
 
-    def findings(self, *, limit: float = DAMAGED, headless: bool = False) -> tuple[Finding, ...]:
+    def findings(self, *, limit: float = DAMAGED, headless: bool = False) -> tuple[Verdict, ...]:
         """Both judgements, of the head only where there is one to judge.
 
         Args:
@@ -126,19 +126,19 @@ def compare(
         )
 
 
-def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Finding:
+def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Verdict:
     """The divergence against ``limit``, nats in the mean."""
     data: dict[str, Any] = {**found.to_json(), "limit": limit}
     if broken := _not_finite(found):
         words = f"{broken} is not finite: a weight is damaged"
-        return Finding(Check.DIVERGENCE, Status.FAIL, words, data)
+        return Verdict(Check.DIVERGENCE, Status.FAIL, words, data)
     mean, same = Estimate(found.mean, found.error), Estimate(found.same_top, found.same_top_error)
     words = f"{with_error(mean)} nats in the mean over {found.positions} positions, "
     words += "" if found.p99 is None else f"{nats(found.p99)} at the 99th percentile, "
     words += f"{with_error(same, share=True)} of first choices the same"
     if not found.mean <= limit:
-        return Finding(Check.DIVERGENCE, Status.FAIL, f"{words}; at most {limit:g} expected", data)
-    return Finding(Check.DIVERGENCE, Status.PASS, words, data)
+        return Verdict(Check.DIVERGENCE, Status.FAIL, f"{words}; at most {limit:g} expected", data)
+    return Verdict(Check.DIVERGENCE, Status.PASS, words, data)
 
 
 def _not_finite(*measured: Divergence | HeadScore | None) -> str:
@@ -153,7 +153,7 @@ def judge_head(
     *,
     trunk: Divergence | None = None,
     heads: Divergence | None = None,
-) -> Finding:
+) -> Verdict:
     """The head of an artifact beside that of its source.
 
     Args:
@@ -163,9 +163,9 @@ def judge_head(
     """
     check = Check.MTP_HEAD
     if score is None:
-        return Finding(check, Status.FAIL, "the source has an MTP head, the artifact has none")
+        return Verdict(check, Status.FAIL, "the source has an MTP head, the artifact has none")
     if broken := _not_finite(score, heads):
-        return Finding(check, Status.FAIL, f"the head's {broken} is not finite: a weight is damaged")
+        return Verdict(check, Status.FAIL, f"the head's {broken} is not finite: a weight is damaged")
     share = with_error(Estimate(score.acceptance, score.error), share=True)
     words = f"{share} of {score.positions} drafts are the model's own choice"
     data: dict[str, Any] = {**score.to_json(), "source": source.to_json() if source else None}
@@ -174,8 +174,8 @@ def judge_head(
         data["least"] = least
         if not score.acceptance >= least:
             words += f"; at least {least:.0%} expected: so much is right if the same word is always drafted"
-            return Finding(check, Status.FAIL, words, data)
-        return Finding(check, Status.PASS, f"{words}; no source to compare with", data)
+            return Verdict(check, Status.FAIL, words, data)
+        return Verdict(check, Status.PASS, f"{words}; no source to compare with", data)
     moved = trunk.mean if trunk is not None else 0.0
     least = source.acceptance - _LOSS - _PER_NAT * moved - 2 * score.error
     data["least"] = least
@@ -188,5 +188,5 @@ def judge_head(
         if not heads.mean <= most:
             faults.append(f"at most {most:.4f} expected beside a trunk at {trunk.mean:.4f}")
     if faults:
-        return Finding(check, Status.FAIL, f"{words}; {', '.join(faults)}", data)
-    return Finding(check, Status.PASS, words, data)
+        return Verdict(check, Status.FAIL, f"{words}; {', '.join(faults)}", data)
+    return Verdict(check, Status.PASS, words, data)

@@ -15,7 +15,7 @@ from qexport.checkpoint.config import parse_json
 from qexport.checkpoint.special_tokens import end_ids, special_names
 from qexport.errors import InputError
 from qexport.families.tokenizer import tokenizer_json
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.judge import skipped
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Ends:
 
 def template_kept(
     view: ModelView | None, templates: Callable[[ChatTemplates | None], Mapping[str, str]]
-) -> Finding | None:
+) -> Verdict | None:
     """An artifact's chat templates beside the source's; ``None`` where there is nothing to say of any.
 
     Args:
@@ -55,10 +55,10 @@ def template_kept(
     try:
         return judge_template(source, templates(source))
     except InputError as error:
-        return Finding(Check.TEMPLATE_KEPT, Status.FAIL, error.message)
+        return Verdict(Check.TEMPLATE_KEPT, Status.FAIL, error.message)
 
 
-def judge_template(source: ChatTemplates | None, kept: Mapping[str, str]) -> Finding | None:
+def judge_template(source: ChatTemplates | None, kept: Mapping[str, str]) -> Verdict | None:
     """Chat templates by name beside the source's; ``None`` where neither has any.
 
     Args:
@@ -73,14 +73,14 @@ def judge_template(source: ChatTemplates | None, kept: Mapping[str, str]) -> Fin
     wanted = {**source.named, DEFAULT: source.default}
     data = {"source": sorted(wanted), "kept": sorted(kept)}
     if DEFAULT not in kept:
-        return Finding(check, Status.FAIL, "the source has a chat template, and here is none", data)
+        return Verdict(check, Status.FAIL, "the source has a chat template, and here is none", data)
     # A template's own last line end is dropped by jinja.
     other = [name for name, text in wanted.items() if kept.get(name, "").rstrip("\n") != text.rstrip("\n")]
     if other:
         lost = ", ".join(name if name in kept else f"{name} (missing)" for name in other)
-        return Finding(check, Status.FAIL, f"chat templates that are not the source's: {lost}", data)
+        return Verdict(check, Status.FAIL, f"chat templates that are not the source's: {lost}", data)
     words = "the source's chat template" if len(wanted) == 1 else f"the source's {len(wanted)} chat templates"
-    return Finding(check, Status.PASS, words, data)
+    return Verdict(check, Status.PASS, words, data)
 
 
 def source_ends(view: ModelView) -> Ends:
@@ -118,7 +118,7 @@ def judge_ends(
     prompts: Iterable[Sequence[int]] = (),
     *,
     by_text: frozenset[str] = frozenset(),
-) -> Finding:
+) -> Verdict:
     """Where the artifact ends a reply, beside its source; and that no prompt is over before the reply.
 
     Args:
@@ -131,7 +131,7 @@ def judge_ends(
     known = frozenset(ends or ()) | (source.allowed if source is not None else frozenset())
     if closed := sorted({prompt[-1] for prompt in prompts if len(prompt) > 1 and prompt[-1] in known}):
         word = source.words(closed) if source is not None else str(closed)
-        return Finding(check, Status.FAIL, f"an end of text is put behind every prompt: {word}")
+        return Verdict(check, Status.FAIL, f"an end of text is put behind every prompt: {word}")
     if source is None:
         return skipped(check, "no source was given to compare with")
     if ends is None:
@@ -142,11 +142,11 @@ def judge_ends(
     data = {"source": sorted(source.required), "runtime": sorted(found)}
     if missing := source.required - found:
         words = f"no end at {source.words(missing)}, where the source ends a reply"
-        return Finding(check, Status.FAIL, words, data)
+        return Verdict(check, Status.FAIL, words, data)
     strange = {one for one in found - source.allowed if source.texts.get(one) not in by_text}
     if strange:
         words = f"a reply ends at {source.words(strange)}, which ends nothing in the source"
-        return Finding(check, Status.FAIL, words, data)
-    return Finding(
+        return Verdict(check, Status.FAIL, words, data)
+    return Verdict(
         check, Status.PASS, f"a reply ends where the source's does: {source.words(source.required)}", data
     )

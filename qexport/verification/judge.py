@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 
 if TYPE_CHECKING:
     from qexport.formats.tolerance import Tolerance
@@ -33,12 +33,12 @@ _UNUSED = re.compile(
 )
 
 
-def skipped(check: Check, reason: str, **data: Any) -> Finding:
+def skipped(check: Check, reason: str, **data: Any) -> Verdict:
     """A check that was not made, and why."""
-    return Finding(check, Status.SKIPPED, reason, data)
+    return Verdict(check, Status.SKIPPED, reason, data)
 
 
-def judge_finite(generations: Sequence[Generation]) -> Finding:
+def judge_finite(generations: Sequence[Generation]) -> Verdict:
     """Every log-probability that was given is a number."""
     values = [
         value
@@ -54,10 +54,10 @@ def judge_finite(generations: Sequence[Generation]) -> Finding:
     broken += sum(1 for generation in generations for step in generation.steps if step.logprob == -math.inf)
     data = {"values": len(values), "not_finite": broken}
     if broken:
-        return Finding(
+        return Verdict(
             Check.FINITE, Status.FAIL, f"{broken} of {len(values)} log-probabilities are no numbers", data
         )
-    return Finding(Check.FINITE, Status.PASS, f"{len(values)} log-probabilities, all finite", data)
+    return Verdict(Check.FINITE, Status.PASS, f"{len(values)} log-probabilities, all finite", data)
 
 
 def judge_text(
@@ -66,7 +66,7 @@ def judge_text(
     *,
     near_tie: float = 0.0,
     agreement: float = 1.0,
-) -> Finding:
+) -> Verdict:
     """The text is text: not empty, not one token or a short cycle over and over, not replacement characters.
 
     A source may itself be degenerate (a tiny model in a greedy loop). That is not the file's fault: where the
@@ -87,10 +87,10 @@ def judge_text(
         (excused if same else faults).append(words)
     data = {"faults": faults, "same_in_source": excused}
     if faults:
-        return Finding(Check.TEXT, Status.FAIL, "; ".join(faults), data)
+        return Verdict(Check.TEXT, Status.FAIL, "; ".join(faults), data)
     if excused:
-        return Finding(Check.TEXT, Status.PASS, "the source says the same: " + "; ".join(excused), data)
-    return Finding(Check.TEXT, Status.PASS, f"{len(generations)} answers, none degenerate", data)
+        return Verdict(Check.TEXT, Status.PASS, "the source says the same: " + "; ".join(excused), data)
+    return Verdict(Check.TEXT, Status.PASS, f"{len(generations)} answers, none degenerate", data)
 
 
 def _degenerate(generation: Generation) -> str | None:
@@ -119,7 +119,7 @@ def judge_agreement(
     file_type: str,
     source: str,
     noise: float = 0.0,
-) -> Finding:
+) -> Verdict:
     """The source, given the same tokens, would have chosen them too, as far as the stored type promises.
 
     ``noise`` is what the source's own arithmetic adds to differences of log-probability.
@@ -154,7 +154,7 @@ def judge_agreement(
     }
     if broken := sum(not math.isfinite(number) for number in (*gaps, *deltas)):
         words = f"{broken} differences of log-probability are not finite"
-        return Finding(Check.AGREEMENT, Status.FAIL, words, data)
+        return Verdict(Check.AGREEMENT, Status.FAIL, words, data)
     words = f"{agreement:.1%} of {len(gaps)} tokens agree with the source ({exact:.1%} exactly)"
     if mean_delta is not None:
         words += f", log-probabilities differ by {mean_delta:.3f} on average"
@@ -165,13 +165,13 @@ def judge_agreement(
     if mean_delta is not None and not mean_delta <= most:
         faults.append(f"at most {most:g} expected of {file_type}")
     if faults:
-        return Finding(Check.AGREEMENT, Status.FAIL, f"{words}; {', '.join(faults)}", data)
-    return Finding(Check.AGREEMENT, Status.PASS, words, data)
+        return Verdict(Check.AGREEMENT, Status.FAIL, f"{words}; {', '.join(faults)}", data)
+    return Verdict(Check.AGREEMENT, Status.PASS, words, data)
 
 
 def judge_mtp_text(
     plain: Sequence[Generation], mtp: Sequence[Generation], *, tie: float = MTP_TIE
-) -> Finding:
+) -> Verdict:
     """Greedy text with MTP is greedy text without; a first difference is allowed at a near-tie only."""
     differences: list[dict[str, Any]] = []
     for at, (before, after) in enumerate(zip(plain, mtp, strict=True)):
@@ -193,15 +193,15 @@ def judge_mtp_text(
             f"prompt {first['prompt']}: the text changes with MTP at token {first['position']}, "
             f"where the choice was no near-tie (gap {first['gap']:.2f} nat, {tie:g} allowed)"
         )
-        return Finding(Check.MTP_TEXT, Status.FAIL, words, data)
+        return Verdict(Check.MTP_TEXT, Status.FAIL, words, data)
     if any(one["gap"] is None for one in differences):
         words = "the text changes with MTP where the runtime gave no log-probabilities to tell a near-tie by"
         return skipped(Check.MTP_TEXT, words, **data)
     if differences:
         widest = max(one["gap"] for one in differences)
         words = f"same text with MTP up to {len(differences)} near-tie(s) of at most {widest:.3f} nat"
-        return Finding(Check.MTP_TEXT, Status.PASS, words, data)
-    return Finding(Check.MTP_TEXT, Status.PASS, "the same text with and without MTP", data)
+        return Verdict(Check.MTP_TEXT, Status.PASS, words, data)
+    return Verdict(Check.MTP_TEXT, Status.PASS, "the same text with and without MTP", data)
 
 
 def _gap(generation: Generation, place: int, other: int) -> float | None:
@@ -214,7 +214,7 @@ def _gap(generation: Generation, place: int, other: int) -> float | None:
     return top.get(step.token, math.nan) - top.get(other, -math.inf)
 
 
-def judge_acceptance(generations: Sequence[Generation]) -> Finding:
+def judge_acceptance(generations: Sequence[Generation]) -> Verdict:
     """The MTP head drafts at all.
 
     How much is accepted over a few short prompts is said and judges nothing: heads that differ by a factor of
@@ -224,12 +224,12 @@ def judge_acceptance(generations: Sequence[Generation]) -> Finding:
     accepted = sum(generation.draft_accepted for generation in generations)
     data: dict[str, Any] = {"drafted": drafted, "accepted": accepted, "prompts": len(generations)}
     if drafted == 0:
-        return Finding(Check.MTP_ACCEPTANCE, Status.FAIL, "the MTP head drafted nothing", data)
+        return Verdict(Check.MTP_ACCEPTANCE, Status.FAIL, "the MTP head drafted nothing", data)
     words = f"it drafts; {accepted} of {drafted} drafted tokens accepted over {len(generations)} prompt(s)"
-    return Finding(Check.MTP_ACCEPTANCE, Status.PASS, words, data)
+    return Verdict(Check.MTP_ACCEPTANCE, Status.PASS, words, data)
 
 
-def judge_tokens(probes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> Finding:
+def judge_tokens(probes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> Verdict:
     """Every probe ``(text, source's ids, runtime's ids)`` is cut as the source's tokenizer cuts it."""
     wrong = [
         (text, list(source), list(runtime)) for text, source, runtime in probes if [*source] != [*runtime]
@@ -244,5 +244,5 @@ def judge_tokens(probes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> 
         return skipped(Check.TOKENS, "no probe strings")
     if wrong:
         words = f"{len(wrong)} of {len(probes)} strings are tokenized differently, the first {wrong[0][0]!r}"
-        return Finding(Check.TOKENS, Status.FAIL, words, data)
-    return Finding(Check.TOKENS, Status.PASS, f"{len(probes)} strings tokenized as by the source", data)
+        return Verdict(Check.TOKENS, Status.FAIL, words, data)
+    return Verdict(Check.TOKENS, Status.PASS, f"{len(probes)} strings tokenized as by the source", data)

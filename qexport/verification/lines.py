@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qexport.verification.runtime import Generation, Session, Step
+from qexport.verification.runtime import Generation, Predicted, Session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,11 +67,11 @@ class LineSession(Session):
 
         return self._ask("generate", read, ids=list(prompt_ids), n_predict=n_predict, n_probs=n_probs)
 
-    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
+    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Predicted, ...]:
         if not 1 <= start <= len(ids):
             raise ValueError(f"start is {start}, expected 1 to {len(ids)}")
 
-        def read(answer: Any) -> tuple[Step, ...]:
+        def read(answer: Any) -> tuple[Predicted, ...]:
             steps = _steps(answer)
             if [step.token for step in steps] != list(ids[start:]):
                 raise ValueError("scores of other tokens")
@@ -88,9 +88,9 @@ class LineSession(Session):
             raise self.process.nonsense(do, repr(error)) from error
 
 
-def _steps(values: Any) -> tuple[Step, ...]:
+def _steps(values: Any) -> tuple[Predicted, ...]:
     return tuple(
-        Step(
+        Predicted(
             int(token),
             None if logprob is None else float(logprob),
             tuple((int(other), float(value)) for other, value in top),

@@ -15,7 +15,7 @@ from qexport.evidence.machine import available_memory
 from qexport.families.roles import Block
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.checkpoint.local import LocalCheckpoint
     from qexport.families.view import ModelView
     from qexport.verification.runtime import Settings
@@ -66,7 +66,7 @@ class Shortage:
 
 
 def shortage(
-    runtime: str, artifact: Artifact, stored: LocalCheckpoint, *, available: int | None = None
+    runtime: str, artifact: Opened, stored: LocalCheckpoint, *, available: int | None = None
 ) -> Shortage | None:
     """Why this machine is too small for ``artifact`` in ``runtime``; ``None`` if it is not.
 
@@ -91,7 +91,7 @@ def shortage(
     return Shortage(runtime, needed, available, way_out)
 
 
-def _transformers_bytes(artifact: Artifact, stored: LocalCheckpoint) -> int:
+def _transformers_bytes(artifact: Opened, stored: LocalCheckpoint) -> int:
     """The trunk in bf16 beside what is stored: native FP8 and NVFP4 are still there when the last is decoded.
 
     Measured on 1.2 B parameters, without the child's own: native FP8 3.4 GB where this says 3.8, NVFP4 of all

@@ -15,7 +15,7 @@ from qexport.artifacts.layout import OnDisk
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.formats.opening import layout_of
-from qexport.receipt.verification import Check, Finding, Report, Status
+from qexport.receipt.verification import Check, Status, Verdict, Verification
 from qexport.verification.choose import choose_runtime
 from qexport.verification.conversation import folder_ends, judge_ends, source_ends, template_kept
 from qexport.verification.judge import skipped
@@ -27,7 +27,7 @@ from qexport.verification.stored_form import check_stored_form
 from qexport.verification.stored_numbers import check_numbers
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.families.view import ModelView
     from qexport.verification.reference import Reference
     from qexport.verification.runtime import Runtime
@@ -41,7 +41,7 @@ def verify(
     runtime: Runtime | None = None,
     reference: Reference | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> Verification:
     """Judge the artifact at ``path``: a GGUF file (any of its shards), or a folder of any layout.
 
     Args:
@@ -73,7 +73,7 @@ def verify(
         steps.add(skipped(Check.LOADS, words))
         return steps.report()
     chosen = runtime or _chosen(artifact, found, options)
-    if isinstance(chosen, Finding):
+    if isinstance(chosen, Verdict):
         steps.add(chosen)
     else:
         try:
@@ -99,7 +99,7 @@ def _read(steps: Steps, found: OnDisk) -> bool:
     except InputError as error:
         if found.is_file:
             steps.about = Description(found.path, files={found.path.name: found.path.stat().st_size})
-        steps.add(Finding(Check.FILE, Status.FAIL, redact(error.message if found.is_file else str(error))))
+        steps.add(Verdict(Check.FILE, Status.FAIL, redact(error.message if found.is_file else str(error))))
         return False
     steps.about = about
     words = (
@@ -113,8 +113,8 @@ def _read(steps: Steps, found: OnDisk) -> bool:
         "shards": about.shards,
         "chat_template": about.chats,
     }
-    fault = Finding(Check.FILE, Status.FAIL, about.fault)
-    steps.add(fault if about.fault else Finding(Check.FILE, Status.PASS, words, data))
+    fault = Verdict(Check.FILE, Status.FAIL, about.fault)
+    steps.add(fault if about.fault else Verdict(Check.FILE, Status.PASS, words, data))
     steps.add(check_numbers(about.numbers()))
     if not about.alone and (kept := template_kept(steps.view, about.templates)) is not None:
         steps.add(kept)
@@ -123,7 +123,7 @@ def _read(steps: Steps, found: OnDisk) -> bool:
     return True
 
 
-def _chosen(artifact: Artifact | None, found: OnDisk, options: VerifyOptions) -> Runtime | Finding:
+def _chosen(artifact: Opened | None, found: OnDisk, options: VerifyOptions) -> Runtime | Verdict:
     if artifact is None:
         return llama_cpp(options.llama_server)
     runtime = choose_runtime(artifact, options)
@@ -134,7 +134,7 @@ def _chosen(artifact: Artifact | None, found: OnDisk, options: VerifyOptions) ->
     return runtime
 
 
-def _ends(view: ModelView | None, artifact: Artifact) -> Finding:
+def _ends(view: ModelView | None, artifact: Opened) -> Verdict:
     """Where a reply ends by the folder's own files, for want of a runtime that says it."""
     try:
         source = None if view is None else source_ends(view)

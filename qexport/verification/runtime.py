@@ -49,7 +49,7 @@ def request_of(model: Path, settings: Settings) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Step:
+class Predicted:
     """One generated token; ``logprob`` is None where the runtime gave none, NaN where it gave no number."""
 
     token: int
@@ -62,7 +62,7 @@ class Generation:
     """One answer: what went in, what came out, and how fast."""
 
     prompt_ids: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[Predicted, ...]
     text: str
     stop: str
     prompt_tok_s: float = 0.0
@@ -124,7 +124,7 @@ class Session(ABC):
         """Greedy continuation; ``n_probs`` log-probabilities a step, none for drafted tokens."""
 
     @abstractmethod
-    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Step, ...]:
+    def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Predicted, ...]:
         """Log-probabilities of ``ids[start:]``, each given all ids before it; ``start`` is at least 1.
 
         RuntimeFailure (refused) where the runtime does not give them for tokens of a prompt.

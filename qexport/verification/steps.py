@@ -17,7 +17,7 @@ from qexport.formats.registry import tolerance
 from qexport.receipt.measures import Drafts, Measures
 from qexport.receipt.names import is_made_here
 from qexport.receipt.speeds import RuntimeVersion
-from qexport.receipt.verification import Check, Finding, Report, Status
+from qexport.receipt.verification import Check, Status, Verdict, Verification
 from qexport.verification.conversation import judge_ends, source_ends
 from qexport.verification.judge import (
     judge_acceptance,
@@ -54,7 +54,7 @@ class Steps:
     options: VerifyOptions
     progress: Progress
     runtime: Runtime | None = None
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Verdict] = field(default_factory=list)
     answers: list[Generation] = field(default_factory=list)
     mtp_answers: list[Generation] = field(default_factory=list)
     version: str = ""
@@ -70,7 +70,7 @@ class Steps:
         """Bytes of all files that belong to it: weights, configs, tokenizer."""
         return sum(size for name, size in self.about.files.items() if not is_made_here(name))
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: Verdict) -> None:
         """Note a finding and say it."""
         self.findings.append(finding)
         self.progress(f"{self.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
@@ -88,10 +88,10 @@ class Steps:
         try:
             with runtime.open(self.about.path, self._settings(0)) as session:
                 self.version, self.load_s = session.version, session.load_s
-                self.add(Finding(stage, Status.PASS, f"loaded in {self.load_s:.1f} s"))
+                self.add(Verdict(stage, Status.PASS, f"loaded in {self.load_s:.1f} s"))
                 if session.facts.get("strict"):
                     words = "by the runtime's own account nothing was missing and nothing left over"
-                    self.add(Finding(Check.USED, Status.PASS, words, dict(session.facts)))
+                    self.add(Verdict(Check.USED, Status.PASS, words, dict(session.facts)))
                 stage = Check.TOKENS
                 self.add(self._tokens(session))
                 stage = Check.ENDS
@@ -102,7 +102,7 @@ class Steps:
                 count = sum(len(answer.tokens) for answer in self.answers)
                 words = f"{count} tokens for {len(self.answers)} prompts"
                 self.add(
-                    Finding(stage, Status.PASS, words, {"prompts": [len(a.prompt_ids) for a in self.answers]})
+                    Verdict(stage, Status.PASS, words, {"prompts": [len(a.prompt_ids) for a in self.answers]})
                 )
         except RuntimeFailure as failure:
             self.add(_failed(stage, failure))
@@ -124,7 +124,7 @@ class Steps:
         stage = Check.MTP_LOADS
         try:
             with runtime.open(self.about.path, self._settings(self.options.draft_max)) as session:
-                self.add(Finding(stage, Status.PASS, f"loaded with MTP in {session.load_s:.1f} s"))
+                self.add(Verdict(stage, Status.PASS, f"loaded with MTP in {session.load_s:.1f} s"))
                 stage = Check.MTP_TEXT
                 if reason := session.facts.get("no_drafts"):
                     self.add(skipped(stage, str(reason)))
@@ -144,7 +144,7 @@ class Steps:
         scored = self._score(reference)
         scores = scored[1] if isinstance(scored, tuple) else None
         self.add(judge_text(self.answers, scores, near_tie=limits.near_tie))
-        if isinstance(scored, Finding):
+        if isinstance(scored, Verdict):
             self.add(scored)
         else:
             reference = scored[0]
@@ -163,14 +163,14 @@ class Steps:
             self.add(judge_acceptance(self.mtp_answers))
         return reference
 
-    def report(self) -> Report:
+    def report(self) -> Verification:
         """All of it, frozen."""
         drafting = self.mtp_answers
         drafted = sum(answer.draft_n for answer in drafting)
         accepted = sum(answer.draft_accepted for answer in drafting)
         agreed = next((found.data for found in self.findings if found.check is Check.AGREEMENT), {})
         order = list(Check)
-        return Report(
+        return Verification(
             artifact=self.name,
             engine=RuntimeVersion("none" if self.runtime is None else self.runtime.name, self.version),
             findings=tuple(sorted(self.findings, key=lambda finding: order.index(finding.check))),
@@ -199,7 +199,7 @@ class Steps:
     def _generate(self, session: Session, ids: Sequence[int], *, n_probs: int) -> Generation:
         return session.generate(ids, n_predict=self.options.n_predict, n_probs=n_probs)
 
-    def _tokens(self, session: Session) -> Finding:
+    def _tokens(self, session: Session) -> Verdict:
         if self.view is None:
             return skipped(Check.TOKENS, "no source was given to compare with")
         files = self.view.files
@@ -225,7 +225,7 @@ class Steps:
         words = f"{found.summary}; the source's class cuts {apart} of them otherwise than its tokenizer.json"
         return replace(found, summary=words, data={**found.data, "class_differs": apart})
 
-    def _ends(self, session: Session, runtime: Runtime) -> Finding:
+    def _ends(self, session: Session, runtime: Runtime) -> Verdict:
         try:
             source = None if self.view is None else source_ends(self.view)
         except InputError as error:
@@ -263,13 +263,13 @@ class Steps:
                 self.add(_failed(Check.TEMPLATE, failure))
                 return None
             if prompt.strip() not in text:  # many templates trim it
-                self.add(Finding(Check.TEMPLATE, Status.FAIL, "the chat template loses the user's message"))
+                self.add(Verdict(Check.TEMPLATE, Status.FAIL, "the chat template loses the user's message"))
                 return None
             texts.append(text)
-        self.add(Finding(Check.TEMPLATE, Status.PASS, "the file's chat template was applied by the runtime"))
+        self.add(Verdict(Check.TEMPLATE, Status.PASS, "the file's chat template was applied by the runtime"))
         return texts
 
-    def _score(self, reference: Reference | None) -> tuple[Reference, list[tuple[Scored, ...]]] | Finding:
+    def _score(self, reference: Reference | None) -> tuple[Reference, list[tuple[Scored, ...]]] | Verdict:
         """The source's scores of every answer, or why there are none."""
         if not self.options.reference:
             return skipped(Check.AGREEMENT, "not asked for")
@@ -291,7 +291,7 @@ class Steps:
         highest = max(max((*answer.prompt_ids, *answer.tokens)) for answer in self.answers)
         if rows is not None and highest >= rows:
             words = f"token {highest} is beyond the source's vocabulary of {rows}: a file of another model"
-            return Finding(Check.AGREEMENT, Status.FAIL, words, {"token": highest, "vocabulary": rows})
+            return Verdict(Check.AGREEMENT, Status.FAIL, words, {"token": highest, "vocabulary": rows})
         scores = [
             reference.score(
                 [*answer.prompt_ids, *answer.tokens], len(answer.prompt_ids), top=self.options.n_probs
@@ -301,8 +301,8 @@ class Steps:
         return reference, scores
 
 
-def _failed(check: Check, failure: RuntimeFailure) -> Finding:
+def _failed(check: Check, failure: RuntimeFailure) -> Verdict:
     data = {"kind": failure.kind.value, "log": list(failure.log)}
     if failure.kind is Failure.LACKING:
-        return Finding(check, Status.SKIPPED, failure.message, data)
-    return Finding(check, Status.FAIL, failure.message, data)
+        return Verdict(check, Status.SKIPPED, failure.message, data)
+    return Verdict(check, Status.FAIL, failure.message, data)

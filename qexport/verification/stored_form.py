@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.artifact import Artifact, skeleton
+from qexport.artifacts.artifact import Opened, skeleton
 from qexport.artifacts.layout import Asked, Promise
 from qexport.artifacts.weights import StoredWeight
 from qexport.errors import InputError
@@ -31,7 +31,7 @@ from qexport.families.build import EXPERT_PARTS, expected_tensors
 from qexport.families.hyper import resolve
 from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.linears import FUSED_ROLES
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.judge import skipped
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class _Weight:
         return Role.VISION if vision and len(shape) == 2 and "pos_embed" not in self.name else None
 
 
-def check_stored_form(artifact: Artifact) -> list[Finding]:
+def check_stored_form(artifact: Opened) -> list[Verdict]:
     """All findings about what is stored; a layout that promises nothing (GGUF) gets two of the five."""
     missing = _missing(artifact)
     findings = [
@@ -90,15 +90,15 @@ def check_stored_form(artifact: Artifact) -> list[Finding]:
     return findings
 
 
-def _finding(check: Check, problems: list[str], good: str) -> Finding:
+def _finding(check: Check, problems: list[str], good: str) -> Verdict:
     data = {"problems": problems[:50], "count": len(problems)}
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        return Finding(check, Status.FAIL, "; ".join(problems[:3]) + more, data)
-    return Finding(check, Status.PASS, good, data)
+        return Verdict(check, Status.FAIL, "; ".join(problems[:3]) + more, data)
+    return Verdict(check, Status.PASS, good, data)
 
 
-def _expected(artifact: Artifact) -> dict[str, ModelTensor]:
+def _expected(artifact: Opened) -> dict[str, ModelTensor]:
     bare = skeleton(artifact.family, artifact.text, int(artifact.has_head), artifact.label)
     return {tensor.name: tensor for tensor in bare}
 
@@ -113,7 +113,7 @@ def _home(name: str) -> tuple[str, int | None]:
     return name, None
 
 
-def _weights(artifact: Artifact) -> Iterator[_Weight]:
+def _weights(artifact: Opened) -> Iterator[_Weight]:
     expected = _expected(artifact)
     for name, stored in artifact.weights.items():
         assert isinstance(stored, StoredWeight)
@@ -121,7 +121,7 @@ def _weights(artifact: Artifact) -> Iterator[_Weight]:
         yield _Weight(name, stored, expected.get(home), expert)
 
 
-def _missing(artifact: Artifact) -> Iterator[str]:
+def _missing(artifact: Opened) -> Iterator[str]:
     optional = {"lm_head.weight"} if artifact.text.get("tie_word_embeddings") else set()
     layers = int(artifact.has_head)
     expected = _expected(artifact)
@@ -141,7 +141,7 @@ def _missing(artifact: Artifact) -> Iterator[str]:
             yield f"{canonical} is missing"
 
 
-def _unknown(artifact: Artifact) -> Iterator[str]:
+def _unknown(artifact: Opened) -> Iterator[str]:
     expected = _expected(artifact)
     for name, weight in artifact.weights.items():
         home, expert = _home(name)
@@ -165,7 +165,7 @@ def _unknown(artifact: Artifact) -> Iterator[str]:
             yield f"{name} is {list(shape)}, but config.json says {list(wanted)}"
 
 
-def _ties(artifact: Artifact) -> Iterator[str]:
+def _ties(artifact: Opened) -> Iterator[str]:
     tied = bool(artifact.text.get("tie_word_embeddings"))
     if tied and "lm_head.weight" in artifact.weights and not artifact.layout.own:
         yield "tie_word_embeddings is true, yet there is an lm_head.weight: readers take one or the other"
@@ -183,7 +183,7 @@ def _broken(weights: list[_Weight]) -> Iterator[str]:
             yield error.message
 
 
-def _declared(artifact: Artifact, weights: list[_Weight], count: str) -> Finding:
+def _declared(artifact: Opened, weights: list[_Weight], count: str) -> Verdict:
     problems: list[str] = []
     try:
         rule = artifact.layout.promises(artifact)
@@ -238,7 +238,7 @@ def _shared(weight: _Weight) -> Iterator[float]:
             yield from weight.stored.parts[part].whole().float().view(-1).tolist()
 
 
-def _mtp(artifact: Artifact) -> Finding | None:
+def _mtp(artifact: Opened) -> Verdict | None:
     """``None``: the family has none, and nothing is to be said of it."""
     check, declared = Check.MTP_DECLARED, artifact.declared_mtp
     data = {"declared": declared, "present": artifact.has_head}
@@ -246,10 +246,10 @@ def _mtp(artifact: Artifact) -> Finding | None:
         return None
     if declared and not artifact.has_head:
         words = f"the config declares {declared} MTP layer(s), and none of their tensors are there"
-        return Finding(check, Status.FAIL, words, data)
+        return Verdict(check, Status.FAIL, words, data)
     # MLX keeps a head outside of the trunk, whose config then need not know of it.
     if artifact.has_head and not declared and not artifact.details.get("head_outside"):
         words = "there is an MTP head that the config does not declare: nobody will use it"
-        return Finding(check, Status.FAIL, words, data)
+        return Verdict(check, Status.FAIL, words, data)
     words = "a head, declared" if artifact.has_head else "no head, and none declared"
-    return Finding(check, Status.PASS, words, data)
+    return Verdict(check, Status.PASS, words, data)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ class _Tally:
         return f"{name}: {self.bad} of {self.blocks} {what} NaN or infinite ({where})"
 
 
-def check_numbers(stored: Iterable[Numbers], *, chunk: int = _CHUNK) -> Finding:
+def check_numbers(stored: Iterable[Numbers], *, chunk: int = _CHUNK) -> Verdict:
     """The finding; ``chunk`` bytes are in memory at a time."""
     faults: list[str] = []
     unknown: list[str] = []
@@ -82,7 +82,7 @@ def check_numbers(stored: Iterable[Numbers], *, chunk: int = _CHUNK) -> Finding:
             for piece in numbers.pieces(chunk):
                 tally.look(piece)
         except InputError as error:
-            return Finding(Check.NUMBERS, Status.FAIL, error.message)
+            return Verdict(Check.NUMBERS, Status.FAIL, error.message)
         count += tally.blocks
         if tally.bad:
             faults.append(tally.fault(numbers.name, numbers.rows))
@@ -91,9 +91,9 @@ def check_numbers(stored: Iterable[Numbers], *, chunk: int = _CHUNK) -> Finding:
     data = {"tensors": tensors, "looked_at": count, "faults": faults[:_NAMED], "not_looked_at": unknown}
     if faults:
         more = f" (and {len(faults) - 3} more tensors)" if len(faults) > 3 else ""
-        return Finding(Check.NUMBERS, Status.FAIL, "; ".join(faults[:3]) + more, data)
+        return Verdict(Check.NUMBERS, Status.FAIL, "; ".join(faults[:3]) + more, data)
     if unknown:
         words = f"the numbers of {len(unknown)} tensors are in no form that can be looked at: {unknown[0]}"
-        return Finding(Check.NUMBERS, Status.SKIPPED, words, data)
+        return Verdict(Check.NUMBERS, Status.SKIPPED, words, data)
     words = f"{count} scales and floats of {tensors} tensors, all finite"
-    return Finding(Check.NUMBERS, Status.PASS, words, data)
+    return Verdict(Check.NUMBERS, Status.PASS, words, data)

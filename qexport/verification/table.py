@@ -11,7 +11,7 @@ from qexport.receipt.verification import Status
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
-    from qexport.receipt.verification import Report
+    from qexport.receipt.verification import Verification
 
 
 COLUMNS = ("file", "size", "bits/weight", "KL", "same top-1", "head", "drafts", "verdict")
@@ -19,7 +19,7 @@ _MARKS = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.SKIPPED: "not checked"}
 _ABSENT = "-"
 
 
-def rows(reports: Sequence[Report]) -> list[list[str]]:
+def rows(reports: Sequence[Verification]) -> list[list[str]]:
     """One row for each report, in the order of ``COLUMNS``; a dash where nothing was measured.
 
     ``head`` is its acceptance by its own trunk, one token ahead on held-out text, the same for every format;
@@ -40,7 +40,7 @@ def rows(reports: Sequence[Report]) -> list[list[str]]:
     ]
 
 
-def render(reports: Sequence[Report], *, width: int | None = None) -> str:
+def render(reports: Sequence[Verification], *, width: int | None = None) -> str:
     """The table as text; with rich where it is installed, else columns padded with blanks."""
     body = rows(reports)
     try:
@@ -58,7 +58,7 @@ def render(reports: Sequence[Report], *, width: int | None = None) -> str:
     return out.getvalue()
 
 
-def describe(report: Report) -> list[str]:
+def describe(report: Verification) -> list[str]:
     """One line for each finding, with the runtime's own last words under a failure."""
     lines = [f"{report.artifact}: {report.verdict}  ({report.engine or 'no runtime'})"]
     for finding in report.findings:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from qexport.evidence.stream import Progress
     from qexport.families.view import ModelView
+    from qexport.progress import Progress
 
 
 EXACT = StreamOptions(precision="float32")

@@ -18,7 +18,7 @@ from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.opening import open_artifact
 from qexport.onepass.execute import execute
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.stored_form import check_stored_form
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
@@ -37,11 +37,11 @@ MAKERS: dict[str, Make] = {
 TRUNK = "model.language_model.layers"
 
 
-def findings(packed: folders.Packed, out: Path) -> dict[Check, Finding]:
+def findings(packed: folders.Packed, out: Path) -> dict[Check, Verdict]:
     return {finding.check: finding for finding in check_stored_form(open_artifact(packed.write(out)))}
 
 
-def statuses(found: dict[Check, Finding]) -> dict[Check, Status]:
+def statuses(found: dict[Check, Verdict]) -> dict[Check, Status]:
     return {check: finding.status for check, finding in found.items()}
 
 

@@ -15,7 +15,7 @@ from zoo_types import Zoo
 from qexport.artifacts.layout import OnDisk
 from qexport.formats.gguf import numbers as gguf_numbers
 from qexport.formats.opening import layout_of
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.stored_numbers import check_numbers
 
 SMALL = {"hidden": 128, "intermediate": 256, "layers": 4}
@@ -35,7 +35,7 @@ def write_blocks(path: Path, type_name: str, data: np.ndarray) -> Path:
     return path
 
 
-def look(path: Path, **options: int) -> Finding:
+def look(path: Path, **options: int) -> Verdict:
     found = OnDisk(path)
     return check_numbers(layout_of(found).describe(found).numbers(), **options)
 

@@ -17,14 +17,14 @@ from qexport.artifacts.description import Description
 from qexport.errors import EnvironmentProblem
 from qexport.receipt.speeds import Bench, RuntimeVersion
 from qexport.receipt.typed import fit
-from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
+from qexport.receipt.verification import REQUIRED, Check, Status, Verdict, Verification
 from qexport.verification import bench as bench_module
 from qexport.verification import bench_subject as subject_module
 from qexport.verification.bench import Benched
 
-RAN = tuple(Finding(check, Status.PASS, "good") for check in REQUIRED)
-PASSED = (*RAN, Finding(Check.AGREEMENT, Status.PASS, "good"))
-WRONG = (*RAN[:-1], Finding(REQUIRED[-1], Status.FAIL, "gibberish"))
+RAN = tuple(Verdict(check, Status.PASS, "good") for check in REQUIRED)
+PASSED = (*RAN, Verdict(Check.AGREEMENT, Status.PASS, "good"))
+WRONG = (*RAN[:-1], Verdict(REQUIRED[-1], Status.FAIL, "gibberish"))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def ran(monkeypatch):
         said = calls.says.get(path.name, PASSED)
         if isinstance(said, Exception):
             raise said
-        return Report(path.name, RuntimeVersion("xllamacpp", "1"), said)
+        return Verification(path.name, RuntimeVersion("xllamacpp", "1"), said)
 
     monkeypatch.setattr(command, "verify_artifact", verify)
     return calls

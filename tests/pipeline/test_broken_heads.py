@@ -32,7 +32,7 @@ from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.opening import layout_of, open_artifact
-from qexport.receipt.verification import Check, Finding, Report, Status
+from qexport.receipt.verification import Check, Status, Verdict, Verification
 from qexport.run import steps
 from qexport.run.measure import Measure, measuring
 from qexport.run.target import Item, Target, plan
@@ -122,17 +122,17 @@ def source(view: ModelView) -> Iterator[Measure]:
         yield measure
 
 
-def measured(source: Measure, path: Path) -> dict[Check, Finding]:
+def measured(source: Measure, path: Path) -> dict[Check, Verdict]:
     """What the pipeline adds to the report of an artifact."""
-    report = source.add_to(Report(path.name), path)
+    report = source.add_to(Verification(path.name), path)
     return {finding.check: finding for finding in report.findings}
 
 
-def stored(path: Path, view: ModelView) -> dict[Check, Finding]:
+def stored(path: Path, view: ModelView) -> dict[Check, Verdict]:
     return {finding.check: finding for finding in check_stored_form(open_artifact(path, like=view))}
 
 
-def failed(found: Mapping[Check, Finding]) -> set[Check]:
+def failed(found: Mapping[Check, Verdict]) -> set[Check]:
     return {check for check, finding in found.items() if finding.status is Status.FAIL}
 
 
@@ -167,7 +167,7 @@ def test_a_head_that_was_broken_before_the_export(
 # --- numbers that are none ----------------------------------------------------------------------------------
 
 
-def _numbers(path: Path) -> Finding:
+def _numbers(path: Path) -> Verdict:
     found = OnDisk(path)
     return check_numbers(layout_of(found).describe(found).numbers())
 
@@ -452,7 +452,7 @@ def test_a_gguf_without_a_head(source: Measure, tmp_path: Path) -> None:
 
 def _nothing_run(target: Target, items: Sequence[Item], *_: object) -> list[Item]:
     """Reports without a runtime having run."""
-    return [replace(item, report=Report(item.name)) for item in items]
+    return [replace(item, report=Verification(item.name)) for item in items]
 
 
 def test_a_head_that_was_not_asked_for_is_not_missed(

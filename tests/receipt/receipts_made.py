@@ -7,8 +7,8 @@ from typing import Any
 
 from qexport.receipt.measures import Drafts, Estimate, Kld, Measures
 from qexport.receipt.speeds import Bench, Machine, Range, RuntimeVersion, Speed
-from qexport.receipt.types import Artifact, File, Gate, ImportanceMatrix, Source, WeightFile
-from qexport.receipt.verification import REQUIRED, Check, Finding, Report, Status
+from qexport.receipt.types import Artifact, File, Gate, MatrixFile, Source, WeightFile
+from qexport.receipt.verification import REQUIRED, Check, Status, Verdict, Verification
 
 BENCH = Bench(
     RuntimeVersion("xllamacpp", "1"),
@@ -22,12 +22,12 @@ BENCH = Bench(
 )
 
 
-def found(*checks: Check, status: Status = Status.PASS) -> tuple[Finding, ...]:
-    return tuple(Finding(check, status, f"{check} it is", {"n": 1.5}) for check in checks)
+def found(*checks: Check, status: Status = Status.PASS) -> tuple[Verdict, ...]:
+    return tuple(Verdict(check, status, f"{check} it is", {"n": 1.5}) for check in checks)
 
 
-def report(*more: Finding, **given: Any) -> Report:
-    return Report("a.gguf", RuntimeVersion("xllamacpp", "1"), (*found(*REQUIRED), *more), **given)
+def report(*more: Verdict, **given: Any) -> Verification:
+    return Verification("a.gguf", RuntimeVersion("xllamacpp", "1"), (*found(*REQUIRED), *more), **given)
 
 
 PASSED = report(
@@ -55,7 +55,7 @@ FULL = artifact(
     gates=(Gate("a.gguf", "max_mean_kld", 0.02, 0.01, True),),
     source=Source("org/M@0123abcd", "0" * 40, {"m.safetensors": WeightFile(3, 9, "b" * 64)}, "own"),
     options={"types": ["Q8_0"]},
-    matrix=ImportanceMatrix("m.gguf", "c" * 64, ("calib",), 512),
+    matrix=MatrixFile("m.gguf", "c" * 64, ("calib",), 512),
     model_name="M",
     fingerprint="f" * 64,
     tool="0.1.0",

@@ -10,7 +10,7 @@ from qexport.errors import UsageProblem
 from qexport.recipe.recipe import ModelChoice
 from qexport.recipe.select import Unit, select, units_of, words_for
 from qexport.run.job import Local, Runtimes, targets_of
-from qexport.run.jobs import Limits, plan_jobs
+from qexport.run.jobs import MachineLimits, plan_jobs
 from qexport.run.model import examine
 from qexport.run.rates import calibration_seconds, core_seconds, pass_seconds
 from qexport.run.weigh import Burden, Weighed, active_weights, guess, weigh
@@ -73,7 +73,7 @@ def only(jobs):
 
 def test_everything_together_where_there_is_room(tmp_path):
     recipe = load(tmp_path, SMALL)
-    (job,) = plan_jobs(recipe, [burden(recipe, [17 * G, 29 * G, 22 * G])], Limits())
+    (job,) = plan_jobs(recipe, [burden(recipe, [17 * G, 29 * G, 22 * G])], MachineLimits())
     assert job.only == ("gguf", "mlx")
     assert (job.output, job.disk) == (68 * G, 120 * G)  # with the source, and what calibration may spill
     assert job.memory == 29 * G + (2 << 30)  # the largest file in a runtime
@@ -83,11 +83,11 @@ def test_everything_together_where_there_is_room(tmp_path):
 def test_split_by_disk_and_by_memory(tmp_path):
     recipe = load(tmp_path, SMALL)
     given = burden(recipe, [17 * G, 29 * G, 22 * G])
-    jobs = plan_jobs(recipe, [given], Limits(disk=101 * G))
+    jobs = plan_jobs(recipe, [given], MachineLimits(disk=101 * G))
     assert only(jobs) == [("gguf",), ("mlx",)]
     assert [job.name for job in jobs] == ["Model-1of2", "Model-2of2"]
     assert all(job.disk <= 101 * G for job in jobs)
-    assert only(plan_jobs(recipe, [given], Limits(disk=81 * G))) == [
+    assert only(plan_jobs(recipe, [given], MachineLimits(disk=81 * G))) == [
         ("gguf:Q4_K_M",),
         ("gguf:Q8_0",),
         ("mlx",),
@@ -95,16 +95,16 @@ def test_split_by_disk_and_by_memory(tmp_path):
     with pytest.raises(
         UsageProblem, match=r"gguf:Q8_0 needs 79.0 GB of disk, 50.0 GB of them .* and 78.0 GB"
     ):
-        plan_jobs(recipe, [given], Limits(disk=78 * G))
+        plan_jobs(recipe, [given], MachineLimits(disk=78 * G))
     with pytest.raises(UsageProblem, match=r"gguf:Q8_0 needs 31.1 GB of memory, and 30.0 GB"):
-        plan_jobs(recipe, [given], Limits(memory=30 * G))
+        plan_jobs(recipe, [given], MachineLimits(memory=30 * G))
     with pytest.raises(UsageProblem, match="3 jobs are needed, and 2 are allowed"):
-        plan_jobs(recipe, [given], Limits(disk=81 * G, jobs=2))
+        plan_jobs(recipe, [given], MachineLimits(disk=81 * G, jobs=2))
 
 
 def test_the_matrix_is_collected_in_as_few_jobs_as_possible(tmp_path):
     recipe = load(tmp_path, SMALL.replace("[Q4_K_M, Q8_0]", "[Q4_K_M, Q8_0, Q4_0]"))
-    jobs = plan_jobs(recipe, [burden(recipe, [17 * G, 29 * G, 15 * G, 22 * G])], Limits(disk=90 * G))
+    jobs = plan_jobs(recipe, [burden(recipe, [17 * G, 29 * G, 15 * G, 22 * G])], MachineLimits(disk=90 * G))
     assert ("gguf:Q4_K_M", "gguf:Q4_0") in only(jobs)
 
 
@@ -114,7 +114,7 @@ def test_two_models_never_share_a_job(tmp_path):
         guess(recipe, each, 9e9, [unit for unit in units_of(recipe) if unit.subject == each.key])
         for each in recipe.subjects
     ]
-    jobs = plan_jobs(recipe, burdens, Limits())
+    jobs = plan_jobs(recipe, burdens, MachineLimits())
     assert only(jobs) == [("model/gguf", "model/mlx"), ("compare/gguf", "compare/mlx")]
     assert len({job.name for job in jobs}) == 2
     assert not any(job.exact for job in jobs)

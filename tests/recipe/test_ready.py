@@ -9,7 +9,7 @@ from qexport.checkpoint.opening import open_checkpoint
 from qexport.recipe.load import load_recipe
 from qexport.recipe.select import units_of
 from qexport.run.hf_jobs import check_portable
-from qexport.run.jobs import Limits, plan_jobs
+from qexport.run.jobs import MachineLimits, plan_jobs
 from qexport.run.weigh import guess
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -36,7 +36,7 @@ def test_a_recipe_is_right_and_fits_a_machine(name):
         guess(recipe, each, 27e9, [unit for unit in units_of(recipe) if unit.subject == each.key])
         for each in recipe.subjects
     ]
-    jobs = plan_jobs(recipe, burdens, Limits(disk=150 * 10**9, memory=64 * 10**9))
+    jobs = plan_jobs(recipe, burdens, MachineLimits(disk=150 * 10**9, memory=64 * 10**9))
     assert jobs
     sizes = {each.unit.short: each.nbytes for burden in burdens for each in burden.units}
     for artifact in recipe.artifacts:  # limits get looser as files get smaller

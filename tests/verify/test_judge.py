@@ -12,7 +12,7 @@ from verify_fakes import generation, scored, steps
 from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Status
 from qexport.verification import judge
-from qexport.verification.runtime import Step
+from qexport.verification.runtime import Predicted
 
 STRICT = tolerance("BF16")
 WORDS = tuple(range(100, 124))
@@ -31,11 +31,11 @@ def test_finite_numbers_pass_and_are_counted():
 @pytest.mark.parametrize(
     "bad",
     [
-        Step(5, math.nan, ((5, math.nan),)),
-        Step(5, -0.1, ((5, -0.1), (6, math.nan))),
-        Step(5, -math.inf),
-        Step(5, math.inf),
-        Step(5, -0.1, ((6, math.inf), (5, -0.1))),
+        Predicted(5, math.nan, ((5, math.nan),)),
+        Predicted(5, -0.1, ((5, -0.1), (6, math.nan))),
+        Predicted(5, -math.inf),
+        Predicted(5, math.inf),
+        Predicted(5, -0.1, ((6, math.inf), (5, -0.1))),
     ],
 )
 def test_a_number_that_is_none_fails(bad):
@@ -45,12 +45,12 @@ def test_a_number_that_is_none_fails(bad):
 
 
 def test_an_alternative_of_no_probability_is_finite_enough():
-    underflowed = Step(5, -0.1, ((5, -0.1), (6, -math.inf)))
+    underflowed = Predicted(5, -0.1, ((5, -0.1), (6, -math.inf)))
     assert judge.judge_finite([generation(steps=(underflowed,))]).status is Status.PASS
 
 
 def test_no_log_probabilities_are_not_verified():
-    assert judge.judge_finite([generation(steps=(Step(1), Step(2)))]).status is Status.SKIPPED
+    assert judge.judge_finite([generation(steps=(Predicted(1), Predicted(2)))]).status is Status.SKIPPED
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_a_shifted_log_probability_fails_a_strict_type_and_passes_a_loose_one():
 
 
 def test_nan_never_agrees():
-    broken = generation(steps=tuple(Step(t, math.nan, ((t, math.nan),)) for t in WORDS))
+    broken = generation(steps=tuple(Predicted(t, math.nan, ((t, math.nan),)) for t in WORDS))
     assert agreement([broken], [scored(WORDS)]).status is Status.FAIL
     assert agreement([generation(WORDS)], [scored(WORDS, logprob=math.nan)]).status is Status.FAIL
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_one_gap_that_is_no_number_fails_among_many_that_agree(number):
-    without = generation(steps=tuple(Step(token) for token in range(200)))
+    without = generation(steps=tuple(Predicted(token) for token in range(200)))
     scores = (*scored(range(199)), replace(scored([199])[0], greedy_logprob=number))
     finding = agreement([without], [scores])
     assert finding.status is Status.FAIL
@@ -144,7 +144,7 @@ def test_the_same_text_with_mtp_passes():
 
 
 def test_mtp_may_turn_a_near_tie_only():
-    tie = Step(WORDS[10], -0.7, ((WORDS[10], -0.7), (77, -0.75)))
+    tie = Predicted(WORDS[10], -0.7, ((WORDS[10], -0.7), (77, -0.75)))
     plain = generation(steps=(*steps(WORDS[:10]), tie, *steps(WORDS[11:])))
     near = judge.judge_mtp_text([plain], [generation(changed(10, 77))])
     assert near.status is Status.PASS
@@ -160,7 +160,7 @@ def test_mtp_that_ends_earlier_fails():
 
 
 def test_a_difference_that_cannot_be_weighed_is_not_verified():
-    blind = generation(steps=(*steps(WORDS[:10]), Step(WORDS[10]), *steps(WORDS[11:])))
+    blind = generation(steps=(*steps(WORDS[:10]), Predicted(WORDS[10]), *steps(WORDS[11:])))
     finding = judge.judge_mtp_text([blind], [generation(changed(10, 77))])
     assert finding.status is Status.SKIPPED
 

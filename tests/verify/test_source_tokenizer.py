@@ -14,7 +14,7 @@ from verify_fakes import FakeRuntime, FakeSession, generation, write_llama
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.families.view import ModelView
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.options import VerifyOptions
 from qexport.verification.prompts import Probe, ids_by_file, probes
 from qexport.verification.run import verify
@@ -93,7 +93,7 @@ class CuttingRuntime(FakeRuntime):
         return session
 
 
-def tokens(tmp_path: Path, view: ModelView, mine: Any, theirs: Any) -> Finding:
+def tokens(tmp_path: Path, view: ModelView, mine: Any, theirs: Any) -> Verdict:
     runtime = CuttingRuntime()
     runtime.mine, runtime.theirs = mine, theirs
     path = write_llama(tmp_path / "tiny.gguf")

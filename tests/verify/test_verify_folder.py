@@ -18,7 +18,7 @@ from qexport.families.roles import Block
 from qexport.families.view import ModelView
 from qexport.formats.opening import open_artifact
 from qexport.formats.registry import tolerance
-from qexport.receipt.verification import Check, Finding, Status
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification import memory
 from qexport.verification import run as run_module
 from qexport.verification.choose import can_judge, choose_runtime
@@ -161,7 +161,7 @@ def test_a_head_that_loads_and_cannot_draft_is_said(folders):
     report = verify(folders / "qwen3_5", view=None, runtime=runtime)
     assert [settings.draft_max for settings in runtime.opened] == [0, 3]
     assert report.finding(Check.MTP_LOADS).status is Status.PASS
-    assert report.finding(Check.MTP_TEXT) == Finding(Check.MTP_TEXT, Status.SKIPPED, "no Triton")
+    assert report.finding(Check.MTP_TEXT) == Verdict(Check.MTP_TEXT, Status.SKIPPED, "no Triton")
     assert report.drafts is None
 
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from qexport.children.failure import RuntimeFailure
 from qexport.verification.reference import Scored
-from qexport.verification.runtime import Generation, Settings, Step
+from qexport.verification.runtime import Generation, Predicted, Settings
 
 VOCABULARY = 320
 
 
-def steps(tokens: Sequence[int], logprob: float = -0.5) -> tuple[Step, ...]:
+def steps(tokens: Sequence[int], logprob: float = -0.5) -> tuple[Predicted, ...]:
     """Each token with a clear alternative one nat behind it."""
-    return tuple(Step(t, logprob, ((t, logprob), (t + 1000, logprob - 1.0))) for t in tokens)
+    return tuple(Predicted(t, logprob, ((t, logprob), (t + 1000, logprob - 1.0))) for t in tokens)
 
 
 def generation(

@@ -13,11 +13,11 @@ from qexport.families.roles import EXPERT_ROLES
 from qexport.formats.hf import ASKED, hf_layout, stack_of
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.layout import Asked, Promise, Rule, Traits
 
 
-def _promises(artifact: Artifact) -> Rule:
+def _promises(artifact: Opened) -> Rule:
     quantization = artifact.details["quantization"]
     listed = quantization.get("ignored_layers") or quantization.get("modules_to_not_convert") or []
 

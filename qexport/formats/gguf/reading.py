@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.artifact import Artifact, Weight, skeleton
+from qexport.artifacts.artifact import AnyWeight, Opened, skeleton
 from qexport.artifacts.description import Description
 from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.checkpoint.chat_templates import DEFAULT, ChatTemplates
@@ -86,7 +86,7 @@ class GgufWeight:
             raise InputError(f"{self.stored}: {error}", hint="Is this a file of another model?") from None
 
 
-def open_gguf(found: OnDisk) -> Artifact:
+def open_gguf(found: OnDisk) -> Opened:
     """Open a GGUF by any of its shards. Raises InputError as ``open_artifact``."""
     path, like = found.path, found.like
     if like is None:
@@ -114,7 +114,7 @@ def open_gguf(found: OnDisk) -> Artifact:
     if info.architecture != arch.name:
         message = f"{info.name} is a {info.architecture!r} model, {like.label} would be {arch.name!r}"
         raise InputError(message, hint="Compare it with the model that it was made from.")
-    weights: dict[str, Weight] = {}
+    weights: dict[str, AnyWeight] = {}
     for tensor in bare:
         name = gguf_name(arch, bare, tensor)
         if (there := stored.pop(name, None)) is not None:
@@ -126,7 +126,7 @@ def open_gguf(found: OnDisk) -> Artifact:
     for name, (entry, rows) in stored.items():
         if name not in _COMPUTED:
             weights[name] = GgufWeight(name, name, entry.type_name, entry.shape, rows, Arrangement())
-    return Artifact(
+    return Opened(
         label=info.name,
         layout=GGUF_FILE,
         family=family,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from qexport.formats.hf import hf_layout
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
 
 
 _TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-def float_type(artifact: Artifact) -> str:
+def float_type(artifact: Opened) -> str:
     """``BF16`` and the like, by the config."""
     dtype = artifact.config.get("dtype") or artifact.config.get("torch_dtype") or artifact.text.get("dtype")
     return _TYPES.get(str(dtype), "BF16")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qexport.artifacts.artifact import Artifact, Weight, skeleton
+from qexport.artifacts.artifact import AnyWeight, Opened, skeleton
 from qexport.artifacts.description import describe_folder
 from qexport.artifacts.forms import Form
 from qexport.artifacts.layout import ArtifactLayout, Asked, OnDisk, Promise, Rule
@@ -75,7 +75,7 @@ def _is_mlx(found: OnDisk) -> bool:
     return read_header(found.path / file)[1].get("format") == "mlx"
 
 
-def open_mlx(found: OnDisk) -> Artifact:
+def open_mlx(found: OnDisk) -> Opened:
     """The folder as an artifact; ``found.head`` is a drafter folder, or a sidecar of another one."""
     folder, path, config, head = found.folder, found.path, found.config, found.head
     if config.get("model_type") in DRAFTER_TYPES:
@@ -90,14 +90,14 @@ def open_mlx(found: OnDisk) -> Artifact:
     columns = {name: tensor.shape[-1] for name, tensor in bare.items()}
     stored = gather([(folder, ""), *heads], columns, mlx=True)
     shifted = family.dialect.norms_plus_one if family.dialect else frozenset()
-    weights: dict[str, Weight] = {}
+    weights: dict[str, AnyWeight] = {}
     for name, weight in stored.items():
         tensor = bare.get(name)
         moved = tensor is not None and tensor.role in shifted
         weights[name] = MlxWeight(
             weight.name, weight.module, weight.parts, weight.columns, tensor, shifted=moved
         )
-    return Artifact(
+    return Opened(
         label=folder.label,
         layout=MLX_FOLDER,
         family=family,
@@ -151,7 +151,7 @@ def _head_config(head: Path | None, path: Path) -> dict[str, Any]:
     return read_json(LocalCheckpoint(drafter, quantized=True), "config.json")
 
 
-def _promises(artifact: Artifact) -> Rule:
+def _promises(artifact: Opened) -> Rule:
     """Overrides by path, else the settings for all, in case a module is quantized: MLX goes by the scales."""
     trunk = artifact.details["quantization"]
     head = (artifact.details.get("head") or {}).get("quantization") or {}
@@ -174,7 +174,7 @@ def _promises(artifact: Artifact) -> Rule:
     return promise
 
 
-def _stored_type(artifact: Artifact) -> str:
+def _stored_type(artifact: Opened) -> str:
     """``MLX-6bit``, ``MLX-mxfp4``; of a recipe that mixes widths the one that most weights have."""
     quantization = artifact.details["quantization"]
     if not quantization:

@@ -13,7 +13,7 @@ from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.formats.hf import ASKED, hf_layout, stack_of, vllm_name
 
 if TYPE_CHECKING:
-    from qexport.artifacts.artifact import Artifact
+    from qexport.artifacts.artifact import Opened
     from qexport.artifacts.layout import Asked, OnDisk, Promise, Rule
 
 
@@ -48,13 +48,13 @@ def _details(found: OnDisk) -> dict[str, Any]:
     return {"modelopt": read_json(found.folder, _FILE)} if _FILE in found.folder.files else {}
 
 
-def _declared(artifact: Artifact) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _declared(artifact: Opened) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """What config.json declares, and what the other file does; one of them may be empty."""
     inner = (artifact.details.get("modelopt") or {}).get("quantization") or {}
     return artifact.details["quantization"], inner
 
 
-def _promises(artifact: Artifact) -> Rule:
+def _promises(artifact: Opened) -> Rule:
     quantization, inner = _declared(artifact)
     declared = quantization.get("quant_algo") or inner.get("quant_algo")
     exclude = quantization.get("ignore", inner.get("exclude_modules")) or []
@@ -101,7 +101,7 @@ def _split_glob(name: str) -> tuple[str, ...]:
     return (stem, f"{stem}.*") if name.endswith("*") and "*" not in stem else (name,)
 
 
-def _contradictions(artifact: Artifact) -> Iterator[str]:
+def _contradictions(artifact: Opened) -> Iterator[str]:
     """Which of the two declarations is read depends on the reader."""
     one, other = _declared(artifact)
     if not one or not artifact.details.get("modelopt"):
@@ -113,7 +113,7 @@ def _contradictions(artifact: Artifact) -> Iterator[str]:
         yield f"config.json and hf_quant_config.json exclude different modules: {sorted(here ^ there)}"
 
 
-def _stored_type(artifact: Artifact) -> str:
+def _stored_type(artifact: Opened) -> str:
     quantization, inner = _declared(artifact)
     return str(quantization.get("quant_algo") or inner.get("quant_algo") or "MODELOPT")
 
