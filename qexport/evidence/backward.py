@@ -32,8 +32,8 @@ from qexport.families.roles import Role
 if TYPE_CHECKING:
     import numpy as np
 
-    from qexport.evidence.stream import Progress
     from qexport.families.view import ModelTensor, ModelView
+    from qexport.progress import Progress
 
 
 # What a layer keeps for its way back is some hundred kilobytes a token.
