@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from oracle import toolchain
 from tokenizers import Tokenizer
 
 from qexport.codecs.contract import Matrices, ggml_stored
@@ -28,6 +29,9 @@ from qexport.evidence.store import Evidence, Kind
 from qexport.families.view import ModelView
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.importance import evidence_of, gguf_importance, uncollected, unfelt
+from qexport.formats.gguf.options import GgufOptions
+from qexport.formats.gguf.plan import plan_gguf
+from qexport.onepass.execute import execute
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.model import examine
 
@@ -163,6 +167,23 @@ def test_damaged_sensitivities_are_refused(zoo: Any, tmp_path: Path) -> None:
 
 def test_without_sensitivity_nothing_is_said() -> None:
     assert weights_of(Evidence({Kind.INPUT_SQUARES: {"x": np.ones((1, 4), np.float32)}}), "x") == ()
+
+
+@pytest.mark.toolchain
+@pytest.mark.skipif(not toolchain.available(), reason="QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set")
+def test_llama_quantize_reads_past_them(zoo: Any, tmp_path: Path) -> None:
+    view = view_of(zoo("qwen3_5"))
+    matrix = collected(view, some_ids(), at_most=48)
+    (plan,) = plan_gguf(view, ["BF16"], GgufOptions())
+    execute([plan], tmp_path)
+    peers = []
+    for name, each in (("felt", matrix), ("plain", replace(matrix, sensitivity=None))):
+        given, peer = tmp_path / f"{name}.gguf_file", tmp_path / f"{name}.gguf"
+        given.write_bytes(imatrix_bytes(each))
+        said = toolchain.quantize(tmp_path / plan.files[0].name, peer, "Q4_K_M", imatrix=given)
+        assert f"loaded {len(matrix.sums)} importance matrix entries" in said
+        peers.append({t.name: t.data.tobytes() for t in gguf.GGUFReader(peer).tensors})
+    assert peers[0] == peers[1]
 
 
 # --- what it is for --------------------------------------------------------------------------------------
