@@ -25,7 +25,7 @@ from qexport.evidence.activations import HiddenStates
 from qexport.evidence.observe import Observer, OutputGradients, Products, joint
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.quiet import quiet_transformers
-from qexport.evidence.sensitivity import Sensitivity, Table
+from qexport.evidence.sensitivity import Sensitivity, Summed
 from qexport.evidence.stream import LayerStream, only, threads
 from qexport.families.roles import Role
 
@@ -176,12 +176,12 @@ class _Way:
         pairs[output] = together
         lookups = np.bincount(self.tokens.reshape(-1), minlength=self.output.shape[0])
         tables = {
-            Table.GRADIENTS: sums,
-            Table.TOKENS: counts,
-            Table.JOINT: pairs,
-            Table.HEAD_INPUTS: {output: columns},
-            Table.LOOKUP_GRADIENTS: {name: embedding},
-            Table.LOOKUPS: {name: lookups[None].astype(np.float32)},
+            Summed.GRADIENTS: sums,
+            Summed.TOKENS: counts,
+            Summed.JOINT: pairs,
+            Summed.HEAD_INPUTS: {output: columns},
+            Summed.LOOKUP_GRADIENTS: {name: embedding},
+            Summed.LOOKUPS: {name: lookups[None].astype(np.float32)},
         }
         drafted = 0 if draft is None else int(draft.size)
         found = Sensitivity(tables, tokens, drafted, (f"{text} seed {seed}",))

@@ -41,7 +41,7 @@ from qexport.container.gguf_write import (
     u32,
 )
 from qexport.errors import InputError
-from qexport.evidence.sensitivity import Sensitivity, Table
+from qexport.evidence.sensitivity import Sensitivity, Summed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -237,15 +237,15 @@ def _read_sensitivity(cursor: _Cursor, header: GgufHeader) -> Sensitivity | None
     tokens, drafted = (header.metadata.get(_SENSITIVITY + key) for key in ("tokens", "draft_tokens"))
     if not (isinstance(tokens, int) and isinstance(drafted, int) and tokens > 0):
         raise cursor.bad(f"{_SENSITIVITY}tokens or {_SENSITIVITY}draft_tokens is missing")
-    tables: dict[Table, dict[str, np.ndarray]] = {}
+    tables: dict[Summed, dict[str, np.ndarray]] = {}
     for full, tensor in header.tensors.items():
         name, _, suffix = full.rpartition(".")
-        if suffix in list(Table):
+        if suffix in list(Summed):
             matrices = tensor.shape[0] if len(tensor.shape) > 1 else 1
             found = _floats(cursor, header, full)
             if not found.size:
                 raise cursor.bad(f"{full} is empty")
-            tables.setdefault(Table(suffix), {})[name] = found.reshape(matrices, -1)
+            tables.setdefault(Summed(suffix), {})[name] = found.reshape(matrices, -1)
     return Sensitivity(tables, tokens, drafted, texts)
 
 
@@ -282,7 +282,7 @@ def imatrix_bytes(matrix: ImportanceMatrix) -> bytes:
         metadata[f"{_SENSITIVITY}tokens"] = u32(beside.tokens)
         metadata[f"{_SENSITIVITY}draft_tokens"] = u32(beside.draft_tokens)
         metadata[f"{_SENSITIVITY}texts"] = array(ValueType.STRING, beside.texts)
-        for table in Table:
+        for table in Summed:
             rows = beside.tables.get(table, {})
             tensors += [(f"{name}.{table}", rows[name]) for name in sorted(rows, key=str.encode)]
     infos: list[TensorInfo] = []

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Table(StrEnum):
+class Summed(StrEnum):
     """What is summed over tokens, by tensor; the words are suffixes in an importance matrix.
 
     None of them ends in ``.in_sum``, ``.in_sum2`` or ``.counts``: llama.cpp reads past others.
@@ -46,7 +46,7 @@ class Table(StrEnum):
     LOOKUPS = "lookup_counts"  # how often each row of the embedding was taken (1, rows)
 
 
-Tables = Mapping[Table, Mapping[str, "np.ndarray"]]
+Tables = Mapping[Summed, Mapping[str, "np.ndarray"]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def added(parts: Sequence[tuple[str, Sensitivity]]) -> Sensitivity | None:
 
     if not parts:
         return None
-    tables: dict[Table, dict[str, np.ndarray]] = {}
+    tables: dict[Summed, dict[str, np.ndarray]] = {}
     for label, part in parts:
         for table, rows in part.tables.items():
             total = tables.setdefault(table, {})

@@ -22,7 +22,7 @@ from qexport.evidence import stream as stream_module
 from qexport.evidence.backward import Returned, TwoWayStream
 from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
-from qexport.evidence.sensitivity import Table
+from qexport.evidence.sensitivity import Summed
 from qexport.families.roles import Block, Role
 
 # Float32 in another order; the worst that was seen is 3e-6.
@@ -62,12 +62,12 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 def worst(returned: Returned, expected: Gradients) -> float:
     """Over all tensors of ``expected``, which must all be there, with the same counts."""
     tables, largest = returned.sensitivity.tables, 0.0
-    (head,) = tables[Table.HEAD_INPUTS]
+    (head,) = tables[Summed.HEAD_INPUTS]
     for name, sums in expected.sums.items():
         mine = head if name == "lm_head.weight" else name
-        assert tables[Table.TOKENS][mine][:, 0].tolist() == expected.counts[name].tolist(), name
-        largest = max(largest, distance(tables[Table.GRADIENTS][mine], sums))
-        largest = max(largest, distance(tables[Table.JOINT][mine], expected.joint[name]))
+        assert tables[Summed.TOKENS][mine][:, 0].tolist() == expected.counts[name].tolist(), name
+        largest = max(largest, distance(tables[Summed.GRADIENTS][mine], sums))
+        largest = max(largest, distance(tables[Summed.JOINT][mine], expected.joint[name]))
     return largest
 
 
@@ -79,13 +79,13 @@ def test_the_gradient_of_the_whole_model(zoo: Zoo, name: str) -> None:
     expected = whole(folder, returned)
     tables = returned.sensitivity.tables
     trunk = {tensor.name for tensor in view_of(folder) if tensor.block is not Block.MTP}
-    assert len(trunk & tables[Table.GRADIENTS].keys()) == len(expected.sums)
+    assert len(trunk & tables[Summed.GRADIENTS].keys()) == len(expected.sums)
     assert worst(returned, expected) < TOLERANCE
-    ((embedding, lookups),) = tables[Table.LOOKUP_GRADIENTS].items()
+    ((embedding, lookups),) = tables[Summed.LOOKUP_GRADIENTS].items()
     assert distance(lookups, expected.embedding) < TOLERANCE
-    assert distance(next(iter(tables[Table.HEAD_INPUTS].values())), expected.head) < TOLERANCE
+    assert distance(next(iter(tables[Summed.HEAD_INPUTS].values())), expected.head) < TOLERANCE
     ids = ids_for(folder)
-    rows = tables[Table.LOOKUPS][embedding]
+    rows = tables[Summed.LOOKUPS][embedding]
     table = view_of(folder).find(Role.TOKEN_EMBD)
     assert table is not None
     assert (table.name, (1, table.shape[0])) == (embedding, rows.shape)
@@ -103,12 +103,12 @@ def test_the_gradient_of_the_draft_head(zoo: Zoo, name: str) -> None:
     hidden = whole(folder, returned).final
     expected = DraftGradient(folder).back(ids_for(folder)[:3], hidden, returned.draft_labels)
     assert worst(returned, expected) < TOLERANCE
-    mine = {tensor for tensor in returned.sensitivity.tables[Table.GRADIENTS] if tensor.startswith("mtp.")}
+    mine = {tensor for tensor in returned.sensitivity.tables[Summed.GRADIENTS] if tensor.startswith("mtp.")}
     assert mine == set(expected.sums)
     assert returned.sensitivity.draft_tokens == 3 * 39
     wrong = DraftGradient(folder, swapped=True).back(ids_for(folder)[:3], hidden, returned.draft_labels)
     assert (
-        distance(returned.sensitivity.tables[Table.GRADIENTS]["mtp.fc.weight"], wrong.sums["mtp.fc.weight"])
+        distance(returned.sensitivity.tables[Summed.GRADIENTS]["mtp.fc.weight"], wrong.sums["mtp.fc.weight"])
         > 0.1
     )
 
@@ -197,7 +197,7 @@ def test_rounded_products_give_nearly_the_same(zoo: Zoo, precision: str) -> None
     expected = whole(folder, returned)
     near = 0.02 if precision == "mixed" else 0.05
     for name, sums in expected.sums.items():
-        found = returned.sensitivity.tables[Table.GRADIENTS].get(name)
+        found = returned.sensitivity.tables[Summed.GRADIENTS].get(name)
         if found is not None:
             assert found.sum() == pytest.approx(sums.sum(), rel=near), name
 

@@ -24,7 +24,7 @@ from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_
 from qexport.evidence.imatrix_sums import merged
 from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
-from qexport.evidence.sensitivity import CLOSED_FORM, Table, closed_form_kld, predicted_kld, weights_of
+from qexport.evidence.sensitivity import CLOSED_FORM, Summed, closed_form_kld, predicted_kld, weights_of
 from qexport.evidence.store import Evidence, Kind
 from qexport.families.view import ModelView
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
@@ -103,25 +103,25 @@ def test_rows_are_the_gguf_tensors_and_come_back(zoo: Any, name: str) -> None:
     assert matrix.sensitivity is not None
     evidence, moved = evidence_of(view, matrix), 0
     for tensor in view:
-        values = found.tables[Table.GRADIENTS].get(tensor.name)
+        values = found.tables[Summed.GRADIENTS].get(tensor.name)
         if values is None:
             continue
         tokens = found.draft_tokens if tensor.name.startswith("mtp.") else found.tokens
         back = evidence.of(Kind.OUTPUT_GRADIENTS, tensor.name)
         assert back is not None
         np.testing.assert_allclose(back, values / tokens, rtol=1e-6)
-        pair, seen = (found.tables[table][tensor.name] for table in (Table.JOINT, Table.TOKENS))
+        pair, seen = (found.tables[table][tensor.name] for table in (Summed.JOINT, Summed.TOKENS))
         joint = evidence.of(Kind.JOINT, tensor.name)
         assert joint is not None
         expected = seen * pair[:, :1] / np.maximum(values.sum(1, keepdims=True) * pair[:, 1:], 1e-30)
         np.testing.assert_allclose(joint[seen > 0], expected[seen > 0], rtol=1e-4)
         assert (joint[seen == 0] == 1).all()
         order = arrangement_of(arch_of(view), view, tensor).row_order
-        outside = matrix.sensitivity.tables[Table.GRADIENTS][gguf_name(arch_of(view), view, tensor)]
+        outside = matrix.sensitivity.tables[Summed.GRADIENTS][gguf_name(arch_of(view), view, tensor)]
         assert np.array_equal(outside, values if order is None else values[:, order])
         moved += not np.array_equal(outside, values)
     assert moved > 0
-    embedding = next(iter(found.tables[Table.LOOKUPS]))
+    embedding = next(iter(found.tables[Summed.LOOKUPS]))
     lookups = evidence.of(Kind.LOOKUPS, embedding)
     assert lookups is not None
     assert lookups.sum() == pytest.approx(1, rel=1e-5)
@@ -143,7 +143,7 @@ def test_merging_adds_and_keeps(zoo: Any) -> None:
     assert kept is not None
     assert (kept.tokens, kept.texts) == (24, ("t seed 1",))
     assert merged([replace(one, sensitivity=None)], "none", 24).sensitivity is None
-    tables = {**two.sensitivity.tables, Table.GRADIENTS: {"output.weight": np.ones((1, 5), np.float32)}}
+    tables = {**two.sensitivity.tables, Summed.GRADIENTS: {"output.weight": np.ones((1, 5), np.float32)}}
     other = replace(two, label="other", sensitivity=replace(two.sensitivity, tables=tables))
     with pytest.raises(InputError, match=r"other: output\.weight\.out_grad2 is \(1, 5\), not \(1, "):
         merged([one, other], "no", 24)
@@ -154,7 +154,7 @@ def test_merging_adds_and_keeps(zoo: Any) -> None:
 def test_damaged_sensitivities_are_refused(zoo: Any, tmp_path: Path) -> None:
     matrix = collected(view_of(zoo("llama3")), some_ids(), at_most=24)
     assert matrix.sensitivity is not None
-    tables = {Table.GRADIENTS: {"output.weight": np.full((1, 5), -1, np.float32)}}
+    tables = {Summed.GRADIENTS: {"output.weight": np.full((1, 5), -1, np.float32)}}
     bad = replace(matrix, sensitivity=replace(matrix.sensitivity, tables=tables))
     (tmp_path / "bad").write_bytes(imatrix_bytes(bad))
     with pytest.raises(InputError, match=r"output\.weight\.out_grad2 has values that are negative"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
-from qexport.evidence.sensitivity import Sensitivity, Table
+from qexport.evidence.sensitivity import Sensitivity, Summed
 from qexport.evidence.store import NOTHING, Evidence, Kind
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
@@ -84,12 +84,12 @@ def gguf_importance(
 def _outward(view: ModelView, sensitivity: Sensitivity) -> Sensitivity:
     """The same under the names of GGUF tensors, gradients in the order of their rows."""
     arch = arch_of(view)
-    tables: dict[Table, dict[str, np.ndarray]] = {table: {} for table in sensitivity.tables}
+    tables: dict[Summed, dict[str, np.ndarray]] = {table: {} for table in sensitivity.tables}
     for tensor in view:
         for table in sensitivity.tables:
             values = sensitivity.tables[table].get(tensor.name)
             if values is not None:
-                order = _row_order(view, tensor) if table is Table.GRADIENTS else None
+                order = _row_order(view, tensor) if table is Summed.GRADIENTS else None
                 name = gguf_name(arch, view, tensor)
                 tables[table][name] = values if order is None else values[:, order]
     return replace(sensitivity, tables=tables)
@@ -106,10 +106,10 @@ def _inward(view: ModelView, tensor: ModelTensor, matrix: ImportanceMatrix) -> d
     tokens = max(1, beside.draft_tokens if tensor.block is Block.MTP else beside.tokens)
     rows, columns = (matrices, tensor.shape[-2]), (1, tensor.shape[-1])
     for table, kind, shape in (
-        (Table.GRADIENTS, Kind.OUTPUT_GRADIENTS, rows),
-        (Table.HEAD_INPUTS, Kind.HEAD_INPUTS, columns),
-        (Table.LOOKUPS, Kind.LOOKUPS, rows),
-        (Table.LOOKUP_GRADIENTS, Kind.LOOKUP_GRADIENTS, columns),
+        (Summed.GRADIENTS, Kind.OUTPUT_GRADIENTS, rows),
+        (Summed.HEAD_INPUTS, Kind.HEAD_INPUTS, columns),
+        (Summed.LOOKUPS, Kind.LOOKUPS, rows),
+        (Summed.LOOKUP_GRADIENTS, Kind.LOOKUP_GRADIENTS, columns),
     ):
         sums = beside.tables.get(table, {}).get(name)
         if sums is None:
@@ -120,15 +120,15 @@ def _inward(view: ModelView, tensor: ModelTensor, matrix: ImportanceMatrix) -> d
                 "it was made for another model",
                 hint="Make one for this model, or leave it out.",
             )
-        if table is Table.GRADIENTS and (order := _row_order(view, tensor)) is not None:
+        if table is Summed.GRADIENTS and (order := _row_order(view, tensor)) is not None:
             sums = sums[:, np.argsort(order)]
-        whole = np.float32(sums.sum() if table is Table.LOOKUPS else tokens)
+        whole = np.float32(sums.sum() if table is Summed.LOOKUPS else tokens)
         found[kind] = np.ascontiguousarray(sums / max(whole, np.float32(1)), np.float32)
-    pair, seen = (beside.tables.get(table, {}).get(name) for table in (Table.JOINT, Table.TOKENS))
+    pair, seen = (beside.tables.get(table, {}).get(name) for table in (Summed.JOINT, Summed.TOKENS))
     if Kind.OUTPUT_GRADIENTS in found and pair is not None and seen is not None:
         if (pair.shape, seen.shape) != ((matrices, 2), (matrices, 1)):
-            raise InputError(f"{matrix.label}: {name}.{Table.JOINT} or {Table.TOKENS} has another size")
-        returned = beside.tables[Table.GRADIENTS][name].sum(1, keepdims=True, dtype=np.float64)
+            raise InputError(f"{matrix.label}: {name}.{Summed.JOINT} or {Summed.TOKENS} has another size")
+        returned = beside.tables[Summed.GRADIENTS][name].sum(1, keepdims=True, dtype=np.float64)
         apart = returned * pair[:, 1:]
         together = np.divide(seen * pair[:, :1], apart, out=np.ones_like(apart), where=apart > 0)
         found[Kind.JOINT] = together.astype(np.float32)
@@ -196,15 +196,15 @@ def unfelt(view: ModelView, tokens: int, draft_tokens: int, texts: tuple[str, ..
     output = view.find(Role.OUTPUT) or embedding
     assert embedding is not None
     assert output is not None
-    tables: dict[Table, dict[str, np.ndarray]] = {table: {} for table in Table}
+    tables: dict[Summed, dict[str, np.ndarray]] = {table: {} for table in Summed}
     for tensor in (*_products(view), output):
         matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
-        tables[Table.GRADIENTS][tensor.name] = np.ones((matrices, tensor.shape[-2]), np.float32)
-        tables[Table.TOKENS][tensor.name] = np.ones((matrices, 1), np.float32)
-        tables[Table.JOINT][tensor.name] = np.ones((matrices, 2), np.float32)
-    tables[Table.HEAD_INPUTS][output.name] = np.ones((1, output.shape[1]), np.float32)
-    tables[Table.LOOKUP_GRADIENTS][embedding.name] = np.ones((1, embedding.shape[1]), np.float32)
-    tables[Table.LOOKUPS][embedding.name] = np.ones((1, embedding.shape[0]), np.float32)
+        tables[Summed.GRADIENTS][tensor.name] = np.ones((matrices, tensor.shape[-2]), np.float32)
+        tables[Summed.TOKENS][tensor.name] = np.ones((matrices, 1), np.float32)
+        tables[Summed.JOINT][tensor.name] = np.ones((matrices, 2), np.float32)
+    tables[Summed.HEAD_INPUTS][output.name] = np.ones((1, output.shape[1]), np.float32)
+    tables[Summed.LOOKUP_GRADIENTS][embedding.name] = np.ones((1, embedding.shape[1]), np.float32)
+    tables[Summed.LOOKUPS][embedding.name] = np.ones((1, embedding.shape[0]), np.float32)
     return Sensitivity(tables, tokens, draft_tokens, texts)
 
 
