@@ -22,6 +22,7 @@ from qexport.cli._options import (
     model_argument,
     mtp_options,
     runtime_options,
+    together,
     verify_options,
 )
 from qexport.cli._output import Output
@@ -39,28 +40,21 @@ BUILT_IN = "the corpus inside the package"
 _VERIFY = ("prompts", "n_predict", "draft_max", "time_limit", "llama_server", "runtime", "runtime_python")
 
 
-def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """MODEL, its revision, ``--out``, and what becomes of the MTP head; they come first in the help."""
-    for option in (mtp_options, OUT, model_argument):
-        function = option(function)
-    return function
+source_options = together(mtp_options, OUT, model_argument)
+"""MODEL, its revision, ``--out``, and what becomes of the MTP head; they come first in the help."""
 
 
-def folder_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Everything about verification and output."""
-    no_verify = click.option("--no-verify", is_flag=True, help="Do not run the folder. The receipt says so.")
-    for option in (
-        JSON,
-        OVERWRITE,
-        THREADS,
-        DRY_RUN,
-        verify_options,
-        measure_option,
-        runtime_options,
-        no_verify,
-    ):
-        function = option(function)
-    return function
+folder_options = together(
+    JSON,
+    OVERWRITE,
+    THREADS,
+    DRY_RUN,
+    verify_options,
+    measure_option,
+    runtime_options,
+    click.option("--no-verify", is_flag=True, help="Do not run the folder. The receipt says so."),
+)
+"""Everything about verification and output."""
 
 
 def importance_option(words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qexport.cli._options import together
 from qexport.cli._recipe import burdens_of, show_jobs
 from qexport.run.hf_jobs import HfJobs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from qexport.cli._output import Output
     from qexport.recipe.recipe import Recipe
@@ -20,53 +21,50 @@ if TYPE_CHECKING:
 _DEFAULTS = HfJobs()
 
 
-def hf_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``--on hf-jobs`` needs to know."""
-    for option in (
-        click.option(
-            "--hf-install",
-            metavar="SPEC",
-            help="What pip installs in a job, such as 'qexport[all] @ git+https://github.com/you/qexport'.  "
-            "[default: this version, where another machine can have it]",
-        ),
-        click.option(
-            "--hf-image",
-            metavar="IMAGE",
-            default=_DEFAULTS.image,
-            show_default=True,
-            help="Docker image of a job, with Python 3.11 or newer.",
-        ),
-        click.option(
-            "--hf-secret",
-            "hf_secrets",
-            multiple=True,
-            metavar="NAME",
-            default=_DEFAULTS.secrets,
-            show_default=True,
-            help="Environment variable that a job gets as a secret; its value is read here when a job is "
-            "submitted.",
-        ),
-        click.option(
-            "--hf-namespace", metavar="ORG", help="Whose jobs they are.  [default: the token's account]"
-        ),
-        click.option(
-            "--hf-timeout",
-            metavar="TIME",
-            default=_DEFAULTS.timeout,
-            show_default=True,
-            help="After which a job is stopped: 90m, 6h.",
-        ),
-        click.option(
-            "--hf-flavor",
-            metavar="NAME",
-            default=_DEFAULTS.flavor,
-            show_default=True,
-            help="Hardware of a job; `hf jobs hardware` lists it.",
-        ),
-        click.option("--hf-bucket", metavar="ORG/NAME", help="Bucket that jobs write to, a folder for each."),
-    ):
-        function = option(function)
-    return function
+hf_job_options = together(
+    click.option(
+        "--hf-install",
+        metavar="SPEC",
+        help="What pip installs in a job, such as 'qexport[all] @ git+https://github.com/you/qexport'.  "
+        "[default: this version, where another machine can have it]",
+    ),
+    click.option(
+        "--hf-image",
+        metavar="IMAGE",
+        default=_DEFAULTS.image,
+        show_default=True,
+        help="Docker image of a job, with Python 3.11 or newer.",
+    ),
+    click.option(
+        "--hf-secret",
+        "hf_secrets",
+        multiple=True,
+        metavar="NAME",
+        default=_DEFAULTS.secrets,
+        show_default=True,
+        help="Environment variable that a job gets as a secret; its value is read here when a job is "
+        "submitted.",
+    ),
+    click.option(
+        "--hf-namespace", metavar="ORG", help="Whose jobs they are.  [default: the token's account]"
+    ),
+    click.option(
+        "--hf-timeout",
+        metavar="TIME",
+        default=_DEFAULTS.timeout,
+        show_default=True,
+        help="After which a job is stopped: 90m, 6h.",
+    ),
+    click.option(
+        "--hf-flavor",
+        metavar="NAME",
+        default=_DEFAULTS.flavor,
+        show_default=True,
+        help="Hardware of a job; `hf jobs hardware` lists it.",
+    ),
+    click.option("--hf-bucket", metavar="ORG/NAME", help="Bucket that jobs write to, a folder for each."),
+)
+"""What ``--on hf-jobs`` needs to know."""
 
 
 def send(

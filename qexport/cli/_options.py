@@ -38,6 +38,17 @@ class Finite(click.FloatRange):
         return number
 
 
+def together(*declared: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+    """Several options as one decorator; the last is the first in the help."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in declared:
+            function = option(function)
+        return function
+
+    return decorate
+
+
 SIZE = _Size()
 COUNT = 1 << 40
 """More tokens than there are; numbers beyond it are typing errors that nothing downstream should meet."""
@@ -65,158 +76,142 @@ TYPES_FROM = click.option(
 )
 
 
-def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """MODEL and ``--revision``."""
-    function = click.option("--revision", help="Branch, tag or commit of a MODEL on the Hub.")(function)
-    return click.argument("model")(function)
+model_argument = together(
+    click.option("--revision", help="Branch, tag or commit of a MODEL on the Hub."), click.argument("model")
+)
+"""MODEL and ``--revision``."""
 
 
-def mtp_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--mtp``, ``--mtp-from`` and its revision."""
-    for option in (  # "mtp" alone is a field of MLX's options
-        click.option("--mtp-from-revision", help="Branch, tag or commit of a BASE on the Hub."),
-        click.option(
-            "--mtp-from",
-            metavar="BASE",
-            help="The base model whose MTP head is grafted: a folder or a Hub id.",
-        ),
-        click.option(
-            "--mtp",
-            "mtp_mode",
-            type=click.Choice(["auto", "keep", "graft", "drop"]),
-            default="auto",
-            show_default=True,
-            help="What becomes of the MTP head. auto keeps one that is there, grafts when --mtp-from is "
-            "given, and refuses a checkpoint that declares a head it lacks.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """How an importance matrix is collected."""
-    for option in (
-        click.option(
-            "--sensitivity-tokens",
-            type=click.IntRange(2, COUNT),
-            default=4096,
-            show_default=True,
-            help="The most tokens that gradients are taken of, from the beginning of the text.",
-        ),
-        click.option(
-            "--sensitivity",
-            is_flag=True,
-            help="Collect gradients, too: what an error in each row of the weights costs. The layers are "
-            "read once more.",
-        ),
-        click.option(
-            "--activation-memory",
-            type=SIZE,
-            help="Hidden states that may stay in memory while collecting; more go to a temporary file.  "
-            "[default: half of what is free]",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "mixed", "bfloat16", "float32"]),
-            default="auto",
-            show_default=True,
-            help="Arithmetic of the collecting pass. mixed is llama.cpp's (bf16 in, float32 out), bfloat16 "
-            "faster on CPUs that have it; auto is one of these for a bf16 checkpoint.",
-        ),
-        click.option(
-            "--device",
-            default="cpu",
-            show_default=True,
-            help="Where the collecting pass runs: cpu, cuda or cuda:N.",
-        ),
-        click.option(
-            "--calib-seed", type=int, default=0, show_default=True, help="Order of the corpus's records."
-        ),
-        click.option(
-            "--calib-chunk",
-            type=click.IntRange(2, 1 << 20),
-            default=512,
-            show_default=True,
-            help="Tokens in a chunk; every chunk is read as a text of its own.",
-        ),
-        click.option(
-            "--calib-tokens",
-            type=click.IntRange(2, COUNT),
-            help="The most tokens to read.  [default: all of a corpus of yours, 131072 of the built-in one]",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def verify_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """How artifacts are run and judged."""
-    for option in (
-        click.option(
-            "--timeout",
-            "time_limit",
-            type=Finite(1, 1e7),
-            help="Seconds that loading and generating may take.",
-        ),
-        click.option(
-            "--allow-unverified",
-            is_flag=True,
-            help="Exit with 0 where nothing is wrong, but no runtime here could run it, or nothing was "
-            "compared with the source.",
-        ),
-        click.option(
-            "--draft-max",
-            type=click.IntRange(1, 16),
-            default=3,
-            show_default=True,
-            help="Tokens that the MTP head drafts at a time.",
-        ),
-        click.option(
-            "--tokens", "n_predict", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."
-        ),
-        click.option(
-            "--prompt", "prompts", multiple=True, help="Prompt to run instead of the built-in ones."
-        ),
-        click.option(
-            "--llama-server",
-            metavar="PATH",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="Verify with this llama-server instead of the one inside xllamacpp.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Which runtime proves a folder, and where it is installed."""
-    for option in (
-        click.option(
-            "--runtime-python",
-            metavar="PATH",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="The Python that has the runtime, such as ~/vllm/bin/python; it need not have qexport.",
-        ),
-        click.option(
-            "--runtime",
-            type=click.Choice(["mlx-lm", "transformers", "vllm", "sglang"]),
-            help="What loads and runs the folder.  [default: mlx-lm for MLX, transformers for what it reads, "
-            "vllm where only --runtime-python is given]",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def measure_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--measure``: how many tokens artifacts are compared with the source on."""
-    return click.option(
-        "--measure",
-        type=click.IntRange(0, 1 << 30),
-        default=2048,
+mtp_options = together(  # "mtp" alone is a field of MLX's options
+    click.option("--mtp-from-revision", help="Branch, tag or commit of a BASE on the Hub."),
+    click.option(
+        "--mtp-from",
+        metavar="BASE",
+        help="The base model whose MTP head is grafted: a folder or a Hub id.",
+    ),
+    click.option(
+        "--mtp",
+        "mtp_mode",
+        type=click.Choice(["auto", "keep", "graft", "drop"]),
+        default="auto",
         show_default=True,
-        metavar="TOKENS",
-        help="Held-out tokens on which artifacts are compared with the source, layer by layer: divergence, "
-        "and the MTP head's acceptance beside the source's. 0 leaves it out.",
-    )(function)
+        help="What becomes of the MTP head. auto keeps one that is there, grafts when --mtp-from is "
+        "given, and refuses a checkpoint that declares a head it lacks.",
+    ),
+)
+"""``--mtp``, ``--mtp-from`` and its revision."""
+
+
+calibration_options = together(
+    click.option(
+        "--sensitivity-tokens",
+        type=click.IntRange(2, COUNT),
+        default=4096,
+        show_default=True,
+        help="The most tokens that gradients are taken of, from the beginning of the text.",
+    ),
+    click.option(
+        "--sensitivity",
+        is_flag=True,
+        help="Collect gradients, too: what an error in each row of the weights costs. The layers are "
+        "read once more.",
+    ),
+    click.option(
+        "--activation-memory",
+        type=SIZE,
+        help="Hidden states that may stay in memory while collecting; more go to a temporary file.  "
+        "[default: half of what is free]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "mixed", "bfloat16", "float32"]),
+        default="auto",
+        show_default=True,
+        help="Arithmetic of the collecting pass. mixed is llama.cpp's (bf16 in, float32 out), bfloat16 "
+        "faster on CPUs that have it; auto is one of these for a bf16 checkpoint.",
+    ),
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        help="Where the collecting pass runs: cpu, cuda or cuda:N.",
+    ),
+    click.option(
+        "--calib-seed", type=int, default=0, show_default=True, help="Order of the corpus's records."
+    ),
+    click.option(
+        "--calib-chunk",
+        type=click.IntRange(2, 1 << 20),
+        default=512,
+        show_default=True,
+        help="Tokens in a chunk; every chunk is read as a text of its own.",
+    ),
+    click.option(
+        "--calib-tokens",
+        type=click.IntRange(2, COUNT),
+        help="The most tokens to read.  [default: all of a corpus of yours, 131072 of the built-in one]",
+    ),
+)
+"""How an importance matrix is collected."""
+
+
+verify_options = together(
+    click.option(
+        "--timeout",
+        "time_limit",
+        type=Finite(1, 1e7),
+        help="Seconds that loading and generating may take.",
+    ),
+    click.option(
+        "--allow-unverified",
+        is_flag=True,
+        help="Exit with 0 where nothing is wrong, but no runtime here could run it, or nothing was "
+        "compared with the source.",
+    ),
+    click.option(
+        "--draft-max",
+        type=click.IntRange(1, 16),
+        default=3,
+        show_default=True,
+        help="Tokens that the MTP head drafts at a time.",
+    ),
+    click.option(
+        "--tokens", "n_predict", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."
+    ),
+    click.option("--prompt", "prompts", multiple=True, help="Prompt to run instead of the built-in ones."),
+    click.option(
+        "--llama-server",
+        metavar="PATH",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Verify with this llama-server instead of the one inside xllamacpp.",
+    ),
+)
+"""How artifacts are run and judged."""
+
+
+runtime_options = together(
+    click.option(
+        "--runtime-python",
+        metavar="PATH",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="The Python that has the runtime, such as ~/vllm/bin/python; it need not have qexport.",
+    ),
+    click.option(
+        "--runtime",
+        type=click.Choice(["mlx-lm", "transformers", "vllm", "sglang"]),
+        help="What loads and runs the folder.  [default: mlx-lm for MLX, transformers for what it reads, "
+        "vllm where only --runtime-python is given]",
+    ),
+)
+"""Which runtime proves a folder, and where it is installed."""
+
+
+measure_option = click.option(
+    "--measure",
+    type=click.IntRange(0, 1 << 30),
+    default=2048,
+    show_default=True,
+    metavar="TOKENS",
+    help="Held-out tokens on which artifacts are compared with the source, layer by layer: divergence, "
+    "and the MTP head's acceptance beside the source's. 0 leaves it out.",
+)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.cli._options import SIZE
+from qexport.cli._options import SIZE, together
 from qexport.cli._output import Output
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
@@ -60,47 +60,39 @@ SET = click.option(
 )
 
 
-def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """RECIPE, ``--set`` and ``--only``."""
-    for option in (
-        click.option(
-            "--only",
-            multiple=True,
-            metavar="NAME[:TYPE],...",
-            help="Only these artifacts, or types of them; model/NAME and compare/NAME where there are both.",
-        ),
-        SET,
-        click.argument("recipe_path", metavar="RECIPE", type=RECIPE),
-    ):
-        function = option(function)
-    return function
+recipe_options = together(
+    click.option(
+        "--only",
+        multiple=True,
+        metavar="NAME[:TYPE],...",
+        help="Only these artifacts, or types of them; model/NAME and compare/NAME where there are both.",
+    ),
+    SET,
+    click.argument("recipe_path", metavar="RECIPE", type=RECIPE),
+)
+"""RECIPE, ``--set`` and ``--only``."""
 
 
-def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What one machine has."""
-    for option in (
-        click.option(
-            "--params",
-            metavar="COUNT",
-            type=_Count(),
-            help="How many weights the model has, e.g. 27B: sizes are then guessed from that, and nothing is "
-            "asked of the Hub.",
-        ),
-        click.option(
-            "--cores",
-            type=click.IntRange(1, 4096),
-            default=4,
-            show_default=True,
-            help="Processors of a machine, for the time estimate.",
-        ),
-        click.option("--max-jobs", type=click.IntRange(1, 256), default=256, help="The most jobs."),
-        click.option("--max-memory", type=SIZE, metavar="SIZE", help="Memory of a machine."),
-        click.option(
-            "--max-disk", type=SIZE, metavar="SIZE", help="Disk of a machine, for source and results."
-        ),
-    ):
-        function = option(function)
-    return function
+limit_options = together(
+    click.option(
+        "--params",
+        metavar="COUNT",
+        type=_Count(),
+        help="How many weights the model has, e.g. 27B: sizes are then guessed from that, and nothing is "
+        "asked of the Hub.",
+    ),
+    click.option(
+        "--cores",
+        type=click.IntRange(1, 4096),
+        default=4,
+        show_default=True,
+        help="Processors of a machine, for the time estimate.",
+    ),
+    click.option("--max-jobs", type=click.IntRange(1, 256), default=256, help="The most jobs."),
+    click.option("--max-memory", type=SIZE, metavar="SIZE", help="Memory of a machine."),
+    click.option("--max-disk", type=SIZE, metavar="SIZE", help="Disk of a machine, for source and results."),
+)
+"""What one machine has."""
 
 
 def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: int | None) -> list[Burden]:

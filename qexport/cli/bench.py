@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qexport.cli._export import chosen
 from qexport.cli._options import JSON, Finite, runtime_options
 from qexport.cli._output import Output
 from qexport.errors import QexportError, VerificationError
@@ -31,9 +32,10 @@ _ABSENT = "-"
     help="The most tokens that the MTP head drafts at a time: every number from 1 on is measured. 0: "
     "without MTP only.",
 )
-@click.option("--prompt", multiple=True, help="Prompt to answer instead of the built-in ones.")
+@click.option("--prompt", "prompts", multiple=True, help="Prompt to answer instead of the built-in ones.")
 @click.option(
     "--tokens",
+    "n_predict",
     type=click.IntRange(8, 4096),
     default=BenchOptions.n_predict,
     show_default=True,
@@ -58,6 +60,7 @@ _ABSENT = "-"
 )
 @click.option(
     "--timeout",
+    "time_limit",
     type=Finite(1, 1e7),
     default=BenchOptions.time_limit,
     show_default=True,
@@ -72,21 +75,7 @@ _ABSENT = "-"
 @runtime_options
 @click.option("--no-receipt", is_flag=True, help="Leave the receipt beside the artifact as it is.")
 @JSON
-def command(
-    artifact: Path,
-    n_max: int,
-    prompt: tuple[str, ...],
-    tokens: int,
-    repeats: int,
-    prompt_tokens: int,
-    threads: int | None,
-    timeout: float,
-    llama_server: Path | None,
-    runtime: str | None,
-    runtime_python: Path | None,
-    no_receipt: bool,
-    as_json: bool,
-) -> None:
+def command(artifact: Path, **given: Any) -> None:
     """Measure how many tokens a second ARTIFACT writes, bare and with its MTP head drafting 1 to N tokens.
 
     ARTIFACT is a .gguf file, run by llama.cpp, or a folder: MLX by mlx-lm (without MTP, which it does not
@@ -103,9 +92,13 @@ def command(
     from qexport.run.in_folder import Found, artifacts_in, check_file_sizes, is_one_artifact
     from qexport.verification.options import VerifyOptions
 
-    output = Output(as_json=as_json)
-    options = BenchOptions(n_max, prompt, tokens, repeats, prompt_tokens, threads or 0, timeout)
-    choice = VerifyOptions(llama_server=llama_server, runtime=runtime or "", runtime_python=runtime_python)
+    output = Output(as_json=given["as_json"])
+    options = BenchOptions(**chosen(BenchOptions, given))
+    choice = VerifyOptions(
+        llama_server=given["llama_server"],
+        runtime=given["runtime"] or "",
+        runtime_python=given["runtime_python"],
+    )
     several = not is_one_artifact(artifact)
     documents: list[dict[str, Any]] = []
     problems: list[QexportError] = []
@@ -114,7 +107,7 @@ def command(
             output.title(each.name)
         try:
             check_file_sizes(each)
-            documents.append(_one(output, each.path, choice, options, note=not no_receipt))
+            documents.append(_one(output, each.path, choice, options, note=not given["no_receipt"]))
         except QexportError as error:
             if not several:
                 raise

@@ -115,6 +115,11 @@ def _show(
     output.table(COLUMNS, [*rows(reports), *others])
 
 
+def _named(name: str, words: str) -> str:
+    """What is wrong with a file begins with its name already."""
+    return words if words.startswith(name) else f"{name}: {words}"
+
+
 def _raise(
     reports: Sequence[Verification],
     refused: Sequence[tuple[str, QexportError]],
@@ -128,7 +133,7 @@ def _raise(
     failed = [
         f"{report.artifact} failed verification: {report.verdict}" for report in reports if report.failures
     ]
-    failed += [f"{each}: {error.message}" for each, error in refused if isinstance(error, InputError)]
+    failed += [_named(each, error.message) for each, error in refused if isinstance(error, InputError)]
     if failed:
         raise VerificationError("; ".join(failed))
     if refused:
