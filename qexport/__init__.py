@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from qexport.publishing.push import Pushed, Rehearsal
     from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import Calibration, Recipe
-    from qexport.run.job import Local, Outcome
+    from qexport.run.job import Local
+    from qexport.run.outcome import Outcome
     from qexport.run.target import Item
     from qexport.run.watcher import Phase, Watcher
     from qexport.verification.options import VerifyOptions
@@ -95,7 +96,7 @@ _AT = {
     "Merged": ("formats.merged.format", "MergedOptions"),
     "Mlx": ("formats.mlx.options", "MlxOptions"),
     "Nvfp4": ("formats.nvfp4.options", "Nvfp4Options"),
-    "Outcome": ("run.job", "Outcome"),
+    "Outcome": ("run.outcome", "Outcome"),
     "Phase": ("run.watcher", "Phase"),
     "QexportError": (_ERRORS, "QexportError"),
     "Recipe": ("recipe.recipe", "Recipe"),

@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
+_COLUMNS = (
+    *("tensor", "sum", "min", "max", "mean", "active", "N", "entropy"),
+    *("of max", "ZD", "cos prev", "unseen"),
+)
+_KEYS = {
+    "name": "tensor",
+    "total": "total",
+    "mean": "mean",
+    "smallest": "min",
+    "largest": "max",
+    "active": "active",
+    "columns": "columns",
+    "entropy": "entropy",
+    "outliers": "outliers",
+    "similarity": "cosine_to_previous_layer",
+}
+"""Fields of the statistics to their keys in the document."""
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -131,23 +148,11 @@ def _json(matrix: ImportanceMatrix) -> dict[str, Any]:
 def _statistics_json(matrix: ImportanceMatrix) -> list[dict[str, Any]]:
     from qexport.evidence.imatrix_sums import statistics
 
-    return [
-        {
-            "tensor": s.name,
-            "total": s.total,
-            "mean": s.mean,
-            "min": s.smallest,
-            "max": s.largest,
-            "active": s.active,
-            "columns": s.columns,
-            "entropy": s.entropy,
-            "outliers": s.outliers,
-            "cosine_to_previous_layer": s.similarity,
-            "unseen_experts": s.unseen[0],
-            "experts": s.unseen[1],
-        }
-        for s in statistics(matrix)
-    ]
+    found = []
+    for each in statistics(matrix):
+        row = {key: getattr(each, field) for field, key in _KEYS.items()}
+        found.append({**row, "unseen_experts": each.unseen[0], "experts": each.unseen[1]})
+    return found
 
 
 def _show_statistics(output: Output, matrix: ImportanceMatrix) -> None:
@@ -174,18 +179,4 @@ def _show_statistics(output: Output, matrix: ImportanceMatrix) -> None:
         ]
         for s in found
     ]
-    columns = (
-        "tensor",
-        "sum",
-        "min",
-        "max",
-        "mean",
-        "active",
-        "N",
-        "entropy",
-        "of max",
-        "ZD",
-        "cos prev",
-        "unseen",
-    )
-    output.table(columns, rows, title=f"{matrix.label}: {', '.join(matrix.datasets) or 'no data set named'}")
+    output.table(_COLUMNS, rows, title=f"{matrix.label}: {', '.join(matrix.datasets) or 'no data set named'}")

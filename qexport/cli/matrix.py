@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,18 +40,7 @@ if TYPE_CHECKING:
     help="Instead of jobs: is everything in DIR, as its receipts say, and verified? Prints a Markdown table; "
     "the exit code is 4 if not.",
 )
-def command(
-    recipe_path: Path,
-    overrides: tuple[str, ...],
-    only: tuple[str, ...],
-    params: int | None,
-    max_disk: int | None,
-    max_memory: int | None,
-    max_jobs: int,
-    cores: int,
-    form: str,
-    arrived: Path | None,
-) -> None:
+def command(form: str, arrived: Path | None, **given: Any) -> None:
     """Print RECIPE as jobs: what shares a read runs together, as far as disk and memory of one machine allow.
 
     Headers are enough, and are read from the Hub where the model is there; nothing is downloaded. With
@@ -68,14 +57,14 @@ def command(
     from qexport.run.jobs import MachineLimits, plan_jobs
 
     output = Output(as_json=form != "text")
-    recipe = load_recipe(recipe_path, overrides)
-    units = select(recipe, only)
+    recipe = load_recipe(given["recipe_path"], given["overrides"])
+    units = select(recipe, given["only"])
     if arrived is not None:
         _check(output, recipe, units, arrived)
         return
-    limits = MachineLimits(max_disk, max_memory, max_jobs, cores)
-    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, params), limits)
-    entries = [job_json(recipe, job, overrides) for job in jobs]
+    limits = MachineLimits(*(given[name] for name in ("max_disk", "max_memory", "max_jobs", "cores")))
+    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
+    entries = [job_json(recipe, job, given["overrides"]) for job in jobs]
     if form == "github":
         put(visible(json.dumps({"include": entries}, separators=(",", ":"))))
         return

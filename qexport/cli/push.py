@@ -89,7 +89,8 @@ def command(
       qexport push ./exports --recipe qwen3.5-9b --only gguf
     """
     from qexport.publishing.plan import PushOptions
-    from qexport.run.job import publish, publish_all, refusal
+    from qexport.run.job import publish, publish_all
+    from qexport.run.outcome import refusal
 
     output = Output(as_json=as_json)
     if (repo is None) == (recipe is None):

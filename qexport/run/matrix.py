@@ -26,7 +26,7 @@ from qexport.formats.gguf.importance import gguf_importance, plan_imatrix, uncol
 from qexport.onepass.execute import execute
 from qexport.receipt.store import write_receipt
 from qexport.run.model import sources_of
-from qexport.run.receipts import artifact_entries, entry_of
+from qexport.run.receipts import entry_for, entry_of
 from qexport.run.watcher import Phase
 from qexport.sizes import size_text
 
@@ -221,8 +221,8 @@ def write_matrix(
     sources = sources_of(diagnosis, wanted.how, tuple(given))
     ((written,),) = execute([plan], wanted.out, sources=sources, wait=MATRIX_WAITS)
     key = wanted.key(diagnosis.repaired.view())
-    entries = artifact_entries(diagnosis, [(plan, [written], None)], options, fingerprint=key)
-    return written, write_receipt(wanted.out, entries, watcher.say), tuple(plan.notes)
+    entry = entry_for(diagnosis, plan, [written], None, options, key)
+    return written, write_receipt(wanted.out, [entry], watcher.say), tuple(plan.notes)
 
 
 def _matrix(

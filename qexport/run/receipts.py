@@ -17,7 +17,7 @@ from qexport.receipt.store import read_receipt
 from qexport.receipt.types import Artifact, File, MatrixFile, Source, WeightFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
@@ -58,41 +58,38 @@ def source_of(diagnosis: Diagnosis) -> Source:
     )
 
 
-def artifact_entries(
+def entry_for(
     diagnosis: Diagnosis,
-    artifacts: Iterable[tuple[ArtifactPlan, Sequence[WrittenFile], Verification | None]],
+    plan: ArtifactPlan,
+    written: Sequence[WrittenFile],
+    report: Verification | None,
     options: Mapping[str, Any],
-    *,
     fingerprint: str | None = None,
-) -> list[Artifact]:
-    """One entry for each artifact: its plan, its files and its verdict (``None``: not asked for).
+) -> Artifact:
+    """What a receipt says of one artifact: its plan, its files and its verdict (``None``: not asked for).
 
     Args:
         fingerprint: says what its bytes follow from, so that they are not made again.
     """
-    source = source_of(diagnosis)
-    return [
-        Artifact(
-            kind=plan.kind,
-            label=plan.label,
-            files=tuple(File(f.name, f.size, f.sha256) for f in written),
-            bits_per_weight=round(plan.bits_per_weight, 4),
-            details=dict(plan.details),
-            notes=tuple(plan.notes),
-            verification=report,
-            source=source,
-            options=dict(options),
-            matrix=_matrix(options),
-            model_name=options.get("model_name"),
-            mtp_layouts=tuple(plan.details.get("mtp_layouts", ())),
-            findings=tuple(diagnosis.findings),
-            fingerprint=fingerprint,
-            tool=__version__,
-            libraries=_versions(),
-            written=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        for plan, written, report in artifacts
-    ]
+    return Artifact(
+        kind=plan.kind,
+        label=plan.label,
+        files=tuple(File(f.name, f.size, f.sha256) for f in written),
+        bits_per_weight=round(plan.bits_per_weight, 4),
+        details=dict(plan.details),
+        notes=tuple(plan.notes),
+        verification=report,
+        source=source_of(diagnosis),
+        options=dict(options),
+        matrix=_matrix(options),
+        model_name=options.get("model_name"),
+        mtp_layouts=tuple(plan.details.get("mtp_layouts", ())),
+        findings=tuple(diagnosis.findings),
+        fingerprint=fingerprint,
+        tool=__version__,
+        libraries=_versions(),
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _matrix(options: Mapping[str, Any]) -> MatrixFile | None:

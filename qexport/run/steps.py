@@ -25,7 +25,7 @@ from qexport.receipt.store import read_receipt, settle, write_receipt
 from qexport.receipt.verification import REQUIRED_OF_HEADS, Verification
 from qexport.run.measure import head_report, measuring
 from qexport.run.model import sources_of
-from qexport.run.receipts import artifact_entries, entry_of
+from qexport.run.receipts import entry_for, entry_of
 from qexport.run.verify import shared_reference
 from qexport.run.watcher import Phase, Watcher
 from qexport.verification.run import verify
@@ -228,14 +228,8 @@ def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[
     receipts: list[Path] = []
     for folder, members in _by_folder(items).items():
         entries = [
-            entry
-            for item in members
-            for entry in artifact_entries(
-                diagnosis,
-                [(item.plan, item.written, item.report)],
-                item.target.chosen(),
-                fingerprint=item.fingerprint,
-            )
+            entry_for(diagnosis, i.plan, i.written, i.report, i.target.chosen(), i.fingerprint)
+            for i in members
         ]
         receipts.append(write_receipt(folder, entries, say))
     return receipts

@@ -33,7 +33,7 @@ from qexport.receipt.verification import Check, Status
 from qexport.report.gather import gather
 from qexport.report.write import write_report
 from qexport.run.rates import guessed_core_seconds
-from qexport.run.receipts import artifact_entries
+from qexport.run.receipts import entry_for
 from qexport.verification.choose import can_judge, choose_runtime
 from qexport.verification.options import VerifyOptions
 from qexport.verification.run import verify
@@ -133,7 +133,7 @@ def test_a_format_is_a_package_and_a_line(zoo: Zoo, tmp_path: Path) -> None:
     assert report.passed
     assert (report.file_type, report.finding(Check.FILE).data["kind"]) == ("TOY5", "toy")
 
-    write_receipt(out, artifact_entries(diagnosis, [(plan, written, report)], {}), pytest.fail)
+    write_receipt(out, [entry_for(diagnosis, plan, written, report, {})], pytest.fail)
     known = known_in(out).artifacts
     assert [(each.format, each.is_file, each.sees) for each in known] == [("toy", False, False)]
     card = render_card(known, CardOptions(repo="org/Toys"))

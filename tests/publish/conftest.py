@@ -28,7 +28,7 @@ def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    import qexport.publishing.send as send
+    from qexport.publishing import send
 
     with PushHub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)

@@ -151,13 +151,14 @@ def test_a_file_that_changes_meanwhile_is_not_committed(hub, folder, monkeypatch
         "read": ("qexport.publishing.plan", "check_hashes"),
         "sent": ("qexport.publishing.push", "upload"),
     }[when]
-    plain = getattr(importlib.import_module(module), name)
+    changed = importlib.import_module(module)
+    plain = getattr(changed, name)
 
     def harmed(*words, **more):
         plain(*words, **more)
         harm()
 
-    monkeypatch.setattr(f"{module}.{name}", harmed)
+    monkeypatch.setattr(changed, name, harmed)
     ran = run("push", folder, REPO)
     assert ran.code == 3
     assert "Tuned-Q8_0.gguf changed while it was being published" in ran.stderr

@@ -170,7 +170,7 @@ def merges_of(tokenizer: TokenizerJson, label: str) -> list[str]:
     model, vocab = tokenizer.document.get("model") or {}, tokenizer.vocabulary
     prefix = len(model.get("continuing_subword_prefix") or "")
     merges = model.get("merges") or []
-    # A quarter of a million of them: a step for all at a time, and the first that is wrong is looked for if one is.
+    # There are a quarter of a million: one step for all at a time; which one is wrong is asked if one is.
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     if not all(map(_is_pair, pairs)):
         wrong = next(merge for merge, pair in zip(merges, pairs, strict=True) if not _is_pair(pair))
