@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,24 @@ def test_a_cached_kernel_goes_with_all_sources(monkeypatch: pytest.MonkeyPatch, 
         jit.compiled(_through_bits)(np.float32(1))
         compiled.append(jit.compilations() - count)
     assert compiled == [1, 0, 1, 0]
+
+
+def test_a_cache_of_other_sources_is_not_even_unpickled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may name what is no longer there; planted: an index whose rest is no pickle at all."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_sources_digest", lambda: "before")
+    jit.compiled(_through_bits)(np.float32(1))
+    (index,) = tmp_path.rglob("*.nbi")
+    with index.open("rb") as file:
+        pickle.load(file)
+        version = file.tell()
+    index.write_bytes(index.read_bytes()[:version] + b"cqexport.codecs.super_blocks\nGone\n.")
+    monkeypatch.setattr(jit, "_sources_digest", lambda: "after")
+    count = jit.compilations()
+    assert jit.compiled(_through_bits)(np.float32(1)) > 1
+    assert jit.compilations() == count + 1
 
 
 def test_no_place_for_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
