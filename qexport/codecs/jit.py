@@ -53,8 +53,8 @@ def compilations() -> int:
 def _tie_to_sources(kernel: Any) -> None:
     """Let the version of the kernel's cache file include :func:`_sources_digest`.
 
-    The version is what numba compares before it unpickles anything: an index of other sources may name classes
-    that are no longer there.
+    The version is what numba compares before it unpickles anything: an index of other sources may name
+    classes that are no longer there.
     """
     # numba has no public way to do this; a version that keeps its own elsewhere goes by the file's date.
     file: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
