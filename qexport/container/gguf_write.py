@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 ALIGNMENT = 32
@@ -165,5 +166,6 @@ def _value_bytes(kv: KV) -> bytes:
     if kv.item is ValueType.STRING:
         texts = [text if isinstance(text, bytes) else text.encode("utf-8") for text in kv.value]
         lengths = {size: struct.pack("<Q", size) for size in set(map(len, texts))}
-        return head + b"".join([part for text in texts for part in (lengths[len(text)], text)])
+        sizes = map(lengths.__getitem__, map(len, texts))
+        return head + b"".join(chain.from_iterable(zip(sizes, texts, strict=True)))
     return head + struct.pack(f"<{len(kv.value)}{PACKING[kv.item]}", *kv.value)

@@ -100,9 +100,10 @@ def texts_by_id(tokenizer: TokenizerJson, added: Mapping[int, AddedToken], label
     Raises:
         InputError: two tokens have one id.
     """
-    texts: dict[int, str] = {}
-    pairs = chain(tokenizer.vocabulary.items(), ((t.content, i) for i, t in added.items()))
-    for text, i in pairs:
+    vocabulary = tokenizer.vocabulary
+    texts = {i: text for text, i in vocabulary.items()}
+    pairs = vocabulary.items() if len(texts) < len(vocabulary) else ()  # two of one id are among them
+    for text, i in chain(pairs, ((t.content, i) for i, t in added.items())):
         if texts.setdefault(i, text) != text:
             raise InputError(
                 f"{label}: tokenizer.json has two tokens with the id {i}, {texts[i]!r} and {text!r}",
