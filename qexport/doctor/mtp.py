@@ -89,7 +89,10 @@ def _without_heads(subject: Subject, mode: MtpMode) -> MtpResult:
     if mode == "keep":
         what = f"--mtp keep, but the family {name} has no MTP head"
         return MtpResult((_finding("mtp.none", "error", what, repair="Leave --mtp out."),), 0, "none")
-    return MtpResult((), 0, "none")
+    if subject.base is None or mode == "drop":
+        return MtpResult((), 0, "none")
+    what = f"a base is named for the MTP head ({subject.base.label}), and the family {name} has none"
+    return MtpResult((_finding("mtp.none", "note", what, repair="Nothing is grafted."),), 0, "none")
 
 
 def _keep(draft: Draft, tower: Tower, head: Mapping[str, int]) -> MtpResult:

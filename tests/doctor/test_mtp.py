@@ -216,6 +216,14 @@ def test_graft_without_a_base(zoo):
         diagnose(opened(zoo("qwen3_5_text")), mtp="graft")
 
 
+def test_a_base_for_a_family_without_heads_is_not_passed_over(zoo):
+    base = opened(zoo("qwen3_5"))
+    (found,) = [f for f in diagnose(opened(zoo("llama")), mtp_from=base).findings if f.id == "mtp.none"]
+    assert (found.severity, "the family llama has none" in found.what) == ("note", True)
+    dropped = diagnose(opened(zoo("llama")), mtp="drop", mtp_from=base)
+    assert [f.id for f in dropped.findings if f.id == "mtp.none"] == []
+
+
 def test_graft_of_a_family_without_heads(zoo):
     with pytest.raises(UsageProblem, match="the family llama has no MTP head"):
         diagnose(opened(zoo("llama")), mtp="graft", mtp_from=opened(zoo("llama")))

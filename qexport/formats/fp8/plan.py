@@ -21,22 +21,14 @@ from qexport.formats.linears import as_it_is, by_role, modules_of
 from qexport.formats.order import pass_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qexport.doctor import Finding
     from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor
     from qexport.formats.fp8.scope import Scope
     from qexport.formats.plan import ArtifactPlan
 
 
-def plan_fp8(
-    repaired: Repaired, options: Fp8Options | None = None, *, findings: Iterable[Finding] = ()
-) -> ArtifactPlan:
+def plan_fp8(repaired: Repaired, options: Fp8Options | None = None) -> ArtifactPlan:
     """Plan the folder.
-
-    Args:
-        findings: for the receipt.
 
     Raises:
         InputError: tensors and config do not fit together, or no matrix can become FP8.
@@ -77,7 +69,6 @@ def plan_fp8(
                 "quantized": bool(view.mtp_layers) and not options.keeps_mtp,
             },
             "changed_files": sorted({*repaired.files.changed, "config.json"}),
-            "findings": [finding.to_json() for finding in findings],
         },
     )
 
