@@ -9,7 +9,7 @@ import pytest
 import torch
 from zoo_types import Zoo
 
-from qexport.artifacts import Artifact
+from qexport.artifacts import Opened
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.errors import InputError
@@ -42,7 +42,7 @@ def values(view: ModelView, name: str) -> torch.Tensor:
     return read_rows(tensor, 0, tensor.matrix_shape[0]).float().reshape(tensor.shape)
 
 
-def opened(made: tuple[ModelView, Path]) -> Artifact:
+def opened(made: tuple[ModelView, Path]) -> Opened:
     view, path = made
     return open_artifact(path, like=view)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from zoo_types import Zoo
 
-from qexport.artifacts import Artifact
+from qexport.artifacts import Opened
 from qexport.errors import InputError, UsageProblem
 from qexport.families.view import ModelView
 from qexport.formats.opening import open_artifact
@@ -118,7 +118,7 @@ def test_fused_experts_in_fp8(source: Source, tmp_path: Path) -> None:
         assert values(view, name).equal(expected(folder, name, 4))
 
 
-def _opened(packed: folders.Packed, out: Path) -> Artifact:
+def _opened(packed: folders.Packed, out: Path) -> Opened:
     return open_artifact(packed.write(out))
 
 

@@ -65,6 +65,7 @@ def test_zoo_templates(tmp_path: Path, kind: str, style: str) -> None:
         "llama2": "<s>[INST] How many sacks? [/INST] Eleven.</s>",
         "gemma": "<bos><start_of_turn>user\nHow many sacks?<end_of_turn>\n"
         "<start_of_turn>model\nEleven.<end_of_turn>\n",
+        "glm": "[gMASK]<sop><|user|>\nHow many sacks?<|assistant|>\nEleven.",
     }
     chatml = "<|im_start|>user\nHow many sacks?<|im_end|>\n<|im_start|>assistant\nEleven.<|im_end|>\n"
     assert made.render(Chat((USER, ANSWER))) == (expected.get(kind, chatml), "template")

@@ -28,6 +28,7 @@ BOS = {
     "smollm": None,
     "llama2": "<s>",
     "gemma": "<bos>",
+    "glm": None,
 }
 
 
