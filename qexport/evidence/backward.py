@@ -13,7 +13,7 @@ what it drafts has no part in what the model says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,10 @@ from qexport.errors import InputError
 from qexport.evidence.activations import HiddenStates
 from qexport.evidence.observe import Observer, OutputGradients, Products, joint
 from qexport.evidence.options import StreamOptions
+from qexport.evidence.output import cap_of, capped, output_of, output_rows
 from qexport.evidence.quiet import quiet_transformers
 from qexport.evidence.sensitivity import Sensitivity, Summed
-from qexport.evidence.stream import LayerStream, only, threads
+from qexport.evidence.stream import LayerStream, nobody, only, threads
 from qexport.families.roles import Role
 
 if TYPE_CHECKING:
@@ -137,9 +138,9 @@ class _Way:
         self.chunks, self.length = part
         self.ids = torch.from_numpy(tokens[: self.chunks, : self.length].astype("int64"))
         self.device = stream._device
-        self.output = stream.view.find(Role.OUTPUT) or stream._named(Role.TOKEN_EMBD)
+        self.output = output_of(stream.view)
         self.batches = stream._small_batches(*part)
-        self.advance: Callable[[int], None] = progress.advance if progress is not None else lambda _: None
+        self.advance = progress.advance if progress is not None else nobody
         self.gradients = OutputGradients()
         self.products = Products(self.gradients, wide=stream.precision != "bfloat16")
         # Rounded logits would be rounded probabilities.
@@ -226,8 +227,7 @@ class _Way:
             for start, stop in self.batches:
                 flowing.write(start, drafted(table, start, stop)[1])
                 self.advance(1)
-            output = stream.view.find(Role.MTP_OUTPUT) or self.output
-            labels, *_ = self._sample(output, flowing, random)
+            labels, *_ = self._sample(output_of(stream.view, head=True), flowing, random)
             for start, stop in self.batches:
                 with torch.enable_grad():
                     hidden, left = drafted(table, start, stop)
@@ -302,7 +302,7 @@ class _Way:
             labels[here] = first + places
             below = above
             shares[here, places] -= 1
-            if cap := self._cap:
+            if cap := cap_of(self.stream.view):
                 shares *= 1 - (logits / cap).square()
             squares = shares.square()
             rows[first : first + shares.shape[1]] += squares.sum(0)
@@ -315,26 +315,16 @@ class _Way:
             )
         return labels, gradient, returned
 
-    @property
-    def _cap(self) -> float:
-        """Gemma's bound of logits, 0 where the config has none."""
-        return float(self.stream.view.text.get("final_logit_softcapping") or 0)
-
     def _logits(
         self, output: ModelTensor, hidden: torch.Tensor
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """The vocabulary in slices: its first token, rows of the output matrix, ``(tokens, slice)``."""
-        data = output.data
+        rows = output.shape[0]
         dtype = torch.float32 if self.stream.precision == "float32" else torch.bfloat16
         step = max(64, _LOGITS // len(hidden))
-        for start in range(0, data.shape[0], step):
-            pieces = data.rows(start, min(data.shape[0], start + step))
-            read = [piece.checkpoint.read_rows(piece.name, piece.start, piece.stop) for piece in pieces]
-            weight = torch.cat([rows.to(self.device, dtype) for rows in read])
-            logits = self.head.product(hidden, weight)
-            if cap := self._cap:
-                logits = torch.tanh(logits / cap) * cap
-            yield start, weight, logits
+        for start in range(0, rows, step):
+            weight = output_rows(output, start, min(rows, start + step), self.device, dtype)
+            yield start, weight, capped(self.stream.view, self.head.product(hidden, weight))
 
     def _embedding(self, flowing: HiddenStates) -> np.ndarray:
         """Squared gradients of the rows that were looked up, before the family scales them."""

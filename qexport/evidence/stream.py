@@ -144,7 +144,7 @@ class LayerStream:
         ids = torch.from_numpy(tokens.astype("int64"))
         self._check(ids)
         batches = self._batches(*ids.shape)
-        advance = progress.advance if progress is not None else _nobody
+        advance = progress.advance if progress is not None else nobody
         width = self._model.config.hidden_size
         limit, folder = self.state_limit, self.options.spill_folder
         with (
@@ -395,7 +395,7 @@ def only(result: Any) -> torch.Tensor:
     return first
 
 
-def _nobody(_: int) -> None:
+def nobody(_: int) -> None:
     pass
 
 

@@ -115,7 +115,8 @@ def compare_runs(
     """
     import torch
 
-    from qexport.verification.logits import Tally, batches, logits, output_rows, picked, slices, vocabulary
+    from qexport.evidence.output import output_of, output_rows
+    from qexport.verification.logits import Tally, batches, logits, picked, slices, vocabulary
 
     if source.tokens.shape != artifact.tokens.shape or (source.tokens != artifact.tokens).any():
         raise InputError(f"{source.view.label} and {artifact.view.label} were run over different texts")
@@ -129,8 +130,8 @@ def compare_runs(
     excess = torch.zeros(count, dtype=torch.float64)  # sum of exp(a - top) * (a - b)
     with torch.no_grad():
         for start, stop in slices(rows):
-            rows_a = output_rows(source.view, start, stop, device)
-            rows_b = output_rows(artifact.view, start, stop, device)
+            rows_a = output_rows(output_of(source.view), start, stop, device)
+            rows_b = output_rows(output_of(artifact.view), start, stop, device)
             pairs = zip(batches(ours, first, device), batches(theirs, first, device), strict=True)
             for (at, states), (_, others) in pairs:
                 a, b = logits(source.view, states, rows_a), logits(artifact.view, others, rows_b)

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qexport.errors import InputError
-from qexport.families.roles import Role
+from qexport.evidence.output import capped, output_of, output_rows
 
 if TYPE_CHECKING:
-    from qexport.checkpoint.tensors import LogicalTensor
     from qexport.evidence.activations import HiddenStates
     from qexport.families.view import ModelView
 
@@ -26,20 +24,9 @@ _SLICE = 8192  # rows of the output matrix
 _POSITIONS = 1024
 
 
-def _output(view: ModelView, *, head: bool = False) -> LogicalTensor:
-    """What hidden states are multiplied with: ``lm_head``, or the embedding where the two are tied; ``head``:
-    the MTP head's own where it has one."""
-    found = (
-        (view.find(Role.MTP_OUTPUT) if head else None) or view.find(Role.OUTPUT) or view.find(Role.TOKEN_EMBD)
-    )
-    if found is None:
-        raise InputError(f"{view.label} has neither lm_head nor embedding")
-    return found.data
-
-
 def vocabulary(view: ModelView) -> int:
     """Rows of the output matrix."""
-    return _output(view).shape[0]
+    return output_of(view).shape[0]
 
 
 def slices(rows: int) -> Iterator[tuple[int, int]]:
@@ -47,25 +34,9 @@ def slices(rows: int) -> Iterator[tuple[int, int]]:
     return ((start, min(rows, start + _SLICE)) for start in range(0, rows, _SLICE))
 
 
-def output_rows(
-    view: ModelView, start: int, stop: int, device: str = "cpu", *, head: bool = False
-) -> torch.Tensor:
-    """Rows of the output matrix, float32 ``(stop - start, width)``."""
-    parts = []
-    for piece in _output(view, head=head).rows(start, stop):
-        rows = piece.checkpoint.read_rows(piece.name, piece.start, piece.stop)
-        parts.append(rows.to(device=device, dtype=torch.float32))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 def logits(view: ModelView, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """``(positions, slice)``, with Gemma's cap where the config has one."""
-    return _capped(view, states @ rows.t())
-
-
-def _capped(view: ModelView, found: torch.Tensor) -> torch.Tensor:
-    cap = view.text.get("final_logit_softcapping")
-    return found if not cap else torch.tanh(found / cap) * cap
+    return capped(view, states @ rows.t())
 
 
 def batches(states: HiddenStates, first: int, device: str) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -134,8 +105,9 @@ def picked(
 ) -> torch.Tensor:
     """The logit of one token for each position of :func:`batches`, float64 ``(positions,)``."""
     wanted, places = torch.unique(tokens, return_inverse=True)
-    table = torch.cat([output_rows(view, row, row + 1, device, head=head) for row in wanted.tolist()])
+    output = output_of(view, head=head)
+    table = torch.cat([output_rows(output, row, row + 1, device) for row in wanted.tolist()])
     found = torch.empty(len(tokens), dtype=torch.float64)
     for at, part in batches(states, first, device):
-        found[at] = _capped(view, (part * table[places[at].to(device)]).sum(-1)).double().cpu()
+        found[at] = capped(view, (part * table[places[at].to(device)]).sum(-1)).double().cpu()
     return found

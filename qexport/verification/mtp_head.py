@@ -62,7 +62,8 @@ def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
     """
     import torch
 
-    from qexport.verification.logits import Tally, batches, logits, output_rows, picked, slices, vocabulary
+    from qexport.evidence.output import output_of, output_rows
+    from qexport.verification.logits import Tally, batches, logits, picked, slices, vocabulary
 
     if run.draft is None:
         raise InputError(f"{run.view.label} has no MTP head")
@@ -73,9 +74,14 @@ def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
     # The draft at a position and the trunk's choice at the next are for the same token.
     trunk, head = Tally(count), Tally(count)
     with torch.no_grad():
+        whole, own = output_of(view), output_of(view, head=True)
         for start, stop in slices(vocabulary(view)):
-            for tally, states, begin in ((trunk, run.final, first + 1), (head, run.draft, first)):
-                rows = output_rows(view, start, stop, device, head=tally is head)
+            shared = output_rows(whole, start, stop, device)
+            its = shared if own is whole else output_rows(own, start, stop, device)
+            for tally, states, begin, rows in (
+                (trunk, run.final, first + 1, shared),
+                (head, run.draft, first, its),
+            ):
                 for at, part in batches(states, begin, device):
                     tally.add(at, logits(view, part, rows), start)
         given = picked(view, run.draft, first, trunk.token, device, head=True) - head.log_sum

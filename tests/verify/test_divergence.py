@@ -160,3 +160,21 @@ def test_damaged_weights_are_said(zoo: Zoo, tmp_path: Path) -> None:
 def test_a_perplexity_beyond_floats_is_infinite() -> None:
     ones = {field.name: 1 for field in fields(Divergence)}
     assert Divergence(**ones | {"loss": 2000.0}).perplexity_ratio == math.inf
+
+
+def test_trunk_and_head_share_what_is_read_of_the_output_matrix(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = zoo("qwen3_5", **SMALL)
+    read, real = [], LocalCheckpoint.read_rows
+
+    def noted(self: LocalCheckpoint, name: str, start: int, stop: int) -> torch.Tensor:
+        read.append((name, start, stop))
+        return real(self, name, start, stop)
+
+    with run_text(view_of(folder), ids_for(folder), EXACT) as run:
+        monkeypatch.setattr(LocalCheckpoint, "read_rows", noted)
+        score_head(run)
+    slices = [each for each in read if each[2] - each[1] > 1]
+    assert len(slices) > 2
+    assert len(slices) == len(set(slices))
