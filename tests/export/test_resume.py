@@ -132,7 +132,7 @@ def stopped(items, diagnosis, home, monkeypatch):
 
     def write(self, entry):
         record(self, entry)
-        if entry.steps == 3:
+        if entry.steps >= 3:  # writers may come to several between two entries
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
