@@ -14,6 +14,7 @@ import click
 
 from qexport.cli._options import (
     DRY_RUN,
+    FILE,
     JSON,
     OUT,
     OVERWRITE,
@@ -62,7 +63,7 @@ def importance_option(words: str) -> Callable[[Callable[..., Any]], Callable[...
     return click.option(
         "--importance",
         metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FILE,
         help=words,
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._options import together
-from qexport.cli._recipe import burdens_of, show_jobs
+from qexport.cli._recipe import jobs_of, show_jobs
 from qexport.run.hf_jobs import HfJobs
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def send(
     """Submit the recipe's jobs, or (``dry_run``) print the calls."""
     from qexport.recipe.load import read_recipe_text
     from qexport.run.hf_jobs import calls_for, submit
-    from qexport.run.jobs import MachineLimits, plan_jobs
 
-    limits = MachineLimits(given["max_disk"], given["max_memory"], given["max_jobs"], given["cores"])
     options = HfJobs(
         flavor=given["hf_flavor"],
         image=given["hf_image"],
@@ -86,7 +84,7 @@ def send(
         install=given["hf_install"],
     )
     text = read_recipe_text(given["recipe_path"])
-    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
+    jobs = jobs_of(output, recipe, units, given)
     calls = calls_for(recipe, text, jobs, options, given["overrides"])
     if dry_run:
         output.document([call.to_json() for call in calls])

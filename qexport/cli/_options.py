@@ -50,6 +50,7 @@ def together(*declared: Callable[[Callable[..., Any]], Callable[..., Any]]) -> C
 
 
 SIZE = _Size()
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COUNT = 1 << 40
 """More tokens than there are; numbers beyond it are typing errors that nothing downstream should meet."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
@@ -182,7 +183,7 @@ verify_options = together(
     click.option(
         "--llama-server",
         metavar="PATH",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FILE,
         help="Verify with this llama-server instead of the one inside xllamacpp.",
     ),
 )
@@ -193,7 +194,7 @@ runtime_options = together(
     click.option(
         "--runtime-python",
         metavar="PATH",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FILE,
         help="The Python that has the runtime, such as ~/vllm/bin/python; it need not have qexport.",
     ),
     click.option(

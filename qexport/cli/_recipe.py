@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from qexport.recipe.recipe import Recipe
     from qexport.recipe.select import Unit
-    from qexport.run.jobs import Job
+    from qexport.run.jobs import Job, MachineLimits
     from qexport.run.weigh import Burden
 
 
@@ -120,6 +120,20 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
         output.say(f"{diagnosis.subject.checkpoint.label}: sizes from its headers")
         found.append(weigh(recipe, subject, diagnosis, mine))
     return found
+
+
+def jobs_of(
+    output: Output,
+    recipe: Recipe,
+    units: Sequence[Unit],
+    given: dict[str, Any],
+    limits: MachineLimits | None = None,
+) -> tuple[Job, ...]:
+    """The units as jobs for machines of ``limits``; without, for those that ``limit_options`` describe."""
+    from qexport.run.jobs import MachineLimits, plan_jobs
+
+    limits = limits or MachineLimits(*(given[key] for key in ("max_disk", "max_memory", "max_jobs", "cores")))
+    return plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
 
 
 def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import chosen
-from qexport.cli._options import JSON, Finite, runtime_options
+from qexport.cli._options import FILE, JSON, Finite, runtime_options
 from qexport.cli._output import Output
 from qexport.errors import QexportError, VerificationError
 from qexport.verification.bench import BenchOptions
@@ -69,7 +69,7 @@ _ABSENT = "-"
 @click.option(
     "--llama-server",
     metavar="PATH",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Measure this llama-server instead of the llama.cpp inside xllamacpp.",
 )
 @runtime_options

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import calibration_from, chosen, model_choice
-from qexport.cli._options import JSON, OVERWRITE, THREADS, calibration_options, model_argument, mtp_options
+from qexport.cli._options import (
+    FILE,
+    JSON,
+    OVERWRITE,
+    THREADS,
+    calibration_options,
+    model_argument,
+    mtp_options,
+)
 from qexport.cli._output import Output
 from qexport.errors import InputError
 from qexport.sizes import size_text
@@ -35,7 +43,6 @@ _KEYS = {
     "similarity": "cosine_to_previous_layer",
 }
 """Fields of the statistics to their keys in the document."""
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("imatrix")
@@ -48,10 +55,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--corpus",
-    type=_FILE,
+    type=FILE,
     help="Text, or JSON lines with messages, text or input_ids.  [default: the corpus inside the package]",
 )
-@click.option("--merge", type=_FILE, multiple=True, help="A matrix that is added to the result. Repeatable.")
+@click.option("--merge", type=FILE, multiple=True, help="A matrix that is added to the result. Repeatable.")
 @mtp_options
 @calibration_options
 @click.option("--show-statistics", is_flag=True, help="Print what the matrix says of each tensor.")

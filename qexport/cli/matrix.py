@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._output import Output
-from qexport.cli._recipe import burdens_of, job_json, limit_options, recipe_options, show_jobs
+from qexport.cli._recipe import job_json, jobs_of, limit_options, recipe_options, show_jobs
 from qexport.cli._terminal import put, visible
 from qexport.errors import VerificationError
 
@@ -54,7 +54,6 @@ def command(form: str, arrived: Path | None, **given: Any) -> None:
     """
     from qexport.recipe.load import load_recipe
     from qexport.recipe.select import select
-    from qexport.run.jobs import MachineLimits, plan_jobs
 
     output = Output(as_json=form != "text")
     recipe = load_recipe(given["recipe_path"], given["overrides"])
@@ -62,8 +61,7 @@ def command(form: str, arrived: Path | None, **given: Any) -> None:
     if arrived is not None:
         _check(output, recipe, units, arrived)
         return
-    limits = MachineLimits(*(given[name] for name in ("max_disk", "max_memory", "max_jobs", "cores")))
-    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
+    jobs = jobs_of(output, recipe, units, given)
     entries = [job_json(recipe, job, given["overrides"]) for job in jobs]
     if form == "github":
         put(visible(json.dumps({"include": entries}, separators=(",", ":"))))

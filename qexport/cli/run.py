@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._hf_jobs import hf_job_options, send
-from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
+from qexport.cli._options import FILE, JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Gathered, Output
-from qexport.cli._recipe import burdens_of, job_json, limit_options, recipe_options, show_jobs
+from qexport.cli._recipe import job_json, jobs_of, limit_options, recipe_options, show_jobs
 from qexport.evidence.options import StreamOptions
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--llama-server",
     metavar="PATH",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Verify GGUF files with this llama-server instead of the one inside xllamacpp.",
 )
 @click.option(
@@ -101,10 +101,10 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
 
 def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
     from qexport.onepass.execute import default_threads
-    from qexport.run.jobs import MachineLimits, plan_jobs
+    from qexport.run.jobs import MachineLimits
 
     limits = MachineLimits(None, None, given["max_jobs"], given["threads"] or default_threads())
-    jobs = plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
+    jobs = jobs_of(output, recipe, units, given, limits)
     output.document([job_json(recipe, job, given["overrides"]) for job in jobs])
     show_jobs(output, jobs)
 
