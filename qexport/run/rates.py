@@ -9,6 +9,7 @@ in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from qexport.evidence.store import Kind
@@ -30,11 +31,10 @@ _PRODUCTS = 0.9e11
 
 def core_seconds(plans: Sequence[ArtifactPlan]) -> float:
     """Seconds that one core would encode."""
-    return sum(
-        tensor.source.numel / _rate(tensor.stored.name, tensor.need(Kind.INPUT_SQUARES) is not None)
-        for plan in plans
-        for tensor in plan.tensors
-    )
+    weights: Counter[tuple[str, bool]] = Counter()
+    for tensor in (tensor for plan in plans for tensor in plan.tensors):
+        weights[tensor.stored.name, tensor.need(Kind.INPUT_SQUARES) is not None] += tensor.source.numel
+    return sum(count / _rate(*key) for key, count in weights.items())
 
 
 def guessed_core_seconds(parameters: float, type_name: str, weighted: bool) -> float:
