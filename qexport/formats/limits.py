@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.families.known import FAMILIES
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
 
 
-Format = Literal["gguf", "mlx", "fp8", "nvfp4"]
-_READERS: Mapping[Format, str] = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
+_READERS: Mapping[str, str] = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
 # transformers' names for one function each: x * sigmoid(x), and GELU by tanh.
 _SILU = frozenset({"silu", "swish"})
 _GELU = frozenset({"gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"})
-_ROPES: Mapping[Format, frozenset[str]] = {
+_ROPES: Mapping[str, frozenset[str]] = {
     "gguf": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope"}),
     "mlx": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope", "longrope"}),
 }
@@ -40,7 +39,7 @@ class _Said:
     note: bool = False
 
 
-def check_limits(format_: Format, view: ModelView) -> list[str]:
+def check_limits(format_: str, view: ModelView) -> list[str]:
     """Notes for the plan.
 
     Raises:
@@ -63,7 +62,7 @@ def window_period(hyper: Hyper) -> int | None:
     return period if slides == [bool((i + 1) % period) for i in range(hyper.layers)] else None
 
 
-def _activation(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _activation(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper = view.hyper
     gemma = "hidden_activation" in hyper.family.defaults
     if hyper.activation in (_GELU if gemma else _SILU):
@@ -75,7 +74,7 @@ def _activation(format_: Format, reader: str, view: ModelView) -> Iterator[_Said
         yield _Said(f"{key} is {hyper.activation!r}: transformers runs it, vLLM refuses it", note=True)
 
 
-def _windows(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _windows(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper = view.hyper
     window = min((each for each in hyper.windows if each is not None), default=None)
     arch = hyper.family.arch
@@ -96,14 +95,14 @@ def _windows(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
         )
 
 
-def _biases(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _biases(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     arch = FAMILIES[view.family].arch
     alien = [t.name for t in view if arch is not None and t.role in BIAS_ROLES - arch.biases]
     if format_ == "gguf" and alien:
         yield _Said(f"{reader}'s {view.family} reads no {alien[0]} ({len(alien)} such biases)")
 
 
-def _shapes(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _shapes(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper, linear = view.hyper, view.hyper.linear
     if reader and hyper.family.no_head_dim and hyper.heads * hyper.head_dim != hyper.hidden:
         yield _Said(
@@ -117,7 +116,7 @@ def _shapes(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
         )
 
 
-def _own(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _own(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper, dialect = view.hyper, view.hyper.family.dialect
     if reader and hyper.family.limits is not None:
         yield from map(_Said, hyper.family.limits(format_, reader, hyper))
@@ -125,14 +124,14 @@ def _own(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
         yield _Said(f"embedding and output are one matrix, and {reader}'s {view.family} has two")
 
 
-def _experts(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _experts(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     experts = view.hyper.experts
     arch = view.hyper.family.arch
     if format_ == "gguf" and experts is not None and not experts.normed and not (arch and arch.unnormed):
         yield _Said(f"norm_topk_prob is false, and {reader} always makes the experts' weights sum to one")
 
 
-def _rope(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _rope(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     hyper = view.hyper
     if not reader:
         return
@@ -147,13 +146,13 @@ def _rope(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
         yield _Said(f"{reader} cannot scale RoPE in layers with a window ({hyper.local_rope.kind!r})")
 
 
-def _vision(format_: Format, reader: str, view: ModelView) -> Iterator[_Said]:
+def _vision(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
     count = sum(tensor.block is Block.VISION for tensor in view)
     if format_ == "gguf" and count:
         yield _Said(f"the vision tower is left out ({count} tensors): the file takes text alone", note=True)
 
 
-_LIMITS: tuple[Callable[[Format, str, ModelView], Iterator[_Said]], ...] = (
+_LIMITS: tuple[Callable[[str, str, ModelView], Iterator[_Said]], ...] = (
     _activation,
     _windows,
     _biases,

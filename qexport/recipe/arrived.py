@@ -6,12 +6,12 @@ Hashes are computed anew.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from qexport.formats.registry import FORMATS
+from qexport.receipt.on_disk import sha256_of
 from qexport.receipt.safe_text import cell
 from qexport.receipt.store import read_receipt
 
@@ -90,7 +90,6 @@ def _wrong(folder: Path, files: Iterable[File]) -> str:
             return f"{file.name} is not there"
         if path.stat().st_size != file.size:
             return f"{file.name} has {path.stat().st_size} bytes, not {file.size}"
-        with path.open("rb") as handle:
-            if hashlib.file_digest(handle, "sha256").hexdigest() != file.sha256:
-                return f"{file.name} has another hash"
+        if sha256_of(path) != file.sha256:
+            return f"{file.name} has another hash"
     return ""

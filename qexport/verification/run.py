@@ -15,6 +15,7 @@ from qexport.artifacts.layout import OnDisk
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.formats.opening import layout_of
+from qexport.onepass.files import silent
 from qexport.receipt.verification import Check, Status, Verdict, Verification
 from qexport.verification.choose import choose_runtime
 from qexport.verification.conversation import folder_ends, judge_ends, source_ends, template_kept
@@ -22,7 +23,7 @@ from qexport.verification.judge import skipped
 from qexport.verification.memory import shortage
 from qexport.verification.options import VerifyOptions
 from qexport.verification.runtimes import llama_cpp
-from qexport.verification.steps import Progress, Steps
+from qexport.verification.steps import Say, Steps
 from qexport.verification.stored_form import check_stored_form
 from qexport.verification.stored_numbers import check_numbers
 
@@ -40,7 +41,7 @@ def verify(
     options: VerifyOptions | None = None,
     runtime: Runtime | None = None,
     reference: Reference | None = None,
-    progress: Progress | None = None,
+    progress: Say | None = None,
 ) -> Verification:
     """Judge the artifact at ``path``: a GGUF file (any of its shards), or a folder of any layout.
 
@@ -62,7 +63,7 @@ def verify(
         hint = "Name a .gguf file, or the folder that holds config.json."
         raise InputError(f"{path.name}: no such file or folder", hint=hint)
     found = OnDisk(path)
-    steps = Steps(Description(path), view, options, progress or (lambda _: None))
+    steps = Steps(Description(path), view, options, progress or silent)
     readable = _read(steps, found)
     about, artifact = steps.about, steps.about.artifact
     if not readable and not found.is_file:

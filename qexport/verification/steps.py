@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from qexport.verification.options import VerifyOptions
 
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 _TEMPLATE_TOKENS = 1024
 
@@ -52,7 +52,7 @@ class Steps:
     about: Description
     view: ModelView | None
     options: VerifyOptions
-    progress: Progress
+    progress: Say
     runtime: Runtime | None = None
     findings: list[Verdict] = field(default_factory=list)
     answers: list[Generation] = field(default_factory=list)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
+from qexport.evidence.output import output_of
 from qexport.evidence.sensitivity import Sensitivity, Summed
 from qexport.evidence.store import NOTHING, Evidence, Kind
 from qexport.families.roles import NORM_ROLES, Block, Role
@@ -95,14 +96,21 @@ def _outward(view: ModelView, sensitivity: Sensitivity) -> Sensitivity:
     return replace(sensitivity, tables=tables)
 
 
-def _inward(view: ModelView, tensor: ModelTensor, matrix: ImportanceMatrix) -> dict[Kind, np.ndarray]:
-    """What the matrix says of a tensor's sensitivity: means, under the names of the store."""
+def _matrices(tensor: ModelTensor) -> int:
+    """How many matrices a tensor holds: a stack of experts has several."""
+    return tensor.shape[0] if len(tensor.shape) == 3 else 1
+
+
+def _inward(
+    view: ModelView, tensor: ModelTensor, name: str, matrix: ImportanceMatrix
+) -> dict[Kind, np.ndarray]:
+    """What the matrix says of a tensor's sensitivity, there under ``name``: means, by kinds of the store."""
     import numpy as np
 
     found: dict[Kind, np.ndarray] = {}
     if (beside := matrix.sensitivity) is None:
         return found
-    name, matrices = gguf_name(arch_of(view), view, tensor), tensor.shape[0] if len(tensor.shape) == 3 else 1
+    matrices = _matrices(tensor)
     tokens = max(1, beside.draft_tokens if tensor.block is Block.MTP else beside.tokens)
     rows, columns = (matrices, tensor.shape[-2]), (1, tensor.shape[-1])
     for table, kind, shape in (
@@ -159,13 +167,13 @@ def evidence_of(view: ModelView, matrix: ImportanceMatrix | None) -> Evidence:
     for tensor in view:
         if tensor.block is Block.VISION or tensor.role in _NO_PRODUCT or len(tensor.shape) < 2:
             continue
-        for kind, table in _inward(view, tensor, matrix).items():
+        name = gguf_name(arch, view, tensor)
+        for kind, table in _inward(view, tensor, name, matrix).items():
             tables.setdefault(kind, {})[tensor.name] = table
-        name, matrices = gguf_name(arch, view, tensor), tensor.shape[0] if len(tensor.shape) == 3 else 1
         values = matrix.entries.get(name)
         if values is None or (tensor.role is Role.TOKEN_EMBD and values.size != tensor.shape[-1]):
             continue  # of the embedding llama-quantize lets it pass
-        rows = matrix.rows_for(name, matrices, tensor.shape[-1])
+        rows = matrix.rows_for(name, _matrices(tensor), tensor.shape[-1])
         order = arrangement_of(arch, view, tensor).column_order
         found[tensor.name] = np.ascontiguousarray(rows if order is None else rows[:, np.argsort(order)])
     if not found:
@@ -182,7 +190,7 @@ def uncollected(view: ModelView) -> tuple[dict[str, np.ndarray], dict[str, np.nd
 
     sums, counts = {}, {}
     for tensor in _products(view):
-        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        matrices = _matrices(tensor)
         sums[tensor.name] = np.ones((matrices, tensor.shape[-1]), np.float32)
         counts[tensor.name] = np.ones(matrices, np.int64)
     return sums, counts
@@ -192,13 +200,11 @@ def unfelt(view: ModelView, tokens: int, draft_tokens: int, texts: tuple[str, ..
     """A sensitivity as a pass would collect it, all ones; see :func:`uncollected`."""
     import numpy as np
 
-    embedding = view.find(Role.TOKEN_EMBD)
-    output = view.find(Role.OUTPUT) or embedding
+    embedding, output = view.find(Role.TOKEN_EMBD), output_of(view)
     assert embedding is not None
-    assert output is not None
     tables: dict[Summed, dict[str, np.ndarray]] = {table: {} for table in Summed}
     for tensor in (*_products(view), output):
-        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        matrices = _matrices(tensor)
         tables[Summed.GRADIENTS][tensor.name] = np.ones((matrices, tensor.shape[-2]), np.float32)
         tables[Summed.TOKENS][tensor.name] = np.ones((matrices, 1), np.float32)
         tables[Summed.JOINT][tensor.name] = np.ones((matrices, 2), np.float32)
