@@ -25,9 +25,8 @@ from qexport.evidence.activations import HiddenStates
 from qexport.evidence.observe import Observer, OutputGradients, Products, joint
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.output import cap_of, capped, output_of, output_rows
-from qexport.evidence.quiet import quiet_transformers
 from qexport.evidence.sensitivity import Sensitivity, Summed
-from qexport.evidence.stream import LayerStream, nobody, only, threads
+from qexport.evidence.stream import LayerStream, nobody, only
 from qexport.families.roles import Role
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ class TwoWayStream(LayerStream):
                     kept.write(layer * chunks + start, hidden[: chunks - start, :length])
 
             self.run(tokens, observer, progress=progress, entering=keep)
-            with threads(self.options.threads), quiet_transformers(), torch.no_grad():
+            with self.running():
                 return _Way(self, tokens, (chunks, length), kept, progress).back(text, self._seed)
 
     def _part(self, chunks: int, size: int) -> tuple[int, int]:
@@ -142,7 +141,6 @@ class _Way:
         self.batches = stream._small_batches(*part)
         self.advance = progress.advance if progress is not None else nobody
         self.gradients = OutputGradients()
-        self.products = Products(self.gradients, wide=stream.precision != "bfloat16")
         # Rounded logits would be rounded probabilities.
         self.head = Products(Observer(), wide=True)
 
@@ -163,9 +161,12 @@ class _Way:
             self._through(stream.view.layers, norm, flowing)
             norm.to("meta")
             contexts = stream._contexts(self.batches, self.length)
-            for layer, module in stream._layers(self.products, self.gradients, backwards=True):
-                with self.products:
-                    self._through(layer, module, flowing, [contexts, layer])
+
+            def through(layer: int, module: Any) -> None:
+                self._through(layer, module, flowing, [contexts, layer])
+
+            for _ in stream._layers(through, self.gradients, backwards=True):
+                pass
             embedding = self._embedding(flowing)
         tokens = self.ids.numel()
         name = stream._named(Role.TOKEN_EMBD).name
@@ -221,8 +222,7 @@ class _Way:
 
         with (
             closing(self._states(self.length - 1)) as flowing,
-            stream._head(head, self.products, self.gradients) as table,
-            self.products,
+            stream._head(head, self.gradients) as table,
         ):
             for start, stop in self.batches:
                 flowing.write(start, drafted(table, start, stop)[1])

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +63,21 @@ _MAIN_ROLES = {Role.ATTN_OUTPUT, Role.LINEAR_OUT, Role.FFN_DOWN, Role.EXPERTS_DO
 _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 _MOE_FACTOR = 4
 _WORTH_RETURNING = 64 << 20  # bytes of layers that were let go
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pass: what all of the text has been through.
+
+    Attributes:
+        block: the embedding, a layer of the trunk, the head (its norm: the output matrix is not run here) or
+            the MTP block.
+        layer: of the trunk.
+    """
+
+    block: Block
+    layer: int | None = None
+
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -114,7 +130,12 @@ class LayerStream:
         """What progress counts to: batches times layers, with embedding, final norm and MTP block."""
         return len(self._batches(*tokens.shape)) * (self.view.layers + 2 + bool(self._mtp))
 
-    def run(
+    def run(self, tokens: np.ndarray, observer: Observer, **told: Any) -> None:
+        """Send ``tokens`` through the model: all of :meth:`stages`, which has the arguments and errors."""
+        for _ in self.stages(tokens, observer, **told):
+            pass
+
+    def stages(
         self,
         tokens: np.ndarray,
         observer: Observer,
@@ -123,13 +144,16 @@ class LayerStream:
         final: Callable[[int, torch.Tensor], None] | None = None,
         draft: Callable[[int, torch.Tensor], None] | None = None,
         entering: Callable[[int, int, torch.Tensor], None] | None = None,
-    ) -> None:
-        """Send ``tokens`` through the model.
+    ) -> Iterator[Stage]:
+        """Send ``tokens`` through the model a stage at a time.
+
+        When a stage is given, all of the text has been through it and its weights are let go. The next one
+        runs when it is asked for; its weights are being read. Meanwhile torch's settings are the caller's.
 
         Args:
             tokens: ids, integers ``(chunks, chunk)``; every chunk is a text of its own, beginning at
                 position 0.
-            observer: told of the inputs of every product, layer by layer (``settle`` after each).
+            observer: told of the inputs of every product; it has settled when a stage is given.
             final: called with the first chunk's number and the hidden states after the final norm,
                 float32 ``(chunks, chunk, width)`` on the device, batch by batch.
             draft: called likewise with what the MTP block gives after its own norm, for every position that
@@ -145,45 +169,17 @@ class LayerStream:
         self._check(ids)
         batches = self._batches(*ids.shape)
         advance = progress.advance if progress is not None else nobody
-        width = self._model.config.hidden_size
         limit, folder = self.state_limit, self.options.spill_folder
-        with (
-            threads(self.options.threads),
-            quiet_transformers(),
-            torch.no_grad(),
-            closing(HiddenStates((len(ids), ids.shape[1], width), limit=limit, folder=folder)) as states,
-        ):
-            for start, stop in batches:
-                states.write(start, self._embed(ids[start:stop], self._named(Role.TOKEN_EMBD)))
-                advance(1)
-            self._trunk(states, batches, observer, advance, entering)
-            norm = self._base.norm
-            self._place(norm, self._weights([self._named(Role.OUTPUT_NORM)]), "model.norm.")
-            for start, stop in batches:
-                hidden = states.read(start, stop).to(self._device)
-                if entering is not None:
-                    entering(self.view.layers, start, hidden)
-                hidden = norm(hidden)
-                states.write(start, hidden)
-                if final is not None:
-                    final(start, hidden)
-                advance(1)
-            norm.to("meta")
-            if self._mtp is not None:
-                self._draft(self._mtp, ids, states, batches, observer, advance, draft)
+        shape = (len(ids), ids.shape[1], int(self._model.config.hidden_size))
+        with closing(HiddenStates(shape, limit=limit, folder=folder)) as states:
+            with self.running():
+                for start, stop in batches:
+                    states.write(start, self._embed(ids[start:stop], self._named(Role.TOKEN_EMBD)))
+                    advance(1)
+                contexts = self._contexts(batches, ids.shape[1])
+            yield Stage(Block.EMBED)
 
-    def _trunk(
-        self,
-        states: HiddenStates,
-        batches: Sequence[tuple[int, int]],
-        observer: Observer,
-        advance: Callable[[int], None],
-        entering: Callable[[int, int, torch.Tensor], None] | None,
-    ) -> None:
-        contexts = self._contexts(batches, states.shape[1])
-        products = Products(observer, wide=self.precision != "bfloat16")
-        for layer, module in self._layers(products, observer):
-            with products:
+            def through(layer: int, module: Any) -> None:
                 for start, stop in batches:
                     args, kwargs = contexts[stop - start][layer]
                     hidden = states.read(start, stop).to(self._device)
@@ -191,6 +187,37 @@ class LayerStream:
                         entering(layer, start, hidden)
                     states.write(start, only(module(hidden, *args, **kwargs)))
                     advance(1)
+
+            for layer in self._layers(through, observer):
+                yield Stage(Block.TRUNK, layer)
+            with self.running():
+                norm = self._base.norm
+                self._place(norm, self._weights([self._named(Role.OUTPUT_NORM)]), "model.norm.")
+                for start, stop in batches:
+                    hidden = states.read(start, stop).to(self._device)
+                    if entering is not None:
+                        entering(self.view.layers, start, hidden)
+                    hidden = norm(hidden)
+                    states.write(start, hidden)
+                    if final is not None:
+                        final(start, hidden)
+                    advance(1)
+                norm.to("meta")
+            yield Stage(Block.HEAD)
+            if self._mtp is not None:
+                with self.running():
+                    self._draft(self._mtp, ids, states, batches, observer, advance, draft)
+                yield Stage(Block.MTP)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """As products are done here: without gradients, on so many threads."""
+        with threads(self.options.threads), quiet_transformers(), torch.no_grad():
+            yield
+
+    def products(self, observer: Observer) -> Products:
+        """The arithmetic of the pass, told to ``observer``."""
+        return Products(observer, wide=self.precision != "bfloat16")
 
     def _draft(
         self,
@@ -204,8 +231,7 @@ class LayerStream:
     ) -> None:
         """The MTP block over every position that has a next token."""
         contexts = self._contexts(batches, ids.shape[1] - 1)
-        products = Products(observer, wide=self.precision != "bfloat16")
-        with self._head(head, products, observer) as table, products:
+        with self._head(head, observer) as table:
             for start, stop in batches:
                 following = self._embed(ids[start:stop, 1:], table)
                 hidden = states.read(start, stop)[:, :-1].to(self._device)
@@ -215,16 +241,18 @@ class LayerStream:
                 advance(1)
 
     @contextmanager
-    def _head(self, head: Head, products: Products, observer: Observer) -> Iterator[ModelTensor]:
-        """The MTP block with its weights, which ``products`` watches; gives the embedding that it takes."""
+    def _head(self, head: Head, observer: Observer) -> Iterator[ModelTensor]:
+        """The MTP block with its weights, of whose products ``observer`` is told; gives the embedding that it
+        takes."""
         tensors = [t for t in self.view if t.block is Block.MTP and t.role not in OUTSIDE_HEAD]
         weights = self._weights(tensors)
         self._require(head.names.keys() - weights.keys())
         self._place(head.module, {head.names[name]: weight for name, weight in weights.items()}, "")
+        products = self.products(observer)
         products.watch(*matrices(tensors, weights))
-        yield self.view.find(Role.MTP_EMBED) or self._named(Role.TOKEN_EMBD)
+        with products:
+            yield self.view.find(Role.MTP_EMBED) or self._named(Role.TOKEN_EMBD)
         observer.settle("the MTP block")
-        products.watch({}, {})
         head.module.to("meta")
 
     def _drafted(
@@ -242,11 +270,12 @@ class LayerStream:
         return normed
 
     def _layers(
-        self, products: Products, observer: Observer, *, backwards: bool = False
-    ) -> Iterator[tuple[int, Any]]:
-        """Every trunk layer's module with its weights, which ``products`` watches; then it is let go, and the
-        observer settles. The next one is read meanwhile.
+        self, work: Callable[[int, Any], None], observer: Observer, *, backwards: bool = False
+    ) -> Iterator[int]:
+        """One trunk layer after the other: ``work`` with its module, of whose products ``observer`` is told,
+        until it settles; the layer is let go, its number given. The next one is read meanwhile.
         """
+        products = self.products(observer)
         by_layer: dict[int, list[ModelTensor]] = {layer: [] for layer in range(self.view.layers)}
         for tensor in self.view:
             if tensor.block is Block.TRUNK and tensor.layer is not None:
@@ -254,15 +283,16 @@ class LayerStream:
         order = sorted(by_layer, reverse=backwards)
         freed = 0
         with ThreadPoolExecutor(1, thread_name_prefix="read layer") as reader:
-            ahead = reader.submit(self._weights, by_layer[order[0]])
+            ahead = [reader.submit(self._weights, by_layer[order[0]])]
             for layer, following in zip(order, [*order[1:], None], strict=True):
-                weights = ahead.result()
+                weights = ahead.pop().result()
                 if following is not None:
-                    ahead = reader.submit(self._weights, by_layer[following])
+                    ahead.append(reader.submit(self._weights, by_layer[following]))
                 module = self._base.layers[layer]
                 self._place(module, weights, f"model.layers.{layer}.")
                 products.watch(*matrices(by_layer[layer], weights))
-                yield layer, module
+                with self.running(), products:
+                    work(layer, module)
                 observer.settle(f"layer {layer}")
                 module.to("meta")
                 freed += sum(weight.nbytes for weight in weights.values())
@@ -271,6 +301,7 @@ class LayerStream:
                 if freed >= _WORTH_RETURNING:
                     return_freed_memory()
                     freed = 0
+                yield layer
 
     def _weights(self, tensors: Sequence[ModelTensor]) -> dict[str, torch.Tensor]:
         return fill(tensors, self._wanted, self._stored_as, self._device)

@@ -127,7 +127,9 @@ def test_a_planted_fault_shows(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, fault:
     entered = way._entered
     if fault == "order":
         monkeypatch.setattr(
-            backward_module.TwoWayStream, "_layers", lambda self, one, two, **_: layers(self, one, two)
+            backward_module.TwoWayStream,
+            "_layers",
+            lambda self, work, observer, **_: layers(self, work, observer),
         )
     elif fault == "states":
         monkeypatch.setattr(

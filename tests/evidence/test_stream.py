@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.evidence import stream as stream_module
 from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
-from qexport.evidence.stream import LayerStream
+from qexport.evidence.stream import LayerStream, Stage
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
 from qexport.recipe.recipe import ModelChoice
@@ -83,6 +84,37 @@ def test_every_product_of_the_whole_model(zoo: Zoo, name: str) -> None:
     torch.testing.assert_close(final, expected.final, rtol=1e-4, atol=1e-4)
     assert all(seen.dtype == np.int64 for seen in squares.counts.values())
     assert all(sums.dtype == np.float64 for sums in squares.sums.values())
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_moe", "llama3"])
+def test_a_stage_at_a_time(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """After each stage its sums are there, its weights are not, and torch is as the caller has it."""
+    folder, living = zoo(name), dict[int | None, list[weakref.ref[torch.Tensor]]]()
+    whole_run = streamed(folder)
+    fill = stream_module.fill
+
+    def filled(tensors: Any, *args: Any) -> dict[str, torch.Tensor]:
+        weights = fill(tensors, *args)
+        living[tensors[0].layer] = [weakref.ref(weight) for weight in weights.values()]
+        return weights
+
+    monkeypatch.setattr(stream_module, "fill", filled)
+    view, squares, seen = view_of(folder), InputSquares(), dict[Stage, set[str]]()
+    stream = LayerStream(view, StreamOptions(precision="float32", batch_tokens=80, threads=1))
+    threads = torch.get_num_threads()
+    for stage in stream.stages(ids_for(folder), squares):
+        assert torch.is_grad_enabled()
+        assert torch.get_num_threads() == threads
+        assert not any(ref() is not None for ref in living.get(stage.layer, []))
+        seen[stage] = squares.sums.keys() - set().union(*seen.values())
+    layers = [Stage(Block.TRUNK, layer) for layer in range(view.layers)]
+    mtp = [Stage(Block.MTP)] * bool(view.mtp_layers)
+    assert list(seen) == [Stage(Block.EMBED), *layers, Stage(Block.HEAD), *mtp]
+    blocks = {tensor.name: tensor for tensor in view if tensor.name in whole_run.sums}
+    for stage, names in seen.items():
+        layer = {name for name, t in blocks.items() if t.block is stage.block}
+        assert names == {name for name in layer if stage.layer in (None, blocks[name].layer)}
+    assert worst(squares, whole_run) == 0  # type: ignore[arg-type]
 
 
 def test_attention_windows_are_the_familys(zoo_copy: ZooCopy) -> None:
