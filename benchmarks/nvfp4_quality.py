@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qexport.artifacts.numbers import e2m1, e4m3, grouped
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.codecs.contract import Matrices
+from qexport.codecs.decoded import e2m1, e4m3, grouped
 from qexport.codecs.engines import encode_rows
 from qexport.doctor import diagnose
 from qexport.evidence.imatrix_file import read_imatrix

@@ -24,17 +24,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.artifacts.numbers import e2m1, e4m3, e8m0, grouped
 from qexport.checkpoint.tensors import FLOAT_DTYPES, matrix_shape
+from qexport.codecs.contract import FP8_TILE
+from qexport.codecs.decoded import e4m3, microscaled, tiled
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
     from qexport.artifacts.rows import Decoded, StoredPart
-
-
-TILE = 128
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def _codes(parts: Mapping[str, StoredPart]) -> StoredPart | None:
 
 def _fp8_per(name: str, codes: StoredPart, scale: StoredPart) -> str:
     rows, columns = codes.shape[-2:] if len(codes.shape) > 1 else (1, codes.shape[-1])
-    tiles = (*codes.shape[:-2], -(-rows // TILE), -(-columns // TILE))
+    tiles = (*codes.shape[:-2], -(-rows // FP8_TILE), -(-columns // FP8_TILE))
     if scale.dtype not in FLOAT_DTYPES:
         raise InputError(f"{scale.name}: scales of {scale.dtype} are no numbers")
     if scale.shape == tiles:
@@ -191,18 +189,16 @@ class Fp8(_Coded):
     def read(self, start: int, stop: int) -> torch.Tensor:
         import torch
 
-        values = e4m3(self.codes.rows(start, stop))
+        codes = self.codes.rows(start, stop)
         scale = self._scale.whole().float()
         if self._per == "matrix":
-            return values.mul_(scale.view(()))
+            return e4m3(codes).mul_(scale.view(()))
         if self._per == "row":
-            return values.mul_(scale.view(-1)[start:stop, None])
+            return e4m3(codes).mul_(scale.view(-1)[start:stop, None])
         # Of a stack, every matrix begins a tile of its own.
         height = self.shape[-2]
         rows = torch.arange(start, stop)
-        tiles = rows // height * -(-height // TILE) + rows % height // TILE
-        wide = scale[tiles].repeat_interleave(TILE, dim=1)[:, : values.shape[1]]
-        return values.mul_(wide)
+        return tiled(codes, scale[rows // height * -(-height // FP8_TILE) + rows % height // FP8_TILE])
 
 
 class Affine(_Coded):
@@ -243,15 +239,14 @@ class Microscaled(_Coded):
     def read(self, start: int, stop: int) -> torch.Tensor:
         import torch
 
-        packed = self.codes.rows(start, stop).view(torch.uint8)
-        values = e4m3(packed) if self._form.bits == 8 else e2m1(packed)
-        stored = self._scales.rows(start, stop)
-        scales = e4m3(stored) if self._form.kind == "nvfp4" else e8m0(stored)
-        values = grouped(values, scales)
-        if self._shared is None:
-            return values
-        shared = self._shared.whole().float().view(-1)
-        if len(shared) > 1:  # one for each matrix of a stack
-            rows = torch.arange(start, stop) // self.shape[-2]
-            shared = shared[rows][:, None]
-        return values / shared if self._inverse else values * shared
+        shared = None if self._shared is None else self._shared.whole().float().view(-1)
+        if shared is not None and len(shared) > 1:  # one for each matrix of a stack
+            shared = shared[torch.arange(start, stop) // self.shape[-2]][:, None]
+        return microscaled(
+            self.codes.rows(start, stop).view(torch.uint8),
+            self._scales.rows(start, stop),
+            self._form.bits,
+            powers_of_two=self._form.kind != "nvfp4",
+            shared=shared,
+            divides=self._inverse,
+        )

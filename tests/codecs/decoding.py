@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qexport.artifacts.numbers import e2m1, e4m3, e8m0, grouped
+from qexport.codecs.decoded import e2m1, e4m3, e8m0, grouped
 from qexport.codecs.fp8_block import TILE
 from qexport.codecs.mlx_float import FLOAT_MODES
 
