@@ -42,7 +42,7 @@ def command(**given: Any) -> None:
     weights: list[FormatSize] = []
     problem: str | None = None
     try:
-        weights, problem = weights_of(diagnosis.repaired)
+        weights, problem = weights_of(diagnosis)
     except InputError as error:
         problem = error.message
     output.document(

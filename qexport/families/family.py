@@ -139,6 +139,7 @@ class Turning:
 QKV_BIASES = frozenset({Role.ATTN_Q_BIAS, Role.ATTN_K_BIAS, Role.ATTN_V_BIAS})
 MOE_KEYS = frozenset({"num_experts", "num_experts_per_tok", "moe_intermediate_size"})
 Value = int | float | bool | Sequence[bool] | None
+Limits = Callable[["Hyper"], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class Arch:
         pre: its name for how published tokenizers of it cut words, where others cut alike or a saver loses
             it.
         specials: kinds of special tokens that its converter names by their text, where no file does.
+        limits: what llama.cpp holds in code and a config can say otherwise.
     """
 
     name: str
@@ -179,6 +181,7 @@ class Arch:
     vocabulary: Literal["bpe", "model", "llama", "gemma"] = "bpe"
     pre: str | None = None
     specials: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = lambda _: ()
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class Dialect:
         scaled_rope: its layers can scale their rotations.
         ties: it can do without an output matrix.
         drafter: the model type of the head's own folder, where some MLX runtime reads this family's heads.
+        limits: what mlx-lm holds in code and a config can say otherwise.
     """
 
     always_wrapped: bool = False
@@ -212,6 +216,7 @@ class Dialect:
     scaled_rope: bool = True
     ties: bool = True
     drafter: str | None = None
+    limits: Limits = lambda _: ()
 
 
 @dataclass(frozen=True)
@@ -233,8 +238,6 @@ class Family:
         attention: the words of ``layer_types``, where the family's layers differ by them.
         experts: the config's key for the number of experts; ``scoring``: how routers weigh them.
         arch: ``None`` where llama.cpp does not know the family; ``dialect`` likewise for mlx-lm.
-        limits: what the family's readers hold in code and a config can say otherwise, given the reader's
-            format and name.
         gated_q: the query projection also makes an output gate, and is twice as wide.
         null_kv_heads: its config class takes null as the number of query heads.
         heads_divide: its config class wants hidden_size to be a multiple of the number of heads, and so do
@@ -258,7 +261,6 @@ class Family:
     scoring: Literal["softmax", "sigmoid"] = "softmax"
     arch: Arch | None = None
     dialect: Dialect | None = None
-    limits: Callable[[str, str, Hyper], Iterator[str]] | None = None
     gated_q: bool = False
     null_kv_heads: bool = False
     heads_divide: bool = False

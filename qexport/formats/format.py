@@ -89,6 +89,7 @@ class Format:
         matrix: the field that takes an importance matrix.
         weighted: whether importance is used where the user does not say, from the fields that were given.
         sizes: fields that are bytes.
+        shown: the options that ``inspect`` says the size of, by what it calls them.
         check: raises what the option class does not check itself.
         beside: by kind of a plan, what is added to the folder's name for it (MLX's drafter).
         inside: places of an MTP head that are in the folder itself; ``None``: all are.
@@ -110,6 +111,7 @@ class Format:
     matrix: str | None = None
     weighted: Callable[[Mapping[str, Any]], bool] = lambda _: False
     sizes: tuple[str, ...] = ()
+    shown: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any], object] = lambda _: None
     beside: Mapping[str, str] = field(default_factory=dict)
     inside: frozenset[str] | None = None

@@ -2,57 +2,75 @@
 
 llama.cpp and mlx-lm hold much of a family in code: its activation, which layers look back how far, which
 matrices have biases. What their files cannot say they would compute otherwise, without a word; so such a
-model is refused (:func:`check_limits`), or, where no text can tell the difference, noted. Folders of FP8 and
-NVFP4 keep the config, and their readers go by it.
+model is refused (:func:`check_limits`), or, where no text can tell the difference, noted. What a reader alone
+cannot is beside its format, what a family alone has in the family's file. Folders of FP8 and NVFP4 keep the
+config, and their readers go by it (:func:`config_notes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
-from qexport.families.known import FAMILIES
-from qexport.families.roles import BIAS_ROLES, Block
 
 if TYPE_CHECKING:
+    from qexport.families.family import Family
     from qexport.families.hyper import Hyper
     from qexport.families.view import ModelView
 
 
-_READERS: Mapping[str, str] = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
 # transformers' names for one function each: x * sigmoid(x), and GELU by tanh.
 _SILU = frozenset({"silu", "swish"})
 _GELU = frozenset({"gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"})
-_ROPES: Mapping[str, frozenset[str]] = {
-    "gguf": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope"}),
-    "mlx": frozenset({"default", "linear", "yarn", "llama3", "dynamic", "mrope", "longrope"}),
-}
 
 
 @dataclass(frozen=True)
-class _Said:
+class Limit:
     """``what`` there is to say; ``note``: it changes nothing that anybody could read."""
 
     what: str
     note: bool = False
 
 
-def check_limits(format_: str, view: ModelView) -> list[str]:
+@dataclass(frozen=True)
+class Reader:
+    """A program that holds families in code.
+
+    Attributes:
+        name: of the program; ``format``: of what it reads, for messages.
+        ropes: the kinds of RoPE that it can say.
+        windows: whether it has windows of any order for a family.
+        own: what it alone cannot.
+    """
+
+    name: str
+    format: str
+    ropes: frozenset[str]
+    windows: Callable[[Family], bool]
+    own: Callable[[ModelView], Iterator[Limit]]
+
+
+def check_limits(view: ModelView, reader: Reader) -> list[str]:
     """Notes for the plan.
 
     Raises:
         InputError: the model is one that the format's readers would run as another.
     """
-    said = [each for see in _LIMITS for each in see(format_, _READERS.get(format_, ""), view)]
+    said = [limit for see in (_activation, _windows, _shapes, _rope) for limit in see(reader, view)]
+    said += reader.own(view)
     refused = [each.what for each in said if not each.note]
     if refused:
         others = "FP8 and NVFP4 folders keep config.json as it is; transformers goes by it."
-        raise InputError(
-            f"{view.label} cannot be said in {format_.upper()}: {'; '.join(refused)}", hint=others
-        )
+        raise InputError(f"{view.label} cannot be said in {reader.format}: {'; '.join(refused)}", hint=others)
     return [each.what for each in said]
+
+
+def config_notes(view: ModelView) -> list[str]:
+    """Of a folder that keeps the config: what some of its readers refuse."""
+    found = _other_activation(view.hyper)
+    return [f"{found[0]} is {found[1]!r}: transformers runs it, vLLM refuses it"] if found else []
 
 
 def window_period(hyper: Hyper) -> int | None:
@@ -62,103 +80,55 @@ def window_period(hyper: Hyper) -> int | None:
     return period if slides == [bool((i + 1) % period) for i in range(hyper.layers)] else None
 
 
-def _activation(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
-    hyper = view.hyper
+def _other_activation(hyper: Hyper) -> tuple[str, str, str] | None:
+    """The config's key, what it says, and what readers have instead."""
     gemma = "hidden_activation" in hyper.family.defaults
     if hyper.activation in (_GELU if gemma else _SILU):
-        return
+        return None
     key, own = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
-    if reader:
-        yield _Said(f"{key} is {hyper.activation!r}, and {reader}'s {view.family} always takes {own!r}")
-    else:
-        yield _Said(f"{key} is {hyper.activation!r}: transformers runs it, vLLM refuses it", note=True)
+    return key, hyper.activation, own
 
 
-def _windows(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
+def _activation(reader: Reader, view: ModelView) -> Iterator[Limit]:
+    if found := _other_activation(view.hyper):
+        key, said, own = found
+        yield Limit(f"{key} is {said!r}, and {reader.name}'s {view.family} always takes {own!r}")
+
+
+def _windows(reader: Reader, view: ModelView) -> Iterator[Limit]:
     hyper = view.hyper
     window = min((each for each in hyper.windows if each is not None), default=None)
-    arch = hyper.family.arch
-    if not reader or window is None or (format_ == "gguf" and arch is not None and arch.windows):
+    if window is None or reader.windows(hyper.family):
         return
     if "sliding_window_pattern" in hyper.family.defaults:
         period = window_period(hyper)
         if period is None or period > hyper.layers:
-            yield _Said(f"{reader} puts a layer without a window into every n-th place, and has at least one")
+            yield Limit(
+                f"{reader.name} puts a layer without a window into every n-th place, and has at least one"
+            )
     elif window >= hyper.context:
         what = f"the window of {window} tokens is not written: no text of {hyper.context} tokens reaches it"
-        yield _Said(what, note=True)
+        yield Limit(what, note=True)
     else:
-        yield _Said(
-            f"sliding_window is {window}, and {reader}'s {view.family} has no windows: beyond it "
+        yield Limit(
+            f"sliding_window is {window}, and {reader.name}'s {view.family} has no windows: beyond it "
             "its layers would see more than in training (set max_position_embeddings to the window to keep "
             "texts within it, or sliding_window to null if the model was trained without)"
         )
 
 
-def _biases(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
-    arch = FAMILIES[view.family].arch
-    alien = [t.name for t in view if arch is not None and t.role in BIAS_ROLES - arch.biases]
-    if format_ == "gguf" and alien:
-        yield _Said(f"{reader}'s {view.family} reads no {alien[0]} ({len(alien)} such biases)")
-
-
-def _shapes(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
-    hyper, linear = view.hyper, view.hyper.linear
-    if reader and hyper.family.no_head_dim and hyper.heads * hyper.head_dim != hyper.hidden:
-        yield _Said(
-            f"head_dim is {hyper.head_dim}, and {reader}'s {view.family} divides hidden_size by the number "
-            "of heads"
-        )
-    if format_ == "gguf" and linear is not None and linear.k_dim != linear.v_dim:
-        yield _Said(
-            f"linear_key_head_dim is {linear.k_dim} and linear_value_head_dim {linear.v_dim}: {reader} has "
-            "one size for both"
-        )
-
-
-def _own(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
-    hyper, dialect = view.hyper, view.hyper.family.dialect
-    if reader and hyper.family.limits is not None:
-        yield from map(_Said, hyper.family.limits(format_, reader, hyper))
-    if format_ == "mlx" and hyper.tied and dialect is not None and not dialect.ties:
-        yield _Said(f"embedding and output are one matrix, and {reader}'s {view.family} has two")
-
-
-def _experts(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
-    experts = view.hyper.experts
-    arch = view.hyper.family.arch
-    if format_ == "gguf" and experts is not None and not experts.normed and not (arch and arch.unnormed):
-        yield _Said(f"norm_topk_prob is false, and {reader} always makes the experts' weights sum to one")
-
-
-def _rope(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
+def _shapes(reader: Reader, view: ModelView) -> Iterator[Limit]:
     hyper = view.hyper
-    if not reader:
-        return
-    if hyper.rope.kind not in _ROPES[format_]:
-        yield _Said(f"{reader} cannot turn by RoPE of type {hyper.rope.kind!r}")
-    arch, dialect = hyper.family.arch, hyper.family.dialect
-    if format_ == "mlx" and hyper.rope.kind != "default" and not (dialect and dialect.scaled_rope):
-        yield _Said(f"{reader}'s {view.family} does not scale RoPE ({hyper.rope.kind!r})")
-    if format_ == "gguf" and hyper.rope.kind == "llama3" and not (arch and arch.factors):
-        yield _Said(f"{reader}'s {view.family} reads no frequency factors, which RoPE of type 'llama3' needs")
+    if hyper.family.no_head_dim and hyper.heads * hyper.head_dim != hyper.hidden:
+        yield Limit(
+            f"head_dim is {hyper.head_dim}, and {reader.name}'s {view.family} divides hidden_size by the "
+            "number of heads"
+        )
+
+
+def _rope(reader: Reader, view: ModelView) -> Iterator[Limit]:
+    hyper = view.hyper
+    if hyper.rope.kind not in reader.ropes:
+        yield Limit(f"{reader.name} cannot turn by RoPE of type {hyper.rope.kind!r}")
     if hyper.local_rope is not None and hyper.local_rope.kind != "default":
-        yield _Said(f"{reader} cannot scale RoPE in layers with a window ({hyper.local_rope.kind!r})")
-
-
-def _vision(format_: str, reader: str, view: ModelView) -> Iterator[_Said]:
-    count = sum(tensor.block is Block.VISION for tensor in view)
-    if format_ == "gguf" and count:
-        yield _Said(f"the vision tower is left out ({count} tensors): the file takes text alone", note=True)
-
-
-_LIMITS: tuple[Callable[[str, str, ModelView], Iterator[_Said]], ...] = (
-    _activation,
-    _windows,
-    _biases,
-    _shapes,
-    _own,
-    _experts,
-    _rope,
-    _vision,
-)
+        yield Limit(f"{reader.name} cannot scale RoPE in layers with a window ({hyper.local_rope.kind!r})")

@@ -235,7 +235,7 @@ def test_saved_by_mlx(zoo: Zoo, zoo_copy: ZooCopy, tmp_path: Path, name: str) ->
     assert "weights.mlx_saved" in ids(diagnose(HeadersOnly(opened(folder))), "repaired")
     view = diagnosis.repaired.view()
     assert plan_gguf(view, ["Q8_0"], GgufOptions())[0].size
-    weights, problem = weights_of(diagnosis.repaired)
+    weights, problem = weights_of(diagnosis)
     assert problem is None
     assert {w.format for w in weights} >= {"MLX 6-bit", "FP8 block 128"}
 

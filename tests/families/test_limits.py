@@ -14,7 +14,11 @@ from qexport.families.known import FAMILIES
 from qexport.families.roles import Role
 from qexport.families.view import ModelTensor, ModelView
 from qexport.formats.gguf.hparams import hyper_parameters
-from qexport.formats.limits import check_limits, window_period
+from qexport.formats.gguf.limits import LLAMA_CPP
+from qexport.formats.limits import check_limits, config_notes, window_period
+from qexport.formats.mlx.limits import MLX_LM
+
+READERS = {"gguf": LLAMA_CPP, "mlx": MLX_LM}
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -100,39 +104,39 @@ ALLOWED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "formats", "changes", "what"), REFUSED, ids=str)
 def test_refused(name: str, formats: str, changes: dict[str, Any], what: str) -> None:
     view = view_of(name, **changes)
-    for format_ in ("gguf", "mlx"):
+    for format_, reader in READERS.items():
         if format_ in formats:
-            with pytest.raises(InputError, match="cannot be said") as caught:
-                check_limits(format_, view)
+            with pytest.raises(InputError, match=f"cannot be said in {format_.upper()}") as caught:
+                check_limits(view, reader)
             assert what in caught.value.message
         else:
-            check_limits(format_, view)
-    check_limits("fp8", view)
-    check_limits("nvfp4", view)
+            check_limits(view, reader)
 
 
 @pytest.mark.parametrize(("name", "changes"), ALLOWED, ids=str)
 def test_allowed(name: str, changes: dict[str, Any]) -> None:
-    for format_ in ("gguf", "mlx", "fp8", "nvfp4"):
-        assert check_limits(format_, view_of(name, **changes)) == []  # type: ignore[arg-type]
+    view = view_of(name, **changes)  # type: ignore[arg-type]
+    assert config_notes(view) == []
+    for reader in READERS.values():
+        assert check_limits(view, reader) == []
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "qwen3_5", "gemma3"])
 def test_biases_that_llama_cpp_does_not_read(name: str) -> None:
     view = view_of(name, biases=(Role.ATTN_Q_BIAS, Role.ATTN_OUTPUT_BIAS))
     with pytest.raises(InputError, match=r"o_proj\.bias"):
-        check_limits("gguf", view)
-    assert check_limits("gguf", view_of(name, biases=(Role.ATTN_Q_BIAS,))) == []
-    assert check_limits("gguf", view_of("llama", biases=(Role.ATTN_OUTPUT_BIAS, Role.FFN_UP_BIAS))) == []
+        check_limits(view, LLAMA_CPP)
+    assert check_limits(view_of(name, biases=(Role.ATTN_Q_BIAS,)), LLAMA_CPP) == []
+    assert check_limits(view_of("llama", biases=(Role.ATTN_OUTPUT_BIAS, Role.FFN_UP_BIAS)), LLAMA_CPP) == []
 
 
 def test_a_window_that_no_text_reaches_is_a_note() -> None:
-    (note,) = check_limits("gguf", view_of("mistral", sliding_window=4096))
+    (note,) = check_limits(view_of("mistral", sliding_window=4096), LLAMA_CPP)
     assert "no text of 4096 tokens reaches it" in note
 
 
 def test_another_activation_is_noted_where_the_config_stays() -> None:
-    (note,) = check_limits("fp8", view_of("llama", hidden_act="relu"))
+    (note,) = config_notes(view_of("llama", hidden_act="relu"))
     assert "transformers runs it" in note
 
 

@@ -225,7 +225,7 @@ def _hollow(file: Path) -> None:
 def _plan(folder: Path) -> None:
     diagnosis = examine(ModelChoice(str(folder)), download=False)
     json.dumps(explain(diagnosis).to_json())
-    weights_of(diagnosis.repaired)
+    weights_of(diagnosis)
 
 
 def _header(data: bytes, rng: random.Random) -> bytes:

@@ -35,18 +35,25 @@ def _keys(hyper: Hyper, _: int) -> dict[str, Value]:
     }
 
 
-def _limits(format_: str, reader: str, hyper: Hyper) -> Iterator[str]:
-    if format_ == "gguf" and hyper.query_scale is not None:
-        # llama.cpp tells the 27B, alone in its scale, by its number of layers.
-        own = hyper.hidden // hyper.heads if hyper.layers == 62 else hyper.head_dim
-        if hyper.query_scale != own:
-            yield f"query_pre_attn_scalar is {hyper.query_scale:g}, and {reader} takes {own}"
+def _limits(reader: str, hyper: Hyper) -> Iterator[str]:
     if hyper.attention_softcap is not None:
         yield f"attn_logit_softcapping is {hyper.attention_softcap:g}, and {reader} has none"
-    if format_ == "mlx" and hyper.softcap is not None:
-        yield f"final_logit_softcapping is {hyper.softcap:g}, and {reader} has none"
     if hyper.text.get("use_bidirectional_attention"):
         yield f"use_bidirectional_attention is true, and {reader} has causal attention alone"
+
+
+def _llama_cpp(hyper: Hyper) -> Iterator[str]:
+    yield from _limits("llama.cpp", hyper)
+    # llama.cpp tells the 27B, alone in its scale, by its number of layers.
+    own = hyper.hidden // hyper.heads if hyper.layers == 62 else hyper.head_dim
+    if hyper.query_scale is not None and hyper.query_scale != own:
+        yield f"query_pre_attn_scalar is {hyper.query_scale:g}, and llama.cpp takes {own}"
+
+
+def _mlx_lm(hyper: Hyper) -> Iterator[str]:
+    yield from _limits("mlx-lm", hyper)
+    if hyper.softcap is not None:
+        yield f"final_logit_softcapping is {hyper.softcap:g}, and mlx-lm has none"
 
 
 GEMMA3 = Family(
@@ -56,14 +63,21 @@ GEMMA3 = Family(
     layers={"full": (*_NORMS, *ATTENTION, *ATTENTION_BIAS, *QK_NORM, *MLP)},
     attention=("full_attention", "sliding_attention"),
     turning=Turning(local=True),
-    arch=Arch("gemma3", keys=_keys, norms_plus_one=NORM_ROLES, windows=True, vocabulary="gemma"),
+    arch=Arch(
+        "gemma3",
+        keys=_keys,
+        norms_plus_one=NORM_ROLES,
+        windows=True,
+        vocabulary="gemma",
+        limits=_llama_cpp,
+    ),
     dialect=Dialect(
         wrapper_prefix="language_model.",
         reads=frozenset(
             {"query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"}
         ),
+        limits=_mlx_lm,
     ),
-    limits=_limits,
     heads_divide=True,
     wrapper_arch="Gemma3ForConditionalGeneration",
     wrapper_model_type="gemma3",

@@ -50,4 +50,5 @@ FP8 = Format(
     ),
     rates={"F8_E4M3": (2370, 2370)},
     sizes=("max_shard",),
+    shown={"FP8 block 128": Fp8Options()},
 )

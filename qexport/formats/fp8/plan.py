@@ -16,7 +16,7 @@ from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.fp8.config import fp8_config
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.scope import scope_of
-from qexport.formats.limits import check_limits
+from qexport.formats.limits import config_notes
 from qexport.formats.linears import as_it_is, by_role, modules_of
 from qexport.formats.order import pass_order
 
@@ -53,7 +53,7 @@ def plan_fp8(repaired: Repaired, options: Fp8Options | None = None) -> ArtifactP
         max_shard=options.max_shard,
         parameters=view.parameters,
         notes=[
-            *check_limits("fp8", view),
+            *config_notes(view),
             *(["the source is float32, and so is what is not FP8"] if view.wide else []),
             *scope.notes,
             *_notes(scope, options, view.mtp_layers),

@@ -31,6 +31,9 @@ _RATES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
+_SHOWN = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+
+
 def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
     from qexport.formats.gguf.plan import plan_gguf
 
@@ -73,5 +76,6 @@ GGUF = Format(
     matrix="imatrix",
     weighted=lambda _: True,
     sizes=("split_max_size",),
+    shown={"GGUF": GgufOptions(types=_SHOWN)},
     check=lambda o: Overrides(o.tensor_types, o.output_type, o.embedding_type),
 )

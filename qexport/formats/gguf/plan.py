@@ -28,6 +28,7 @@ from qexport.formats.gguf.file_name import file_stem
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts
 from qexport.formats.gguf.importance import cold_experts, evidence_of
+from qexport.formats.gguf.limits import LLAMA_CPP
 from qexport.formats.gguf.metadata import MetadataOptions, build_metadata
 from qexport.formats.gguf.mixture import choose_types, follow, protect_mtp, requires_importance, walk_order
 from qexport.formats.gguf.mixture_terms import (
@@ -81,7 +82,7 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
             belongs to another model.
     """
     arch = arch_of(view)
-    limits = check_limits("gguf", view)
+    limits = check_limits(view, LLAMA_CPP)
     files = list(dict.fromkeys(file_type(name).name for name in types))
     outputs = _outputs(arch, view)
     evidence = evidence_of(view, options.imatrix)

@@ -55,4 +55,5 @@ MERGED = Format(
         mark="M-5.8,-2H-2V-5.8H2V-2H5.8V2H2V5.8H-2V2H-5.8Z",
         colours=("#5b6570", "#a3adb8"),
     ),
+    shown={"safetensors, repaired": MergedOptions()},
 )

@@ -70,6 +70,7 @@ MLX = Format(
     rates=_RATES,
     matrix="importance",
     sizes=("max_shard_size",),
+    shown={"MLX 6-bit": MlxOptions(bits=6)},
     beside={"mlx-drafter": "-MTP"},
     inside=frozenset(("embedded", "mtplx", "vllm-mlx")),
 )

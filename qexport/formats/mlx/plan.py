@@ -28,6 +28,7 @@ from qexport.formats.mlx.head import (
     runtime_contract,
     takes_scheme,
 )
+from qexport.formats.mlx.limits import MLX_LM
 from qexport.formats.mlx.options import DTYPES
 from qexport.formats.mlx.schemes import choose, is_matrix, override
 from qexport.formats.mlx.tensors import plain, quantized
@@ -76,7 +77,7 @@ def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...
     """
     view = repaired.view()
     dialect = dialect_of(view)
-    limits = check_limits("mlx", view)
+    limits = check_limits(view, MLX_LM)
     ordered = [tensor for tensor in pass_order(view) if tensor.block is not Block.VISION]
     tied = bool(repaired.text.get("tie_word_embeddings"))
     trunk = [t for t in ordered if t.block is not Block.MTP and not (tied and t.role is Role.OUTPUT)]

@@ -53,4 +53,5 @@ NVFP4 = Format(
     matrix="importance",
     weighted=lambda given: given.get("scale_search") == "importance",
     sizes=("max_shard",),
+    shown={"NVFP4 W4A16 (MLP)": Nvfp4Options()},
 )

@@ -20,7 +20,7 @@ from qexport.evidence.store import Evidence, Kind, Need
 from qexport.families.roles import Role
 from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.gguf.importance import evidence_of
-from qexport.formats.limits import check_limits
+from qexport.formats.limits import config_notes
 from qexport.formats.linears import as_it_is, by_role, declaring, modules_of
 from qexport.formats.nvfp4.compressed import compressed_config
 from qexport.formats.nvfp4.layout import LAYOUTS, fp8_specs, nvfp4_specs
@@ -75,7 +75,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
         max_shard=options.max_shard,
         parameters=view.parameters,
         notes=[
-            *check_limits("nvfp4", view),
+            *config_notes(view),
             *([_ROUNDED] if view.wide else []),
             *left_open,
             *_notes(view, options, chosen, evidence),
