@@ -10,12 +10,11 @@ import click
 from qexport.cli._export import chosen
 from qexport.cli._options import FILE, JSON, Finite, runtime_options
 from qexport.cli._output import Output
-from qexport.errors import QexportError, VerificationError
 from qexport.verification.bench import BenchOptions
 
 if TYPE_CHECKING:
-    from qexport.receipt.speeds import Bench, Range
-    from qexport.verification.options import VerifyOptions
+    from qexport.receipt.speeds import Range
+    from qexport.run.bench import Timed
 
 
 _COLUMNS = ("MTP", "tok/s", "slowest", "fastest", "times bare", "accepted", "prompt tok/s")
@@ -89,7 +88,8 @@ def command(artifact: Path, **given: Any) -> None:
       qexport bench Model-Q4_K_M.gguf --llama-server ~/llama.cpp/build/bin/llama-server --n-max 6
       qexport bench Model-FP8 --runtime-python ~/vllm/bin/python
     """
-    from qexport.run.in_folder import Found, artifacts_in, check_file_sizes, is_one_artifact
+    from qexport.run.bench import bench_all, check_timed
+    from qexport.run.in_folder import is_one_artifact
     from qexport.verification.options import VerifyOptions
 
     output = Output(as_json=given["as_json"])
@@ -99,53 +99,26 @@ def command(artifact: Path, **given: Any) -> None:
         runtime=given["runtime"] or "",
         runtime_python=given["runtime_python"],
     )
-    several = not is_one_artifact(artifact)
-    documents: list[dict[str, Any]] = []
-    problems: list[QexportError] = []
-    for each in artifacts_in(artifact) if several else [Found(artifact, artifact)]:
-        if several:
-            output.title(each.name)
-        try:
-            check_file_sizes(each)
-            documents.append(_one(output, each.path, choice, options, note=not given["no_receipt"]))
-        except QexportError as error:
-            if not several:
-                raise
-            problems.append(error)
-            output.say(f"  {error.message}")
-    failures = [(each["artifact"], why) for each in documents if (why := each.pop("failed"))]
-    output.document({"artifacts": documents} if several else documents[0])
-    if failures or problems:
-        words = [f"{name} runs without MTP and fails with it: {why}" for name, why in failures]
-        words += [error.message for error in problems]
-        kinds = [VerificationError] * bool(failures) + [type(error) for error in problems]
-        raise kinds[0]("; ".join(words))
+    found: list[Timed] = []
+    note = not given["no_receipt"]
+    for each in bench_all(artifact, choice, options, say=output.say, title=output.title, note=note):
+        found.append(each)
+        _show(output, each)
+    documents = [
+        {"artifact": each.name, **each.bench.to_json(), "receipt": bool(each.noted)}
+        for each in found
+        if each.bench is not None
+    ]
+    output.document(documents[0] if is_one_artifact(artifact) else {"artifacts": documents})
+    check_timed(found)
 
 
-def _one(
-    output: Output, artifact: Path, choice: VerifyOptions, options: BenchOptions, *, note: bool
-) -> dict[str, Any]:
-    """Measure one artifact, show it, note it in its receipt; ``failed``: what MTP did to it."""
-    from qexport.onepass.files import in_hub_cache
-    from qexport.receipt.store import note_bench
-    from qexport.verification.bench import bench
-    from qexport.verification.bench_subject import bench_subject
-
-    about, engine = bench_subject(artifact, choice)
-    path = about.path
-    found = bench(about, engine, options, output.say)
-    note = note and not in_hub_cache(path)  # where nobody but the client writes
-    receipt = note_bench(path, found.bench) if note else None
-    _show(output, found.bench)
-    if receipt is not None:
-        output.say(f"Noted in {receipt.name} beside it.")
-    elif note:
-        output.say("No receipt knows this artifact: the figures are noted nowhere.")
-    failed = found.failures[0].message if found.failures else ""
-    return {"artifact": path.name, **found.bench.to_json(), "receipt": receipt is not None, "failed": failed}
-
-
-def _show(output: Output, found: Bench) -> None:
+def _show(output: Output, timed: Timed) -> None:
+    if timed.error is not None:
+        output.say(f"  {timed.error.message}")
+    found = timed.bench
+    if found is None:
+        return
     bare = found.bare
     rows = [
         [
@@ -165,8 +138,12 @@ def _show(output: Output, found: Bench) -> None:
         f"{found.repeats} rounds of {found.prompts} prompts, answers of up to {found.n_predict} tokens; "
         f"reading measured on {found.prompt_tokens} tokens"
     )
-    for note in found.notes:
-        output.text(note)
+    for line in found.notes:
+        output.text(line)
+    if timed.noted:
+        output.say(f"Noted in {timed.noted} beside it.")
+    elif timed.noted is not None:
+        output.say("No receipt knows this artifact: the figures are noted nowhere.")
 
 
 def _rate(value: Range | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +9,9 @@ import click
 
 from qexport.cli._options import JSON, THREADS, measure_option, runtime_options, verify_options
 from qexport.cli._output import Output
-from qexport.errors import InputError, QexportError, VerificationError
-from qexport.receipt.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qexport.receipt.verification import Verification
-
-
-_WAYS_OUT = {
-    State.UNCOMPARED: "Name its source with --against MODEL, or take it as it is with --allow-unverified.",
-    State.NOT_RUN: "The lines above say why, and what could run it; --allow-unverified takes it as it is.",
-}
+    from qexport.run.verify import Verified
 
 
 @click.command("verify")
@@ -63,87 +52,37 @@ def command(
       qexport verify Model-Q8_0.gguf --llama-server ~/llama.cpp/build/bin/llama-server
     """
     from qexport.cli._export import verify_options_from
-    from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact
-    from qexport.run.verify import verify_artifact, view_to_compare
+    from qexport.run.in_folder import is_one_artifact
+    from qexport.run.verify import verify_all, view_to_compare
 
     output = Output(as_json=as_json)
-    several = not is_one_artifact(artifact)
-    found = artifacts_in(artifact) if several else [Found(artifact, artifact)]
-    if again:
-        found = [each for each in found if each.proven]
-        if not found:
-            raise InputError(f"Nothing in {artifact.name} is called verified by a receipt: nothing was run.")
     view = view_to_compare(against, revision) if against else None
-    options = verify_options_from(given)
-
-    reports: list[Verification] = []
-    refused: list[tuple[str, QexportError]] = []
-    for each in found:
-        try:
-            if several:
-                output.title(each.name)
-                check_files(each)
-            report = verify_artifact(
-                each.path, view=view, options=options, say=output.say, measure=given["measure"]
-            )
-            reports.append(replace(report, artifact=each.name) if several else report)
-        except QexportError as error:
-            if not several:
-                raise
-            refused.append((each.name, error))
-            output.say(f"  {error.message}")
+    found = verify_all(
+        artifact,
+        view=view,
+        options=verify_options_from(given),
+        say=output.say,
+        title=output.title,
+        measure=given["measure"],
+        again=again,
+    )
     several_json = {
-        "artifacts": [report.to_json() for report in reports],
-        "not_run": [{"artifact": name, "why": error.message} for name, error in refused],
+        "artifacts": [report.to_json() for report in found.reports],
+        "not_run": [{"artifact": name, "why": error.message} for name, error in found.refused],
     }
-    output.document(several_json if several else reports[0].to_json())
-    _show(output, reports, refused)
-    _raise(reports, refused, allow_unverified=given["allow_unverified"], again=again)
+    output.document(found.reports[0].to_json() if is_one_artifact(artifact) else several_json)
+    _show(output, found)
+    found.check(allow_unverified=given["allow_unverified"])
 
 
-def _show(
-    output: Output, reports: Sequence[Verification], refused: Sequence[tuple[str, QexportError]]
-) -> None:
+def _show(output: Output, found: Verified) -> None:
     from qexport.verification.table import COLUMNS, describe, rows
 
-    for report in reports:
+    for report in found.reports:
         for line in describe(report):
             output.text(line)
         for text in report.texts:
             output.say(f"> {text.strip()}")
-    others = [[name, *[""] * (len(COLUMNS) - 2), f"not run: {error.message}"] for name, error in refused]
-    output.table(COLUMNS, [*rows(reports), *others])
-
-
-def _named(name: str, words: str) -> str:
-    """What is wrong with a file begins with its name already."""
-    return words if words.startswith(name) else f"{name}: {words}"
-
-
-def _raise(
-    reports: Sequence[Verification],
-    refused: Sequence[tuple[str, QexportError]],
-    *,
-    allow_unverified: bool,
-    again: bool,
-) -> None:
-    """What failed first; then what was wrong with files; then what was not run, or not compared."""
-    from qexport.receipt.state import problem, worst
-
-    failed = [
-        f"{report.artifact} failed verification: {report.verdict}" for report in reports if report.failures
-    ]
-    failed += [_named(each, error.message) for each, error in refused if isinstance(error, InputError)]
-    if failed:
-        raise VerificationError("; ".join(failed))
-    if refused:
-        error = refused[0][1]
-        error.message = "; ".join(f"{each} is not verified: {found.message}" for each, found in refused)
-        raise error
-    # Again: what the receipts call compared are these very bytes.
-    asked = [report for report in reports if not (again and report.state is State.UNCOMPARED)]
-    kind = problem([report.state for report in asked], allow_unverified=allow_unverified)
-    if kind is not None:
-        open_ = [report for report in asked if not report.passed]
-        named = "; ".join(f"{report.artifact}: {report.verdict}" for report in open_)
-        raise kind(f"not verified: {named}", hint=_WAYS_OUT.get(worst(report.state for report in open_)))
+    width = len(COLUMNS) - 2
+    others = [[name, *[""] * width, f"not run: {error.message}"] for name, error in found.refused]
+    output.table(COLUMNS, [*rows(found.reports), *others])

@@ -72,7 +72,7 @@ def _split_rule(subject: Subject) -> str | None:
     name = str(settings.get("tokenizer_class")).removesuffix("Fast")
     if name == "Qwen2Tokenizer" and _MARKS in str(document.get("pre_tokenizer")):
         return "tokenizer_class is Qwen2Tokenizer, but tokenizer.json has Qwen3.5's split rule"
-    return class_differs(document, settings, str(subject.config.get("model_type")))
+    return class_differs(document, settings, subject.family.tokenizer_class)
 
 
 def _parts(subject: Subject) -> tuple[Mapping[str, Any], Mapping[str, Any], list[dict[str, Any]]]:
@@ -119,8 +119,8 @@ def _qwen2_splits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _marks_lost(subject: Subject) -> bool:
-    vocab = _parts(subject)[0].get("vocab")
-    if not subject.family.name.startswith("qwen3_5") or not isinstance(vocab, Mapping):
+    vocab, arch = _parts(subject)[0].get("vocab"), subject.family.arch
+    if arch is None or arch.pre != "qwen35" or not isinstance(vocab, Mapping):
         return False
     # A smaller one is somebody's own, and may cut as it likes.
     return len(vocab) >= _TELLING_VOCABULARY and bool(_qwen2_splits(subject.json_file(_TOKENIZER)))

@@ -17,8 +17,6 @@ _WORDS = (
     " a leading blank\n\n\tand 12345 digits, it's 3.14",
     "Größe, кошка, 我想在苹果, नमस्ते दुनिया, ครับ 🚀",
 )
-# What transformers takes for a family whose settings name no class.
-_BY_TYPE = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "gemma3": "GemmaTokenizer"}
 
 Rules = dict[str, Any]
 
@@ -51,15 +49,15 @@ _RULES: Mapping[str, Callable[[Mapping[str, Any]], Rules]] = {
 }
 
 
-def class_differs(document: Mapping[str, Any], settings: Mapping[str, Any], model_type: str) -> str | None:
+def class_differs(document: Mapping[str, Any], settings: Mapping[str, Any], usual: str | None) -> str | None:
     """Where the class cuts text otherwise than the file; ``None`` where it does not, or is not known.
 
     Args:
         document: ``tokenizer.json``.
         settings: ``tokenizer_config.json``.
-        model_type: of ``config.json``.
+        usual: the class that transformers takes for the family where the settings name none.
     """
-    name = str(settings.get("tokenizer_class") or _BY_TYPE.get(model_type)).removesuffix("Fast")
+    name = str(settings.get("tokenizer_class") or usual).removesuffix("Fast")
     model = document.get("model")
     if name not in _RULES or not isinstance(model, Mapping) or model.get("type") != "BPE":
         return None

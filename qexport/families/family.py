@@ -239,6 +239,7 @@ class Family:
         experts: the config's key for the number of experts; ``scoring``: how routers weigh them.
         arch: ``None`` where llama.cpp does not know the family; ``dialect`` likewise for mlx-lm.
         gated_q: the query projection also makes an output gate, and is twice as wide.
+        tokenizer_class: transformers' for it, where that cuts text by rules of its own.
         null_kv_heads: its config class takes null as the number of query heads.
         heads_divide: its config class wants hidden_size to be a multiple of the number of heads, and so do
             all readers where ``head_dim`` cannot be said (``no_head_dim``).
@@ -262,6 +263,7 @@ class Family:
     arch: Arch | None = None
     dialect: Dialect | None = None
     gated_q: bool = False
+    tokenizer_class: str | None = None
     null_kv_heads: bool = False
     heads_divide: bool = False
     no_head_dim: bool = False

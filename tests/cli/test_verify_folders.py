@@ -12,15 +12,16 @@ from exported_folders import FAILED, entry, export, gguf
 from in_process import ok, run
 from receipts_by_hand import bench as figures
 
+import qexport.run.bench as bench_command
 import qexport.run.verify as command
 from qexport.artifacts.description import Description
 from qexport.errors import EnvironmentProblem
 from qexport.receipt.speeds import Bench, RuntimeVersion
 from qexport.receipt.typed import fit
 from qexport.receipt.verification import REQUIRED, Check, Status, Verdict, Verification
-from qexport.verification import bench as bench_module
-from qexport.verification import bench_subject as subject_module
+from qexport.run.measure import Measure
 from qexport.verification.bench import Benched
+from qexport.verification.options import VerifyOptions
 
 RAN = tuple(Verdict(check, Status.PASS, "good") for check in REQUIRED)
 PASSED = (*RAN, Verdict(Check.AGREEMENT, Status.PASS, "good"))
@@ -85,6 +86,25 @@ def test_a_folder_of_gguf_files_is_gone_through_by_its_receipt(out, ran):
     document = ok("verify", out / "Tuned-GGUF", "--json").json()
     assert [each["artifact"] for each in document["artifacts"]] == RECEIPTS
     assert document["not_run"] == []
+
+
+def test_the_source_is_run_once_for_all(out, monkeypatch):
+    """Whatever the number of artifacts, what compares them with the source is made once."""
+    given = []
+
+    def verify(path, *, measure, **_):
+        given.append(measure)
+        return Verification(path.name, RuntimeVersion("xllamacpp", "1"), PASSED)
+
+    monkeypatch.setattr(command, "verify_artifact", verify)
+    how = {"options": VerifyOptions(), "say": str, "title": str}
+    found = command.verify_all(out / "Tuned-GGUF", view=object(), measure=4096, **how)
+    assert [each.artifact for each in found.reports] == RECEIPTS
+    assert len(given) == len(RECEIPTS) and isinstance(given[0], Measure)
+    assert all(each is given[0] for each in given)
+    given.clear()
+    command.verify_all(out / "Tuned-GGUF", view=None, measure=4096, **how)
+    assert given == [None] * len(RECEIPTS)  # nothing to compare with
 
 
 def test_all_that_a_run_wrote(out, ran):
@@ -192,8 +212,8 @@ def test_what_ran_and_was_not_compared_is_6_unless_told(out, ran):
 
 
 def test_bench_measures_each_and_notes_it(out, ran, monkeypatch):
-    monkeypatch.setattr(subject_module, "bench_subject", lambda path, _: (Description(path), None))
-    monkeypatch.setattr(bench_module, "bench", lambda *_: Benched(fit(Bench, figures(40.0), "bench", [])))
+    monkeypatch.setattr(bench_command, "bench_subject", lambda path, _: (Description(path), None))
+    monkeypatch.setattr(bench_command, "bench", lambda *_: Benched(fit(Bench, figures(40.0), "bench", [])))
     found = ok("bench", out / "Tuned-GGUF", "--json")
     assert [each["artifact"] for each in found.json()["artifacts"]] == RECEIPTS
     entries = json.loads((out / "Tuned-GGUF" / "qexport.json").read_text())["artifacts"]

@@ -13,7 +13,7 @@ from verify_fakes import write_llama
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.receipt.speeds import Bench
 from qexport.receipt.typed import fit
-from qexport.verification import bench as module
+from qexport.run import bench as module
 from qexport.verification.bench import Benched
 
 

@@ -79,6 +79,7 @@ GEMMA3 = Family(
         limits=_mlx_lm,
     ),
     heads_divide=True,
+    tokenizer_class="GemmaTokenizer",
     wrapper_arch="Gemma3ForConditionalGeneration",
     wrapper_model_type="gemma3",
     wrapper_prefix="language_model.model.",
