@@ -100,7 +100,8 @@ def test_the_source_is_run_once_for_all(out, monkeypatch):
     how = {"options": VerifyOptions(), "say": str, "title": str}
     found = command.verify_all(out / "Tuned-GGUF", view=object(), measure=4096, **how)
     assert [each.artifact for each in found.reports] == RECEIPTS
-    assert len(given) == len(RECEIPTS) and isinstance(given[0], Measure)
+    assert len(given) == len(RECEIPTS)
+    assert isinstance(given[0], Measure)
     assert all(each is given[0] for each in given)
     given.clear()
     command.verify_all(out / "Tuned-GGUF", view=None, measure=4096, **how)
