@@ -52,8 +52,30 @@ class Observer:
             entered: sums of squares of what entered it, ``(tokens,)``.
         """
 
+    def chose(self, experts: torch.Tensor) -> None:
+        """The tokens of a batch are about to be sent to these experts, integers ``(tokens, chosen)``."""
+
     def settle(self, label: str) -> None:
         """All products of a layer, which is called ``label`` in messages, have been seen."""
+
+
+@contextmanager
+def told_of_experts(modules: Iterable[torch.nn.Module], observer: Observer) -> Iterator[None]:
+    """The observer is told what these modules' routers choose, whatever a family's router is.
+
+    transformers calls the stack of a layer's experts with the states and with the experts of each.
+    """
+    handles = [
+        part.register_forward_pre_hook(lambda _, args: observer.chose(args[1]))
+        for module in modules
+        for name, part in module.named_modules()
+        if name.rpartition(".")[2] == "experts"
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Products(TorchFunctionMode):
@@ -276,6 +298,33 @@ class OutputGradients(Squares):
             if name not in self.joint:
                 self.joint[name] = torch.zeros((matrices, 2), dtype=torch.float64, device=part.device)
             self.joint[name][matrix] += joint(part.sum(1), entered)
+
+
+@dataclass
+class Routes(Observer):
+    """Which experts each token is sent to: small integers in ascending order, not their weights.
+
+    Attributes:
+        layers: by layer, ``(tokens, chosen)``, tokens in the order of the text; dense layers are not there.
+            The layers of an MTP head follow those of the trunk.
+    """
+
+    layers: dict[int, np.ndarray] = field(default_factory=dict)
+    _batches: list[np.ndarray] = field(default_factory=list, repr=False)
+    _settled: int = 0
+
+    def chose(self, experts: torch.Tensor) -> None:
+        import numpy as np
+
+        self._batches.append(np.sort(experts.cpu().numpy().astype(np.int16), axis=1))
+
+    def settle(self, label: str) -> None:
+        import numpy as np
+
+        if self._batches:
+            self.layers[self._settled] = np.concatenate(self._batches)
+        self._batches = []
+        self._settled += 1
 
 
 def joint(returned: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:

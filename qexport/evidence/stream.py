@@ -38,7 +38,7 @@ from qexport.evidence.modules import (
     parameter_of,
     state_of,
 )
-from qexport.evidence.observe import Observer, Products
+from qexport.evidence.observe import Observer, Products, told_of_experts
 from qexport.evidence.options import Precision, StreamOptions
 from qexport.evidence.quiet import quiet_transformers
 from qexport.families.roles import NORM_ROLES, Block, Role
@@ -126,6 +126,11 @@ class LayerStream:
         given = self.options.activation_memory
         return available_memory() // 2 if given is None else given
 
+    @property
+    def _modules(self) -> list[torch.nn.Module]:
+        """The trunk, and the MTP block where there is one."""
+        return [self._base, *([] if self._mtp is None else [self._mtp.module])]
+
     def units(self, tokens: np.ndarray) -> int:
         """What progress counts to: batches times layers, with embedding, final norm and MTP block."""
         return len(self._batches(*tokens.shape)) * (self.view.layers + 2 + bool(self._mtp))
@@ -171,7 +176,10 @@ class LayerStream:
         advance = progress.advance if progress is not None else nobody
         limit, folder = self.state_limit, self.options.spill_folder
         shape = (len(ids), ids.shape[1], int(self._model.config.hidden_size))
-        with closing(HiddenStates(shape, limit=limit, folder=folder)) as states:
+        with (
+            told_of_experts(self._modules, observer),
+            closing(HiddenStates(shape, limit=limit, folder=folder)) as states,
+        ):
             with self.running():
                 for start, stop in batches:
                     states.write(start, self._embed(ids[start:stop], self._named(Role.TOKEN_EMBD)))

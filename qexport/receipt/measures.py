@@ -52,6 +52,33 @@ class Kld:
 
 
 @dataclass(frozen=True)
+class LayerFlips:
+    """Routing flips of one layer; ``error``: standard error of the share."""
+
+    layer: int
+    share: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Of a mixture of experts: the share of tokens that are sent to other experts than in the source.
+
+    Attributes:
+        mean: over layers.
+        error: its standard error.
+    """
+
+    mean: float
+    error: float | None = None
+    layers: tuple[LayerFlips, ...] = ()
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.mean, self.error)
+
+
+@dataclass(frozen=True)
 class Measures:
     """What was measured; ``None``: it was not.
 
@@ -59,6 +86,7 @@ class Measures:
         positions: predictions that were compared.
         same_top1: share of them where the likeliest token is the source's.
         perplexity_ratio: perplexity over the source's.
+        routing_flips: tokens that are sent to other experts, over the same positions.
         drafts: drafts of the MTP head that were judged over the same text, one token ahead.
         acceptance: share of them that are the trunk's own first choice.
         source_acceptance: the same of the source's head by its own trunk.
@@ -70,6 +98,7 @@ class Measures:
     kld: Kld | None = None
     same_top1: Estimate | None = None
     perplexity_ratio: Estimate | None = None
+    routing_flips: Flips | None = None
     drafts: int | None = None
     acceptance: Estimate | None = None
     source_acceptance: Estimate | None = None

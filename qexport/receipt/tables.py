@@ -71,9 +71,15 @@ def _kld(artifact: Artifact) -> str:
     return with_error(found.estimate if found else None)
 
 
+def _flips(artifact: Artifact) -> str:
+    found = artifact.measures.routing_flips
+    return with_error(found.estimate if found else None, share=True)
+
+
 SIZE = Column("Size", lambda a: size_text(a.size), number=True)
 BITS = Column("Bits/weight", lambda a: bits(a.bits_per_weight), number=True)
 KLD = Column("KL divergence", _kld, number=True)
+FLIPS = Column("Routing flips", _flips, number=True)
 SAME_TOP1 = share("Same top-1", "same_top1")
 ACCEPTANCE = share("MTP acceptance", "acceptance")
 VERIFIED = Column("Verified", lambda a: a.outcome if a.is_model else "")

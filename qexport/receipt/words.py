@@ -107,6 +107,11 @@ def glossary(artifacts: Sequence[Artifact]) -> dict[str, str]:
         found["Same top-1"] = (
             "The share of positions where the likeliest next token is the unquantized model's."
         )
+    if any(each.routing_flips for each in measures):
+        found["Routing flips"] = (
+            "The share of tokens that a mixture sends to other experts than the unquantized model does, the "
+            "mean over its layers and the same positions."
+        )
     if any(each.perplexity_ratio for each in measures):
         found["Perplexity ratio"] = (
             "The perplexity on that text over the unquantized model's; 1 is no loss, 1.01 one per cent."

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.tables import ACCEPTANCE, BITS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, TextTable, share
-from qexport.receipt.text import nats, percent, ratio, speed, times
+from qexport.receipt.measures import Estimate
+from qexport.receipt.tables import (
+    ACCEPTANCE,
+    BITS,
+    FLIPS,
+    KLD,
+    SAME_TOP1,
+    SIZE,
+    VERIFIED,
+    Column,
+    TextTable,
+    share,
+)
+from qexport.receipt.text import nats, percent, ratio, speed, times, with_error
 from qexport.report.words import gate_value, gate_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from qexport.receipt.measures import Kld
+    from qexport.receipt.measures import Kld, LayerFlips
     from qexport.receipt.speeds import Bench, Speed
     from qexport.receipt.types import Artifact
     from qexport.report.report import Model, Pair, Report
@@ -30,6 +43,19 @@ def divergence_table(model: Model) -> TextTable:
     )
     found = [artifact for artifact in model.measured if artifact.measures.kld is not None]
     return TextTable.of("KL divergence in full", _DIVERGENCE, found, note)
+
+
+def flips_table(model: Model) -> TextTable:
+    """Routing flips layer by layer, a column for each artifact."""
+    found = {
+        artifact.title: {each.layer: each for each in artifact.measures.routing_flips.layers}
+        for artifact in model.measured
+        if artifact.measures.routing_flips
+    }
+    layers = sorted({layer for shares in found.values() for layer in shares})
+    columns = [_numbers(title, partial(_flips_in, shares)) for title, shares in found.items()]
+    note = "Shares of tokens that are sent to other experts than in the source; early flips make later ones."
+    return TextTable.of("Routing flips by layer", (Column("Layer", str), *columns), layers, note)
 
 
 def speed_table(model: Model) -> TextTable:
@@ -68,6 +94,11 @@ def _of_side(column: Column) -> Column:
     return Column(column.title, lambda side: column.value(side[0]), column.number)
 
 
+def _flips_in(shares: Mapping[int, LayerFlips], layer: int) -> str:
+    found = shares.get(layer)
+    return "" if found is None else with_error(Estimate(found.share, found.error), share=True)
+
+
 def _bare(artifact: Artifact) -> str:
     bare = artifact.bench.bare if artifact.bench else None
     return speed(bare.tok_s.median if bare else None)
@@ -86,6 +117,7 @@ _P99 = _kld("99\u00a0%", lambda kld: kld.p99)
 _ARTIFACT = (
     Column("Type", lambda a: f"{a.title} (MTP head)" if a.is_drafter else a.title),
     *(SIZE, VERIFIED, BITS, KLD, _P99, SAME_TOP1),
+    FLIPS,
     _numbers("Perplexity ratio", lambda a: ratio(a.measures.perplexity_ratio)),
     ACCEPTANCE,
     share("Source's", "source_acceptance"),
@@ -107,7 +139,8 @@ _DIVERGENCE = (
 _SIDE = (
     Column("Type", lambda side: side[0].title),
     Column("Model", lambda side: side[1]),
-    *map(_of_side, (SIZE, KLD, _P99, SAME_TOP1, ACCEPTANCE, share("Its source's", "source_acceptance"))),
+    *map(_of_side, (SIZE, KLD, _P99, FLIPS, SAME_TOP1, ACCEPTANCE)),
+    _of_side(share("Its source's", "source_acceptance")),
     _of_side(_numbers("Tokens/s", _bare)),
     _of_side(_numbers("Best with MTP", _best)),
 )

@@ -26,6 +26,7 @@ from qexport.report.tables import (
     checksum_table,
     comparison_table,
     divergence_table,
+    flips_table,
     gate_table,
     speed_table,
 )
@@ -132,7 +133,7 @@ def lay_out(report: Report) -> Page:
         parts=tuple(
             Section(
                 model,
-                (artifact_table(model), divergence_table(model), speed_table(model)),
+                (artifact_table(model), divergence_table(model), flips_table(model), speed_table(model)),
                 checksum_table(model),
             )
             for model in report.models

@@ -22,12 +22,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.measures import Estimate, Measures
+from qexport.receipt.measures import Estimate, Flips, Measures
 from qexport.receipt.text import nats, with_error
 from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.divergence import Divergence, compare_runs
 from qexport.verification.judge import ACCEPTANCE_FLOOR
 from qexport.verification.mtp_head import HeadScore, score_head
+from qexport.verification.routing import routing_flips
 from qexport.verification.text_run import TextRun, run_text
 
 if TYPE_CHECKING:
@@ -58,12 +59,14 @@ class Comparison:
         trunk: divergence of what the models say next.
         heads: divergence of what the heads say of the token after.
         score, source_score: acceptance of each head by its own trunk.
+        flips: of a mixture of experts, tokens that are sent elsewhere.
     """
 
     trunk: Divergence
     heads: Divergence | None
     score: HeadScore | None
     source_score: HeadScore | None
+    flips: Flips | None = None
 
     def findings(self, *, limit: float = DAMAGED, headless: bool = False) -> tuple[Verdict, ...]:
         """Both judgements, of the head only where there is one to judge.
@@ -86,6 +89,7 @@ class Comparison:
             kld=trunk.kld,
             same_top1=Estimate(trunk.same_top, trunk.same_top_error),
             perplexity_ratio=trunk.perplexity,
+            routing_flips=self.flips,
             drafts=None if score is None else score.positions,
             acceptance=None if score is None else Estimate(score.acceptance, score.error),
             source_acceptance=None if source is None else Estimate(source.acceptance, source.error),
@@ -123,6 +127,7 @@ def compare(
             heads=compare_runs(source, run, first=first, head=True) if both else None,
             score=score_head(run, first=first) if run.draft is not None else None,
             source_score=score_head(source, first=first) if source.draft is not None else None,
+            flips=routing_flips(source, run, first=first),
         )
 
 

@@ -10,9 +10,9 @@ Numbers are float32 unless the caller says otherwise: then every difference is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qexport.evidence.activations import HiddenStates
@@ -40,6 +40,8 @@ class TextRun:
         final: float32 ``(chunks, chunk, width)``, after the trunk's final norm.
         draft: float32 ``(chunks, chunk - 1, width)``, after the MTP head's; ``None`` without a head.
         device: where products are done.
+        routes: for each layer of experts, those that each token is sent to, ``(chunks, chunk, chosen)``, in
+            ascending order; empty where there are none.
     """
 
     view: ModelView
@@ -47,6 +49,7 @@ class TextRun:
     final: HiddenStates
     draft: HiddenStates | None
     device: str = "cpu"
+    routes: Mapping[int, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def run_text(
         InputError: ids beyond the vocabulary, weights that are missing or damaged.
         EnvironmentProblem: transformers is missing, or memory or disk are too small.
     """
-    from qexport.evidence.observe import Observer
+    from qexport.evidence.observe import Routes
     from qexport.evidence.stream import LayerStream
 
     options = options or EXACT
@@ -79,9 +82,15 @@ def run_text(
         closing(HiddenStates((chunks, chunk, width), limit=limit, folder=folder)) as final,
         closing(HiddenStates((heads, chunk - 1, width), limit=limit, folder=folder)) as draft,
     ):
-        stream.run(tokens, Observer(), progress=progress, final=_keeper(final), draft=_keeper(draft))
+        seen = Routes()
+        stream.run(tokens, seen, progress=progress, final=_keeper(final), draft=_keeper(draft))
         del stream
-        yield TextRun(view, tokens, final, draft if heads else None, options.device)
+        routes = {
+            layer: chosen.reshape(chunks, chunk, -1)
+            for layer, chosen in seen.layers.items()
+            if layer < view.layers
+        }
+        yield TextRun(view, tokens, final, draft if heads else None, options.device, routes)
 
 
 def heldout_tokens(view: ModelView, *, tokens: int = 8192, chunk: int = 512) -> np.ndarray:

@@ -103,15 +103,22 @@ def test_every_mean_is_shown_with_its_standard_error(tmp_path):
             "kld": {"mean": 0.5, "error": 0.0123},
             **{name: estimate(0.5) for name in ("same_top1", "perplexity_ratio", "acceptance")},
             "source_acceptance": estimate(0.5),
+            "routing_flips": {
+                "mean": 0.5,
+                "error": 0.0123,
+                "layers": [{"layer": 3, "share": 0.25, "error": 0.01}],
+            },
         },
     }
     (tmp_path / "qexport.json").write_text(json.dumps({"schema": 2, "artifacts": [made]}))
     (row,) = gather([tmp_path]).models[0].artifacts
-    shown = lay_out(gather([tmp_path])).parts[0].tables[0]
+    tables = {table.title: table for table in lay_out(gather([tmp_path])).parts[0].tables}
+    shown = tables["Artifacts"]
     assert row.measures.perplexity_ratio == Estimate(0.5, 0.0123)
     cells = dict(zip((column.title for column in shown.columns), shown.rows[0], strict=True))
-    means = ("KL divergence", "Same top-1", "Perplexity ratio", "MTP acceptance", "Source's")
+    means = ["KL divergence", "Routing flips", "Same top-1", "Perplexity ratio", "MTP acceptance", "Source's"]
     assert [cells[name] for name in means if "±" not in cells.get(name, "")] == []
+    assert tables["Routing flips by layer"].rows == (("3", "25.0 ± 1.0 %"),)
 
 
 @pytest.mark.parametrize(
