@@ -32,17 +32,43 @@ _MAX_BYTES = 1 << 28  # the whole plan of a large mixture of experts, as --dry-r
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What types cost, as it was predicted before anything was written.
+
+    Attributes:
+        kld: nats of divergence per token of the model itself.
+        draft_kld: likewise of what its MTP head guesses; ``None`` without one.
+        aim: what the types were chosen for, in words; empty where they were not.
+    """
+
+    kld: float
+    draft_kld: float | None = None
+    aim: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"kld": self.kld, "draft_kld": self.draft_kld, "aim": self.aim or None}
+
+
+@dataclass(frozen=True)
 class Assignment:
-    """Types by canonical tensor name, in the words of ``format``; ``label`` says where they are from."""
+    """Types by canonical tensor name, in the words of ``format``; ``label`` says where they are from.
+
+    Attributes:
+        predicted: what they were chosen for, and what they are predicted to cost; ``None``: they were not
+            chosen by that.
+    """
 
     format: str
     label: str
     types: Mapping[str, str] = field(repr=False)
+    predicted: Prediction | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The document that :func:`read_types` reads."""
         types = dict(sorted(self.types.items()))
-        return {"qexport_types": _VERSION, "format": self.format, "label": self.label, "types": types}
+        document = {"qexport_types": _VERSION, "format": self.format, "label": self.label, "types": types}
+        return document if self.predicted is None else document | {"predicted": self.predicted.to_json()}
 
     def check(self, tensors: Collection[str], known: Callable[[str], object]) -> None:
         """See that the assignment is for this model.
@@ -84,12 +110,18 @@ def one_of(known: Collection[str]) -> Callable[[str], object]:
     return check
 
 
-def read_types(path: Path, format_word: str) -> Assignment:
+def read_types(path: Path | Assignment, format_word: str) -> Assignment:
     """The assignment in a JSON file: one by itself, or the only one for this format in a printed plan.
+
+    One that is in memory already is for the format that it says.
 
     Raises:
         InputError: it cannot be read, is something else, or is for another format.
     """
+    if isinstance(path, Assignment):
+        if path.format != format_word:
+            raise InputError(f"{path.label} holds types for {path.format}, not for {format_word}")
+        return path
     try:
         document = json.loads(read_small(path, path.name, limit=_MAX_BYTES))
     except (ValueError, RecursionError):

@@ -68,6 +68,43 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Between which types an allocator chooses.
+
+    Attributes:
+        words: the format's words, the same for all tensors that are chosen for.
+        groups: canonical names of the tensors that are chosen for, those together that have one type; what is
+            in none keeps what the format gives it.
+        barred: by the first name of a group, words that it may not have (a floor).
+        floors: what is barred, in words.
+    """
+
+    words: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+    barred: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    floors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How an artifact is made for a size. The options are an :class:`~qexport.assign.aim.Aimed`.
+
+    While they have an aim and no assignment, ``Format.plan`` gives a stand-in with the names of the files to
+    come and about their size. An assignment in them as ``types_from`` is followed; its label is what
+    :attr:`label` gave.
+
+    Attributes:
+        candidates: between which types is chosen, for which tensors.
+        plain: the options of the artifact that ``like`` names, without an aim.
+        label: what an artifact with so many bytes of tensors is called.
+    """
+
+    candidates: Callable[[Diagnosis, Any], Candidates]
+    plain: Callable[[Any, str], Any]
+    label: Callable[[Diagnosis, Any, int], str]
+
+
+@dataclass(frozen=True)
 class Format:
     """What there is to know of a format.
 
@@ -93,6 +130,7 @@ class Format:
         check: raises what the option class does not check itself.
         beside: by kind of a plan, what is added to the folder's name for it (MLX's drafter).
         inside: places of an MTP head that are in the folder itself; ``None``: all are.
+        sizing: how it is made for a size, where it can be.
     """
 
     word: str
@@ -115,6 +153,7 @@ class Format:
     check: Callable[[Any], object] = lambda _: None
     beside: Mapping[str, str] = field(default_factory=dict)
     inside: frozenset[str] | None = None
+    sizing: Sizing | None = None
 
     @property
     def hidden(self) -> tuple[str, ...]:

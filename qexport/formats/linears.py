@@ -66,7 +66,7 @@ def kernel_of(tensor: ModelTensor) -> tuple[Block, int | None, frozenset[Role]]:
 
 
 def given_types(
-    path: Path | None, word: str, view: ModelView, known: Collection[str], own: Mapping[str, str]
+    path: Path | Assignment | None, word: str, view: ModelView, known: Collection[str], own: Mapping[str, str]
 ) -> tuple[Assignment, list[str]]:
     """The types of a folder's linear layers: those of the file over the format's ``own``, and what to say.
 

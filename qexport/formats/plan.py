@@ -101,6 +101,11 @@ class PlannedTensor:
     needs: tuple[Need, ...] = ()
 
     @property
+    def canonical(self) -> str:
+        """Its name in the model's view; some tensors of a file are of no view (a table of RoPE factors)."""
+        return self.source.name
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         return matrix_shape(self.shape)
 

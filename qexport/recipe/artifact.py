@@ -17,6 +17,7 @@ from qexport.recipe.fields import (
     MAPPING,
     ONE,
     Flag,
+    Near,
     Number,
     Part,
     Size,
@@ -84,7 +85,11 @@ _OPTIONS = {
         word.upper(),
         hidden=kind.hidden,
         needed=("types",) if kind.ladder else (),
-        own={**dict.fromkeys(kind.sizes, Size | None), **({"types": _Types} if kind.ladder else {})},
+        own={
+            **dict.fromkeys(kind.sizes, Size | None),
+            **({"types": _Types} if kind.ladder else {}),
+            **({"types_from": Near | None} if hasattr(kind.options, "types_from") else {}),
+        },
     )
     for word, kind in FORMATS.items()
 }

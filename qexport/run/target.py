@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.layout import Traits
+from qexport.assign.assignment import Assignment
 from qexport.errors import EnvironmentProblem
 from qexport.formats.registry import format_of
 from qexport.onepass.fingerprint import fingerprint
@@ -72,6 +73,8 @@ class Target:
                 value = matrix_facts(value, self.facts)
             elif isinstance(value, Path):
                 value = value.name
+            elif isinstance(value, Assignment):
+                value = value.label
             found[each.name] = list(value) if isinstance(value, tuple) else value
         return found
 

@@ -11,6 +11,8 @@ from qexport.formats.folder import SHARD_BYTES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qexport.assign.assignment import Assignment
+
 
 LAYOUTS = ("native", "compressed-tensors")
 
@@ -24,7 +26,7 @@ class Fp8Options:
             (``weight_scale``, roundings of llm-compressor).
         mtp_bf16: keep the MTP layer in the source's dtype; compressed-tensors always does.
         max_shard: bytes of tensor data in one file.
-        types_from: a file that says which type each tensor gets (``qexport.assign``).
+        types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory.
 
     Raises:
         UsageProblem: no such layout.
@@ -33,7 +35,7 @@ class Fp8Options:
     layout: str = "native"
     mtp_bf16: bool = False
     max_shard: int = SHARD_BYTES
-    types_from: Path | None = None
+    types_from: Path | Assignment | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.formats import tolerance
-from qexport.formats.format import Format, Proof, Words
+from qexport.formats.format import Format, Proof, Sizing, Words
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.mixture_terms import Overrides
 from qexport.formats.gguf.options import GgufOptions
@@ -13,6 +13,7 @@ from qexport.formats.gguf.options import GgufOptions
 if TYPE_CHECKING:
     from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.format import Candidates
     from qexport.formats.plan import ArtifactPlan
 
 # Of 27B files that publishers ship, a little up: what is guessed must fit.
@@ -36,8 +37,41 @@ _SHOWN = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
     from qexport.formats.gguf.plan import plan_gguf
+    from qexport.formats.gguf.sized import plan_sized
 
-    return plan_gguf(diagnosis.repaired.view(), options.types, options)
+    view = diagnosis.repaired.view()
+    return plan_gguf(view, options.types, options) if options.aim is None else plan_sized(view, options)
+
+
+def _candidates(diagnosis: Diagnosis, options: GgufOptions) -> Candidates:
+    from qexport.formats.gguf.sized import candidates
+
+    return candidates(diagnosis.repaired.view(), options)
+
+
+def _plain(options: GgufOptions, like: str) -> GgufOptions:
+    from qexport.formats.gguf.sized import plain
+
+    return plain(options, like)
+
+
+def _label(diagnosis: Diagnosis, options: GgufOptions, nbytes: int) -> str:
+    from qexport.formats.gguf.sized import name_for
+
+    return name_for(diagnosis.repaired.view(), options, nbytes)
+
+
+def _bits(options: GgufOptions, type_name: str) -> float:
+    """Of one of the types, or of the one file that has an aim."""
+    if type_name or options.like:
+        return _BITS[file_type(type_name or options.like or "").name]
+    return options.bpw or _BITS["Q4_K_M"]
+
+
+def _check(options: GgufOptions) -> None:
+    Overrides(options.tensor_types, options.output_type, options.embedding_type)
+    if options.like is not None:
+        _plain(options, options.like)
 
 
 def _layouts() -> tuple[ArtifactLayout, ...]:
@@ -51,7 +85,7 @@ GGUF = Format(
     options=GgufOptions,
     plan=_plan,
     folder=lambda _: "{name}-GGUF",
-    bits=lambda _, type_name: _BITS[file_type(type_name).name],
+    bits=_bits,
     proof=Proof("xllamacpp", "llama"),
     layouts=_layouts,
     layout_word=lambda _: "gguf",
@@ -75,7 +109,8 @@ GGUF = Format(
     ladder=True,
     matrix="imatrix",
     weighted=lambda _: True,
-    sizes=("split_max_size",),
+    sizes=("split_max_size", "size"),
     shown={"GGUF": GgufOptions(types=_SHOWN)},
-    check=lambda o: Overrides(o.tensor_types, o.output_type, o.embedding_type),
+    check=_check,
+    sizing=Sizing(_candidates, _plain, _label),
 )

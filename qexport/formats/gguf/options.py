@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.assign.aim import Aimed
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qexport.assign.assignment import Assignment
     from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
 @dataclass(frozen=True)
-class GgufOptions:
+class GgufOptions(Aimed):
     """Options that hold for every file of one export.
+
+    Types, each a file of its own, or an aim (:class:`~qexport.assign.aim.Aimed`): one file.
 
     Attributes:
         types: file types, such as ``Q4_K_M``, each a file of its own.
@@ -28,7 +33,7 @@ class GgufOptions:
         file_name: file names: ``{name}`` and ``{type}`` are filled in; what readers of GGUF files would take
             for something else is changed (``file_name.py``).
         quantized_by: ``general.quantized_by``.
-        types_from: a file that says which type each tensor gets (``qexport.assign``), or another
+        types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory, or another
             GGUF; options that name types win.
     """
 
@@ -43,4 +48,4 @@ class GgufOptions:
     model_name: str | None = None
     file_name: str = "{name}-{type}"
     quantized_by: str | None = None
-    types_from: Path | None = None
+    types_from: Path | Assignment | None = None

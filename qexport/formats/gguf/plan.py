@@ -56,8 +56,12 @@ _QUANTIZE_KEYS = ("general.quantization_version", "general.file_type")
 _KV_STRING = 127  # llama-quantize passes these strings through a 128-byte buffer
 
 
+SIZED = "QX-"
+"""Before the type in the name of a file whose types were chosen for a size."""
+
+
 @dataclass(frozen=True)
-class _Output:
+class Untyped:
     """A GGUF tensor before its type is known; ``canonical`` is its name in the view, if it is from there."""
 
     name: str
@@ -84,7 +88,7 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
     arch = arch_of(view)
     limits = check_limits(view, LLAMA_CPP)
     files = list(dict.fromkeys(file_type(name).name for name in types))
-    outputs = _outputs(arch, view)
+    outputs = outputs_of(arch, view)
     evidence = evidence_of(view, options.imatrix)
     given = _given(arch, view, files, outputs, options)
     return tuple(
@@ -92,12 +96,13 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
     )
 
 
-def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
-    outputs: list[_Output] = []
+def outputs_of(arch: Arch, view: ModelView) -> list[Untyped]:
+    """The tensors of the file, in its order."""
+    outputs: list[Untyped] = []
     factors = llama3_rope_factors(view.hyper)
     if factors is not None:
         made = MemoryCheckpoint("rope factors", {"rope_freqs.weight": factors}).logical("rope_freqs.weight")
-        outputs.append(_Output(made.name, "", made.shape, None, made, Arrangement()))
+        outputs.append(Untyped(made.name, "", made.shape, None, made, Arrangement()))
     for tensor in view:
         if tensor.block is Block.VISION:
             continue
@@ -106,7 +111,7 @@ def _outputs(arch: Arch, view: ModelView) -> list[_Output]:
             arrangement = _without_unused_rows(view, tensor, arrangement)
         shape = arrangement.shape or tensor.shape
         name = gguf_name(arch, view, tensor)
-        outputs.append(_Output(name, tensor.name, shape, tensor.role, tensor.data, arrangement))
+        outputs.append(Untyped(name, tensor.name, shape, tensor.role, tensor.data, arrangement))
     return sorted(outputs, key=lambda output: walk_order(output.name))
 
 
@@ -120,14 +125,14 @@ def _plan_one(
     view: ModelView,
     arch: Arch,
     file: FileType,
-    outputs: Sequence[_Output],
+    outputs: Sequence[Untyped],
     options: GgufOptions,
     given: Assignment | None,
     evidence: Evidence,
     limits: Sequence[str],
 ) -> ArtifactPlan:
     notes = [*limits]
-    choices = _choices(view, arch, file, outputs, options, given, notes)
+    choices = choices_of(view, arch, file, outputs, options, given, notes)
     weighted = _weighted(file, outputs, choices, options, evidence, notes)
     counts = ParameterCounts.of({output.name: output.shape for output in outputs})
     metadata, said = build_metadata(
@@ -140,7 +145,8 @@ def _plan_one(
     notes += said
     tensors: list[PlannedTensor] = []
     shards = _shards(file, outputs, choices, options.split_max_size)
-    stem, named = file_stem(view, file.name, options)
+    label = file.name if options.aim is None else f"{SIZED}{file.name}"
+    stem, named = file_stem(view, label, options)
     notes += named
     planned_files: list[PlannedFile] = []
     for index, (names, members) in enumerate(zip(shard_names(stem, len(shards)), shards, strict=True)):
@@ -149,9 +155,8 @@ def _plan_one(
         planned_files.append(PlannedFile(names, len(header) + size, header))
         for output, info in zip(members, infos, strict=True):
             kind = ggml_type(choices[output.name].type)
-            rows, columns = matrix_shape(output.shape)
             needs = evidence.needed(Kind.INPUT_SQUARES, output.canonical) if output.name in weighted else ()
-            region = Region(index, len(header) + info.offset, rows * kind.row_bytes(columns))
+            region = Region(index, len(header) + info.offset, data_bytes(output, choices))
             tensors.append(
                 PlannedTensor(
                     output.name,
@@ -165,27 +170,31 @@ def _plan_one(
             )
     return ArtifactPlan(
         kind="gguf",
-        label=file.name,
+        label=label,
         files=tuple(planned_files),
         tensors=tuple(tensors),
         notes=tuple(notes),
         details=_details(arch, file, choices, metadata, options, bool(weighted)),
         assignment=Assignment(
-            "gguf", file.name, {o.canonical: choices[o.name].type for o in outputs if o.canonical}
+            "gguf",
+            label,
+            {o.canonical: choices[o.name].type for o in outputs if o.canonical},
+            None if given is None else given.predicted,
         ),
         evidence=evidence,
     )
 
 
-def _choices(
+def choices_of(
     view: ModelView,
     arch: Arch,
     file: FileType,
-    outputs: Sequence[_Output],
+    outputs: Sequence[Untyped],
     options: GgufOptions,
     given: Assignment | None,
     notes: list[str],
 ) -> dict[str, Choice]:
+    """The type of each tensor, by GGUF name; what a user should know goes into the notes."""
     hyper = view.hyper
     shapes = [TensorShape(output.name, output.shape) for output in outputs]
     model = MixtureModel(
@@ -220,12 +229,12 @@ def _choices(
 
 
 def _given(
-    arch: Arch, view: ModelView, files: Sequence[str], outputs: Sequence[_Output], options: GgufOptions
+    arch: Arch, view: ModelView, files: Sequence[str], outputs: Sequence[Untyped], options: GgufOptions
 ) -> Assignment | None:
     """The types of ``--types-from``, from JSON or from another GGUF's header."""
     path = options.types_from
-    if path is None:
-        return None
+    if path is None or isinstance(path, Assignment):
+        return path
     if len(files) > 1 or not file_type(files[0]).is_quantized:
         raise UsageProblem(
             f"--types-from says the types of one quantized file, not of {' and '.join(files)}",
@@ -246,7 +255,7 @@ def _given(
 
 def _weighted(
     file: FileType,
-    outputs: Sequence[_Output],
+    outputs: Sequence[Untyped],
     choices: Mapping[str, Choice],
     options: GgufOptions,
     evidence: Evidence,
@@ -293,15 +302,20 @@ def _uses_importance(type_name: str) -> bool:
     return isinstance(stored, Blocks) and stored.uses_importance
 
 
+def data_bytes(output: Untyped, choices: Mapping[str, Choice]) -> int:
+    """Bytes of a tensor's data."""
+    rows, columns = matrix_shape(output.shape)
+    return rows * ggml_type(choices[output.name].type).row_bytes(columns)
+
+
 def _shards(
-    file: FileType, outputs: Sequence[_Output], choices: Mapping[str, Choice], limit: int | None
-) -> list[list[_Output]]:
+    file: FileType, outputs: Sequence[Untyped], choices: Mapping[str, Choice], limit: int | None
+) -> list[list[Untyped]]:
     """Greedy, in order, by bytes of tensor data, as llama.cpp's converter splits."""
-    shards: list[list[_Output]] = [[]]
+    shards: list[list[Untyped]] = [[]]
     size = 0
     for output in outputs:
-        rows, columns = matrix_shape(output.shape)
-        nbytes = rows * ggml_type(choices[output.name].type).row_bytes(columns)
+        nbytes = data_bytes(output, choices)
         if limit is not None and shards[-1] and size + nbytes > limit:
             shards.append([])
             size = 0
@@ -311,16 +325,15 @@ def _shards(
 
 
 def _infos(
-    file: FileType, members: Sequence[_Output], choices: Mapping[str, Choice]
+    file: FileType, members: Sequence[Untyped], choices: Mapping[str, Choice]
 ) -> tuple[list[TensorInfo], int]:
     """Tensor records with offsets from the start of the data, and the size of the data."""
     infos: list[TensorInfo] = []
     at = 0
     for output in members:
         kind = ggml_type(choices[output.name].type)
-        rows, columns = matrix_shape(output.shape)
         infos.append(TensorInfo(output.name, _stored_shape(file, output.shape), kind.id, at))
-        at = padded(at + rows * kind.row_bytes(columns))
+        at = padded(at + data_bytes(output, choices))
     return infos, at
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def given_types(
-    path: Path | None, repaired: Repaired, trunk: Sequence[ModelTensor], dialect: Dialect
+    path: Path | Assignment | None, repaired: Repaired, trunk: Sequence[ModelTensor], dialect: Dialect
 ) -> Assignment | None:
     """The types that the file or folder says.
 
@@ -32,7 +32,7 @@ def given_types(
     """
     if path is None:
         return None
-    if path.is_dir():
+    if not isinstance(path, Assignment) and path.is_dir():
         given = _of_folder(path, {tensor.name: stored_name(dialect, repaired, tensor) for tensor in trunk})
     else:
         given = read_types(path, "mlx")

@@ -15,6 +15,7 @@ from qexport.formats.folder import SHARD_BYTES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qexport.assign.assignment import Assignment
     from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
@@ -87,7 +88,7 @@ class MlxOptions:
         mtp_group_size: of those.
         importance: the weights of a weighted fit of affine scales and biases; plain when not given.
         max_shard_size: bytes of tensor data in one file.
-        types_from: a file that says which type each tensor gets (``qexport.assign``), or another
+        types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory, or another
             MLX folder; of the trunk.
     """
 
@@ -101,7 +102,7 @@ class MlxOptions:
     mtp_group_size: int = 64
     importance: ImportanceMatrix | None = None
     max_shard_size: int = SHARD_BYTES
-    types_from: Path | None = None
+    types_from: Path | Assignment | None = None
 
     def __post_init__(self) -> None:
         _known("--mode", self.mode, tuple(MODES))

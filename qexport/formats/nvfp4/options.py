@@ -11,6 +11,7 @@ from qexport.formats.folder import SHARD_BYTES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qexport.assign.assignment import Assignment
     from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
@@ -33,7 +34,7 @@ class Nvfp4Options:
         importance: an importance matrix, or ``None``.
         keep_head: scope ``nvidia`` leaves ``lm_head`` as it is; the other scopes always do.
         max_shard: bytes of tensor data in one file.
-        types_from: a file that says which type each tensor gets (``qexport.assign``).
+        types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory.
 
     Raises:
         UsageProblem: choices that contradict each other.
@@ -45,7 +46,7 @@ class Nvfp4Options:
     importance: ImportanceMatrix | None = None
     keep_head: bool = False
     max_shard: int = SHARD_BYTES
-    types_from: Path | None = None
+    types_from: Path | Assignment | None = None
 
     def __post_init__(self) -> None:
         for name, known in _KNOWN.items():

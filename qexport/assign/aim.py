@@ -1,0 +1,91 @@
+"""What a chosen assignment is to come to: a size, bits per weight, the size of another type, or a quality.
+
+The option classes of formats that can be sized inherit :class:`Aimed`: so the same words stand in options, on
+the command line and in recipes. What an aim comes to is known when it is known what errors cost
+(``qexport.run.allocation``): then the options hold the assignment as ``types_from``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+from qexport.assign.assignment import Assignment
+from qexport.errors import UsageProblem
+from qexport.sizes import size_text
+
+Kind = Literal["size", "bpw", "like", "max_kld"]
+AIMS: tuple[Kind, ...] = ("size", "bpw", "like", "max_kld")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One of them."""
+
+    kind: Kind
+    value: Any
+
+    def __str__(self) -> str:
+        """In words: ``the size of Q4_K_M``."""
+        return {
+            "size": lambda: size_text(self.value),
+            "bpw": lambda: f"{self.value:g} bits per weight",
+            "like": lambda: f"the size of {self.value}",
+            "max_kld": lambda: f"a divergence of {self.value:g}",
+        }[self.kind]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aimed:
+    """Options that say what is to come out, instead of the types.
+
+    Attributes:
+        size: bytes of all files, headers included, that are not exceeded.
+        bpw: bits per weight of all tensors that are not exceeded.
+        like: a type, whose size is not exceeded.
+        max_kld: the most nats of divergence per token, predicted, in the fewest bytes.
+
+    Raises:
+        UsageProblem: several of them, or one that is no positive number.
+    """
+
+    size: int | None = None
+    bpw: float | None = None
+    like: str | None = None
+    max_kld: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [kind for kind in AIMS if getattr(self, kind) is not None]
+        words = " and ".join(f"--{kind.replace('_', '-')}" for kind in given)
+        if len(given) > 1:
+            raise UsageProblem(f"{words}: a file can be made for one of them", hint="Give one.")
+        for kind in given:
+            value = getattr(self, kind)
+            if kind != "like" and not (math.isfinite(value) and value > 0):
+                raise UsageProblem(f"{words} is {value}; it has to be more than 0")
+        if given and getattr(self, "types_from", None) is not None and not self.settled:
+            raise UsageProblem(
+                f"{words} and --types-from both say which types tensors get", hint="Give one of them."
+            )
+
+    @property
+    def aim(self) -> Aim | None:
+        """What was asked for."""
+        given = (Aim(kind, getattr(self, kind)) for kind in AIMS)
+        return next((aim for aim in given if aim.value is not None), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known which types that comes to."""
+        return isinstance(getattr(self, "types_from", None), Assignment)
+
+    def without_aim(self) -> Self:
+        """The same options, which say nothing of types as a whole."""
+        changed: dict[str, Any] = dict.fromkeys((*AIMS, "types_from"))
+        return replace(self, **changed)
+
+
+def aim_of(options: Any) -> Aim | None:
+    """The aim of a format's options, where the format knows any and one was given."""
+    return options.aim if isinstance(options, Aimed) else None

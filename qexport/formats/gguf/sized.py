@@ -1,0 +1,107 @@
+"""A file whose types are chosen for a size: between which types, for which tensors, and what it is called.
+
+All tensors that llama-quantize would quantize take part, the output matrix and the embedding among them, but
+for those that the user names a type for. The MTP block has a floor, as it has in every file (``mixture.py``).
+No tensors need one type together.
+
+A file is called after the type of llama-quantize's whose size is nearest, with ``QX-`` before it:
+``Name-QX-Q4_K_M.gguf`` is what ``-hf repo:Q4_K_M`` loads where there is no plain one, and the Hub shows it as
+Q4_K_M (``file_name.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qexport.assign.assignment import Assignment
+from qexport.codecs.ggml_types import ggml_type
+from qexport.errors import UsageProblem
+from qexport.families.roles import Block
+from qexport.formats.format import Candidates
+from qexport.formats.gguf.arch import arch_of
+from qexport.formats.gguf.file_types import file_type
+from qexport.formats.gguf.mixture import MTP_FLOOR
+from qexport.formats.gguf.mixture_terms import Reason
+from qexport.formats.gguf.plan import SIZED, choices_of, data_bytes, outputs_of, plan_gguf
+
+if TYPE_CHECKING:
+    from qexport.families.view import ModelView
+    from qexport.formats.gguf.options import GgufOptions
+    from qexport.formats.plan import ArtifactPlan
+
+
+WORDS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+_LADDER = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
+_MIDDLE = "Q4_K_M"
+
+
+def candidates(view: ModelView, options: GgufOptions) -> Candidates:
+    """What may be chosen."""
+    arch = arch_of(view)
+    outputs = outputs_of(arch, view)
+    chosen = choices_of(view, arch, file_type(_MIDDLE), outputs, options, None, [])
+    own = {Reason.KEPT, Reason.OVERRIDE, *((Reason.MTP,) if options.mtp_type else ())}
+    free = [
+        output.canonical
+        for output in outputs
+        if output.canonical
+        and (choice := chosen[output.name]).reason not in own
+        and ggml_type(choice.type).is_quantized
+    ]
+    head = (
+        {tensor.name for tensor in view if tensor.block is Block.MTP} if options.mtp_type is None else set()
+    )
+    floor = ggml_type(MTP_FLOOR).bits_per_weight
+    small = frozenset(word for word in WORDS if ggml_type(word).bits_per_weight < floor)
+    return Candidates(
+        words=WORDS,
+        groups=tuple((name,) for name in free),
+        barred={name: small for name in free if name in head},
+        floors=(f"the MTP head has {MTP_FLOOR} at least",) if head else (),
+    )
+
+
+def plain(options: GgufOptions, like: str) -> GgufOptions:
+    """What the type alone would be written with.
+
+    Raises:
+        UsageProblem: there is no such type, or it is a float's.
+    """
+    file = file_type(like)
+    if not file.is_quantized:
+        raise UsageProblem(f"--like {file.name} is no quantized type", hint="Try --like Q4_K_M.")
+    return replace(options.without_aim(), types=(file.name,))
+
+
+def name_for(view: ModelView, options: GgufOptions, nbytes: int) -> str:
+    """What a file with so many bytes of tensors is called: the type asked for, or the nearest by size."""
+    if options.like is not None:
+        return f"{SIZED}{file_type(options.like).name}"
+    arch = arch_of(view)
+    outputs = outputs_of(arch, view)
+    bare = options.without_aim()
+
+    def distance(name: str) -> int:
+        chosen = choices_of(view, arch, file_type(name), outputs, bare, None, [])
+        return abs(sum(data_bytes(output, chosen) for output in outputs) - nbytes)
+
+    return f"{SIZED}{min(_LADDER, key=distance)}"
+
+
+def plan_sized(view: ModelView, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
+    """The plan of options with an aim; until the types are chosen, that of the nearest type's stands in."""
+    if isinstance(options.types_from, Assignment):
+        return plan_gguf(view, [options.types_from.label.removeprefix(SIZED)], options)
+    if options.like is not None:
+        return plan_gguf(view, plain(options, options.like).types, options)
+    (middle,) = plan_gguf(view, [_MIDDLE], options)
+    data = sum(tensor.nbytes for tensor in middle.tensors)
+    if options.size is not None:
+        wanted = options.size - (middle.size - data)
+    elif options.bpw is not None:
+        wanted = int(data * options.bpw / middle.bits_per_weight)
+    else:
+        return (middle,)
+    name = name_for(view, options, wanted)
+    return (middle,) if name == middle.label else plan_gguf(view, [name.removeprefix(SIZED)], options)
