@@ -17,7 +17,8 @@ from qexport.cli._options import SIZE, TYPES_FROM
     type=click.Choice(["modelopt", "compressed-tensors"]),
     default="modelopt",
     show_default=True,
-    help="modelopt: W4A16_NVFP4 with hf_quant_config.json; compressed-tensors: NVFP4A16.",
+    help="modelopt: W4A16_NVFP4 with hf_quant_config.json; compressed-tensors: NVFP4A16. FP8 beside it: "
+    "MIXED_PRECISION, mixed-precision.",
 )
 @click.option(
     "--scope",

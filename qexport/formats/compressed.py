@@ -26,6 +26,7 @@ _FP8_PER = {"tensor": "matrix", "channel": "row", "block": "tile"}
 def _promises(artifact: Opened) -> Rule:
     quantization = artifact.details["quantization"]
     ignore = quantization.get("ignore") or []
+    groups = quantization.get("config_groups") or {}
 
     def promise(asked: Asked) -> Promise:
         if asked.role not in ASKED | {Role.OUTPUT}:
@@ -35,13 +36,25 @@ def _promises(artifact: Opened) -> Rule:
             return "ignored under the name that transformers asks with and not under vLLM's, or the other way"
         if answers == {True}:
             return None
-        for group in (quantization.get("config_groups") or {}).values():
-            targets = group.get("targets") or []
-            if "Linear" in targets or _matches(asked.module, targets):
-                return _form(group.get("weights") or {})
-        return None
+        names = {_named(name, groups) for name in (asked.module, vllm_name(asked.module))}
+        if len(names) > 1:
+            return "in different groups under the name that transformers asks with and under vLLM's"
+        (named,) = names
+        group = groups.get(named or "") or _by_class(groups)
+        return None if group is None else _form(group.get("weights") or {})
 
     return promise
+
+
+def _named(module: str, groups: Mapping[str, Any]) -> str | None:
+    """The group that names the module: asked before any that takes a class, by vLLM."""
+    return next(
+        (name for name, group in groups.items() if _matches(module, group.get("targets") or ())), None
+    )
+
+
+def _by_class(groups: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((group for group in groups.values() if "Linear" in (group.get("targets") or ())), None)
 
 
 def _form(weights: Mapping[str, Any]) -> Form:
@@ -63,10 +76,12 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _stored_type(artifact: Opened) -> str:
-    quantization = artifact.details["quantization"]
-    groups = [str(name) for name in quantization.get("config_groups") or {}]
-    four = "nvfp4" in str(quantization.get("format")) or any("NVFP4" in name for name in groups)
-    return "NVFP4A16" if four else "FP8_BLOCK"
+    """llm-compressor's name for its scheme; of several, theirs for that: the least bits first."""
+    groups = (artifact.details["quantization"].get("config_groups") or {}).values()
+    bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
+    return (
+        "+".join(word for width, word in ((4, "NVFP4A16"), (8, "FP8_BLOCK")) if width in bits) or "FP8_BLOCK"
+    )
 
 
 def _unfit(folder: Traits) -> str | None:

@@ -99,24 +99,25 @@ def given_types(
     return Assignment(word, given.label, types), given.missing(own)
 
 
-def left_out(
-    tensors: Iterable[ModelTensor], taken: Collection[str], inside: Callable[[ModelTensor], str]
+def expressions_of(
+    tensors: Iterable[ModelTensor], wanted: Callable[[str], bool], inside: Callable[[ModelTensor], str]
 ) -> list[str]:
-    """Of modules that are not taken, regular expressions: one where all layers agree, else one a layer.
+    """Regular expressions for the modules that are wanted: one where all layers agree, else one a layer.
 
     Args:
+        wanted: by canonical name.
         inside: the path below the layer, as an expression.
     """
     layers: dict[str, list[tuple[int | None, bool]]] = {}
     for tensor in tensors:
-        layers.setdefault(inside(tensor), []).append((tensor.layer, tensor.name in taken))
+        layers.setdefault(inside(tensor), []).append((tensor.layer, wanted(tensor.name)))
     entries: list[str] = []
     for pattern, places in layers.items():
-        left = [layer for layer, is_taken in places if not is_taken]
-        if len(left) == len(places):
+        found = [layer for layer, is_wanted in places if is_wanted]
+        if len(found) == len(places):
             entries.append(f"re:.*{pattern}")
         else:
-            entries += [rf"re:.*layers\.{layer}\.{pattern}" for layer in dict.fromkeys(left)]
+            entries += [rf"re:.*layers\.{layer}\.{pattern}" for layer in dict.fromkeys(found)]
     return entries
 
 

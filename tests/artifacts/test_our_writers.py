@@ -62,6 +62,7 @@ CASES: dict[str, tuple[Planner, float]] = {
     "nvfp4 all": (nvfp4(scope="all-linear"), 0.2),
     "nvfp4 compressed": (nvfp4(layout="compressed-tensors"), 0.2),
     "nvfp4 nvidia": (nvfp4(scope="nvidia"), 0.2),
+    "nvfp4 nvidia compressed": (nvfp4(scope="nvidia", layout="compressed-tensors"), 0.2),
 }
 
 

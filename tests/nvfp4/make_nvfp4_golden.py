@@ -39,31 +39,59 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama float16": ("llama", {"layers": 2}),
 }
 """Zoo model and its options; all linear layers are quantized."""
+SMALL = {"float32_ssm": False, "hidden": 128, "intermediate": 256, "layers": 4, "experts": 3}
+MIXED_CASES = {"dense mixed": ("qwen3_5", SMALL), "MoE mixed": ("qwen3_5_moe", SMALL)}
+"""Of these one layer's MLP, attention and DeltaNet are FP8, the other MLPs NVFP4."""
+MIXED = {
+    "NVFP4A16": [r"re:.*layers\.[023]\.mlp\..*(gate|up|down)_proj$"],
+    "FP8_BLOCK": [
+        r"re:.*layers\.1\.mlp\..*(gate|up|down)_proj$",
+        r"re:.*self_attn\.[qkvo]_proj$",
+        r"re:.*linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$",
+    ],
+}
 RECIPE = "huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast"
 PACKAGES = {
     "modelopt": ("nvidia-modelopt", "torch", "transformers"),
     "modelopt-mixed": ("nvidia-modelopt", "torch", "transformers"),
     "llmcompressor": ("llmcompressor", "compressed-tensors", "torch"),
+    "llmcompressor-mixed": ("llmcompressor", "compressed-tensors", "torch"),
 }
 
 
 def make(peer: str, case: str, out: Path) -> dict[str, Any]:
     """Build the case's model, quantize it into ``out``, and say what came out."""
-    name, options = CASES[case]
+    name, options = (CASES | MIXED_CASES)[case]
     with tempfile.TemporaryDirectory() as work:
         source = zoo.build(name, Path(work) / "model", **options)
-        llmcompressor(source, out) if peer == "llmcompressor" else modelopt(source, out, peer)
+        if peer == "llmcompressor":
+            llmcompressor(source, out, scheme="NVFP4A16")
+        elif peer == "llmcompressor-mixed":
+            llmcompressor(source, out, config=mixed())
+        else:
+            modelopt(source, out, peer)
     declared = json.loads((out / "config.json").read_text())["quantization_config"]
     made: dict[str, Any] = {"config": declared, "modules": digest_of(tensors_in(out))}
-    if peer != "llmcompressor":
+    if not peer.startswith("llmcompressor"):
         made["file"] = json.loads((out / "hf_quant_config.json").read_text())
     return made
 
 
-def llmcompressor(source: Path, out: Path) -> None:
+def llmcompressor(source: Path, out: Path, **how: Any) -> None:
     from llmcompressor import model_free_ptq
 
-    model_free_ptq(source, out, scheme="NVFP4A16", ignore=LEFT, max_workers=1, device="cpu")
+    model_free_ptq(source, out, ignore=LEFT, max_workers=1, device="cpu", **how)
+
+
+def mixed() -> Any:
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.quantization.quant_scheme import QuantizationScheme, preset_name_to_scheme
+
+    groups = {
+        name: QuantizationScheme(**preset_name_to_scheme(name, targets).model_dump())
+        for name, targets in MIXED.items()
+    }
+    return QuantizationConfig(config_groups=groups)
 
 
 def modelopt(source: Path, out: Path, peer: str) -> None:
@@ -95,8 +123,9 @@ def main() -> None:
             made = make(peer, case, Path(target) / case)
             (Path(target) / f"{case}.json").write_text(json.dumps(made))
         return
-    for kind in [peer, *(["modelopt-mixed"] if peer == "modelopt" else [])]:
+    for kind in (peer, f"{peer}-mixed"):
         cases = [case for case in CASES if kind != "modelopt-mixed" or "llama" not in case]
+        cases = list(MIXED_CASES) if kind == "llmcompressor-mixed" else cases
         with tempfile.TemporaryDirectory() as work:
             done = {case: make(kind, case, Path(work) / case) for case in cases}
         versions = {package: version(package).split("+")[0] for package in PACKAGES[kind]}

@@ -25,7 +25,8 @@ def raw(tensor: torch.Tensor) -> bytes:
 def digest_of(stored: dict[str, torch.Tensor]) -> dict[str, list[str | float]]:
     """For each quantized module: kind, its one float32 scale, a digest of what lies beside it.
 
-    Kinds are ``NVFP4``, with levels and block scales in the digest, and ``FP8``, with codes in it.
+    Kinds are ``NVFP4``, with levels and block scales in the digest, ``FP8``, with codes in it, and
+    ``FP8_BLOCK``, which has no such scale, but those of its tiles in the digest.
     """
     found: dict[str, list[str | float]] = {}
     for name, tensor in sorted(stored.items()):
@@ -36,6 +37,8 @@ def digest_of(stored: dict[str, torch.Tensor]) -> dict[str, list[str | float]]:
             parts, kind = [tensor, stored[f"{module}.weight_scale"]], "NVFP4"
         elif tensor.dtype == torch.float8_e4m3fn and name.endswith(".weight"):
             shared, parts, kind = stored[f"{module}.weight_scale"], [tensor], "FP8"
+            if shared.ndim:
+                shared, parts, kind = torch.tensor(1.0), [tensor, shared], "FP8_BLOCK"
         else:
             continue
         digest = hashlib.sha256(b"".join(raw(part) for part in parts)).hexdigest()[:16]

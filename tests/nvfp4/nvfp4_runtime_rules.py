@@ -128,8 +128,33 @@ def mixed_algo(path: str, layers: dict[str, dict[str, Any]]) -> str | None:
         found = {layers.get(part, {}).get("quant_algo") for c in candidates for part in _parts(c)} - {None}
         if found:
             return _one_answer(path, found)
-    below = [layers[key]["quant_algo"] for c in candidates for key in layers if key.startswith(f"{c}.")]
+    above = [c.removesuffix("experts") for c in candidates if c.endswith(".experts")]
+    near = [f"{c}." for c in candidates] + above
+    below = [layers[key]["quant_algo"] for start in near for key in layers if key.startswith(start)]
     return below[0] if below else None
+
+
+def ct_group(path: str, groups: dict[str, Any], *, sglang: bool) -> str | None:
+    """The group of a module that is not ignored. vLLM asks by its name, by its parts, then by its class;
+    SGLang by the class before the parts, and refuses a module that no group takes.
+    """
+
+    def named(name: str) -> str | None:
+        for group, settings in groups.items():
+            for target in settings["targets"]:
+                if target.startswith("re:") and re.match(target[3:], name):
+                    return group
+        return None
+
+    if path.endswith(".experts"):
+        names = [f"{path}.0.{part}_proj" for part in ("gate", "up", "down")]
+        return _one_answer(path, (named(name) for name in names))
+    by_class = next((group for group, settings in groups.items() if "Linear" in settings["targets"]), None)
+    by_parts = _one_answer(path, map(named, _parts(path)))
+    found = named(path) or (by_class or by_parts if sglang else by_parts or by_class)
+    if found is None and sglang:
+        raise MixedError(f"{path} has no group")
+    return found
 
 
 def ct_ignores(path: str, listed: list[str], *, suffixes: bool) -> bool:

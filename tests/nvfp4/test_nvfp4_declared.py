@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nvfp4_folders import plan
 from nvfp4_runtime_rules import (
     Module,
+    ct_group,
     ct_ignores,
     mixed_algo,
     runtime_modules,
@@ -29,6 +31,7 @@ MODELS = {
     "llama": ("llama", {}),
     "qwen3 MoE": ("qwen3_moe", {}),
 }
+LARGE = {"hidden": 256, "intermediate": 256, "layers": 4}  # sides that divide into tiles
 SCOPES = ["mlp", "mlp+attention", "all-linear", r"layers\.1\.mlp\.", r"(shared_expert\.)?down_proj$|experts"]
 
 
@@ -108,6 +111,72 @@ def test_mixed(zoo: Zoo, model: str) -> None:
     assert all(not key.startswith("mtp") for key in layers)
     groups = declared["config_groups"].values()
     assert sorted(target for group in groups for target in group["targets"]) == sorted(layers)
+
+
+def divided(zoo: Zoo, tmp_path: Path, model: str, layout: str) -> ArtifactPlan:
+    """Layer 0 plain, layer 1 all FP8, the others' MLPs NVFP4 (not layer 2's experts), their attention FP8."""
+    name, options = MODELS[model]
+    source = zoo(name, **options, **LARGE)
+    assignment = plan(source, scope="all-linear", layout=layout).assignment
+    assert assignment is not None
+
+    def word(tensor: str) -> str:
+        layer = tensor.partition(".layers.")[2].partition(".")[0]
+        if layer in ("", "0"):
+            return "plain"
+        if layer == "1" or "self_attn" in tensor:
+            return "F8_E4M3"
+        return "plain" if ".experts." in tensor and layer == "2" else "NVFP4"
+
+    types = {tensor: word(tensor) for tensor in assignment.types}
+    path = tmp_path / "types.json"
+    path.write_text(json.dumps(assignment.to_json() | {"types": types}))
+    return plan(source, layout=layout, types_from=path)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_mixed_by_layer(zoo: Zoo, tmp_path: Path, model: str) -> None:
+    made = divided(zoo, tmp_path, model, "modelopt")
+    declared, kinds = small(made, "config.json")["quantization_config"], set()
+    for vllm in (True, False):
+        for module, kind in built(made, vllm=vllm):
+            if vllm:
+                excluded = vllm_excludes(module.path, declared["ignore"])
+            else:
+                excluded = sglang_excludes(module.path, declared["ignore"])
+            found = None if excluded else mixed_algo(module.path, declared["quantized_layers"])
+            assert found == kind, module.path
+            kinds.add(kind)
+    assert kinds == {None, "W4A16_NVFP4", "FP8"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_mixed_in_compressed_tensors(zoo: Zoo, tmp_path: Path, model: str) -> None:
+    made = divided(zoo, tmp_path, model, "compressed-tensors")
+    declared, kinds = small(made, "config.json")["quantization_config"], set()
+    assert declared["format"] == "mixed-precision"
+    for vllm in (True, False):
+        for module, kind in built(made, vllm=vllm):
+            found = None
+            if not ct_ignores(module.path, declared["ignore"], suffixes=not vllm):
+                found = ct_group(module.path, declared["config_groups"], sglang=not vllm)
+            assert found == {"W4A16_NVFP4": "NVFP4A16", "FP8": "FP8_BLOCK"}.get(kind or ""), module.path
+            kinds.add(kind)
+    assert kinds == {None, "W4A16_NVFP4", "FP8"}
+
+
+def test_one_scheme_takes_what_is_not_ignored(zoo: Zoo, tmp_path: Path) -> None:
+    """All FP8: no mixture, and what llm-compressor calls it."""
+    source = zoo("qwen3_5", **LARGE)
+    assignment = plan(source, scope="all-linear").assignment
+    assert assignment is not None
+    types = dict.fromkeys((name for name in assignment.types if name != "lm_head.weight"), "F8_E4M3")
+    path = tmp_path / "types.json"
+    path.write_text(json.dumps(assignment.to_json() | {"types": types}))
+    declared = small(plan(source, layout="compressed-tensors", types_from=path), "config.json")
+    found = declared["quantization_config"]
+    assert found["format"] == "float-quantized"
+    assert [group["targets"] for group in found["config_groups"].values()] == [["Linear"]]
 
 
 @pytest.mark.parametrize("scope", ["mlp", "nvidia"])

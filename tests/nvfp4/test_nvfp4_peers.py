@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from expert_layouts import one_by_one
-from make_nvfp4_golden import CASES, LEFT
-from nvfp4_folders import json_of, same, write
+from make_nvfp4_golden import CASES, LEFT, MIXED, MIXED_CASES
+from nvfp4_folders import json_of, plan, same, write
 from nvfp4_reading import digest_of, tensors_in
 from zoo_types import Zoo
 
@@ -20,11 +22,13 @@ PYTHONS = {
     "modelopt": os.environ.get("QEXPORT_MODELOPT_PYTHON"),
     "modelopt-mixed": os.environ.get("QEXPORT_MODELOPT_PYTHON"),
     "llmcompressor": os.environ.get("QEXPORT_LLMC_PYTHON"),
+    "llmcompressor-mixed": os.environ.get("QEXPORT_LLMC_PYTHON"),
 }
 HOW: dict[str, dict[str, Any]] = {
     "modelopt": {"scope": "all-linear"},
     "modelopt-mixed": {"scope": "nvidia"},
     "llmcompressor": {"scope": "all-linear", "layout": "compressed-tensors"},
+    "llmcompressor-mixed": {"scope": "nvidia", "layout": "compressed-tensors"},
 }
 PAIRS = [
     (peer, case) for peer in HOW for case in json.loads((HERE / f"golden_{peer}.json").read_text())["cases"]
@@ -40,6 +44,19 @@ def partners(module: str) -> set[str]:
     return {module}
 
 
+def make(zoo: Zoo, tmp_path: Path, peer: str, case: str, out: Path) -> None:
+    """What qexport writes of the case; the mixed one with a layer whose MLP is FP8, by a list of types."""
+    name, options = (CASES | MIXED_CASES)[case]
+    how = HOW[peer]
+    if peer == "llmcompressor-mixed":
+        assignment = plan(zoo(name, **options), **how).assignment
+        assert assignment is not None
+        types = {n: "F8_E4M3" if ".layers.1.mlp." in n else word for n, word in assignment.types.items()}
+        how = {**how, "types_from": tmp_path / "types.json"}
+        how["types_from"].write_text(json.dumps(assignment.to_json() | {"types": types}))
+    write(zoo(name, **options), out, **how)
+
+
 def compare(peer: str, theirs: dict[str, Any], out: Path) -> None:
     mine = digest_of(tensors_in(out))
     their_modules = theirs["modules"]
@@ -52,8 +69,12 @@ def compare(peer: str, theirs: dict[str, Any], out: Path) -> None:
             continue
         # Not shared by the peer: FP8 in ModelOpt; experts and DeltaNet in llm-compressor. Ours is that of
         # the partner with the largest values.
-        assert (peer, kind) in {("modelopt-mixed", "FP8"), ("llmcompressor", "NVFP4")}
-        choose = min if peer == "llmcompressor" else max
+        assert (peer, kind) in {
+            ("modelopt-mixed", "FP8"),
+            ("llmcompressor", "NVFP4"),
+            ("llmcompressor-mixed", "NVFP4"),
+        }
+        choose = max if peer == "modelopt-mixed" else min
         assert shared == choose(their_modules[partner][1] for partner in partners(module))
         assert "mlp.gate_proj" not in module
         assert ("self_attn" in module) == (peer == "modelopt-mixed" and "self_attn" in module)
@@ -63,7 +84,15 @@ def compare(peer: str, theirs: dict[str, Any], out: Path) -> None:
 
 def compare_config(peer: str, theirs: dict[str, Any], out: Path) -> None:
     mine, other = json_of(out)["quantization_config"], dict(theirs["config"])
-    if peer == "llmcompressor":
+    if peer.startswith("llmcompressor"):
+        if peer == "llmcompressor-mixed":
+            modules = digest_of(tensors_in(out))
+            theirs_too = matched(other["config_groups"], modules)
+            assert set(theirs_too) == set(MIXED)
+            assert matched(mine["config_groups"], modules) == theirs_too
+            for groups in (mine["config_groups"], other["config_groups"]):
+                for group in groups.values():
+                    group.pop("targets")
         assert set(mine.pop("ignore")) <= {*LEFT, "re:.*lm_head$"}
         other.pop("ignore")
         assert mine == other
@@ -83,10 +112,18 @@ def compare_config(peer: str, theirs: dict[str, Any], out: Path) -> None:
     assert mine_inner == their_inner
 
 
+def matched(groups: dict[str, Any], modules: Iterable[str]) -> dict[str, set[str]]:
+    """The modules that each group takes: each exactly one."""
+    found: dict[str, set[str]] = {name: set() for name in groups}
+    for module in modules:
+        (name,) = [n for n, g in groups.items() if any(re.match(t[3:], module) for t in g["targets"])]
+        found[name].add(module)
+    return found
+
+
 @pytest.mark.parametrize(("peer", "case"), PAIRS)
 def test_golden(zoo: Zoo, tmp_path: Path, peer: str, case: str) -> None:
-    name, options = CASES[case]
-    write(zoo(name, **options), tmp_path / "out", **HOW[peer])
+    make(zoo, tmp_path, peer, case, tmp_path / "out")
     theirs = json.loads((HERE / f"golden_{peer}.json").read_text())["cases"][case]
     compare(peer, theirs, tmp_path / "out")
     compare_config(peer, theirs, tmp_path / "out")
@@ -103,13 +140,12 @@ def test_equals_peer(zoo: Zoo, tmp_path: Path, peer: str) -> None:
     command = [str(PYTHONS[peer]), str(HERE / "make_nvfp4_golden.py"), peer, *cases, str(tmp_path)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     for case in cases:
-        name, options = CASES[case]
-        write(zoo(name, **options), tmp_path / f"ours-{case}", **HOW[peer])
+        make(zoo, tmp_path, peer, case, tmp_path / f"ours-{case}")
         theirs = json.loads((tmp_path / f"{case}.json").read_text())
         compare(peer, theirs, tmp_path / f"ours-{case}")
         compare_config(peer, theirs, tmp_path / f"ours-{case}")
         ours, stored = tensors_in(tmp_path / f"ours-{case}"), one_by_one(tensors_in(tmp_path / case))
-        if peer == "llmcompressor":
+        if peer.startswith("llmcompressor"):
             assert ours.keys() == stored.keys()
         else:  # ModelOpt's exporter leaves the vision tower and the MTP head out
             left = {key for key in ours if key.startswith(("mtp.", "model.visual."))}

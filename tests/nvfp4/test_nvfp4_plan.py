@@ -131,7 +131,7 @@ def test_nvidia_scope(zoo: Zoo, tmp_path: Path) -> None:
     made = write(zoo("qwen3_5_moe"), tmp_path / "out", scope="nvidia")
     algos = {role: entry["algo"] for role, entry in made.details["quantized"].items()}
     assert algos["output"] == algos["experts_up"] == "NVFP4"
-    assert algos["attn_q"] == algos["linear_out"] == "FP8"
+    assert algos["attn_q"] == algos["linear_out"] == "F8_E4M3"
     assert "linear_a" not in algos
     stored, source = tensors_in(tmp_path / "out"), tensors_in(zoo("qwen3_5_moe"))
     fp8 = [name.removesuffix(".input_scale") for name in stored if name.endswith("input_scale")]
@@ -225,6 +225,8 @@ def test_refusals(zoo: Zoo) -> None:
     with pytest.raises(InputError, match="rows of 680 values"):
         plan(zoo("smollm", intermediate=680))
     assert plan(zoo("smollm", intermediate=680), scope=r"(gate|up)_proj$").details["quantized"]
+    with pytest.raises(InputError, match=r"does not divide into FP8's tiles of 128: .* is \d+ by 64"):
+        plan(zoo("qwen3_5"), scope="nvidia", layout="compressed-tensors")
     view = repaired(zoo("qwen3_5")).view()
     ones, _ = uncollected(view)
     halves = {name: one[:, ::2] for name, one in ones.items() if "mlp" in name}
@@ -247,7 +249,6 @@ def test_options_that_contradict_each_other(zoo: Zoo) -> None:
     for wrong, message in (
         ({"layout": "gguf"}, "layout is 'gguf'"),
         ({"scale_search": "best"}, "scale_search is 'best'"),
-        ({"layout": "compressed-tensors", "scope": "nvidia"}, "only ModelOpt"),
         ({"keep_head": True}, "only scope nvidia"),
         ({"scale_search": "importance"}, "needs an importance matrix"),
         ({"importance": matrix}, "would not be used"),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES, Block, Role
-from qexport.formats.linears import left_out, modules_of
+from qexport.formats.linears import expressions_of, modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def ignored_patterns(repaired: Repaired, view: ModelView, scope: Scope) -> list[
     """``ignore`` of compressed-tensors."""
     patterns = [r"re:.*lm_head$"]
     inside = (t for t in _matrices(view) if t.block not in (Block.MTP, Block.VISION))
-    patterns += left_out(inside, scope.names, _inside)
+    patterns += expressions_of(inside, lambda name: name not in scope.names, _inside)
     patterns += [f"re:.*{root}.*" for root in _vision_roots(view)]
     if (head := repaired.family.head) is not None and view.mtp_layers:
         patterns.append(f"re:{head.regex(view.layers)}")

@@ -76,15 +76,21 @@ def plan_fp8(repaired: Repaired, options: Fp8Options | None = None) -> ArtifactP
 def _folder_tensor(
     repaired: Repaired, tensor: ModelTensor, scope: Scope, options: Fp8Options
 ) -> FolderTensor:
-    dtype = tensor.data.dtype
     if tensor.name not in scope.names:
-        return as_it_is(repaired, tensor, dtype)
-    names, shape = [f"{module}.weight" for module in modules_of(repaired, tensor)], tensor.shape[-2:]
-    stored = Fp8Tiles(options.layout)
-    suffix = "_scale_inv" if options.native else "_scale"
-    rows, columns = shape
+        return as_it_is(repaired, tensor, tensor.data.dtype)
+    return in_tiles(repaired, tensor, options.layout)
+
+
+def in_tiles(repaired: Repaired, tensor: ModelTensor, layout: str) -> FolderTensor:
+    """A matrix, or experts one by one, as codes and scales of tiles in the names of ``layout``."""
+    names, (rows, columns) = (
+        [f"{module}.weight" for module in modules_of(repaired, tensor)],
+        tensor.shape[-2:],
+    )
+    stored, dtype = Fp8Tiles(layout), tensor.data.dtype
+    suffix = "_scale_inv" if layout == "native" else "_scale"
     tiles = rows // FP8_TILE, columns // FP8_TILE
-    codes = tuple(TensorSpec(name, stored.name, shape) for name in names)
+    codes = tuple(TensorSpec(name, stored.name, (rows, columns)) for name in names)
     scales = tuple(TensorSpec(name + suffix, stored.scale_dtype(dtype), tiles) for name in names)
     return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, (codes, scales))
 

@@ -49,7 +49,7 @@ def scope_of(repaired: Repaired, view: ModelView, options: Fp8Options) -> Scope:
     own = {tensor.name: FP8 for tensor in linear}
     given, notes = given_types(options.types_from, "fp8", view, (FP8, PLAIN), own)
     wanted = [tensor for tensor in linear if given.types[tensor.name] == FP8]
-    misfits = {kernel_of(tensor): why for tensor in wanted if (why := _misfit(tensor, dims))}
+    misfits = {kernel_of(tensor): why for tensor in wanted if (why := misfit(tensor, dims))}
     kept = {t.role: misfits[kernel_of(t)] for t in wanted if kernel_of(t) in misfits}
     names = frozenset(t.name for t in wanted if kernel_of(t) not in misfits)
     types = {tensor.name: FP8 if tensor.name in names else PLAIN for tensor in linear}
@@ -64,7 +64,8 @@ def _is_linear(tensor: ModelTensor, options: Fp8Options) -> bool:
     )
 
 
-def _misfit(tensor: ModelTensor, dims: Mapping[str, int]) -> str | None:
+def misfit(tensor: ModelTensor, dims: Mapping[str, int]) -> str | None:
+    """Why its sides, or those of its parts, are no multiples of a tile's; ``None``: they are."""
     rows, columns = tensor.shape[-2:]
     parts = [rows]
     if tensor.role is Role.LINEAR_QKV:

@@ -12,8 +12,8 @@ different ways, so every entry is one that all understand alike:
 
 The MTP head is its first layer's path and its own as globs, as in NVIDIA's releases (``mtp.layers.0*``,
 ``mtp*``); the first alone leaves its projection to special cases in readers. A folder of two algorithms
-(``MIXED_PRECISION``) lists what *is* quantized, all experts of a layer under one key, and only the MTP head
-as excluded.
+(``MIXED_PRECISION``) lists what *is* quantized, all experts of a layer under one key; excluded are the MTP
+head, and experts that are not quantized, for which vLLM would look among their neighbours.
 
 ``producer``: vLLM takes hf_quant_config.json of a mixed folder only from a producer called ``modelopt``, and
 SGLang looks for a name that begins so. So the name is the layout's, and the version says who wrote it: that
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from qexport import __version__
 from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.formats.fp8.scope import FP8
 from qexport.formats.linears import LINEAR_ROLES, modules_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor, ModelView
-    from qexport.formats.nvfp4.scope import Algo
 
 
 PRODUCER = {"name": "modelopt", "version": f"0.47.0+qexport.{__version__}"}
@@ -54,12 +54,12 @@ _NVFP4 = {"quant_algo": "W4A16_NVFP4", "group_size": _GROUP}
 _FP8 = {"quant_algo": "FP8"}
 
 
-def modelopt_file(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> dict[str, Any]:
+def modelopt_file(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> dict[str, Any]:
     """hf_quant_config.json."""
     return {"producer": PRODUCER, "quantization": _quantization(repaired, view, chosen)}
 
 
-def modelopt_config(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> dict[str, Any]:
+def modelopt_config(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> dict[str, Any]:
     """``quantization_config``: the same in the other spelling, as ModelOpt's own converter gives it."""
     inner = _quantization(repaired, view, chosen)
     groups: dict[str, Any]
@@ -92,8 +92,8 @@ _NUMBERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _quantization(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> dict[str, Any]:
-    if "FP8" not in chosen.values():
+def _quantization(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> dict[str, Any]:
+    if FP8 not in chosen.values():
         return {
             "quant_algo": "W4A16_NVFP4",
             "kv_cache_quant_algo": None,
@@ -103,17 +103,23 @@ def _quantization(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo
     layers: dict[str, Any] = {}
     for tensor in view:
         if tensor.name in chosen:
-            settings = _NVFP4 if chosen[tensor.name] == "NVFP4" else _FP8
+            settings = _FP8 if chosen[tensor.name] == FP8 else _NVFP4
             layers[_layer_of(repaired, tensor)] = dict(settings)
     return {
         "quant_algo": "MIXED_PRECISION",
         "kv_cache_quant_algo": None,
         "quantized_layers": layers,
-        "exclude_modules": _head(repaired, view),
+        "exclude_modules": [*_plain_experts(repaired, view, chosen), *_head(repaired, view)],
     }
 
 
-def excluded(repaired: Repaired, view: ModelView, chosen: Mapping[str, Algo]) -> list[str]:
+def _plain_experts(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> list[str]:
+    """Experts that are not listed: vLLM would take them for what their shared expert is."""
+    plain = [t for t in view if t.block is Block.TRUNK and t.role in EXPERT_ROLES and t.name not in chosen]
+    return list(dict.fromkeys(_layer_of(repaired, tensor) for tensor in plain))
+
+
+def excluded(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> list[str]:
     """Everything that stays as it is: paths in the order of their letters, then globs."""
     paths = {"lm_head"}
     for tensor in view:

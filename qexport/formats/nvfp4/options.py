@@ -26,13 +26,15 @@ class Nvfp4Options:
 
     Attributes:
         layout: ``modelopt`` (``weight``, ``weight_scale``, ``weight_scale_2``, hf_quant_config.json) or
-            ``compressed-tensors`` (``weight_packed``, ``weight_scale``, ``weight_global_scale``).
+            ``compressed-tensors`` (``weight_packed``, ``weight_scale``, ``weight_global_scale``). FP8 has a
+            scale for a matrix in the one, for a tile of 128 by 128 in the other.
         scope: what is quantized in the language model's layers: a name of :data:`SCOPES`, or a regular
             expression that is searched in published module paths.
         scale_search: how block scales are chosen: ``max`` as ModelOpt and llm-compressor do, ``mse`` for the
             least squared error, ``importance`` for the least one weighted by ``importance``.
         importance: an importance matrix, or ``None``.
-        keep_head: scope ``nvidia`` leaves ``lm_head`` as it is; the other scopes always do.
+        keep_head: scope ``nvidia`` leaves ``lm_head`` as it is; the other scopes, and compressed-tensors,
+            always do.
         max_shard: bytes of tensor data in one file.
         types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory.
 
@@ -52,8 +54,6 @@ class Nvfp4Options:
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise UsageProblem(f"{name} is {getattr(self, name)!r}; there are {', '.join(known)}")
-        if self.scope == NVIDIA and self.layout != "modelopt":
-            raise UsageProblem("scope nvidia mixes NVFP4 and FP8 as only ModelOpt's layout can say it")
         if self.keep_head and self.scope != NVIDIA:
             raise UsageProblem("only scope nvidia quantizes lm_head")
         if self.scale_search == "importance" and self.importance is None:

@@ -19,6 +19,8 @@ from qexport.doctor.draft import dump_json
 from qexport.evidence.store import Evidence, Kind, Need
 from qexport.families.roles import Role
 from qexport.formats.folder import FolderTensor, plan_folder
+from qexport.formats.fp8.plan import in_tiles
+from qexport.formats.fp8.scope import FP8
 from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import config_notes
 from qexport.formats.linears import as_it_is, by_role, declaring, modules_of
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.nvfp4.options import Nvfp4Options
-    from qexport.formats.nvfp4.scope import Algo
     from qexport.formats.plan import ArtifactPlan
 
 
@@ -108,7 +109,7 @@ class _Makers:
 
     repaired: Repaired
     options: Nvfp4Options
-    chosen: Mapping[str, Algo]
+    chosen: Mapping[str, str]
     evidence: Evidence
     fused: Mapping[Any, tuple[str, ...]]
 
@@ -118,11 +119,13 @@ class _Makers:
             rounded = self.repaired.view().wide and tensor.role not in _FLOAT32
             return as_it_is(self.repaired, tensor, "BF16" if rounded else tensor.data.dtype)
         modules, (rows, columns) = modules_of(self.repaired, tensor), tensor.shape[-2:]
+        if algo == FP8 and self.options.layout != "modelopt":
+            return in_tiles(self.repaired, tensor, self.options.layout)
         stored: StoredType
         needs = [Need(Kind.LARGEST, self.fused[fused_key(tensor)])]
-        if algo == "FP8" or self.options.scale_search == "importance":
+        if algo == FP8 or self.options.scale_search == "importance":
             needs += self.evidence.needed(Kind.INPUT_SQUARES, tensor.name)
-        if algo == "FP8":
+        if algo == FP8:
             specs = [fp8_specs(module, rows, columns) for module in modules]
             stored = Fp8Matrix()
         else:
@@ -133,7 +136,7 @@ class _Makers:
         return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
 
 
-def _fused(view: ModelView, chosen: Mapping[str, Algo]) -> dict[Any, tuple[str, ...]]:
+def _fused(view: ModelView, chosen: Mapping[str, str]) -> dict[Any, tuple[str, ...]]:
     """The quantized tensors that share a global scale, by :func:`fused_key`."""
     found: dict[Any, tuple[str, ...]] = {}
     for tensor in view:
@@ -144,7 +147,7 @@ def _fused(view: ModelView, chosen: Mapping[str, Algo]) -> dict[Any, tuple[str, 
 
 
 def _quantized(
-    view: ModelView, chosen: Mapping[str, Algo], tensors: Sequence[FolderTensor]
+    view: ModelView, chosen: Mapping[str, str], tensors: Sequence[FolderTensor]
 ) -> dict[str, dict[str, Any]]:
     algos: dict[str, set[str]] = {}
     for tensor in view:
@@ -155,7 +158,7 @@ def _quantized(
 
 
 def _notes(
-    view: ModelView, options: Nvfp4Options, chosen: Mapping[str, Algo], evidence: Evidence
+    view: ModelView, options: Nvfp4Options, chosen: Mapping[str, str], evidence: Evidence
 ) -> list[str]:
     notes = []
     without = [name for name in chosen if evidence.of(Kind.INPUT_SQUARES, name) is None]
@@ -164,7 +167,7 @@ def _notes(
             f"the importance matrix has nothing for {len(without)} of {len(chosen)} tensors "
             f"({without[0]} and others), whose columns count alike"
         )
-    fp8 = [name for name, algo in chosen.items() if algo == "FP8"]
+    fp8 = [name for name, algo in chosen.items() if algo == FP8 and options.layout == "modelopt"]
     if fp8 and not any(name not in without for name in fp8):
         notes.append(
             "FP8 activations have the scale 1: no importance matrix says how large they are; "

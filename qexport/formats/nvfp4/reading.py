@@ -65,7 +65,7 @@ def _promises(artifact: Opened) -> Rule:
             return None
         algo = declared
         if algo == "MIXED_PRECISION":
-            entry = layers.get(asked.module) or layers.get(stack_of(asked.module))
+            entry = layers.get(asked.module) or _of_stack(asked, layers)
             if entry is None:
                 return None
             algo = entry.get("quant_algo")
@@ -76,6 +76,16 @@ def _promises(artifact: Opened) -> Rule:
         return _ALGORITHMS[algo]
 
     return promise
+
+
+def _of_stack(asked: Asked, layers: Mapping[str, Any]) -> Any:
+    """The entry of an expert's stack, of one in it, or else of whatever else is in its MLP: so vLLM looks."""
+    if asked.role not in EXPERT_ROLES:
+        return None
+    stack = stack_of(asked.module)
+    beside = stack.removesuffix("experts")
+    found = (layers[name] for part in (f"{stack}.", beside) for name in layers if name.startswith(part))
+    return layers.get(stack) or next(found, None)
 
 
 def _excluded(asked: Asked, exclude: Iterable[str]) -> bool:
