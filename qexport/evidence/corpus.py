@@ -34,6 +34,10 @@ _MAX_BYTES = 1 << 28
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
+Kind = Literal["built-in", "text", "jsonl"]
+_PARTS = 10  # one of them is kept apart where a part is
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Text to calibrate with.
@@ -48,7 +52,7 @@ class Corpus:
     records: tuple[Record, ...] = field(repr=False)
     label: str
     sha256: str
-    kind: Literal["built-in", "text", "jsonl"]
+    kind: Kind
 
 
 def builtin_corpus() -> Corpus:
@@ -81,6 +85,38 @@ def read_corpus(path: Path) -> Corpus:
     return Corpus((record,), path.name, hashlib.sha256(data).hexdigest(), "text")
 
 
+def kept_apart(corpus: Corpus, seed: int = 0) -> tuple[Corpus, Corpus] | None:
+    """The corpus without a tenth of it, and that tenth: to judge by what was not calibrated on.
+
+    Whole records, drawn by the seed; of a plain text its last lines. ``None``: there is too little to divide.
+    """
+    if corpus.kind == "text":
+        (record,) = corpus.records
+        assert isinstance(record.content, Text)
+        text = record.content.text
+        cut = text.find("\n", len(text) - len(text) // _PARTS)
+        if not 0 < cut < len(text) - 1:
+            return None
+        groups = [[Record(Text(text[:cut]))], [Record(Text(text[cut + 1 :]))]]
+    else:
+        aside = len(corpus.records) // _PARTS
+        if not aside:
+            return None
+        numbers = sorted(range(len(corpus.records)), key=lambda number: lot(seed + 1, number))
+        drawn = set(numbers[:aside])
+        groups = [
+            [each for number, each in enumerate(corpus.records) if (number in drawn) is part]
+            for part in (False, True)
+        ]
+    rest, kept = (_of_records(corpus.label, corpus.kind, group) for group in groups)
+    return rest, kept
+
+
+def lot(seed: int, number: int) -> bytes:
+    """What orders records at random. Not ``random.shuffle``: its sequence belongs to the Python version."""
+    return hashlib.sha256(f"{seed} {number}".encode()).digest()
+
+
 def _shipped(label: str, categories: Iterable[str]) -> Corpus:
     folder: Traversable = resources.files("qexport.evidence") / "data"
     if not folder.is_dir():  # a checkout, or an editable install of one
@@ -97,7 +133,7 @@ def _shipped(label: str, categories: Iterable[str]) -> Corpus:
     return _of_records(label, "built-in", records)
 
 
-def _of_records(label: str, kind: Literal["built-in", "jsonl"], records: Iterable[Record]) -> Corpus:
+def _of_records(label: str, kind: Kind, records: Iterable[Record]) -> Corpus:
     kept = tuple(records)
     if not kept:
         raise InputError(f"{label} has no records", hint=CORPUS_HINT)

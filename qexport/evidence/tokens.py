@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.chat import ChatRenderer, How
-from qexport.evidence.corpus import Corpus
+from qexport.evidence.corpus import Corpus, lot
 from qexport.evidence.records import Chat, Ids, Record, Text
 from qexport.evidence.tokenizer import TextTokenizer, model_tokenizer
 
@@ -194,7 +194,7 @@ def _in_order(corpus: Corpus, reader: _Reader, seed: int) -> Iterator[tuple[Reco
         yield from ((record, reader.ids(record)) for record in corpus.records)
         return
     waiting: dict[str, list[Record]] = {}
-    for number in sorted(range(len(corpus.records)), key=lambda number: _lot(seed, number), reverse=True):
+    for number in sorted(range(len(corpus.records)), key=lambda number: lot(seed, number), reverse=True):
         record = corpus.records[number]
         waiting.setdefault(record.category, []).append(record)
     taken = dict.fromkeys(sorted(waiting), 0)
@@ -206,11 +206,6 @@ def _in_order(corpus: Corpus, reader: _Reader, seed: int) -> Iterator[tuple[Reco
         ids = reader.ids(record)
         taken[category] += len(ids)
         yield record, ids
-
-
-def _lot(seed: int, number: int) -> bytes:
-    # Not random.shuffle: its sequence belongs to the Python version.
-    return hashlib.sha256(f"{seed} {number}".encode()).digest()
 
 
 def _check_ids(label: str, ids: np.ndarray, size: int | None, model: str) -> None:

@@ -14,7 +14,7 @@ runtime's own arithmetic adds (activations rounded to 8 bits in llama.cpp, a cac
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
@@ -22,6 +22,7 @@ from qexport.receipt.measures import Estimate, Kld, supported
 from qexport.verification.blocks import block_error
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from qexport.evidence.activations import HiddenStates
@@ -58,6 +59,7 @@ class Divergence:
         source_loss, loss: mean negative log-probability of the text's own next token (of the one after, for
             heads).
         vocabulary: tokens that both know; others are left out.
+        each: the divergence at every position, ``(windows, positions)``.
     """
 
     positions: int
@@ -75,6 +77,7 @@ class Divergence:
     loss: float
     loss_error: float | None
     vocabulary: int
+    each: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def perplexity_ratio(self) -> float:
@@ -97,7 +100,23 @@ class Divergence:
         return Kld(self.mean, self.error, **tail)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
+        said = asdict(replace(self, each=None))
+        del said["each"]
+        return {**said, "perplexity_ratio": self.perplexity_ratio}
+
+
+def gained(plain: Divergence, better: Divergence) -> Estimate:
+    """By how much ``better`` is closer to the source than ``plain``, in nats: the mean of differences.
+
+    Both stumble over the same passages, so the error of the difference is far smaller than theirs.
+
+    Raises:
+        InputError: they were not measured over the same positions.
+    """
+    if plain.each is None or better.each is None or plain.each.shape != better.each.shape:
+        raise InputError("divergences over different positions cannot be compared one by one")
+    difference = plain.each - better.each
+    return Estimate(float(difference.mean()), block_error(difference))
 
 
 def compare_runs(
@@ -186,5 +205,6 @@ def _summary(found: torch.Tensor, same: torch.Tensor, losses: list[torch.Tensor]
         loss=float(losses[1].mean()),
         loss_error=block_error((losses[1] - losses[0]).numpy()),
         vocabulary=rows,
+        each=windows,
         **tail,
     )

@@ -15,7 +15,7 @@ import pytest
 from qexport.errors import InputError
 from qexport.evidence import corpus as corpus_module
 from qexport.evidence import imatrix_file as imatrix_module
-from qexport.evidence.corpus import Corpus, read_corpus
+from qexport.evidence.corpus import Corpus, kept_apart, read_corpus
 from qexport.evidence.kinds import kind_of
 from qexport.evidence.records import Chat, Ids, Text
 
@@ -314,3 +314,42 @@ def test_a_corpus_or_a_matrix_is_a_regular_file_of_bounded_size(tmp_path, monkey
             read(tmp_path / "pipe.txt")
         with pytest.raises(InputError, match=r"a\.txt is larger than 49 bytes"):
             read(tmp_path / "a.txt")
+
+
+def test_a_tenth_is_kept_apart_and_neither_part_has_what_is_in_the_other(tmp_path: Path) -> None:
+    rows = [{"text": f"record {number}"} for number in range(40)]
+    corpus = read_corpus(lines(tmp_path / "a.jsonl", *rows))
+    parts = kept_apart(corpus, seed=3)
+    assert parts is not None
+    rest, kept = parts
+    assert len(kept.records) == 4
+    assert {r.canonical() for r in rest.records} | {r.canonical() for r in kept.records} == {
+        r.canonical() for r in corpus.records
+    }
+    assert len(rest.records) + len(kept.records) == 40
+    assert [r.content for r in rest.records] == [
+        r.content for r in corpus.records if r in rest.records
+    ]  # in their order
+    assert len({corpus.sha256, rest.sha256, kept.sha256}) == 3
+    assert {rest.label, kept.label} == {"a.jsonl"}
+    again, other = kept_apart(corpus, seed=3), kept_apart(corpus, seed=4)
+    assert again is not None
+    assert other is not None
+    assert again[1].sha256 == kept.sha256 != other[1].sha256
+
+
+def test_of_a_text_the_last_lines_are_kept_apart(tmp_path: Path) -> None:
+    text = "\n".join(f"line {number:03}" for number in range(100))
+    parts = kept_apart(read_corpus(saved(tmp_path / "a.txt", text)))
+    assert parts is not None
+    rest, kept = (only(part).text for part in parts)
+    assert f"{rest}\n{kept}" == text
+    assert kept.startswith("line 09")
+    assert 0.08 < len(kept) / len(text) < 0.11
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.txt", "one line"), ("b.jsonl", '{"text": "x"}\n' * 9), ("c.txt", "x" * 99 + "\n")]
+)
+def test_nothing_is_kept_apart_of_too_little(tmp_path: Path, name: str, data: str) -> None:
+    assert kept_apart(read_corpus(saved(tmp_path / name, data))) is None

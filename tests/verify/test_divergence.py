@@ -22,7 +22,7 @@ from qexport.families.view import ModelView
 from qexport.verification import logits as logits_module
 from qexport.verification.blocks import block_error
 from qexport.verification.comparison import compare
-from qexport.verification.divergence import Divergence, NotFinite, compare_runs
+from qexport.verification.divergence import Divergence, NotFinite, compare_runs, gained
 from qexport.verification.mtp_head import score_head
 from qexport.verification.text_run import EXACT, run_text
 
@@ -160,6 +160,26 @@ def test_damaged_weights_are_said(zoo: Zoo, tmp_path: Path) -> None:
 def test_a_perplexity_beyond_floats_is_infinite() -> None:
     ones = {field.name: 1 for field in fields(Divergence)}
     assert Divergence(**ones | {"loss": 2000.0}).perplexity_ratio == math.inf
+
+
+def test_what_is_gained_is_told_position_by_position(zoo: Zoo, tmp_path: Path) -> None:
+    source = zoo("llama3", layers=2)
+    ids = ids_for(source)
+    near, far = (noisy(source, tmp_path / str(amount), amount) for amount in (0.3, 0.33))
+    with run_text(view_of(source), ids) as run:
+        closer, plain = (compare(run, view_of(folder), ids).trunk for folder in (near, far))
+        shorter = compare(run, view_of(near), ids, first=20).trunk
+    found = gained(plain, closer)
+    assert found.value == pytest.approx(plain.mean - closer.mean)
+    assert found.error is not None
+    assert closer.error is not None
+    assert plain.error is not None
+    # The two stumble over the same places, so the difference is known better than either.
+    assert 0 < found.error < 0.5 * math.hypot(closer.error, plain.error)
+    assert gained(closer, plain).value == -found.value
+    assert "each" not in plain.to_json()
+    with pytest.raises(InputError, match="different positions"):
+        gained(plain, shorter)
 
 
 def test_trunk_and_head_share_what_is_read_of_the_output_matrix(
