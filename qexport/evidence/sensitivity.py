@@ -110,6 +110,13 @@ class Weights:
     columns: np.ndarray = field(repr=False)
 
 
+def reached(weights: Weights) -> np.ndarray:
+    """Of each matrix, whether a token reached it; of the others nothing is known."""
+    import numpy as np
+
+    return np.logical_and(weights.rows.any(axis=1), weights.columns.any(axis=1))
+
+
 def weights_of(evidence: Evidence, name: str) -> tuple[Weights, ...]:
     """What errors of the tensor with this canonical name weigh; several add up (a tied embedding has two).
 

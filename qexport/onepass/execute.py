@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.codecs.engines import ENGINES, Engine
-from qexport.errors import EnvironmentProblem, InputError
+from qexport.errors import EnvironmentProblem
 from qexport.onepass.crew import Crew
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import silent
 from qexport.onepass.locks import locked
 from qexport.onepass.needs import Needs
 from qexport.onepass.resume import Resume
-from qexport.onepass.runs import Done, Landed, Pour, Run, encode_run, runs_of, spans_of
+from qexport.onepass.runs import Done, Landed, Pour, Run, encode_run, nonfinite_error, runs_of, spans_of
 from qexport.onepass.sink import Sink, WrittenFile
 from qexport.onepass.sources import Sources
 from qexport.onepass.steps import Step, merge_steps
@@ -115,7 +115,7 @@ def execute(
         try:
             bad = walk.run()
             if bad:
-                raise _nonfinite_error(bad)
+                raise nonfinite_error(bad)
             for sink in sinks:
                 sink.finish()
             sources.refuse_changed()
@@ -233,14 +233,3 @@ class _Pass:
             self._sinks[number].write(file, offset, view, landed.written)
             if self._progress is not None:
                 self._progress.advance(len(view))
-
-
-def _nonfinite_error(bad: dict[str, int]) -> InputError:
-    lines = [f"{name}: {count} values" for name, count in list(bad.items())[:10]]
-    more = f"\n  ... and {len(bad) - 10} more tensors" if len(bad) > 10 else ""
-    return InputError(
-        f"{sum(bad.values())} weights are NaN or infinite, in {len(bad)} tensors:\n  "
-        + "\n  ".join(lines)
-        + more,
-        hint="The merge or the training broke them. Merge again in float32, or from an earlier checkpoint.",
-    )

@@ -14,7 +14,7 @@ from qexport.errors import InputError
 from qexport.onepass.rows import arranged_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from qexport.codecs.contract import Matrices
     from qexport.codecs.engines import Engine
@@ -123,6 +123,18 @@ def encode_run(run: Run, engines: Sequence[Engine], *, scan_only: bool) -> tuple
         except InputError as error:  # the encoder knows rows, not names
             raise InputError(f"{tensor.name}: {error.message}", hint=error.hint) from error
     return run, nonfinite, encoded
+
+
+def nonfinite_error(bad: Mapping[str, int]) -> InputError:
+    """What is said of values that are not finite, counted by tensor."""
+    lines = [f"{name}: {count} values" for name, count in list(bad.items())[:10]]
+    more = f"\n  ... and {len(bad) - 10} more tensors" if len(bad) > 10 else ""
+    return InputError(
+        f"{sum(bad.values())} weights are NaN or infinite, in {len(bad)} tensors:\n  "
+        + "\n  ".join(lines)
+        + more,
+        hint="The merge or the training broke them. Merge again in float32, or from an earlier checkpoint.",
+    )
 
 
 class Pour:
