@@ -39,11 +39,18 @@ class Prediction:
         kld: nats of divergence per token of the model itself.
         draft_kld: likewise of what its MTP head guesses; ``None`` without one.
         aim: what the types were chosen for, in words; empty where they were not.
+        notes: what a user should know about the choice.
     """
 
     kld: float
     draft_kld: float | None = None
     aim: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``0.00123 nats per token``, and what it is of the MTP head."""
+        head = "" if self.draft_kld is None else f", {self.draft_kld:.3g} of the MTP head's guesses"
+        return f"a divergence of {self.kld:.3g} nats per token{head}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.layout import Traits
-from qexport.assign.assignment import Assignment
+from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import EnvironmentProblem
 from qexport.formats.registry import format_of
 from qexport.onepass.fingerprint import fingerprint
@@ -43,6 +43,7 @@ class Target:
         facts: how the importance matrix was collected, where it was, for the receipt.
         gates: the limits that it has to keep.
         unverified: whether it is good enough where nothing could run it, or compare it with its source.
+        predicted: by label of its artifacts, what they are predicted to cost; where that was asked.
     """
 
     options: Any
@@ -51,6 +52,7 @@ class Target:
     facts: Mapping[str, Any] | None = None
     gates: Gates = field(default_factory=Gates)
     unverified: Unverified = "refuse"
+    predicted: Mapping[str, Prediction] = field(default_factory=dict)
 
     @property
     def format(self) -> Format:
@@ -60,9 +62,22 @@ class Target:
     def plans(self, diagnosis: Diagnosis) -> list[tuple[ArtifactPlan, Path]]:
         """Its artifacts and their folders. Reads no tensor data."""
         return [
-            (plan, self.out.with_name(self.out.name + self.format.beside.get(plan.kind, "")))
+            (
+                self._foretold(plan),
+                self.out.with_name(self.out.name + self.format.beside.get(plan.kind, "")),
+            )
             for plan in self.format.plan(diagnosis, self.options)
         ]
+
+    def _foretold(self, plan: ArtifactPlan) -> ArtifactPlan:
+        """The plan with what is predicted of it, and what is to be said of that."""
+        predicted = self.predicted.get(plan.label)
+        if plan.assignment is None:
+            return plan
+        if predicted is not None:
+            return replace(plan, assignment=replace(plan.assignment, predicted=predicted))
+        notes = () if plan.assignment.predicted is None else plan.assignment.predicted.notes
+        return replace(plan, notes=(*plan.notes, *notes))
 
     def chosen(self) -> dict[str, Any]:
         """What was asked for, without paths: a receipt travels with the files."""

@@ -26,6 +26,8 @@ class Phase(StrEnum):
 
     COLLECTING = "collecting"
     """Batches of text through layers."""
+    ASSAYING = "assaying"
+    """Bytes of weights, in which what types cost is looked for."""
     WRITING = "writing"
     """Bytes of all files."""
     VERIFYING = "verifying"

@@ -1,0 +1,307 @@
+"""From an aim to types: candidates are planned, the source is assayed once for all of them, types are chosen.
+
+For each target that says what is to come out (``qexport.assign.aim``), each of its format's words is planned
+as if every tensor had it; all these plans go through one assay. What the tensors cost in each then stands
+beside what they take, and the solver chooses. The chosen types are put into the target's options, so that
+all that follows is an export with given types. The plan of it has the last word on size: where headers grow
+with what they name, the budget shrinks by as much, and types are chosen again.
+
+Tensors of which no sensitivity is known are not chosen for: they keep what the format gives them, and it is
+said. Targets without an aim are assayed along, where there are any with one: they get a prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from qexport.assign.aim import Aim, aim_of
+from qexport.assign.allocate import Allocation, Price, Prices, allocate, cheapest
+from qexport.assign.assignment import Assignment, Prediction
+from qexport.errors import InputError, UsageProblem, some
+from qexport.evidence.sensitivity import reached, weights_of
+from qexport.families.roles import Block
+from qexport.onepass.assay import assay, assayed_bytes
+from qexport.run.steps import ready_kernels
+from qexport.run.watcher import Phase
+from qexport.sizes import size_text
+
+if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
+    from qexport.evidence.imatrix_file import ImportanceMatrix
+    from qexport.formats.format import Candidates, Sizing
+    from qexport.formats.plan import ArtifactPlan
+    from qexport.run.target import Target
+    from qexport.run.watcher import Watcher
+
+
+_HINT = (
+    "`qexport imatrix MODEL --corpus mine.jsonl --sensitivity` collects one; an export that collects its "
+    "matrix itself (--imatrix mine.jsonl, in a recipe calibration: {corpus: mine.jsonl}) does so when it has "
+    "an aim. Text like that which the model is for matters most."
+)
+_ROUNDS = 8  # until a plan's own headers fit; the second does in practice
+
+
+def refuse_blind(aim: Aim, matrix: ImportanceMatrix | None) -> None:
+    """Raise UsageProblem where an aim has no sensitivities to go by: without, choosing does harm."""
+    if matrix is None:
+        raise UsageProblem(
+            f"{aim} needs an importance matrix with sensitivities: what errors in each tensor cost",
+            hint=_HINT,
+        )
+    if matrix.sensitivity is None:
+        raise UsageProblem(
+            f"{matrix.label} has no sensitivities, and types for {aim} cannot be chosen by importance alone: "
+            "such files are worse than plain ones",
+            hint=_HINT,
+        )
+
+
+def settle(
+    targets: Sequence[Target], diagnosis: Diagnosis, watcher: Watcher, threads: int | None = None
+) -> list[Target]:
+    """The targets with their types chosen, and with what all of them are predicted to cost.
+
+    Raises:
+        InputError: nothing of that size, or that good, can be made of the model; damaged weights.
+    """
+    settled: list[Target] = []
+    for offer in offers(targets, diagnosis, watcher, threads):
+        if (aim := aim_of(offer.target.options)) is None:
+            settled.append(replace(offer.target, predicted=offer.predictions()))
+            continue
+        found = offer.settled(aim)
+        settled.append(found)
+        predicted = found.options.types_from.predicted
+        watcher.say(f"types chosen for {aim}: {predicted} is predicted")
+        for note in predicted.notes:
+            watcher.say(f"  {note}")
+    return settled
+
+
+def offers(
+    targets: Sequence[Target], diagnosis: Diagnosis, watcher: Watcher, threads: int | None = None
+) -> list[Offer]:
+    """What can be chosen between for each target, with its prices: the source is read once for all.
+
+    Raises:
+        InputError: damaged weights.
+    """
+    asked = [_planned(target, diagnosis) for target in targets]
+    plans = [plan for each in asked for plan in each.values()]
+    ready_kernels(plans, watcher.say)
+    with watcher.phase(Phase.ASSAYING, assayed_bytes(plans)) as progress:
+        costs = iter(assay(plans, threads=threads, progress=progress))
+    return [
+        Offer(target, diagnosis, each, {word: next(costs) for word in each})
+        for target, each in zip(targets, asked, strict=True)
+    ]
+
+
+def _planned(target: Target, diagnosis: Diagnosis) -> dict[str, ArtifactPlan]:
+    """The plans that are assayed for a target: its own, and one for each word that may be chosen."""
+    own = {plan.label: plan for plan, _ in target.plans(diagnosis)}
+    if aim_of(target.options) is None or target.format.sizing is None:
+        return own
+    base = next(iter(own.values()))
+    free = target.format.sizing.candidates(diagnosis, target.options)
+    names = [name for group in free.groups for name in group]
+    words = {
+        word: target.format.plan(diagnosis, with_types(target.options, base, dict.fromkeys(names, word)))[0]
+        for word in free.words
+    }
+    return {base.label: base, **words}
+
+
+def with_types(
+    options: Any, base: ArtifactPlan, types: Mapping[str, str], predicted: Prediction | None = None
+) -> Any:
+    """The options with these types over those of ``base``, whose label they keep."""
+    assert base.assignment is not None
+    whole = {**base.assignment.types, **types}
+    return replace(options, types_from=Assignment(base.assignment.format, base.label, whole, predicted))
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a target may become, and what that takes and costs.
+
+    Attributes:
+        plans: its own first (a stand-in where it has an aim), then by word those of all candidates.
+        costs: nats per token, by the same keys and canonical name.
+    """
+
+    target: Target
+    diagnosis: Diagnosis
+    plans: Mapping[str, ArtifactPlan]
+    costs: Mapping[str, Mapping[str, float]]
+
+    @property
+    def base(self) -> ArtifactPlan:
+        """Tensors that are not chosen for are as they are here."""
+        return next(iter(self.plans.values()))
+
+    @cached_property
+    def free(self) -> Candidates:
+        """What may be chosen."""
+        return self._sizing.candidates(self.diagnosis, self.target.options)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """Of the groups that may be chosen for and of which something is known."""
+        nbytes = {word: _bytes_by_name(self.plans[word]) for word in self.free.words}
+        groups: dict[str, dict[str, Price]] = {}
+        members: dict[str, tuple[str, ...]] = {}
+        for names in self.free.groups:
+            barred = self.free.barred.get(names[0], frozenset())
+            offered = {
+                word: Price(
+                    sum(nbytes[word][name] for name in names), sum(self.costs[word][name] for name in names)
+                )
+                for word in self.free.words
+                if word not in barred and all(name in self.costs[word] for name in names)
+            }
+            kept = {word: price for word, price in offered.items() if math.isfinite(price.kld)}
+            if kept:
+                groups[names[0]], members[names[0]] = kept, names
+        return Prices(groups, members)
+
+    @cached_property
+    def beside(self) -> int:
+        """Bytes of all files that are not those of the groups."""
+        chosen = {name for names in self.prices.members.values() for name in names}
+        return self.base.size - sum(n for name, n in _bytes_by_name(self.base).items() if name in chosen)
+
+    def predictions(self) -> dict[str, Prediction]:
+        """What the target's own plans cost, by label."""
+        return {label: self._prediction(self.costs[label]) for label in self.plans}
+
+    def settled(self, aim: Aim) -> Target:
+        """The target with the types that its aim comes to.
+
+        Raises:
+            InputError: nothing of that size, or that good, can be made of the model.
+        """
+        if aim.kind == "max_kld":
+            return self._of(self._good(float(aim.value)), aim)
+        limit = self._limit(aim)
+        budget = limit - self.beside
+        for _ in range(_ROUNDS):
+            chosen = allocate(self.prices, budget)
+            if chosen is None:
+                raise self._too_small(aim)
+            found = self._of(chosen, aim, limit)
+            excess = found.plans(self.diagnosis)[0][0].size - limit
+            if excess <= 0:
+                return found
+            budget -= excess
+        raise self._too_small(aim)
+
+    @property
+    def _sizing(self) -> Sizing:
+        assert self.target.format.sizing is not None
+        return self.target.format.sizing
+
+    def _limit(self, aim: Aim) -> int:
+        """Bytes of all files that are not exceeded."""
+        if aim.kind == "size":
+            return int(aim.value)
+        if aim.kind == "like":
+            options = self._sizing.plain(self.target.options, aim.value)
+            return self.target.format.plan(self.diagnosis, options)[0].size
+        data = sum(tensor.nbytes for tensor in self.base.tensors)
+        return self.base.size - data + int(data * aim.value / self.base.bits_per_weight)
+
+    def _good(self, most: float) -> Allocation:
+        chosen = cheapest(self.prices, most - self._fixed)
+        if chosen is None:
+            best = sum(min(p.kld for p in words.values()) for words in self.prices.groups.values())
+            raise InputError(
+                f"no file of {self.target.format.words.name} with these types is predicted to diverge by "
+                f"{most:g} nats or less; the best by {best + self._fixed:.2g}",
+                hint="Ask for a larger divergence.",
+            )
+        return chosen
+
+    def _too_small(self, aim: Aim) -> InputError:
+        least = sum(min(p.nbytes for p in words.values()) for words in self.prices.groups.values())
+        floors = "".join(f"; {floor}" for floor in self.free.floors)
+        return InputError(
+            f"{aim} is too small for this model: with the smallest types it takes "
+            f"{size_text(self.beside + least)}{floors}",
+            hint="Ask for more.",
+        )
+
+    def _of(self, chosen: Allocation, aim: Aim, limit: int | None = None) -> Target:
+        """The target with the chosen types."""
+        words = self.prices.types(chosen.words)
+        types: dict[str, str] = {}
+        for name, word in words.items():
+            made = self.plans[word].assignment
+            assert made is not None
+            types[name] = made.types[name]  # what the word came to where rows are no whole blocks
+        costs = dict(self.costs[self.base.label])
+        costs |= {name: self.costs[word][name] for name, word in words.items()}
+        predicted = self._prediction(costs, str(aim))
+        data = sum(tensor.nbytes for tensor in self.base.tensors)
+        room = self.beside + chosen.price.nbytes if limit is None else limit
+        label = self._sizing.label(self.diagnosis, self.target.options, room - (self.base.size - data))
+        base = replace(self.base, label=label)
+        return replace(self.target, options=with_types(self.target.options, base, types, predicted))
+
+    @cached_property
+    def _fixed(self) -> float:
+        """What tensors cost that are not chosen for."""
+        chosen = {name for names in self.prices.members.values() for name in names}
+        return sum(cost for name, cost in self.costs[self.base.label].items() if name not in chosen)
+
+    def _prediction(self, costs: Mapping[str, float], aim: str = "") -> Prediction:
+        view = self.diagnosis.repaired.view()
+        head = {tensor.name for tensor in view if tensor.block is Block.MTP}
+        draft = [cost for name, cost in costs.items() if name in head]
+        notes: list[str] = []
+        if aim:
+            notes = [*self.free.floors, *self._unknown(), *_cold(self.base, costs)]
+        return Prediction(
+            sum(cost for name, cost in costs.items() if name not in head),
+            sum(draft) if draft else None,
+            aim,
+            tuple(notes),
+        )
+
+    def _unknown(self) -> list[str]:
+        left = [name for names in self.free.groups if names[0] not in self.prices.groups for name in names]
+        if not left:
+            return []
+        return [
+            f"no sensitivity is known of {len(left)} tensors; they keep what {self.base.label} gives them, and "
+            f"the prediction is without them: {some(left, 4)}"
+        ]
+
+
+def _cold(plan: ArtifactPlan, names: Mapping[str, float]) -> list[str]:
+    """What is said of experts without sensitivities."""
+    cold: dict[str, tuple[int, int]] = {}
+    for name in names:
+        for part in weights_of(plan.evidence, name):
+            known = reached(part)
+            if not known.all():
+                cold[name] = (int((~known).sum()), len(known))
+    if not cold:
+        return []
+    unseen, experts = (sum(counts) for counts in zip(*cold.values(), strict=True))
+    return [
+        f"{unseen} of {experts} experts in {len(cold)} tensors have no sensitivity; each counts as the mean "
+        f"of those of its tensor that have one: {some(list(cold), 4)}"
+    ]
+
+
+def _bytes_by_name(plan: ArtifactPlan) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for tensor in plan.tensors:
+        found[tensor.canonical] = found.get(tensor.canonical, 0) + tensor.nbytes
+    return found
