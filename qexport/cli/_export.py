@@ -116,18 +116,21 @@ def export_format(
     """
     from qexport.evidence.options import StreamOptions
     from qexport.formats.registry import FORMATS
-    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
+    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel, apart
     from qexport.run.job import Local, run
 
     output = output or Output(as_json=given["as_json"])
     kind = FORMATS[word]
     calibration = _calibration(given, kind.matrix)
     options = kind.options(**chosen(kind.options, given))
+    kind.check(options)
     verify = None if given.get("no_verify", True) else verify_options_from(given)
     place = "." if given["out"] is not None else folder or kind.folder(options)
     recipe = Recipe(
         subjects=(RecipeModel("model", model_choice(given)),),
-        artifacts=(AskedArtifact(word, options, place, verify),),
+        artifacts=tuple(
+            AskedArtifact(name, each, place, verify) for name, each in apart(word, options).items()
+        ),
         calibration=calibration,
         measure=given.get("measure", 0),
     )
@@ -165,8 +168,8 @@ def _calibration(given: dict[str, Any], field: str | None) -> Calibration | None
 def _rehearse(output: Output, recipe: Recipe, local: Local) -> None:
     from qexport.cli._report import show_plans
     from qexport.recipe.select import units_of
-    from qexport.run.job import plan_model
+    from qexport.run.job import foreseen, plan_model
 
-    work = plan_model(recipe, recipe.subjects[0], units_of(recipe), local, output)
+    work = foreseen(plan_model(recipe, recipe.subjects[0], units_of(recipe), local, output), output)
     plans = [*work.matrix_plans(), *(item.plan for item in work.items)]
     show_plans(output, plans, work.items[0].target.out)

@@ -77,6 +77,34 @@ TYPES_FROM = click.option(
 )
 
 
+aim_options = together(
+    click.option(
+        "--max-kld",
+        type=Finite(0, min_open=True),
+        metavar="NATS",
+        help="The smallest file that is predicted to diverge by no more than this, in nats per token.",
+    ),
+    click.option(
+        "--like", metavar="TYPE", help="The best file that is no larger than one of TYPE; see --size."
+    ),
+    click.option(
+        "--bpw",
+        type=Finite(0, min_open=True),
+        metavar="BITS",
+        help="The best file of no more bits per weight; see --size.",
+    ),
+    click.option(
+        "--size",
+        type=SIZE,
+        metavar="SIZE",
+        help="The best file of no more than this, e.g. 17G: each tensor gets the type at which all errors "
+        "together cost the model least, by sensitivities, which come with the importance matrix. One of "
+        "--size, --bpw, --like and --max-kld.",
+    ),
+)
+"""What types are chosen for, instead of naming them."""
+
+
 model_argument = together(
     click.option("--revision", help="Branch, tag or commit of a MODEL on the Hub."), click.argument("model")
 )

@@ -15,6 +15,7 @@ from qexport.cli._options import (
     SIZE,
     THREADS,
     TYPES_FROM,
+    aim_options,
     calibration_options,
     measure_option,
     model_argument,
@@ -44,11 +45,11 @@ class _Pair(click.ParamType[tuple[str, str]]):
     "--quant",
     "types",
     multiple=True,
-    required=True,
     metavar="TYPE",
     help="File type: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_L, Q3_K_M, Q3_K_S, "
     "Q2_K, Q2_K_S, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, IQ4_XS. Repeat it for more files from the same read.",
 )
+@aim_options
 @OUT
 @mtp_options
 @click.option(
@@ -107,6 +108,7 @@ def command(**given: Any) -> None:
       qexport gguf ./merged -q Q4_K_M -q Q8_0 --mtp-from Qwen/Qwen3.5-9B
       qexport gguf ./merged -q Q4_K_M -q Q5_K_M -q Q6_K -q Q8_0 --imatrix
       qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf_file
+      qexport gguf ./merged --like Q4_K_M -q Q8_0 --imatrix mine.jsonl
       qexport gguf org/model -q Q6_K --dry-run
     """
     export_format("gguf", given)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_validator
 
+from qexport.assign.aim import AIMS
 from qexport.errors import QexportError, closest
 from qexport.formats.format import CALIBRATED
 from qexport.formats.gguf.file_types import FILE_TYPES, file_type
@@ -17,7 +18,6 @@ from qexport.recipe.fields import (
     MAPPING,
     ONE,
     Flag,
-    Near,
     Number,
     Part,
     Size,
@@ -84,11 +84,9 @@ _OPTIONS = {
         kind.options,
         word.upper(),
         hidden=kind.hidden,
-        needed=("types",) if kind.ladder else (),
         own={
             **dict.fromkeys(kind.sizes, Size | None),
             **({"types": _Types} if kind.ladder else {}),
-            **({"types_from": Near | None} if hasattr(kind.options, "types_from") else {}),
         },
     )
     for word, kind in FORMATS.items()
@@ -159,6 +157,12 @@ def to_artifact(entry: Any, number: int, defaults: Defaults, problems: Problems)
     for place, name in enumerate(types):
         if name in types[:place]:
             problems.at((*at, word, "types", place), f"{name} is there twice")
+    aims = [key for key in AIMS if given.get(key) is not None]
+    if kind.ladder and not types and not aims:
+        words = "'types' is missing: a list such as [Q4_K_M, Q8_0]; or one of "
+        problems.at((*at, word), f"{words}{', '.join(AIMS)}")
+    elif types and aims:
+        problems.at((*at, word), f"types and {aims[0]} are two artifacts; give each an entry and a 'name'")
     importance = entry.importance
     if importance is None:
         importance = kind.matrix is not None and defaults.calibrated and kind.weighted(given)

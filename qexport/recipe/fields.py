@@ -30,6 +30,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from qexport.assign.assignment import Assignment
 from qexport.checkpoint.yaml_tree import Word
 from qexport.errors import closest
 from qexport.sizes import parse_size
@@ -40,7 +41,9 @@ _TRUE, _FALSE = (
 )
 _FAR = 2**63
 # What option classes import for type checkers only, so that their module does not know it at run time.
-_NAMES = {"Path": Path, "Mapping": Mapping, "Sequence": Sequence}
+_NAMES = {"Path": Path, "Mapping": Mapping, "Sequence": Sequence, "Assignment": Assignment}
+_UNWRITTEN = (type(None), Assignment)
+"""What a recipe cannot hold: a field that takes one takes something else, too."""
 
 
 class Part(BaseModel):
@@ -178,7 +181,7 @@ def spelled(kind: Any) -> Any:
     if kind in _LEAVES:
         return _LEAVES[kind]
     if origin in (Union, types.UnionType):
-        (inner,) = [arg for arg in args if arg is not type(None)]
+        (inner,) = [arg for arg in args if arg not in _UNWRITTEN]
         return Optional[spelled(inner)]  # noqa: UP045 - of an expression
     if kind == tuple[tuple[str, str], ...]:
         return _PAIRS
@@ -204,7 +207,6 @@ def model_of(
     name: str,
     *,
     hidden: Collection[str] = (),
-    needed: Collection[str] = (),
     own: Mapping[str, Any] | None = None,
 ) -> type[Part]:
     """A model with the fields of a dataclass.
@@ -212,7 +214,6 @@ def model_of(
     Args:
         name: in the JSON Schema.
         hidden: fields that a recipe does not set.
-        needed: fields that must be given, whatever the class says.
         own: types of fields that the annotation does not say.
     """
     own = dict(own or {})
@@ -221,7 +222,7 @@ def model_of(
     for each in dataclasses.fields(cls):
         if each.name in kinds:
             bare = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-            fields[each.name] = (kinds[each.name], ... if bare or each.name in needed else each.default)
+            fields[each.name] = (kinds[each.name], ... if bare else each.default)
     made: type[Part] = create_model(name, __base__=Part, __doc__=cls.__doc__, **fields)
     return made
 

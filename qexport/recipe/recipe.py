@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from qexport.assign.aim import aim_of
 from qexport.doctor.mtp import MtpMode
 from qexport.evidence.options import Precision
 from qexport.formats.format import CALIBRATED
@@ -151,6 +152,13 @@ class AskedArtifact:
         return self.format.matrix is not None and getattr(self.options, self.format.matrix) is CALIBRATED
 
 
+def apart(name: str, options: Any) -> dict[str, Any]:
+    """Options that name types and have an aim as two artifacts: the types, and what is made for the aim."""
+    if not (aim_of(options) and format_of(options).ladder and options.types):
+        return {name: options}
+    return {name: options.without_aim(), f"{name}-sized": replace(options, types=())}
+
+
 def artifacts_of(
     formats: Iterable[Any], *, calibrated: bool = False, verify: VerifyOptions | None
 ) -> tuple[AskedArtifact, ...]:
@@ -161,7 +169,7 @@ def artifacts_of(
     """
     made: list[AskedArtifact] = []
     count: Counter[str] = Counter()
-    for options in formats:
+    for options in [part for each in formats for part in apart("", each).values()]:
         kind = format_of(options)
         field_name, given = kind.matrix, vars(options)
         if calibrated and field_name is not None and given[field_name] is None and kind.weighted(given):

@@ -146,7 +146,6 @@ File: Any = create_model(
 _MISSING = {
     "source": ": which model? (source: {model: org/name})",
     "artifacts": ": a list of what is to be written",
-    "types": ": a list such as [Q4_K_M, Q8_0]",
 }
 
 

@@ -278,8 +278,8 @@ class Offer:
         if not left:
             return []
         return [
-            f"no sensitivity is known of {len(left)} tensors; they keep what {self.base.label} gives them, and "
-            f"the prediction is without them: {some(left, 4)}"
+            f"no sensitivity is known of {len(left)} tensors; they keep what {self.base.label} gives them, "
+            f"and the prediction is without them: {some(left, 4)}"
         ]
 
 

@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qexport.assign.aim import aim_of
+from qexport.checkpoint.hub import HubCheckpoint
+from qexport.doctor.mlx_saved import underneath
 from qexport.errors import QexportError, Unproven, VerificationError
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.evidence.options import StreamOptions
@@ -23,6 +26,7 @@ from qexport.recipe.publication import destinations, pushes
 from qexport.recipe.select import Unit, units_of
 from qexport.report.write import REPORT_NAMES, write_report
 from qexport.run import steps
+from qexport.run.allocation import refuse_blind, settle
 from qexport.run.gates import judge_gates, words
 from qexport.run.matrix import Matrix, Wanted, collect, matrix_label, want, write_matrix
 from qexport.run.model import examine, fetched
@@ -146,16 +150,23 @@ def plan_model(
     if local.report:
         Sources(given=work.inputs).refuse(local.out or Path(), REPORT_NAMES)
     how = recipe.calibration
-    weighted = [
-        each for each in map(recipe.artifact, dict.fromkeys(u.artifact for u in units)) if each.importance
-    ]
-    if how is None or not weighted:
+    asked = [recipe.artifact(name) for name in dict.fromkeys(unit.artifact for unit in units)]
+    aims = {each.name: aim for each in asked if (aim := aim_of(each.options)) is not None}
+    for each in asked:
+        if each.name in aims and (how is None or not each.importance):
+            refuse_blind(aims[each.name], None)
+    if how is None or not any(each.importance for each in asked):
         return work
     if how.imatrix is not None:
-        return replace(work, matrix=Matrix(read_imatrix(how.imatrix)))
+        matrix = read_imatrix(how.imatrix)
+        for aim in aims.values():
+            refuse_blind(aim, matrix)
+        return replace(work, matrix=Matrix(matrix))
     view = diagnosis.repaired.view()
+    if aims:
+        how = replace(how, sensitivity=True)
     # Beside the first GGUF files that use it; else in a folder of its own.
-    ladder = next((each for each in recipe.artifacts if each.types and each.importance), None)
+    ladder = next((each for each in recipe.artifacts if each.format.ladder and each.importance), None)
     folder, own_name = work.out / f"{work.name}-imatrix", subject.given
     if ladder is not None:
         folder, own_name = work.folder(ladder), own_name or ladder.options.model_name
@@ -167,6 +178,14 @@ def plan_model(
     return replace(work, wanted=None, matrix=None)
 
 
+def foreseen(work: Work, watcher: Watcher) -> Work:
+    """What is known before anything is written: with a matrix that is ready and has sensitivities, types and
+    predictions; the weights are read for it."""
+    matrix = None if work.wanted is not None or work.matrix is None else work.matrix.values
+    here = not isinstance(underneath(work.diagnosis.subject.checkpoint), HubCheckpoint)
+    return work.settle(watcher) if matrix is not None and matrix.sensitivity is not None and here else work
+
+
 @dataclass(frozen=True)
 class Work:
     """A model's units, planned.
@@ -174,6 +193,7 @@ class Work:
     Attributes:
         matrix: for artifacts that use importance: the one that is expected, then the one that was collected.
         wanted: the matrix that has to be collected first, if one has to be.
+        chosen: the targets, once the types are chosen of those that have an aim.
     """
 
     recipe: Recipe
@@ -183,6 +203,7 @@ class Work:
     diagnosis: Diagnosis
     matrix: Matrix | None = None
     wanted: Wanted | None = None
+    chosen: tuple[Target, ...] = ()
 
     @property
     def out(self) -> Path:
@@ -203,10 +224,20 @@ class Work:
         return self.out / artifact.folder.replace("{name}", self.name)
 
     @cached_property
+    def targets(self) -> list[Target]:
+        """One for each artifact that is asked for."""
+        return list(self.chosen) or targets_of(
+            self.recipe, self.subject, self.units, self.local, self.matrix, self.name
+        )
+
+    @cached_property
     def items(self) -> list[Item]:
         """Everything that is to be written."""
-        targets = targets_of(self.recipe, self.subject, self.units, self.local, self.matrix, self.name)
-        return plan(targets, self.diagnosis, self.inputs)
+        return plan(self.targets, self.diagnosis, self.inputs)
+
+    def settle(self, watcher: Watcher) -> Work:
+        """With the types chosen of what has an aim, and predictions of all; the weights are read once."""
+        return replace(self, chosen=tuple(settle(self.targets, self.diagnosis, watcher, self.local.threads)))
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -292,6 +323,8 @@ def _made(work: Work, watcher: Watcher) -> Made:
     """One model to its end: evidence, the pass, proofs, gates."""
     if work.wanted is not None:
         work = replace(work, matrix=_collected(work, work.wanted, watcher))
+    if any(aim_of(target.options) for target in work.targets):
+        work = work.settle(watcher)
     items, receipts = _proven(work, *_written(work, watcher), watcher)
     watcher.made(items, receipts)
     gates = judge_gates(items, head=bool(work.diagnosis.repaired.mtp_layers))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.layout import Traits
+from qexport.assign.aim import aim_of
 from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import EnvironmentProblem
 from qexport.formats.registry import format_of
@@ -72,6 +73,9 @@ class Target:
     def _foretold(self, plan: ArtifactPlan) -> ArtifactPlan:
         """The plan with what is predicted of it, and what is to be said of that."""
         predicted = self.predicted.get(plan.label)
+        if (aim := aim_of(self.options)) is not None and not self.options.settled:
+            note = f"types for {aim} are chosen when it is known what errors cost; here others stand in"
+            return replace(plan, notes=(*plan.notes, note))
         if plan.assignment is None:
             return plan
         if predicted is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.errors import UsageProblem
 from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Sizing, Words
 from qexport.formats.gguf.file_types import file_type
@@ -70,6 +71,10 @@ def _bits(options: GgufOptions, type_name: str) -> float:
 
 def _check(options: GgufOptions) -> None:
     Overrides(options.tensor_types, options.output_type, options.embedding_type)
+    if not options.types and options.aim is None:
+        raise UsageProblem(
+            "no type is named to write", hint="Give -q Q4_K_M, or one of --size, --bpw, --like, --max-kld."
+        )
     if options.like is not None:
         _plain(options, options.like)
 
