@@ -19,6 +19,7 @@ class Limits:
     max_mean_kld: float | None = None
     min_same_top1: float | None = None
     min_acceptance: float | None = None
+    predicted_ratio: float | None = None
     max_size: int | None = None
 
 
@@ -26,6 +27,8 @@ _Share = Annotated[Number, Field(ge=0, le=1)]
 _Nats = Annotated[Number, Field(ge=0)]
 _Shares = Annotated[Annotated[dict[str, _Share], MAPPING] | Annotated[_Share, ONE], EITHER]
 _Divergences = Annotated[Annotated[dict[str, _Nats], MAPPING] | Annotated[_Nats, ONE], EITHER]
+_Factor = Annotated[Number, Field(ge=1)]
+_Factors = Annotated[Annotated[dict[str, _Factor], MAPPING] | Annotated[_Factor, ONE], EITHER]
 _Sizes = Annotated[Annotated[dict[str, Size], MAPPING] | Annotated[Size, ONE], EITHER]
 _OTHERS = ""  # stands for the types that are not named
 
@@ -39,6 +42,7 @@ class Gates(Part):
         min_same_top1: least share of positions at which the most likely token is the source's.
         min_acceptance: least share of drafts of the MTP head, one token ahead over held-out text, that are
             the model's own choice.
+        predicted_ratio: the factor by which the measured divergence may be off the predicted one, either way.
         max_size: bytes, such as 20G.
     """
 
@@ -46,6 +50,7 @@ class Gates(Part):
     max_mean_kld: _Divergences | None = None
     min_same_top1: _Shares | None = None
     min_acceptance: _Shares | None = None
+    predicted_ratio: _Factors | None = None
     max_size: _Sizes | None = None
 
     def of(self, type_name: str | None) -> Limits:

@@ -23,6 +23,7 @@ _GATES = {
     "max_mean_kld": "mean KL divergence, at most",
     "min_same_top1": "same top-1, at least",
     "min_acceptance": "MTP acceptance, at least",
+    "predicted_ratio": "measured KL divergence by prediction, within a factor of",
     "max_size": "size, at most",
 }
 _NOTHING = "not measured"
@@ -67,6 +68,8 @@ def gate_value(name: str, value: float | None) -> str:
         return _NOTHING
     if name == "max_size":
         return size_text(int(value))
+    if name == "predicted_ratio":
+        return f"{value:.2f}"
     if name == "max_mean_kld":
         shown = nats(value)
         return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} nats"

@@ -2,11 +2,13 @@
 
 What was not measured passes no gate. Two things are no failing: acceptance where the model has no MTP head,
 and anything about artifacts that cannot be run at all (the repaired checkpoint), but for their size.
-Acceptance is that over held-out text: what a runtime accepts over a few prompts gates nothing.
+Acceptance is that over held-out text: what a runtime accepts over a few prompts gates nothing. Nor is it
+known how good a prediction was where none was made: that takes an importance matrix with sensitivities.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ from qexport.receipt.store import note_gates
 from qexport.receipt.types import Gate
 
 if TYPE_CHECKING:
+    from qexport.assign.assignment import Assignment
+    from qexport.receipt.measures import Kld
     from qexport.recipe.gates import Limits
     from qexport.run.target import Item
 
@@ -55,7 +59,7 @@ def _judge(limits: Limits, item: Item, *, head: bool) -> list[Gate]:
             continue
         value = values.get(each.name)
         # Written so that NaN fails.
-        kept = value is not None and (value <= limit if each.name.startswith("max_") else value >= limit)
+        kept = value is not None and (value >= limit if each.name.startswith("min_") else value <= limit)
         outcomes.append(Gate(item.name, each.name, limit, value, kept))
     return outcomes
 
@@ -67,5 +71,14 @@ def _values(item: Item) -> dict[str, float | None]:
         "max_mean_kld": None if found.kld is None else found.kld.mean,
         "min_same_top1": None if found.same_top1 is None else found.same_top1.value,
         "min_acceptance": None if found.acceptance is None else found.acceptance.value,
+        "predicted_ratio": _off(found.kld, item.plan.assignment),
         "max_size": item.plan.size,
     }
+
+
+def _off(measured: Kld | None, chosen: Assignment | None) -> float | None:
+    """The factor between the divergence that was measured and that which was predicted, at least 1."""
+    if measured is None or chosen is None or chosen.predicted is None:
+        return None
+    less, more = sorted((measured.mean, chosen.predicted.kld))
+    return more / less if less > 0 else math.inf
