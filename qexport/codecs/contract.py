@@ -25,7 +25,7 @@ To add a type: a class here, a function in a module of its own, a row in the eng
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -35,6 +35,8 @@ from qexport.errors import UsageProblem
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from qexport.codecs.feedback import Feedback
 
 
 FP8_TILE = 128
@@ -160,11 +162,14 @@ class Known:
         importance: mean squared inputs, float32 ``(columns,)``.
         largest: the largest magnitude of all that share a scale with it, itself among them.
         begins: whether the rows begin with its first.
+        feedback: how its columns make up for each other's errors (:mod:`qexport.codecs.feedback`), for types
+            that can use it.
     """
 
     importance: np.ndarray | None = None
     largest: float = 0.0
     begins: bool = True
+    feedback: Feedback | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +180,7 @@ class Matrices:
         height: rows of each of several.
         importance: mean squared inputs, float32 ``(matrices, columns)``; one row may stand for all.
         largest: largest magnitudes, ``(matrices,)``.
+        feedback: one for each, made when it is asked for; ``None`` among them: none for that matrix.
 
     Raises:
         UsageProblem: tables of another form, or several matrices without a height.
@@ -183,6 +189,7 @@ class Matrices:
     height: int | None = None
     importance: np.ndarray | None = None
     largest: np.ndarray | None = None
+    feedback: Sequence[Feedback | None] | None = None
 
     def __post_init__(self) -> None:
         table = self.importance
@@ -201,8 +208,8 @@ class Matrices:
         return max((len(table) for table in self._tables), default=1)
 
     @property
-    def _tables(self) -> list[np.ndarray]:
-        return [table for table in (self.importance, self.largest) if table is not None]
+    def _tables(self) -> list[Sized]:
+        return [table for table in (self.importance, self.largest, self.feedback) if table is not None]
 
     def parts(self, first_row: int, rows: int) -> Iterator[tuple[Known, int, int]]:
         """What is known of ``rows`` rows from ``first_row`` of the tensor on, and of which; by matrix.
@@ -226,7 +233,8 @@ class Matrices:
     def _of(self, matrix: int, *, begins: bool) -> Known:
         table = self.importance
         importance = None if table is None else table[min(matrix, len(table) - 1)]
-        return Known(importance, 0.0 if self.largest is None else float(self.largest[matrix]), begins)
+        largest = 0.0 if self.largest is None else float(self.largest[matrix])
+        return Known(importance, largest, begins, None if self.feedback is None else self.feedback[matrix])
 
 
 @dataclass(frozen=True, eq=False)

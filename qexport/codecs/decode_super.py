@@ -56,7 +56,7 @@ def decode_q3_k(packed: np.ndarray, out: np.ndarray) -> None:
 
 
 @compiled
-def _scale_and_minimum(codes: np.ndarray, sub: int) -> tuple[np.uint8, np.uint8]:
+def scale_and_minimum(codes: np.ndarray, sub: int) -> tuple[np.uint8, np.uint8]:
     """The two 6-bit codes of sub-block ``sub`` in the 12 bytes of Q4_K and Q5_K."""
     if sub < 4:
         return np.uint8(codes[sub] & 63), np.uint8(codes[sub + 4] & 63)
@@ -70,7 +70,7 @@ def decode_q4_k(packed: np.ndarray, out: np.ndarray) -> None:
         block, values = packed[b], out[b]
         d, d_min = float16_at(block, 0), float16_at(block, 2)
         for sub in range(8):
-            scale_code, minimum_code = _scale_and_minimum(block[4:16], sub)
+            scale_code, minimum_code = scale_and_minimum(block[4:16], sub)
             scale, low = d * np.float32(scale_code), d_min * np.float32(minimum_code)
             levels = block[16 + sub // 2 * 32 : 48 + sub // 2 * 32]
             shift = np.uint8(sub % 2 * 4)
@@ -85,7 +85,7 @@ def decode_q5_k(packed: np.ndarray, out: np.ndarray) -> None:
         d, d_min = float16_at(block, 0), float16_at(block, 2)
         fifth = block[16:48]
         for sub in range(8):
-            scale_code, minimum_code = _scale_and_minimum(block[4:16], sub)
+            scale_code, minimum_code = scale_and_minimum(block[4:16], sub)
             scale, low = d * np.float32(scale_code), d_min * np.float32(minimum_code)
             levels = block[48 + sub // 2 * 32 : 80 + sub // 2 * 32]
             shift, bit = np.uint8(sub % 2 * 4), np.uint8(sub)

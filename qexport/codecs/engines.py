@@ -61,12 +61,22 @@ _OURS: Mapping[type[StoredType], str] = {
     Fp8Matrix: "fp8_tensor.encode",
     Nvfp4: "nvfp4.encode",
 }
+_WITH_FEEDBACK: Mapping[type[StoredType], str] = {
+    Blocks: "feedback_k.encode",
+    MlxAffine: "feedback_mlx.encode",
+    Nvfp4: "feedback_nvfp4.encode",
+}
 
 
 def _ours(stored: StoredType) -> Encode | None:
     if type(stored) not in _OURS or (isinstance(stored, Blocks) and stored.name not in KERNELS):
         return None
-    return _at(_OURS[type(stored)])
+    return _encode if type(stored) in _WITH_FEEDBACK else _at(_OURS[type(stored)])
+
+
+def _encode(stored: StoredType, rows: torch.Tensor, known: Known) -> Packed:
+    table = _OURS if known.feedback is None else _WITH_FEEDBACK
+    return _at(table[type(stored)])(stored, rows, known)
 
 
 def _ggmls(stored: StoredType) -> Encode | None:

@@ -249,6 +249,20 @@ def root(context: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def fused(context: Any, left: Any, right: Any, addend: Any) -> Any:
+    """``left * right + addend``, rounded once: the same on every processor, fast where it can do that."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        return builder.call(function, values)
+
+    return FLOATS(FLOATS, FLOATS, FLOATS), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def absolute(context: Any, value: Any) -> Any:
     """The magnitude: the sign bit cleared."""
     return _llvm_function("llvm.fabs")

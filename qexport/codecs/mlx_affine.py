@@ -159,12 +159,12 @@ def _quantize(
                 found = found if found > _ZERO else _ZERO
                 found = found if found < top else top
                 codes[i] = np.uint8(bits_of(found + _ROUNDER) & np.uint32(0xFF))
-            _pack(codes, bits, packed[row, g * group * bits // 8 : (g + 1) * group * bits // 8])
+            pack(codes, bits, packed[row, g * group * bits // 8 : (g + 1) * group * bits // 8])
     return bad
 
 
 @compiled
-def _pack(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
+def pack(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
     """Eight codes at a time: they fill ``bits`` bytes."""
     width = np.uint64(bits)
     for eight in range(len(codes) // 8):

@@ -26,7 +26,7 @@ def encode_affine(stored: MlxAffine, rows: torch.Tensor, known: Known) -> Packed
         made = mlx_affine.quantize(rows, stored.bits, stored.group)
     else:
         made = _fitted(rows, known.importance, stored)
-    return Packed((made.packed, _bytes(made.scales), _bytes(made.biases)), made.bad)
+    return Packed((made.packed, bytes_of(made.scales), bytes_of(made.biases)), made.bad)
 
 
 def encode_float(stored: MlxFloat, rows: torch.Tensor, known: Known) -> Packed:
@@ -36,12 +36,11 @@ def encode_float(stored: MlxFloat, rows: torch.Tensor, known: Known) -> Packed:
 
 
 def _fitted(rows: torch.Tensor, importance: np.ndarray, stored: MlxAffine) -> mlx_affine.AffineRows:
-    """Fitted to importance, scaled so that its mean is 1: only proportions matter."""
+    """Fitted to importance."""
     n, columns = rows.shape
     bits, group = stored.bits, stored.group
     mlx_affine.check(columns, bits, group)
-    mean = float(importance.mean(dtype=np.float64))
-    weights = importance / np.float32(mean) if mean > 0 else np.ones_like(importance)
+    weights = proportions(importance)
     packed = np.empty((n, columns * bits // 8), np.uint8)
     scales, biases = (np.empty((n, columns // group), np.float32) for _ in range(2))
     dropped, bad = int(rounding_of(rows.dtype)), 0
@@ -57,6 +56,12 @@ def _fitted(rows: torch.Tensor, importance: np.ndarray, stored: MlxAffine) -> ml
     return mlx_affine.AffineRows(packed, narrow[0], narrow[1], bad)
 
 
-def _bytes(tensor: torch.Tensor) -> np.ndarray:
+def proportions(importance: np.ndarray) -> np.ndarray:
+    """Scaled so that its mean is 1: only proportions matter."""
+    mean = float(importance.mean(dtype=np.float64))
+    return importance / np.float32(mean) if mean > 0 else np.ones_like(importance)
+
+
+def bytes_of(tensor: torch.Tensor) -> np.ndarray:
     raw: np.ndarray = tensor.contiguous().view(torch.uint8).numpy()
     return raw

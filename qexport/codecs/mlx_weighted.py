@@ -10,11 +10,13 @@ where none is clearly better: a group never gets worse.
 Thirty-two rows are worked on at once (:mod:`qexport.codecs.lanes`): importance belongs to a column, so all
 lanes share it. Readers multiply in float32 with the stored scale and bias, and so does the error here.
 
-Left out: codes chosen together (error feedback across columns, as GPTQ does). It needs the whole covariance
-of the inputs, of which importance is the diagonal.
+Codes chosen together, by the whole covariance of the inputs, of which importance is the diagonal, are those
+of :mod:`qexport.codecs.feedback_mlx`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -155,6 +157,86 @@ def _keep(
     store(best, 3, select(better, inverse, load(best, 3)))
 
 
+class GroupFit(NamedTuple):
+    """Scratch of one group, and what is found; the second dimension is ``LANES``."""
+
+    tile: np.ndarray  # the values, float32 (group, LANES)
+    codes: np.ndarray  # found: the codes as float32, in the same form
+    best: np.ndarray  # found: error, scale, bias, and the inverse scale behind the codes
+    sums: np.ndarray
+    line: np.ndarray
+
+
+@compiled
+def fit_of(group: int) -> GroupFit:
+    """Scratch for groups of that size."""
+    return GroupFit(
+        scratch(group, LANES), scratch(group, LANES), scratch(4, LANES), scratch(2, LANES), scratch(2, LANES)
+    )
+
+
+@compiled
+def fit_group(fit: GroupFit, ours: np.ndarray, top: int, dropped: int) -> int:
+    """Fit the values of ``fit.tile``, weighed with ``ours``; returns how often they are no numbers or too
+    wide.
+
+    Args:
+        top: the highest code.
+        dropped: as in :func:`fit_into`.
+    """
+    tile, codes, best, sums, line = fit.tile, fit.codes, fit.best, fit.sums, fit.line
+    bad = 0 if is_finite(tile) else 1
+    low, high, w, wx = load(tile, 0), load(tile, 0), splat(0), splat(0)
+    for i in range(len(tile)):
+        value = load(tile, i)
+        low, high = select(value < low, value, low), select(value > high, value, high)
+        w, wx = w + ours[i], wx + value * ours[i]
+    store(sums, 0, w)
+    store(sums, 1, wx)
+
+    # What MLX does: mlx_affine.py, lane by lane.
+    step = (high - low) / top
+    bad += 0 if all_lanes(step < _NO_MORE) else 1
+    step = select(step > _SMALLEST_STEP, step, _SMALLEST_STEP)
+    from_low = absolute(low) > absolute(high)
+    edge = select(from_low, low, high)
+    scale = select(from_low, step, -step)
+    steps = _whole(edge / scale)
+    scale = select(steps != 0, edge / steps, scale)
+    bias = select(steps != 0, edge, 0)
+    plain_scale, plain_bias = _stored(scale, dropped), _stored(bias, dropped)
+    total = splat(0)
+    for i in range(len(tile)):
+        value = load(tile, i)
+        code = (within((value - bias) / scale, top) + _ROUNDER) - _ROUNDER
+        store(codes, i, code)
+        miss = code * plain_scale + plain_bias - value
+        total = total + miss * miss * ours[i]
+    store(best, 0, total)
+    store(best, 3, splat(0))
+
+    _keep(tile, ours, plain_scale, plain_bias, top, dropped, best)
+    _line(tile, ours, bias, 1 / scale, top, sums, line)
+    _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
+    for k in range(len(_MORE_STEPS)):
+        inverse = (top + _MORE_STEPS[k]) / (high - low)
+        start = low + (_MORE_STEPS[k] * np.float32(0.5)) / inverse
+        _line(tile, ours, start, inverse, top, sums, line)
+        _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
+    for _ in range(2):
+        _line(tile, ours, load(best, 2), load(best, 3), top, sums, line)
+        _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
+
+    inverse = load(best, 3)
+    kept = inverse != 0
+    store(best, 1, select(kept, load(best, 1), plain_scale))
+    store(best, 2, select(kept, load(best, 2), plain_bias))
+    for i in range(len(tile)):
+        code = _code(load(tile, i), load(best, 2), inverse, top)
+        store(codes, i, select(kept, code, load(codes, i)))
+    return bad
+
+
 @compiled
 def _fit(
     halves: np.ndarray,
@@ -168,68 +250,18 @@ def _fit(
     biases: np.ndarray,
 ) -> int:
     top = (1 << bits) - 1
-    tile, codes = scratch(group, LANES), scratch(group, LANES)
-    best, sums, line = scratch(4, LANES), scratch(2, LANES), scratch(2, LANES)
+    fit = fit_of(group)
     stream, rest = scratch(48, LANES).view(np.int32), scratch(LANES, 16).view(np.uint8)
     columns = max(halves.shape[1], words.shape[1])
     bad = 0
     for first in range(0, len(packed), LANES):
         for g in range(columns // group):
-            read_tile(halves, words, first, g * group, group, tile)
-            ours = weights[g * group : (g + 1) * group]
-            bad += 1 - is_finite(tile)
-            low, high, w, wx = load(tile, 0), load(tile, 0), splat(0), splat(0)
-            for i in range(group):
-                value = load(tile, i)
-                low, high = select(value < low, value, low), select(value > high, value, high)
-                w, wx = w + ours[i], wx + value * ours[i]
-            store(sums, 0, w)
-            store(sums, 1, wx)
-
-            # What MLX does: mlx_affine.py, lane by lane.
-            step = (high - low) / top
-            bad += 1 - all_lanes(step < _NO_MORE)
-            step = select(step > _SMALLEST_STEP, step, _SMALLEST_STEP)
-            from_low = absolute(low) > absolute(high)
-            edge = select(from_low, low, high)
-            scale = select(from_low, step, -step)
-            steps = _whole(edge / scale)
-            scale = select(steps != 0, edge / steps, scale)
-            bias = select(steps != 0, edge, 0)
-            plain_scale, plain_bias = _stored(scale, dropped), _stored(bias, dropped)
-            total = splat(0)
-            for i in range(group):
-                value = load(tile, i)
-                code = (within((value - bias) / scale, top) + _ROUNDER) - _ROUNDER
-                store(codes, i, code)
-                miss = code * plain_scale + plain_bias - value
-                total = total + miss * miss * ours[i]
-            store(best, 0, total)
-            store(best, 3, splat(0))
-
-            _keep(tile, ours, plain_scale, plain_bias, top, dropped, best)
-            _line(tile, ours, bias, 1 / scale, top, sums, line)
-            _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
-            for k in range(len(_MORE_STEPS)):
-                inverse = (top + _MORE_STEPS[k]) / (high - low)
-                start = low + (_MORE_STEPS[k] * np.float32(0.5)) / inverse
-                _line(tile, ours, start, inverse, top, sums, line)
-                _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
-            for _ in range(2):
-                _line(tile, ours, load(best, 2), load(best, 3), top, sums, line)
-                _keep(tile, ours, load(line, 0), load(line, 1), top, dropped, best)
-
-            inverse = load(best, 3)
-            kept = inverse != 0
-            store(best, 1, select(kept, load(best, 1), plain_scale))
-            store(best, 2, select(kept, load(best, 2), plain_bias))
-            for i in range(group):
-                code = _code(load(tile, i), load(best, 2), inverse, top)
-                store(codes, i, select(kept, code, load(codes, i)))
-            _write_codes(codes, bits, stream)
+            read_tile(halves, words, first, g * group, group, fit.tile)
+            bad += fit_group(fit, weights[g * group : (g + 1) * group], top, dropped)
+            _write_codes(fit.codes, bits, stream)
             write_blocks(stream, rest, packed, first, g * group * bits // 8, group * bits // 8)
             for k in range(min(LANES, len(packed) - first)):
-                scales[first + k, g], biases[first + k, g] = best[1, k], best[2, k]
+                scales[first + k, g], biases[first + k, g] = fit.best[1, k], fit.best[2, k]
     return bad
 
 

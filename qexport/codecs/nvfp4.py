@@ -68,11 +68,16 @@ _TINY = np.finfo(np.float32).tiny
 
 def encode(stored: Nvfp4, rows: torch.Tensor, known: Known) -> Packed:
     """Levels, block scales, and with the first rows the float32 global scale."""
-    shared = divisor(known.largest, rows.dtype) if stored.divides else global_scale(known.largest)
+    shared = shared_scale(stored, rows.dtype, known.largest)
     search = stored.scales != "max"
     made = quantize(rows, shared, divides=stored.divides, search=search, importance=known.importance)
     once = np.array([shared] if known.begins else [], np.float32)
     return Packed((made.packed, made.scales, once), made.bad)
+
+
+def shared_scale(stored: Nvfp4, dtype: torch.dtype, largest: float) -> np.float32:
+    """The global scale as the type stores it, of rows of that dtype."""
+    return divisor(largest, dtype) if stored.divides else global_scale(largest)
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ def _quantize(
                         values[low:high], weights[low:high], scales[row, block], shared, divides, parts
                     )
         for block in range(blocks):
-            steps[block] = _step_of(scales[row, block], shared, divides)
+            steps[block] = step_of(scales[row, block], shared, divides)
         _row_codes(values, steps, codes, packed[row])
     return bad
 
@@ -233,7 +238,7 @@ def _row_scales(
 
 
 @compiled
-def _step_of(scale: np.uint8, shared: np.float32, divides: bool) -> np.float32:
+def step_of(scale: np.uint8, shared: np.float32, divides: bool) -> np.float32:
     """What a level of 1 is worth in a block with this scale."""
     value = e4m3_value(scale)
     step: np.float32 = value / shared if divides else value * shared
@@ -271,6 +276,25 @@ def _loss(values: np.ndarray, weights: np.ndarray, step: np.float32, parts: np.n
 
 
 @compiled
+def searched_scale(
+    values: np.ndarray,
+    weights: np.ndarray,
+    shared: np.float32,
+    divides: bool,
+    rounding: np.uint32,
+    parts: np.ndarray,
+) -> np.uint8:
+    """The scale of one block of float32 bits; ``parts`` is scratch of 16 float32."""
+    top, scale = np.empty(1, np.uint32), np.empty(1, np.uint8)
+    _row_tops(values, top)
+    _row_scales(top, shared, divides, rounding, scale)
+    found: np.uint8 = scale[0]
+    if np.uint32(0) < top[0] < _INFINITY:
+        found = _best_scale(values, weights, found, shared, divides, parts)
+    return found
+
+
+@compiled
 def _best_scale(
     values: np.ndarray,
     weights: np.ndarray,
@@ -279,9 +303,9 @@ def _best_scale(
     divides: bool,
     parts: np.ndarray,
 ) -> np.uint8:
-    best, least = usual, _loss(values, weights, _step_of(usual, shared, divides), parts)
+    best, least = usual, _loss(values, weights, step_of(usual, shared, divides), parts)
     for candidate in range(max(1, int(usual) - _BELOW), min(_LAST, int(usual) + _ABOVE) + 1):
-        loss = _loss(values, weights, _step_of(np.uint8(candidate), shared, divides), parts)
+        loss = _loss(values, weights, step_of(np.uint8(candidate), shared, divides), parts)
         if loss < least:
             best, least = np.uint8(candidate), loss
     return best
