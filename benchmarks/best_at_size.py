@@ -19,8 +19,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexport.run.allocation import settle
-
 from qexport.errors import QexportError
 from qexport.evidence.corpus import builtin_corpus, read_corpus
 from qexport.evidence.imatrix_file import read_imatrix
@@ -32,6 +30,7 @@ from qexport.onepass.as_stored import as_stored
 from qexport.onepass.execute import execute
 from qexport.receipt.text import percent, with_error
 from qexport.recipe.recipe import Calibration, ModelChoice
+from qexport.run.allocation import settle
 from qexport.run.matrix import collect, want
 from qexport.run.model import examine
 from qexport.run.target import Target
