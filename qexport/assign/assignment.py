@@ -37,20 +37,21 @@ class Prediction:
 
     Attributes:
         kld: nats of divergence per token of the model itself.
-        draft_kld: likewise of what its MTP head guesses; ``None`` without one.
+        draft_kld: likewise of what its MTP head guesses, by errors in the head alone; ``None`` without one.
         aim: what the types were chosen for, in words; empty where they were not.
         notes: what a user should know about the choice.
+        key: what the choice follows from, as a hash.
     """
 
     kld: float
     draft_kld: float | None = None
     aim: str = ""
     notes: tuple[str, ...] = ()
+    key: str = ""
 
     def __str__(self) -> str:
         """``0.00123 nats per token``, and what it is of the MTP head."""
-        head = "" if self.draft_kld is None else f", {self.draft_kld:.3g} of the MTP head's guesses"
-        return f"a divergence of {self.kld:.3g} nats per token{head}"
+        return f"a divergence of {self.kld:.3g} nats per token"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

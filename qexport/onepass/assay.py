@@ -47,8 +47,7 @@ if TYPE_CHECKING:
     from qexport.progress import Progress
 
 
-_WHOLE = 1 << 20  # values of a tensor of which all rows are encoded
-_SHARE = 32  # of a larger one every 32nd row, or more where that is less than a small tensor
+_SHARE = 32  # of a large tensor, every 32nd row at least
 _FEWEST = 16  # samples at least, whatever the height of a tile
 
 
@@ -58,6 +57,7 @@ def assay(
     threads: int | None = None,
     progress: Progress | None = None,
     engines: Sequence[Engine] = ENGINES,
+    sampled: int = 1 << 20,
 ) -> list[dict[str, float]]:
     """Nats of divergence per token, by plan and canonical name; of tensors whose sensitivity is known.
 
@@ -66,6 +66,7 @@ def assay(
     Args:
         plans: all over one model; what is known of its numbers is in their evidence.
         progress: in bytes of the source, of :func:`assayed_bytes` in all.
+        sampled: values of a tensor that are encoded, at least; all of one that has no more.
 
     Raises:
         InputError: NaN or infinite weights; every such tensor is named and counted.
@@ -80,7 +81,7 @@ def assay(
             known = _known(step, plans)
             needs.survey(known, lambda lane: spans_of(lane, engines), pool)
             for lane in known.lanes:
-                samples, sample = _samples(lane, plans, needs), _sampled_rows(lane)
+                samples, sample = _samples(lane, plans, needs), _sampled_rows(lane, sampled)
                 calls = (partial(_weigh, samples, sample, span, engines) for span in spans_of(lane, engines))
                 for run in _in_order(pool, calls, 3 * threads):
                     for total, sums in zip(samples, run.sums, strict=not run.nonfinite):
@@ -175,7 +176,6 @@ class _Sample:
 
     def error(self, rows: torch.Tensor, first: int, taken: np.ndarray, engines: Sequence[Engine]) -> float:
         """What storing some of ``rows`` costs, whose first is row ``first`` of the tensor."""
-        import numpy as np
 
         stored, total = self.tensor.stored, 0.0
         _, encode = engine_of(stored, engines)
@@ -188,7 +188,7 @@ class _Sample:
             if packed.bad:
                 return math.inf
             decoded = decode(stored, packed.streams, values.shape[1], known, self.tensor.source.dtype)
-            squares = np.square(decoded.numpy() - values.float().numpy())
+            squares = (decoded - values.float()).square().numpy()
             total += float(self.scale.costs(squares, first + mine).sum())
         return total
 
@@ -210,14 +210,14 @@ def _samples(lane: Lane, plans: Sequence[ArtifactPlan], needs: Needs) -> list[_S
     return list(samples.values())
 
 
-def _sampled_rows(lane: Lane) -> np.ndarray:
+def _sampled_rows(lane: Lane, least: int) -> np.ndarray:
     """The rows that are encoded: tiles at a stride that is odd, since heads and experts have even heights."""
     import numpy as np
 
     rows, columns = lane.outputs[0][1].matrix_shape
     tile = math.lcm(*(tensor.stored.rows_together for _, tensor in lane.outputs))
     tiles = -(-rows // tile)
-    wanted = max(_WHOLE, rows * columns // _SHARE)
+    wanted = max(least, rows * columns // _SHARE)
     stride = max(1, min(rows * columns // wanted, tiles // _FEWEST))
     stride -= 1 - stride % 2
     first = np.arange(stride // 2, tiles, stride) * tile
@@ -252,7 +252,7 @@ def _weigh(
             if bad := nonfinite_count(arranged[how]):
                 return _Run(arranged[how].nbytes, bad, [])
         if each.scale not in energies:
-            squares = np.square(arranged[how].float().numpy())
+            squares = arranged[how].float().square().numpy()
             energies[each.scale] = each.scale.costs(squares, np.arange(start, stop))
         energy = energies[each.scale]
         error = each.error(arranged[how], start, taken, engines)

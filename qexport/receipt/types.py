@@ -126,6 +126,25 @@ class MatrixFile:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """What was predicted before anything was written: nats of divergence per token, from sensitivities.
+
+    Attributes:
+        kld: of the model's predictions.
+        draft_kld: of its MTP head's, by errors in the head alone.
+        aim: what types were chosen for, such as ``the size of Q4_K_M``; empty where they were not chosen so.
+        types: the type of each tensor that was chosen, by its name in the model.
+        key: what the choice follows from, so that it is not made again.
+    """
+
+    kld: float
+    draft_kld: float | None = None
+    aim: str = ""
+    types: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class Gate:
     """A limit that an artifact had to keep.
 
@@ -153,6 +172,7 @@ class Artifact:
         verification: ``None``: not asked for.
         bench: speeds that ``qexport bench`` has measured.
         options: what was asked for.
+        predicted: what it was predicted to cost; ``None`` where sensitivities were not looked at.
         model_name: what was asked for as the model's name.
         mtp_layouts: where an MLX export has put the head.
         findings: of the doctor, about the source.
@@ -174,6 +194,7 @@ class Artifact:
     source: Source = field(default_factory=Source)
     options: Mapping[str, Any] = field(default_factory=dict)
     matrix: MatrixFile | None = None
+    predicted: Predicted | None = None
     model_name: str | None = None
     mtp_layouts: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 from qexport.assign.aim import Aim, aim_of
 from qexport.assign.allocate import Allocation, Price, Prices, allocate, cheapest
 from qexport.assign.assignment import Assignment, Prediction
-from qexport.errors import InputError, UsageProblem, some
+from qexport.errors import InputError, QexportError, UsageProblem, some
 from qexport.evidence.sensitivity import reached, weights_of
 from qexport.families.roles import Block
 from qexport.onepass.assay import assay, assayed_bytes
+from qexport.receipt.store import read_receipt
+from qexport.run.receipts import entry_of
 from qexport.run.steps import ready_kernels
 from qexport.run.watcher import Phase
 from qexport.sizes import size_text
@@ -69,6 +71,9 @@ def settle(
     Raises:
         InputError: nothing of that size, or that good, can be made of the model; damaged weights.
     """
+    before = [_there(target, diagnosis) for target in targets]
+    if all(found or aim_of(target.options) is None for found, target in zip(before, targets, strict=True)):
+        return [found or target for found, target in zip(before, targets, strict=True)]
     settled: list[Target] = []
     for offer in offers(targets, diagnosis, watcher, threads):
         if (aim := aim_of(offer.target.options)) is None:
@@ -81,6 +86,28 @@ def settle(
         for note in predicted.notes:
             watcher.say(f"  {note}")
     return settled
+
+
+def _there(target: Target, diagnosis: Diagnosis) -> Target | None:
+    """The target with the types of an earlier run, where what it wrote from the same things is all there."""
+    if aim_of(target.options) is None:
+        return None
+    base = target.plans(diagnosis)[0][0]
+    key = target.fingerprint(base)
+    for made in read_receipt(target.out).receipt.artifacts:
+        found = made.predicted
+        if found is None or found.key != key:
+            continue
+        predicted = Prediction(found.kld, found.draft_kld, found.aim, key=key)
+        options = with_types(target.options, replace(base, label=made.label), found.types, predicted)
+        again = replace(target, options=options)
+        try:
+            plan = again.plans(diagnosis)[0][0]
+        except QexportError:
+            continue
+        if entry_of(target.out, again.fingerprint(plan)) is not None:
+            return again
+    return None
 
 
 def offers(
@@ -271,6 +298,7 @@ class Offer:
             sum(draft) if draft else None,
             aim,
             tuple(notes),
+            self.target.fingerprint(self.base) if aim else "",
         )
 
     def _unknown(self) -> list[str]:

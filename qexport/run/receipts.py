@@ -14,12 +14,13 @@ from qexport.families.roles import Block
 from qexport.receipt.on_disk import is_there
 from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
-from qexport.receipt.types import Artifact, File, MatrixFile, Source, WeightFile
+from qexport.receipt.types import Artifact, File, MatrixFile, Predicted, Source, WeightFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from qexport.assign.assignment import Assignment
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
     from qexport.onepass.sink import WrittenFile
@@ -82,6 +83,7 @@ def entry_for(
         source=source_of(diagnosis),
         options=dict(options),
         matrix=_matrix(options),
+        predicted=_predicted(plan.assignment),
         model_name=options.get("model_name"),
         mtp_layouts=tuple(plan.details.get("mtp_layouts", ())),
         findings=tuple(diagnosis.findings),
@@ -99,6 +101,14 @@ def _matrix(options: Mapping[str, Any]) -> MatrixFile | None:
             tokens = (given["calibration"] or {}).get("tokens")
             return MatrixFile(given["file"], given["sha256"], tuple(given["datasets"]), tokens)
     return None
+
+
+def _predicted(assignment: Assignment | None) -> Predicted | None:
+    """What is predicted of types; and, where they were chosen by that, the types themselves."""
+    if assignment is None or (found := assignment.predicted) is None:
+        return None
+    types = assignment.types if found.aim else {}
+    return Predicted(found.kld, found.draft_kld, found.aim, types, found.key)
 
 
 def _versions() -> dict[str, str]:

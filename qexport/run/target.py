@@ -97,6 +97,10 @@ class Target:
             found[each.name] = list(value) if isinstance(value, tuple) else value
         return found
 
+    def fingerprint(self, plan: ArtifactPlan) -> str:
+        """What the bytes of one of its plans follow from, as a hash."""
+        return fingerprint(plan, _without_timings(self.chosen()))
+
     def check_runtime(self) -> None:
         """Raises EnvironmentProblem when what is to prove the artifacts here is not installed."""
         how, proof = self.verify, self.format.proof
@@ -175,7 +179,7 @@ class Item:
     @cached_property
     def fingerprint(self) -> str:
         """What its bytes follow from, as a hash."""
-        return fingerprint(self.plan, _without_timings(self.target.chosen()))
+        return self.target.fingerprint(self.plan)
 
 
 def plan(targets: Sequence[Target], diagnosis: Diagnosis, given: Sequence[Path] = ()) -> list[Item]:
