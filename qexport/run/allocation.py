@@ -71,12 +71,9 @@ def settle(
     Raises:
         InputError: nothing of that size, or that good, can be made of the model; damaged weights.
     """
-    before = [_there(target, diagnosis) for target in targets]
-    if all(found or aim_of(target.options) is None for found, target in zip(before, targets, strict=True)):
-        return [found or target for found, target in zip(before, targets, strict=True)]
     settled: list[Target] = []
     for offer in offers(targets, diagnosis, watcher, threads):
-        if (aim := aim_of(offer.target.options)) is None:
+        if (aim := open_aim(offer.target)) is None:
             settled.append(replace(offer.target, predicted=offer.predictions()))
             continue
         found = offer.settled(aim)
@@ -88,10 +85,16 @@ def settle(
     return settled
 
 
-def _there(target: Target, diagnosis: Diagnosis) -> Target | None:
+def open_aim(target: Target) -> Aim | None:
+    """What types are still to be chosen for."""
+    aim = aim_of(target.options)
+    return None if aim is None or target.options.settled else aim
+
+
+def remembered(target: Target, diagnosis: Diagnosis) -> Target:
     """The target with the types of an earlier run, where what it wrote from the same things is all there."""
-    if aim_of(target.options) is None:
-        return None
+    if open_aim(target) is None:
+        return target
     base = target.plans(diagnosis)[0][0]
     key = target.fingerprint(base)
     for made in read_receipt(target.out).receipt.artifacts:
@@ -107,7 +110,7 @@ def _there(target: Target, diagnosis: Diagnosis) -> Target | None:
             continue
         if entry_of(target.out, again.fingerprint(plan)) is not None:
             return again
-    return None
+    return target
 
 
 def offers(
@@ -132,7 +135,7 @@ def offers(
 def _planned(target: Target, diagnosis: Diagnosis) -> dict[str, ArtifactPlan]:
     """The plans that are assayed for a target: its own, and one for each word that may be chosen."""
     own = {plan.label: plan for plan, _ in target.plans(diagnosis)}
-    if aim_of(target.options) is None or target.format.sizing is None:
+    if open_aim(target) is None or target.format.sizing is None:
         return own
     base = next(iter(own.values()))
     free = target.format.sizing.candidates(diagnosis, target.options)

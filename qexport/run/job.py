@@ -26,7 +26,7 @@ from qexport.recipe.publication import destinations, pushes
 from qexport.recipe.select import Unit, units_of
 from qexport.report.write import REPORT_NAMES, write_report
 from qexport.run import steps
-from qexport.run.allocation import refuse_blind, settle
+from qexport.run.allocation import open_aim, refuse_blind, remembered, settle
 from qexport.run.gates import judge_gates, words
 from qexport.run.matrix import Matrix, Wanted, collect, matrix_label, want, write_matrix
 from qexport.run.model import examine, fetched
@@ -135,6 +135,7 @@ def plan_run(recipe: Recipe, local: Local, watcher: Watcher, units: Sequence[Uni
         if mine:
             work = plan_model(recipe, subject, mine, local, watcher)
             if work.wanted is None:
+                work = work.remembered()
                 work.check()
             works.append(work)
     return works
@@ -235,6 +236,12 @@ class Work:
         """Everything that is to be written."""
         return plan(self.targets, self.diagnosis, self.inputs)
 
+    def remembered(self) -> Work:
+        """With the types that an earlier run has chosen, where all that it wrote is there."""
+        if self.local.overwrite:
+            return self
+        return replace(self, chosen=tuple(remembered(each, self.diagnosis) for each in self.targets))
+
     def settle(self, watcher: Watcher) -> Work:
         """With the types chosen of what has an aim, and predictions of all; the weights are read once."""
         return replace(self, chosen=tuple(settle(self.targets, self.diagnosis, watcher, self.local.threads)))
@@ -323,7 +330,8 @@ def _made(work: Work, watcher: Watcher) -> Made:
     """One model to its end: evidence, the pass, proofs, gates."""
     if work.wanted is not None:
         work = replace(work, matrix=_collected(work, work.wanted, watcher))
-    if any(aim_of(target.options) for target in work.targets):
+    work = work.remembered()
+    if any(open_aim(target) for target in work.targets):
         work = work.settle(watcher)
     items, receipts = _proven(work, *_written(work, watcher), watcher)
     watcher.made(items, receipts)
