@@ -126,7 +126,7 @@ class MatrixFile:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Forecast:
     """What was predicted before anything was written: nats of divergence per token, from sensitivities.
 
     Attributes:
@@ -194,7 +194,7 @@ class Artifact:
     source: Source = field(default_factory=Source)
     options: Mapping[str, Any] = field(default_factory=dict)
     matrix: MatrixFile | None = None
-    predicted: Predicted | None = None
+    predicted: Forecast | None = None
     model_name: str | None = None
     mtp_layouts: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()

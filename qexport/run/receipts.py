@@ -14,7 +14,7 @@ from qexport.families.roles import Block
 from qexport.receipt.on_disk import is_there
 from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
-from qexport.receipt.types import Artifact, File, MatrixFile, Predicted, Source, WeightFile
+from qexport.receipt.types import Artifact, File, Forecast, MatrixFile, Source, WeightFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,12 +103,12 @@ def _matrix(options: Mapping[str, Any]) -> MatrixFile | None:
     return None
 
 
-def _predicted(assignment: Assignment | None) -> Predicted | None:
+def _predicted(assignment: Assignment | None) -> Forecast | None:
     """What is predicted of types; and, where they were chosen by that, the types themselves."""
     if assignment is None or (found := assignment.predicted) is None:
         return None
     types = assignment.types if found.aim else {}
-    return Predicted(found.kld, found.draft_kld, found.aim, types, found.key)
+    return Forecast(found.kld, found.draft_kld, found.aim, types, found.key)
 
 
 def _versions() -> dict[str, str]:
