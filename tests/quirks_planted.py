@@ -708,6 +708,41 @@ def vision_undeclared(folder: Path) -> None:
 
 
 @plant("qwen3_5")
+def vision_deepstack_named(folder: Path) -> None:
+    """Layers that go into the language model's, as Qwen3-VL has them and Qwen3.5 has not."""
+    change_config(
+        folder, lambda c: {**c, "vision_config": {**c["vision_config"], "deepstack_visual_indexes": [1, 7]}}
+    )
+
+
+@plant("qwen3_5")
+def vision_tokens_elsewhere(folder: Path) -> None:
+    """Tokens of an image that the tokenizer does not have."""
+    change_config(folder, lambda c: {**c, "image_token_id": 447})
+
+
+@plant("qwen3_5")
+def vision_block_lost(folder: Path) -> None:
+    """A vision tower without its last block."""
+    change_tensors(folder, _without(lambda name: name.startswith("model.visual.blocks.1.")))
+
+
+@plant("qwen3_5")
+def vision_block_surplus(folder: Path) -> None:
+    """A vision tower with more than its config says."""
+    change_tensors(
+        folder, lambda t: {**t, "model.visual.deepstack_merger_list.0.norm.weight": torch.ones(64)}
+    )
+
+
+@plant("qwen3_5")
+def vision_shape_wrong(folder: Path) -> None:
+    """A vision tower made for a wider language model."""
+    name = "model.visual.merger.linear_fc2.weight"
+    change_tensors(folder, lambda t: {**t, name: t[name].repeat(2, 1)})
+
+
+@plant("qwen3_5")
 def processor_absent(folder: Path) -> None:
     """A vision model without its preprocessor files."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):

@@ -129,9 +129,10 @@ def _weight(seed: int, name: str, shape: tuple[int, ...], centred: bool) -> torc
         return normal(seed, name, shape, 0.05, 0.95)
     if name.endswith("conv1d.weight"):
         return normal(seed, name, shape, 0.2)
-    if "norm" in name.split(".")[-2] and "visual" not in name:
+    seeing = "visual" in name or name.startswith(("vision_tower.", "multi_modal_projector."))
+    if "norm" in name.split(".")[-2] and not seeing:
         return normal(seed, name, shape, 0.1, 0.2 if centred else 1.0)
-    if "visual" in name:
+    if seeing:
         flat = len(shape) == 1
         return normal(seed, name, shape, 0.02, 1.0 if flat and "norm" in name and "weight" in name else 0.0)
     if len(shape) == 1:
@@ -264,7 +265,47 @@ VISION = {
 }
 
 
+SIGLIP = {
+    "hidden_size": 64,
+    "image_size": 64,
+    "intermediate_size": 128,
+    "model_type": "siglip_vision_model",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "patch_size": 8,
+    "vision_use_head": False,
+}
+
+
+def _siglip(o: Options) -> Rows:
+    """Gemma's tower and its projector."""
+    wide, inner, patch = SIGLIP["hidden_size"], SIGLIP["intermediate_size"], SIGLIP["patch_size"]
+    assert isinstance(wide, int)
+    assert isinstance(inner, int)
+    assert isinstance(patch, int)
+    tower = "vision_tower.vision_model"
+    yield f"{tower}.embeddings.patch_embedding.weight", (wide, 3, patch, patch)
+    yield f"{tower}.embeddings.patch_embedding.bias", (wide,)
+    yield f"{tower}.embeddings.position_embedding.weight", (64, wide)
+    for n in range(2):
+        block = f"{tower}.encoder.layers.{n}"
+        linear = {f"self_attn.{part}_proj": (wide, wide) for part in ("q", "k", "v", "out")}
+        for name, shape in {**linear, "mlp.fc1": (inner, wide), "mlp.fc2": (wide, inner)}.items():
+            yield f"{block}.{name}.weight", shape
+            yield f"{block}.{name}.bias", shape[:1]
+        for name in ("layer_norm1", "layer_norm2"):
+            yield f"{block}.{name}.weight", (wide,)
+            yield f"{block}.{name}.bias", (wide,)
+    yield f"{tower}.post_layernorm.weight", (wide,)
+    yield f"{tower}.post_layernorm.bias", (wide,)
+    yield "multi_modal_projector.mm_input_projection_weight", (wide, o.hidden)
+    yield "multi_modal_projector.mm_soft_emb_norm.weight", (wide,)
+
+
 def _vision(o: Options) -> Rows:
+    if o.family == "gemma3":
+        yield from _siglip(o)
+        return
     wide, inner, merged = VISION["hidden_size"], VISION["intermediate_size"], 4 * VISION["hidden_size"]
     yield "model.visual.patch_embed.proj.weight", (wide, 3, 2, 16, 16)
     yield "model.visual.patch_embed.proj.bias", (wide,)
@@ -343,11 +384,13 @@ def tensors_of(o: Options, vocab: int) -> dict[str, torch.Tensor]:
     if o.experts and o.mtp_expert_layout == "fused":
         out = fuse_experts(out, "mtp.")
     if o.form == "wrapper":
-        out = {_wrapped(name): tensor for name, tensor in out.items()}
+        out = {_wrapped(name, o.family): tensor for name, tensor in out.items()}
     return out
 
 
-def _wrapped(name: str) -> str:
+def _wrapped(name: str, family: str) -> str:
+    if family == "gemma3":
+        return "language_model." + name if name.startswith(("model.", "lm_head.")) else name
     if name.startswith("model.") and not name.startswith("model.visual."):
         return "model.language_model." + name.removeprefix("model.")
     return name
@@ -464,6 +507,27 @@ def _plain_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any]:
             "router_aux_loss_coef": 0.001,
         }
     return dict(sorted(config.items()))
+
+
+def _gemma_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any]:
+    """config.json of Gemma 3's published wrapper, which leaves out much of what equals a default."""
+    text = _plain_config(o, vocab, ids)
+    if o.form == "flat":
+        return text
+    left_out = ("architectures", "torch_dtype", "transformers_version", "rms_norm_eps", "rope_theta")
+    left_out = (*left_out, "rope_local_base_freq", "tie_word_embeddings")
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 5,
+        "eoi_token_index": 6,
+        "image_token_index": 7,
+        "mm_tokens_per_image": 16,
+        "model_type": "gemma3",
+        "text_config": {key: value for key, value in text.items() if key not in left_out},
+        "torch_dtype": NAMES[o.dtype],
+        "transformers_version": "4.51.0",
+        "vision_config": dict(SIGLIP),
+    }
 
 
 def _qwen3_5_text_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any]:
@@ -796,12 +860,14 @@ def build(name: str, out: Path, **options: Any) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     ids = zoo_tokenizers.write(o.tokenizer, out, o.style)
     vocab = o.vocab or ids.size
-    make = {"qwen3_5": _qwen3_5_config, "glm4_moe": _glm_config}.get(o.family, _plain_config)
+    makers = {"qwen3_5": _qwen3_5_config, "glm4_moe": _glm_config, "gemma3": _gemma_config}
+    make = makers.get(o.family, _plain_config)
     config = make(o, vocab, ids)
     write_json(out / "config.json", config)
     write_json(out / "generation_config.json", _generation_config(o, ids))
     if o.vision:
         write_json(out / "preprocessor_config.json", PROCESSOR)
+    if o.vision and o.family != "gemma3":
         video = {**PROCESSOR, "video_processor_type": "Qwen3VLVideoProcessor"}
         del video["image_processor_type"]
         write_json(out / "video_preprocessor_config.json", video)

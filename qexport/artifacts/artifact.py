@@ -18,6 +18,7 @@ from qexport.families.build import build_view, expected_tensors, template_shape
 from qexport.families.family import Family
 from qexport.families.hyper import resolve
 from qexport.families.view import ModelTensor, ModelView
+from qexport.families.vision import VisionHyper
 
 
 class AnyWeight(Protocol):
@@ -79,17 +80,24 @@ class Opened:
         )
 
 
-def skeleton(family: Family, text: Mapping[str, Any], mtp_layers: int, label: str) -> ModelView:
+def skeleton(
+    family: Family,
+    text: Mapping[str, Any],
+    mtp_layers: int,
+    label: str,
+    vision: VisionHyper | None = None,
+) -> ModelView:
     """The view that a model of these hyper-parameters has, with no data behind it, optional tensors included.
 
     Raises:
         InputError: sizes are missing.
     """
     hyper = resolve(family, text)
+    dims = hyper.dims if vision is None else {**hyper.dims, **vision.dims}
     tensors: list[ModelTensor] = []
-    for prefix, template, block, layer in expected_tensors(hyper, mtp_layers):
+    for prefix, template, block, layer in expected_tensors(hyper, mtp_layers, vision):
         name = prefix + template.name
-        shape = template_shape(template, hyper.dims, name)
+        shape = template_shape(template, dims, name)
         tensors.append(ModelTensor(LogicalTensor(name, shape, "F32", ()), template.role, block, layer))
     return ModelView(
         family.name, label, text, hyper.text, tuple(tensors), hyper.layers, mtp_layers, resolved=hyper

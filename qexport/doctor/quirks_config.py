@@ -12,13 +12,16 @@ from qexport.doctor.draft import PROCESSOR_FILES, Draft
 from qexport.doctor.form import reshape, words
 from qexport.doctor.quirk import Quirk, as_read
 from qexport.doctor.subject import GENERATION_CONFIG, TOKENIZER_CONFIG, Subject
+from qexport.doctor.tokens import token_ids
 from qexport.errors import some
 from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.families.values import GENERATION, TOKENIZER, typed
+from qexport.families.vision import image_tokens
 
 _TYPED_FILES = {GENERATION_CONFIG: GENERATION, TOKENIZER_CONFIG: TOKENIZER}
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _LANGUAGE = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
+_DEEPSTACK = "deepstack_visual_indexes"
 _PATH = re.compile(r"^(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
 
@@ -215,6 +218,26 @@ def _vision_absent(subject: Subject) -> str | None:
 
 def _vision_undeclared(subject: Subject) -> tuple[str, ...]:
     return () if subject.has_vision_config or subject.foreign is not None else subject.vision
+
+
+def _deepstack(subject: Subject) -> Any:
+    """Layers of a tower whose output goes into the language model's; the families here have none."""
+    given = subject.config.get("vision_config")
+    return str(given.get(_DEEPSTACK) or "") if subject.wants_wrapper and isinstance(given, Mapping) else None
+
+
+def _clear_deepstack(draft: Draft) -> None:
+    if isinstance(draft.config.get("vision_config"), dict):
+        draft.config["vision_config"][_DEEPSTACK] = []
+
+
+def _image_tokens(subject: Subject) -> str:
+    """Tokens that stand for an image in the config and are none in the tokenizer."""
+    if not subject.wants_wrapper or subject.tokenizer is None:
+        return ""
+    there = set(token_ids(subject).values())
+    named = image_tokens(subject.family, subject.config)
+    return ", ".join(f"{key} is {number}" for key, number in named.items() if number not in there)
 
 
 def _leave_vision_out(draft: Draft) -> None:
@@ -457,6 +480,26 @@ CONFIG_QUIRKS = (
         fix=_keep_language,
         repair="The language model alone is written, text only; everything around it is left out.",
         breaks={"any": "the text-only files cannot take images or sound"},
+    ),
+    Quirk(
+        "vision.deepstack",
+        "layers of a vision tower that are said to go into the language model's",
+        see=_deepstack,
+        what="vision_config.deepstack_visual_indexes is {found}; {s.family.name} has no such layers",
+        fix=_clear_deepstack,
+        repair="An empty list is written.",
+        breaks={
+            "llama.cpp": "clip.cpp looks for v.deepstack.N tensors: the projector does not load",
+            "mlx-vlm": "builds mergers that no tensor fills: Missing parameters: vision_tower.deepstack...",
+        },
+    ),
+    Quirk(
+        "vision.tokens",
+        "tokens of an image that the tokenizer has not",
+        see=_image_tokens,
+        what="config.json: {found}, and the tokenizer has no such token",
+        repair="Copy the ids, or the tokenizer's files, from the base; text is not concerned.",
+        breaks={"transformers, vLLM": "ValueError: Image features and image tokens do not match"},
     ),
     Quirk(
         "config.flat_wrapper",

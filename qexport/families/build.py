@@ -10,9 +10,10 @@ from qexport.checkpoint.tensors import LogicalTensor, stack_rows
 from qexport.errors import InputError
 from qexport.families.family import Family, Template
 from qexport.families.hyper import Hyper
-from qexport.families.names import is_ignorable
+from qexport.families.names import VISION_NAMES, is_ignorable
 from qexport.families.roles import EXPERT_ROLES, Block, Role
 from qexport.families.view import ModelTensor, ModelView
+from qexport.families.vision import VisionHyper, resolve_vision
 
 # Stacked canonical name -> (fused name, which half of it, per-expert name)
 EXPERT_PARTS: Mapping[str, tuple[str, int | None, str]] = {
@@ -27,7 +28,7 @@ _BLOCKS = {Role.TOKEN_EMBD: Block.EMBED, Role.OUTPUT_NORM: Block.HEAD, Role.OUTP
 Expected = tuple[str, Template, Block, int | None]
 
 
-def expected_tensors(hyper: Hyper, mtp_layers: int) -> Iterator[Expected]:
+def expected_tensors(hyper: Hyper, mtp_layers: int, vision: VisionHyper | None = None) -> Iterator[Expected]:
     """Every canonical tensor that the family's templates ask for, in model order.
 
     Yields (prefix, template, block, layer); ``prefix + template.name`` is the canonical name.
@@ -40,6 +41,9 @@ def expected_tensors(hyper: Hyper, mtp_layers: int) -> Iterator[Expected]:
     if family.head is not None:
         for prefix, template, layer in family.head.tensors(("full",) * mtp_layers, layers):
             yield prefix, template, family.head.block, layer
+    if vision is not None:
+        for prefix, template, layer in vision.vision.tower.tensors(("full",) * vision.layers, layers):
+            yield prefix, template, Block.VISION, layer
 
 
 def expert_tensor(
@@ -96,19 +100,22 @@ def build_view(
     """Give every tensor its role and check the whole against the family's templates.
 
     Args:
-        tensors: repaired tensors by canonical name; experts in any layout; vision tensors under ``visual.``
-            and the like.
+        tensors: repaired tensors by canonical name; experts in any layout; a vision tower, where there is
+            one, is checked against ``vision_config``.
         mtp_layers: how many MTP layers the result is to hold; the head's tensors must agree.
 
     Raises:
         InputError: tensors are missing, unknown, or of another shape than config.json says; all are named.
     """
-    family, dims = hyper.family, hyper.dims
+    family = hyper.family
+    sees = any(name.startswith(VISION_NAMES) for name in tensors)
+    vision = resolve_vision(family, config, hyper.hidden) if sees else None
+    dims = hyper.dims if vision is None else {**hyper.dims, **vision.dims}
     found: list[ModelTensor] = []
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
-    for prefix, template, block, layer in expected_tensors(hyper, mtp_layers):
+    for prefix, template, block, layer in expected_tensors(hyper, mtp_layers, vision):
         canonical = prefix + template.name
         shape = template_shape(template, dims, canonical)
         if template.role in EXPERT_ROLES:
@@ -125,18 +132,19 @@ def build_view(
             wrong.append(f"{canonical}: shape {list(data.shape)}, but config.json says {list(shape)}")
             continue
         found.append(ModelTensor(data, template.role, block, layer))
-    vision, unknown = _rest(tensors, used)
+    unknown = [name for name in tensors if name not in used and not is_ignorable(name)]
     _refuse(family, missing, wrong, unknown)
     return ModelView(
         family=family.name,
         label=label,
         config=config,
         text=hyper.text,
-        tensors=(*found, *vision),
+        tensors=tuple(found),
         layers=hyper.layers,
         mtp_layers=mtp_layers,
         files=files,
         resolved=hyper,
+        vision=vision,
     )
 
 
@@ -150,19 +158,6 @@ def template_shape(template: Template, dims: Mapping[str, int], name: str) -> tu
         return tuple(dims[word] for word in template.shape.split())
     except KeyError as error:
         raise InputError(f"config.json lacks the size that {name} needs ({error.args[0]})") from None
-
-
-def _rest(tensors: Mapping[str, LogicalTensor], used: set[str]) -> tuple[list[ModelTensor], list[str]]:
-    vision: list[ModelTensor] = []
-    unknown: list[str] = []
-    for name, data in tensors.items():
-        if name in used or is_ignorable(name):
-            continue
-        if name.startswith(("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")):
-            vision.append(ModelTensor(data, Role.VISION, Block.VISION))
-        else:
-            unknown.append(name)
-    return vision, unknown
 
 
 def _refuse(family: Family, missing: list[str], wrong: list[str], unknown: list[str]) -> None:

@@ -1,8 +1,8 @@
 """What a model family is: a value that one file of ``qexport/families/known/`` holds.
 
-A family is its **towers** (the trunk, an MTP head, later others: all the same kind of thing), the defaults of
-its config class, how it turns queries and keys, and what it is called elsewhere: an :class:`Arch` for
-llama.cpp, a :class:`Dialect` for mlx-lm. Names of formats are data here; what they mean is for
+A family is its **towers** (the trunk, an MTP head, what it sees with: all the same kind of thing), the
+defaults of its config class, how it turns queries and keys, and what it is called elsewhere: an :class:`Arch`
+for llama.cpp, a :class:`Dialect` for mlx-lm. Names of formats are data here; what they mean is for
 ``qexport/formats/``.
 
 To add a family, write its file and list it in ``known/__init__.py``. Names are canonical (see
@@ -120,6 +120,25 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class Vision:
+    """What a family sees with: a tower whose config stands beside the language model's.
+
+    Attributes:
+        tower: with what carries its output over to the language model.
+        defaults: of transformers' class for ``vision_config``.
+        sizes: words of shapes, to keys of that config; each is a number above 0.
+        tokens: keys at the root of the config that name the tokens of an image, with the class's defaults.
+        aliases: other names for keys.
+    """
+
+    tower: Tower
+    defaults: Mapping[str, Any]
+    sizes: Mapping[str, str]
+    tokens: Mapping[str, int]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Turning:
     """How a family turns queries and keys, beyond what every config says.
 
@@ -229,7 +248,7 @@ class Family:
         text_model_type: ``model_type`` of a text-only config, as transformers writes it.
         layers: layer kind to the tensors of a trunk layer.
         kinds: the kind of each trunk layer, from the config with nothing left open; ``full`` where not given.
-        head: the MTP head; ``None`` where there is none.
+        head: the MTP head; ``None`` where there is none. ``vision`` likewise.
         defaults: what transformers' config class takes when a key is missing. ``config.json`` leaves out what
             equals it (the published Gemma 3 wrappers leave out nearly all), and every reader but transformers
             has defaults of its own. ``None`` is derived from other keys (:mod:`qexport.families.hyper`); what
@@ -255,6 +274,7 @@ class Family:
     defaults: Mapping[str, Any]
     kinds: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     head: Tower | None = None
+    vision: Vision | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     attention: tuple[str, ...] = ()
     turning: Turning = Turning()

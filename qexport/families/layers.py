@@ -48,6 +48,13 @@ PRE_NORMS = (
     Template("post_attention_layernorm.weight", Role.FFN_NORM, "hidden"),
 )
 
+
+def with_bias(module: str, role: Role, shape: str) -> tuple[Template, ...]:
+    """Weight and bias of a module of a vision tower."""
+    rows = shape.split()[0]
+    return Template(f"{module}.weight", role, shape), Template(f"{module}.bias", role, rows)
+
+
 PLAIN: dict[str, Any] = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,

@@ -18,7 +18,8 @@ from functools import cache
 from qexport.families.family import Family
 from qexport.families.known import FAMILIES
 
-_VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
+VISION_NAMES = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
+"""What canonical names of vision tensors begin with."""
 # What wraps a module while it is trained, in front of names and in the middle: torch.compile, FSDP and
 # activation checkpointing, DDP and DeepSpeed, Lightning, trl's models with a value head.
 _WRAPPERS = frozenset(
@@ -91,7 +92,7 @@ def canonical_name(stored: str) -> SpelledName:
     prefix = name[: len(name) - len(rest)]
     # Stacked experts, as mlx-lm has them: the model view's own layout under another name.
     rest = rest.replace(".mlp.switch_mlp.", ".mlp.experts.")
-    if rest.startswith(_VISION):
+    if rest.startswith(VISION_NAMES):
         return SpelledName(rest, prefix, vision=True, peft=peft, wrapped=wrapped)
     if rest.startswith(heads_beside()):
         return SpelledName(rest, prefix, mtp=True, peft=peft, wrapped=wrapped)
@@ -111,7 +112,7 @@ def outer_wrapper(names: Iterable[str]) -> str:
     ''
     """
     # How names of a model begin; whatever else all of them share in front is somebody's wrapper.
-    first_parts = (*_LANGUAGE, "lm_head.", *heads_beside(), *_BARE, *_VISION)
+    first_parts = (*_LANGUAGE, "lm_head.", *heads_beside(), *_BARE, *VISION_NAMES)
     left, found = list(names), ""
     while left and not any(canonical_name(name).canonical.startswith(first_parts) for name in left):
         first, dot, _ = left[0].partition(".")
@@ -128,7 +129,7 @@ def behind_front(name: str) -> tuple[str, SpelledName] | None:
     >>> front, spelled.canonical
     ('actor.', 'model.layers.3.mlp.gate.weight')
     """
-    if name.startswith((*_TRUNK, *heads_beside(), *_VISION)):
+    if name.startswith((*_TRUNK, *heads_beside(), *VISION_NAMES)):
         return None
     parts = name.split(".")
     for at in range(1, len(parts) - 1):
@@ -183,7 +184,7 @@ def published_name(canonical: str, family: Family, *, wrapper: bool) -> str:
         return family.wrapper_prefix + canonical.removeprefix("model.")
     if canonical.startswith("lm_head."):
         return family.wrapper_head + canonical
-    if canonical.startswith(_VISION):
+    if canonical.startswith(VISION_NAMES):
         return family.vision_prefix + canonical
     return canonical
 

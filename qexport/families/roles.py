@@ -71,10 +71,31 @@ class Role(StrEnum):
     MTP_EMBED = "mtp_embed"
     MTP_OUTPUT = "mtp_output"
 
-    VISION = "vision"
+    # Of a vision tower: weight and bias of a module have one role, and names tell them apart.
+    VISION_PATCH = "vision_patch"
+    VISION_POSITION = "vision_position"
+    VISION_ATTN_NORM = "vision_attn_norm"
+    VISION_ATTN_QKV = "vision_attn_qkv"
+    VISION_ATTN_Q = "vision_attn_q"
+    VISION_ATTN_K = "vision_attn_k"
+    VISION_ATTN_V = "vision_attn_v"
+    VISION_ATTN_OUTPUT = "vision_attn_output"
+    VISION_FFN_NORM = "vision_ffn_norm"
+    VISION_FFN_UP = "vision_ffn_up"
+    VISION_FFN_DOWN = "vision_ffn_down"
+    VISION_OUTPUT_NORM = "vision_output_norm"
+    VISION_PROJECTOR_NORM = "vision_projector_norm"
+    VISION_PROJECTOR_UP = "vision_projector_up"
+    VISION_PROJECTOR_DOWN = "vision_projector_down"
+    VISION_PROJECTOR = "vision_projector"
 
 
-NORM_ROLES = frozenset(role for role in Role if role.value.endswith("_norm"))
+_VISION = frozenset(role for role in Role if role.value.startswith("vision_"))
+NORM_ROLES = frozenset(role for role in Role if role.value.endswith("_norm")) - _VISION
+VISION_LINEARS = frozenset(
+    role for role in _VISION if not role.value.endswith(("_norm", "_position", "_patch", "projector"))
+)
+"""Linear layers of a vision tower."""
 BIAS_ROLES = frozenset(role for role in Role if role.value.endswith("_bias")) - {
     Role.LINEAR_DT_BIAS,
     Role.ROUTER_BIAS,

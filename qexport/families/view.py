@@ -17,6 +17,7 @@ from qexport.checkpoint.tensors import LogicalTensor
 from qexport.families.hyper import Hyper, resolve
 from qexport.families.known import FAMILIES
 from qexport.families.roles import Block, Role
+from qexport.families.vision import VisionHyper
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ModelView:
         mtp_layers: number of MTP layers that the files hold (0 or 1).
         files: small files by name (tokenizer, templates, generation config) after repairs.
         resolved: the hyper-parameters, where they have been resolved before.
+        vision: those of the vision tower; ``None`` where there is none.
     """
 
     family: str
@@ -65,6 +67,7 @@ class ModelView:
     mtp_layers: int
     files: Mapping[str, bytes] = field(default_factory=dict)
     resolved: Hyper | None = field(default=None, repr=False, compare=False)
+    vision: VisionHyper | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[ModelTensor]:
         return iter(self.tensors)

@@ -35,7 +35,7 @@ from qexport.doctor.draft import SmallFiles
 from qexport.errors import UsageProblem
 from qexport.families.hyper import resolve
 from qexport.families.known import FAMILIES, family_of
-from qexport.families.roles import Role
+from qexport.families.roles import VISION_LINEARS, Role
 from qexport.formats.linears import LINEAR_ROLES
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ ASKED = LINEAR_ROLES | {
     Role.MTP_FC,
     Role.ROUTER,
     Role.SHARED_EXPERT_ROUTER,
-    Role.VISION,
+    *VISION_LINEARS,
 }
 """Modules that vLLM makes linear layers of."""
 

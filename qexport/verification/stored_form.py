@@ -29,7 +29,9 @@ from qexport.artifacts.weights import StoredWeight
 from qexport.errors import InputError
 from qexport.families.build import EXPERT_PARTS, expected_tensors
 from qexport.families.hyper import resolve
-from qexport.families.roles import EXPERT_ROLES, Role
+from qexport.families.names import VISION_NAMES
+from qexport.families.roles import EXPERT_ROLES, VISION_LINEARS, Role
+from qexport.families.vision import VisionHyper, resolve_vision
 from qexport.formats.linears import FUSED_ROLES
 from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.judge import skipped
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor
 
 
-_VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
 _EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 _FUSED_EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)(\.weight)?$")
 # vLLM's in_proj_ba; stored as floats by everybody, but it has to be so for both.
@@ -65,11 +66,8 @@ class _Weight:
 
     @property
     def role(self) -> Role | None:
-        if self.tensor is not None:
-            return self.tensor.role
-        vision = self.name.startswith(_VISION) and self.name.endswith(".weight")
-        shape = self.stored.parts["weight"].shape if "weight" in self.stored.parts else (0, 0)
-        return Role.VISION if vision and len(shape) == 2 and "pos_embed" not in self.name else None
+        role = None if self.tensor is None else self.tensor.role
+        return None if role in VISION_LINEARS and not self.name.endswith(".weight") else role
 
 
 def check_stored_form(artifact: Opened) -> list[Verdict]:
@@ -99,8 +97,15 @@ def _finding(check: Check, problems: list[str], good: str) -> Verdict:
 
 
 def _expected(artifact: Opened) -> dict[str, ModelTensor]:
-    bare = skeleton(artifact.family, artifact.text, int(artifact.has_head), artifact.label)
+    bare = skeleton(artifact.family, artifact.text, int(artifact.has_head), artifact.label, _vision(artifact))
     return {tensor.name: tensor for tensor in bare}
+
+
+def _vision(artifact: Opened) -> VisionHyper | None:
+    """The tower that has to be whole, where any of it is there."""
+    if not any(name.startswith(VISION_NAMES) for name in artifact.weights):
+        return None
+    return resolve_vision(artifact.family, artifact.config, artifact.text["hidden_size"])
 
 
 def _home(name: str) -> tuple[str, int | None]:
@@ -125,7 +130,8 @@ def _missing(artifact: Opened) -> Iterator[str]:
     optional = {"lm_head.weight"} if artifact.text.get("tie_word_embeddings") else set()
     layers = int(artifact.has_head)
     expected = _expected(artifact)
-    for prefix, template, _, _ in expected_tensors(resolve(artifact.family, artifact.text), layers):
+    hyper = resolve(artifact.family, artifact.text)
+    for prefix, template, _, _ in expected_tensors(hyper, layers, _vision(artifact)):
         name = template.name
         canonical = prefix + name
         if canonical in artifact.weights or template.optional or canonical in optional:
@@ -147,8 +153,7 @@ def _unknown(artifact: Opened) -> Iterator[str]:
         home, expert = _home(name)
         tensor = expected.get(home)
         if tensor is None:
-            if not name.startswith(_VISION):
-                yield f"{name} is not part of the {artifact.family.name} family"
+            yield f"{name} is not part of the {artifact.family.name} family"
             continue
         try:
             shape = weight.decode().shape

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quirks_planted import change_tensors
 from quirks_planted import tensors_in as loaded
-from zoo import write_json
 
 from qexport.doctor import diagnose, explain
 from qexport.errors import QexportError
@@ -68,42 +67,9 @@ def test_any_value_anywhere(zoo, name, data):
         _ = diagnosis.repaired.text
 
 
-def wrapped_gemma(folder):
-    """Gemma 3 as its publisher writes it: names of old, and a text_config that leaves out defaults."""
-    config = json.loads((folder / "config.json").read_text())
-    text = {
-        k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "transformers_version")
-    }
-    for key in ("tie_word_embeddings", "rope_theta", "rope_local_base_freq", "rms_norm_eps"):
-        del text[key]
-    write_json(
-        folder / "config.json",
-        {
-            "architectures": ["Gemma3ForConditionalGeneration"],
-            "image_token_index": 5,
-            "mm_tokens_per_image": 16,
-            "model_type": "gemma3",
-            "text_config": text,
-            "torch_dtype": "bfloat16",
-            "vision_config": {"hidden_size": 8, "model_type": "siglip_vision_model"},
-        },
-    )
-    write_json(folder / "preprocessor_config.json", {})
-
-    def change(tensors):
-        out = {"language_model." + name: tensor for name, tensor in tensors.items()}
-        some = tensors["model.norm.weight"]
-        return out | {
-            "vision_tower.vision_model.post_layernorm.weight": some[:8].clone(),
-            "multi_modal_projector.mm_soft_emb_norm.weight": some[:8].clone(),
-        }
-
-    change_tensors(folder, change)
-
-
-def test_gemma_wrapper_keeps_its_names(zoo_copy, tmp_path):
-    folder = zoo_copy("gemma3")
-    wrapped_gemma(folder)
+def test_gemma_wrapper_keeps_its_names(zoo, tmp_path):
+    """As its publisher writes it: names of old, and a text_config that leaves out defaults."""
+    folder = zoo("gemma3", form="wrapper", vision=True)
     diagnosis, out = repair(folder, tmp_path / "out")
     assert ids(diagnosis, "error", "repaired") == set()
     assert tensors_in(out).keys() == tensors_in(folder).keys()
@@ -115,8 +81,7 @@ def test_gemma_wrapper_keeps_its_names(zoo_copy, tmp_path):
 
 
 def test_gemma_without_its_tower_becomes_text(zoo_copy, tmp_path):
-    folder = zoo_copy("gemma3")
-    wrapped_gemma(folder)
+    folder = zoo_copy("gemma3", form="wrapper", vision=True)
     change_tensors(folder, lambda t: {n: x for n, x in t.items() if n.startswith("language_model.")})
     diagnosis, out = repair(folder, tmp_path / "out")
     assert ids(diagnosis, "error", "repaired") == {"vision.absent"}

@@ -67,6 +67,7 @@ REPAIRED = {
     "dtype_absent": "dtype.missing",
     "stray_float32_matrix": "dtype.stray_fp32",
     "vision_declared_absent": "vision.absent",
+    "vision_deepstack_named": "vision.deepstack",
 }
 NOTED = {
     "experts_fused_in_trunk": None,
@@ -81,6 +82,7 @@ NOTED = {
     "torch_dtype_only": None,
     "a_log_bf16": "dtype.a_log",
     "processor_absent": "vision.processor_missing",
+    "vision_tokens_elsewhere": "vision.tokens",
 }
 ERRORS = {
     "lora_tensors_left": "names.adapter",
@@ -93,6 +95,9 @@ ERRORS = {
     "tokenizer_absent": "tokenizer.missing",
     "layer_count_lying": "layers.count",
     "matrix_shape_wrong": "tensors.unfit",
+    "vision_block_lost": "tensors.unfit",
+    "vision_block_surplus": "tensors.unfit",
+    "vision_shape_wrong": "tensors.unfit",
 }
 # As their authors publish them; the others of the zoo are as transformers 5 saves a merge.
 PUBLISHED = [name for name, entry in ZOO.items() if entry.options.style == "published"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qexport.families.family import Arch, Dialect, Family, Template, Turning, Value
-from qexport.families.layers import ATTENTION, ATTENTION_BIAS, MLP, QK_NORM
-from qexport.families.roles import NORM_ROLES, Role
+from qexport.families.family import Arch, Dialect, Family, Template, Tower, Turning, Value, Vision
+from qexport.families.layers import ATTENTION, ATTENTION_BIAS, MLP, QK_NORM, with_bias
+from qexport.families.roles import NORM_ROLES, Block, Role
 
 if TYPE_CHECKING:
     from qexport.families.hyper import Hyper
@@ -22,6 +22,69 @@ _NORMS = (
     Template("post_attention_layernorm.weight", Role.POST_ATTN_NORM, "hidden"),
     Template("pre_feedforward_layernorm.weight", Role.FFN_NORM, "hidden"),
     Template("post_feedforward_layernorm.weight", Role.POST_FFN_NORM, "hidden"),
+)
+_SIGLIP = "vision_tower.vision_model."
+_VISION = Vision(
+    Tower(
+        Block.VISION,
+        prefix="",
+        layer_prefix=_SIGLIP + "encoder.layers.{n}.",
+        layers={
+            "full": (
+                *with_bias("layer_norm1", Role.VISION_ATTN_NORM, "v_hidden"),
+                *with_bias("layer_norm2", Role.VISION_FFN_NORM, "v_hidden"),
+                *with_bias("self_attn.q_proj", Role.VISION_ATTN_Q, "v_hidden v_hidden"),
+                *with_bias("self_attn.k_proj", Role.VISION_ATTN_K, "v_hidden v_hidden"),
+                *with_bias("self_attn.v_proj", Role.VISION_ATTN_V, "v_hidden v_hidden"),
+                *with_bias("self_attn.out_proj", Role.VISION_ATTN_OUTPUT, "v_hidden v_hidden"),
+                *with_bias("mlp.fc1", Role.VISION_FFN_UP, "v_inner v_hidden"),
+                *with_bias("mlp.fc2", Role.VISION_FFN_DOWN, "v_hidden v_inner"),
+            )
+        },
+        count="num_hidden_layers",
+        first=(
+            *with_bias(
+                f"{_SIGLIP}embeddings.patch_embedding",
+                Role.VISION_PATCH,
+                "v_hidden v_channels v_patch v_patch",
+            ),
+            Template(
+                f"{_SIGLIP}embeddings.position_embedding.weight", Role.VISION_POSITION, "v_positions v_hidden"
+            ),
+        ),
+        last=(
+            *with_bias(f"{_SIGLIP}post_layernorm", Role.VISION_OUTPUT_NORM, "v_hidden"),
+            Template(
+                "multi_modal_projector.mm_input_projection_weight", Role.VISION_PROJECTOR, "v_hidden hidden"
+            ),
+            Template("multi_modal_projector.mm_soft_emb_norm.weight", Role.VISION_PROJECTOR_NORM, "v_hidden"),
+        ),
+    ),
+    defaults={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_channels": 3,
+        "image_size": 224,
+        "patch_size": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    sizes={
+        "v_hidden": "hidden_size",
+        "v_inner": "intermediate_size",
+        "v_heads": "num_attention_heads",
+        "v_channels": "num_channels",
+        "v_image": "image_size",
+        "v_patch": "patch_size",
+    },
+    tokens={"image_token_index": 262144, "boi_token_index": 255999, "eoi_token_index": 256000},
+    aliases={
+        "image_token_id": "image_token_index",
+        "boi_token_id": "boi_token_index",
+        "eoi_token_id": "eoi_token_index",
+    },
 )
 
 
@@ -61,6 +124,7 @@ GEMMA3 = Family(
     causal_arch="Gemma3ForCausalLM",
     text_model_type="gemma3_text",
     layers={"full": (*_NORMS, *ATTENTION, *ATTENTION_BIAS, *QK_NORM, *MLP)},
+    vision=_VISION,
     attention=("full_attention", "sliding_attention"),
     turning=Turning(local=True),
     arch=Arch(

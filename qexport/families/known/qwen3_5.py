@@ -22,6 +22,7 @@ from qexport.families.family import (
     Tower,
     Turning,
     Value,
+    Vision,
 )
 from qexport.families.layers import (
     ATTENTION,
@@ -32,6 +33,7 @@ from qexport.families.layers import (
     PRE_NORMS,
     QK_NORM,
     shared_expert,
+    with_bias,
 )
 from qexport.families.roles import NORM_ROLES, Block, Role
 
@@ -70,6 +72,66 @@ _DEFAULTS: dict[str, Any] = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
+_VISION = Vision(
+    Tower(
+        Block.VISION,
+        prefix="visual.",
+        layer_prefix="visual.blocks.{n}.",
+        layers={
+            "full": (
+                *with_bias("norm1", Role.VISION_ATTN_NORM, "v_hidden"),
+                *with_bias("norm2", Role.VISION_FFN_NORM, "v_hidden"),
+                *with_bias("attn.qkv", Role.VISION_ATTN_QKV, "v_qkv v_hidden"),
+                *with_bias("attn.proj", Role.VISION_ATTN_OUTPUT, "v_hidden v_hidden"),
+                *with_bias("mlp.linear_fc1", Role.VISION_FFN_UP, "v_inner v_hidden"),
+                *with_bias("mlp.linear_fc2", Role.VISION_FFN_DOWN, "v_hidden v_inner"),
+            )
+        },
+        count="depth",
+        first=(
+            *with_bias(
+                "patch_embed.proj", Role.VISION_PATCH, "v_hidden v_channels v_temporal v_patch v_patch"
+            ),
+            Template("pos_embed.weight", Role.VISION_POSITION, "v_positions v_hidden"),
+        ),
+        last=(
+            *with_bias("merger.norm", Role.VISION_OUTPUT_NORM, "v_hidden"),
+            *with_bias("merger.linear_fc1", Role.VISION_PROJECTOR_UP, "v_merged v_merged"),
+            *with_bias("merger.linear_fc2", Role.VISION_PROJECTOR_DOWN, "v_out v_merged"),
+        ),
+    ),
+    defaults={
+        "depth": 27,
+        "hidden_size": 1152,
+        "hidden_act": "gelu_pytorch_tanh",
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 3584,
+        "num_position_embeddings": 2304,
+    },
+    sizes={
+        "v_hidden": "hidden_size",
+        "v_inner": "intermediate_size",
+        "v_heads": "num_heads",
+        "v_channels": "in_channels",
+        "v_patch": "patch_size",
+        "v_merge": "spatial_merge_size",
+        "v_temporal": "temporal_patch_size",
+        "v_out": "out_hidden_size",
+        "v_positions": "num_position_embeddings",
+    },
+    tokens={
+        "image_token_id": 248056,
+        "video_token_id": 248057,
+        "vision_start_token_id": 248053,
+        "vision_end_token_id": 248054,
+    },
+    aliases={"num_attention_heads": "num_heads"},
+)
 
 
 def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -125,6 +187,7 @@ def _family(
         layers={"full": (*_FULL, *mlp), "linear": (*_LINEAR, *mlp)},
         kinds=_kinds,
         head=_head(mlp),
+        vision=_VISION,
         attention=("full_attention", "linear_attention"),
         turning=Turning(
             partial=0.25,

@@ -1,0 +1,94 @@
+"""What a model sees with: its ``vision_config`` resolved once, as transformers' class does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from qexport.errors import InputError
+from qexport.families.family import Family, Vision
+from qexport.families.values import typed
+
+_COPY = "Copy vision_config from the config.json of the checkpoint that was fine-tuned."
+
+
+@dataclass(frozen=True)
+class VisionHyper:
+    """A vision tower's hyper-parameters, with nothing left to guess.
+
+    Attributes:
+        hidden: width of the language model, which the tower's output has.
+        config: all of them as transformers spells them, with every key that the config has.
+    """
+
+    vision: Vision = field(repr=False)
+    hidden: int
+    config: Mapping[str, Any]
+
+    @property
+    def layers(self) -> int:
+        """Its blocks."""
+        count: int = self.config[self.vision.tower.count]
+        return count
+
+    @cached_property
+    def dims(self) -> dict[str, int]:
+        """Numbers for the words in the shapes of its templates."""
+        dims = {word: self.config[key] for word, key in self.vision.sizes.items()}
+        dims["v_qkv"] = 3 * dims["v_hidden"]
+        dims["v_merged"] = dims["v_hidden"] * dims.get("v_merge", 1) ** 2
+        if "v_image" in dims:
+            dims["v_positions"] = (dims["v_image"] // dims["v_patch"]) ** 2
+        return dims
+
+
+def resolve_vision(family: Family, config: Mapping[str, Any], hidden: int) -> VisionHyper | None:
+    """The tower that ``config.json`` describes; ``None`` where it does not, or the family has none.
+
+    Raises:
+        InputError: a size is not one, or the tower's output is not as wide as the language model.
+    """
+    given, vision = config.get("vision_config"), family.vision
+    if vision is None or not isinstance(given, Mapping):
+        return None
+    square = {key: _one(value) for key, value in given.items() if value is not None}
+    door = typed(square, where="vision_config.", defaults=vision.defaults)
+    stated = door.values
+    for alias, key in vision.aliases.items():
+        if alias in stated:
+            stated.setdefault(key, stated[alias])
+    whole = {**vision.defaults, **stated}
+    wrong = list(door.unusable)
+    wrong += [
+        f"vision_config.{key} is {whole[key]!r}, but must be a positive integer"
+        for key in (*vision.sizes.values(), vision.tower.count)
+        if key in whole and (type(whole[key]) is not int or whole[key] < 1)
+    ]
+    found = VisionHyper(vision, hidden, whole)
+    if not wrong and found.dims.get("v_out", hidden) != hidden:
+        out = vision.sizes["v_out"]
+        wrong.append(f"vision_config.{out} is {whole[out]}, but the language model's hidden_size is {hidden}")
+    if not wrong and (odd := found.dims["v_hidden"] % found.dims["v_heads"]):
+        wrong.append(f"vision_config.{vision.sizes['v_hidden']} leaves {odd} when shared out over its heads")
+    if wrong:
+        raise InputError("config.json: " + "; ".join(wrong), hint=_COPY)
+    return found
+
+
+def image_tokens(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens that an image becomes, by the config's keys."""
+    if family.vision is None:
+        return {}
+    aliases = {key: alias for alias, key in family.vision.aliases.items()}
+    found = {
+        key: config.get(key, config.get(aliases.get(key, key), default))
+        for key, default in family.vision.tokens.items()
+    }
+    return {key: number for key, number in found.items() if type(number) is int}
+
+
+def _one(value: Any) -> Any:
+    """``[16, 16]``, height and width of what is square, as a number."""
+    return value[0] if isinstance(value, list) and value and len(set(map(str, value))) == 1 else value
