@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from qexport.doctor.explain import Explanation
     from qexport.doctor.mtp import MtpMode
+    from qexport.doctor.vision import VisionMode
     from qexport.errors import (
         EnvironmentProblem,
         GateRefusal,
@@ -114,6 +115,7 @@ def export(
     formats: Sequence[Any] = (),
     *,
     mtp_from: str | None = None,
+    base: str | None = None,
     calibration: Calibration | None = None,
     out: str | Path = ".",
     only: Sequence[str] = (),
@@ -130,7 +132,7 @@ def export(
         what: with ``formats`` a model, a folder or a Hub id; without, a recipe: a value, a file, or the name
             of one that comes with qexport.
         formats: options: :class:`Gguf`, :class:`Mlx`, :class:`Fp8`, :class:`Nvfp4`, :class:`Merged`.
-        mtp_from, calibration: as :func:`recipe_for` takes them, which takes more.
+        mtp_from, base, calibration: as :func:`recipe_for` takes them, which takes more.
         out: the folder that the artifacts' folders are made in, named after the model and the format.
         only: of a recipe, these artifacts, as ``qexport run --only`` names them.
         local: what belongs to this machine: threads, devices, runtimes; its ``out`` outranks the other.
@@ -149,7 +151,7 @@ def export(
     from qexport.recipe.select import select
     from qexport.run.job import Local, run
 
-    recipe = _recipe(what, formats, mtp_from, calibration)
+    recipe = _recipe(what, formats, mtp_from, base, calibration)
     local = local or Local()
     local = local if local.out is not None else replace(local, out=Path(out))
     outcome = run(recipe, local, watcher, select(recipe, only))
@@ -163,6 +165,7 @@ def plan(
     formats: Sequence[Any] = (),
     *,
     mtp_from: str | None = None,
+    base: str | None = None,
     calibration: Calibration | None = None,
     out: str | Path = ".",
     only: Sequence[str] = (),
@@ -179,7 +182,7 @@ def plan(
     from qexport.run.job import Local, plan_model
     from qexport.run.watcher import Watcher
 
-    recipe = _recipe(what, formats, mtp_from, calibration)
+    recipe = _recipe(what, formats, mtp_from, base, calibration)
     units = select(recipe, only)
     watcher, local = watcher or Watcher(), Local(out=Path(out))
     mine = {each: tuple(u for u in units if u.subject == each.key) for each in recipe.subjects}
@@ -196,6 +199,11 @@ def recipe_for(
     mtp: MtpMode = "auto",
     mtp_from: str | None = None,
     mtp_from_revision: str | None = None,
+    vision: VisionMode = "auto",
+    vision_from: str | None = None,
+    vision_from_revision: str | None = None,
+    base: str | None = None,
+    base_revision: str | None = None,
     calibration: Calibration | None = None,
     verification: VerifyOptions | None = None,
     proven: bool = True,
@@ -210,13 +218,26 @@ def recipe_for(
         name: what files and folders are called; the model's own name when not given.
         mtp: what becomes of the MTP head: ``auto``, ``keep``, ``graft`` or ``drop``.
         mtp_from: the base whose head is grafted: a folder or a Hub id.
+        vision, vision_from: likewise for the vision tower; its base is the head's where none is named.
+        base: the base for both.
         verification: how artifacts are proven; ``proven=False`` for not at all, and the receipts say so.
         measure: held-out tokens on which artifacts are compared with the source; 0 for none.
     """
     from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel, artifacts_of
     from qexport.verification.options import VerifyOptions
 
-    choice = ModelChoice(str(model), revision, mtp, mtp_from, mtp_from_revision)
+    choice = ModelChoice(
+        str(model),
+        revision,
+        mtp,
+        mtp_from,
+        mtp_from_revision,
+        vision,
+        vision_from,
+        vision_from_revision,
+        base,
+        base_revision,
+    )
     how = verification or VerifyOptions() if proven else None
     artifacts = artifacts_of(formats, calibrated=calibration is not None, verify=how)
     return Recipe((RecipeModel("model", choice, name),), artifacts, calibration, measure=measure)
@@ -229,10 +250,14 @@ def inspect(
     mtp: MtpMode = "auto",
     mtp_from: str | None = None,
     mtp_from_revision: str | None = None,
+    **towers: Any,
 ) -> Explanation:
     """What a checkpoint is, and what is wrong with it; headers and small files are enough.
 
     ``findings`` say each whom it would hurt, with which error, and what an export does about it.
+
+    Args:
+        towers: ``vision``, ``vision_from``, ``base`` and their revisions, as :func:`recipe_for` takes them.
 
     Raises:
         InputError, UsageProblem, EnvironmentProblem: the model cannot be opened.
@@ -241,7 +266,7 @@ def inspect(
     from qexport.recipe.recipe import ModelChoice
     from qexport.run.model import examine
 
-    choice = ModelChoice(str(model), revision, mtp, mtp_from, mtp_from_revision)
+    choice = ModelChoice(str(model), revision, mtp, mtp_from, mtp_from_revision, **towers)
     return explain(examine(choice, download=False))
 
 
@@ -307,6 +332,7 @@ def _recipe(
     what: Recipe | str | Path,
     formats: Sequence[Any],
     mtp_from: str | None,
+    base: str | None,
     calibration: Calibration | None,
 ) -> Recipe:
     from qexport.errors import UsageProblem
@@ -315,8 +341,8 @@ def _recipe(
     from qexport.recipe.recipe import Recipe
 
     if isinstance(what, str | Path) and formats:
-        return recipe_for(what, formats, mtp_from=mtp_from, calibration=calibration)
-    if formats or mtp_from is not None or calibration is not None:
+        return recipe_for(what, formats, mtp_from=mtp_from, base=base, calibration=calibration)
+    if formats or mtp_from is not None or base is not None or calibration is not None:
         raise UsageProblem("a recipe says its formats, base and calibration itself; they go with a model")
     return what if isinstance(what, Recipe) else load_recipe(find_recipe(str(what)))
 

@@ -21,9 +21,9 @@ from qexport.cli._options import (
     THREADS,
     measure_option,
     model_argument,
-    mtp_options,
     runtime_options,
     together,
+    tower_options,
     verify_options,
 )
 from qexport.cli._output import Output
@@ -41,7 +41,7 @@ BUILT_IN = "the corpus inside the package"
 _VERIFY = ("prompts", "n_predict", "draft_max", "time_limit", "llama_server", "runtime", "runtime_python")
 
 
-source_options = together(mtp_options, OUT, model_argument)
+source_options = together(tower_options, OUT, model_argument)
 """MODEL, its revision, ``--out``, and what becomes of the MTP head; they come first in the help."""
 
 
@@ -83,11 +83,12 @@ def verify_options_from(given: dict[str, Any]) -> VerifyOptions:
 
 
 def model_choice(given: dict[str, Any]) -> ModelChoice:
-    """MODEL and its head."""
+    """MODEL, its head and its tower."""
     from qexport.recipe.recipe import ModelChoice
 
-    names = ("model", "revision", "mtp_mode", "mtp_from", "mtp_from_revision")
-    return ModelChoice(*(given[name] for name in names))
+    modes = {"mtp": given["mtp_mode"], "vision": given["vision_mode"]}
+    named = (each.name for each in fields(ModelChoice) if each.name not in modes)
+    return ModelChoice(**modes, **{name: given[name] for name in named})
 
 
 def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Path, ...] = ()) -> Calibration:

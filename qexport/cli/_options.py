@@ -111,24 +111,47 @@ model_argument = together(
 """MODEL and ``--revision``."""
 
 
-mtp_options = together(  # "mtp" alone is a field of MLX's options
-    click.option("--mtp-from-revision", help="Branch, tag or commit of a BASE on the Hub."),
-    click.option(
-        "--mtp-from",
-        metavar="BASE",
-        help="The base model whose MTP head is grafted: a folder or a Hub id.",
+def _of_base(flag: str, words: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``flag BASE`` and its revision."""
+    return (
+        click.option(f"{flag}-revision", help="Branch, tag or commit of that BASE on the Hub."),
+        click.option(flag, metavar="BASE", help=words),
+    )
+
+
+_TOWER_MODE = click.Choice(["auto", "keep", "graft", "drop"])
+tower_options = together(  # "mtp" alone is a field of MLX's options
+    *_of_base(
+        "--vision-from",
+        "The base model whose vision tower is grafted: a folder or a Hub id.  [default: the one of --base, "
+        "else of --mtp-from]",
     ),
+    click.option(
+        "--vision",
+        "vision_mode",
+        type=_TOWER_MODE,
+        default="auto",
+        show_default=True,
+        help="What becomes of the vision tower. auto keeps one that is there, and grafts where there is a "
+        "base with one that fits; drop writes the text-only form.",
+    ),
+    *_of_base("--mtp-from", "The base model whose MTP head is grafted: a folder or a Hub id."),
     click.option(
         "--mtp",
         "mtp_mode",
-        type=click.Choice(["auto", "keep", "graft", "drop"]),
+        type=_TOWER_MODE,
         default="auto",
         show_default=True,
         help="What becomes of the MTP head. auto keeps one that is there, grafts when --mtp-from is "
         "given, and refuses a checkpoint that declares a head it lacks.",
     ),
+    *_of_base(
+        "--base",
+        "The model that was fine-tuned, a folder or a Hub id: MTP head and vision tower are taken of it "
+        "where MODEL has lost them.",
+    ),
 )
-"""``--mtp``, ``--mtp-from`` and its revision."""
+"""What becomes of MTP head and vision tower, and the bases that they are taken of."""
 
 
 calibration_options = together(

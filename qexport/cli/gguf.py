@@ -19,7 +19,7 @@ from qexport.cli._options import (
     calibration_options,
     measure_option,
     model_argument,
-    mtp_options,
+    tower_options,
     verify_options,
 )
 
@@ -51,7 +51,7 @@ class _Pair(click.ParamType[tuple[str, str]]):
 )
 @aim_options
 @OUT
-@mtp_options
+@tower_options
 @click.option(
     "--imatrix",
     is_flag=False,

@@ -16,7 +16,7 @@ from qexport.cli._options import (
     THREADS,
     calibration_options,
     model_argument,
-    mtp_options,
+    tower_options,
 )
 from qexport.cli._output import Output
 from qexport.errors import InputError
@@ -59,7 +59,7 @@ _KEYS = {
     help="Text, or JSON lines with messages, text or input_ids.  [default: the corpus inside the package]",
 )
 @click.option("--merge", type=FILE, multiple=True, help="A matrix that is added to the result. Repeatable.")
-@mtp_options
+@tower_options
 @calibration_options
 @click.option("--show-statistics", is_flag=True, help="Print what the matrix says of each tensor.")
 @click.option("--dry-run", is_flag=True, help="Tokenize and plan; collect and write nothing.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import model_choice
-from qexport.cli._options import JSON, model_argument, mtp_options
+from qexport.cli._options import JSON, model_argument, tower_options
 from qexport.cli._output import Output
 from qexport.errors import InputError
 from qexport.sizes import size_text
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @model_argument
-@mtp_options
+@tower_options
 @JSON
 def command(**given: Any) -> None:
     """Explain MODEL without changing or downloading its weights: headers and small files are enough.

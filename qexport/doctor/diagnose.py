@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from qexport.checkpoint.chat_templates import TEMPLATE_FILE
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.draft import Draft
 from qexport.doctor.finding import Finding
@@ -12,6 +13,7 @@ from qexport.doctor.mtp import MtpMode, MtpResult, settle_mtp
 from qexport.doctor.quirks import QUIRKS
 from qexport.doctor.repaired import Repaired, finish
 from qexport.doctor.subject import Subject, examine
+from qexport.doctor.vision import VisionMode, settle_vision
 from qexport.errors import InputError
 
 # Findings about a head that is then replaced or dropped are of no interest.
@@ -61,26 +63,34 @@ class Diagnosis:
             "mtp": None
             if repaired is None
             else {"layers": repaired.mtp_layers, "origin": repaired.mtp_origin},
+            "vision": None if repaired is None else {"origin": repaired.vision_origin},
         }
 
 
 def diagnose(
-    checkpoint: Checkpoint, *, mtp: MtpMode = "auto", mtp_from: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    *,
+    mtp: MtpMode = "auto",
+    mtp_from: Checkpoint | None = None,
+    vision: VisionMode = "auto",
+    vision_from: Checkpoint | None = None,
+    vision_named: bool = True,
 ) -> Diagnosis:
     """Examine ``checkpoint`` and repair what is known; the source is not touched.
 
     Args:
         checkpoint: local, or on the Hub with nothing but headers known.
         mtp: what to do about the MTP head.
-        mtp_from: the base model: its head is grafted if asked for (or if there is none, with ``auto``), and
-            processor files that are missing are taken from it.
+        mtp_from: the base model: its head is grafted if asked for, or if there is none, with ``auto``.
+        vision, vision_from: likewise for the vision tower; processor files that are missing come with it.
+        vision_named: it was named for the tower: what does not fit is an error, else it is left alone.
 
     Raises:
         InputError: there is no usable config, or no family that is known.
-        UsageProblem: ``mtp`` and ``mtp_from`` do not go together, or not with this family.
+        UsageProblem: a mode and its base do not go together, or not with this family.
     """
     try:
-        return _diagnose(checkpoint, mtp, mtp_from)
+        return _diagnose(checkpoint, mtp, mtp_from, vision, vision_from, vision_named)
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         # Config and tokenizer files come from anywhere; a value of another kind than any reader expects.
         raise InputError(
@@ -89,23 +99,39 @@ def diagnose(
         ) from error
 
 
-def _diagnose(checkpoint: Checkpoint, mtp: MtpMode, mtp_from: Checkpoint | None) -> Diagnosis:
-    subject = examine(checkpoint, base=mtp_from)
-    base = examine(mtp_from) if mtp_from is not None and subject.family.head and mtp != "drop" else None
+def _diagnose(
+    checkpoint: Checkpoint,
+    mtp: MtpMode,
+    mtp_from: Checkpoint | None,
+    vision: VisionMode,
+    vision_from: Checkpoint | None,
+    vision_named: bool,
+) -> Diagnosis:
+    given = examine(checkpoint, base=mtp_from, sight=vision_from)
+    base = examine(mtp_from) if mtp_from is not None and given.family.head and mtp != "drop" else None
+    same = base if vision_from is mtp_from else None
+    sight = same or (examine(vision_from) if vision_from is not None and vision != "drop" else None)
+    tower = settle_vision(given, vision, sight, named=vision_named)
+    subject = tower.subject
     draft = Draft(subject)
-    seen = [(quirk, quirk.detect(subject)) for quirk in QUIRKS]
+    for name, data in tower.files.items():
+        draft.remove(name) if data is None else draft.write(name, data)
+    # Names are judged by the form that the checkpoint has, all else by the one that it is to have.
+    seen = [(quirk, quirk.detect(given if quirk.id.startswith("names.") else subject)) for quirk in QUIRKS]
     try:
         head = settle_mtp(draft, mtp, base)
     except InputError:
         if not any(found is not None and found.severity == "error" for _, found in seen):
             raise
         head = MtpResult((), 0, "none")  # nobody can tell before the errors are mended
+    if TEMPLATE_FILE in tower.files:
+        seen = [(quirk, found) for quirk, found in seen if quirk.id != "template.missing"]
     if head.replaced:
         seen = [(quirk, found) for quirk, found in seen if quirk.id not in _OLD_HEAD]
     if causes := [(quirk, found) for quirk, found in seen if quirk.explains and found is not None]:
         seen = [*causes[:1], *(pair for pair in seen if not pair[0].id.startswith(_OF_TENSORS))]
         head = MtpResult((), 0, "none")
-    findings = [*head.findings, *(found for _, found in seen if found is not None)]
+    findings = [*head.findings, *tower.findings, *(found for _, found in seen if found is not None)]
     repaired = None
     if not any(finding.severity == "error" for finding in findings):
         try:
@@ -117,10 +143,10 @@ def _diagnose(checkpoint: Checkpoint, mtp: MtpMode, mtp_from: Checkpoint | None)
                     written |= {
                         key: quirk.id for key, value in draft.text.items() if before.get(key) != value
                     }
-            repaired = finish(draft, head, written)
+            repaired = finish(draft, head, tower.origin, written)
             repaired.view()
         except InputError as error:
             repair = error.hint or "Does config.json belong to these weights?"
             findings.append(Finding("tensors.unfit", "error", error.message, repair=repair))
     order = {"error": 0, "repaired": 1, "note": 2}
-    return Diagnosis(subject, tuple(sorted(findings, key=lambda f: order[f.severity])), repaired)
+    return Diagnosis(given, tuple(sorted(findings, key=lambda f: order[f.severity])), repaired)

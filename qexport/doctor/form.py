@@ -68,3 +68,9 @@ def wrapper_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
             text["tie_word_embeddings"] = config["tie_word_embeddings"]
     text["model_type"] = family.text_model_type
     return wrapped | {"architectures": [architecture], "model_type": model_type, "text_config": text}
+
+
+def seeing_config(config: Mapping[str, Any], base: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The multimodal form, with what the base's config says of its tower and of images."""
+    sight = {key: value for key, value in base.items() if key.startswith(_ROOT_STARTS)}
+    return wrapper_config({**config, **sight}, family)

@@ -1,4 +1,4 @@
-"""Taking the MTP head of the base model: does it fit this one, and its tensors as they lie in the base.
+"""Taking a tower of the base model, its MTP head above all: does it fit, and its tensors as they lie there.
 
 Nothing is read: the grafted tensors point into the base checkpoint, so they are copied bit for bit when the
 pass gets to them. A head that does not fit loads in no runtime, or loads and is never right; so every reason
@@ -8,7 +8,7 @@ is looked for, and all are named at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.layout import convert_experts, trunk_layout
@@ -17,9 +17,11 @@ from qexport.doctor.tokens import token_ids
 from qexport.errors import InputError
 from qexport.families.build import expected_tensors, expert_tensor, template_shape
 from qexport.families.family import Family
-from qexport.families.hyper import resolve
+from qexport.families.hyper import Hyper, resolve
 from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.families.vision import resolve_vision
 
+TowerMode = Literal["auto", "keep", "graft", "drop"]
 # What the head's decoder layer computes with, beyond what its shapes say. Heads behind the trunk are found by
 # its length.
 _COMPARED = (
@@ -48,16 +50,27 @@ _COMPARED = (
 _ROPE = ("rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 
 
-def head_problems(family: Family, text: Mapping[str, Any], tensors: Mapping[str, LogicalTensor]) -> list[str]:
-    """What is missing from the head in ``tensors``, or has another shape than ``text`` says."""
+def tower_problems(
+    hyper: Hyper, tensors: Mapping[str, LogicalTensor], config: Mapping[str, Any], block: Block
+) -> list[str]:
+    """What is missing from a tower in ``tensors``, or has another shape than this model needs.
+
+    Of a vision tower, which has prefixes of its own, what is too much as well.
+    """
     problems: list[str] = []
-    hyper = resolve(family, text)
-    for prefix, template, block, _ in expected_tensors(hyper, 1):
-        if block is not Block.MTP:
+    try:
+        vision = resolve_vision(hyper.family, config, hyper.hidden) if block is Block.VISION else None
+    except InputError as error:
+        return [error.message]
+    dims = hyper.dims if vision is None else {**hyper.dims, **vision.dims}
+    known = set()
+    for prefix, template, where, _ in expected_tensors(hyper, 1, vision):
+        if where is not block:
             continue
         name = prefix + template.name
+        known.add(name)
         try:
-            shape = template_shape(template, hyper.dims, name)
+            shape = template_shape(template, dims, name)
             found = tensors.get(name)
             if template.role in EXPERT_ROLES:
                 found, _ = expert_tensor(prefix, template.name, shape, tensors)
@@ -69,6 +82,8 @@ def head_problems(family: Family, text: Mapping[str, Any], tensors: Mapping[str,
                 problems.append(f"{name} is missing")
         elif found.shape != shape:
             problems.append(f"{name} has shape {list(found.shape)}, this model needs {list(shape)}")
+    if block is Block.VISION:
+        problems += [f"{name} is not part of the tower" for name in tensors if name not in known]
     return list(dict.fromkeys(problems))
 
 
@@ -98,9 +113,10 @@ def misfits(subject: Subject, base: Subject) -> list[str]:
     elif layers > 1:
         reasons.append(f"its head has {layers} layers; llama.cpp runs exactly one")
     reasons += [f"its head has a matrix of its own ({name})" for name in own_matrices(base.family, base.head)]
-    reasons += _settings(subject, base)
+    reasons += setting_reasons(subject, base, _COMPARED, _ROPE)
     if layers == 1 and base.family is subject.family:
-        reasons += head_problems(subject.family, subject.text, base.tensors)
+        hyper = resolve(subject.family, subject.text)
+        reasons += tower_problems(hyper, base.tensors, base.config, Block.MTP)
     return reasons + _vocabulary(subject, base)[0]
 
 
@@ -109,11 +125,14 @@ def vocabulary_notes(subject: Subject, base: Subject) -> list[str]:
     return _vocabulary(subject, base)[1]
 
 
-def _settings(subject: Subject, base: Subject) -> list[str]:
+def setting_reasons(
+    subject: Subject, base: Subject, keys: Iterable[str], turning: Iterable[str]
+) -> list[str]:
+    """The keys of the language model, and of its RoPE, that have another value in the base."""
     mine, theirs = resolve(subject.family, subject.text).text, resolve(base.family, base.text).text
-    pairs = [(key, mine.get(key), theirs.get(key)) for key in _COMPARED]
+    pairs = [(key, mine.get(key), theirs.get(key)) for key in keys]
     ours, other = mine["rope_parameters"], theirs["rope_parameters"]
-    pairs += [(f"rope {key}", ours.get(key), other.get(key)) for key in _ROPE]
+    pairs += [(f"rope {key}", ours.get(key), other.get(key)) for key in turning]
     return [
         f"{key} is {here!r} here and {there!r} in the base"
         for key, here, there in pairs

@@ -15,16 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from qexport.doctor.draft import Draft
 from qexport.doctor.finding import Breaks, Finding, Severity
-from qexport.doctor.graft import head_problems, head_tensors, misfits, own_matrices, vocabulary_notes
+from qexport.doctor.graft import (
+    TowerMode,
+    head_tensors,
+    misfits,
+    own_matrices,
+    tower_problems,
+    vocabulary_notes,
+)
 from qexport.doctor.subject import Subject
 from qexport.errors import UsageProblem
 from qexport.families.family import Tower
+from qexport.families.hyper import resolve
+from qexport.families.roles import Block
 
-MtpMode = Literal["auto", "keep", "graft", "drop"]
+MtpMode = TowerMode
 _WAYS_OUT = "`--mtp graft --mtp-from BASE` takes the base model's head, `--mtp drop` exports without one."
 _LLAMA_LOST = Breaks("llama.cpp", "check_tensor_dims: tensor 'blk.N.attn_norm.weight' not found")
 _VLLM_LOST = Breaks(
@@ -89,7 +98,7 @@ def _without_heads(subject: Subject, mode: MtpMode) -> MtpResult:
     if mode == "keep":
         what = f"--mtp keep, but the family {name} has no MTP head"
         return MtpResult((_finding("mtp.none", "error", what, repair="Leave --mtp out."),), 0, "none")
-    if subject.base is None or mode == "drop":
+    if subject.base is None or mode == "drop" or subject.family.vision is not None:
         return MtpResult((), 0, "none")
     what = f"a base is named for the MTP head ({subject.base.label}), and the family {name} has none"
     return MtpResult((_finding("mtp.none", "note", what, repair="Nothing is grafted."),), 0, "none")
@@ -107,7 +116,8 @@ def _keep(draft: Draft, tower: Tower, head: Mapping[str, int]) -> MtpResult:
     if own := own_matrices(subject.family, head):
         what = f"the MTP head has matrices of its own ({', '.join(own)}); published heads share the model's"
         findings.append(_finding("mtp.own_embeddings", "error", what, (), _WAYS_OUT))
-    if problems := head_problems(subject.family, draft.text, draft.tensors):
+    hyper = resolve(subject.family, draft.text)
+    if problems := tower_problems(hyper, draft.tensors, draft.config, Block.MTP):
         what = f"the MTP head is incomplete or does not fit ({len(head)} tensors): " + "; ".join(problems)
         findings.append(_finding("mtp.incomplete", "error", what, _LOST, _WAYS_OUT))
     if not findings and declared != layers:

@@ -452,7 +452,10 @@ CONFIG_QUIRKS = (
         "a vision tower declared, and none there",
         see=_vision_absent,
         fix=_text_form,
-        repair="The text-only form is written: flat config, text names, no processor files.",
+        repair=(
+            "The text-only form is written: flat config, text names, no processor files. "
+            "`--vision-from BASE` gives it the tower of the model that was fine-tuned."
+        ),
         breaks={
             "vLLM": (
                 "ValueError: Following weights were not initialized from checkpoint: {'visual.blocks.0...'}"
@@ -468,8 +471,8 @@ CONFIG_QUIRKS = (
         what="there are {count} vision tensors, such as {first}, but no vision_config",
         fix=_leave_vision_out,
         repair=(
-            "The text-only form is written, without the tower. Those of Qwen3.5 and Gemma 3 are kept, once "
-            "vision_config and the image_*, video_* and vision_* ids are copied from the base's config.json."
+            "The text-only form is written, without the tower. Those of Qwen3.5 and Gemma 3 are kept with "
+            "`--vision-from BASE`, whose config.json describes them."
         ),
         breaks={"transformers": "UNEXPECTED model.visual.blocks.0...: the tower is dropped"},
     ),
@@ -538,7 +541,10 @@ CONFIG_QUIRKS = (
         "a text-only checkpoint of a multimodal family",
         see=_text_only,
         what="a text-only checkpoint of the multimodal family {s.family.name}",
-        repair="Kept text only. Formats whose readers know the multimodal form alone write that.",
+        repair=(
+            "Kept text only. Formats whose readers know the multimodal form alone write that. "
+            "`--vision-from BASE` gives it the tower of the model that was fine-tuned."
+        ),
         breaks={
             "mlx-lm 0.32": "ValueError: Model type qwen3_5_text not supported.",
             "vLLM < 0.32": "TypeError: Invalid type of HuggingFace config. Expected type: ...Qwen3_5Config",

@@ -291,7 +291,7 @@ def _card_unreadable(subject: Subject) -> str | None:
 
 def _no_processor(subject: Subject, *, of_base: bool) -> str | None:
     """That it is missing; ``of_base``: where the base has one, else where it has none either."""
-    file, base = PROCESSOR_FILES[0], subject.base
+    file, base = PROCESSOR_FILES[0], subject.sight
     there = base is not None and file in base.files
     if there != of_base or not subject.wants_wrapper or file in subject.checkpoint.files:
         return None
@@ -299,7 +299,7 @@ def _no_processor(subject: Subject, *, of_base: bool) -> str | None:
 
 
 def _copy_processor(draft: Draft) -> None:
-    base = draft.subject.base
+    base = draft.subject.sight
     for name in PROCESSOR_FILES:
         if base is not None and name in base.files and name not in draft.subject.checkpoint.files:
             draft.write(name, base.read_file(name))
@@ -521,7 +521,7 @@ FILE_QUIRKS = (
         "vision.processor_missing",
         "a vision tower without its processor files",
         see=lambda subject: _no_processor(subject, of_base=False),
-        repair="Copy preprocessor_config.json and its like from the base; --mtp-from BASE does it.",
+        repair="Copy preprocessor_config.json and its like from the base; --vision-from BASE does it.",
         breaks=_PROCESSOR_BREAKS,
         reference=_PROCESSOR_REFERENCE,
     ),

@@ -27,7 +27,7 @@ class Repaired:
         tensors: by canonical name; experts in the layout of the source's trunk.
         files: every small file that goes with the weights; untouched ones are the source's bytes.
         mtp_layers: MTP layers among ``tensors``.
-        mtp_origin: ``own``, ``none``, ``dropped`` or ``grafted from <label>``.
+        mtp_origin, vision_origin: ``own``, ``none``, ``dropped`` or ``grafted from <label>``.
         wrapper: whether it has the multimodal form, names included.
     """
 
@@ -39,6 +39,7 @@ class Repaired:
     files: SmallFiles = field(repr=False)
     mtp_layers: int
     mtp_origin: str
+    vision_origin: str
     wrapper: bool
     source: Checkpoint = field(repr=False)
 
@@ -67,7 +68,7 @@ class Repaired:
         )
 
 
-def finish(draft: Draft, mtp: MtpResult, repaired: Mapping[str, str]) -> Repaired:
+def finish(draft: Draft, mtp: MtpResult, vision: str, repaired: Mapping[str, str]) -> Repaired:
     """The draft as a value; ``repaired`` says which quirk wrote which key of the config."""
     subject = draft.subject
     return Repaired(
@@ -79,6 +80,7 @@ def finish(draft: Draft, mtp: MtpResult, repaired: Mapping[str, str]) -> Repaire
         files=draft.files(),
         mtp_layers=mtp.layers,
         mtp_origin=mtp.origin,
+        vision_origin=vision,
         wrapper=subject.wants_wrapper,
         source=subject.checkpoint,
     )

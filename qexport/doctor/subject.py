@@ -48,7 +48,8 @@ class Subject:
         tensors: stored tensors by canonical name, in stored order; buffers that no reader needs are left out.
         spellings: how each stored name was read.
         twins: tensors that are there twice.
-        base: the checkpoint given with ``--mtp-from``; repairs may copy processor files from it.
+        base: the checkpoint that the MTP head may be taken from; ``sight`` the one for the vision tower,
+            whose processor files repairs may copy.
         retyped: what config.json says in the wrong type, and ``config`` in the right one.
         unusable: what nothing can be made of; ``config`` is without it.
     """
@@ -61,6 +62,7 @@ class Subject:
     spellings: Mapping[str, SpelledName]
     twins: tuple[Twins, ...] = ()
     base: Checkpoint | None = None
+    sight: Checkpoint | None = None
     retyped: tuple[str, ...] = ()
     unusable: tuple[str, ...] = ()
 
@@ -163,7 +165,9 @@ class Subject:
         return {}
 
 
-def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subject:
+def examine(
+    checkpoint: Checkpoint, *, base: Checkpoint | None = None, sight: Checkpoint | None = None
+) -> Subject:
     """Read config.json and give every stored tensor its canonical name; no tensor data is needed.
 
     Raises:
@@ -214,15 +218,10 @@ def examine(checkpoint: Checkpoint, *, base: Checkpoint | None = None) -> Subjec
         spellings,
         tuple(twins),
         base,
+        sight,
         retyped=door.changed,
         unusable=door.unusable,
     )
-
-
-def stored_head(checkpoint: Checkpoint) -> list[str]:
-    """The names under which a checkpoint stores its MTP head."""
-    subject = examine(checkpoint)
-    return [name for name, spelled in subject.spellings.items() if spelled.canonical in subject.head]
 
 
 def _typed(config: Mapping[str, Any], family: Family) -> Typed:

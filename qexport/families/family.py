@@ -120,7 +120,7 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class Vision:
+class Sight:
     """What a family sees with: a tower whose config stands beside the language model's.
 
     Attributes:
@@ -274,7 +274,7 @@ class Family:
     defaults: Mapping[str, Any]
     kinds: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     head: Tower | None = None
-    vision: Vision | None = None
+    vision: Sight | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     attention: tuple[str, ...] = ()
     turning: Turning = Turning()

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from qexport.errors import InputError
-from qexport.families.family import Family, Vision
+from qexport.families.family import Family, Sight
 from qexport.families.values import typed
 
 _COPY = "Copy vision_config from the config.json of the checkpoint that was fine-tuned."
@@ -23,7 +23,7 @@ class VisionHyper:
         config: all of them as transformers spells them, with every key that the config has.
     """
 
-    vision: Vision = field(repr=False)
+    vision: Sight = field(repr=False)
     hidden: int
     config: Mapping[str, Any]
 

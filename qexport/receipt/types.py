@@ -77,6 +77,7 @@ class Source:
         revision: the commit, for a model on the Hub.
         mtp: ``own``, ``none``, ``dropped``, or ``grafted from`` a base.
         vision: whether it has a vision tower; ``None``: not said.
+        tower: where that is from, in the words of ``mtp``; empty: not said.
         card: what the source's own card says: licence, language, task.
     """
 
@@ -85,6 +86,7 @@ class Source:
     files: Mapping[str, WeightFile] = field(default_factory=dict)
     mtp: str = "none"
     vision: bool | None = None
+    tower: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -104,6 +106,11 @@ class Source:
     def base(self) -> str:
         """What the head was grafted from."""
         return self.mtp.removeprefix(_GRAFTED) if self.head == "grafted" else ""
+
+    @property
+    def tower_base(self) -> str:
+        """What the vision tower was grafted from; empty where it was not."""
+        return self.tower.removeprefix(_GRAFTED) if self.tower.startswith(_GRAFTED) else ""
 
     @property
     def weight_bytes(self) -> int:

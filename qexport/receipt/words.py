@@ -66,6 +66,14 @@ def _head(artifact: Artifact, markup: Markup) -> str:
     return {"own": "the source's own", "dropped": "dropped on request"}.get(found.head, "none")
 
 
+def _tower(artifact: Artifact, markup: Markup) -> str:
+    """What is worth a word: a tower that is not the source's own."""
+    found = artifact.source
+    if not found.tower_base:
+        return "dropped on request" if found.tower == "dropped" else ""
+    return f"grafted from {markup.name(found.tower_base)}, bit for bit, since the source had lost its own"
+
+
 def _calibration(artifact: Artifact, markup: Markup) -> str:
     matrix = artifact.matrix
     if matrix is None:
@@ -83,6 +91,7 @@ def _tool(artifact: Artifact, markup: Markup) -> str:
 _FACTS: tuple[tuple[str, Callable[[Artifact, Markup], str]], ...] = (
     ("Source", _source),
     ("MTP head", _head),
+    ("Vision tower", _tower),
     ("Calibration", _calibration),
     ("Written by", _tool),
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from qexport.formats.registry import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from qexport.recipe.problems import Problems
     from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
@@ -32,6 +33,18 @@ def check_across(recipe: Recipe, numbers: Sequence[int], problems: Problems) -> 
         problems.at(("compare",), "a ready imatrix belongs to one model; to compare, give a corpus for both")
     if recipe.calibration is not None and not problems and not weighted:
         problems.at(("calibration",), "no artifact uses this calibration")
+
+
+def check_grafts(root: Mapping[Any, Any], problems: Problems) -> None:
+    """Note grafts that have nothing to take from; ``root`` is the file as it was read."""
+    named = {key: part for key in ("mtp", "vision") if isinstance(part := root.get(key), Mapping)}
+    both = "base" in root
+    for key, part in named.items():
+        head = key == "mtp"
+        there = both or "base" in part or (not head and "base" in named.get("mtp", {}))
+        if part.get("mode") == "graft" and not there:
+            what = "head" if head else "tower"
+            problems.at((key,), f"mode graft needs a 'base' whose {what} is taken")
 
 
 def check_names(artifacts: Mapping[int, AskedArtifact], problems: Problems) -> None:

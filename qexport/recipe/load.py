@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from qexport.checkpoint.yaml_tree import Items, Table, parse_yaml
 from qexport.errors import UsageProblem
-from qexport.recipe.across import check_across, check_names
+from qexport.recipe.across import check_across, check_grafts, check_names
 from qexport.recipe.artifact import Defaults, to_artifact, verification
 from qexport.recipe.fields import fields_of, given_of
 from qexport.recipe.override import with_overrides
@@ -74,6 +74,8 @@ def read_recipe_text(path: Path) -> str:
 
 
 def _recipe(path: Path, problems: Problems) -> Recipe | None:
+    assert isinstance(problems.root, Table)
+    check_grafts(problems.root, problems)
     file = _validated(path, problems)
     if file is None:
         return None
@@ -88,7 +90,7 @@ def _recipe(path: Path, problems: Problems) -> Recipe | None:
     )
     made = [to_artifact(entry, number, defaults, problems) for number, entry in enumerate(file.artifacts)]
     artifacts = {number: each for number, each in enumerate(made) if each is not None}
-    subjects = [file.source.subject("model", file.mtp)]
+    subjects = [file.source.subject("model", file.mtp, file.vision, file.base)]
     if file.compare is not None:
         subjects.append(file.compare.subject("compare"))
     calibration = None if file.calibration is None else Calibration(**given_of(file.calibration))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, create_model, model_validator
 
@@ -63,11 +63,36 @@ class SourceModel(Part):
     revision: Text | None = None
     name: Annotated[Text, AfterValidator(_file_name)] | None = None
 
-    def subject(self, key: str, mtp: Mtp | None = None) -> RecipeModel:
+    def subject(
+        self, key: str, mtp: Mtp | None = None, vision: Vision | None = None, base: Base | None = None
+    ) -> RecipeModel:
         """As a value."""
-        mtp = mtp or Mtp()
-        choice = ModelChoice(self.model, self.revision, mtp.mode, mtp.base, mtp.revision)
+        mtp, vision = mtp or Mtp(), vision or Vision()
+        choice = ModelChoice(
+            self.model,
+            self.revision,
+            mtp.mode,
+            mtp.base,
+            mtp.revision,
+            vision.mode,
+            vision.base,
+            vision.revision,
+            None if base is None else base.model,
+            None if base is None else base.revision,
+        )
         return RecipeModel(key, choice, self.name)
+
+
+class Base(Part):
+    """The model that was fine-tuned.
+
+    Attributes:
+        model: a Hub id, or a folder: what begins with ./ ../ or ~ is relative to the recipe.
+        revision: branch, tag or commit on the Hub.
+    """
+
+    model: _Model
+    revision: Text | None = None
 
 
 class Mtp(Part):
@@ -84,11 +109,20 @@ class Mtp(Part):
     revision: Text | None = None
 
     @model_validator(mode="after")
-    def _base_is_there(self) -> Mtp:
-        if self.base is None and (self.mode == "graft" or self.revision is not None):
-            what = "mode graft needs a 'base' whose head is taken"
-            raise refuse(what if self.mode == "graft" else "a 'revision' without a 'base'")
+    def _base_is_there(self) -> Self:
+        if self.base is None and self.revision is not None:
+            raise refuse("a 'revision' without a 'base'")
         return self
+
+
+class Vision(Mtp):
+    """What becomes of the vision tower.
+
+    Attributes:
+        mode: auto keeps one that is there, and grafts where there is a base with one that fits.
+        base: where one is grafted from: a Hub id, or a folder; that of the MTP head when not given.
+        revision: of the base.
+    """
 
 
 def _matrix_alone(part: Part) -> Part:
@@ -116,7 +150,9 @@ class _File(Part):
     Attributes:
         source: the model.
         compare: a base that gets the same artifacts, with the same settings and text.
+        base: the model that was fine-tuned: MTP head and vision tower are taken of it where they are lost.
         mtp: what becomes of the MTP head.
+        vision: what becomes of the vision tower.
         calibration: without it nothing is weighted by importance.
         artifacts: what is to be written, all from one read.
         verify: how all artifacts are proven; false: not at all.
@@ -127,7 +163,9 @@ class _File(Part):
 
     source: SourceModel
     compare: SourceModel | None = None
+    base: Base | None = None
     mtp: Mtp = Mtp()
+    vision: Vision = Vision()
     measure: Annotated[Whole, Field(ge=0, le=1 << 30)] = MEASURED_TOKENS
     gates: Gates = Gates()
     publish: Publication | None = None

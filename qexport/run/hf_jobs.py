@@ -84,9 +84,7 @@ class Submitted:
 
 def check_portable(recipe: Recipe) -> None:
     """Raise UsageProblem where a recipe names what only this machine has."""
-    models = [
-        model for each in recipe.subjects for model in (each.choice.model, each.choice.mtp_from) if model
-    ]
+    models = [model for each in recipe.subjects for model in each.choice.models]
     here = [Path(model).name for model in models if Path(model).is_absolute() or Path(model).exists()]
     calibration = recipe.calibration
     if calibration is not None:

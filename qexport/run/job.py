@@ -251,7 +251,7 @@ class Work:
         """Every file and folder that the recipe names, and itself: those of its other models, too."""
         how, choices = self.recipe.calibration, [each.choice for each in self.recipe.subjects]
         files = (self.recipe.path, *(() if how is None else (how.corpus, how.imatrix)))
-        folders = (Path(name) for each in choices for name in (each.model, each.mtp_from) if name)
+        folders = (Path(name) for each in choices for name in each.models)
         return tuple(path for path in (*files, *folders) if path is not None and path.exists())
 
     def matrix_plans(self) -> list[ArtifactPlan]:

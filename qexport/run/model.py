@@ -1,12 +1,14 @@
-"""Opening the model and the base its MTP head may come from, and diagnosing the pair."""
+"""Opening the model and the bases its MTP head and its vision tower may come from, and diagnosing them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
+from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.doctor.mlx_saved import underneath
-from qexport.doctor.subject import stored_head
 from qexport.onepass.sources import Sources, paths_in
 from qexport.recipe.recipe import ModelChoice
 
@@ -14,7 +16,7 @@ from qexport.recipe.recipe import ModelChoice
 def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:
     """Open and diagnose. With ``download`` a model on the Hub is fetched first; without, headers suffice.
 
-    Of a base on the Hub only the shards with its MTP head are fetched.
+    Of a base on the Hub only the shards with what is taken of it are fetched.
 
     Raises:
         InputError, UsageProblem, EnvironmentProblem: as checkpoint and doctor say.
@@ -22,22 +24,45 @@ def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:
     checkpoint = open_checkpoint(choice.model, revision=choice.revision)
     if download and isinstance(checkpoint, HubCheckpoint):
         checkpoint = checkpoint.download()
-    base = None
-    if choice.mtp_from is not None:
-        base = open_checkpoint(choice.mtp_from, revision=choice.mtp_from_revision)
-        if download and isinstance(base, HubCheckpoint) and choice.mtp != "drop":
-            base.fetch(stored_head(base))
-    return diagnose(checkpoint, mtp=choice.mtp, mtp_from=base)
+    places = (choice.head_base, choice.tower_base)
+    opened = {place: open_checkpoint(place[0], revision=place[1]) for place in places if place is not None}
+    head, tower = (None if place is None else opened[place] for place in places)
+    diagnosis = diagnose(
+        checkpoint,
+        mtp=choice.mtp,
+        mtp_from=head,
+        vision=choice.vision,
+        vision_from=tower,
+        vision_named=choice.tower_named,
+    )
+    for base, names in taken(diagnosis) if download else ():
+        base.fetch(names)
+    return diagnosis
+
+
+def taken(diagnosis: Diagnosis) -> Iterator[tuple[HubCheckpoint, set[str]]]:
+    """Bases on the Hub, and the tensors that are taken of each."""
+    if diagnosis.errors:
+        return
+    pieces = [piece for tensor in diagnosis.repaired.tensors.values() for piece in tensor.pieces]
+    for base in bases_of(diagnosis):
+        if isinstance(base, HubCheckpoint):
+            yield base, {piece.name for piece in pieces if underneath(piece.checkpoint) is base}
+
+
+def bases_of(diagnosis: Diagnosis) -> list[Checkpoint]:
+    """What was opened to take something of it, each once."""
+    given = (diagnosis.subject.base, diagnosis.subject.sight)
+    return list({id(base): base for base in given if base is not None}.values())
 
 
 def fetched(choice: ModelChoice, diagnosis: Diagnosis) -> Diagnosis:
     """The same diagnosis with all data at hand: what is on the Hub is downloaded now, and looked at again."""
     on_hub = isinstance(underneath(diagnosis.subject.checkpoint), HubCheckpoint)
-    base = diagnosis.subject.base
-    return examine(choice, download=True) if on_hub or isinstance(base, HubCheckpoint) else diagnosis
+    on_hub = on_hub or any(isinstance(base, HubCheckpoint) for base in bases_of(diagnosis))
+    return examine(choice, download=True) if on_hub else diagnosis
 
 
 def sources_of(diagnosis: Diagnosis, *given: object) -> Sources:
-    """What is read: the model, the base, and every file that is named in ``given``, values of options."""
-    model, base = diagnosis.subject.checkpoint, diagnosis.subject.base
-    return Sources((model,) if base is None else (model, base), tuple(paths_in(given)))
+    """What is read: the model, its bases, and every file that is named in ``given``, values of options."""
+    return Sources((diagnosis.subject.checkpoint, *bases_of(diagnosis)), tuple(paths_in(given)))

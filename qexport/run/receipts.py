@@ -55,6 +55,7 @@ def source_of(diagnosis: Diagnosis) -> Source:
         files={name: WeightFile(count, size, h.hexdigest()) for name, (count, size, h) in files.items()},
         mtp=repaired.mtp_origin,
         vision=any(tensor.block is Block.VISION for tensor in repaired.view()),
+        tower=repaired.vision_origin,
         card=source_card(repaired.files.get("README.md")),
     )
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.doctor.mlx_saved import underneath
-from qexport.doctor.subject import stored_head
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.registry import FORMATS
 from qexport.run.job import Local, targets_of, uses_matrix
 from qexport.run.matrix import Matrix, matrix_label
+from qexport.run.model import taken
 from qexport.run.rates import core_seconds, guessed_core_seconds
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Seq
     return Burden(
         subject=subject.key,
         units=tuple(weighed),
-        source=_download(underneath(diagnosis.subject.checkpoint)) + _head(diagnosis),
+        source=_download(underneath(diagnosis.subject.checkpoint)) + _bases(diagnosis),
         layer=_largest_layer(view),
         calibration=active_weights(view) * (tokens + 2 * back),
         states=(tokens + back * (view.layers + 1)) * int(view.text["hidden_size"]) * 4,
@@ -176,11 +176,10 @@ def _download(checkpoint: Checkpoint) -> int:
     return checkpoint.download_size if isinstance(checkpoint, HubCheckpoint) else 0
 
 
-def _head(diagnosis: Diagnosis) -> int:
-    """The shards of a base on the Hub that hold its MTP head."""
-    base = diagnosis.subject.base
-    if not isinstance(base, HubCheckpoint):
-        return 0
-    tensors = base.tensors
-    files = {tensors[name].file for name in stored_head(base)}
-    return sum(stored.nbytes for stored in tensors.values() if stored.file in files)
+def _bases(diagnosis: Diagnosis) -> int:
+    """The shards of bases on the Hub that hold what is taken of them."""
+    total = 0
+    for base, names in taken(diagnosis):
+        files = {base.tensors[name].file for name in names}
+        total += sum(stored.nbytes for stored in base.tensors.values() if stored.file in files)
+    return total

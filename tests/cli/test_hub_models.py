@@ -67,19 +67,20 @@ def test_export_of_a_hub_model(served, tmp_path):
     assert len(source["revision"]) == 40
 
 
-def test_a_grafted_head_needs_only_its_own_shards(served, zoo, tmp_path):
-    """The base has two shards; the head is in the second."""
+def test_what_is_grafted_needs_only_its_own_shards(served, zoo, tmp_path):
+    """The base has two shards; head and tower are in the second."""
     run, server, base = served
     shards = sorted(base.glob("*.safetensors"))
     assert len(shards) == 2
-    options = ("-q", "Q8_0", "--no-verify", "--mtp", "graft")
     merged = zoo("qwen3_5_text")
-    far = run("gguf", merged, *options, "--mtp-from", "org/Tuned-4B", "-o", tmp_path / "far")
+    far = run("fix", merged, "--base", "org/Tuned-4B", "-o", tmp_path / "far")
     assert far.returncode == 0, far.stderr
-    near = run("gguf", merged, *options, "--mtp-from", base, "-o", tmp_path / "near")
+    near = run("fix", merged, "--base", base, "-o", tmp_path / "near")
     assert near.returncode == 0, near.stderr
-    (a,), (b,) = ((tmp_path / side).glob("*.gguf") for side in ("far", "near"))
-    assert a.read_bytes() == b.read_bytes()
+    weights = sorted(path.name for path in (tmp_path / "far").glob("*.safetensors"))
+    assert len(weights) == 2
+    for name in (*weights, "config.json", "preprocessor_config.json"):
+        assert (tmp_path / "far" / name).read_bytes() == (tmp_path / "near" / name).read_bytes()
     whole = {
         request.path.rsplit("/", 1)[1]
         for request in server.requests

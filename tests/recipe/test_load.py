@@ -79,7 +79,9 @@ def test_everything_arrives(tmp_path):
         """
         source: {model: ./merged, name: Tuned}
         compare: {model: org/Base, revision: v1}
+        base: {model: org/Tuned-From, revision: v0}
         mtp: {mode: graft, base: org/Base, revision: v1}
+        vision: {mode: graft, base: org/Seeing, revision: v2}
         calibration: {corpus: text/corpus.jsonl, tokens: 4096, precision: float32}
         verify: {n_predict: 16, prompts: [Hello]}
         measure: 0
@@ -108,6 +110,9 @@ def test_everything_arrives(tmp_path):
     assert (model.name, base.name) == ("Tuned", "Base")
     assert model.choice.model == str(tmp_path / "merged")  # as the recipe sees it, wherever the command runs
     assert base.choice.mtp == "auto"
+    assert model.choice.head_base == ("org/Base", "v1")
+    assert (model.choice.vision, model.choice.tower_base) == ("graft", ("org/Seeing", "v2"))
+    assert model.choice.base == "org/Tuned-From"
     assert recipe.calibration.corpus == tmp_path / "text" / "corpus.jsonl"
     gguf, mlx, nvfp4, fp8 = recipe.artifacts
     assert gguf.types == ("Q4_K_M", "Q8_0")

@@ -31,6 +31,8 @@ GGUF = LIST + " - gguf: "
         ("source: {model: a/b, name: a/b}\n", "r.yaml:1: 'a/b' is no name for files"),
         (GOOD + "mtp: {mode: grft}\n", "r.yaml:2: 'grft' is not one of auto, keep, graft, drop; did"),
         (GOOD + "mtp: {mode: graft}\n", "r.yaml:2: mode graft needs a 'base'"),
+        (GOOD + "vision: {mode: graft}\n", "r.yaml:2: mode graft needs a 'base' whose tower is taken"),
+        (GOOD + "vision: {revision: x}\n", "r.yaml:2: a 'revision' without a 'base'"),
         (GOOD + "mtp: {revision: x}\n", "r.yaml:2: a 'revision' without a 'base'"),
         (GOOD + "mtp:\n  mode: auto\n  mode: keep\n", "r.yaml:4: 'mode' is there twice; the first"),
         (GOOD + "calibration: {tokens: 1}\n", "r.yaml:2: tokens must be 2 at least"),

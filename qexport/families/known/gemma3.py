@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qexport.families.family import Arch, Dialect, Family, Template, Tower, Turning, Value, Vision
+from qexport.families.family import Arch, Dialect, Family, Sight, Template, Tower, Turning, Value
 from qexport.families.layers import ATTENTION, ATTENTION_BIAS, MLP, QK_NORM, with_bias
 from qexport.families.roles import NORM_ROLES, Block, Role
 
@@ -24,7 +24,7 @@ _NORMS = (
     Template("post_feedforward_layernorm.weight", Role.POST_FFN_NORM, "hidden"),
 )
 _SIGLIP = "vision_tower.vision_model."
-_VISION = Vision(
+_VISION = Sight(
     Tower(
         Block.VISION,
         prefix="",

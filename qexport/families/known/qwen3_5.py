@@ -18,11 +18,11 @@ from qexport.families.family import (
     Arch,
     Dialect,
     Family,
+    Sight,
     Template,
     Tower,
     Turning,
     Value,
-    Vision,
 )
 from qexport.families.layers import (
     ATTENTION,
@@ -72,7 +72,7 @@ _DEFAULTS: dict[str, Any] = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
-_VISION = Vision(
+_VISION = Sight(
     Tower(
         Block.VISION,
         prefix="visual.",
