@@ -71,6 +71,12 @@ class GateRefusal(QexportError):
     exit_code = ExitCode.GATE
 
 
+class NotBetter(QexportError):
+    """The best file of a size was asked for, and the plain one is as good: that one was written."""
+
+    exit_code = ExitCode.GATE
+
+
 class EnvironmentProblem(QexportError):
     """The machine is the problem: disk full, a runtime or an optional package missing, no network."""
 

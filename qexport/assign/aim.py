@@ -16,6 +16,7 @@ from qexport.errors import UsageProblem
 from qexport.sizes import size_text
 
 Kind = Literal["size", "bpw", "like", "max_kld"]
+Quality = Literal["plain", "best"]
 AIMS: tuple[Kind, ...] = ("size", "bpw", "like", "max_kld")
 
 
@@ -45,15 +46,19 @@ class Aimed:
         bpw: bits per weight of all tensors that are not exceeded.
         like: a type, whose size is not exceeded.
         max_kld: the most nats of divergence per token, predicted, in the fewest bytes.
+        quality: ``best``: what is written has types that are chosen for the size of the type that was asked
+            for, and error feedback, and it is better than that type by measurement on held-out text; where it
+            is not, the plain type is written.
 
     Raises:
-        UsageProblem: several of them, or one that is no positive number.
+        UsageProblem: several of them, or one that is no positive number; the best of no type's size.
     """
 
     size: int | None = None
     bpw: float | None = None
     like: str | None = None
     max_kld: float | None = None
+    quality: Quality = "plain"
 
     def __post_init__(self) -> None:
         given = [kind for kind in AIMS if getattr(self, kind) is not None]
@@ -64,10 +69,19 @@ class Aimed:
             value = getattr(self, kind)
             if kind != "like" and not (math.isfinite(value) and value > 0):
                 raise UsageProblem(f"{words} is {value}; it has to be more than 0")
-        if given and getattr(self, "types_from", None) is not None and not self.settled:
+        if given and self._chosen and not self.settled:
             raise UsageProblem(
                 f"{words} and --types-from both say which types tensors get", hint="Give one of them."
             )
+        if self.quality == "best" and (set(given) - {"like"} or (self._chosen and not self.settled)):
+            raise UsageProblem(
+                "quality best is the best file of a type's size, and better than that type",
+                hint="Name the type, and no other size and no types.",
+            )
+
+    @property
+    def _chosen(self) -> bool:
+        return getattr(self, "types_from", None) is not None
 
     @property
     def aim(self) -> Aim | None:
@@ -83,7 +97,7 @@ class Aimed:
     def without_aim(self) -> Self:
         """The same options, which say nothing of types as a whole."""
         changed: dict[str, Any] = dict.fromkeys((*AIMS, "types_from"))
-        return replace(self, **changed)
+        return replace(self, **changed, quality="plain")
 
 
 def aim_of(options: Any) -> Aim | None:

@@ -155,6 +155,8 @@ def _calibration(given: dict[str, Any], field: str | None) -> Calibration | None
     from qexport.recipe.recipe import Calibration
 
     source = None if field is None else given[field]
+    if source is None and given.get("quality") == "best" and "calib_tokens" in given:
+        source = BUILT_IN
     if field is None or source is None:
         return None
     given[field] = CALIBRATED

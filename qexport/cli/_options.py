@@ -79,6 +79,14 @@ TYPES_FROM = click.option(
 
 aim_options = together(
     click.option(
+        "--best",
+        "quality",
+        flag_value="best",
+        help="Of each type the best file of its size: types of tensors chosen as with --like, error "
+        "feedback, importance. It is compared with the plain type on held-out text; where it is no better, "
+        "the plain type is written and the exit code is 5.",
+    ),
+    click.option(
         "--max-kld",
         type=Finite(0, min_open=True),
         metavar="NATS",

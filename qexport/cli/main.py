@@ -92,9 +92,9 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 2 wrong usage, 3 the input cannot be used, 4 an artifact failed "
-    "verification, 5 one does not keep a limit of its recipe, 6 an artifact was not run or not compared "
-    "with its source (0 with --allow-unverified), or the machine is the problem (disk, missing runtime, "
-    "network), 130 stopped.",
+    "verification, 5 one does not keep a limit of its recipe, or the best was no better than plain, 6 an "
+    "artifact was not run or not compared with its source (0 with --allow-unverified), or the machine is "
+    "the problem (disk, missing runtime, network), 130 stopped.",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="qexport")
 def cli() -> None:

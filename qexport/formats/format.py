@@ -97,11 +97,14 @@ class Sizing:
         candidates: between which types is chosen, for which tensors.
         plain: the options of the artifact that ``like`` names, without an aim.
         label: what an artifact with so many bytes of tensors is called.
+        best: of options that ask for the best of each type that they name: options of one file each, with
+            ``like``, or plain ones where a type leaves nothing to choose.
     """
 
     candidates: Callable[[Diagnosis, Any], Candidates]
     plain: Callable[[Any, str], Any]
     label: Callable[[Diagnosis, Any, int], str]
+    best: Callable[[Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,18 @@ from qexport.publishing.front_matter import front_matter, front_matter_text
 from qexport.publishing.gate import unproven
 from qexport.publishing.kept import KEEP_END, KEEP_START, Kept
 from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
-from qexport.receipt.tables import ACCEPTANCE, BITS, FLIPS, KLD, SAME_TOP1, SIZE, VERIFIED, Column, TextTable
+from qexport.receipt.tables import (
+    ACCEPTANCE,
+    BESIDE_PLAIN,
+    BITS,
+    FLIPS,
+    KLD,
+    SAME_TOP1,
+    SIZE,
+    VERIFIED,
+    Column,
+    TextTable,
+)
 from qexport.receipt.words import WAS_RUN, facts, glossary, repairs
 
 if TYPE_CHECKING:
@@ -98,7 +109,7 @@ def _file(artifact: Artifact) -> str:
 _COLUMNS = (
     Column("File", _file, markup=True),
     Column("Type", lambda a: a.label),
-    *(SIZE, BITS, KLD, FLIPS, SAME_TOP1, ACCEPTANCE, VERIFIED),
+    *(SIZE, BITS, KLD, BESIDE_PLAIN, FLIPS, SAME_TOP1, ACCEPTANCE, VERIFIED),
 )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qexport.receipt.measures import Estimate
 from qexport.receipt.safe_text import cell
 from qexport.receipt.text import bits, with_error
 from qexport.sizes import size_text
@@ -76,9 +77,19 @@ def _flips(artifact: Artifact) -> str:
     return with_error(found.estimate if found else None, share=True)
 
 
+def _beside_plain(artifact: Artifact) -> str:
+    found = artifact.against_plain
+    if found is None or not found.kept:
+        return "" if found is None else "plain was as good"
+    less = 1 - found.best.value / found.plain.value
+    error = None if found.gain.error is None else found.gain.error / found.plain.value
+    return f"{with_error(Estimate(less, error), share=True)} less"
+
+
 SIZE = Column("Size", lambda a: size_text(a.size), number=True)
 BITS = Column("Bits/weight", lambda a: bits(a.bits_per_weight), number=True)
 KLD = Column("KL divergence", _kld, number=True)
+BESIDE_PLAIN = Column("Beside plain", _beside_plain, number=True)
 FLIPS = Column("Routing flips", _flips, number=True)
 SAME_TOP1 = share("Same top-1", "same_top1")
 ACCEPTANCE = share("MTP acceptance", "acceptance")

@@ -15,7 +15,7 @@ from typing import Any
 from qexport.checkpoint.paths import SHA256
 from qexport.doctor.finding import Finding
 from qexport.formats.registry import FORMATS, words_of
-from qexport.receipt.measures import Measures
+from qexport.receipt.measures import AgainstPlain, Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
 from qexport.receipt.state import State
@@ -177,6 +177,7 @@ class Artifact:
         details: facts of the format, for people and programs that know it.
         notes: what was said when it was planned.
         verification: ``None``: not asked for.
+        against_plain: where the best of a size was asked for, how it did beside the plain type.
         bench: speeds that ``qexport bench`` has measured.
         options: what was asked for.
         predicted: what it was predicted to cost; ``None`` where sensitivities were not looked at.
@@ -197,6 +198,7 @@ class Artifact:
     notes: tuple[str, ...] = ()
     verification: Verification | None = None
     bench: Bench | None = None
+    against_plain: AgainstPlain | None = None
     gates: tuple[Gate, ...] = ()
     source: Source = field(default_factory=Source)
     options: Mapping[str, Any] = field(default_factory=dict)

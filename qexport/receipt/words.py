@@ -116,6 +116,12 @@ def glossary(artifacts: Sequence[Artifact]) -> dict[str, str]:
         found["Same top-1"] = (
             "The share of positions where the likeliest next token is the unquantized model's."
         )
+    if any(artifact.against_plain for artifact in artifacts):
+        found["Beside plain"] = (
+            "How much less the KL divergence is than that of the plain type at the same size, on text that "
+            "was not calibrated on: types of tensors were chosen by what errors in them cost. Where that was "
+            "no better beyond noise, the plain type was written."
+        )
     if any(each.routing_flips for each in measures):
         found["Routing flips"] = (
             "The share of tokens that a mixture sends to other experts than the unquantized model does, the "

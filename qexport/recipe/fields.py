@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import math
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -197,7 +198,9 @@ def field_kinds(cls: type, hidden: Collection[str] = ()) -> dict[str, Any]:
     kinds: dict[str, Any] = {}
     for each in dataclasses.fields(cls):
         if each.name not in hidden:
-            holder = type("_", (), {"__annotations__": {each.name: each.type}, "__module__": cls.__module__})
+            owner = next(base for base in cls.__mro__ if each.name in inspect.get_annotations(base))
+            own = {"__annotations__": {each.name: each.type}, "__module__": owner.__module__}
+            holder = type("_", (), own)
             kinds[each.name] = get_type_hints(holder, localns=dict(_NAMES))[each.name]
     return kinds
 

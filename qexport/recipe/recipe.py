@@ -191,7 +191,8 @@ def apart(name: str, options: Any) -> dict[str, Any]:
     """Options that name types and have an aim as two artifacts: the types, and what is made for the aim."""
     if not (aim_of(options) and format_of(options).ladder and options.types):
         return {name: options}
-    return {name: options.without_aim(), f"{name}-sized": replace(options, types=())}
+    named = replace(options.without_aim(), quality=options.quality)
+    return {name: named, f"{name}-sized": replace(options, types=())}
 
 
 def artifacts_of(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.receipt.measures import Estimate
 from qexport.receipt.tables import (
     ACCEPTANCE,
+    BESIDE_PLAIN,
     BITS,
     FLIPS,
     KLD,
@@ -116,7 +117,7 @@ def _gain(bench: Bench, each: Speed) -> str:
 _P99 = _kld("99\u00a0%", lambda kld: kld.p99)
 _ARTIFACT = (
     Column("Type", lambda a: f"{a.title} (MTP head)" if a.is_drafter else a.title),
-    *(SIZE, VERIFIED, BITS, KLD, _P99, SAME_TOP1),
+    *(SIZE, VERIFIED, BITS, KLD, BESIDE_PLAIN, _P99, SAME_TOP1),
     FLIPS,
     _numbers("Perplexity ratio", lambda a: ratio(a.measures.perplexity_ratio)),
     ACCEPTANCE,

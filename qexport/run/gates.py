@@ -33,7 +33,8 @@ def judge_gates(items: Sequence[Item], *, head: bool) -> list[Gate]:
     every: list[Gate] = []
     for item in items:
         if item.folder == item.target.out:  # a drafter goes with its trunk
-            limits = item.target.gates.of(item.plan.label if item.target.format.ladder else None)
+            asked = getattr(item.target.options, "like", None) or item.plan.label
+            limits = item.target.gates.of(asked if item.target.format.ladder else None)
             found = _judge(limits, item, head=head)
             if found:
                 note_gates(item.path, found)

@@ -27,8 +27,21 @@ from qexport.recipe.select import Unit, units_of
 from qexport.report.write import REPORT_NAMES, write_report
 from qexport.run import steps
 from qexport.run.allocation import open_aim, refuse_blind, remembered, settle
+from qexport.run.best import (
+    GENERAL,
+    Heldout,
+    divided,
+    each_best,
+    inside,
+    judged,
+    lost,
+    plain_items,
+    plain_there,
+    remove,
+    wants_best,
+)
 from qexport.run.gates import judge_gates, words
-from qexport.run.matrix import Matrix, Wanted, collect, matrix_label, want, write_matrix
+from qexport.run.matrix import Matrix, Wanted, collect, corpus_of, matrix_label, want, write_matrix
 from qexport.run.model import examine, fetched
 from qexport.run.outcome import Made, Outcome
 from qexport.run.target import Item, Target, matrix_facts, plan
@@ -152,7 +165,13 @@ def plan_model(
         Sources(given=work.inputs).refuse(local.out or Path(), REPORT_NAMES)
     how = recipe.calibration
     asked = [recipe.artifact(name) for name in dict.fromkeys(unit.artifact for unit in units)]
-    aims = {each.name: aim for each in asked if (aim := aim_of(each.options)) is not None}
+    aims = {
+        each.name: aim
+        for each in asked
+        for options in each_best(each.options)
+        if (aim := aim_of(options)) is not None
+    }
+    best = any(wants_best(each.options) for each in asked)
     for each in asked:
         if each.name in aims and (how is None or not each.importance):
             refuse_blind(aims[each.name], None)
@@ -162,8 +181,14 @@ def plan_model(
         matrix = read_imatrix(how.imatrix)
         for aim in aims.values():
             refuse_blind(aim, matrix)
-        return replace(work, matrix=Matrix(matrix))
-    view = diagnosis.repaired.view()
+        heldout = inside(diagnosis.repaired.view()) if best else None
+        return replace(work, matrix=Matrix(matrix), heldout=heldout)
+    view, corpus = diagnosis.repaired.view(), corpus_of(how)
+    if best:
+        corpus, heldout = divided(corpus, how, view)
+        work = replace(work, heldout=heldout)
+        if how.corpus is None:
+            watcher.say(GENERAL)
     if aims:
         how = replace(how, sensitivity=True)
     # Beside the first GGUF files that use it; else in a folder of its own.
@@ -171,7 +196,7 @@ def plan_model(
     folder, own_name = work.out / f"{work.name}-imatrix", subject.given
     if ladder is not None:
         folder, own_name = work.folder(ladder), own_name or ladder.options.model_name
-    wanted = want(how, local.stream, view, folder, matrix_label(view, own_name))
+    wanted = want(how, local.stream, view, folder, matrix_label(view, own_name), corpus)
     work = replace(work, wanted=wanted, matrix=wanted.expected(view))
     if uses_matrix([item.plan for item in work.items]):
         return work
@@ -195,6 +220,7 @@ class Work:
         matrix: for artifacts that use importance: the one that is expected, then the one that was collected.
         wanted: the matrix that has to be collected first, if one has to be.
         chosen: the targets, once the types are chosen of those that have an aim.
+        heldout: what the best files of their sizes are compared with plain ones on.
     """
 
     recipe: Recipe
@@ -205,6 +231,7 @@ class Work:
     matrix: Matrix | None = None
     wanted: Wanted | None = None
     chosen: tuple[Target, ...] = ()
+    heldout: Heldout | None = None
 
     @property
     def out(self) -> Path:
@@ -262,7 +289,10 @@ class Work:
         """What is there already, and what is to be written."""
         if self.local.overwrite:
             return [], self.items
-        return steps.finished(self.items, home=self.local.out)
+        done, todo = steps.finished(self.items, home=self.local.out)
+        plain = {id(item): plain_there(item, self.diagnosis, self.inputs) for item in todo}
+        done += [there for found in plain.values() for there in found]
+        return done, [item for item in todo if not plain[id(item)]]
 
     def check(self) -> None:
         """What can be known to fail before anything is downloaded or collected."""
@@ -280,7 +310,7 @@ def targets_of(
     matrix: Matrix | None = None,
     name: str | None = None,
 ) -> list[Target]:
-    """The targets of one model, one for each artifact that is asked for.
+    """The targets of one model, one for each artifact that is asked for, and for each best file.
 
     Args:
         units: what is asked for; those of other models are left out.
@@ -304,7 +334,10 @@ def targets_of(
         facts = matrix.facts if matrix is not None and artifact.importance else None
         options = replace(artifact.options, **changed)
         out = (local.out or Path()) / folder
-        found.append(Target(options, out, verify, facts, artifact.gates, artifact.unverified))
+        found += [
+            Target(each, out, verify, facts, artifact.gates, artifact.unverified)
+            for each in each_best(options)
+        ]
     return found
 
 
@@ -333,7 +366,7 @@ def _made(work: Work, watcher: Watcher) -> Made:
     work = work.remembered()
     if any(open_aim(target) for target in work.targets):
         work = work.settle(watcher)
-    items, receipts = _proven(work, *_written(work, watcher), watcher)
+    items, receipts = _proven(work, *_preferred(work, *_written(work, watcher), watcher), watcher)
     watcher.made(items, receipts)
     gates = judge_gates(items, head=bool(work.diagnosis.repaired.mtp_layers))
     return Made(work.subject, tuple(items), tuple(gates), work.diagnosis)
@@ -355,8 +388,10 @@ def _written(work: Work, watcher: Watcher) -> tuple[list[Item], list[Item]]:
     for item in done:
         verdict = "not verified yet" if item.report is None else item.report.verdict
         watcher.say(f"{item.name} is there, from the same source and options ({verdict})")
-    if not todo:
-        return done, []
+    return done, _written_now(work, todo, watcher) if todo else []
+
+
+def _written_now(work: Work, todo: list[Item], watcher: Watcher) -> list[Item]:
     local, plans = work.local, [item.plan for item in todo]
     steps.check(todo, overwrite=local.overwrite, home=local.out)
     for item in todo:
@@ -365,7 +400,7 @@ def _written(work: Work, watcher: Watcher) -> tuple[list[Item], list[Item]]:
     watcher.planned(todo)
     steps.ready_kernels(plans, watcher.say)
     with watcher.phase(Phase.WRITING, sum(each.size for each in plans)) as progress:
-        return done, steps.write(
+        return steps.write(
             todo,
             work.diagnosis,
             home=local.out,
@@ -373,6 +408,26 @@ def _written(work: Work, watcher: Watcher) -> tuple[list[Item], list[Item]]:
             progress=progress,
             say=watcher.say,
         )
+
+
+def _preferred(
+    work: Work, done: list[Item], written: list[Item], watcher: Watcher
+) -> tuple[list[Item], list[Item]]:
+    """The same with the best files compared with plain ones, which take their place where as good."""
+    if work.heldout is None:
+        return done, written
+    known = [item for item in done if item.against is not None or not wants_best(item.target.options)]
+    open_ = [item for item in done if item not in known]
+    found = judged([*open_, *written], work.diagnosis, work.heldout, watcher.say)
+    no_better = lost(found)
+    if not no_better:
+        return known, found
+    plain = plain_items(no_better, work.diagnosis, work.inputs)
+    gone = {item.folder / file.name for item in no_better for file in item.written}
+    if not any(item.folder / file.name in gone for item in plain for file in item.plan.files):
+        steps.check(plain, overwrite=work.local.overwrite, home=work.local.out)
+    remove(no_better)
+    return known, [*(item for item in found if item not in no_better), *_written_now(work, plain, watcher)]
 
 
 def _proven(
@@ -383,7 +438,7 @@ def _proven(
     proven, receipts = steps.prove(unproven, work.diagnosis, watcher, measure=work.recipe.measure)
     results = [*(item for item in done if item.settled), *proven]
     order = [(item.folder, item.plan.label) for item in work.items]
-    results.sort(key=lambda item: order.index((item.folder, item.plan.label)))
+    results.sort(key=lambda item: order.index((item.folder, item.instead_of or item.plan.label)))
     return results, receipts or [work.items[0].receipt]
 
 

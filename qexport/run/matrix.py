@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.evidence.corpus import Corpus
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.evidence.options import StreamOptions
     from qexport.evidence.sensitivity import Sensitivity
@@ -124,8 +125,28 @@ def matrix_label(view: ModelView, name: str | None = None) -> str:
     return matrix_name(name or view.label)
 
 
-def want(how: Calibration, stream: StreamOptions, view: ModelView, out: Path, name: str) -> Wanted:
+def corpus_of(how: Calibration) -> Corpus:
+    """The text to calibrate with. Raises InputError: it is empty, not text, or its columns are not known."""
+    if how.corpus is not None and kind_of(how.corpus) == "imatrix":
+        raise InputError(
+            f"{how.corpus.name} is an importance matrix, not a corpus",
+            hint="To add to it, give it with --merge.",
+        )
+    return builtin_corpus() if how.corpus is None else read_corpus(how.corpus)
+
+
+def want(
+    how: Calibration,
+    stream: StreamOptions,
+    view: ModelView,
+    out: Path,
+    name: str,
+    corpus: Corpus | None = None,
+) -> Wanted:
     """Read the corpus and tokenize it, and see that the pass can run here.
+
+    Args:
+        corpus: instead of all of that which ``how`` names.
 
     Raises:
         InputError: the corpus is empty, too short, not text, or its columns are not known.
@@ -135,12 +156,7 @@ def want(how: Calibration, stream: StreamOptions, view: ModelView, out: Path, na
 
     import_transformers()
     device_of(stream.device)
-    if how.corpus is not None and kind_of(how.corpus) == "imatrix":
-        raise InputError(
-            f"{how.corpus.name} is an importance matrix, not a corpus",
-            hint="To add to it, give it with --merge.",
-        )
-    corpus = builtin_corpus() if how.corpus is None else read_corpus(how.corpus)
+    corpus = corpus or corpus_of(how)
     embedding = view.find(Role.TOKEN_EMBD)
     chunks = tokenize(
         corpus,

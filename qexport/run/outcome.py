@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.errors import GateRefusal, QexportError, Unproven, VerificationError
+from qexport.errors import GateRefusal, NotBetter, QexportError, Unproven, VerificationError
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.state import State, problem, worst
 from qexport.run.gates import words
@@ -61,7 +61,7 @@ class Outcome:
     @property
     def problem(self) -> QexportError | None:
         """What a command would end with: what failed or is not proven, then gates, then publication."""
-        return self._unproven() or self._broken_gates() or refusal(self.refused)
+        return self._unproven() or self._broken_gates() or self._plain() or refusal(self.refused)
 
     def raise_problem(self) -> None:
         """Raises :attr:`problem`, where there is one: VerificationError, Unproven or GateRefusal."""
@@ -98,6 +98,18 @@ class Outcome:
         return GateRefusal(
             "the recipe's gates were not kept: " + "; ".join(map(words, broken)),
             hint="It is not published. Give these tensors more bits, or change the gate in the recipe.",
+        )
+
+    def _plain(self) -> QexportError | None:
+        plain = [item for item in self.artifacts if item.instead_of]
+        if not plain:
+            return None
+        names = ", ".join(item.name for item in plain)
+        return NotBetter(
+            f"{names}: plain, not best: types chosen by sensitivities were no better than these on held-out "
+            "text",
+            hint="The files are good, and written. Text like the model's own makes the difference: "
+            "--imatrix mine.jsonl. Without --best there is no such comparison.",
         )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
     from qexport.onepass.sink import WrittenFile
+    from qexport.receipt.measures import AgainstPlain
     from qexport.receipt.verification import Verification
 
 
@@ -35,6 +36,14 @@ def entry_of(folder: Path, fingerprint: str) -> Artifact | None:
     known = read_receipt(folder).receipt.artifacts
     made = (artifact for artifact in known if artifact.fingerprint == fingerprint)
     return next((artifact for artifact in made if is_there(folder, artifact)), None)
+
+
+def plain_entry_of(folder: Path, fingerprint: str) -> Artifact | None:
+    """The plain artifact in ``folder`` that was written because the best, made from exactly this, was no
+    better."""
+    known = read_receipt(folder).receipt.artifacts
+    made = (each for each in known if each.against_plain and each.against_plain.fingerprint == fingerprint)
+    return next((each for each in made if is_there(folder, each)), None)
 
 
 def source_of(diagnosis: Diagnosis) -> Source:
@@ -67,11 +76,13 @@ def entry_for(
     report: Verification | None,
     options: Mapping[str, Any],
     fingerprint: str | None = None,
+    against: AgainstPlain | None = None,
 ) -> Artifact:
     """What a receipt says of one artifact: its plan, its files and its verdict (``None``: not asked for).
 
     Args:
         fingerprint: says what its bytes follow from, so that they are not made again.
+        against: how the best of its size did beside the plain type, where that was asked for.
     """
     return Artifact(
         kind=plan.kind,
@@ -81,6 +92,7 @@ def entry_for(
         details=dict(plan.details),
         notes=tuple(plan.notes),
         verification=report,
+        against_plain=against,
         source=source_of(diagnosis),
         options=dict(options),
         matrix=_matrix(options),

@@ -58,7 +58,7 @@ def finished(items: Sequence[Item], *, home: Path | None = None) -> tuple[list[I
             todo.append(item)
         else:
             files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
-            done.append(replace(item, written=files, report=there.verification))
+            done.append(replace(item, written=files, report=there.verification, against=there.against_plain))
     return done, todo
 
 
@@ -228,7 +228,7 @@ def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[
     receipts: list[Path] = []
     for folder, members in _by_folder(items).items():
         entries = [
-            entry_for(diagnosis, i.plan, i.written, i.report, i.target.chosen(), i.fingerprint)
+            entry_for(diagnosis, i.plan, i.written, i.report, i.target.chosen(), i.fingerprint, i.against)
             for i in members
         ]
         receipts.append(write_receipt(folder, entries, say))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qexport.formats.format import Format
     from qexport.formats.plan import ArtifactPlan
     from qexport.onepass.sink import WrittenFile
+    from qexport.receipt.measures import AgainstPlain
     from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import Unverified
 
@@ -142,6 +143,10 @@ class Item:
     """One artifact on its way: planned, written (``written``), proven (``report``).
 
     ``report`` stays ``None`` where verification was not asked for.
+
+    Attributes:
+        against: how the best of its size did beside the plain type, where that was asked for.
+        instead_of: the label of that best one, where it was no better and this is written instead.
     """
 
     target: Target
@@ -150,6 +155,8 @@ class Item:
     sources: Sources = field(default_factory=Sources, repr=False)
     written: tuple[WrittenFile, ...] = ()
     report: Verification | None = None
+    against: AgainstPlain | None = None
+    instead_of: str = ""
 
     @property
     def name(self) -> str:

@@ -83,14 +83,14 @@ def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Seq
     weighed: list[Weighed] = []
     for artifact in recipe.artifacts:
         mine = [unit for unit in units if unit.artifact == artifact.name]
-        for target in targets_of(recipe, subject, mine, Local(Path()), matrix):
-            plans = [plan for plan, _ in target.plans(diagnosis)]
-            verified = artifact.verify is not None
-            parts = [[plan] for plan in plans] if artifact.types else [plans]
-            for unit, part in zip(mine, parts, strict=True):
-                uses = artifact.importance and (not artifact.types or uses_matrix(part))
-                nbytes = sum(plan.size for plan in part)
-                weighed.append(Weighed(unit, nbytes, core_seconds(part), uses, verified))
+        targets = targets_of(recipe, subject, mine, Local(Path()), matrix)
+        plans = [plan for target in targets for plan, _ in target.plans(diagnosis)]
+        verified = artifact.verify is not None
+        parts = [[plan] for plan in plans] if artifact.types else [plans] * bool(mine)
+        for unit, part in zip(mine, parts, strict=True):
+            uses = artifact.importance and (not artifact.types or uses_matrix(part))
+            nbytes = sum(plan.size for plan in part)
+            weighed.append(Weighed(unit, nbytes, core_seconds(part), uses, verified))
     tokens, back = _tokens(recipe), _way_back(recipe)
     return Burden(
         subject=subject.key,

@@ -62,6 +62,12 @@ def _label(diagnosis: Diagnosis, options: GgufOptions, nbytes: int) -> str:
     return name_for(diagnosis.repaired.view(), options, nbytes)
 
 
+def _best(options: GgufOptions) -> tuple[GgufOptions, ...]:
+    from qexport.formats.gguf.sized import best
+
+    return best(options)
+
+
 def _bits(options: GgufOptions, type_name: str) -> float:
     """Of one of the types, or of the one file that has an aim."""
     if type_name or options.like:
@@ -117,5 +123,5 @@ GGUF = Format(
     sizes=("split_max_size", "size"),
     shown={"GGUF": GgufOptions(types=_SHOWN)},
     check=_check,
-    sizing=Sizing(_candidates, _plain, _label),
+    sizing=Sizing(_candidates, _plain, _label, _best),
 )

@@ -74,6 +74,17 @@ def plain(options: GgufOptions, like: str) -> GgufOptions:
     return replace(options.without_aim(), types=(file.name,))
 
 
+def best(options: GgufOptions) -> tuple[GgufOptions, ...]:
+    """A file for each type: the best of its size, or the type itself where nothing smaller can be chosen."""
+    files = [file_type(name) for name in options.types]
+    return tuple(
+        replace(options, types=(), like=file.name)
+        if file.is_quantized and file.name != WORDS[-1]
+        else replace(options.without_aim(), types=(file.name,))
+        for file in files
+    )
+
+
 def name_for(view: ModelView, options: GgufOptions, nbytes: int) -> str:
     """What a file with so many bytes of tensors is called: the type asked for, or the nearest by size."""
     if options.like is not None:
