@@ -98,13 +98,13 @@ class Sizing:
         plain: the options of the artifact that ``like`` names, without an aim.
         label: what an artifact with so many bytes of tensors is called.
         best: of options that ask for the best of each type that they name: options of one file each, with
-            ``like``, or plain ones where a type leaves nothing to choose.
+            ``like``, or plain ones where a type leaves nothing to choose. ``None``: ``like`` has to be given.
     """
 
     candidates: Callable[[Diagnosis, Any], Candidates]
     plain: Callable[[Any, str], Any]
     label: Callable[[Diagnosis, Any, int], str]
-    best: Callable[[Any], tuple[Any, ...]]
+    best: Callable[[Any], tuple[Any, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexport.errors import InputError
+from qexport.errors import InputError, UsageProblem
 from qexport.evidence.corpus import BUILTIN_LABEL, heldout_corpus, kept_apart
 from qexport.evidence.tokens import tokenize
 from qexport.formats.opening import open_artifact
@@ -22,6 +22,7 @@ from qexport.formats.registry import format_of
 from qexport.onepass.as_stored import as_stored
 from qexport.onepass.sink import WrittenFile
 from qexport.receipt.measures import AgainstPlain
+from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.text import nats, with_error
 from qexport.run.receipts import plain_entry_of
 from qexport.run.target import Item, Target, plan
@@ -69,7 +70,11 @@ def each_best(options: Any) -> tuple[Any, ...]:
     sizing = format_of(options).sizing
     if not wants_best(options) or sizing is None:
         return (options,)
-    made = (options,) if options.aim is not None else sizing.best(options)
+    if options.aim is None and sizing.best is None:
+        raise UsageProblem(
+            f"the best {format_of(options).words.name} file of which size?", hint="Name it with --like TYPE."
+        )
+    made = (options,) if options.aim is not None or sizing.best is None else sizing.best(options)
     return tuple(_with_feedback(each, on=True) if wants_best(each) else each for each in made)
 
 
@@ -83,7 +88,11 @@ def plain_target(target: Target) -> Target:
     sizing = target.format.sizing
     assert sizing is not None
     options = sizing.plain(_with_feedback(target.options, on=False), target.options.like)
-    return replace(target, options=options, predicted={})
+    chosen, usual = (target.format.folder(each).removeprefix("{name}") for each in (target.options, options))
+    out = target.out
+    if chosen != usual and out.name.endswith(chosen):  # a folder that is called after what was chosen
+        out = out.with_name(out.name.removesuffix(chosen) + usual)
+    return replace(target, options=options, out=out, predicted={})
 
 
 def divided(corpus: Corpus, how: Calibration, view: ModelView) -> tuple[Corpus, Heldout]:
@@ -178,40 +187,38 @@ def lost(items: Sequence[Item]) -> list[Item]:
 
 
 def plain_items(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Path]) -> list[Item]:
-    """The plain artifacts that are written instead of these."""
+    """The plain artifacts that are written instead of these, which are all of their targets."""
     found: list[Item] = []
     for target in {id(item.target): item.target for item in items}.values():
         mine = [item for item in items if item.target is target]
         made = plan([plain_target(target)], diagnosis, given)
         found += [
-            replace(plain, against=item.against, instead_of=item.plan.label)
+            replace(plain, against=item.against, instead_of=item.place)
             for plain, item in zip(made, mine, strict=True)
         ]
     return found
 
 
-def plain_there(item: Item, diagnosis: Diagnosis, given: Sequence[Path]) -> list[Item]:
-    """What an earlier run has written instead of the best, where that was no better; empty: nothing."""
-    there = plain_entry_of(item.folder, item.fingerprint) if wants_best(item.target.options) else None
-    if there is None:
-        return []
-    files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
-    (plain,) = [
-        made for made in plan([plain_target(item.target)], diagnosis, given) if made.folder == item.folder
-    ]
-    return [
-        replace(
-            plain,
-            written=files,
-            report=there.verification,
-            against=there.against_plain,
-            instead_of=item.plan.label,
-        )
-    ]
+def plain_there(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Path]) -> list[Item]:
+    """What an earlier run has written instead of those of these that were no better than plain."""
+    found: list[Item] = []
+    best = [item for item in items if wants_best(item.target.options)]
+    for plain, item in zip(plain_items(best, diagnosis, given), best, strict=True):
+        there = plain_entry_of(plain.folder, item.fingerprint)
+        if there is not None:
+            files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
+            found.append(
+                replace(plain, written=files, report=there.verification, against=there.against_plain)
+            )
+    return found
 
 
 def remove(items: Sequence[Item]) -> None:
-    """Their files; receipts forget them when they are written next."""
+    """Their files, and their folders where nothing else is in them; other receipts forget them in time."""
     for item in items:
         for file in item.written:
             (item.folder / file.name).unlink(missing_ok=True)
+    for folder in {item.folder for item in items if not item.target.format.ladder}:
+        if [path.name for path in folder.iterdir()] == [RECEIPT_NAME]:
+            (folder / RECEIPT_NAME).unlink()
+            folder.rmdir()

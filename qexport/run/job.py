@@ -290,9 +290,9 @@ class Work:
         if self.local.overwrite:
             return [], self.items
         done, todo = steps.finished(self.items, home=self.local.out)
-        plain = {id(item): plain_there(item, self.diagnosis, self.inputs) for item in todo}
-        done += [there for found in plain.values() for there in found]
-        return done, [item for item in todo if not plain[id(item)]]
+        plain = plain_there(todo, self.diagnosis, self.inputs)
+        places = {item.place for item in plain}
+        return [*done, *plain], [item for item in todo if item.place not in places]
 
     def check(self) -> None:
         """What can be known to fail before anything is downloaded or collected."""
@@ -437,8 +437,8 @@ def _proven(
     unproven = [*(item for item in done if not item.settled), *written]
     proven, receipts = steps.prove(unproven, work.diagnosis, watcher, measure=work.recipe.measure)
     results = [*(item for item in done if item.settled), *proven]
-    order = [(item.folder, item.plan.label) for item in work.items]
-    results.sort(key=lambda item: order.index((item.folder, item.instead_of or item.plan.label)))
+    order = [item.place for item in work.items]
+    results.sort(key=lambda item: order.index(item.place))
     return results, receipts or [work.items[0].receipt]
 
 

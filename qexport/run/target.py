@@ -146,7 +146,7 @@ class Item:
 
     Attributes:
         against: how the best of its size did beside the plain type, where that was asked for.
-        instead_of: the label of that best one, where it was no better and this is written instead.
+        instead_of: the place of that best one, where it was no better and this is written instead.
     """
 
     target: Target
@@ -156,7 +156,12 @@ class Item:
     written: tuple[WrittenFile, ...] = ()
     report: Verification | None = None
     against: AgainstPlain | None = None
-    instead_of: str = ""
+    instead_of: tuple[Path, str] | None = None
+
+    @property
+    def place(self) -> tuple[Path, str]:
+        """What tells it from all others of a run: its folder and its label."""
+        return self.instead_of or (self.folder, self.plan.label)
 
     @property
     def name(self) -> str:
