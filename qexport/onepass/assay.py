@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.finite import nonfinite_count
@@ -71,12 +72,15 @@ def assay(
     Raises:
         InputError: NaN or infinite weights; every such tensor is named and counted.
     """
+    from qexport.evidence.stream import threads as torch_threads  # brings torch
+
     threads = threads or default_threads()
     steps = merge_steps(plans)
     needs = Needs(plans, steps)
     found: list[dict[str, float]] = [{} for _ in plans]
     bad: dict[str, int] = {}
-    with ThreadPoolExecutor(threads, thread_name_prefix="assay") as pool:
+    # Each worker is one thread: torch's own would only wait for each other.
+    with torch_threads(1), ThreadPoolExecutor(threads, thread_name_prefix="assay") as pool:
         for number, step in enumerate(steps):
             known = _known(step, plans)
             needs.survey(known, lambda lane: spans_of(lane, engines), pool)
@@ -143,11 +147,10 @@ class _Scale:
         total = np.zeros(len(rows))
         for gradients, inputs, height in self._parts:
             matrices = source // height if len(inputs) > 1 else np.zeros_like(source)
-            weighed = np.empty(len(rows), np.float32)
             for matrix in np.unique(matrices):
-                mine = matrices == matrix
-                weighed[mine] = np.einsum("rc,c->r", squares[mine], inputs[matrix])
-            total += gradients[source] * weighed
+                mine = np.flatnonzero(matrices == matrix)
+                here = squares if len(mine) == len(rows) else squares[mine]
+                total[mine] += gradients[source[mine]] * np.einsum("rc,c->r", here, inputs[matrix])
         return total
 
 
@@ -197,17 +200,22 @@ def _samples(lane: Lane, plans: Sequence[ArtifactPlan], needs: Needs) -> list[_S
     samples: dict[object, _Sample] = {}
     scales: dict[object, _Scale] = {}
     for number, tensor in lane.outputs:
-        known = needs.known((number, tensor))
-        largest = None if known.largest is None else tuple(known.largest)
-        arranged = (tensor.arrangement, id(plans[number].evidence))
-        key = (tensor.stored, arranged, known.importance is not None, largest)
+        known, weights = needs.known((number, tensor)), _weights(plans[number], tensor)
+        tables = [table for part in weights for table in (part.rows, part.columns)]
+        arranged = (tensor.arrangement, _alike(*tables))
+        key = (tensor.stored, arranged, _alike(known.importance, known.largest))
         if key in samples:
             samples[key].plans.append(number)
             continue
         if arranged not in scales:
-            scales[arranged] = _Scale(tensor, _weights(plans[number], tensor))
+            scales[arranged] = _Scale(tensor, weights)
         samples[key] = _Sample(tensor, known, scales[arranged], [number])
     return list(samples.values())
+
+
+def _alike(*tables: np.ndarray | None) -> tuple[bytes, ...]:
+    """The same for tables of the same numbers: each plan has read its matrix for itself."""
+    return tuple(b"" if table is None else sha256(table.tobytes()).digest() for table in tables)
 
 
 def _sampled_rows(lane: Lane, least: int) -> np.ndarray:

@@ -260,6 +260,12 @@ class Recipe:
         """What messages call it."""
         return "the recipe" if self.path is None else self.path.name
 
+    @property
+    def feels(self) -> bool:
+        """Whether sensitivities are collected with the matrix: that is said, or something needs them."""
+        needed = (aim_of(each.options) or each.gates.predicted_ratio for each in self.artifacts)
+        return self.calibration is not None and (self.calibration.sensitivity or any(needed))
+
     def artifact(self, name: str) -> AskedArtifact:
         """The artifact of that name. KeyError: there is none."""
         for each in self.artifacts:

@@ -189,8 +189,7 @@ def plan_model(
         work = replace(work, heldout=heldout)
         if how.corpus is None:
             watcher.say(GENERAL)
-    if aims:
-        how = replace(how, sensitivity=True)
+    how = replace(how, sensitivity=recipe.feels)
     # Beside the first GGUF files that use it; else in a folder of its own.
     ladder = next((each for each in recipe.artifacts if each.format.ladder and each.importance), None)
     folder, own_name = work.out / f"{work.name}-imatrix", subject.given
@@ -198,7 +197,7 @@ def plan_model(
         folder, own_name = work.folder(ladder), own_name or ladder.options.model_name
     wanted = want(how, local.stream, view, folder, matrix_label(view, own_name), corpus)
     work = replace(work, wanted=wanted, matrix=wanted.expected(view))
-    if uses_matrix([item.plan for item in work.items]):
+    if aims or uses_matrix([item.plan for item in work.items]):
         return work
     watcher.say("none of these types uses an importance matrix; none is collected")
     return replace(work, wanted=None, matrix=None)
@@ -364,7 +363,7 @@ def _made(work: Work, watcher: Watcher) -> Made:
     if work.wanted is not None:
         work = replace(work, matrix=_collected(work, work.wanted, watcher))
     work = work.remembered()
-    if any(open_aim(target) for target in work.targets):
+    if any(open_aim(target) or target.gates.predicted_ratio is not None for target in work.targets):
         work = work.settle(watcher)
     items, receipts = _proven(work, *_preferred(work, *_written(work, watcher), watcher), watcher)
     watcher.made(items, receipts)

@@ -94,7 +94,7 @@ class Target:
             elif isinstance(value, Path):
                 value = value.name
             elif isinstance(value, Assignment):
-                value = value.label
+                value = value.label if aim_of(self.options) is None else None  # chosen, not asked for
             found[each.name] = list(value) if isinstance(value, tuple) else value
         return found
 

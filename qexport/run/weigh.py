@@ -156,10 +156,9 @@ def _tokens(recipe: Recipe) -> int:
 
 def _way_back(recipe: Recipe) -> int:
     """Tokens of which gradients are taken."""
-    calibration = recipe.calibration
-    if calibration is None or not calibration.sensitivity:
+    if recipe.calibration is None or not recipe.feels:
         return 0
-    return min(_tokens(recipe), calibration.sensitivity_tokens)
+    return min(_tokens(recipe), recipe.calibration.sensitivity_tokens)
 
 
 def _largest_layer(view: ModelView) -> int:

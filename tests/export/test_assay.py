@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from zoo_types import Zoo
 
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.codecs.contract import ggml_stored
+from qexport.codecs.engines import NUMBA, Engine
 from qexport.doctor.repaired import Repaired
 from qexport.errors import InputError
 from qexport.evidence.sensitivity import predicted_kld, weights_of
@@ -151,8 +153,20 @@ def ones(*shape: int) -> np.ndarray:
 
 def test_every_row_is_read_once_for_all_types_and_alike_types_are_encoded_once():
     plans, source = one(normal(5000, 256), ["Q2_K", "Q4_K", "Q8_0", "Q4_K"], ones(1, 5000), ones(1, 256))
-    found = assay(plans, threads=2)
+    encoded: Counter[str] = Counter()
+
+    def encoder(stored):
+        encode = NUMBA.encoder(stored)
+
+        def counted(stored, rows, known):
+            encoded[stored.name] += len(rows)
+            return encode(stored, rows, known)
+
+        return counted
+
+    found = assay(plans, threads=2, engines=[Engine("counting", encoder)])
     assert set(source.read["w"]) == {1}
+    assert encoded == dict.fromkeys(("Q2_K", "Q4_K", "Q8_0"), 5000)
     assert found[1] == found[3]
     assert found[0]["w"] > found[1]["w"] > found[2]["w"] > 0
     assert assayed_bytes(plans) == 5000 * 256 * 2
