@@ -100,6 +100,11 @@ class Aimed:
         return replace(self, **changed, quality="plain")
 
 
+def needs_sensitivity(options: Any) -> bool:
+    """Whether a format's options leave types to be chosen by what errors cost."""
+    return isinstance(options, Aimed) and (options.aim is not None or options.quality == "best")
+
+
 def aim_of(options: Any) -> Aim | None:
     """The aim of a format's options, where the format knows any and one was given."""
     return options.aim if isinstance(options, Aimed) else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from qexport.assign.aim import aim_of
+from qexport.assign.aim import aim_of, needs_sensitivity
 from qexport.doctor.mtp import MtpMode
 from qexport.doctor.vision import VisionMode
 from qexport.evidence.options import Precision
@@ -263,7 +263,7 @@ class Recipe:
     @property
     def feels(self) -> bool:
         """Whether sensitivities are collected with the matrix: that is said, or something needs them."""
-        needed = (aim_of(each.options) or each.gates.predicted_ratio for each in self.artifacts)
+        needed = (needs_sensitivity(each.options) or each.gates.predicted_ratio for each in self.artifacts)
         return self.calibration is not None and (self.calibration.sensitivity or any(needed))
 
     def artifact(self, name: str) -> AskedArtifact:
