@@ -159,3 +159,17 @@ def test_our_own_reading_is_llama_cpps() -> None:
 def test_templates_that_are_no_names(template: str) -> None:
     with pytest.raises(UsageProblem):
         file_stem(view(), "Q4_K_M", GgufOptions(file_name=template))
+
+
+@pytest.mark.parametrize("name", ["Model", "Tuned-MTP", "x-QX-y", "Merged-BF16"])
+def test_a_file_made_for_a_size_is_found_as_the_type_it_is_like(name: str) -> None:
+    """Alone by the type's tag; beside the plain file by its own, and the plain one keeps its."""
+    for kind in ("Q2_K", "Q3_K_L", "Q4_K_M", "Q6_K", "Q8_0", "IQ4_XS"):
+        stems = [file_stem(view(name), each, GgufOptions())[0] for each in (kind, f"QX-{kind}")]
+        plain, sized = (f"{stem}.gguf" for stem in stems)
+        assert sized == f"{plain.removesuffix(f'{kind}.gguf')}QX-{kind}.gguf"
+        assert hub_label(sized) == kind
+        assert llama_lists(sized)
+        assert llama_finds([sized], kind) == sized
+        assert llama_finds([sized, plain], kind) == plain
+        assert llama_finds([sized, plain], f"QX-{kind}") == sized
