@@ -1,7 +1,7 @@
 """How much closer to the source a file of the same size can be: the table of docs/quality.md for a model.
 
     python benchmarks/best_at_size.py MODEL --heldout HELD_OUT.txt (--corpus CALIBRATION.txt | --imatrix FILE)
-        [--like gguf:Q4_K_M --like mlx:4-bit ...] [--tokens 32768] [--measured 16384] [--chunk 512]
+        [--like gguf:Q4_K_M --like mlx:4bit ...] [--tokens 32768] [--measured 16384] [--chunk 512]
 
 For each size: the plain type with importance; types chosen for its size by what errors cost; the same written
 with error feedback. All are measured in one engine against the source, float32, over one held-out text of
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.formats.plan import ArtifactPlan
 
-SIZES = ("gguf:Q3_K_M", "gguf:Q4_K_M", "gguf:Q5_K_M", "gguf:Q6_K", "mlx:4-bit", "mlx:6-bit", "nvfp4:mixed")
+SIZES = ("gguf:Q3_K_M", "gguf:Q4_K_M", "gguf:Q5_K_M", "gguf:Q6_K", "mlx:4bit", "mlx:6bit", "nvfp4:nvidia")
 COLUMNS = ("size of", "way", "MB", "KL divergence", "of plain", "predicted/measured", "flips", "acceptance")
 
 

@@ -8,6 +8,7 @@ the command line and in recipes. What an aim comes to is known when it is known 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -15,6 +16,8 @@ from qexport.assign.assignment import Assignment
 from qexport.errors import UsageProblem
 from qexport.sizes import size_text
 
+SIZED = "QX-"
+"""In the name of what has its types chosen for an aim."""
 Kind = Literal["size", "bpw", "like", "max_kld"]
 Quality = Literal["plain", "best"]
 AIMS: tuple[Kind, ...] = ("size", "bpw", "like", "max_kld")
@@ -35,6 +38,17 @@ class Aim:
             "like": lambda: f"the size of {self.value}",
             "max_kld": lambda: f"a divergence of {self.value:g}",
         }[self.kind]()
+
+    @property
+    def label(self) -> str:
+        """In names of folders: ``QX-17GB``, ``QX-4.8bpw``, ``QX-6bit``, ``QX-kld0.01``."""
+        what = {
+            "size": lambda: size_text(self.value).replace(" ", ""),
+            "bpw": lambda: f"{self.value:g}bpw",
+            "like": lambda: str(self.value),
+            "max_kld": lambda: f"kld{self.value:g}",
+        }[self.kind]()
+        return f"{SIZED}{what}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +108,15 @@ class Aimed:
         """Whether it is known which types that comes to."""
         return isinstance(getattr(self, "types_from", None), Assignment)
 
-    def without_aim(self) -> Self:
-        """The same options, which say nothing of types as a whole."""
-        changed: dict[str, Any] = dict.fromkeys((*AIMS, "types_from"))
-        return replace(self, **changed, quality="plain")
+    def without_aim(self, **others: Any) -> Self:
+        """The same options but for ``others``, which say nothing else of types as a whole."""
+        changed: dict[str, Any] = {**dict.fromkeys((*AIMS, "types_from")), "quality": "plain", **others}
+        return replace(self, **changed)
+
+
+def has_aim(given: Mapping[str, Any]) -> bool:
+    """Whether the fields that were given say one."""
+    return any(given.get(kind) is not None for kind in AIMS)
 
 
 def needs_sensitivity(options: Any) -> bool:

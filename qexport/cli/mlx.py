@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qexport.cli._export import export_format, folder_options, importance_option, source_options
-from qexport.cli._options import SIZE, TYPES_FROM
+from qexport.cli._options import SIZE, TYPES_FROM, aim_options
 from qexport.formats.mlx.options import (
     AFFINE_BITS,
     AFFINE_GROUPS,
@@ -36,6 +36,7 @@ from qexport.formats.mlx.options import (
     type=click.Choice(list(RECIPES)),
     help="Two widths: the larger one for lm_head and for v_proj and down_proj of some layers.",
 )
+@aim_options
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of scales and of what is not quantized.")
 @click.option(
     "--mtp-layout",
@@ -68,6 +69,7 @@ def command(**given: Any) -> None:
       qexport mlx ./merged --bits 6
       qexport mlx ./merged --bits 4 --importance imatrix.gguf_file --mtp-from Qwen/Qwen3.5-9B
       qexport mlx ./merged --mode mxfp4 --mtp-layout mtplx -o ./merged-mxfp4
+      qexport mlx ./merged --like 6bit --importance imatrix.gguf_file
     """
     given["mtp"] = tuple(dict.fromkeys(given["mtp"]))
     export_format("mlx", given)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qexport.cli._export import export_format, folder_options, importance_option, source_options
-from qexport.cli._options import SIZE, TYPES_FROM
+from qexport.cli._options import SIZE, TYPES_FROM, aim_options
 
 
 @click.command("nvfp4")
@@ -28,13 +28,14 @@ from qexport.cli._options import SIZE, TYPES_FROM
     help="What is quantized in the language model's layers. nvidia: NVFP4 MLP and FP8 attention, as NVIDIA's "
     "own Qwen files. A regular expression is searched in published module paths.",
 )
+@aim_options
 @click.option(
     "--scale-search",
     type=click.Choice(["max", "mse", "importance"]),
     default="max",
     show_default=True,
     help="How block scales are chosen: by the largest value as ModelOpt does, by the least error, or by the "
-    "least error weighted by --importance.",
+    "least error weighted by --importance (with --size and the like, that is the default).",
 )
 @importance_option("An importance matrix (qexport imatrix).")
 @click.option("--keep-head", is_flag=True, help="Scope nvidia: leave lm_head as it is.")
@@ -53,6 +54,7 @@ def command(**given: Any) -> None:
     Examples:
       qexport nvfp4 ./merged --mtp-from Qwen/Qwen3.6-27B
       qexport nvfp4 ./merged --scale-search mse --scope mlp+attention
+      qexport nvfp4 ./merged --like nvidia --importance imatrix.gguf_file
       qexport nvfp4 ./merged --layout compressed-tensors --runtime vllm --runtime-python ~/vllm/bin/python
     """
     export_format("nvfp4", given)

@@ -136,6 +136,21 @@ def weights_of(evidence: Evidence, name: str) -> tuple[Weights, ...]:
     )
 
 
+def filled(evidence: Evidence) -> Evidence:
+    """The evidence with importance for what has none: the output matrix, and the embedding by its gradients.
+
+    For files whose types are chosen; plain ones are written as the peers write them.
+    """
+    squares = dict(evidence.tables.get(Kind.INPUT_SQUARES, {}))
+    for kind in (Kind.OUTPUT_GRADIENTS, Kind.LOOKUPS):
+        for name in evidence.tables.get(kind, {}):
+            parts = weights_of(evidence, name)
+            if parts and name not in squares:
+                weighed = (part.rows.mean(axis=1, keepdims=True) * part.columns for part in parts)
+                squares[name] = sum(weighed, start=parts[0].columns * 0)
+    return Evidence({**evidence.tables, Kind.INPUT_SQUARES: squares})
+
+
 def predicted_kld(weights: Sequence[Weights], errors: np.ndarray) -> float:
     """Nats per token that errors cost.
 

@@ -84,7 +84,7 @@ def compressed_tensors(targets: Mapping[str, Sequence[str]], ignore: Sequence[st
     formats = [group["format"] for group in groups.values()]
     return {
         "config_groups": groups,
-        "format": formats[0] if len(formats) == 1 else "mixed-precision",
+        "format": "dense" if not formats else formats[0] if len(formats) == 1 else "mixed-precision",
         "global_compression_ratio": None,
         "ignore": list(ignore),
         "kv_cache_scheme": None,

@@ -84,6 +84,11 @@ class Candidates:
     barred: Mapping[str, frozenset[str]] = field(default_factory=dict)
     floors: tuple[str, ...] = ()
 
+    def all_as(self, word: str) -> dict[str, str]:
+        """The types of all tensors that may have this one."""
+        may = (names for names in self.groups if word not in self.barred.get(names[0], ()))
+        return {name: word for names in may for name in names}
+
 
 @dataclass(frozen=True)
 class Sizing:

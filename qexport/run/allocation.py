@@ -139,12 +139,10 @@ def _planned(target: Target, diagnosis: Diagnosis) -> dict[str, ArtifactPlan]:
         return own
     base = next(iter(own.values()))
     free = target.format.sizing.candidates(diagnosis, target.options)
-    names = [name for group in free.groups for name in group]
-    words = {
-        word: target.format.plan(diagnosis, with_types(target.options, base, dict.fromkeys(names, word)))[0]
-        for word in free.words
+    words = {word: with_types(target.options, base, free.all_as(word)) for word in free.words}
+    return {base.label: base} | {
+        word: target.format.plan(diagnosis, options)[0] for word, options in words.items()
     }
-    return {base.label: base, **words}
 
 
 def with_types(

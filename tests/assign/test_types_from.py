@@ -202,9 +202,11 @@ def test_faults(zoo, tmp_path):
     assert "unknown tensor type 'E4M3'; did you mean 'F8_E4M3'?" in refusal("fp8", llama, path)
     saved(plan_of("fp8", llama), path, **{"model.embed_tokens.weight": "F8_E4M3"})
     assert "which fp8 does not quantize here" in refusal("fp8", llama, path)
-    saved(plan_of("nvfp4", llama), path, **{up: "FP8", gate: "FP8"})
-    assert plan_of("nvfp4", llama, path).assignment.types[up] == "FP8"
-    assert "unknown tensor type 'FP8'" in refusal("nvfp4", llama, path, layout="compressed-tensors")
+    saved(plan_of("nvfp4", llama), path, **{up: "F8_E4M3", gate: "F8_E4M3"})
+    assert plan_of("nvfp4", llama, path).assignment.types[up] == "F8_E4M3"
+    saved(plan_of("nvfp4", llama), path, **{"lm_head.weight": "NVFP4"})
+    found = refusal("nvfp4", llama, path, layout="compressed-tensors")
+    assert "has NVFP4 for lm_head.weight, which nvfp4 does not quantize here" in found
 
 
 def test_a_gguf_of_another_model(zoo, tmp_path):

@@ -26,6 +26,9 @@ from qexport.evidence.options import StreamOptions
 from qexport.formats.gguf import format as gguf_format
 from qexport.formats.gguf.importance import gguf_importance
 from qexport.formats.gguf.options import GgufOptions
+from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.registry import format_of
 from qexport.onepass.as_stored import as_stored
 from qexport.receipt.store import read_receipt
 from qexport.recipe.load import load_recipe
@@ -80,13 +83,44 @@ def matrix_file(matrix: ImportanceMatrix, tmp_path_factory: pytest.TempPathFacto
 
 
 def settled(diagnosis: Any, matrix: ImportanceMatrix, *options: dict[str, Any]) -> list[Any]:
+    """The plans of GGUF targets with these options."""
+    return plans_of(diagnosis, *(GgufOptions(imatrix=matrix, **each) for each in options))
+
+
+def plans_of(diagnosis: Any, *options: Any) -> list[Any]:
     """The plans of targets with these options."""
-    targets = [Target(GgufOptions(imatrix=matrix, **each), Path("nowhere")) for each in options]
+    targets = [Target(each, Path("nowhere")) for each in options]
     return [target.plans(diagnosis)[0][0] for target in settle(targets, diagnosis, Watcher())]
 
 
 def types_of(plan: Any) -> dict[str, str]:
     return {tensor.canonical: tensor.stored.name for tensor in plan.tensors}
+
+
+FOLDERS = {
+    "mlx 6bit": MlxOptions(like="6bit"),
+    "mlx mixed_3_6": MlxOptions(like="mixed_3_6"),
+    "nvfp4 mlp": Nvfp4Options(like="mlp"),
+    "nvfp4 mlp compressed": Nvfp4Options(like="mlp", layout="compressed-tensors"),
+}
+
+
+@pytest.mark.slow
+def test_folders_as_large_as_the_plain_one_and_better(diagnosis: Any, matrix: ImportanceMatrix) -> None:
+    aimed = [replace(each, importance=matrix) for each in FOLDERS.values()]
+    plain = [format_of(each).sizing.plain(each, each.like) for each in aimed]
+    plans = plans_of(diagnosis, *aimed, *plain)
+    view = diagnosis.repaired.view()
+    with run_text(view, own_words(22, 4096)) as source:
+        measured = [compare(source, as_stored(view, [plan]), source.tokens).trunk for plan in plans]
+    for number, name in enumerate(FOLDERS):
+        sized, like = plans[number], plans[number + len(aimed)]
+        assert 0.97 * like.size <= sized.size <= like.size, name
+        gain = gained(measured[number + len(aimed)], measured[number])
+        assert gain.value > 2 * gain.error, name
+        assert gain.value > 0.1 * measured[number + len(aimed)].mean, name
+        found = measured[number].mean
+        assert found / 3 < sized.assignment.predicted.kld < found * 3, name
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Runs mlx-lm in a process of its own: importing it lowers the limit on open files, and errors may end it.
 
-    python mlx_child.py convert < jobs    [[source, out, options of mlx_lm.convert], ...]
+    python mlx_child.py convert < jobs    [[source, out, options of mlx_lm.convert], ...]; ``by_path`` is
+                                          what its predicate says of each module
     python mlx_child.py load < jobs       [[folder, prompt, tokens], ...]
     python mlx_child.py logits < jobs     [[folder, tokens], ...]
 
@@ -21,6 +22,8 @@ from typing import Any
 def convert(source: str, out: str, options: dict[str, Any]) -> dict[str, Any]:
     from mlx_lm.convert import convert
 
+    if (by_path := options.pop("by_path", None)) is not None:
+        options["quant_predicate"] = lambda path, _: by_path.get(path, False)
     convert(source, out, quantize=True, **options)
     return {}
 

@@ -20,7 +20,11 @@ from mlx_bench import (
 )
 from zoo_types import Zoo
 
+from qexport.assign.assignment import Assignment, Prediction
 from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.mlx.plan import plan_mlx
+from qexport.formats.mlx.sized import WORDS, candidates, plan_sized
+from qexport.onepass.execute import execute
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,34 @@ def test_equals_convert(zoo: Zoo, tmp_path: Path) -> None:
         for case, folder, job, result in zip(CASES, ours, jobs, results, strict=True)
     }
     assert found == {str(case): [] for case in CASES}
+
+
+@needs_mlx_lm
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_5_moe", "qwen3_5_tied"])
+def test_types_for_an_aim_equal_convert_with_a_predicate(zoo: Zoo, tmp_path: Path, name: str) -> None:
+    """Every word on some matrix, the embedding and lm_head among them."""
+    model = repaired(zoo(name, hidden=128, intermediate=256))
+    (group,) = zip(*candidates(model).groups, strict=True)
+    types = {tensor: WORDS[number % len(WORDS)] for number, tensor in enumerate(group)}
+    whole = plan_mlx(model, MlxOptions())[0].assignment
+    assert whole is not None
+    given = Assignment("mlx", "QX-1MB", {**whole.types, **types}, Prediction(0.1, aim="1 MB"))
+    plan, *_ = plan_sized(model, MlxOptions(size=1_000_000, types_from=given))
+    assert plan.label == "QX-1MB"
+    execute([plan], [tmp_path / "ours"], threads=2)
+    settings = config_of(tmp_path / "ours")["quantization"]
+    stored = tensors_of(tmp_path / "ours")
+    by_path = {
+        path: settings.get(path, True)
+        for path in (name.removesuffix(".scales") for name in stored if name.endswith(".scales"))
+    }
+    assert {"model.embed_tokens", "language_model.model.embed_tokens"} & set(by_path)
+    usual = {"q_bits": settings["bits"], "q_group_size": settings["group_size"]}
+    source = fixed(model, tmp_path / "source")
+    (result,) = mlx_lm("convert", [[str(source), str(tmp_path / "theirs"), {**usual, "by_path": by_path}]])
+    assert not result, result
+    assert compared(tmp_path / "ours", tmp_path / "theirs") == []
 
 
 def compared(ours: Path, theirs: Path) -> list[str]:

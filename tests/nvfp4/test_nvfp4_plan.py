@@ -225,8 +225,8 @@ def test_refusals(zoo: Zoo) -> None:
     with pytest.raises(InputError, match="rows of 680 values"):
         plan(zoo("smollm", intermediate=680))
     assert plan(zoo("smollm", intermediate=680), scope=r"(gate|up)_proj$").details["quantized"]
-    with pytest.raises(InputError, match=r"does not divide into FP8's tiles of 128: .* is \d+ by 64"):
-        plan(zoo("qwen3_5"), scope="nvidia", layout="compressed-tensors")
+    with pytest.raises(InputError, match=r"does not divide into FP8's tiles of 128: .* is \d+ by 192"):
+        plan(zoo("qwen3_5", hidden=192), scope="nvidia", layout="compressed-tensors")
     view = repaired(zoo("qwen3_5")).view()
     ones, _ = uncollected(view)
     halves = {name: one[:, ::2] for name, one in ones.items() if "mlp" in name}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qexport.assign.aim import SIZED
 from qexport.assign.assignment import Assignment, read_types
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import matrix_shape
@@ -54,10 +55,6 @@ if TYPE_CHECKING:
 
 _QUANTIZE_KEYS = ("general.quantization_version", "general.file_type")
 _KV_STRING = 127  # llama-quantize passes these strings through a 128-byte buffer
-
-
-SIZED = "QX-"
-"""Before the type in the name of a file whose types were chosen for a size."""
 
 
 @dataclass(frozen=True)

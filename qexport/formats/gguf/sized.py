@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qexport.assign.aim import SIZED
 from qexport.assign.assignment import Assignment
 from qexport.codecs.ggml_types import ggml_type
 from qexport.errors import UsageProblem
@@ -23,7 +24,7 @@ from qexport.formats.gguf.arch import arch_of
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.mixture import MTP_FLOOR
 from qexport.formats.gguf.mixture_terms import Reason
-from qexport.formats.gguf.plan import SIZED, choices_of, data_bytes, outputs_of, plan_gguf
+from qexport.formats.gguf.plan import choices_of, data_bytes, outputs_of, plan_gguf
 
 if TYPE_CHECKING:
     from qexport.families.view import ModelView

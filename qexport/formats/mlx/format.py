@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qexport.assign.aim import has_aim
 from qexport.formats import tolerance
-from qexport.formats.format import Format, Proof, Words
+from qexport.formats.format import Format, Proof, Sizing, Words
 from qexport.formats.mlx.options import MlxOptions
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.formats.format import Candidates
     from qexport.formats.plan import ArtifactPlan
 
 # docs/measurements.md (2026-11-24, benchmarks/encoders.py).
@@ -24,11 +26,33 @@ _RATES: dict[str, tuple[float, float]] = {
 
 def _plan(diagnosis: Diagnosis, options: MlxOptions) -> Sequence[ArtifactPlan]:
     from qexport.formats.mlx.plan import plan_mlx
+    from qexport.formats.mlx.sized import plan_sized
 
-    return plan_mlx(diagnosis.repaired, options)
+    return (plan_mlx if options.aim is None else plan_sized)(diagnosis.repaired, options)
+
+
+def _candidates(diagnosis: Diagnosis, options: MlxOptions) -> Candidates:
+    from qexport.formats.mlx.sized import candidates
+
+    return candidates(diagnosis.repaired)
+
+
+def _plain(options: MlxOptions, like: str) -> MlxOptions:
+    from qexport.formats.mlx.sized import plain
+
+    return plain(options, like)
+
+
+def _best(options: MlxOptions) -> tuple[MlxOptions, ...]:
+    from qexport.formats.mlx.sized import best
+
+    return best(options)
 
 
 def _bits(options: MlxOptions, _: str) -> float:
+    if options.bpw is not None:
+        return options.bpw
+    options = options if options.like is None else _plain(options, options.like)
     scale = 32 if options.mode == "affine" else 8  # bits beside each group: scale and bias, or a scale
     high = {"mixed_2_6": 4.0, "mixed_3_4": 3.6, "mixed_3_6": 4.2, "mixed_4_6": 5.0}.get(options.recipe or "")
     return (high or options.scheme.bits) + scale / options.scheme.group_size + 0.2
@@ -69,7 +93,10 @@ MLX = Format(
     ),
     rates=_RATES,
     matrix="importance",
-    sizes=("max_shard_size",),
+    weighted=has_aim,
+    sizes=("max_shard_size", "size"),
+    check=lambda options: options.like is None or _plain(options, options.like),
+    sizing=Sizing(_candidates, _plain, lambda _, options, __: options.label, _best),
     shown={"MLX 6-bit": MlxOptions(bits=6)},
     beside={"mlx-drafter": "-MTP"},
     inside=frozenset(("embedded", "mtplx", "vllm-mlx")),

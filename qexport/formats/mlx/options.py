@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.assign.aim import Aimed
 from qexport.errors import UsageProblem, closest
 from qexport.formats.folder import SHARD_BYTES
 
@@ -36,6 +37,7 @@ RECIPES: Mapping[str, tuple[int, int]] = {
 }
 """Recipe to its low and high bits."""
 MTP_LAYOUTS = ("drafter", "mtplx", "vllm-mlx", "embedded", "none")
+_UNSAID = (None, None, "affine", None)
 DTYPES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -70,8 +72,12 @@ SCHEMES: Mapping[str, Scheme] = {
 
 
 @dataclass(frozen=True)
-class MlxOptions:
+class MlxOptions(Aimed):
     """Everything that may be chosen.
+
+    One type for all, a recipe, or an aim (:class:`~qexport.assign.aim.Aimed`), which is that of the trunk's
+    folder and for which types are chosen: affine ones, of 3 bits and more. ``like`` is a label: ``6bit``,
+    ``mixed_3_6``, ``mxfp4``.
 
     Attributes:
         bits: of affine codes: 2, 3, 4 (the default, as mlx-lm's), 5, 6 or 8.
@@ -105,6 +111,12 @@ class MlxOptions:
     types_from: Path | Assignment | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.aim is not None and (self.bits, self.group_size, self.mode, self.recipe) != _UNSAID:
+            raise UsageProblem(
+                f"{self.aim} chooses types; --bits, --group-size, --mode and --recipe name them",
+                hint="Leave them out. For the size of a type: --like 6bit, --like mixed_3_6.",
+            )
         _known("--mode", self.mode, tuple(MODES))
         if self.recipe is not None:
             _known("--recipe", self.recipe, tuple(RECIPES))
@@ -148,7 +160,9 @@ class MlxOptions:
 
     @property
     def label(self) -> str:
-        """What publishers append to a name: ``6bit``, ``mxfp4``, ``mixed_3_6``."""
+        """What publishers append to a name: ``6bit``, ``mxfp4``, ``mixed_3_6``; for an aim ``QX-4.8bpw``."""
+        if self.aim is not None:
+            return self.aim.label
         if self.recipe:
             return self.recipe
         return f"{self.scheme.bits}bit" if self.mode == "affine" else self.mode

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import some
+from qexport.evidence.sensitivity import filled
 from qexport.evidence.store import Kind
 from qexport.families.roles import Block, Role
 from qexport.formats.folder import plan_folder
@@ -62,6 +63,7 @@ class _Job:
     head: list[ModelTensor]
     choices: Choices
     evidence: Evidence
+    sized: bool
     notes: list[str] = field(default_factory=list)
 
     def wants(self, layout: str) -> bool:
@@ -69,8 +71,11 @@ class _Job:
         return bool(self.head) and self.dialect.drafter is not None and layout in self.options.mtp
 
 
-def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...]:
+def plan_mlx(repaired: Repaired, options: MlxOptions, *, sized: bool = False) -> tuple[ArtifactPlan, ...]:
     """Plan the trunk's folder, and that of the drafter if there is a head and it is wanted; reads no data.
+
+    Args:
+        sized: for types that were chosen for an aim; then importance is that of ``filled``.
 
     Raises:
         InputError: mlx-lm has no such model, or the importance matrix belongs to another one.
@@ -78,10 +83,8 @@ def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...
     view = repaired.view()
     dialect = dialect_of(view)
     limits = check_limits(view, MLX_LM)
-    ordered = [tensor for tensor in pass_order(view) if tensor.block is not Block.VISION]
-    tied = bool(repaired.text.get("tie_word_embeddings"))
-    trunk = [t for t in ordered if t.block is not Block.MTP and not (tied and t.role is Role.OUTPUT)]
-    head = [tensor for tensor in ordered if tensor.block is Block.MTP]
+    trunk = trunk_of(repaired)
+    head = [tensor for tensor in pass_order(view) if tensor.block is Block.MTP]
     given = given_types(options.types_from, repaired, trunk, dialect)
     choices = choose(trunk, view, dialect, options, {} if given is None else given.types)
     notes = [*limits, *_wide(view, _dtype(repaired, options))]
@@ -91,27 +94,41 @@ def plan_mlx(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, ...
     if options.head_scheme is not None and set(options.mtp) - {"none", "vllm-mlx"}:
         weighted += [t for t in head if takes_scheme(t, options.head_scheme)]
     evidence = evidence_of(view, options.importance)
+    if sized:
+        evidence = filled(evidence)
     if options.importance is not None:
-        notes += _without_importance(weighted, evidence)
+        notes += _without_importance(weighted, evidence, sized=sized)
     dtype = _dtype(repaired, options)
-    job = _Job(repaired, view, dialect, options, dtype, trunk, head, choices, evidence, notes)
+    job = _Job(repaired, view, dialect, options, dtype, trunk, head, choices, evidence, sized, notes)
     plans = [_plan_trunk(job)]
     if job.wants("drafter"):
         plans.append(_plan_drafter(job))
     return tuple(plans)
 
 
+def trunk_of(repaired: Repaired) -> list[ModelTensor]:
+    """The tensors of the trunk's folder but for a head in it, in the order of the pass."""
+    tied = bool(repaired.text.get("tie_word_embeddings"))
+    return [
+        tensor
+        for tensor in pass_order(repaired.view())
+        if tensor.block not in (Block.VISION, Block.MTP) and not (tied and tensor.role is Role.OUTPUT)
+    ]
+
+
 def _needs(job: _Job, tensor: ModelTensor) -> tuple[Need, ...]:
-    """Importance; the embedding has none, since nothing is multiplied with it by column."""
-    embedding = tensor.role is Role.TOKEN_EMBD
-    return () if embedding else job.evidence.needed(Kind.INPUT_SQUARES, tensor.name)
+    """Importance; a plain embedding has none, since nothing is multiplied with it by column."""
+    if tensor.role is Role.TOKEN_EMBD and not job.sized:
+        return ()
+    return job.evidence.needed(Kind.INPUT_SQUARES, tensor.name)
 
 
-def _without_importance(weighted: Sequence[ModelTensor], evidence: Evidence) -> list[str]:
+def _without_importance(weighted: Sequence[ModelTensor], evidence: Evidence, *, sized: bool) -> list[str]:
     missing = [
         tensor.name
         for tensor in weighted
-        if tensor.role is Role.TOKEN_EMBD or evidence.of(Kind.INPUT_SQUARES, tensor.name) is None
+        if (tensor.role is Role.TOKEN_EMBD and not sized)
+        or evidence.of(Kind.INPUT_SQUARES, tensor.name) is None
     ]
     if not missing:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from qexport.assign.aim import Aimed
 from qexport.errors import UsageProblem
 from qexport.formats.folder import SHARD_BYTES
 
@@ -21,8 +22,11 @@ SCOPES = ("mlp", "mlp+attention", "all-linear", NVIDIA)
 
 
 @dataclass(frozen=True)
-class Nvfp4Options:
+class Nvfp4Options(Aimed):
     """Options of one export.
+
+    A scope, or an aim (:class:`~qexport.assign.aim.Aimed`), which is that of the folder and for which types
+    are chosen: NVFP4, FP8, or none. ``like`` is a scope's name.
 
     Attributes:
         layout: ``modelopt`` (``weight``, ``weight_scale``, ``weight_scale_2``, hf_quant_config.json) or
@@ -31,7 +35,8 @@ class Nvfp4Options:
         scope: what is quantized in the language model's layers: a name of :data:`SCOPES`, or a regular
             expression that is searched in published module paths.
         scale_search: how block scales are chosen: ``max`` as ModelOpt and llm-compressor do, ``mse`` for the
-            least squared error, ``importance`` for the least one weighted by ``importance``.
+            least squared error, ``importance`` for the least one weighted by ``importance``, which an aim
+            takes where this says ``max``.
         importance: an importance matrix, or ``None``.
         keep_head: scope ``nvidia`` leaves ``lm_head`` as it is; the other scopes, and compressed-tensors,
             always do.
@@ -51,6 +56,17 @@ class Nvfp4Options:
     types_from: Path | Assignment | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.aim is not None and self.scope != "mlp":
+            raise UsageProblem(
+                f"{self.aim} chooses types; --scope names them",
+                hint=f"Leave it out. For the size of a scope: --like {self.scope}.",
+            )
+        if self.aim is not None and self.scale_search == "mse":
+            raise UsageProblem(
+                f"{self.aim} chooses types by what errors weigh; mse would weigh them alike",
+                hint="Leave --scale-search out.",
+            )
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise UsageProblem(f"{name} is {getattr(self, name)!r}; there are {', '.join(known)}")
@@ -61,11 +77,16 @@ class Nvfp4Options:
                 "scale_search importance needs an importance matrix",
                 hint="Make one with `qexport imatrix MODEL`, or use mse.",
             )
-        if self.importance is not None and self.scale_search != "importance" and self.scope != NVIDIA:
+        if self.importance is not None and self.search != "importance" and self.scope != NVIDIA:
             raise UsageProblem(
                 "the importance matrix would not be used",
                 hint="Ask for scale_search importance, or leave it out.",
             )
+
+    @property
+    def search(self) -> Literal["max", "mse", "importance"]:
+        """How block scales are chosen."""
+        return "importance" if self.aim is not None and self.importance is not None else self.scale_search
 
 
 _KNOWN = {"layout": ("modelopt", "compressed-tensors"), "scale_search": ("max", "mse", "importance")}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.codecs.contract import Fp8Matrix, Nvfp4, StoredType
 from qexport.doctor.draft import dump_json
+from qexport.evidence.sensitivity import filled
 from qexport.evidence.store import Evidence, Kind, Need
 from qexport.families.roles import Role
 from qexport.formats.folder import FolderTensor, plan_folder
@@ -44,11 +45,14 @@ _FLOAT32 = (Role.LINEAR_A_LOG, Role.LINEAR_NORM)
 _ROUNDED = "the source is float32: what is not quantized is rounded to bfloat16, as loaders run it"
 
 
-def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
+def plan_nvfp4(repaired: Repaired, options: Nvfp4Options, *, sized: bool = False) -> ArtifactPlan:
     """Plan the folder.
 
     ``details["quantized"]`` gives for each role its algorithm, how many matrices there are (experts counted
     one by one) and how many bytes they take.
+
+    Args:
+        sized: for types that were chosen for an aim; then importance is that of ``filled``.
 
     Raises:
         UsageProblem: the scope is a regular expression that matches nothing or divides a fused group.
@@ -58,6 +62,8 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options) -> ArtifactPlan:
     view = repaired.view()
     chosen, assignment, left_open = choose(repaired, view, options)
     evidence = evidence_of(view, options.importance)
+    if sized:
+        evidence = filled(evidence)
     makers = _Makers(repaired, options, chosen, evidence, _fused(view, chosen))
     tensors = [makers.folder_tensor(tensor) for tensor in pass_order(view)]
     small: dict[str, bytes] = dict(repaired.files)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 NVFP4 = "NVFP4"
-_WORDS = (PLAIN, NVFP4, FP8)
+WORDS = (NVFP4, FP8, PLAIN)
 _BLOCK = 16
 # https://huggingface.co/nvidia/Qwen3.6-27B-NVFP4 and ModelOpt's recipe
 # huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast.
@@ -76,27 +76,21 @@ def choose(
         InputError: the model has nothing of the scope, or rows that do not divide into blocks; a given choice
             is for another model, or says what the layout cannot.
     """
-    by_role, modelopt = _BY_ROLE.get(options.scope), options.layout == "modelopt"
+    by_role = _BY_ROLE.get(options.scope)
     if by_role is None:
         chosen = _by_pattern(repaired, view, options.scope)
     else:
-        heads = () if options.keep_head or not modelopt else (Block.HEAD,)
+        heads = () if options.keep_head or options.layout != "modelopt" else (Block.HEAD,)
         chosen = {
             tensor.name: by_role[tensor.role]
             for tensor in view
             if tensor.block in (Block.TRUNK, *heads) and tensor.role in by_role
         }
-    may = [
-        tensor
-        for tensor in view
-        if (tensor.block is Block.TRUNK and tensor.role in LINEAR_ROLES)
-        or (tensor.role is Role.OUTPUT and modelopt)
-    ]
-    own = {tensor.name: chosen.get(tensor.name, PLAIN) for tensor in may}
-    given, notes = given_types(options.types_from, "nvfp4", view, _WORDS, own)
+    own = {tensor.name: chosen.get(tensor.name, PLAIN) for tensor in choosable(view, options)}
+    given, notes = given_types(options.types_from, "nvfp4", view, WORDS, own)
     types = {name: kind for name, kind in given.types.items() if kind != PLAIN}
     chosen = {tensor.name: types[tensor.name] for tensor in view if tensor.name in types}
-    if not chosen:
+    if not chosen and not isinstance(options.types_from, Assignment):
         raise InputError(f"{view.label} has nothing that {given.label or options.scope} would quantize.")
     for tensor in view:
         why = why_not(repaired, tensor, chosen.get(tensor.name, PLAIN), options)
@@ -106,6 +100,16 @@ def choose(
                 hint="Choose a scope without it: a regular expression over module paths.",
             )
     return chosen, replace(given, label=given.label or options.scope), notes
+
+
+def choosable(view: ModelView, options: Nvfp4Options) -> list[ModelTensor]:
+    """All tensors that may have another type than their own."""
+    head = Role.OUTPUT if options.layout == "modelopt" else None
+    return [
+        tensor
+        for tensor in view
+        if (tensor.block is Block.TRUNK and tensor.role in LINEAR_ROLES) or tensor.role is head
+    ]
 
 
 def why_not(repaired: Repaired, tensor: ModelTensor, word: str, options: Nvfp4Options) -> str | None:
