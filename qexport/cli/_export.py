@@ -96,8 +96,13 @@ def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Pa
     from qexport.recipe.recipe import Calibration
 
     amounts = (given["calib_tokens"], given["calib_chunk"], given["calib_seed"])
-    back = {name: given[name] for name in ("sensitivity", "sensitivity_tokens")}
+    back = {name: given[name] for name in ("sensitivity", "sensitivity_tokens")} | _text(given)
     return Calibration(corpus, *amounts, precision=given["precision"], merge=merge, **back)
+
+
+def _text(given: dict[str, Any]) -> dict[str, Any]:
+    """What is said of the text of error feedback, by commands that know any."""
+    return {name: given[name] for name in ("feedback_text", "feedback_tokens") if name in given}
 
 
 def export_format(
@@ -165,7 +170,7 @@ def _calibration(given: dict[str, Any], field: str | None) -> Calibration | None
     path = Path(source)
     if "calib_tokens" in given and kind_of(path) == "corpus":
         return calibration_from(given, path)
-    return Calibration(imatrix=path)
+    return replace(Calibration(imatrix=path), **_text(given))
 
 
 def _rehearse(output: Output, recipe: Recipe, local: Local) -> None:

@@ -215,6 +215,30 @@ calibration_options = together(
 """How an importance matrix is collected."""
 
 
+feedback_options = together(
+    click.option(
+        "--feedback-tokens",
+        type=click.IntRange(2, COUNT),
+        default=32768,
+        show_default=True,
+        help="The most tokens that are sent along for --feedback.",
+    ),
+    click.option(
+        "--feedback-text",
+        metavar="FILE",
+        type=FILE,
+        help="The text for --feedback, where it is not the corpus of the importance matrix.",
+    ),
+    click.option(
+        "--feedback",
+        is_flag=True,
+        help="Error feedback (GPTQ) inside the format: columns make up for what rounding others got wrong. "
+        "Goes with importance; a text is sent through the model while it is written.",
+    ),
+)
+"""``--feedback``, and the text that goes along."""
+
+
 verify_options = together(
     click.option(
         "--timeout",

@@ -17,6 +17,7 @@ from qexport.cli._options import (
     TYPES_FROM,
     aim_options,
     calibration_options,
+    feedback_options,
     measure_option,
     model_argument,
     tower_options,
@@ -62,6 +63,7 @@ class _Pair(click.ParamType[tuple[str, str]]):
     "with the corpus inside the package.",
 )
 @calibration_options
+@feedback_options
 @click.option(
     "--tensor-type",
     "tensor_types",

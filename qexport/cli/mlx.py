@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qexport.cli._export import export_format, folder_options, importance_option, source_options
-from qexport.cli._options import SIZE, TYPES_FROM, aim_options
+from qexport.cli._options import SIZE, TYPES_FROM, aim_options, feedback_options
 from qexport.formats.mlx.options import (
     AFFINE_BITS,
     AFFINE_GROUPS,
@@ -54,6 +54,7 @@ from qexport.formats.mlx.options import (
 @importance_option(
     "Fit scales and biases to an importance matrix (qexport imatrix); the layout does not change."
 )
+@feedback_options
 @TYPES_FROM
 @click.option("--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]")
 @folder_options

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qexport.cli._export import export_format, folder_options, importance_option, source_options
-from qexport.cli._options import SIZE, TYPES_FROM, aim_options
+from qexport.cli._options import SIZE, TYPES_FROM, aim_options, feedback_options
 
 
 @click.command("nvfp4")
@@ -39,6 +39,7 @@ from qexport.cli._options import SIZE, TYPES_FROM, aim_options
 )
 @importance_option("An importance matrix (qexport imatrix).")
 @click.option("--keep-head", is_flag=True, help="Scope nvidia: leave lm_head as it is.")
+@feedback_options
 @TYPES_FROM
 @click.option(
     "--max-shard-size", "max_shard", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]"

@@ -16,7 +16,9 @@ the file reads it as before: only other codes stand in it, and scales that suit 
 
 Columns of a unit (that which has scales of its own) come by falling importance, so that those which matter
 most have most columns left to make up for them; units stay in their order. What inputs a text did not show
-is not known: ``H`` is damped with a part of its mean diagonal.
+is not known: ``H`` is damped with a part of its mean diagonal. And what columns have in common is known the
+less the fewer tokens there were, while their own sizes are known soon: what is off the diagonal is shrunk
+(:func:`shrunk`). Without that, as many tokens as columns do harm.
 
 Afterwards **descent**: once more over all columns, each rounded again to the best there is given all
 others', by the undamped ``H``. The loss cannot rise. Rows do not know of each other.
@@ -73,6 +75,15 @@ def given(known: Known) -> Feedback:
     if known.feedback is None:
         raise UsageProblem("error feedback needs the product of a matrix' inputs")
     return known.feedback
+
+
+def shrunk(product: torch.Tensor, tokens: int) -> torch.Tensor:
+    """A mean over so many tokens with what it says of pairs of columns shrunk, in place: by half where there
+    were as many tokens as columns."""
+    own = product.diagonal().clone()
+    product.mul_(tokens / (tokens + len(product)))
+    product.diagonal().copy_(own)
+    return product
 
 
 def prepare(

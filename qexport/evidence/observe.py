@@ -95,11 +95,11 @@ class Products(TorchFunctionMode):
         self._wide = wide
         self._names: Mapping[int, tuple[str, ...]] = {}
         self._weights: Mapping[str, torch.Tensor] = {}
-        self._rounded = _Latest()
+        self._rounded = Latest()
 
     def watch(self, weights: Mapping[str, torch.Tensor], names: Mapping[str, tuple[str, ...]]) -> None:
         """From now on these parameters, under these canonical names."""
-        self._rounded = _Latest()
+        self._rounded = Latest()
         self._weights = weights  # keeps the memory that the addresses below stand for
         self._names = {weights[name].untyped_storage().data_ptr(): names[name] for name in weights}
 
@@ -182,7 +182,7 @@ class _Differentiable(torch.autograd.Function):
         return ctx.products.back(gradients, ctx.weight).to(gradients.dtype), None, None, None
 
 
-class _Latest:
+class Latest:
     """What was made of the latest tensor: query, key and value see the same one, and so do gate and up."""
 
     def __init__(self) -> None:
@@ -227,7 +227,7 @@ class Squares(Observer):
     sums: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     _totals: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
-    _squares: _Latest = field(default_factory=_Latest, repr=False)
+    _squares: Latest = field(default_factory=Latest, repr=False)
     _damage: ClassVar[str]
 
     def add(self, name: str, matrix: int, matrices: int, squares: torch.Tensor, tokens: int) -> None:
@@ -247,7 +247,7 @@ class Squares(Observer):
         """
         import numpy as np
 
-        self._squares = _Latest()
+        self._squares = Latest()
         for name, total in self._totals.items():
             table = total.cpu().numpy()
             if not np.isfinite(table).all():

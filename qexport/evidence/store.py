@@ -31,6 +31,7 @@ class Kind(StrEnum):
     LOOKUPS = "how often rows are looked up"  # float32 (1, rows), shares
     LOOKUP_GRADIENTS = "mean squared gradients of what is looked up"  # float32 (1, columns)
     LARGEST = "largest magnitude"  # float64 (matrices,); found by the pass
+    INPUT_PRODUCTS = "mean products of inputs"  # (matrices, columns, columns); held while a layer is written
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.codecs.engines import ENGINES, Engine
-from qexport.errors import EnvironmentProblem
+from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.onepass.crew import Crew
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import silent
 from qexport.onepass.locks import locked
-from qexport.onepass.needs import Needs
+from qexport.onepass.needs import Needs, in_layers, products_of
 from qexport.onepass.resume import Resume
 from qexport.onepass.runs import Done, Landed, Pour, Run, encode_run, nonfinite_error, runs_of, spans_of
 from qexport.onepass.sink import Sink, WrittenFile
@@ -38,6 +38,7 @@ from qexport.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from qexport.evidence.products import InputProducts
     from qexport.formats.plan import ArtifactPlan, Region
 
 
@@ -59,6 +60,7 @@ def execute(
     sources: Sources | None = None,
     wait: float = 0.0,
     engines: Sequence[Engine] = ENGINES,
+    products: InputProducts | None = None,
 ) -> list[tuple[WrittenFile, ...]]:
     """Write every file of every plan into ``folder``.
 
@@ -72,12 +74,13 @@ def execute(
         sources: what is read besides that which the plans show.
         wait: seconds to wait for another run in these folders, for who brings what took long to come by.
         engines: who encodes: of each type the first that knows it.
+        products: how inputs go together, for plans that need it.
 
     Returns:
         for each plan, its files with size and SHA-256.
 
     Raises:
-        UsageProblem: a file would be written over a source, or into it.
+        UsageProblem: a file would be written over a source, or into it; or ``products`` are missing.
         InputError: NaN or infinite weights; every such tensor is named and counted. Or a source changed.
         EnvironmentProblem: the disk is full or a file cannot be written.
     On any error before the last file is complete nothing is left behind, under a final name or another;
@@ -91,6 +94,10 @@ def execute(
     for each in dict.fromkeys(folders):
         make_folder(each)
     steps = merge_steps(plans)
+    if products is not None:
+        steps = in_layers(steps, products.moment)
+    elif products_of(steps):
+        raise UsageProblem("error feedback needs a text that is sent through the model while it is written")
     with ExitStack() as stack:
         if resume is None:
             stack.enter_context(locked(folders, say, wait=wait))
@@ -111,7 +118,10 @@ def execute(
         if progress is not None:
             progress.advance(sum(region.nbytes for regions in there for region in regions))
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
-        walk = _Pass(steps, start, sinks, pool, threads, progress, resume, engines, Needs(plans, steps))
+        if products is not None:
+            products.follow(products_of(steps[start:]))
+        needs = Needs(plans, steps, products)
+        walk = _Pass(steps, start, sinks, pool, threads, progress, resume, engines, needs)
         try:
             bad = walk.run()
             if bad:

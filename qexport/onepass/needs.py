@@ -3,15 +3,18 @@
 Mean squared inputs come from the plan's evidence, with their columns arranged as the output's are. The
 largest magnitude is found here: fused matrices share a scale, so all rows of all of them are looked at right
 before the first is encoded. Values that are not finite are passed over: the pass reports them, and a scale
-made of them would only hide where they are.
+made of them would only hide where they are. Products of inputs come from a pass that goes along
+(:mod:`qexport.evidence.products`), layer by layer, so steps come in the order of layers (:func:`in_layers`).
 """
 
 from __future__ import annotations
 
+import math
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from qexport.codecs.contract import Matrices
+from qexport.codecs.feedback import unit_of
 from qexport.evidence.store import Kind
 from qexport.onepass.rows import arranged_rows
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from qexport.evidence.products import InputProducts
     from qexport.formats.plan import ArtifactPlan, PlannedTensor
     from qexport.onepass.steps import Lane, Output, Step
 
@@ -33,9 +37,15 @@ class Needs:
         largest: by canonical name, for the tensors of which it is needed now.
     """
 
-    def __init__(self, plans: Sequence[ArtifactPlan], steps: Sequence[Step]) -> None:
+    def __init__(
+        self,
+        plans: Sequence[ArtifactPlan],
+        steps: Sequence[Step],
+        products: InputProducts | None = None,
+    ) -> None:
         self.largest: dict[str, np.ndarray] = {}
         self._plans = plans
+        self._products = products
         self._lanes: dict[str, tuple[Lane, PlannedTensor]] = {}
         self._last: dict[str, int] = {}  # the last step that needs the tensor's
         for number, step in enumerate(steps):
@@ -47,6 +57,9 @@ class Needs:
 
     def survey(self, step: Step, spans: Callable[[Lane], Iterable[tuple[int, int]]], pool: Executor) -> None:
         """Find what the step needs and nobody has found yet."""
+        if self._products is not None:
+            for name in _of_products(step):
+                self._products.reach(name)
         watching = []
         for name in _names(step.outputs):
             if name in self.largest:
@@ -72,7 +85,12 @@ class Needs:
 
             tables = [self.largest[name] for name in need.of if name in self.largest]
             largest = np.maximum.reduce(tables) if tables else None
-        return Matrices(shape[-2] if len(shape) == 3 else None, squares, largest)
+        feedback = None
+        need, unit = tensor.need(Kind.INPUT_PRODUCTS), unit_of(tensor.stored)
+        if need and unit and self._products is not None:
+            found = self._products.of(need.of[0], unit, tensor.arrangement.column_order)
+            feedback = found if len(found) else None
+        return Matrices(shape[-2] if len(shape) == 3 else None, squares, largest, feedback)
 
     def release(self, step: Step, number: int) -> None:
         """Let go of what no step after ``number`` needs."""
@@ -107,6 +125,33 @@ class Largest:
             found = largest_in(rows[start:stop])
             with self._lock:
                 self.table[matrix] = max(self.table[matrix], found)
+
+
+def in_layers(steps: Sequence[Step], moment: Callable[[str], int]) -> list[Step]:
+    """Steps in the order in which products of their inputs become known, else in their own.
+
+    Args:
+        moment: of a tensor.
+    """
+    keys: list[float] = []
+    following = math.inf  # what needs no product stays before what came after it
+    for step in reversed(steps):
+        mine = [moment(name) for name in _of_products(step)]
+        following = min([following, *mine])
+        keys.append(max(mine, default=following))
+    order = sorted(range(len(steps)), key=lambda number: keys[len(steps) - 1 - number])
+    return [steps[number] for number in order]
+
+
+def products_of(steps: Iterable[Step]) -> set[str]:
+    """The tensors of whose inputs the products have to be known."""
+    return {name for step in steps for name in _of_products(step)}
+
+
+def _of_products(step: Step) -> Iterator[str]:
+    for _, tensor in step.outputs:
+        if need := tensor.need(Kind.INPUT_PRODUCTS):
+            yield from need.of
 
 
 def _look(tensor: PlannedTensor, found: Largest, start: int, stop: int) -> None:

@@ -95,10 +95,12 @@ class Calibration:
         chunk: tokens in a chunk; every chunk is read as a text of its own.
         seed: order of the corpus's records.
         precision: arithmetic of the collecting pass.
-        imatrix: a matrix that is ready; then nothing else is used.
+        imatrix: a matrix that is ready; then nothing else is used but what is said of feedback.
         merge: matrices that are added to the one that is collected.
         sensitivity: whether gradients are collected, too: what an error in each row costs.
         sensitivity_tokens: the most tokens that gradients are taken of, from the beginning of the text.
+        feedback_text: a text or records for error feedback; the corpus when not given.
+        feedback_tokens: the most tokens of it that are sent through the model while it is written.
     """
 
     corpus: Path | None = None
@@ -110,6 +112,8 @@ class Calibration:
     merge: tuple[Path, ...] = ()
     sensitivity: bool = False
     sensitivity_tokens: int = 4096
+    feedback_text: Path | None = None
+    feedback_tokens: int = 32768
 
 
 class Card(Part):

@@ -126,7 +126,8 @@ class Vision(Mtp):
 
 
 def _matrix_alone(part: Part) -> Part:
-    if given_of(part).get("imatrix") is not None and len(part.model_fields_set) > 1:
+    others = part.model_fields_set - {"imatrix", "feedback_text", "feedback_tokens"}
+    if given_of(part).get("imatrix") is not None and others:
         raise refuse("'imatrix' is a matrix that is ready: nothing else of calibration is used")
     return part
 
@@ -139,6 +140,7 @@ _CALIBRATION = model_of(
         "tokens": Annotated[Whole, Field(ge=2)] | None,
         "chunk": Annotated[Whole, Field(ge=2, le=1 << 20)],
         "sensitivity_tokens": Annotated[Whole, Field(ge=2)],
+        "feedback_tokens": Annotated[Whole, Field(ge=2)],
     },
 )
 _Calibration: Any = Annotated[_CALIBRATION, AfterValidator(_matrix_alone)]

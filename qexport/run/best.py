@@ -65,8 +65,9 @@ def wants_best(options: Any) -> bool:
     return getattr(options, "quality", "plain") == "best"
 
 
-def each_best(options: Any) -> tuple[Any, ...]:
-    """Options as they are; of those that ask for the best of several types, one for each, with feedback."""
+def each_best(options: Any, *, feedback: bool = True) -> tuple[Any, ...]:
+    """Options as they are; of those that ask for the best of several types, one for each, with error feedback
+    where there is a text for it."""
     sizing = format_of(options).sizing
     if not wants_best(options) or sizing is None:
         return (options,)
@@ -75,7 +76,7 @@ def each_best(options: Any) -> tuple[Any, ...]:
             f"the best {format_of(options).words.name} file of which size?", hint="Name it with --like TYPE."
         )
     made = (options,) if options.aim is not None or sizing.best is None else sizing.best(options)
-    return tuple(_with_feedback(each, on=True) if wants_best(each) else each for each in made)
+    return tuple(_with_feedback(each, on=feedback) if wants_best(each) else each for each in made)
 
 
 def _with_feedback(options: Any, *, on: bool) -> Any:

@@ -25,7 +25,7 @@ from qexport.onepass.sources import Sources
 from qexport.recipe.publication import destinations, pushes
 from qexport.recipe.select import Unit, units_of
 from qexport.report.write import REPORT_NAMES, write_report
-from qexport.run import steps
+from qexport.run import feedback, steps
 from qexport.run.allocation import open_aim, refuse_blind, remembered, settle
 from qexport.run.best import (
     GENERAL,
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.publishing.plan import PushOptions
     from qexport.publishing.push import Pushed, Rehearsal
-    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
+    from qexport.recipe.recipe import AskedArtifact, Calibration, Recipe, RecipeModel
+    from qexport.run.feedback import FeedbackText
     from qexport.verification.options import VerifyOptions
 
 
@@ -175,6 +176,8 @@ def plan_model(
     for each in asked:
         if each.name in aims and (how is None or not each.importance):
             refuse_blind(aims[each.name], None)
+        if feedback.uses_feedback(each.options):
+            feedback.refuse_unread(how, each)
     if how is None or not any(each.importance for each in asked):
         return work
     if how.imatrix is not None:
@@ -182,7 +185,7 @@ def plan_model(
         for aim in aims.values():
             refuse_blind(aim, matrix)
         heldout = inside(diagnosis.repaired.view()) if best else None
-        return replace(work, matrix=Matrix(matrix), heldout=heldout)
+        return _with_text(replace(work, matrix=Matrix(matrix), heldout=heldout), how, watcher)
     view, corpus = diagnosis.repaired.view(), corpus_of(how)
     if best:
         corpus, heldout = divided(corpus, how, view)
@@ -198,9 +201,21 @@ def plan_model(
     wanted = want(how, local.stream, view, folder, matrix_label(view, own_name), corpus)
     work = replace(work, wanted=wanted, matrix=wanted.expected(view))
     if aims or uses_matrix([item.plan for item in work.items]):
-        return work
+        return _with_text(work, how, watcher)
     watcher.say("none of these types uses an importance matrix; none is collected")
     return replace(work, wanted=None, matrix=None)
+
+
+def _with_text(work: Work, how: Calibration, watcher: Watcher) -> Work:
+    """With the text of error feedback, where any artifact asks for it or is to be the best."""
+    asked = [work.recipe.artifact(unit.artifact).options for unit in work.units]
+    if not any(feedback.uses_feedback(each) or wants_best(each) for each in asked):
+        return work
+    if how.imatrix is not None and how.feedback_text is None:
+        watcher.say("without error feedback: no text is given beside the matrix (--feedback-text)")
+        return work
+    view = work.diagnosis.repaired.view()
+    return replace(work, text=feedback.feedback_text(how, work.local.stream, view, work.wanted))
 
 
 def foreseen(work: Work, watcher: Watcher) -> Work:
@@ -218,6 +233,7 @@ class Work:
     Attributes:
         matrix: for artifacts that use importance: the one that is expected, then the one that was collected.
         wanted: the matrix that has to be collected first, if one has to be.
+        text: that of error feedback, where there is any.
         chosen: the targets, once the types are chosen of those that have an aim.
         heldout: what the best files of their sizes are compared with plain ones on.
     """
@@ -229,6 +245,7 @@ class Work:
     diagnosis: Diagnosis
     matrix: Matrix | None = None
     wanted: Wanted | None = None
+    text: FeedbackText | None = None
     chosen: tuple[Target, ...] = ()
     heldout: Heldout | None = None
 
@@ -254,7 +271,7 @@ class Work:
     def targets(self) -> list[Target]:
         """One for each artifact that is asked for."""
         return list(self.chosen) or targets_of(
-            self.recipe, self.subject, self.units, self.local, self.matrix, self.name
+            self.recipe, self.subject, self.units, self.local, self.matrix, self.name, self.text
         )
 
     @cached_property
@@ -276,7 +293,7 @@ class Work:
     def inputs(self) -> tuple[Path, ...]:
         """Every file and folder that the recipe names, and itself: those of its other models, too."""
         how, choices = self.recipe.calibration, [each.choice for each in self.recipe.subjects]
-        files = (self.recipe.path, *(() if how is None else (how.corpus, how.imatrix)))
+        files = (self.recipe.path, *(() if how is None else (how.corpus, how.imatrix, how.feedback_text)))
         folders = (Path(name) for each in choices for name in each.models)
         return tuple(path for path in (*files, *folders) if path is not None and path.exists())
 
@@ -308,6 +325,7 @@ def targets_of(
     local: Local,
     matrix: Matrix | None = None,
     name: str | None = None,
+    text: FeedbackText | None = None,
 ) -> list[Target]:
     """The targets of one model, one for each artifact that is asked for, and for each best file.
 
@@ -315,6 +333,7 @@ def targets_of(
         units: what is asked for; those of other models are left out.
         matrix: for artifacts that use importance.
         name: stands for the model in the names of folders; the recipe's own by default.
+        text: that of error feedback.
     """
     found: list[Target] = []
     for artifact in recipe.artifacts:
@@ -333,9 +352,10 @@ def targets_of(
         facts = matrix.facts if matrix is not None and artifact.importance else None
         options = replace(artifact.options, **changed)
         out = (local.out or Path()) / folder
+        said = None if text is None else text.facts
         found += [
-            Target(each, out, verify, facts, artifact.gates, artifact.unverified)
-            for each in each_best(options)
+            Target(each, out, verify, facts, artifact.gates, artifact.unverified, said)
+            for each in each_best(options, feedback=text is not None)
         ]
     return found
 
@@ -406,6 +426,7 @@ def _written_now(work: Work, todo: list[Item], watcher: Watcher) -> list[Item]:
             threads=local.threads,
             progress=progress,
             say=watcher.say,
+            text=work.text,
         )
 
 

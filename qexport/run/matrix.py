@@ -97,7 +97,7 @@ class Wanted:
         value = [
             __version__,
             [[source.label, source.identity()] for source in sources.values()],
-            _facts(self.chunks),
+            chunk_facts(self.chunks),
             [self.stream.precision, self.stream.device],
             [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.how.merge],
             *([self.how.sensitivity_tokens] if self.how.sensitivity else []),
@@ -156,9 +156,14 @@ def want(
 
     import_transformers()
     device_of(stream.device)
-    corpus = corpus or corpus_of(how)
+    chunks = chunks_of(how, view, corpus or corpus_of(how))
+    return Wanted(how, replace(stream, precision=how.precision), chunks, out, name)
+
+
+def chunks_of(how: Calibration, view: ModelView, corpus: Corpus) -> Chunks:
+    """A corpus in the model's tokens. Raises InputError: it is too short."""
     embedding = view.find(Role.TOKEN_EMBD)
-    chunks = tokenize(
+    return tokenize(
         corpus,
         view.files,
         tokens=how.tokens,
@@ -167,7 +172,6 @@ def want(
         vocab_size=embedding.shape[0] if embedding is not None else None,
         model=view.label,
     )
-    return Wanted(how, replace(stream, precision=how.precision), chunks, out, name)
 
 
 def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
@@ -204,7 +208,7 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
             felt = back.run_both(chunks.ids, squares, text=chunks.sha256, progress=progress).sensitivity
     seconds = monotonic() - begun
     facts = {
-        **_facts(chunks),
+        **chunk_facts(chunks),
         "device": wanted.stream.device,
         "precision": stream.precision,
         "seconds": round(seconds, 1),
@@ -271,7 +275,8 @@ def _matrix(
     return sealed(merged([fresh, *others], wanted.name, chunks.size))
 
 
-def _facts(chunks: Chunks) -> dict[str, Any]:
+def chunk_facts(chunks: Chunks) -> dict[str, Any]:
+    """Of a text, what receipts say."""
     return {
         "corpus": chunks.label,
         "corpus_sha256": chunks.corpus_sha256,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -23,6 +24,7 @@ from qexport.onepass.resume import Resume, numbers_there
 from qexport.onepass.sink import WrittenFile
 from qexport.receipt.store import read_receipt, settle, write_receipt
 from qexport.receipt.verification import REQUIRED_OF_HEADS, Verification
+from qexport.run import feedback
 from qexport.run.measure import head_report, measuring
 from qexport.run.model import sources_of
 from qexport.run.receipts import entry_for, entry_of
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
     from qexport.formats.plan import ArtifactPlan
     from qexport.progress import Progress
+    from qexport.run.feedback import FeedbackText
     from qexport.run.target import Item, Target
 
 
@@ -120,6 +123,7 @@ def write(
     threads: int | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = silent,
+    text: FeedbackText | None = None,
 ) -> list[Item]:
     """The one pass, and receipts that call nothing verified yet.
 
@@ -129,6 +133,7 @@ def write(
     Args:
         home: where the ledger lies; the first target's folder by default.
         say: is told what was none of ours and set aside.
+        text: that of error feedback.
     """
     home = home or _home(items)
     folders = [item.folder for item in items]
@@ -138,14 +143,33 @@ def write(
         make_folder(folder)
     for folder in dict.fromkeys(folders):
         settle(folder, say)
-    with locked((home, *folders), say):
+    with ExitStack() as stack:
+        stack.enter_context(locked((home, *folders), say))
         ledger = Ledger(home)
         resume = Resume(ledger, ledger.take(say), _together(items))
         plans = [item.plan for item in items]
+        products = None
+        if text is not None and feedback.needed(plans):
+            products = stack.enter_context(closing(text.products(diagnosis.repaired.view())))
+            say(
+                f"  error feedback: {text.ids.size} tokens of {text.facts['corpus']} go along, layer by layer"
+            )
         done = execute(
-            plans, folders, threads=threads, progress=progress, resume=resume, say=say, sources=sources
+            plans,
+            folders,
+            threads=threads,
+            progress=progress,
+            resume=resume,
+            say=say,
+            sources=sources,
+            products=products,
         )
-        written = [replace(item, written=files) for item, files in zip(items, done, strict=True)]
+        if products is not None:
+            plans = [feedback.told(each, products) for each in plans]
+        written = [
+            replace(item, plan=each, written=files)
+            for item, each, files in zip(items, plans, done, strict=True)
+        ]
         _write_receipts(written, diagnosis, say)
         resume.forget()
     return written

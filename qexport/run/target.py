@@ -45,6 +45,7 @@ class Target:
         facts: how the importance matrix was collected, where it was, for the receipt.
         gates: the limits that it has to keep.
         unverified: whether it is good enough where nothing could run it, or compare it with its source.
+        text: that of error feedback, where there is any: what the receipt says of it.
         predicted: by label of its artifacts, what they are predicted to cost; where that was asked.
     """
 
@@ -54,6 +55,7 @@ class Target:
     facts: Mapping[str, Any] | None = None
     gates: Gates = field(default_factory=Gates)
     unverified: Unverified = "refuse"
+    text: Mapping[str, Any] | None = None
     predicted: Mapping[str, Prediction] = field(default_factory=dict)
 
     @property
@@ -91,6 +93,8 @@ class Target:
             value = getattr(self.options, each.name)
             if each.name == self.format.matrix and value is not None:
                 value = matrix_facts(value, self.facts)
+            elif each.name == "feedback" and value and self.text is not None:
+                value = dict(self.text)
             elif isinstance(value, Path):
                 value = value.name
             elif isinstance(value, Assignment):

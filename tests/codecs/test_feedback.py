@@ -15,7 +15,7 @@ from qexport.codecs import feedback_k, feedback_mlx, feedback_nvfp4
 from qexport.codecs.contract import Blocks, Known, Matrices, MlxAffine, Nvfp4, StoredType
 from qexport.codecs.decoded import decode
 from qexport.codecs.engines import encode_rows, engine_of
-from qexport.codecs.feedback import Feedback, prepare, unit_of
+from qexport.codecs.feedback import Feedback, prepare, shrunk, unit_of
 from qexport.codecs.feedback_columns import UNIFORM, expect, lines_for, settle, work_on
 from qexport.errors import InputError, UsageProblem
 
@@ -38,12 +38,13 @@ def weights(dtype: torch.dtype = torch.bfloat16, rows: int = ROWS) -> torch.Tens
     return (torch.randn(rows, COLUMNS, generator=torch.Generator().manual_seed(1)) * 0.02).to(dtype)
 
 
-def product(tokens: int = 4096, seed: int = 2) -> torch.Tensor:
+def product(tokens: int = 4096, text: int = 3) -> torch.Tensor:
     """Of inputs that go together, and of which some are much larger than others."""
-    made = torch.Generator().manual_seed(seed)
-    mixed = torch.randn(COLUMNS // 4, COLUMNS, generator=made)
+    made = torch.Generator().manual_seed(2)
+    mixed, sizes = torch.randn(COLUMNS // 4, COLUMNS, generator=made), torch.rand(COLUMNS, generator=made)
+    made.manual_seed(text)
     inputs = torch.randn(tokens, COLUMNS // 4, generator=made) @ mixed / 16
-    inputs = (inputs + torch.randn(tokens, COLUMNS, generator=made) / 2) * torch.rand(COLUMNS, generator=made)
+    inputs = (inputs + torch.randn(tokens, COLUMNS, generator=made) / 2) * sizes
     return inputs.T @ inputs / tokens
 
 
@@ -192,6 +193,22 @@ def test_few_tokens_and_idle_columns(stored: StoredType) -> None:
     found = decoded(stored, rows, known(rows, inputs, feedback_of(stored, inputs)))
     assert torch.isfinite(found).all()
     assert ratio(stored, rows, inputs, feedback_of(stored, inputs)) < MOST
+
+
+def test_few_tokens_are_believed_less() -> None:
+    """Fewer tokens than columns: what they say by chance costs more than it gains, unless it is shrunk."""
+    stored, rows, truth = MlxAffine(4, 64), weights(), product(tokens=65536)
+    few = product(tokens=300, text=5)
+    plain = loss(decoded(stored, rows, known(rows, truth)), rows, truth)
+
+    def lost(seen: torch.Tensor) -> float:
+        what = known(rows, truth, feedback_of(stored, seen))
+        return loss(decoded(stored, rows, what), rows, truth) / plain
+
+    believed, shrunken = lost(few), lost(shrunk(few.clone(), 300))
+    assert shrunken < MOST
+    assert believed > 1
+    assert (shrunk(few.clone(), 300).diagonal() == few.diagonal()).all()
 
 
 def test_nothing_driven_is_no_feedback() -> None:

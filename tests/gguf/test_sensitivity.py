@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,8 +11,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from held_text import own_words
 from oracle import toolchain
-from tokenizers import Tokenizer
 
 from qexport.codecs.contract import Matrices, ggml_stored
 from qexport.codecs.engines import encode_rows
@@ -215,22 +214,6 @@ TENSORS = (
 # error of this size can follow. Four tokens of four thousand hold nine tenths of this matrix's energy.
 OVERRATED = "model.layers.3.self_attn.q_proj.weight"
 TYPES = ("Q3_K", "Q5_K")
-
-
-def own_words(seed: int) -> np.ndarray:
-    """Text of the demo model's own little world, int32 ``(16, 256)``."""
-    path = Path(__file__).parents[2] / "tools" / "demo_corpus.py"
-    spec = importlib.util.spec_from_file_location("demo_corpus", path)
-    assert spec is not None
-    assert spec.loader is not None
-    corpus = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(corpus)
-    tokenizer, ids = Tokenizer.from_file(str(MODEL / "tokenizer.json")), []
-    for document in corpus.documents(seed):
-        ids += tokenizer.encode(document, add_special_tokens=False).ids
-        if len(ids) >= 4096:
-            break
-    return np.array(ids[:4096], np.int32).reshape(16, 256)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ class GgufOptions(Aimed):
         mtp_type: type of the MTP block: ``None`` for the mixture's own but never below Q6_K, ``mixture``
             for llama.cpp's own choice, or a type name.
         imatrix: an importance matrix, or ``None``.
+        feedback: let later columns make up for what rounding earlier ones got wrong; needs a text.
         pre_tokenizer: llama.cpp's name of the BPE pre-tokenizer, to override what was recognised.
         split_max_size: bytes of tensors per shard; ``None`` for one file.
         model_name: ``general.name``, instead of what the folder or model card says.
@@ -43,6 +44,7 @@ class GgufOptions(Aimed):
     embedding_type: str | None = None
     mtp_type: str | None = None
     imatrix: ImportanceMatrix | None = None
+    feedback: bool = False
     pre_tokenizer: str | None = None
     split_max_size: int | None = None
     model_name: str | None = None

@@ -24,6 +24,7 @@ from qexport.errors import InputError, UsageProblem, some
 from qexport.evidence.kinds import read_head
 from qexport.evidence.store import Evidence, Kind
 from qexport.families.roles import Block, Role
+from qexport.formats.feedback import feedback_needs, feedback_notes
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.file_name import file_stem
 from qexport.formats.gguf.file_types import file_type
@@ -152,7 +153,11 @@ def _plan_one(
         planned_files.append(PlannedFile(names, len(header) + size, header))
         for output, info in zip(members, infos, strict=True):
             kind = ggml_type(choices[output.name].type)
+            stored = ggml_stored(kind.name)
             needs = evidence.needed(Kind.INPUT_SQUARES, output.canonical) if output.name in weighted else ()
+            if options.feedback:
+                columns = matrix_shape(output.shape)[1]
+                needs += feedback_needs(output.canonical, output.role, stored, columns, evidence)
             region = Region(index, len(header) + info.offset, data_bytes(output, choices))
             tensors.append(
                 PlannedTensor(
@@ -160,11 +165,13 @@ def _plan_one(
                     info.shape,
                     output.source,
                     output.arrangement,
-                    ggml_stored(kind.name),
+                    stored,
                     ((region,),),
                     needs,
                 )
             )
+    if options.feedback:
+        notes += feedback_notes(tensors)
     return ArtifactPlan(
         kind="gguf",
         label=label,

@@ -93,6 +93,7 @@ class MlxOptions(Aimed):
         mtp_bits: affine bits of the head's projections; unquantized when not given.
         mtp_group_size: of those.
         importance: the weights of a weighted fit of affine scales and biases; plain when not given.
+        feedback: let later columns make up for what rounding earlier ones got wrong; needs a text.
         max_shard_size: bytes of tensor data in one file.
         types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory, or another
             MLX folder; of the trunk.
@@ -107,6 +108,7 @@ class MlxOptions(Aimed):
     mtp_bits: int | None = None
     mtp_group_size: int = 64
     importance: ImportanceMatrix | None = None
+    feedback: bool = False
     max_shard_size: int = SHARD_BYTES
     types_from: Path | Assignment | None = None
 
@@ -144,6 +146,8 @@ class MlxOptions(Aimed):
                 f"importance has no use in mode {self.mode}: there is no scale to fit",
                 hint="Leave --importance out, or use --mode affine.",
             )
+        if self.feedback:
+            raise UsageProblem(f"error feedback is for mode affine, not {self.mode}")
         if self.bits not in (None, bits) or self.group_size not in (None, group):
             raise UsageProblem(f"mode {self.mode} has {bits} bits and groups of {group}, nothing else")
 

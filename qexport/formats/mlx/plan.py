@@ -14,6 +14,7 @@ from qexport.errors import some
 from qexport.evidence.sensitivity import filled
 from qexport.evidence.store import Kind
 from qexport.families.roles import Block, Role
+from qexport.formats.feedback import feedback_notes, with_feedback
 from qexport.formats.folder import plan_folder
 from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import check_limits
@@ -170,7 +171,8 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
             kept = None if tensor.role in dialect.keeps_float32 else job.dtype
             tensors.append(plain(tensor, name, kept, add_one=tensor.role in dialect.norms_plus_one))
             continue
-        tensors.append(quantized(tensor, name, scheme, job.dtype, _needs(job, tensor)))
+        made = quantized(tensor, name, scheme, job.dtype, _needs(job, tensor))
+        tensors.append(with_feedback(made, tensor, job.evidence) if options.feedback else made)
         if tensor.name in job.choices.overrides:
             quantization[module_path(name)] = override(scheme, recipe=options.recipe is not None)
     if job.wants("embedded"):
@@ -182,6 +184,8 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         }
         tensors += inside
         job.notes.append("the MTP head is among the tensors: mlx-lm up to 0.31.3 misreads such a folder")
+    if options.feedback:
+        job.notes += feedback_notes(tensors)
     inside_too = any(job.wants(layout) for layout in ("embedded", *SIDECARS))
     config = trunk_config(job.repaired, job.view, dialect, quantization, head=inside_too)
     small = small_files(job.repaired)

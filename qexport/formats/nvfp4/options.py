@@ -38,6 +38,7 @@ class Nvfp4Options(Aimed):
             least squared error, ``importance`` for the least one weighted by ``importance``, which an aim
             takes where this says ``max``.
         importance: an importance matrix, or ``None``.
+        feedback: let later columns make up for what rounding earlier ones got wrong; needs a text.
         keep_head: scope ``nvidia`` leaves ``lm_head`` as it is; the other scopes, and compressed-tensors,
             always do.
         max_shard: bytes of tensor data in one file.
@@ -51,6 +52,7 @@ class Nvfp4Options(Aimed):
     scope: str = "mlp"
     scale_search: Literal["max", "mse", "importance"] = "max"
     importance: ImportanceMatrix | None = None
+    feedback: bool = False
     keep_head: bool = False
     max_shard: int = SHARD_BYTES
     types_from: Path | Assignment | None = None
@@ -77,6 +79,8 @@ class Nvfp4Options(Aimed):
                 "scale_search importance needs an importance matrix",
                 hint="Make one with `qexport imatrix MODEL`, or use mse.",
             )
+        if self.feedback and self.search != "importance":
+            raise UsageProblem("error feedback goes with scale_search importance")
         if self.importance is not None and self.search != "importance" and self.scope != NVIDIA:
             raise UsageProblem(
                 "the importance matrix would not be used",

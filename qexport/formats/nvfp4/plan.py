@@ -19,6 +19,7 @@ from qexport.doctor.draft import dump_json
 from qexport.evidence.sensitivity import filled
 from qexport.evidence.store import Evidence, Kind, Need
 from qexport.families.roles import Role
+from qexport.formats.feedback import feedback_notes, with_feedback
 from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.fp8.plan import in_tiles
 from qexport.formats.fp8.scope import FP8
@@ -86,6 +87,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options, *, sized: bool = False
             *([_ROUNDED] if view.wide else []),
             *left_open,
             *_notes(view, options, chosen, evidence),
+            *(feedback_notes(tensors) if options.feedback else []),
         ],
         details={
             "layout": options.layout,
@@ -139,7 +141,8 @@ class _Makers:
             specs = [nvfp4_specs(layout, module, rows, columns) for module in modules]
             stored = Nvfp4(layout.divides, "max" if self.options.scale_search == "max" else "mse")
         streams = tuple(zip(*specs, strict=True))
-        return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
+        made = FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
+        return with_feedback(made, tensor, self.evidence) if self.options.feedback else made
 
 
 def _fused(view: ModelView, chosen: Mapping[str, str]) -> dict[Any, tuple[str, ...]]:
