@@ -70,6 +70,7 @@ class Options:
     mtp: bool = False
     mtp_expert_layout: str = "fused"
     vision: bool = False
+    vision_intermediate: int = 128
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,6 @@ def _mtp(o: Options) -> Rows:
 VISION = {
     "depth": 2,
     "hidden_size": 64,
-    "intermediate_size": 128,
     "num_heads": 4,
     "num_position_embeddings": 64,
 }
@@ -306,7 +306,7 @@ def _vision(o: Options) -> Rows:
     if o.family == "gemma3":
         yield from _siglip(o)
         return
-    wide, inner, merged = VISION["hidden_size"], VISION["intermediate_size"], 4 * VISION["hidden_size"]
+    wide, inner, merged = VISION["hidden_size"], o.vision_intermediate, 4 * VISION["hidden_size"]
     yield "model.visual.patch_embed.proj.weight", (wide, 3, 2, 16, 16)
     yield "model.visual.patch_embed.proj.bias", (wide,)
     yield "model.visual.pos_embed.weight", (VISION["num_position_embeddings"], wide)
@@ -607,6 +607,7 @@ def _qwen3_5_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any
     if o.vision:
         config["vision_config"] = {
             **VISION,
+            "intermediate_size": o.vision_intermediate,
             "deepstack_visual_indexes": [],
             "hidden_act": "gelu_pytorch_tanh",
             "in_channels": 3,
@@ -866,7 +867,9 @@ def build(name: str, out: Path, **options: Any) -> Path:
     write_json(out / "config.json", config)
     write_json(out / "generation_config.json", _generation_config(o, ids))
     if o.vision:
-        write_json(out / "preprocessor_config.json", PROCESSOR)
+        siglip = {"image_processor_type": "Gemma3ImageProcessor", "image_seq_length": 16}
+        own = siglip if o.family == "gemma3" else {}
+        write_json(out / "preprocessor_config.json", {**PROCESSOR, **own})
     if o.vision and o.family != "gemma3":
         video = {**PROCESSOR, "video_processor_type": "Qwen3VLVideoProcessor"}
         del video["image_processor_type"]

@@ -126,6 +126,7 @@ def show_results(output: Output, results: Sequence[Item], receipts: Sequence[Pat
     unproven = [r for r in results if r.report is None]
     if unproven:
         _summary(output, [r.plan for r in unproven])
+    if any(not r.attached for r in unproven):
         output.text("Not run: verification was not asked for.")
     for receipt in receipts:
         output.text(f"Receipt: {receipt}")

@@ -91,6 +91,14 @@ class _Pair(click.ParamType[tuple[str, str]]):
     help="File names; what llama.cpp or the Hub would take for something else is changed.",
 )
 @click.option("--quantized-by", metavar="NAME", help="general.quantized_by.")
+@click.option(
+    "--mmproj",
+    multiple=True,
+    metavar="TYPE",
+    help="Type of the vision tower, which llama.cpp reads from a file of its own (mmproj-BF16.gguf): F32, "
+    "F16, BF16, Q8_0. Repeatable.  [default: BF16 where there is a tower]",
+)
+@click.option("--no-mmproj", is_flag=True, help="Leave the vision tower out: the files take text alone.")
 @click.option("--no-verify", is_flag=True, help="Do not run the files. The receipt says so.")
 @verify_options
 @measure_option

@@ -26,6 +26,10 @@ CALIBRATED: Any = _Calibrated()
 """In options, the matrix of the run: not there yet, but options that need one can be made and checked."""
 
 
+ATTACHED = frozenset({"imatrix", "mmproj"})
+"""Kinds of what is no model by itself: importance matrices, and llama.cpp's files of vision towers."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """What runs an artifact in this interpreter when the user names nothing else.
@@ -137,6 +141,8 @@ class Format:
         shown: the options that ``inspect`` says the size of, by what it calls them.
         check: raises what the option class does not check itself.
         beside: by kind of a plan, what is added to the folder's name for it (MLX's drafter).
+        alongside: files that its artifacts are used with and that no runtime runs by themselves
+            (:data:`ATTACHED`), in the same folder.
         inside: places of an MTP head that are in the folder itself; ``None``: all are.
         sizing: how it is made for a size, where it can be.
     """
@@ -160,6 +166,7 @@ class Format:
     shown: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any], object] = lambda _: None
     beside: Mapping[str, str] = field(default_factory=dict)
+    alongside: Callable[[Diagnosis, Any], Sequence[ArtifactPlan]] = lambda _, __: ()
     inside: frozenset[str] | None = None
     sizing: Sizing | None = None
 

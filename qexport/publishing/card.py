@@ -76,7 +76,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         source=" and ".join(sources) or "a model",
         formats="; ".join(cell(words_of(name).readers) for name in formats),
         has_mtp=any(artifact.has_mtp for artifact in models),
-        blind=_blind(models),
+        blind=_blind(models, any(a.sees for a in others)),
         models=models,
         unproven=unproven(models),
         keep_start=KEEP_START,
@@ -85,6 +85,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         table=file_table(models or others),
         legend=_legend(models),
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
+        towers=[file for a in others if models and a.kind == "mmproj" for file in a.files],
         included=options.included,
         **_commands(models, options.repo),
         notes=[note for name in formats if (note := words_of(name).note)],
@@ -119,11 +120,12 @@ def _legend(models: Sequence[Artifact]) -> dict[str, str]:
     return {name: words for name, words in glossary(models).items() if name in shown}
 
 
-def _blind(models: Sequence[Artifact]) -> str:
-    """Where the vision tower of the source is not."""
+def _blind(models: Sequence[Artifact], towers: bool) -> str:
+    """Where the vision tower of the source is not; ``towers``: GGUF files have theirs beside them."""
     had = [artifact for artifact in models if artifact.source.vision and not artifact.is_drafter]
-    without = dict.fromkeys(words_of(artifact.format).name for artifact in had if not artifact.sees)
-    if not without or not any(artifact.sees for artifact in models):
+    seeing = {artifact.format for artifact in had if artifact.sees or (towers and artifact.format == "gguf")}
+    without = dict.fromkeys(words_of(a.format).name for a in had if a.format not in seeing)
+    if not without or not seeing:
         return "here" if without else ""
     return f"in the {' and '.join(without)} files"
 

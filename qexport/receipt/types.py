@@ -14,6 +14,7 @@ from typing import Any
 
 from qexport.checkpoint.paths import SHA256
 from qexport.doctor.finding import Finding
+from qexport.formats.format import ATTACHED
 from qexport.formats.registry import FORMATS, words_of
 from qexport.receipt.measures import AgainstPlain, Measures
 from qexport.receipt.safe_text import without_hidden
@@ -172,7 +173,7 @@ class Artifact:
     """One artifact.
 
     Attributes:
-        kind: ``gguf``, ``mlx``, ``mlx-drafter``, ``fp8``, ``nvfp4``, ``merged`` or ``imatrix``.
+        kind: ``gguf``, ``mlx``, ``mlx-drafter``, ``fp8``, ``nvfp4``, ``merged``, ``imatrix`` or ``mmproj``.
         label: its type, such as ``Q4_K_M``.
         details: facts of the format, for people and programs that know it.
         notes: what was said when it was planned.
@@ -219,7 +220,7 @@ class Artifact:
 
     @property
     def format(self) -> str:
-        """``gguf``, ``mlx``, ``fp8``, ``nvfp4``, ``merged`` or ``imatrix``."""
+        """``gguf``, ``mlx``, ``fp8``, ``nvfp4``, ``merged``, ``imatrix`` or ``mmproj``."""
         return self.kind.partition("-")[0]
 
     @property
@@ -248,7 +249,7 @@ class Artifact:
     @property
     def is_model(self) -> bool:
         """Whether there is something in it that a runtime could run."""
-        return self.kind != "imatrix"
+        return self.kind not in ATTACHED
 
     @property
     def is_drafter(self) -> bool:
@@ -266,7 +267,8 @@ class Artifact:
     @property
     def sees(self) -> bool:
         """Whether it can take an image: of an earlier version's receipt only the kind tells."""
-        return self.is_model and words_of(self.format).sees and self.source.vision is not False
+        tower = self.kind == "mmproj"
+        return tower or (self.is_model and words_of(self.format).sees and self.source.vision is not False)
 
     @property
     def state(self) -> State:

@@ -24,6 +24,7 @@ from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import InputError, QexportError, UsageProblem, some
 from qexport.evidence.sensitivity import reached, weights_of
 from qexport.families.roles import Block
+from qexport.formats.format import ATTACHED
 from qexport.onepass.assay import assay, assayed_bytes
 from qexport.receipt.store import read_receipt
 from qexport.run.receipts import entry_of
@@ -134,7 +135,7 @@ def offers(
 
 def _planned(target: Target, diagnosis: Diagnosis) -> dict[str, ArtifactPlan]:
     """The plans that are assayed for a target: its own, and one for each word that may be chosen."""
-    own = {plan.label: plan for plan, _ in target.plans(diagnosis)}
+    own = {plan.label: plan for plan, _ in target.plans(diagnosis) if plan.kind not in ATTACHED}
     if open_aim(target) is None or target.format.sizing is None:
         return own
     base = next(iter(own.values()))

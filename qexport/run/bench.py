@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qexport.errors import QexportError, VerificationError
 from qexport.onepass.files import in_hub_cache
 from qexport.receipt.store import note_bench
-from qexport.run.in_folder import artifacts_in, check_file_sizes, is_one_artifact
+from qexport.run.in_folder import artifacts_in, check_file_sizes, is_one_artifact, refuse_tower
 from qexport.verification.bench import bench
 from qexport.verification.bench_subject import bench_subject
 
@@ -56,6 +56,7 @@ def bench_all(
     Raises:
         QexportError: there is nothing, or one artifact alone that cannot be measured.
     """
+    refuse_tower(path)
     if is_one_artifact(path):
         yield _timed(path, runtime, options, say, note)
         return

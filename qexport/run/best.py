@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.corpus import BUILTIN_LABEL, heldout_corpus, kept_apart
 from qexport.evidence.tokens import tokenize
+from qexport.formats.format import ATTACHED
 from qexport.formats.opening import open_artifact
 from qexport.formats.registry import format_of
 from qexport.onepass.as_stored import as_stored
@@ -140,22 +141,23 @@ def judged(
     Args:
         items: written; of a folder and a drafter beside it both, or neither.
     """
-    targets = {id(item.target): item.target for item in items if wants_best(item.target.options)}
+    tried = [item for item in items if wants_best(item.target.options) and not item.attached]
+    targets = {id(item.target): item.target for item in tried}
     if not targets:
         return list(items)
     view, found = diagnosis.repaired.view(), dict[int, AgainstPlain]()
     say(f"comparing with plain types on {heldout.words}: {heldout.tokens.size} tokens")
     with run_text(view, heldout.tokens) as source:
         for key, target in targets.items():
-            mine = next(item for item in items if item.target is target)
+            mine = next(item for item in tried if item.target is target)
             found[key] = _compared(mine, diagnosis, source, heldout.words)
             say(f"{mine.name}: {words(found[key])}")
-    return [replace(item, against=found.get(id(item.target))) for item in items]
+    return [replace(i, against=None if i.attached else found.get(id(i.target))) for i in items]
 
 
 def _compared(item: Item, diagnosis: Diagnosis, source: TextRun, text: str) -> AgainstPlain:
     view, path = diagnosis.repaired.view(), item.path if item.target.format.ladder else item.target.out
-    plans = [made for made, _ in plain_target(item.target).plans(diagnosis)]
+    plans = [made for made, _ in plain_target(item.target).plans(diagnosis) if made.kind not in ATTACHED]
     with run_text(open_artifact(path, like=view).view(), source.tokens) as run:
         best = compare_runs(source, run)
     with run_text(as_stored(view, plans), source.tokens) as run:
@@ -192,7 +194,7 @@ def plain_items(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Pat
     found: list[Item] = []
     for target in {id(item.target): item.target for item in items}.values():
         mine = [item for item in items if item.target is target]
-        made = plan([plain_target(target)], diagnosis, given)
+        made = [each for each in plan([plain_target(target)], diagnosis, given) if not each.attached]
         found += [
             replace(plain, against=item.against, instead_of=item.place)
             for plain, item in zip(made, mine, strict=True)
@@ -203,7 +205,7 @@ def plain_items(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Pat
 def plain_there(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Path]) -> list[Item]:
     """What an earlier run has written instead of those of these that were no better than plain."""
     found: list[Item] = []
-    best = [item for item in items if wants_best(item.target.options)]
+    best = [item for item in items if wants_best(item.target.options) and not item.attached]
     for plain, item in zip(plain_items(best, diagnosis, given), best, strict=True):
         there = plain_entry_of(plain.folder, item.fingerprint)
         if there is not None:

@@ -32,7 +32,7 @@ def judge_gates(items: Sequence[Item], *, head: bool) -> list[Gate]:
     """
     every: list[Gate] = []
     for item in items:
-        if item.folder == item.target.out:  # a drafter goes with its trunk
+        if item.folder == item.target.out and not item.attached:  # a drafter goes with its trunk
             asked = getattr(item.target.options, "like", None) or item.plan.label
             limits = item.target.gates.of(asked if item.target.format.ladder else None)
             found = _judge(limits, item, head=head)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.container.gguf_file import shard_paths
-from qexport.errors import InputError
+from qexport.container.gguf_file import read_gguf, shard_paths
+from qexport.errors import InputError, QexportError, UsageProblem
 from qexport.receipt.folder import known_in
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.on_disk import check_hashes, check_sizes
@@ -55,6 +55,21 @@ class Found:
 def is_one_artifact(path: Path) -> bool:
     """A file, or a folder that is a model: config and weights at its top."""
     return path.is_file() or ((path / "config.json").is_file() and any(path.glob("*.safetensors")))
+
+
+def refuse_tower(path: Path) -> None:
+    """Raise UsageProblem for llama.cpp's file of a vision tower, whatever it is called."""
+    if not path.is_file() or path.suffix.lower() != ".gguf":
+        return
+    try:
+        tower = read_gguf(path).architecture == "clip"
+    except QexportError:
+        return  # whoever opens it says what is wrong
+    if tower:
+        raise UsageProblem(
+            f"{path.name} is a vision tower, which runs beside a model and not by itself.",
+            hint="Name the model's file, or the folder of both.",
+        )
 
 
 def artifacts_in(folder: Path) -> list[Found]:

@@ -406,7 +406,8 @@ def _written(work: Work, watcher: Watcher) -> tuple[list[Item], list[Item]]:
     done, todo = work.settled()
     for item in done:
         verdict = "not verified yet" if item.report is None else item.report.verdict
-        watcher.say(f"{item.name} is there, from the same source and options ({verdict})")
+        told = "" if item.attached else f" ({verdict})"
+        watcher.say(f"{item.name} is there, from the same source and options{told}")
     return done, _written_now(work, todo, watcher) if todo else []
 
 
@@ -436,7 +437,11 @@ def _preferred(
     """The same with the best files compared with plain ones, which take their place where as good."""
     if work.heldout is None:
         return done, written
-    known = [item for item in done if item.against is not None or not wants_best(item.target.options)]
+    known = [
+        item
+        for item in done
+        if item.attached or item.against is not None or not wants_best(item.target.options)
+    ]
     open_ = [item for item in done if item not in known]
     found = judged([*open_, *written], work.diagnosis, work.heldout, watcher.say)
     no_better = lost(found)

@@ -224,10 +224,14 @@ def run_target(
     how = target.verify
     if how is None:
         return list(items)
-    reference = shared_reference(view, how) if target.format.ladder and len(items) > 1 else None
+    several = sum(not item.attached for item in items) > 1
+    reference = shared_reference(view, how) if target.format.ladder and several else None
     reports: dict[Path, Verification] = {}
     proven: list[Item] = []
     for item in items:
+        if item.attached:
+            proven.append(item)
+            continue
         head = item.plan.kind in target.format.beside
         path = target.out if head else item.path
         if path not in reports:

@@ -13,6 +13,7 @@ from qexport.artifacts.layout import Traits
 from qexport.assign.aim import aim_of
 from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import EnvironmentProblem
+from qexport.formats.format import ATTACHED
 from qexport.formats.registry import format_of
 from qexport.onepass.fingerprint import fingerprint
 from qexport.onepass.sources import Sources
@@ -70,11 +71,16 @@ class Target:
                 self._foretold(plan),
                 self.out.with_name(self.out.name + self.format.beside.get(plan.kind, "")),
             )
-            for plan in self.format.plan(diagnosis, self.options)
+            for plan in (
+                *self.format.plan(diagnosis, self.options),
+                *self.format.alongside(diagnosis, self.options),
+            )
         ]
 
     def _foretold(self, plan: ArtifactPlan) -> ArtifactPlan:
         """The plan with what is predicted of it, and what is to be said of that."""
+        if plan.kind in ATTACHED:
+            return plan
         predicted = self.predicted.get(plan.label)
         if (aim := aim_of(self.options)) is not None and not self.options.settled:
             note = f"types for {aim} are chosen when it is known what errors cost; here others stand in"
@@ -103,8 +109,8 @@ class Target:
         return found
 
     def fingerprint(self, plan: ArtifactPlan) -> str:
-        """What the bytes of one of its plans follow from, as a hash."""
-        return fingerprint(plan, _without_timings(self.chosen()))
+        """What the bytes of one of its plans follow from, as a hash; of what is attached, no options."""
+        return fingerprint(plan, {} if plan.kind in ATTACHED else _without_timings(self.chosen()))
 
     def check_runtime(self) -> None:
         """Raises EnvironmentProblem when what is to prove the artifacts here is not installed."""
@@ -188,9 +194,14 @@ class Item:
         return State.NOT_RUN if self.report is None else self.report.state
 
     @property
+    def attached(self) -> bool:
+        """Whether it is no model by itself, so that nothing runs it."""
+        return self.plan.kind in ATTACHED
+
+    @property
     def settled(self) -> bool:
         """Whether its verdict stands: what could not be run or compared may be by now."""
-        return self.report is not None and self.state in (State.PASSED, State.FAILED)
+        return self.attached or (self.report is not None and self.state in (State.PASSED, State.FAILED))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -209,8 +220,13 @@ def plan(targets: Sequence[Target], diagnosis: Diagnosis, given: Sequence[Path] 
     """
     sources = sources_of(diagnosis, tuple(targets), tuple(given))
     items: list[Item] = []
+    attached: set[tuple[Path, str]] = set()
     for target in targets:
         for made, folder in target.plans(diagnosis):
+            if made.kind in ATTACHED:  # one for all targets of a folder
+                if (folder, made.label) in attached:
+                    continue
+                attached.add((folder, made.label))
             sources.refuse(folder, [file.name for file in made.files])
             items.append(Item(target, made, folder, sources))
     return items

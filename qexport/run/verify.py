@@ -18,7 +18,7 @@ from qexport.errors import (
 )
 from qexport.receipt.state import State, problem, worst
 from qexport.recipe.recipe import ModelChoice
-from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact
+from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact, refuse_tower
 from qexport.run.measure import measuring
 from qexport.run.model import examine
 from qexport.verification.memory import fit
@@ -103,6 +103,7 @@ def verify_all(
     Raises:
         QexportError: there is nothing to run, or one artifact alone that cannot be judged.
     """
+    refuse_tower(path)
     several = not is_one_artifact(path)
     found = artifacts_in(path) if several else [Found(path, path)]
     if again:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.doctor.mlx_saved import underneath
 from qexport.families.roles import EXPERT_ROLES, Block
+from qexport.formats.format import ATTACHED
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.registry import FORMATS
 from qexport.run.job import Local, targets_of, uses_matrix
@@ -84,9 +85,13 @@ def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Seq
     for artifact in recipe.artifacts:
         mine = [unit for unit in units if unit.artifact == artifact.name]
         targets = targets_of(recipe, subject, mine, Local(Path()), matrix)
-        plans = [plan for target in targets for plan, _ in target.plans(diagnosis)]
+        made = [plan for target in targets for plan, _ in target.plans(diagnosis)]
+        plans = [plan for plan in made if plan.kind not in ATTACHED]
         verified = artifact.verify is not None
         parts = [[plan] for plan in plans] if artifact.types else [plans] * bool(mine)
+        # What is attached is written once, with the first.
+        attached = {plan.label: plan for plan in made if plan.kind in ATTACHED}
+        parts = [[*part, *(attached.values() if part is parts[0] else ())] for part in parts]
         for unit, part in zip(mine, parts, strict=True):
             uses = artifact.importance and (not artifact.types or uses_matrix(part))
             nbytes = sum(plan.size for plan in part)

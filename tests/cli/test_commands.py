@@ -63,7 +63,7 @@ def test_dry_run_states_exact_sizes_and_writes_nothing(zoo, tmp_path):
     assert result.code == 0, result.stderr
     written = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.gguf")}
     assert written == planned
-    assert set(written) == {"qwen3_5-Q4_K_M.gguf", "qwen3_5-BF16.gguf"}
+    assert set(written) == {"qwen3_5-Q4_K_M.gguf", "qwen3_5-BF16.gguf", "mmproj-BF16.gguf"}
 
 
 def test_the_receipt_names_no_host_path_and_owns_up(zoo, tmp_path):
@@ -110,7 +110,7 @@ def test_what_is_there_already_is_not_written_again(zoo_copy, tmp_path):
 def test_split_files_carry_llama_cpps_names(zoo, tmp_path):
     words = ("gguf", zoo("qwen3_5"), "-q", "Q8_0", "-o", tmp_path, "--no-verify", "--split-max-size", "1M")
     assert run(*words).code == 0
-    names = sorted(path.name for path in tmp_path.glob("*.gguf"))
+    names = sorted(path.name for path in tmp_path.glob("qwen3_5-*.gguf"))
     assert names[0].startswith("qwen3_5-Q8_0-00001-of-0000")
     assert len(names) > 1
 
@@ -189,7 +189,9 @@ def test_licence_and_lineage_of_the_model_card_are_in_the_file(zoo_copy, tmp_pat
     source = zoo_copy("qwen3_5")
     (source / "README.md").write_text(CARD)
     assert run("gguf", source, "-q", "Q8_0", "-o", tmp_path / "out", "--no-verify").code == 0
-    (path,) = (tmp_path / "out").glob("*.gguf")
+    projector, path = sorted((tmp_path / "out").glob("*.gguf"))
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(projector).fields.items()}
+    assert (fields["general.type"], fields["general.license"]) == ("mmproj", "apache-2.0")
     fields = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
     assert fields["general.license"] == "apache-2.0"
     assert fields["general.base_model.0.repo_url"] == "https://huggingface.co/Qwen/Qwen3.5-9B"

@@ -44,7 +44,8 @@ def test_inspect_and_dry_run_download_no_weights(served):
     ]
     planned = run("gguf", "org/Tuned-4B", "-q", "Q4_K_M", "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
-    (artifact,) = json.loads(planned.stdout)["artifacts"]
+    artifact, tower = json.loads(planned.stdout)["artifacts"]
+    assert tower["kind"] == "mmproj"
     assert artifact["files"][0]["name"] == "Tuned-4B-Q4_K_M.gguf"
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert weight_bytes(server) < total / 10

@@ -393,6 +393,7 @@ def test_a_ladder_with_the_built_in_corpus(zoo: Any, out: Path) -> None:
         "qwen3_5-Q4_K_M.gguf",
         "qwen3_5-Q2_K_S.gguf",
         "qwen3_5-Q8_0.gguf",
+        "mmproj-BF16.gguf",
     }
     matrix = read_imatrix(out / "qwen3_5-imatrix.gguf_file")
     assert fields(out / "qwen3_5-Q4_K_M.gguf") == {

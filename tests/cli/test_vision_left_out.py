@@ -9,7 +9,7 @@ from in_process import ok
 @pytest.mark.parametrize(
     ("words", "model", "had", "noted"),
     [
-        (("gguf", "-q", "Q8_0"), "qwen3_5", True, True),
+        (("gguf", "-q", "Q8_0", "--no-mmproj"), "qwen3_5", True, True),
         (("mlx",), "qwen3_5", True, True),
         (("fp8",), "qwen3_5", True, False),
         (("gguf", "-q", "Q8_0"), "qwen3_5_text", False, False),

@@ -8,6 +8,7 @@ checkpoint itself has ("via"), so nothing is rounded twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -24,7 +25,15 @@ from oracle import imatrix, toolchain
 from oracle.summary import source_digest, summarize
 
 GOLDEN = Path(__file__).parent / "golden"
+TOWERS = Path(__file__).parent / "golden_mmproj"
+MMPROJ: dict[str, dict[str, Any]] = {
+    "qwen3_5": {"vision_intermediate": 72},  # no whole number of Q8_0 blocks
+    "qwen3_5_moe": {},
+    "gemma3": {"form": "wrapper", "vision": True},
+}
+"""Towers that the converter writes with --mmproj, each in four types."""
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+TOWER_TYPES = ("F32", "F16", "BF16", "Q8_0")
 NATIVE = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 EVERY = ("BF16", "F16", "Q8_0", "Q4_K_M", "Q6_K")
@@ -126,8 +135,26 @@ def make(name: str, work: Path) -> int:
     return len(variants_of(name))
 
 
+def make_towers(name: str, work: Path) -> None:
+    """The goldens of a vision tower; their hash is of the whole file."""
+    model = build(name, work / name, **MMPROJ[name])
+    for kind in TOWER_TYPES:
+        path = toolchain.convert(model, work / f"{kind}.gguf", kind.lower(), flags=("--mmproj",))
+        about = {
+            "source": source_digest(model),
+            "llama.cpp": toolchain.commit()[:12],
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        dump(TOWERS / name / f"{kind}.json", {**about, **summarize(path)})
+
+
 def main() -> None:
-    """Regenerate the named entries, or all."""
+    """Regenerate the named entries, or all; `mmproj` stands for the vision towers."""
+    if sys.argv[1:] == ["mmproj"]:
+        for name in MMPROJ:
+            with tempfile.TemporaryDirectory(prefix="qexport-golden-") as work:
+                make_towers(name, Path(work))
+        return
     for name in sys.argv[1:] or ZOO:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="qexport-golden-") as work:

@@ -133,6 +133,7 @@ GEMMA3 = Family(
         norms_plus_one=NORM_ROLES,
         windows=True,
         vocabulary="gemma",
+        projector="gemma3",
         limits=_llama_cpp,
     ),
     dialect=Dialect(

@@ -9,6 +9,7 @@ from qexport.formats import tolerance
 from qexport.formats.format import Format, Proof, Sizing, Words
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.mixture_terms import Overrides
+from qexport.formats.gguf.mmproj import projector_types
 from qexport.formats.gguf.options import GgufOptions
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...
     return plan_gguf(view, options.types, options) if options.aim is None else plan_sized(view, options)
 
 
+def _alongside(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
+    from qexport.formats.gguf.mmproj import plan_mmproj
+
+    return plan_mmproj(diagnosis.repaired.view(), options)
+
+
 def _candidates(diagnosis: Diagnosis, options: GgufOptions) -> Candidates:
     from qexport.formats.gguf.sized import candidates
 
@@ -77,6 +84,7 @@ def _bits(options: GgufOptions, type_name: str) -> float:
 
 def _check(options: GgufOptions) -> None:
     Overrides(options.tensor_types, options.output_type, options.embedding_type)
+    projector_types(options)
     if not options.types and options.aim is None:
         raise UsageProblem(
             "no type is named to write", hint="Give -q Q4_K_M, or one of --size, --bpw, --like, --max-kld."
@@ -95,6 +103,7 @@ GGUF = Format(
     word="gguf",
     options=GgufOptions,
     plan=_plan,
+    alongside=_alongside,
     folder=lambda _: "{name}-GGUF",
     bits=_bits,
     proof=Proof("xllamacpp", "llama"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qexport.families.roles import BIAS_ROLES, Block
+from qexport.families.roles import BIAS_ROLES
 from qexport.formats.limits import Limit, Reader
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ def _own(view: ModelView) -> Iterator[Limit]:
         yield Limit("norm_topk_prob is false, and llama.cpp always makes the experts' weights sum to one")
     if hyper.rope.kind == "llama3" and not (arch and arch.factors):
         yield Limit(f"llama.cpp's {family} reads no frequency factors, which RoPE of type 'llama3' needs")
-    if count := sum(tensor.block is Block.VISION for tensor in view):
-        yield Limit(f"the vision tower is left out ({count} tensors): the file takes text alone", note=True)
 
 
 LLAMA_CPP = Reader(

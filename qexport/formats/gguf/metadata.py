@@ -18,7 +18,7 @@ from qexport.formats.gguf.hparams import hyper_parameters
 from qexport.formats.gguf.tokenizer import tokenizer_metadata
 
 # The version of the block formats (GGML_QNT_VERSION); llama.cpp refuses quantised files without it.
-_QUANTIZATION_VERSION = 2
+QUANTIZATION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _build(
     notes: list[str] = []
     result = general_metadata(view, arch_of(view).name, counts, options.general, notes)
     result.update(hyper_parameters(view, file_type, notes))
-    result["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
+    result["general.quantization_version"] = u32(QUANTIZATION_VERSION)
     result.update(
         tokenizer_metadata(
             view,

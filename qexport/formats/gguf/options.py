@@ -34,6 +34,8 @@ class GgufOptions(Aimed):
         file_name: file names: ``{name}`` and ``{type}`` are filled in; what readers of GGUF files would take
             for something else is changed (``file_name.py``).
         quantized_by: ``general.quantized_by``.
+        mmproj: types of the vision tower's own file, each a file: F32, F16, BF16, Q8_0. Without any BF16,
+            where there is a tower; no_mmproj: none.
         types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory, or another
             GGUF; options that name types win.
     """
@@ -50,4 +52,6 @@ class GgufOptions(Aimed):
     model_name: str | None = None
     file_name: str = "{name}-{type}"
     quantized_by: str | None = None
+    mmproj: tuple[str, ...] = ()
+    no_mmproj: bool = False
     types_from: Path | Assignment | None = None

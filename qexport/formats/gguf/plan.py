@@ -41,6 +41,7 @@ from qexport.formats.gguf.mixture_terms import (
     TensorShape,
     compile_pattern,
 )
+from qexport.formats.gguf.mmproj import sight_notes
 from qexport.formats.gguf.rope import llama3_rope_factors
 from qexport.formats.gguf.tokenizer import token_embedding_rows
 from qexport.formats.limits import check_limits
@@ -84,7 +85,7 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
             belongs to another model.
     """
     arch = arch_of(view)
-    limits = check_limits(view, LLAMA_CPP)
+    limits = [*check_limits(view, LLAMA_CPP), *sight_notes(view, options)]
     files = list(dict.fromkeys(file_type(name).name for name in types))
     outputs = outputs_of(arch, view)
     evidence = evidence_of(view, options.imatrix)
