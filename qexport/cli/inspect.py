@@ -7,20 +7,35 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import model_choice
-from qexport.cli._options import JSON, model_argument, tower_options
+from qexport.cli._options import FILE, JSON, THREADS, model_argument, tower_options
 from qexport.cli._output import Output
-from qexport.errors import InputError
+from qexport.errors import InputError, UsageProblem
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
+    from qexport.doctor.diagnose import Diagnosis
     from qexport.doctor.explain import Explanation
     from qexport.doctor.finding import Finding
     from qexport.formats.weights import FormatSize
+    from qexport.run.curves import Curve
 
 
 @click.command("inspect")
 @model_argument
 @tower_options
+@click.option(
+    "--curve",
+    is_flag=True,
+    help="Show, too, what each format is predicted to lose at each size. Reads the weights, and takes an "
+    "importance matrix with sensitivities.",
+)
+@click.option(
+    "--imatrix",
+    type=FILE,
+    metavar="FILE",
+    help="The matrix for --curve, as `qexport imatrix --sensitivity` collects it.",
+)
+@THREADS
 @JSON
 def command(**given: Any) -> None:
     """Explain MODEL without changing or downloading its weights: headers and small files are enough.
@@ -31,12 +46,17 @@ def command(**given: Any) -> None:
     Examples:
       qexport inspect ./merged
       qexport inspect org/model --json
+      qexport inspect ./merged --imatrix mine.gguf_file --curve
     """
     from qexport.doctor.explain import explain
     from qexport.formats.weights import weights_of
     from qexport.run.model import examine
 
     output = Output(as_json=given["as_json"])
+    if given["curve"] != (given["imatrix"] is not None):
+        raise UsageProblem(
+            "--curve and --imatrix go together", hint="qexport imatrix MODEL --sensitivity makes a matrix."
+        )
     diagnosis = examine(model_choice(given), download=False)
     explanation = explain(diagnosis)
     weights: list[FormatSize] = []
@@ -45,6 +65,7 @@ def command(**given: Any) -> None:
         weights, problem = weights_of(diagnosis)
     except InputError as error:
         problem = error.message
+    curves = _curves(output, diagnosis, given) if given["curve"] else []
     output.document(
         {
             **explanation.to_json(),
@@ -52,6 +73,7 @@ def command(**given: Any) -> None:
                 {"format": w.format, "bytes": w.nbytes, "bits_per_weight": round(w.bits, 3)} for w in weights
             ],
             "formats_problem": problem,
+            **({"curves": [curve.to_json() for curve in curves]} if given["curve"] else {}),
         }
     )
     if output.as_json:
@@ -67,6 +89,28 @@ def command(**given: Any) -> None:
         output.table(("format", "size", "bits/weight"), rows)
     if problem and not any(f.severity == "error" for f in explanation.findings):
         output.text(f"No GGUF sizes: {problem}")
+    if curves:
+        _show_curves(output, curves)
+
+
+def _curves(output: Output, diagnosis: Diagnosis, given: dict[str, Any]) -> list[Curve]:
+    from qexport.evidence.imatrix_file import read_imatrix
+    from qexport.run.curves import curves_of
+
+    return curves_of(diagnosis, read_imatrix(given["imatrix"]), output, given["threads"])
+
+
+def _show_curves(output: Output, curves: list[Curve]) -> None:
+    """For round divergences, the smallest file of each format."""
+    from qexport.receipt.text import nats
+    from qexport.run.curves import marks
+
+    rows = [
+        [nats(mark), *(size_text(found.nbytes) if (found := curve.at(mark)) else "-" for curve in curves)]
+        for mark in marks(curves)
+    ]
+    output.text("\nThe smallest files that are predicted to diverge by no more, types chosen for it:")
+    output.table(("nats per token", *(curve.format for curve in curves)), rows)
 
 
 def _what_it_is(output: Output, e: Explanation) -> None:

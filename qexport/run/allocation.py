@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qexport.assign.aim import Aim, aim_of
-from qexport.assign.allocate import Allocation, Price, Prices, allocate, cheapest
+from qexport.assign.allocate import Allocation, Price, Prices, allocate, cheapest, curve
 from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import InputError, QexportError, UsageProblem, some
 from qexport.evidence.sensitivity import reached, weights_of
@@ -209,6 +209,25 @@ class Offer:
         """What the target's own plans cost, by label."""
         return {label: self._prediction(self.costs[label]) for label in self.plans}
 
+    def curve(self, most: int = 120) -> list[Price]:
+        """What the model is predicted to diverge by at each size, all files and the head's bytes included.
+
+        Args:
+            most: points; those between which it falls most evenly.
+        """
+        every = curve(self.prices)
+        steps = sorted({round(at * (len(every) - 1) / (most - 1)) for at in range(most)})
+        head = {tensor.name for tensor in self.diagnosis.repaired.view() if tensor.block is Block.MTP}
+        fixed = sum(cost for name, cost in self._kept.items() if name not in head)
+        points: list[Price] = []
+        for at in steps:
+            chosen = allocate(self.prices, every[at].nbytes)
+            assert chosen is not None
+            trunk = {group: word for group, word in chosen.words.items() if group not in head}
+            kld = self.prices.of(trunk).kld
+            points.append(Price(self.beside + chosen.price.nbytes, fixed + kld))
+        return points
+
     def settled(self, aim: Aim) -> Target:
         """The target with the types that its aim comes to.
 
@@ -285,8 +304,13 @@ class Offer:
     @cached_property
     def _fixed(self) -> float:
         """What tensors cost that are not chosen for."""
+        return sum(self._kept.values())
+
+    @cached_property
+    def _kept(self) -> dict[str, float]:
+        """What tensors cost that are not chosen for, by name."""
         chosen = {name for names in self.prices.members.values() for name in names}
-        return sum(cost for name, cost in self.costs[self.base.label].items() if name not in chosen)
+        return {name: cost for name, cost in self.costs[self.base.label].items() if name not in chosen}
 
     def _prediction(self, costs: Mapping[str, float], aim: str = "") -> Prediction:
         view = self.diagnosis.repaired.view()
