@@ -83,6 +83,7 @@ def command(**given: Any) -> None:
     """
     from qexport.evidence.imatrix_file import read_imatrix
     from qexport.evidence.options import StreamOptions
+    from qexport.evidence.ranks import here
     from qexport.formats.gguf.file_name import is_model_name
     from qexport.onepass.disk import check_collisions, check_space
     from qexport.receipt.store import settle
@@ -114,11 +115,15 @@ def command(**given: Any) -> None:
             f"({wanted.chunks.dataset}), {size_text(plan.size)}"
         )
         return
-    check_collisions([wanted.name], wanted.out, overwrite=given["overwrite"])
-    check_space([plan], wanted.out)
-    settle(wanted.out, output.say)
+    ranks = here()
+    if ranks.rank == 0:
+        check_collisions([wanted.name], wanted.out, overwrite=given["overwrite"])
+        check_space([plan], wanted.out)
+        settle(wanted.out, output.say)
     diagnosis = fetched(choice, diagnosis)
-    collected = collect(wanted, diagnosis.repaired.view(), output)
+    collected = collect(wanted, diagnosis.repaired.view(), output, ranks)
+    if ranks.rank:
+        return
     options = {"mtp": choice.mtp, "merged": [path.name for path in how.merge]}
     written, receipt, notes = write_matrix(wanted, collected, diagnosis, output, options=options)
     if is_model_name(written.name):

@@ -31,10 +31,11 @@ from qexport.cli._terminal import (
     visible,
 )
 from qexport.errors import EnvironmentProblem, ExitCode, QexportError, UsageProblem
+from qexport.evidence.ranks import here
 from qexport.search_path import without_current_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 COMMANDS: Mapping[str, str] = {
@@ -127,24 +128,30 @@ def main() -> None:
 
 
 def _run() -> int:
+    ranks = here()
     try:
         _check_words(sys.argv[1:])
-        code = cli.main(standalone_mode=False)
+        with ranks.together(), _unheard() if ranks.rank else contextlib.nullcontext():
+            code = cli.main(standalone_mode=False)
         return code if isinstance(code, int) else int(ExitCode.OK)
     except click.exceptions.Exit as error:
         return error.exit_code
     except (ReaderGone, SystemExit):  # the latter is click's way to end where its own help met a closed pipe
         return _READER_GONE
     except (click.Abort, KeyboardInterrupt):
+        if ranks.rank:
+            return _STOPPED
         put("Stopped. The same command again goes on where this one was.", err=True)
         return _document("stopped", None, _STOPPED)
     except click.ClickException as error:
+        if ranks.rank:
+            return error.exit_code
         words = io.StringIO()
         error.show(words)
         put(words.getvalue(), err=True, nl=False)
         return _document(error.format_message(), None, error.exit_code)
     except QexportError as error:
-        return _show(error)
+        return int(error.exit_code) if ranks.rank else _show(error)  # the first one says it
     except Exception as error:  # noqa: BLE001
         known = of_the_machine(error)
         if known is not None:
@@ -153,6 +160,17 @@ def _run() -> int:
         what = f"{type(error).__name__}: {error}"
         put(_DEFECT, err=True)
         return _document(f"a defect of qexport: {what}", None, int(ExitCode.FAILURE))
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """One of several processes speaks for all."""
+    with (
+        open(os.devnull, "w") as nothing,  # noqa: PTH123
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
+        yield
 
 
 def of_the_machine(error: Exception) -> QexportError | None:

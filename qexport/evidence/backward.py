@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,7 @@ from qexport.evidence.activations import HiddenStates
 from qexport.evidence.observe import Observer, OutputGradients, Products, joint
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.output import cap_of, capped, output_of, output_rows
+from qexport.evidence.ranks import ALONE, Ranks
 from qexport.evidence.sensitivity import Sensitivity, Summed
 from qexport.evidence.stream import LayerStream, nobody, only
 from qexport.families.roles import Role
@@ -65,12 +66,21 @@ class TwoWayStream(LayerStream):
         at_most: tokens whose gradients are taken, from the beginning of the text: of as many chunks as it
             takes, whole ones where they are not longer than that.
         seed: of the labels. The same seed gives the same labels.
+        ranks: which of several processes this is; it is given its share of the text, and what comes back is
+            everybody's.
     """
 
     def __init__(
-        self, view: ModelView, options: StreamOptions | None = None, *, at_most: int = 4096, seed: int = 0
+        self,
+        view: ModelView,
+        options: StreamOptions | None = None,
+        *,
+        at_most: int = 4096,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(view, options)
+        self.ranks = ranks
         self._at_most = at_most
         self._seed = seed
 
@@ -109,12 +119,14 @@ class TwoWayStream(LayerStream):
 
             self.run(tokens, observer, progress=progress, entering=keep)
             with self.running():
-                return _Way(self, tokens, (chunks, length), kept, progress).back(text, self._seed)
+                returned = _Way(self, tokens, (chunks, length), kept, progress).back(text, self._seed)
+        return replace(returned, sensitivity=_everybodys(returned.sensitivity, self.ranks, self._device))
 
     def _part(self, chunks: int, size: int) -> tuple[int, int]:
         """Chunks and tokens of each that have a way back."""
         length = min(size, max(2, self._at_most))
-        return min(chunks, -(-self._at_most // length)), length
+        wanted = -(-self._at_most // length)  # of all processes, which take turns
+        return min(chunks, max(0, -(-(wanted - self.ranks.rank) // self.ranks.count))), length
 
     def _small_batches(self, chunks: int, length: int) -> list[tuple[int, int]]:
         wanted = min(self.options.batch_tokens or 1 << 30, _BATCH_TOKENS[self._device.type])
@@ -157,7 +169,9 @@ class _Way:
             labels, rows, columns, together = self._sample(
                 self.output, flowing, np.random.default_rng([seed, 0])
             )
-            draft = None if stream._mtp is None else self._draft(norm, np.random.default_rng([seed, 1]))
+            draft = None
+            if stream._mtp is not None and self.batches:
+                draft = self._draft(norm, np.random.default_rng([seed, 1]))
             self._through(stream.view.layers, norm, flowing)
             norm.to("meta")
             contexts = stream._contexts(self.batches, self.length)
@@ -165,7 +179,7 @@ class _Way:
             def through(layer: int, module: Any) -> None:
                 self._through(layer, module, flowing, [contexts, layer])
 
-            for _ in stream._layers(through, self.gradients, backwards=True):
+            for _ in stream._layers(through, self.gradients, backwards=True) if self.batches else ():
                 pass
             embedding = self._embedding(flowing)
         tokens = self.ids.numel()
@@ -248,7 +262,8 @@ class _Way:
 
         chunks, length, width = flowing.shape
         labels = np.zeros((chunks, length), np.int64)
-        chances = random.random((chunks, length)) * _SURE
+        ranks = self.stream.ranks
+        chances = ranks.share(random.random((chunks * ranks.count, length))) * _SURE
         rows = torch.zeros(output.shape[0], dtype=torch.float64, device=self.device)
         columns = torch.zeros(width, dtype=torch.float64, device=self.device)
         together = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -343,6 +358,17 @@ class _Way:
             self.advance(1)
         module.to("meta")
         return total.cpu().numpy()[None].astype(np.float32)
+
+
+def _everybodys(mine: Sensitivity, ranks: Ranks, device: torch.device) -> Sensitivity:
+    """The sum over processes."""
+    import numpy as np
+
+    if ranks.count == 1:
+        return mine
+    amounts = ranks.added({"tokens": np.array([mine.tokens, mine.draft_tokens])}, device)["tokens"]
+    tables = {table: ranks.added(mine.tables[table], device) for table in Summed}
+    return replace(mine, tables=tables, tokens=int(amounts[0]), draft_tokens=int(amounts[1]))
 
 
 def _gradient(left: torch.Tensor, entered: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,25 @@ def told_of_experts(modules: Iterable[torch.nn.Module], observer: Observer) -> I
             handle.remove()
 
 
+class Meeting(Observer):
+    """Tells another observer, and meets the other processes after each layer.
+
+    Args:
+        meet: raises what is wrong with one of them.
+    """
+
+    def __init__(self, told: Observer, meet: Callable[[], None]) -> None:
+        self._told = told
+        self._meet = meet
+
+    def saw(self, names: tuple[str, ...], matrix: int, matrices: int, inputs: torch.Tensor) -> None:
+        self._told.saw(names, matrix, matrices, inputs)
+
+    def settle(self, label: str) -> None:
+        self._told.settle(label)
+        self._meet()
+
+
 class Products(TorchFunctionMode):
     """Tells an observer of the products with the weights it was given.
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from qexport.assign.aim import aim_of
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.doctor.mlx_saved import underneath
-from qexport.errors import QexportError, Unproven, VerificationError
+from qexport.errors import QexportError, Unproven, UsageProblem, VerificationError
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.evidence.options import StreamOptions
+from qexport.evidence.ranks import here
 from qexport.formats.gguf.file_name import model_stem
 from qexport.onepass.sources import Sources
 from qexport.recipe.publication import destinations, pushes
@@ -125,6 +126,11 @@ def run(
         InputError, UsageProblem, EnvironmentProblem: what is in the way, before the first byte if it can be
             known by then.
     """
+    if (count := here().count) > 1:
+        raise UsageProblem(
+            f"an export is one process, and torchrun has started {count}",
+            hint="Collect the matrix with torchrun -m qexport imatrix, then export with --imatrix FILE.",
+        )
     watcher = watcher or Watcher()
     units = units_of(recipe) if units is None else units
     if local.pushing is not None:

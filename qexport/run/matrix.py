@@ -13,12 +13,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
-from qexport.errors import InputError, QexportError
+from qexport.errors import InputError, QexportError, UsageProblem
 from qexport.evidence.corpus import builtin_corpus, read_corpus
 from qexport.evidence.imatrix_file import read_imatrix, sealed
 from qexport.evidence.imatrix_sums import merged
 from qexport.evidence.kinds import kind_of
 from qexport.evidence.modules import import_transformers
+from qexport.evidence.ranks import ALONE
 from qexport.evidence.tokens import tokenize
 from qexport.families.roles import Role
 from qexport.formats.gguf.file_name import matrix_name
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from qexport.evidence.corpus import Corpus
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.evidence.options import StreamOptions
+    from qexport.evidence.ranks import Ranks
     from qexport.evidence.sensitivity import Sensitivity
     from qexport.evidence.tokens import Chunks
     from qexport.families.view import ModelView
@@ -174,38 +176,54 @@ def chunks_of(how: Calibration, view: ModelView, corpus: Corpus) -> Chunks:
     )
 
 
-def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
+def collect(wanted: Wanted, view: ModelView, watcher: Watcher, ranks: Ranks = ALONE) -> Matrix:
     """Run the pass and make the matrix, saying what is read and how fast it went.
+
+    Args:
+        ranks: which of several processes this is; all of them get the matrix.
 
     Raises:
         InputError: damaged weights; a matrix to merge belongs to another model.
+        UsageProblem: there are more processes than chunks.
         EnvironmentProblem: no room for activations.
     """
     from qexport.evidence.backward import TwoWayStream  # brings torch
-    from qexport.evidence.observe import InputSquares
+    from qexport.evidence.observe import InputSquares, Meeting
     from qexport.evidence.stream import LayerStream
 
     how, squares, chunks = wanted.how, InputSquares(), wanted.chunks
-    states = chunks.tokens * int(view.text["hidden_size"]) * 4
-    back, stream = None, LayerStream(view, wanted.stream)
+    if len(chunks.ids) < ranks.count:
+        raise UsageProblem(
+            f"{len(chunks.ids)} chunks cannot be divided over {ranks.count} processes",
+            hint="Start fewer processes, or give more tokens (--calib-tokens).",
+        )
+    ids, options = ranks.share(chunks.ids), ranks.options(wanted.stream)
+    states = ids.size * int(view.text["hidden_size"]) * 4
+    back, stream = None, LayerStream(view, options)
     if how.sensitivity:
-        stream = back = TwoWayStream(view, wanted.stream, at_most=how.sensitivity_tokens, seed=how.seed)
-        states += back.kept_bytes(chunks.ids)
+        stream = back = TwoWayStream(
+            view, options, at_most=how.sensitivity_tokens, seed=how.seed, ranks=ranks
+        )
+        states += back.kept_bytes(ids)
     watcher.say(
         f"importance matrix: {chunks.dataset}, {len(chunks.ids)} chunks of {chunks.size}, "
         f"{stream.precision} on {wanted.stream.device}, {size_text(states)} of hidden states"
         f"{' in a temporary file' if states > stream.state_limit else ''}"
+        f"{f' in each of {ranks.count} processes' if ranks.count > 1 else ''}"
     )
     if chunks.fallback_reason:
         counts = ", ".join(f"{count} {how}" for how, count in chunks.chats.items() if count)
         watcher.say(f"  conversations: {counts}; the first that was not as it is: {chunks.fallback_reason}")
     begun = monotonic()
     felt = None
-    with watcher.phase(Phase.COLLECTING, stream.units(chunks.ids)) as progress:
+    told = Meeting(squares, ranks.meet)
+    with watcher.phase(Phase.COLLECTING, stream.units(ids)) as progress:
         if back is None:
-            stream.run(chunks.ids, squares, progress=progress)
+            stream.run(ids, told, progress=progress)
         else:
-            felt = back.run_both(chunks.ids, squares, text=chunks.sha256, progress=progress).sensitivity
+            felt = back.run_both(ids, told, text=chunks.sha256, progress=progress).sensitivity
+    sums = ranks.added(squares.sums, options.device)
+    seen = ranks.added(squares.counts, options.device)
     seconds = monotonic() - begun
     facts = {
         **chunk_facts(chunks),
@@ -214,9 +232,10 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher) -> Matrix:
         "seconds": round(seconds, 1),
         "tokens_per_second": round(chunks.tokens / max(seconds, 1e-9), 1),
         **({} if felt is None else {"sensitivity_tokens": felt.tokens}),
+        **({} if ranks.count == 1 else {"processes": ranks.count}),
     }
     watcher.say(f"  collected in {facts['seconds']} s, {facts['tokens_per_second']} tokens/s")
-    return Matrix(_matrix(wanted, view, squares.sums, squares.counts, felt), facts)
+    return Matrix(_matrix(wanted, view, sums, seen, felt), facts)
 
 
 def write_matrix(
