@@ -5,7 +5,8 @@ weights are read from the checkpoint, every batch of the text goes through it, i
 its inputs, the layer is let go. While it computes, the next one is read. Every weight is read once, however
 long the text.
 
-The layers are transformers' own (``evidence.modules``). What each is called with besides hidden states
+The layers are transformers' own (``evidence.modules``; what they say of linear attention is computed in
+another order on CPUs, ``evidence.linear_attention``). What each is called with besides hidden states
 (masks, rotary tables, positions) is asked of the family's own forward, once: it runs with layers that only
 take notes. So attention windows, layer kinds and scalings are right for every family without being named.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ import torch
 
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.evidence.activations import HiddenStates
+from qexport.evidence.linear_attention import in_pieces
 from qexport.evidence.machine import available_memory, multiplies_bf16, return_freed_memory
 from qexport.evidence.modules import (
     OUTSIDE_HEAD,
@@ -219,8 +221,9 @@ class LayerStream:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """As products are done here: without gradients, on so many threads."""
-        with threads(self.options.threads), quiet_transformers(), torch.no_grad():
+        """As layers are run here: without gradients, on so many threads."""
+        fast = in_pieces(self._model) if self._device.type == "cpu" else nullcontext()
+        with threads(self.options.threads), quiet_transformers(), torch.no_grad(), fast:
             yield
 
     def products(self, observer: Observer) -> Products:
