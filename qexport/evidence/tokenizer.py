@@ -25,7 +25,8 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.evidence.chat import json_file, special_words
 
 WINDOW = 1 << 18
-"""Characters that are tokenized at a time."""
+"""Characters that are tokenized at a time, where all of a text is wanted."""
+_SMALLEST = 1 << 16
 _OVERLAP = 1 << 13
 _ALIKE = 32  # tokens before and after the place where one window is left for the next
 
@@ -44,8 +45,12 @@ class TextTokenizer(Protocol):
     bos: int | None
     size: int
 
-    def text(self, text: str) -> Sequence[int]:
-        """Ids of a plain text, with what the tokenizer adds around it."""
+    def text(self, text: str, at_most: int | None = None) -> Sequence[int]:
+        """Ids of a plain text, with what the tokenizer adds around it.
+
+        Args:
+            at_most: how many are wanted; of a long text the rest need not be found out.
+        """
         ...
 
     def chat(self, text: str) -> list[int]:
@@ -109,12 +114,12 @@ class _Tokenizers(TextTokenizer):
     def _ids(self, text: str, *, add: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add).ids)
 
-    def text(self, text: str) -> Sequence[int]:
+    def text(self, text: str, at_most: int | None = None) -> Sequence[int]:
         self._tokenizer.encode_special_tokens = True
-        if len(text) > WINDOW:
+        if len(text) > _window(at_most):
             bare, added = self._ids("a", add=False), self._ids("a", add=True)
             at = next(at for at in range(len(added)) if added[at : at + len(bare)] == bare)
-            ids = [*added[:at], *tokens_of(text, self._tokens), *added[at + len(bare) :]]
+            ids = [*added[:at], *tokens_of(text, self._tokens, at_most=at_most), *added[at + len(bare) :]]
         else:
             ids = self._ids(text, add=True)
         return [self.bos, *ids] if self._missing and self.bos is not None else ids
@@ -169,9 +174,11 @@ class _SentencePiece(TextTokenizer):
         adds = config.get("add_bos_token", True) and self._pieces.bos_id() >= 0
         self.bos = int(self._pieces.bos_id()) if adds else None
 
-    def text(self, text: str) -> Sequence[int]:
-        long = len(text) > WINDOW
-        ids = tokens_of(text, self._tokens) if long else list(map(int, self._pieces.encode(text)))
+    def text(self, text: str, at_most: int | None = None) -> Sequence[int]:
+        if len(text) > _window(at_most):
+            ids: Sequence[int] = tokens_of(text, self._tokens, at_most=at_most)
+        else:
+            ids = list(map(int, self._pieces.encode(text)))
         return ids if self.bos is None else [self.bos, *ids]
 
     def _tokens(self, text: str) -> list[tuple[int, int, int]]:
@@ -196,15 +203,27 @@ class _SentencePiece(TextTokenizer):
         return None if found == self._pieces.unk_id() else found
 
 
+def _window(at_most: int | None) -> int:
+    """Characters that are tokenized at a time: two windows are needed for the first of them."""
+    return WINDOW if at_most is None else min(WINDOW, max(_SMALLEST, 4 * at_most))
+
+
 def tokens_of(
-    text: str, encode: Callable[[str], Sequence[Token]], *, window: int = WINDOW, overlap: int = _OVERLAP
+    text: str,
+    encode: Callable[[str], Sequence[Token]],
+    *,
+    window: int | None = None,
+    overlap: int = _OVERLAP,
+    at_most: int | None = None,
 ) -> array[int]:
     """The ids of ``text``, as ``encode`` gives them for all of it.
 
     Args:
         encode: tokens of a text, without any that do not come from it.
+        at_most: as soon as there are so many, no more are found out.
     """
     ids = array("i")
+    window = window or _window(at_most)
     begin, first, size = 0, 0, window
     here = encode(text[:size])
     while begin + size < len(text):
@@ -218,6 +237,8 @@ def tokens_of(
             here = encode(text[begin : begin + size])
             continue
         ids.extend(token[0] for token in mine[: place[0]])
+        if at_most is not None and len(ids) >= at_most:
+            return ids
         begin, first, size = after, place[1], window
         here = [(i, b - after, e - after) for i, b, e in there]
     ids.extend(token[0] for token in here[first:])

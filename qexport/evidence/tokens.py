@@ -43,8 +43,7 @@ class Chunks:
         ids: int32 ``(chunks, size)``.
         label: the corpus's label.
         corpus_sha256: the corpus's hash.
-        available: tokens that were there, of which whole chunks within the limit were kept; of records those
-            that were read until there was enough.
+        available: tokens that were read, until there were enough; whole chunks within the limit were kept.
         seed: the records' order; ``None`` for plain text, which has its own.
         bos: the id at every chunk's start, ``None`` where none was put.
         categories: tokens read by category; one category, called "", where there are none.
@@ -121,7 +120,7 @@ def tokenize(
     plain = [record.content for record in corpus.records if not isinstance(record.content, Ids)]
     given = len(plain) < len(corpus.records)
     tokenizer = model_tokenizer(files, model) if plain or "tokenizer.json" in files else None
-    reader = _Reader(tokenizer, files, model)
+    reader = _Reader(tokenizer, files, model, at_most=tokens if corpus.kind == "text" else None)
 
     pieces: list[Sequence[int]] = []
     available = 0
@@ -138,8 +137,8 @@ def tokenize(
             f"{corpus.label} has {available} tokens, less than one chunk of {chunk}",
             hint="Give a longer text, or smaller chunks; a useful importance matrix needs tens of thousands.",
         )
-    stream = (number for piece in pieces for number in piece)
-    array = np.fromiter(stream, np.int64, available)[: count * chunk].reshape(count, chunk)
+    array = np.concatenate([np.asarray(piece, np.int64) for piece in pieces])
+    array = array[: count * chunk].reshape(count, chunk)
     _check_ids(corpus.label, array, vocab_size or (tokenizer.size if tokenizer else None), model)
     bos = None if tokenizer is None or given else tokenizer.bos
     if bos is not None:
@@ -158,12 +157,20 @@ def tokenize(
 
 
 class _Reader:
-    """Turns one record into ids; conversations need a renderer, made with the first."""
+    """Turns one record into ids, ``at_most`` so many; conversations need a renderer, made with the first."""
 
-    def __init__(self, tokenizer: TextTokenizer | None, files: Mapping[str, bytes], model: str) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer | None,
+        files: Mapping[str, bytes],
+        model: str,
+        *,
+        at_most: int | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._files = files
         self._model = model
+        self._at_most = at_most
         self.renderer: ChatRenderer | None = None
 
     @property
@@ -177,7 +184,7 @@ class _Reader:
             return content.ids
         assert self._tokenizer is not None
         if isinstance(content, Text):
-            return self._tokenizer.text(content.text)
+            return self._tokenizer.text(content.text, self._at_most)
         return self._chat(content, self._tokenizer)
 
     def _chat(self, chat: Chat, tokenizer: TextTokenizer) -> Sequence[int]:

@@ -53,6 +53,25 @@ def test_the_same_ids_as_from_the_whole(zoo, monkeypatch: pytest.MonkeyPatch, na
     assert max(calls) < len(text) // 4
 
 
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_what_is_not_wanted_is_not_found_out(zoo, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    checkpoint = open_checkpoint(str(zoo(name)))
+    files = {file: checkpoint.read_file(file) for file in checkpoint.files}
+    tokenizer = model_tokenizer(files, name)
+    text, at_most = a_text(300_000), 2_000
+    monkeypatch.setattr(tokenizer_module, "WINDOW", 1 << 20)
+    whole, seen = list(tokenizer.text(text)), []
+    plain = type(tokenizer)._tokens
+    monkeypatch.setattr(
+        type(tokenizer), "_tokens", lambda self, part: (seen.append(len(part)), plain(self, part))[1]
+    )
+    some = list(tokenizer.text(text, at_most))
+    assert at_most <= len(some) < len(whole)
+    assert some[:at_most] == whole[:at_most]
+    assert sum(seen) < len(text) // 2
+    assert list(tokenizer.text(text, len(whole) + 1)) == whole
+
+
 def pairs(text: str) -> list[tuple[int, int, int]]:
     """A tokenizer whose tokens go two and two from the beginning: no window ever agrees with another one by
     luck, unless it begins at an even place."""
