@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # The family decides the type; weights come from the view; and a dtype here would round Gemma's embedding
 # scale, a buffer, to bf16, which no GGUF runtime does.
 _NOT_OURS = ("model_type", "quantization_config", "dtype", "torch_dtype", "auto_map")
-# Rows are copied in pieces of about this size: little is held twice, and it is still in the processor's cache.
+# Rows are copied in pieces of about this size: little is held twice, and that is in the processor's cache.
 _CHUNK_VALUES = 1 << 20
 
 

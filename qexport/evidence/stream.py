@@ -5,10 +5,10 @@ weights are read from the checkpoint, every batch of the text goes through it, i
 its inputs, the layer is let go. While it computes, the next one is read. Every weight is read once, however
 long the text.
 
-The layers are transformers' own (``evidence.modules``; what they say of linear attention is computed in
-another order on CPUs, ``evidence.linear_attention``). What each is called with besides hidden states
+The layers are transformers' own (``evidence.modules``). What each is called with besides hidden states
 (masks, rotary tables, positions) is asked of the family's own forward, once: it runs with layers that only
 take notes. So attention windows, layer kinds and scalings are right for every family without being named.
+On CPUs linear attention adds up in another order (``evidence.linear_attention``), if products are rounded.
 
 The MTP block comes last. It sees what it sees in use: the hidden state after the final norm, and the
 embedding of the token that follows.
@@ -222,7 +222,9 @@ class LayerStream:
     @contextmanager
     def running(self) -> Iterator[None]:
         """As layers are run here: without gradients, on so many threads."""
-        fast = in_pieces(self._model) if self._device.type == "cpu" else nullcontext()
+        # Another order of sums is no more rounding than products have; float32 is transformers' to the bit.
+        reordered = self._device.type == "cpu" and self.precision != "float32"
+        fast = in_pieces(self._model) if reordered else nullcontext()
         with threads(self.options.threads), quiet_transformers(), torch.no_grad(), fast:
             yield
 
