@@ -1,12 +1,14 @@
 """How much closer to the source a file of the same size can be: the table of docs/quality.md for a model.
 
-    python benchmarks/best_at_size.py MODEL --heldout HELD_OUT.txt (--corpus CALIBRATION.txt | --imatrix FILE)
+    python benchmarks/best_at_size.py MODEL --heldout HELD_OUT.txt [--corpus CALIBRATION.txt] [--imatrix FILE]
         [--like gguf:Q4_K_M --like mlx:4bit ...] [--tokens 32768] [--measured 16384] [--chunk 512]
 
-For each size: the plain type with importance; types chosen for its size by what errors cost; the same written
-with error feedback. All are measured in one engine against the source, float32, over one held-out text of
-which the second half of each chunk counts; ± is the standard error. A ratio's error is that of the
-difference, position by position. What this version cannot do is shown as "not run", never left out.
+The corpus is calibrated on, and sent along for error feedback; a matrix that was collected from it with
+sensitivities saves collecting one. For each size: the plain type with importance; types chosen for its size
+by what errors cost; the same written with error feedback. All are measured in one engine against the source,
+float32, over one held-out text of which the second half of each chunk counts; ± is the standard error. A
+ratio's error is that of the difference, position by position. What this version cannot do is shown as "not
+run", never left out.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,7 @@ from qexport.onepass.execute import execute
 from qexport.receipt.text import percent, with_error
 from qexport.recipe.recipe import Calibration, ModelChoice
 from qexport.run.allocation import settle
+from qexport.run.feedback import FeedbackText, feedback_text
 from qexport.run.matrix import collect, want
 from qexport.run.model import examine
 from qexport.run.target import Target
@@ -61,11 +65,12 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--heldout", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, help="the built-in one by default")
-    parser.add_argument("--imatrix", type=Path, help="with sensitivities; instead of collecting one")
+    parser.add_argument("--imatrix", type=Path, help="with sensitivities, of the corpus")
     parser.add_argument("--like", action="append", help=f"FORMAT:TYPE, repeatable; {' '.join(SIZES)}")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--measured", type=int, default=16384)
     parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--feedback-tokens", type=int, default=16384)
     parser.add_argument("--without-feedback", action="store_true")
     args = parser.parse_args()
     diagnosis = examine(ModelChoice(str(args.model)), download=False)
@@ -75,10 +80,12 @@ def main() -> None:
     ids = tokenize(text, view.files, tokens=args.measured, chunk=args.chunk, model=view.label).ids
     print(f"{view.label}: {ids.size} tokens of {args.heldout.name}, calibrated on {matrix.datasets}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    how = Calibration(args.corpus, feedback_text=args.corpus, feedback_tokens=args.feedback_tokens)
+    fed = None if args.without_feedback else feedback_text(how, StreamOptions(), view, None)
     with run_text(view, ids) as source:
         for like in args.like or SIZES:
             word, _, name = like.partition(":")
-            show(like, rows(word, name, diagnosis, matrix, source, feedback=not args.without_feedback))
+            show(like, rows(word, name, diagnosis, matrix, source, fed))
 
 
 def collected(args: argparse.Namespace, diagnosis: Diagnosis) -> ImportanceMatrix:
@@ -93,8 +100,7 @@ def rows(
     diagnosis: Diagnosis,
     matrix: ImportanceMatrix,
     source: TextRun,
-    *,
-    feedback: bool,
+    fed: FeedbackText | None,
 ) -> Iterator[Row | str]:
     """The ways of making a file of this size; where one cannot be gone, why."""
     kind, view = FORMATS[word], diagnosis.repaired.view()
@@ -110,23 +116,27 @@ def rows(
         plans, predicted = kind.plan(diagnosis, target.options), target.options.types_from.predicted.kld
         found = compare(source, as_stored(view, plans), source.tokens)
         yield Row("allocated", plans[0].size, found, predicted)
-        if "feedback" not in {each.name for each in fields(kind.options)} or not feedback:
+        if fed is None:
             yield "not run: with feedback"
             return
         plans = kind.plan(diagnosis, replace(target.options, feedback=True))
-        yield Row("with feedback", plans[0].size, written(plans, diagnosis, source))
+        yield Row("with feedback", plans[0].size, written(plans, diagnosis, source, fed))
     except QexportError as error:
         yield f"not run: {error.message}"
 
 
-def written(plans: list[ArtifactPlan], diagnosis: Diagnosis, source: TextRun) -> Comparison:
+def written(
+    plans: Sequence[ArtifactPlan], diagnosis: Diagnosis, source: TextRun, fed: FeedbackText
+) -> Comparison:
     """Of files that are really written: what feedback needs to know comes along with the pass."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, begun = Path(name) / "artifact", time.process_time()
-        execute(plans, [folder, *(folder.with_name("artifact-MTP") for _ in plans[1:])])
+    view, begun = diagnosis.repaired.view(), time.process_time()
+    with tempfile.TemporaryDirectory() as name, closing(fed.products(view)) as products:
+        folder = Path(name) / "artifact"
+        folders = [folder, *(folder.with_name("artifact-MTP") for _ in plans[1:])]
+        execute(plans, folders, products=products)
         print(f"<!-- written in {time.process_time() - begun:.1f} s of processors -->", flush=True)
         path = folder / plans[0].files[0].name if plans[0].kind == "gguf" else folder
-        artifact = open_artifact(path, like=diagnosis.repaired.view()).view()
+        artifact = open_artifact(path, like=view).view()
         return compare(source, artifact, source.tokens)
 
 
