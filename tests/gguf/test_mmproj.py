@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 from oracle import make_golden
@@ -149,3 +151,40 @@ def test_files_of_a_later_run_use_the_same(zoo, tmp_path):
     recipe = qexport.recipe_for(folder, both, name="Two", proven=False)
     items = plan_run(recipe, Local(out=tmp_path), Watcher(), units_of(recipe))[0].items
     assert [item.plan.label for item in items] == ["Q8_0", "mmproj-BF16", "F16", "mmproj-Q8_0"]
+
+
+SEE = """
+import base64, json, struct, sys, zlib
+import xllamacpp
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+head = struct.pack(">IIBBBBB", 128, 128, 8, 2, 0, 0, 0)
+rows = zlib.compress(b"".join(bytes([0, *[255, 0, 0] * 128]) for _ in range(128)))
+png = bytes([137]) + b"PNG" + bytes([13, 10, 26, 10])
+png += chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+params = xllamacpp.CommonParams()
+params.model.path, params.mmproj.path = sys.argv[1:3]
+params.n_ctx, params.cpuparams.n_threads = 512, 1
+server = xllamacpp.Server(params)
+url = "data:image/png;base64," + base64.b64encode(png).decode()
+text = {"type": "text", "text": "hi"}
+image = {"type": "image_url", "image_url": {"url": url}}
+for content in ([text], [image, text]):
+    asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    print("prompt:", server.handle_chat_completions(asked)["usage"]["prompt_tokens"])
+"""
+
+
+@pytest.mark.slow
+def test_llama_cpp_sees_with_it(zoo, tmp_path):
+    """A picture of 128 by 128 is 16 tokens between two that say where it begins and ends."""
+    recipe = qexport.recipe_for(zoo("qwen3_5"), [GgufOptions(types=("Q8_0",))], name="Tiny", proven=False)
+    (folder,) = {item.folder for item in run(recipe, Local(out=tmp_path)).artifacts}
+    script = tmp_path / "see.py"
+    script.write_text(SEE)
+    words = [sys.executable, script, folder / "Tiny-Q8_0.gguf", folder / "mmproj-BF16.gguf"]
+    ran = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300, check=False)
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("prompt:")]
+    assert len(lines) == 2, ran.stderr[-2000:]
+    without, seeing = (int(line.split()[1]) for line in lines)
+    assert seeing == without + 18

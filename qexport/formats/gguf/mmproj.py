@@ -9,6 +9,7 @@ name (``file_name.py``) and take, of several, the nearest in bits to the model.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -248,6 +249,7 @@ def _plan_one(
             "architecture": "clip",
             "file_type": type_name,
             "projector": metadata["clip.projector_type"].value,
+            "tensor_types": dict(Counter(kind.name for kind in kinds).most_common()),
             "metadata_keys": len(metadata),
         },
     )
