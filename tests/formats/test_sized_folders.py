@@ -141,7 +141,7 @@ def test_what_stands_in_is_about_as_large(zoo):
         assert plan(found, MlxOptions(bpw=made.bits_per_weight)).assignment.types == types, bits
 
 
-def test_the_config_names_what_most_weights_have(zoo):
+def test_the_config_names_what_is_nearest_to_the_mean(zoo):
     found = diagnosis(zoo("qwen3_5", **LARGE))
     options = MlxOptions(size=1_000_000)
     made = plan(
@@ -213,3 +213,21 @@ def test_predictions_go_with_the_types(zoo):
         )
         assert made.assignment.predicted == Prediction(0.25, aim="1 MB")
         assert made.assignment.to_json()["predicted"]["kld"] == 0.25
+
+
+def test_a_few_large_matrices_do_not_name_the_folder(zoo):
+    """Two large ones of 8 bits are most weights; what lies nearest to the mean is 5."""
+    found = diagnosis(zoo("qwen3_5", **LARGE, vocab=2048))
+    options = MlxOptions(size=1_000_000)
+    large = {"model.embed_tokens.weight", "lm_head.weight"}
+    given = chosen(found, options, lambda _: "4-bit g64")
+    types = {
+        name: "8-bit g64" if name in large else "5-bit g64" if name.endswith("up_proj.weight") else word
+        for name, word in given.types_from.types.items()
+    }
+    made = plan(found, replace(given, types_from=replace(given.types_from, types=types)))
+    weights = Counter()
+    for tensor in made.tensors:
+        weights[tensor.stored.name] += tensor.nbytes
+    assert weights["8-bit g64"] > weights["5-bit g64"]
+    assert config_in(made)["quantization"]["bits"] == 5

@@ -4,7 +4,8 @@ mlx-lm runs each matrix by itself and reads its scheme from config.json by its p
 embedding and lm_head are matrices like others. Routers keep the 8 bits that mlx-lm gives them. Below 3 bits
 errors are no longer small, and what they cost cannot be foretold. The head goes by ``mtp_bits``.
 
-config.json names the scheme that most weights have as that of all, and the others by path.
+config.json names the scheme nearest to the mean width as that of all, which readers and limits go by, and the
+others by path.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def plan_sized(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, .
     """The plan of options with an aim; until the types are chosen, one of about its size stands in."""
     given = options.types_from
     if isinstance(given, Assignment):
-        usual = _most(repaired, given)
+        usual = _usual(repaired, given)
         made = options.without_aim(types_from=given, bits=usual.bits, group_size=usual.group_size)
     elif options.like is not None:
         made = plain(options, options.like)
@@ -87,14 +88,16 @@ def plan_sized(repaired: Repaired, options: MlxOptions) -> tuple[ArtifactPlan, .
     return called(plan_mlx(repaired, made, sized=True), options, options.label)
 
 
-def _most(repaired: Repaired, given: Assignment) -> Scheme:
-    """The affine scheme that most weights have."""
+def _usual(repaired: Repaired, given: Assignment) -> Scheme:
+    """Of the affine schemes the one nearest to the mean width; of several that which most weights have."""
     count: Counter[Scheme] = Counter()
     for tensor in trunk_of(repaired):
         word = given.types.get(tensor.name, PLAIN)
         if word != PLAIN and (scheme := Scheme.labelled(word)).mode == "affine":
             count[scheme] += tensor.data.numel
-    return count.most_common(1)[0][0] if count else Scheme(64, _MIDDLE)
+    mean = sum(scheme.bits * weights for scheme, weights in count.items()) / max(1, count.total())
+    found = sorted(count, key=lambda scheme: (abs(scheme.bits - mean), -count[scheme]))
+    return found[0] if found else Scheme(64, _MIDDLE)
 
 
 def _near(repaired: Repaired, options: MlxOptions) -> int:
