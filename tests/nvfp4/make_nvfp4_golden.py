@@ -39,13 +39,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama float16": ("llama", {"layers": 2}),
 }
 """Zoo model and its options; all linear layers are quantized."""
-SMALL = {"float32_ssm": False, "hidden": 128, "intermediate": 256, "layers": 4, "experts": 3}
-MIXED_CASES = {"dense mixed": ("qwen3_5", SMALL), "MoE mixed": ("qwen3_5_moe", SMALL)}
+SMALL = {"float32_ssm": False, "hidden": 128, "intermediate": 256, "layers": 4}
+MIXED_CASES = {"dense mixed": ("qwen3_5", SMALL), "MoE mixed": ("qwen3_5_moe", {**SMALL, "experts": 3})}
 """Of these one layer's MLP, attention and DeltaNet are FP8, the other MLPs NVFP4."""
 MIXED = {
-    "NVFP4A16": [r"re:.*layers\.[023]\.mlp\..*(gate|up|down)_proj$"],
+    "NVFP4A16": [r"re:.*layers\.[023]\.mlp\.(.*\.)?(gate|up|down)_proj$"],
     "FP8_BLOCK": [
-        r"re:.*layers\.1\.mlp\..*(gate|up|down)_proj$",
+        r"re:.*layers\.1\.mlp\.(.*\.)?(gate|up|down)_proj$",
         r"re:.*self_attn\.[qkvo]_proj$",
         r"re:.*linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$",
     ],

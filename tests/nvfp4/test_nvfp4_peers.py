@@ -6,7 +6,9 @@ import json
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from make_nvfp4_golden import CASES, LEFT, MIXED, MIXED_CASES
 from nvfp4_folders import json_of, plan, same, write
 from nvfp4_reading import digest_of, tensors_in
 from zoo_types import Zoo
+
+from qexport.formats.opening import open_artifact
+from qexport.onepass.rows import read_rows
 
 HERE = Path(__file__).parent
 PYTHONS = {
@@ -153,3 +158,27 @@ def test_equals_peer(zoo: Zoo, tmp_path: Path, peer: str) -> None:
         modules = {f"{module}." for module in digest_of(ours)}
         rest = [key for key in stored if f"{key.rpartition('.')[0]}." not in modules]
         assert [key for key in rest if not same(ours[key], stored[key])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("compressed_tensors") is None, reason="compressed-tensors is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_the_library_reads_a_mixed_folder(zoo: Zoo, tmp_path: Path) -> None:
+    """transformers with compressed-tensors: each module in the format of its group, with our values."""
+    from compressed_tensors.compressors import decompress_module
+    from transformers import AutoModelForCausalLM
+
+    make(zoo, tmp_path, "llmcompressor-mixed", "dense mixed", tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    ours = {tensor.name: tensor.data for tensor in open_artifact(tmp_path / "out").view()}
+    formats: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is None:
+            continue
+        decompress_module(module)
+        data = ours[f"{name.replace('language_model.', '')}.weight"]
+        values = read_rows(data, 0, data.matrix_shape[0]).float()
+        assert float((module.weight.float() - values).abs().max()) < 2**-8 * float(values.abs().max()), name
+        formats[scheme.format.value] += 1
+    assert formats == {"float-quantized": 16, "nvfp4-pack-quantized": 9}
