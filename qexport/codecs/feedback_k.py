@@ -89,7 +89,8 @@ def encode(stored: Blocks, rows: torch.Tensor, known: Known) -> Packed:
         _read_scales(block, work, number, columns // layout.width)
         settle(work, feedback.reach, first, _BLOCK, False, target, UNIFORM, bottom, top)
     descend(work, feedback, UNIFORM, bottom, top)
-    _write_codes(work.levels, places, layout, packed)
+    codes = (rows_of(work.levels, places, n) - layout.lowest).to(torch.uint8)
+    _write_codes(codes.numpy(), layout, packed)
     return Packed((packed,), bad)
 
 
@@ -135,21 +136,21 @@ def _scales_of(block: np.ndarray, scales: np.ndarray, lows: np.ndarray) -> int:
 
 
 @compiled
-def _write_codes(levels: np.ndarray, places: np.ndarray, layout: Places, packed: np.ndarray) -> None:
-    """Replace the codes of all blocks; ``places`` says where in the order a column is."""
-    columns = len(places)
-    nbytes = packed.shape[1] // (columns // 256)
+def _write_codes(codes: np.ndarray, layout: Places, packed: np.ndarray) -> None:
+    """Replace the codes of all blocks by those of ``(n, columns)``."""
+    blocks = codes.shape[1] // 256
+    nbytes = packed.shape[1] // blocks
     mask = (1 << layout.bits) - 1
     for row in range(len(packed)):
-        base, lane = row // LANES * columns, row % LANES
-        for block in range(columns // 256):
+        for block in range(blocks):
             out = packed[row, block * nbytes : (block + 1) * nbytes]
+            values = codes[row, block * 256 : (block + 1) * 256]
             for i in range(256):
                 out[layout.low_byte[i]] = 0
                 if layout.more:
                     out[layout.high_byte[i]] = 0
             for i in range(256):
-                code = int(levels[base + places[block * 256 + i], lane]) - layout.lowest
+                code = int(values[i])
                 out[layout.low_byte[i]] |= np.uint8((code & mask) << layout.low_shift[i])
                 if layout.more:
                     out[layout.high_byte[i]] |= np.uint8(code >> layout.bits << layout.high_shift[i])
