@@ -81,6 +81,8 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
             output.text(f"    {tensor.name:<44} {shape:>16} {tensor.stored.name:>6} {where:>16}")
         for note in plan.notes:
             output.text(f"  note: {note}")
+        if plan.assignment is not None and plan.assignment.predicted is not None:
+            output.text(f"  predicted: {plan.assignment.predicted}")
     _summary(output, plans)
     verdict = "fits" if total <= free else "DOES NOT FIT"
     output.text(f"{size_text(total)} to write, {size_text(free)} free: {verdict}.")

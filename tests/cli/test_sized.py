@@ -234,6 +234,8 @@ def test_a_printed_plan_gives_the_same_bytes_and_is_not_made_twice(matrix_file: 
     aim = (*words, "--like", "Q4_K_M", "--no-verify")
     printed = ok(*aim, "--dry-run", "--json", "-o", tmp_path / "sized").json()
     (artifact,) = printed["artifacts"]
+    said = ok(*words, "-q", "Q8_0", "--dry-run", "-o", tmp_path / "sized").stdout
+    assert re.search(r"predicted: a divergence of \d\S* nats per token", said)
     assert artifact["label"] == "QX-Q4_K_M"
     assert artifact["assignment"]["predicted"]["aim"] == "the size of Q4_K_M"
     assert 0 < artifact["assignment"]["predicted"]["kld"] < 0.1
