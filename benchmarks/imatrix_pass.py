@@ -4,7 +4,8 @@
         [--chunk 512] [--rounds 2] [--precision auto]
     python benchmarks/imatrix_pass.py MODEL TEXT --sensitivity [--chunks 16] [...]
 
-llama-imatrix reads a BF16 GGUF that qexport writes first (not counted). Both are timed as whole processes.
+llama-imatrix reads a BF16 GGUF that qexport writes first (not counted). Both are timed as whole processes, in
+seconds and in seconds of processors, which say more where others use the machine (with --threads 1).
 Prints tokens per second, peak memory, and how far the two matrices are apart: the worst correlation and the
 worst mean relative difference of mean squares over all tensors, and what only one of the two has.
 
@@ -100,17 +101,22 @@ def main() -> None:
             "-o",
             str(theirs),
         ]
-        seconds: dict[str, list[float]] = {"qexport": [], "llama-imatrix": []}
+        seconds: dict[str, list[tuple[float, float]]] = {"qexport": [], "llama-imatrix": []}
         for _ in range(args.rounds):
             for label, command in (("qexport", mine), ("llama-imatrix", peer)):
-                taken, peak = timed(command, **env)
-                seconds[label].append(taken)
+                taken, processors, peak = measured(command, **env)
+                seconds[label].append((taken, processors))
                 print(
-                    f"{label:>14}: {taken:6.1f} s, {tokens / taken:7.0f} tokens/s, {peak:6.0f} MiB",
+                    f"{label:>14}: {taken:6.1f} s, {tokens / taken:7.0f} tokens/s, "
+                    f"{processors:6.1f} s of processors, {peak:6.0f} MiB",
                     flush=True,
                 )
-        ratio = statistics.median(seconds["llama-imatrix"]) / statistics.median(seconds["qexport"])
-        print(f"{tokens} tokens, {args.threads} threads: {ratio:.2f} times as fast as llama-imatrix")
+        ours_took, theirs_took = (
+            [statistics.median(each) for each in zip(*rounds, strict=True)] for rounds in seconds.values()
+        )
+        wall, busy = (b / a for a, b in zip(ours_took, theirs_took, strict=True))
+        print(f"{tokens} tokens, {args.threads} threads: {wall:.2f} times as fast as llama-imatrix,")
+        print(f"  by seconds of processors {busy:.2f} times")
         compare(ours, theirs)
 
 

@@ -42,7 +42,7 @@ def gated_delta_rule(
     initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Outputs ``(texts, tokens, heads, values)``, and the last state where it is asked for.
 
@@ -52,19 +52,19 @@ def gated_delta_rule(
         g: logarithms of decays, ``(texts, tokens, heads)``.
         beta: how much a token replaces of what its key had, likewise.
     """
-    texts, tokens, heads, keys = key.shape
+    texts, _, heads, keys = key.shape
     state = initial_state
     if state is None:
         state = value.new_zeros((texts, heads, keys, value.shape[-1]), dtype=torch.float32)
     later = torch.ones(_PIECE, _PIECE, dtype=torch.bool, device=key.device).triu(1)
     given = []
-    for start in range(0, tokens, _PIECE):
-        piece = slice(start, start + _PIECE)
-        q, k, v = (each[:, piece].transpose(1, 2).float().contiguous() for each in (query, key, value))
+    pieces = (each.transpose(1, 2).split(_PIECE, dim=2) for each in (query, key, value, g, beta))
+    for q, k, v, forgotten, strength in zip(*pieces, strict=True):
+        q, k, v = (each.float().contiguous() for each in (q, k, v))
         if use_qk_l2norm_in_kernel:
             q, k = (each * torch.rsqrt(each.square().sum(-1, keepdim=True) + _TINY) for each in (q, k))
-        strength = beta[:, piece].transpose(1, 2).float().unsqueeze(-1)
-        decay = g[:, piece].transpose(1, 2).float().cumsum(-1)  # since the piece's beginning, for each token
+        strength = strength.float().unsqueeze(-1)
+        decay = forgotten.float().cumsum(-1)  # since the piece's beginning, for each token
         since, left = decay.exp().unsqueeze(-1), (decay[..., -1:] - decay).exp().unsqueeze(-1)
         size = decay.shape[-1]
         between = (
@@ -94,11 +94,13 @@ def causal_convolution(
         weight: ``(channels, how many)``, the token's own last.
     """
     rows, kernel = hidden.transpose(1, 2), weight.shape[-1]
-    padded = functional.pad(rows[:, :_PIECE], (0, 0, kernel - 1, 0)).to(weight.dtype)
+    # On the way back each piece would cost as much as all of them.
+    step = rows.shape[1] if hidden.requires_grad else _PIECE
+    padded = functional.pad(rows[:, :step], (0, 0, kernel - 1, 0)).to(weight.dtype)
     taps = weight.t().contiguous()
     given = []
-    for start in range(0, rows.shape[1], _PIECE):
-        stop = min(rows.shape[1], start + _PIECE)
+    for start in range(0, rows.shape[1], step):
+        stop = min(rows.shape[1], start + step)
         if start:
             padded = rows[:, start - kernel + 1 : stop].to(weight.dtype)
         size = stop - start
