@@ -58,7 +58,10 @@ def gated_delta_rule(
         state = value.new_zeros((texts, heads, keys, value.shape[-1]), dtype=torch.float32)
     later = torch.ones(_PIECE, _PIECE, dtype=torch.bool, device=key.device).triu(1)
     given = []
-    pieces = (each.transpose(1, 2).split(_PIECE, dim=2) for each in (query, key, value, g, beta))
+    pieces = (
+        each.transpose(1, 2).split(_PIECE, dim=2)  # type: ignore[no-untyped-call]
+        for each in (query, key, value, g, beta)
+    )
     for q, k, v, forgotten, strength in zip(*pieces, strict=True):
         q, k, v = (each.float().contiguous() for each in (q, k, v))
         if use_qk_l2norm_in_kernel:
