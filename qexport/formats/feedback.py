@@ -25,10 +25,11 @@ def feedback_needs(
 ) -> tuple[Need, ...]:
     """The product of the inputs of the tensor with this canonical name, if its type can use it.
 
-    Those of the output matrix are known from what leaves the trunk; of all others where importance is.
+    Those of the output matrix are known from what leaves the trunk; of all others where importance is. An
+    embedding has none, though its columns may be weighed (``evidence.sensitivity.filled``).
     """
     unit = unit_of(stored)
-    if unit is None or columns % unit:
+    if unit is None or columns % unit or role is Role.TOKEN_EMBD:
         return ()
     if role is not Role.OUTPUT and evidence.of(Kind.INPUT_SQUARES, name) is None:
         return ()

@@ -10,7 +10,9 @@ from qexport.assign.assignment import PLAIN, Assignment, Prediction
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor import diagnose
 from qexport.errors import InputError, UsageProblem
+from qexport.evidence.store import Kind
 from qexport.formats.format import CALIBRATED
+from qexport.formats.gguf.importance import gguf_importance, uncollected, unfelt
 from qexport.formats.linears import kernel_of
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
@@ -231,3 +233,22 @@ def test_a_few_large_matrices_do_not_name_the_folder(zoo):
         weights[tensor.stored.name] += tensor.nbytes
     assert weights["8-bit g64"] > weights["5-bit g64"]
     assert config_in(made)["quantization"]["bits"] == 5
+
+
+def test_an_embedding_is_weighed_and_has_no_feedback(zoo):
+    """Nothing is multiplied with it; lm_head has both."""
+    found = diagnosis(zoo("qwen3_5", **LARGE))
+    view = found.repaired.view()
+    sums, counts = uncollected(view)
+    matrix = gguf_importance(
+        view, sums, counts, datasets=["d"], chunk_count=1, chunk_size=8,
+        label="ones", sensitivity=unfelt(view, 8, 8, ("t",)),
+    )  # fmt: skip
+    made = plan(found, MlxOptions(like="6bit", importance=matrix, feedback=True))
+    kinds = {tensor.canonical: {need.kind for need in tensor.needs} for tensor in made.tensors}
+    assert kinds["model.embed_tokens.weight"] == {Kind.INPUT_SQUARES}
+    assert kinds["lm_head.weight"] == {Kind.INPUT_SQUARES, Kind.INPUT_PRODUCTS}
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == {Kind.INPUT_SQUARES, Kind.INPUT_PRODUCTS}
+    plain = plan(found, MlxOptions(bits=6, importance=matrix))
+    needs = {tensor.canonical: tensor.needs for tensor in plain.tensors}
+    assert needs["model.embed_tokens.weight"] == needs["lm_head.weight"] == ()
