@@ -58,3 +58,24 @@ def prepare_encoders(
         if announce and done[kind].compiled:
             announce(done[kind])
     return list(done.values())
+
+
+def prepare_feedback(
+    kinds: Iterable[tuple[StoredType, torch.dtype]], *, announce: Callable[[Prepared], None] | None = None
+) -> None:
+    """The same for rounding with error feedback: a row of zeros whose columns do not go together."""
+    import numpy as np
+    import torch
+
+    from qexport.codecs.feedback import prepare, unit_of
+    from qexport.codecs.jit import compilations
+
+    for stored, dtype in dict.fromkeys(kinds):
+        unit = unit_of(stored)
+        if unit is None:
+            continue
+        start, before = time.perf_counter(), compilations()
+        known = Matrices(None, np.ones((1, unit), np.float32), np.ones(1), [prepare(torch.eye(unit), unit)])
+        encode_rows(stored, torch.zeros((1, unit), dtype=dtype), 0, known)
+        if announce and compilations() > before:
+            announce(Prepared(f"{stored.name} feedback", time.perf_counter() - start, compiled=True))

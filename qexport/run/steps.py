@@ -113,6 +113,8 @@ def ready_kernels(plans: Sequence[ArtifactPlan], say: Callable[[str], None]) -> 
         ),
         announce=announce,
     )
+    fed = ((t.stored, torch_dtype(t.source.dtype)) for t in tensors if t.need(Kind.INPUT_PRODUCTS))
+    warmup.prepare_feedback(fed, announce=announce)
 
 
 def write(

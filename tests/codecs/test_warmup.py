@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from qexport.codecs.contract import Blocks
+from qexport.codecs import warmup
+from qexport.codecs.contract import Blocks, Matrices, MlxAffine
 from qexport.codecs.warmup import Prepared, prepare_encoders
 
 CODE = """
@@ -39,6 +41,21 @@ def test_one_of_each_kind_is_encoded() -> None:
     assert not any(one.compiled for one in prepare_encoders(samples, announce=told.append))
     assert told == []
     assert prepare_encoders([]) == []
+
+
+def test_feedback_is_made_ready_for_types_that_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def encode(stored: Any, rows: torch.Tensor, first_row: int, known: Matrices) -> None:
+        assert known.feedback is not None
+        assert known.feedback[0] is not None
+        seen.append((stored.name, rows.shape[1] == len(known.feedback[0].order)))
+
+    monkeypatch.setattr(warmup, "encode_rows", encode)
+    bf16 = torch.bfloat16
+    kinds = [(Blocks("Q8_0"), bf16), (Blocks("Q4_K"), bf16), (MlxAffine(4, 64), bf16)]
+    warmup.prepare_feedback([*kinds, kinds[1]])
+    assert seen == [("Q4_K", True), ("4-bit g64", True)]
 
 
 @pytest.mark.slow
