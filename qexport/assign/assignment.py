@@ -41,6 +41,7 @@ class Prediction:
         aim: what the types were chosen for, in words; empty where they were not.
         notes: what a user should know about the choice.
         key: what the choice follows from, as a hash.
+        curve: bytes and nats of what could have been chosen, the smallest first.
     """
 
     kld: float
@@ -48,6 +49,7 @@ class Prediction:
     aim: str = ""
     notes: tuple[str, ...] = ()
     key: str = ""
+    curve: tuple[tuple[int, float], ...] = ()
 
     def __str__(self) -> str:
         """``0.00123 nats per token``, and what it is of the MTP head."""

@@ -134,6 +134,14 @@ class MatrixFile:
 
 
 @dataclass(frozen=True)
+class Possible:
+    """A file that could have been chosen: bytes of all files, and its predicted divergence."""
+
+    size: int = field(metadata={"json": "bytes"})
+    kld: float
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What was predicted before anything was written: nats of divergence per token, from sensitivities.
 
@@ -143,6 +151,7 @@ class Forecast:
         aim: what types were chosen for, such as ``the size of Q4_K_M``; empty where they were not chosen so.
         types: the type of each tensor that was chosen, by its name in the model.
         key: what the choice follows from, so that it is not made again.
+        curve: what other sizes would have cost, the smallest first.
     """
 
     kld: float
@@ -150,6 +159,7 @@ class Forecast:
     aim: str = ""
     types: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
+    curve: tuple[Possible, ...] = ()
 
 
 @dataclass(frozen=True)

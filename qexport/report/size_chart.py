@@ -1,13 +1,15 @@
 """Size against KL divergence: what a byte buys. The plot that publishers of quantizations show first.
 
 A mark for the mean, a thin line up to the 99th percentile; names beside the marks, formats told apart by
-shape and colour. Divergence is on a logarithmic scale, with a place for what is zero.
+shape and colour. Divergence is on a logarithmic scale, with a place for what is zero. Where types were chosen
+by what errors cost, a line shows what was predicted of all sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qexport.formats.registry import words_of
@@ -21,7 +23,7 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from qexport.receipt.types import Artifact
+    from qexport.receipt.types import Artifact, Possible
     from qexport.report.report import Report
 
 
@@ -55,7 +57,8 @@ def size_chart(report: Report) -> Chart | None:
     return Chart(
         title="Size against KL divergence",
         reading="Further left is smaller, further down is closer to the unquantized model. The mark is the "
-        "mean, the thin line ends at the 99th percentile. Each step up is ten times more.",
+        "mean, the thin line ends at the 99th percentile. Each step up is ten times more."
+        + (" A dashed line is what was predicted of types chosen for each size." if _curves(points) else ""),
         draw=lambda width: _draw(points, width),
         legend=tuple(_legend(report, points)),
     )
@@ -69,7 +72,7 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
     x = _sizes([p.artifact.size for p in points], frame)
     y = Log.over(values, frame.bottom - (_ZERO_GAP if zero else 0), frame.top, frame.bottom, floor=FLOOR)
     at = [(x(p.artifact.size), y(p.mean)) for p in points]
-    parts = [*_grid(x, y, frame, zero), *_tails(points, at, y)]
+    parts = [*_grid(x, y, frame, zero), *_foretold(points, x, y, frame), *_tails(points, at, y)]
     room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9)
     stems = [Box(px - 2, end, px + 2, py) for _, px, py, end in _tailed(points, at, y)]
     # The other model's mark of the same name is near, and hollow.
@@ -112,6 +115,26 @@ def _grid(x: Linear, y: Log, frame: Box, zero: bool) -> list[Markup]:
     parts.append(text(across, frame.bottom + 38, f"Size ({name})", "label", "middle"))
     parts.append(text(12.0, down, "KL divergence (nats, logarithmic)", "label", "middle", turned=True))
     return parts
+
+
+def _curves(points: Sequence[_Point]) -> dict[str, tuple[Possible, ...]]:
+    """What was predicted of other sizes, for each format of the first model by the artifact on top."""
+    return {
+        p.artifact.format: p.artifact.predicted.curve
+        for p in points
+        if not p.other and p.artifact.predicted is not None and p.artifact.predicted.curve
+    }
+
+
+def _foretold(points: Sequence[_Point], x: Linear, y: Log, frame: Box) -> Iterator[Markup]:
+    """Those curves, as far as they are in the frame: what is beyond it is put on its edge."""
+    for kind, curve in _curves(points).items():
+        at = [(x(each.size), y(each.kld)) for each in curve]
+        inside = [
+            (px, py) for px, py in at if frame.left < px < frame.right and frame.top < py < frame.bottom
+        ]
+        parts = [line(*one, *other, "foretold") for one, other in pairwise(inside)]
+        yield group(*parts, class_=f"tail {kind}")
 
 
 def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) -> list[Markup]:

@@ -46,6 +46,7 @@ _HINT = (
     "matrix itself (--imatrix mine.jsonl, in a recipe calibration: {corpus: mine.jsonl}) does so when it has "
     "an aim. Text like that which the model is for matters most."
 )
+_DRAWN = 24  # points of a curve that receipts keep
 _ROUNDS = 8  # until a plan's own headers fit; the second does in practice
 
 
@@ -325,6 +326,7 @@ class Offer:
             aim,
             tuple(notes),
             self.target.fingerprint(self.base) if aim else "",
+            tuple((point.nbytes, point.kld) for point in self.curve(most=_DRAWN)) if aim else (),
         )
 
     def _unknown(self) -> list[str]:

@@ -14,7 +14,7 @@ from qexport.families.roles import Block
 from qexport.receipt.on_disk import is_there
 from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
-from qexport.receipt.types import Artifact, File, Forecast, MatrixFile, Source, WeightFile
+from qexport.receipt.types import Artifact, File, Forecast, MatrixFile, Possible, Source, WeightFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +121,8 @@ def _predicted(assignment: Assignment | None) -> Forecast | None:
     if assignment is None or (found := assignment.predicted) is None:
         return None
     types = assignment.types if found.aim else {}
-    return Forecast(found.kld, found.draft_kld, found.aim, types, found.key)
+    curve = tuple(Possible(*point) for point in found.curve)
+    return Forecast(found.kld, found.draft_kld, found.aim, types, found.key, curve)
 
 
 def _versions() -> dict[str, str]:

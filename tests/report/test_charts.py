@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import pytest
 from receipts_by_hand import bench, gguf, large_ladder, measures, of_base, receipt
 
 from qexport.formats.registry import FORMATS
+from qexport.receipt.types import Forecast, Possible
 from qexport.report import gather
 from qexport.report.labels import place
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
@@ -205,3 +207,22 @@ def test_every_format_has_a_shape_of_its_own():
     marks = [each.words.mark for each in FORMATS.values()]
     assert len(set(marks)) == len(marks)
     assert all(marks)
+
+
+def test_what_was_predicted_of_other_sizes_is_a_line_that_the_marks_lie_on(tmp_path):
+    report = ladder(tmp_path, 0.1, 0.01, 0.001)
+    assert "dashed" not in size_chart(report).reading
+    (model,) = report.models
+    curve = tuple(
+        Possible(size, kld)
+        for size, kld in ((10**7, 9.0), (10**9, 0.1), (2 * 10**9, 0.01), (3 * 10**9, 0.001), (10**12, 0.0))
+    )
+    chosen = [replace(each, predicted=Forecast(0.01, aim="x", curve=curve)) for each in model.artifacts]
+    chart = size_chart(replace(report, models=(replace(model, artifacts=tuple(chosen)),)))
+    assert "A dashed line is what was predicted" in chart.reading
+    root = drawn(chart, WIDE)
+    lines = [node for node in root.iter("line") if node.get("class") == "foretold"]
+    marks = sorted(points(root).values())
+    ends = [tuple(float(node.get(key)) for key in ("x1", "y1", "x2", "y2")) for node in lines]
+    # From mark to mark; what is far outside of the picture is left out.
+    assert ends == [(*one, *other) for one, other in pairwise(marks)]
