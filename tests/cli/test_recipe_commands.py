@@ -56,7 +56,9 @@ def test_matrix_for_github_is_one_line_and_its_commands_run(recipe, tmp_path):
         ok(*words[1:], "--no-verify", "-o", tmp_path / "out")
     found = json.loads(run("matrix", recipe, "--check", tmp_path / "out", "--format", "json").stdout)
     assert [each["state"] for each in found] == ["not run"] * 7
-    tower = (tmp_path / "out" / "Zoo-GGUF" / "mmproj-BF16.gguf").stat().st_size  # goes with all, is none itself
+    tower = (
+        (tmp_path / "out" / "Zoo-GGUF" / "mmproj-BF16.gguf").stat().st_size
+    )  # goes with all, is none itself
     assert sum(each["bytes"] for each in found) + tower == entry["output_bytes"]
 
 

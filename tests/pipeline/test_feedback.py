@@ -113,6 +113,8 @@ def test_the_same_bytes_however_they_come_about(
     assert contents(tmp_path / "again") == expected
 
     for item, other in zip(together, again, strict=True):
+        if item.attached:  # the tower's file
+            continue
         told = item.plan.details["feedback"]
         assert told == other.plan.details["feedback"]
         assert told["left_plain"]

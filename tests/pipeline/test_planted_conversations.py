@@ -29,6 +29,7 @@ from qexport.verification.conversation import folder_ends, template_kept
 SIZES = {"head_dim": 128, "linear_dim": 128, "hidden": 128, "intermediate": 128, "layers": 4, "heads": 2}
 SIZES |= {"kv_heads": 1, "key_heads": 1, "value_heads": 2, "shards": 1}
 TOKENIZER = "tokenizer_config.json"
+BESIDE = ("mlx-drafter", "mmproj")
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def targets(root: Path) -> list[Target]:
 
 def written(diagnosis: Diagnosis, root: Path) -> dict[str, Path]:
     items = steps.write(plan(targets(root), diagnosis), diagnosis, threads=2)
-    return {item.target.out.name: item.path for item in items if item.plan.kind != "mlx-drafter"}
+    return {item.target.out.name: item.path for item in items if item.plan.kind not in BESIDE}
 
 
 def test_a_hidden_template_an_unnamed_end_and_one_behind_every_prompt(folder: Path, tmp_path: Path) -> None:
