@@ -175,7 +175,7 @@ def test_what_spans_parts_is_said_beside_what_is_wrong_in_one(tmp_path):
         (FP8 + "   verify: {time_limit: 0}\n", "time_limit must be 1 at least"),
         (FP8 + "   verify: {prompts: Hello}\n", "a list of texts is expected here, not 'Hello'"),
         (FP8 + "   verify: [x]\n", "true or false is expected here, not a list"),
-        (LIST + " - mlx: 4\n", "a mapping is expected here, with keys such as bits, group_size"),
+        (LIST + " - mlx: 4\n", "a mapping is expected here, with keys such as size, bpw"),
         (LIST + " - gguf: {types: [Q8_0], tensor_types: {a: [b]}}\n", "text is expected here, not a list"),
         (GOOD + "artifacts: {gguf: 1}\n", "a list of artifacts is expected here, not a mapping"),
         (GOOD + "source: !!python/name:os.system\n", "tags such as"),

@@ -21,7 +21,8 @@ def test_the_example_of_the_documentation_is_right(tmp_path):
     example = tmp_path / "example.yaml"
     example.write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     recipe = load_recipe(example)
-    assert [artifact.kind for artifact in recipe.artifacts] == ["gguf", "mlx", "fp8", "nvfp4", "merged"]
+    kinds = [artifact.kind for artifact in recipe.artifacts]
+    assert kinds == ["gguf", "gguf", "mlx", "fp8", "nvfp4", "merged"]
     assert len(recipe.subjects) == 2
 
 
