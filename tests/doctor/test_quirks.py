@@ -324,7 +324,8 @@ def test_flat_wrapper(zoo_copy, tmp_path):
 def test_processors_come_from_the_base(zoo, zoo_copy, tmp_path):
     folder = zoo_copy("qwen3_5")
     PLANTS["processor_absent"](folder)
-    diagnosis, out = repair(folder, tmp_path / "out", mtp_from=opened(zoo("qwen3_5")))
+    base = opened(zoo("qwen3_5"))
+    diagnosis, out = repair(folder, tmp_path / "out", mtp_from=base, vision_from=base)
     assert ids(diagnosis, "repaired") == {"vision.processor_copied"}
     name = "preprocessor_config.json"
     assert (out / name).read_bytes() == (zoo("qwen3_5") / name).read_bytes()
