@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -42,6 +43,13 @@ class Prices:
 
     groups: Mapping[str, Mapping[str, Price]]
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def steps(self) -> list[Upgrade]:
+        """All steps of all groups, those that save most per byte first."""
+        found = [step for group, words in self.groups.items() for step in _steps_of(group, words)]
+        found.sort(key=lambda step: (-step.worth, step.group, step.place, -step.nbytes, step.after))
+        return found
 
     def of(self, words: Mapping[str, str]) -> Price:
         """What these words of all groups come to."""
@@ -73,20 +81,19 @@ class Allocation:
 
 def allocate(prices: Prices, budget: int) -> Allocation | None:
     """The words that cost least in ``budget`` bytes; ``None`` where the fewest bytes are more than that."""
-    return _walked(prices, _start(prices), _steps(prices), budget)
+    return _walked(prices, budget)
 
 
 def cheapest(prices: Prices, max_kld: float) -> Allocation | None:
     """The words that take the fewest bytes at this cost at most; ``None`` where the least cost is more."""
-    start, steps = _start(prices), _steps(prices)
-    low = prices.of(start).nbytes
+    low = prices.of(_start(prices)).nbytes
     high = prices.of({group: _largest(words) for group, words in prices.groups.items()}).nbytes
-    best = _walked(prices, start, steps, high)
+    best = _walked(prices, high)
     if best is None or best.price.kld > max_kld:
         return None
     while low < high:
         middle = (low + high) // 2
-        found = _walked(prices, start, steps, middle)
+        found = _walked(prices, middle)
         if found is not None and found.price.kld <= max_kld:
             best, high = found, min(middle, max(low, found.price.nbytes))
         else:
@@ -99,7 +106,7 @@ def curve(prices: Prices) -> list[Price]:
     words = _start(prices)
     at = prices.of(words)
     points = [at]
-    for step in _steps(prices):
+    for step in prices.steps:
         if step.on_hull and words[step.group] == step.before:
             words[step.group] = step.after
             at = Price(at.nbytes + step.nbytes, at.kld - step.saved)
@@ -108,7 +115,7 @@ def curve(prices: Prices) -> list[Price]:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Upgrade:
     """From one word of a group to another of more bytes and less cost.
 
     Attributes:
@@ -138,15 +145,8 @@ def _start(prices: Prices) -> dict[str, str]:
     return {group: _smallest(words) for group, words in prices.groups.items()}
 
 
-def _steps(prices: Prices) -> list[_Step]:
-    """All steps of all groups, those that save most per byte first."""
-    steps = [step for group, words in prices.groups.items() for step in _steps_of(group, words)]
-    steps.sort(key=lambda step: (-step.worth, step.group, step.place, -step.nbytes, step.after))
-    return steps
-
-
-def _steps_of(group: str, words: Mapping[str, Price]) -> list[_Step]:
-    steps: list[_Step] = []
+def _steps_of(group: str, words: Mapping[str, Price]) -> list[Upgrade]:
+    steps: list[Upgrade] = []
     at, most = _smallest(words), math.inf
     for place in count():
         here = words[at]
@@ -160,7 +160,7 @@ def _steps_of(group: str, words: Mapping[str, Price]) -> list[_Step]:
         worth = {word: min(most, saved / nbytes) for word, (nbytes, saved) in onward.items()}
         hull = max(onward, key=lambda word: (worth[word], onward[word][0]))
         steps += [
-            _Step(group, at, word, nbytes, saved, worth[word], place, on_hull=word == hull)
+            Upgrade(group, at, word, nbytes, saved, worth[word], place, on_hull=word == hull)
             for word, (nbytes, saved) in onward.items()
             if word == hull or nbytes < onward[hull][0]
         ]
@@ -168,12 +168,12 @@ def _steps_of(group: str, words: Mapping[str, Price]) -> list[_Step]:
     return steps
 
 
-def _walked(prices: Prices, start: Mapping[str, str], steps: list[_Step], budget: int) -> Allocation | None:
-    words = dict(start)
+def _walked(prices: Prices, budget: int) -> Allocation | None:
+    words = _start(prices)
     left = budget - prices.of(words).nbytes
     if left < 0:
         return None
-    for step in steps:
+    for step in prices.steps:
         if step.nbytes <= left and words[step.group] == step.before:
             words[step.group] = step.after
             left -= step.nbytes

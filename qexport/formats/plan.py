@@ -155,7 +155,12 @@ class ArtifactPlan:
         return sum(file.size for file in self.files)
 
     @property
+    def data_size(self) -> int:
+        """Bytes of the encoded tensors; what files have beyond them is headers and small files."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of the encoded tensors (no header) per value."""
         values = sum(rows * columns for rows, columns in (t.matrix_shape for t in self.tensors))
-        return 8 * sum(t.nbytes for t in self.tensors) / values if values else 0.0
+        return 8 * self.data_size / values if values else 0.0

@@ -53,5 +53,5 @@ def _size(name: str, plans: Sequence[ArtifactPlan]) -> FormatSize:
     """Of a file, or of a folder with what is beside it."""
     shapes = (tensor.matrix_shape for plan in plans for tensor in plan.tensors)
     values = sum(rows * columns for rows, columns in shapes)
-    data = sum(tensor.nbytes for plan in plans for tensor in plan.tensors)
+    data = sum(plan.data_size for plan in plans)
     return FormatSize(name, sum(plan.size for plan in plans), 8 * data / max(1, values))

@@ -24,7 +24,7 @@ from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import InputError, QexportError, UsageProblem, some
 from qexport.evidence.sensitivity import reached, weights_of
 from qexport.families.roles import Block
-from qexport.formats.format import ATTACHED
+from qexport.formats.format import ATTACHED, Candidates
 from qexport.onepass.assay import assay, assayed_bytes
 from qexport.receipt.store import read_receipt
 from qexport.run.receipts import entry_of
@@ -35,7 +35,7 @@ from qexport.sizes import size_text
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.evidence.imatrix_file import ImportanceMatrix
-    from qexport.formats.format import Candidates, Sizing
+    from qexport.formats.format import Sizing
     from qexport.formats.plan import ArtifactPlan
     from qexport.run.target import Target
     from qexport.run.watcher import Watcher
@@ -124,27 +124,27 @@ def offers(
         InputError: damaged weights.
     """
     asked = [_planned(target, diagnosis) for target in targets]
-    plans = [plan for each in asked for plan in each.values()]
+    plans = [plan for each, _ in asked for plan in each.values()]
     ready_kernels(plans, watcher.say)
     with watcher.phase(Phase.ASSAYING, assayed_bytes(plans)) as progress:
         costs = iter(assay(plans, threads=threads, progress=progress))
     return [
-        Offer(target, diagnosis, each, {word: next(costs) for word in each})
-        for target, each in zip(targets, asked, strict=True)
+        Offer(target, diagnosis, each, {word: next(costs) for word in each}, free)
+        for target, (each, free) in zip(targets, asked, strict=True)
     ]
 
 
-def _planned(target: Target, diagnosis: Diagnosis) -> dict[str, ArtifactPlan]:
-    """The plans that are assayed for a target: its own, and one for each word that may be chosen."""
+def _planned(target: Target, diagnosis: Diagnosis) -> tuple[dict[str, ArtifactPlan], Candidates]:
+    """The plans that are assayed for a target, its own and one for each word that may be chosen; and what may
+    be."""
     own = {plan.label: plan for plan, _ in target.plans(diagnosis) if plan.kind not in ATTACHED}
     if open_aim(target) is None or target.format.sizing is None:
-        return own
+        return own, Candidates(words=(), groups=())
     base = next(iter(own.values()))
     free = target.format.sizing.candidates(diagnosis, target.options)
     words = {word: with_types(target.options, base, free.all_as(word)) for word in free.words}
-    return {base.label: base} | {
-        word: target.format.plan(diagnosis, options)[0] for word, options in words.items()
-    }
+    made = {word: target.format.plan(diagnosis, options)[0] for word, options in words.items()}
+    return {base.label: base} | made, free
 
 
 def with_types(
@@ -163,22 +163,19 @@ class Offer:
     Attributes:
         plans: its own first (a stand-in where it has an aim), then by word those of all candidates.
         costs: nats per token, by the same keys and canonical name.
+        free: what may be chosen; nothing where there is no aim.
     """
 
     target: Target
     diagnosis: Diagnosis
     plans: Mapping[str, ArtifactPlan]
     costs: Mapping[str, Mapping[str, float]]
+    free: Candidates
 
     @property
     def base(self) -> ArtifactPlan:
         """Tensors that are not chosen for are as they are here."""
         return next(iter(self.plans.values()))
-
-    @cached_property
-    def free(self) -> Candidates:
-        """What may be chosen."""
-        return self._sizing.candidates(self.diagnosis, self.target.options)
 
     @cached_property
     def prices(self) -> Prices:
@@ -218,13 +215,12 @@ class Offer:
         """
         every = curve(self.prices)
         steps = sorted({round(at * (len(every) - 1) / (most - 1)) for at in range(most)})
-        head = {tensor.name for tensor in self.diagnosis.repaired.view() if tensor.block is Block.MTP}
-        fixed = sum(cost for name, cost in self._kept.items() if name not in head)
+        fixed = sum(cost for name, cost in self._kept.items() if name not in self._head)
         points: list[Price] = []
         for at in steps:
             chosen = allocate(self.prices, every[at].nbytes)
             assert chosen is not None
-            trunk = {group: word for group, word in chosen.words.items() if group not in head}
+            trunk = {group: word for group, word in chosen.words.items() if group not in self._head}
             kld = self.prices.of(trunk).kld
             points.append(Price(self.beside + chosen.price.nbytes, fixed + kld))
         return points
@@ -262,8 +258,8 @@ class Offer:
         if aim.kind == "like":
             options = self._sizing.plain(self.target.options, aim.value)
             return self.target.format.plan(self.diagnosis, options)[0].size
-        data = sum(tensor.nbytes for tensor in self.base.tensors)
-        return self.base.size - data + int(data * aim.value / self.base.bits_per_weight)
+        data = int(self.base.data_size * aim.value / self.base.bits_per_weight)
+        return self.base.size - self.base.data_size + data
 
     def _good(self, most: float) -> Allocation:
         chosen = cheapest(self.prices, most - self._fixed)
@@ -296,9 +292,9 @@ class Offer:
         costs = dict(self.costs[self.base.label])
         costs |= {name: self.costs[word][name] for name, word in words.items()}
         predicted = self._prediction(costs, str(aim))
-        data = sum(tensor.nbytes for tensor in self.base.tensors)
         room = self.beside + chosen.price.nbytes if limit is None else limit
-        label = self._sizing.label(self.diagnosis, self.target.options, room - (self.base.size - data))
+        room -= self.base.size - self.base.data_size
+        label = self._sizing.label(self.diagnosis, self.target.options, room)
         base = replace(self.base, label=label)
         return replace(self.target, options=with_types(self.target.options, base, types, predicted))
 
@@ -313,20 +309,29 @@ class Offer:
         chosen = {name for names in self.prices.members.values() for name in names}
         return {name: cost for name, cost in self.costs[self.base.label].items() if name not in chosen}
 
-    def _prediction(self, costs: Mapping[str, float], aim: str = "") -> Prediction:
+    @cached_property
+    def _head(self) -> frozenset[str]:
+        """The MTP head's tensors."""
         view = self.diagnosis.repaired.view()
-        head = {tensor.name for tensor in view if tensor.block is Block.MTP}
-        draft = [cost for name, cost in costs.items() if name in head]
+        return frozenset(tensor.name for tensor in view if tensor.block is Block.MTP)
+
+    @cached_property
+    def _drawn(self) -> tuple[tuple[int, float], ...]:
+        """The curve as receipts have it: the same whatever is chosen."""
+        return tuple((point.nbytes, point.kld) for point in self.curve(most=_DRAWN))
+
+    def _prediction(self, costs: Mapping[str, float], aim: str = "") -> Prediction:
+        draft = [cost for name, cost in costs.items() if name in self._head]
         notes: list[str] = []
         if aim:
             notes = [*self.free.floors, *self._unknown(), *_cold(self.base, costs)]
         return Prediction(
-            sum(cost for name, cost in costs.items() if name not in head),
+            sum(cost for name, cost in costs.items() if name not in self._head),
             sum(draft) if draft else None,
             aim,
             tuple(notes),
             self.target.fingerprint(self.base) if aim else "",
-            tuple((point.nbytes, point.kld) for point in self.curve(most=_DRAWN)) if aim else (),
+            self._drawn if aim else (),
         )
 
     def _unknown(self) -> list[str]:

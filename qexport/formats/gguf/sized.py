@@ -108,11 +108,10 @@ def plan_sized(view: ModelView, options: GgufOptions) -> tuple[ArtifactPlan, ...
     if options.like is not None:
         return plan_gguf(view, plain(options, options.like).types, options)
     (middle,) = plan_gguf(view, [_MIDDLE], options)
-    data = sum(tensor.nbytes for tensor in middle.tensors)
     if options.size is not None:
-        wanted = options.size - (middle.size - data)
+        wanted = options.size - (middle.size - middle.data_size)
     elif options.bpw is not None:
-        wanted = int(data * options.bpw / middle.bits_per_weight)
+        wanted = int(middle.data_size * options.bpw / middle.bits_per_weight)
     else:
         return (middle,)
     name = name_for(view, options, wanted)
