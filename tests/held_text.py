@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from qexport.demo import MODEL
 
 
-def own_words(seed: int) -> np.ndarray:
-    """int32 ``(16, 256)``."""
+def own_words(seed: int, tokens: int = 4096, chunk: int = 256) -> np.ndarray:
+    """int32 ``(chunks, chunk)``."""
     path = Path(__file__).parents[1] / "tools" / "demo_corpus.py"
     spec = importlib.util.spec_from_file_location("demo_corpus", path)
     assert spec is not None
@@ -22,6 +22,6 @@ def own_words(seed: int) -> np.ndarray:
     tokenizer, ids = Tokenizer.from_file(str(MODEL / "tokenizer.json")), []
     for document in corpus.documents(seed):
         ids += tokenizer.encode(document, add_special_tokens=False).ids
-        if len(ids) >= 4096:
+        if len(ids) >= tokens:
             break
-    return np.array(ids[:4096], np.int32).reshape(16, 256)
+    return np.array(ids[:tokens], np.int32).reshape(-1, chunk)

@@ -119,9 +119,14 @@ def has_aim(given: Mapping[str, Any]) -> bool:
     return any(given.get(kind) is not None for kind in AIMS)
 
 
+def wants_best(options: Any) -> bool:
+    """Whether a format's options ask for the best file of a size."""
+    return isinstance(options, Aimed) and options.quality == "best"
+
+
 def needs_sensitivity(options: Any) -> bool:
     """Whether a format's options leave types to be chosen by what errors cost."""
-    return isinstance(options, Aimed) and (options.aim is not None or options.quality == "best")
+    return aim_of(options) is not None or wants_best(options)
 
 
 def aim_of(options: Any) -> Aim | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.assign.aim import wants_best
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.corpus import BUILTIN_LABEL, heldout_corpus, kept_apart
 from qexport.evidence.tokens import tokenize
@@ -21,7 +22,6 @@ from qexport.formats.format import ATTACHED
 from qexport.formats.opening import open_artifact
 from qexport.formats.registry import format_of
 from qexport.onepass.as_stored import as_stored
-from qexport.onepass.sink import WrittenFile
 from qexport.receipt.measures import AgainstPlain
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.text import nats, with_error
@@ -59,11 +59,6 @@ class Heldout:
 
     tokens: np.ndarray
     words: str
-
-
-def wants_best(options: Any) -> bool:
-    """Whether options ask for the best file of a size."""
-    return getattr(options, "quality", "plain") == "best"
 
 
 def each_best(options: Any, *, feedback: bool = True) -> tuple[Any, ...]:
@@ -209,10 +204,7 @@ def plain_there(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Pat
     for plain, item in zip(plain_items(best, diagnosis, given), best, strict=True):
         there = plain_entry_of(plain.folder, item.fingerprint)
         if there is not None:
-            files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
-            found.append(
-                replace(plain, written=files, report=there.verification, against=there.against_plain)
-            )
+            found.append(plain.as_found(there))
     return found
 
 

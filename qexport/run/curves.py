@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.assign.aim import Aim
-from qexport.checkpoint.hub import HubCheckpoint
-from qexport.doctor.mlx_saved import underneath
 from qexport.errors import QexportError, UsageProblem
 from qexport.formats.registry import FORMATS
 from qexport.run.allocation import offers, refuse_blind
+from qexport.run.model import is_away
 from qexport.run.target import Target
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def curves_of(
         InputError: damaged weights; or no format can hold the model, and why.
     """
     refuse_blind(Aim("max_kld", 0.0), matrix)
-    if isinstance(underneath(diagnosis.subject.checkpoint), HubCheckpoint):
+    if is_away(diagnosis):
         raise UsageProblem(
             "what errors cost is found in the weights, which are not here",
             hint="Download the model: `hf download ORG/NAME --local-dir DIR`, and name DIR.",

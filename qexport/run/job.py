@@ -14,9 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qexport.assign.aim import aim_of
-from qexport.checkpoint.hub import HubCheckpoint
-from qexport.doctor.mlx_saved import underneath
+from qexport.assign.aim import aim_of, wants_best
 from qexport.errors import QexportError, Unproven, UsageProblem, VerificationError
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.evidence.options import StreamOptions
@@ -39,11 +37,10 @@ from qexport.run.best import (
     plain_items,
     plain_there,
     remove,
-    wants_best,
 )
 from qexport.run.gates import judge_gates, words
 from qexport.run.matrix import Matrix, Wanted, collect, corpus_of, matrix_label, want, write_matrix
-from qexport.run.model import examine, fetched
+from qexport.run.model import examine, fetched, is_away
 from qexport.run.outcome import Made, Outcome
 from qexport.run.target import Item, Target, matrix_facts, plan
 from qexport.run.watcher import Phase, Watcher
@@ -228,8 +225,8 @@ def foreseen(work: Work, watcher: Watcher) -> Work:
     """What is known before anything is written: with a matrix that is ready and has sensitivities, types and
     predictions; the weights are read for it."""
     matrix = None if work.wanted is not None or work.matrix is None else work.matrix.values
-    here = not isinstance(underneath(work.diagnosis.subject.checkpoint), HubCheckpoint)
-    return work.settle(watcher) if matrix is not None and matrix.sensitivity is not None and here else work
+    known = matrix is not None and matrix.sensitivity is not None and not is_away(work.diagnosis)
+    return work.settle(watcher) if known else work
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,13 @@ def bases_of(diagnosis: Diagnosis) -> list[Checkpoint]:
 
 def fetched(choice: ModelChoice, diagnosis: Diagnosis) -> Diagnosis:
     """The same diagnosis with all data at hand: what is on the Hub is downloaded now, and looked at again."""
-    on_hub = isinstance(underneath(diagnosis.subject.checkpoint), HubCheckpoint)
-    on_hub = on_hub or any(isinstance(base, HubCheckpoint) for base in bases_of(diagnosis))
-    return examine(choice, download=True) if on_hub else diagnosis
+    away = is_away(diagnosis) or any(isinstance(base, HubCheckpoint) for base in bases_of(diagnosis))
+    return examine(choice, download=True) if away else diagnosis
+
+
+def is_away(diagnosis: Diagnosis) -> bool:
+    """Whether the model's weights are on the Hub alone."""
+    return isinstance(underneath(diagnosis.subject.checkpoint), HubCheckpoint)
 
 
 def sources_of(diagnosis: Diagnosis, *given: object) -> Sources:

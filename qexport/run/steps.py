@@ -21,7 +21,6 @@ from qexport.onepass.files import silent
 from qexport.onepass.ledger import Ledger
 from qexport.onepass.locks import locked
 from qexport.onepass.resume import Resume, numbers_there
-from qexport.onepass.sink import WrittenFile
 from qexport.receipt.store import read_receipt, settle, write_receipt
 from qexport.receipt.verification import REQUIRED_OF_HEADS, Verification
 from qexport.run import feedback
@@ -60,8 +59,7 @@ def finished(items: Sequence[Item], *, home: Path | None = None) -> tuple[list[I
         if there is None:
             todo.append(item)
         else:
-            files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
-            done.append(replace(item, written=files, report=there.verification, against=there.against_plain))
+            done.append(item.as_found(there))
     return done, todo
 
 

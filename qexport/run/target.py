@@ -16,6 +16,7 @@ from qexport.errors import EnvironmentProblem
 from qexport.formats.format import ATTACHED
 from qexport.formats.registry import format_of
 from qexport.onepass.fingerprint import fingerprint
+from qexport.onepass.sink import WrittenFile
 from qexport.onepass.sources import Sources
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.state import State
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.formats.format import Format
     from qexport.formats.plan import ArtifactPlan
-    from qexport.onepass.sink import WrittenFile
     from qexport.receipt.measures import AgainstPlain
+    from qexport.receipt.types import Artifact
     from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import Unverified
 
@@ -167,6 +168,11 @@ class Item:
     report: Verification | None = None
     against: AgainstPlain | None = None
     instead_of: tuple[Path, str] | None = None
+
+    def as_found(self, there: Artifact) -> Item:
+        """As an earlier run left it, by its entry in the receipt."""
+        files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
+        return replace(self, written=files, report=there.verification, against=there.against_plain)
 
     @property
     def place(self) -> tuple[Path, str]:

@@ -3,7 +3,6 @@ asking for them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from held_text import own_words
 from in_process import ok, run
 from tokenizers import Tokenizer
 
@@ -41,23 +41,6 @@ from qexport.verification.comparison import compare
 from qexport.verification.divergence import gained
 from qexport.verification.text_run import run_text
 
-ROOT = Path(__file__).parents[2]
-
-
-def own_words(seed: int, tokens: int) -> np.ndarray:
-    """Text of the demo model's own little world, int32 ``(chunks, 128)``."""
-    spec = importlib.util.spec_from_file_location("demo_corpus", ROOT / "tools" / "demo_corpus.py")
-    assert spec is not None
-    assert spec.loader is not None
-    corpus = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(corpus)
-    tokenizer, ids = Tokenizer.from_file(str(MODEL / "tokenizer.json")), []
-    for document in corpus.documents(seed):
-        ids += tokenizer.encode(document, add_special_tokens=False).ids
-        if len(ids) >= tokens:
-            break
-    return np.array(ids[:tokens], np.int32).reshape(-1, 128)
-
 
 @pytest.fixture(scope="module")
 def diagnosis() -> Any:
@@ -66,7 +49,7 @@ def diagnosis() -> Any:
 
 @pytest.fixture(scope="module")
 def matrix(diagnosis: Any) -> ImportanceMatrix:
-    view, ids, squares = diagnosis.repaired.view(), own_words(11, 2048), InputSquares()
+    view, ids, squares = diagnosis.repaired.view(), own_words(11, 2048, 128), InputSquares()
     stream = TwoWayStream(view, StreamOptions(precision="float32"), at_most=2048)
     found = stream.run_both(ids, squares, text="t").sensitivity
     return gguf_importance(
@@ -111,7 +94,7 @@ def test_folders_as_large_as_the_plain_one_and_better(diagnosis: Any, matrix: Im
     plain = [format_of(each).sizing.plain(each, each.like) for each in aimed]
     plans = plans_of(diagnosis, *aimed, *plain)
     view = diagnosis.repaired.view()
-    with run_text(view, own_words(22, 4096)) as source:
+    with run_text(view, own_words(22, 4096, 128)) as source:
         measured = [compare(source, as_stored(view, [plan]), source.tokens).trunk for plan in plans]
     for number, name in enumerate(FOLDERS):
         sized, like = plans[number], plans[number + len(aimed)]
@@ -129,7 +112,7 @@ def test_as_large_as_the_plain_file_and_better(diagnosis: Any, matrix: Importanc
     asked = [{key: value} for word in words for key, value in (("types", (word,)), ("like", word))]
     plans = settled(diagnosis, matrix, *asked)
     view = diagnosis.repaired.view()
-    with run_text(view, own_words(22, 8192)) as source:
+    with run_text(view, own_words(22, 8192, 128)) as source:
         for plain, sized in zip(plans[::2], plans[1::2], strict=True):
             assert 0.995 * plain.size <= sized.size <= plain.size
             measured = [compare(source, as_stored(view, [p]), source.tokens).trunk for p in (plain, sized)]
@@ -288,7 +271,7 @@ def test_without_sensitivities_it_is_refused(matrix: ImportanceMatrix, tmp_path:
 def test_a_run_that_collects_its_matrix_collects_sensitivities_along(tmp_path: Path) -> None:
     corpus = tmp_path / "words.txt"
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    corpus.write_text(tokenizer.decode(own_words(5, 1024).reshape(-1).tolist()))
+    corpus.write_text(tokenizer.decode(own_words(5, 1024, 128).reshape(-1).tolist()))
     words = ("gguf", MODEL, "--bpw", "5", "--imatrix", corpus, "--calib-chunk", "64", "--calib-tokens", "512")
     before = ok(*words, "--dry-run", "-o", tmp_path / "out")
     assert "are chosen when it is known what errors cost" in before.stdout.replace("\n", " ")
