@@ -82,7 +82,7 @@ class InputProducts:
         """When the tensor's product is known: moments are to be asked for in their order.
 
         Raises:
-            InputError: never, since nothing is multiplied with it.
+            InputError: at no time: nothing is multiplied with it.
         """
         if name not in self._moments:
             raise InputError(f"{name} takes part in no product whose inputs could be known")

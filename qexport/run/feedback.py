@@ -93,7 +93,8 @@ def told(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
     fed = [need.of[0] for tensor in plan.tensors if (need := tensor.need(Kind.INPUT_PRODUCTS))]
     if not fed:
         return plan
-    few = {name: products.left_out[name] for name in fed if name in products.left_out}
+    left = products.left_out
+    few = {name: left[name] for name in fed if name in left}
     details = {"tensors": len(fed), "floor": products.floor, "left_plain": few}
     notes = list(plan.notes)
     if few:
