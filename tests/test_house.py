@@ -90,6 +90,12 @@ def test_every_module_has_a_title(path):
     assert "TODO" not in doc
 
 
+def test_a_test_file_s_name_is_its_own():
+    """pytest takes a second file of one name for the first, and runs neither."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_cycle_between_modules():
     graph = {
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): imported(

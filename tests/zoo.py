@@ -606,8 +606,10 @@ def _qwen3_5_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any
     }
     if o.vision:
         config["vision_config"] = {
-            **VISION,
+            "depth": VISION["depth"],
+            "hidden_size": VISION["hidden_size"],
             "intermediate_size": o.vision_intermediate,
+            **VISION,
             "deepstack_visual_indexes": [],
             "hidden_act": "gelu_pytorch_tanh",
             "in_channels": 3,

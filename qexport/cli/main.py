@@ -124,6 +124,8 @@ def main() -> None:
     except KeyboardInterrupt:  # a second one, while words about the first were said
         code = _STOPPED
     quiet_end()
+    if here().count > 1:
+        os._exit(code)  # threads of torch and gloo may outlive the objects that they work for, and then abort
     sys.exit(code)
 
 

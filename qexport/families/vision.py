@@ -12,6 +12,7 @@ from qexport.families.family import Family, Sight
 from qexport.families.values import typed
 
 _COPY = "Copy vision_config from the config.json of the checkpoint that was fine-tuned."
+_MOST_BLOCKS = 10_000  # every block's tensors are listed before a header is believed
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def resolve_vision(family: Family, config: Mapping[str, Any], hidden: int) -> Vi
         for key in (*vision.sizes.values(), vision.tower.count)
         if key in whole and (type(whole[key]) is not int or whole[key] < 1)
     ]
+    if not wrong and whole[vision.tower.count] > _MOST_BLOCKS:
+        count = whole[vision.tower.count]
+        wrong.append(f"vision_config.{vision.tower.count} is {count}, which no model has")
     found = VisionHyper(vision, hidden, whole)
     if not wrong and found.dims.get("v_out", hidden) != hidden:
         out = vision.sizes["v_out"]

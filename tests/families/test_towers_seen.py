@@ -66,6 +66,7 @@ def test_a_config_that_leaves_out_and_one_in_other_words():
     ("changes", "said"),
     [
         ({"depth": 0}, "depth is 0"),
+        ({"depth": 2**31 - 1}, "depth is 2147483647, which no model has"),
         ({"patch_size": [14, 16]}, "patch_size"),
         ({"out_hidden_size": 32}, "out_hidden_size is 32, but the language model's hidden_size is 64"),
         ({"num_heads": 5}, "shared out over its heads"),
