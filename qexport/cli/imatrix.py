@@ -83,12 +83,8 @@ def command(**given: Any) -> None:
     """
     from qexport.evidence.imatrix_file import read_imatrix
     from qexport.evidence.options import StreamOptions
-    from qexport.evidence.ranks import here
-    from qexport.formats.gguf.file_name import is_model_name
-    from qexport.onepass.disk import check_collisions, check_space
-    from qexport.receipt.store import settle
-    from qexport.run.matrix import collect, matrix_label, want, write_matrix
-    from qexport.run.model import examine, fetched, sources_of
+    from qexport.run.imatrix import collect_alone, matrix_job
+    from qexport.run.model import examine
 
     output = Output(as_json=given["as_json"])
     model, choice = Path(given["model"]), model_choice(given)
@@ -99,53 +95,37 @@ def command(**given: Any) -> None:
         return
     diagnosis = examine(choice, download=False)
     output.diagnosed(diagnosis)
-    view = diagnosis.repaired.view()
-    target: Path = given["out"] or Path(matrix_label(view))
     how = calibration_from(given, given["corpus"], given["merge"])
-    wanted = want(how, StreamOptions(**chosen(StreamOptions, given)), view, target.parent, target.name)
-    planned = wanted.expected(view)
-    sources_of(diagnosis, how).refuse(wanted.out, [wanted.name])
-    plan = planned.plan(wanted.name)
+    job = matrix_job(choice, diagnosis, how, StreamOptions(**chosen(StreamOptions, given)), given["out"])
     if given["dry_run"]:
-        tokens = wanted.chunks.tokens
-        known = {"file": wanted.name, "bytes": plan.size, "tokens": tokens}
-        output.document({**known, **_json(planned.values)})
+        chunks, size = job.wanted.chunks, job.plan.size
+        known = {"file": job.wanted.name, "bytes": size, "tokens": chunks.tokens}
+        output.document({**known, **_json(job.expected)})
         output.text(
-            f"{wanted.name}: {len(planned.values.sums)} tensors from {tokens} tokens "
-            f"({wanted.chunks.dataset}), {size_text(plan.size)}"
+            f"{job.wanted.name}: {len(job.expected.sums)} tensors from {chunks.tokens} tokens "
+            f"({chunks.dataset}), {size_text(size)}"
         )
         return
-    ranks = here()
-    if ranks.rank == 0:
-        check_collisions([wanted.name], wanted.out, overwrite=given["overwrite"])
-        check_space([plan], wanted.out)
-        settle(wanted.out, output.say)
-    diagnosis = fetched(choice, diagnosis)
-    collected = collect(wanted, diagnosis.repaired.view(), output, ranks)
-    if ranks.rank:
+    made = collect_alone(job, output, overwrite=given["overwrite"])
+    if made is None:
         return
-    options = {"mtp": choice.mtp, "merged": [path.name for path in how.merge]}
-    written, receipt, notes = write_matrix(wanted, collected, diagnosis, output, options=options)
-    if is_model_name(written.name):
-        notes = (
-            *notes,
-            f"llama.cpp and the Hub will take {written.name} for a model: end its name in .gguf_file",
-        )
-    for note in notes:
+    for note in made.notes:
         output.say(f"  {note}")
+    written, values = made.written, made.matrix.values
     document = {
         "file": written.name,
         "bytes": written.size,
         "sha256": written.sha256,
-        **(collected.facts or {}),
+        **(made.matrix.facts or {}),
     }
     if given["show_statistics"]:
-        document["statistics"] = _statistics_json(collected.values)
-    output.document({**document, **_json(collected.values), "notes": list(notes), "receipt": receipt.name})
+        document["statistics"] = _statistics_json(values)
+    notes = list(made.notes)
+    output.document({**document, **_json(values), "notes": notes, "receipt": made.receipt.name})
     if given["show_statistics"]:
-        _show_statistics(output, collected.values)
-    output.text(f"{target}: {len(collected.values.sums)} tensors, {size_text(written.size)}")
-    output.text(f"Receipt: {receipt}")
+        _show_statistics(output, values)
+    output.text(f"{job.wanted.out / written.name}: {len(values.sums)} tensors, {size_text(written.size)}")
+    output.text(f"Receipt: {made.receipt}")
 
 
 def _json(matrix: ImportanceMatrix) -> dict[str, Any]:
