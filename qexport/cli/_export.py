@@ -91,6 +91,26 @@ def model_choice(given: dict[str, Any]) -> ModelChoice:
     return ModelChoice(**modes, **{name: given[name] for name in named})
 
 
+_SOURCE_OPTIONS = {
+    "revision": "--revision",
+    "base": "--base",
+    "base_revision": "--base-revision",
+    "mtp_mode": "--mtp",
+    "mtp_from": "--mtp-from",
+    "mtp_from_revision": "--mtp-from-revision",
+    "vision_mode": "--vision",
+    "vision_from": "--vision-from",
+    "vision_from_revision": "--vision-from-revision",
+}
+
+
+def source_words(given: dict[str, Any]) -> list[str]:
+    """MODEL and what was said of its head and tower, as another command takes it."""
+    named = {flag: given.get(name) for name, flag in _SOURCE_OPTIONS.items()}
+    said = [word for flag, value in named.items() if value not in (None, "auto") for word in (flag, value)]
+    return [given["model"], *said]
+
+
 def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Path, ...] = ()) -> Calibration:
     """What ``--calib-tokens`` and the like say of a matrix to collect."""
     from qexport.recipe.recipe import Calibration
@@ -150,7 +170,9 @@ def export_format(
     if given["dry_run"]:
         _rehearse(output, recipe, local)
     else:
-        run(recipe, local, output).raise_problem()
+        outcome = run(recipe, local, output)
+        outcome.raise_problem()
+        _next(output, word, outcome.artifacts[0].folder, proven=verify is not None)
 
 
 def _calibration(given: dict[str, Any], field: str | None) -> Calibration | None:
@@ -171,6 +193,16 @@ def _calibration(given: dict[str, Any], field: str | None) -> Calibration | None
     if "calib_tokens" in given and kind_of(path) == "corpus":
         return calibration_from(given, path)
     return replace(Calibration(imatrix=path), **_text(given))
+
+
+def _next(output: Output, word: str, folder: Path, *, proven: bool) -> None:
+    """What comes after an export: a checkpoint is exported, an artifact proven, then published."""
+    if word == "merged":
+        output.next("gguf", folder, "-q", "standard", "--imatrix")
+    elif not proven:
+        output.next("verify", folder)
+    else:
+        output.next("push", folder, f"you/{folder.resolve().name}", "--dry-run")
 
 
 def _rehearse(output: Output, recipe: Recipe, local: Local) -> None:

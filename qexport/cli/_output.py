@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,11 @@ class Output(Watcher):
         """The result in words (only without ``--json``): stdout."""
         if not self.as_json:
             put(message)
+
+    def next(self, *words: str | Path) -> None:
+        """What one would run now, to be copied: stderr, and not where a program reads."""
+        if not self.as_json:
+            put(f"Next: {shlex.join(['qexport', *map(str, words)])}", err=True)
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None

@@ -111,6 +111,7 @@ def command(artifact: Path, **given: Any) -> None:
     ]
     output.document(documents[0] if is_one_artifact(artifact) else {"artifacts": documents})
     check_timed(found)
+    output.next("report", artifact if artifact.is_dir() else artifact.parent)
 
 
 def _show(output: Output, timed: Timed) -> None:

@@ -108,6 +108,7 @@ def command(
     if kind := problem(result.state for result in outcome.artifacts):
         assert outcome.report is not None
         raise kind("the demo was not proven as a whole", hint=f"{outcome.report.html} says what.")
+    output.next("inspect", "YOUR-MERGED-MODEL")
 
 
 class _Demo(Output):

@@ -39,6 +39,12 @@ class _Pair(click.ParamType[tuple[str, str]]):
         return pattern, name
 
 
+def _types(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    from qexport.formats.gguf.file_types import file_types
+
+    return file_types(words)
+
+
 @click.command("gguf")
 @model_argument
 @click.option(
@@ -46,9 +52,11 @@ class _Pair(click.ParamType[tuple[str, str]]):
     "--quant",
     "types",
     multiple=True,
-    metavar="TYPE",
-    help="File type: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_L, Q3_K_M, Q3_K_S, "
-    "Q2_K, Q2_K_S, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, IQ4_XS. Repeat it for more files from the same read.",
+    metavar="TYPE,...",
+    callback=_types,
+    help="File types, each a file from the same read: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, "
+    "Q4_K_S, Q3_K_L, Q3_K_M, Q3_K_S, Q2_K, Q2_K_S, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, IQ4_XS; or standard "
+    "(Q4_K_M to Q8_0), small (Q2_K, Q3_K_M, IQ4_XS), wide (ten of them). Repeatable.",
 )
 @aim_options
 @OUT
@@ -115,8 +123,8 @@ def command(**given: Any) -> None:
 
     \b
     Examples:
-      qexport gguf ./merged -q Q4_K_M -q Q8_0 --mtp-from Qwen/Qwen3.5-9B
-      qexport gguf ./merged -q Q4_K_M -q Q5_K_M -q Q6_K -q Q8_0 --imatrix
+      qexport gguf ./merged -q Q4_K_M,Q8_0 --mtp-from Qwen/Qwen3.5-9B
+      qexport gguf ./merged -q standard --imatrix
       qexport gguf ./merged -q Q4_K_M --imatrix imatrix.gguf_file
       qexport gguf ./merged --like Q4_K_M -q Q8_0 --imatrix mine.jsonl
       qexport gguf org/model -q Q6_K --dry-run

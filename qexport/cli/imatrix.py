@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.cli._export import calibration_from, chosen, model_choice
+from qexport.cli._export import calibration_from, chosen, model_choice, source_words
 from qexport.cli._options import (
     FILE,
     JSON,
@@ -126,6 +126,8 @@ def command(**given: Any) -> None:
         _show_statistics(output, values)
     output.text(f"{job.wanted.out / written.name}: {len(values.sums)} tensors, {size_text(written.size)}")
     output.text(f"Receipt: {made.receipt}")
+    made_file = job.wanted.out / written.name
+    output.next("gguf", *source_words(given), "-q", "standard", "--imatrix", made_file)
 
 
 def _json(matrix: ImportanceMatrix) -> dict[str, Any]:

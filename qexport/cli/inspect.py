@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.cli._export import model_choice
+from qexport.cli._export import model_choice, source_words
 from qexport.cli._options import FILE, JSON, THREADS, model_argument, tower_options
 from qexport.cli._output import Output
 from qexport.errors import InputError, UsageProblem
@@ -91,6 +91,8 @@ def command(**given: Any) -> None:
         output.text(f"No GGUF sizes: {problem}")
     if curves:
         _show_curves(output, curves)
+    if not any(finding.severity == "error" for finding in explanation.findings):
+        output.next("gguf", *source_words(given), "-q", "standard", "--imatrix")
 
 
 def _curves(output: Output, diagnosis: Diagnosis, given: dict[str, Any]) -> list[Curve]:

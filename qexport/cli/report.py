@@ -52,3 +52,4 @@ def command(folders: tuple[Path, ...], compare: tuple[Path, ...], out: Path | No
         output.text(line)
     for path in (paths.html, paths.markdown, paths.json):
         output.text(str(path))
+    output.next("push", folders[0], f"you/{folders[0].resolve().name}", "--dry-run")

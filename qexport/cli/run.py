@@ -97,6 +97,8 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
         outcome = run(recipe, _local(given), gathered, units)
         output.document(gathered.documents)
         outcome.raise_problem()
+        if recipe.publish and not given["pushing"]:
+            output.next("push", given["out"] or ".", "--recipe", given["recipe_path"], "--dry-run")
 
 
 def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from qexport.codecs.ggml_types import GGML_TYPES
@@ -48,6 +48,12 @@ FILE_TYPES: Mapping[str, FileType] = {
         FileType("IQ4_XS", 30, "IQ4_XS"),
     )
 }
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "small": ("Q2_K", "Q3_K_M", "IQ4_XS"),
+    "standard": ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"),
+    "wide": ("Q2_K", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"),
+}
+"""What a word stands for where several types are asked for."""
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
@@ -59,3 +65,10 @@ def file_type(name: str) -> FileType:
         known = ", ".join([*FILE_TYPES, *_ALIASES])
         raise UsageProblem(f"unknown GGUF type {name!r}", hint=f"known types: {known}")
     return found
+
+
+def file_types(words: Iterable[str]) -> tuple[str, ...]:
+    """Types in the order asked for, each once: names, lists with commas between them, and presets."""
+    named = [name.strip() for word in words for name in word.split(",")]
+    found = [each for name in named for each in PRESETS.get(name.lower(), (name,)) if each]
+    return tuple(dict.fromkeys(found))
