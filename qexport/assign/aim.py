@@ -115,8 +115,8 @@ class Aimed:
 
 
 def has_aim(given: Mapping[str, Any]) -> bool:
-    """Whether the fields that were given say one."""
-    return any(given.get(kind) is not None for kind in AIMS)
+    """Whether the fields that were given say one, or ask for the best of a type's size."""
+    return given.get("quality") == "best" or any(given.get(kind) is not None for kind in AIMS)
 
 
 def wants_best(options: Any) -> bool:

@@ -121,8 +121,8 @@ def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Pa
 
 
 def _text(given: dict[str, Any]) -> dict[str, Any]:
-    """What is said of the text of error feedback, by commands that know any."""
-    return {name: given[name] for name in ("feedback_text", "feedback_tokens") if name in given}
+    """What is said of texts besides the corpus, by commands that know any."""
+    return {name: given[name] for name in ("feedback_text", "feedback_tokens", "heldout") if name in given}
 
 
 def export_format(

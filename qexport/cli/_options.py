@@ -87,6 +87,13 @@ aim_options = together(
         "the plain type is written and the exit code is 5.",
     ),
     click.option(
+        "--heldout",
+        type=FILE,
+        metavar="FILE",
+        help="The text that --best compares on.  [default: a tenth of the corpus, kept apart; with a matrix "
+        "that is ready the text inside the package]",
+    ),
+    click.option(
         "--max-kld",
         type=Finite(0, min_open=True),
         metavar="NATS",

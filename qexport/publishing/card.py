@@ -23,6 +23,7 @@ from qexport.receipt.tables import (
     BITS,
     FLIPS,
     KLD,
+    PREDICTED,
     SAME_TOP1,
     SIZE,
     VERIFIED,
@@ -110,7 +111,7 @@ def _file(artifact: Artifact) -> str:
 _COLUMNS = (
     Column("File", _file, markup=True),
     Column("Type", lambda a: a.label),
-    *(SIZE, BITS, KLD, BESIDE_PLAIN, FLIPS, SAME_TOP1, ACCEPTANCE, VERIFIED),
+    *(SIZE, BITS, KLD, PREDICTED, BESIDE_PLAIN, FLIPS, SAME_TOP1, ACCEPTANCE, VERIFIED),
 )
 
 

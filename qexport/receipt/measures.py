@@ -107,28 +107,6 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class AgainstPlain:
-    """How the best file of a size did beside the plain one, over text that was not calibrated on; in nats.
-
-    Attributes:
-        kept: the best one is what was written; where it was no better, the plain one was.
-        best, plain: mean divergence of both.
-        gain: the mean difference, position by position, and the standard error of that.
-        positions: predictions that were compared.
-        text: what text it was, in words.
-        fingerprint: what the bytes of the best one follow from, so that it need not be tried again.
-    """
-
-    kept: bool
-    best: Estimate
-    plain: Estimate
-    gain: Estimate
-    positions: int
-    text: str = ""
-    fingerprint: str = ""
-
-
-@dataclass(frozen=True)
 class Drafts:
     """What a runtime drafted with the MTP head while it answered a few prompts: an example, no measure."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.receipt.measures import Estimate
 from qexport.receipt.safe_text import cell
-from qexport.receipt.text import bits, with_error
+from qexport.receipt.text import bits, nats, with_error
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def _kld(artifact: Artifact) -> str:
     return with_error(found.estimate if found else None)
 
 
+def _predicted(artifact: Artifact) -> str:
+    return "" if artifact.predicted is None or artifact.is_drafter else nats(artifact.predicted.kld)
+
+
 def _flips(artifact: Artifact) -> str:
     found = artifact.measures.routing_flips
     return with_error(found.estimate if found else None, share=True)
@@ -89,6 +93,7 @@ def _beside_plain(artifact: Artifact) -> str:
 SIZE = Column("Size", lambda a: size_text(a.size), number=True)
 BITS = Column("Bits/weight", lambda a: bits(a.bits_per_weight), number=True)
 KLD = Column("KL divergence", _kld, number=True)
+PREDICTED = Column("Predicted", _predicted, number=True)
 BESIDE_PLAIN = Column("Beside plain", _beside_plain, number=True)
 FLIPS = Column("Routing flips", _flips, number=True)
 SAME_TOP1 = share("Same top-1", "same_top1")

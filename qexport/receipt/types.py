@@ -16,7 +16,7 @@ from qexport.checkpoint.paths import SHA256
 from qexport.doctor.finding import Finding
 from qexport.formats.format import ATTACHED
 from qexport.formats.registry import FORMATS, words_of
-from qexport.receipt.measures import AgainstPlain, Measures
+from qexport.receipt.measures import Estimate, Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
 from qexport.receipt.state import State
@@ -160,6 +160,32 @@ class Forecast:
     types: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     curve: tuple[Possible, ...] = ()
+
+
+@dataclass(frozen=True)
+class AgainstPlain:
+    """How the best file of a size did beside the plain one, over text that was not calibrated on; in nats.
+
+    Attributes:
+        kept: the best one is what was written; where it was no better, the plain one was.
+        best, plain: mean divergence of both.
+        gain: the mean difference, position by position, and the standard error of that.
+        positions: predictions that were compared.
+        text: what text it was, in words.
+        fingerprint: what the bytes of the best one follow from, so that it need not be tried again.
+        label: what the best one is called, where it was not kept.
+        tried: what was predicted of it then, with its types.
+    """
+
+    kept: bool
+    best: Estimate
+    plain: Estimate
+    gain: Estimate
+    positions: int
+    text: str = ""
+    fingerprint: str = ""
+    label: str = ""
+    tried: Forecast | None = None
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,12 @@ def glossary(artifacts: Sequence[Artifact]) -> dict[str, str]:
         found["Same top-1"] = (
             "The share of positions where the likeliest next token is the unquantized model's."
         )
+    if any(artifact.predicted for artifact in artifacts):
+        found["Predicted"] = (
+            "The KL divergence that was predicted before anything was written, from what errors in the "
+            "weights cost on the text that was calibrated on; on other text, and where a model routes, it is "
+            "more."
+        )
     if any(artifact.against_plain for artifact in artifacts):
         found["Beside plain"] = (
             "How much less the KL divergence is than that of the plain type at the same size, on text that "

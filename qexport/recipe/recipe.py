@@ -101,6 +101,8 @@ class Calibration:
         sensitivity_tokens: the most tokens that gradients are taken of, from the beginning of the text.
         feedback_text: a text or records for error feedback; the corpus when not given.
         feedback_tokens: the most tokens of it that are sent through the model while it is written.
+        heldout: a text or records, calibrated on by nobody, that the best files of their sizes are compared
+            with plain ones on; a part of the corpus when not given.
     """
 
     corpus: Path | None = None
@@ -114,6 +116,13 @@ class Calibration:
     sensitivity_tokens: int = 4096
     feedback_text: Path | None = None
     feedback_tokens: int = 32768
+    heldout: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it is made of."""
+        named = (self.corpus, self.imatrix, self.feedback_text, self.heldout)
+        return tuple(path for path in (*named, *self.merge) if path is not None)
 
 
 class Card(Part):

@@ -126,7 +126,7 @@ class Vision(Mtp):
 
 
 def _matrix_alone(part: Part) -> Part:
-    others = part.model_fields_set - {"imatrix", "feedback_text", "feedback_tokens"}
+    others = part.model_fields_set - {"imatrix", "feedback_text", "feedback_tokens", "heldout"}
     if given_of(part).get("imatrix") is not None and others:
         raise refuse("'imatrix' is a matrix that is ready: nothing else of calibration is used")
     return part

@@ -12,6 +12,7 @@ from qexport.receipt.tables import (
     BITS,
     FLIPS,
     KLD,
+    PREDICTED,
     SAME_TOP1,
     SIZE,
     VERIFIED,
@@ -117,7 +118,7 @@ def _gain(bench: Bench, each: Speed) -> str:
 _P99 = _kld("99\u00a0%", lambda kld: kld.p99)
 _ARTIFACT = (
     Column("Type", lambda a: f"{a.title} (MTP head)" if a.is_drafter else a.title),
-    *(SIZE, VERIFIED, BITS, KLD, BESIDE_PLAIN, _P99, SAME_TOP1),
+    *(SIZE, VERIFIED, BITS, KLD, PREDICTED, BESIDE_PLAIN, _P99, SAME_TOP1),
     FLIPS,
     _numbers("Perplexity ratio", lambda a: ratio(a.measures.perplexity_ratio)),
     ACCEPTANCE,

@@ -13,12 +13,12 @@ said. Targets without an aim are assayed along, where there are any with one: th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from qexport.assign.aim import Aim, aim_of
+from qexport.assign.aim import Aim, aim_of, wants_best
 from qexport.assign.allocate import Allocation, Price, Prices, allocate, cheapest, curve
 from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import InputError, QexportError, UsageProblem, some
@@ -27,7 +27,7 @@ from qexport.families.roles import Block
 from qexport.formats.format import ATTACHED, Candidates
 from qexport.onepass.assay import assay, assayed_bytes
 from qexport.receipt.store import read_receipt
-from qexport.run.receipts import entry_of
+from qexport.run.receipts import entry_of, plain_entry_of
 from qexport.run.steps import ready_kernels
 from qexport.run.watcher import Phase
 from qexport.sizes import size_text
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.formats.format import Sizing
     from qexport.formats.plan import ArtifactPlan
+    from qexport.receipt.types import Artifact, Forecast
     from qexport.run.target import Target
     from qexport.run.watcher import Watcher
 
@@ -94,25 +95,36 @@ def open_aim(target: Target) -> Aim | None:
 
 
 def remembered(target: Target, diagnosis: Diagnosis) -> Target:
-    """The target with the types of an earlier run, where what it wrote from the same things is all there."""
+    """The target with the types of an earlier run, where what it wrote from the same things is all there: the
+    chosen one, or the plain one that was as good."""
     if open_aim(target) is None:
         return target
     base = target.plans(diagnosis)[0][0]
     key = target.fingerprint(base)
-    for made in read_receipt(target.out).receipt.artifacts:
-        found = made.predicted
+    for label, found, is_there in _tried(target):
         if found is None or found.key != key:
             continue
         predicted = Prediction(found.kld, found.draft_kld, found.aim, key=key)
-        options = with_types(target.options, replace(base, label=made.label), found.types, predicted)
+        options = with_types(target.options, replace(base, label=label), found.types, predicted)
         again = replace(target, options=options)
         try:
             plan = again.plans(diagnosis)[0][0]
         except QexportError:
             continue
-        if entry_of(target.out, again.fingerprint(plan)) is not None:
+        if is_there(again.fingerprint(plan)) is not None:
             return again
     return target
+
+
+def _tried(target: Target) -> Iterator[tuple[str, Forecast | None, Callable[[str], Artifact | None]]]:
+    """What earlier runs have chosen: its name, what was predicted of it, and what finds what came of it."""
+    for made in read_receipt(target.out).receipt.artifacts:
+        yield made.label, made.predicted, partial(entry_of, target.out)
+    if wants_best(target.options):
+        out = target.plain().out
+        for made in read_receipt(out).receipt.artifacts:
+            if made.against_plain is not None:
+                yield made.against_plain.label, made.against_plain.tried, partial(plain_entry_of, out)
 
 
 def offers(
@@ -243,7 +255,7 @@ class Offer:
             excess = found.plans(self.diagnosis)[0][0].size - limit
             if excess <= 0:
                 return found
-            budget -= excess
+            budget = chosen.price.nbytes - excess
         raise self._too_small(aim)
 
     @property

@@ -3,30 +3,30 @@
 Types that are chosen by sensitivities and written with error feedback are nearly always better, and that is
 no reason to believe it: the text that they were calibrated on may be another than the model's. So what was
 written is compared with what the plain type would have given (:mod:`qexport.onepass.as_stored`), position by
-position, over text that was not calibrated on: a tenth of the user's corpus that was kept apart, or else the
-held-out text inside the package. Where the gain is not beyond noise, the plain type is written instead, under
-its own name, and receipt and outcome say so.
+position, over text that was not calibrated on: one that the user names, a tenth of the user's corpus that was
+kept apart, or else the held-out text inside the package. Where the gain is not beyond noise, the plain type
+is written instead, under its own name, and receipt and outcome say so.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport.assign.aim import wants_best
 from qexport.errors import InputError, UsageProblem
-from qexport.evidence.corpus import BUILTIN_LABEL, heldout_corpus, kept_apart
+from qexport.evidence.corpus import BUILTIN_LABEL, heldout_corpus, kept_apart, read_corpus
 from qexport.evidence.tokens import tokenize
 from qexport.formats.format import ATTACHED
 from qexport.formats.opening import open_artifact
 from qexport.formats.registry import format_of
 from qexport.onepass.as_stored import as_stored
-from qexport.receipt.measures import AgainstPlain
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.text import nats, with_error
-from qexport.run.receipts import plain_entry_of
-from qexport.run.target import Item, Target, plan
+from qexport.receipt.types import AgainstPlain
+from qexport.run.receipts import forecast, plain_entry_of
+from qexport.run.target import Item, plan
 from qexport.verification.divergence import compare_runs, gained
 from qexport.verification.text_run import run_text, scored
 
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
     from qexport.doctor.diagnose import Diagnosis
     from qexport.evidence.corpus import Corpus
+    from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.families.view import ModelView
+    from qexport.receipt.types import Artifact
     from qexport.recipe.recipe import Calibration
     from qexport.verification.text_run import TextRun
 
@@ -72,42 +74,53 @@ def each_best(options: Any, *, feedback: bool = True) -> tuple[Any, ...]:
             f"the best {format_of(options).words.name} file of which size?", hint="Name it with --like TYPE."
         )
     made = (options,) if options.aim is not None or sizing.best is None else sizing.best(options)
-    return tuple(_with_feedback(each, on=feedback) if wants_best(each) else each for each in made)
-
-
-def _with_feedback(options: Any, *, on: bool) -> Any:
-    known = any(each.name == "feedback" for each in fields(options))
-    return replace(options, feedback=on) if known else options
-
-
-def plain_target(target: Target) -> Target:
-    """What the type that was asked for would be written with, importance and all."""
-    sizing = target.format.sizing
-    assert sizing is not None
-    options = sizing.plain(_with_feedback(target.options, on=False), target.options.like)
-    chosen, usual = (target.format.folder(each).removeprefix("{name}") for each in (target.options, options))
-    out = target.out
-    if chosen != usual and out.name.endswith(chosen):  # a folder that is called after what was chosen
-        out = out.with_name(out.name.removesuffix(chosen) + usual)
-    return replace(target, options=options, out=out, predicted={})
+    return tuple(replace(each, feedback=feedback) if wants_best(each) else each for each in made)
 
 
 def divided(corpus: Corpus, how: Calibration, view: ModelView) -> tuple[Corpus, Heldout]:
     """What is calibrated on, and what is judged by.
 
     Raises:
-        InputError: the model has no usable tokenizer.
+        InputError: the model has no usable tokenizer; a text to judge by cannot be read, or is too short.
+        UsageProblem: it is what is calibrated on.
     """
+    if how.heldout is not None:
+        return corpus, _named(how.heldout, how, view, corpus.sha256)
     parts = kept_apart(corpus, how.seed) if corpus.kind != "built-in" else None
     if parts is not None:
         rest, kept = parts
         ids = _ids(kept, view, how.chunk)
         if ids is not None and ids.size >= _FEWEST:
             return rest, Heldout(ids, f"a tenth of {corpus.label} that was kept apart")
-    return corpus, inside(view)
+    return corpus, _inside(view)
 
 
-def inside(view: ModelView) -> Heldout:
+def heldout_beside(matrix: ImportanceMatrix, how: Calibration, view: ModelView) -> Heldout:
+    """What is judged by where a matrix is ready, and its text is not at hand. Raises as :func:`divided`."""
+    if how.heldout is None:
+        return _inside(view)
+    fed = () if how.feedback_text is None else (read_corpus(how.feedback_text).sha256,)
+    return _named(how.heldout, how, view, *matrix.datasets, *fed)
+
+
+def _named(path: Path, how: Calibration, view: ModelView, *known: str) -> Heldout:
+    """A text of the user's own to judge by, none of ``known``, by hash. Raises as :func:`divided`."""
+    text = read_corpus(path)
+    if any(text.sha256[:16] in each for each in known):
+        raise UsageProblem(
+            f"{path.name} is what is calibrated on; to judge by, it has to be another text",
+            hint="Without --heldout a tenth of a corpus is kept apart.",
+        )
+    ids = _ids(text, view, how.chunk)
+    if ids is None:
+        raise InputError(
+            f"{path.name} has less than the {how.chunk} tokens of a chunk",
+            hint=f"{TOKENS} tokens are compared over where there are so many.",
+        )
+    return Heldout(ids, text.label)
+
+
+def _inside(view: ModelView) -> Heldout:
     """The held-out text that comes with qexport. Raises InputError as :func:`divided`."""
     ids = _ids(heldout_corpus(), view, 512)
     assert ids is not None
@@ -152,20 +165,23 @@ def judged(
 
 def _compared(item: Item, diagnosis: Diagnosis, source: TextRun, text: str) -> AgainstPlain:
     view, path = diagnosis.repaired.view(), item.path if item.target.format.ladder else item.target.out
-    plans = [made for made, _ in plain_target(item.target).plans(diagnosis) if made.kind not in ATTACHED]
+    plans = [made for made, _ in item.target.plain().plans(diagnosis) if made.kind not in ATTACHED]
     with run_text(open_artifact(path, like=view).view(), source.tokens) as run:
         best = compare_runs(source, run)
     with run_text(as_stored(view, plans), source.tokens) as run:
         plain = compare_runs(source, run)
     gain = gained(plain, best)
+    kept = gain.value > _SURE * (gain.error or 0.0)
     return AgainstPlain(
-        kept=gain.value > _SURE * (gain.error or 0.0),
+        kept=kept,
         best=best.kld.estimate,
         plain=plain.kld.estimate,
         gain=gain,
         positions=scored(source.tokens),
         text=text,
         fingerprint=item.fingerprint,
+        label="" if kept else item.plan.label,
+        tried=None if kept else forecast(item.plan.assignment),
     )
 
 
@@ -189,7 +205,7 @@ def plain_items(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Pat
     found: list[Item] = []
     for target in {id(item.target): item.target for item in items}.values():
         mine = [item for item in items if item.target is target]
-        made = [each for each in plan([plain_target(target)], diagnosis, given) if not each.attached]
+        made = [each for each in plan([target.plain()], diagnosis, given) if not each.attached]
         found += [
             replace(plain, against=item.against, instead_of=item.place)
             for plain, item in zip(made, mine, strict=True)
@@ -199,13 +215,15 @@ def plain_items(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Pat
 
 def plain_there(items: Sequence[Item], diagnosis: Diagnosis, given: Sequence[Path]) -> list[Item]:
     """What an earlier run has written instead of those of these that were no better than plain."""
-    found: list[Item] = []
     best = [item for item in items if wants_best(item.target.options) and not item.attached]
-    for plain, item in zip(plain_items(best, diagnosis, given), best, strict=True):
-        there = plain_entry_of(plain.folder, item.fingerprint)
-        if there is not None:
-            found.append(plain.as_found(there))
-    return found
+    there = {item.place: _plain_of(item) for item in best}
+    tried = {id(item.target) for item in best if there[item.place] is not None}
+    plain = plain_items([item for item in best if id(item.target) in tried], diagnosis, given)
+    return [item.as_found(entry) for item in plain if (entry := there[item.place]) is not None]
+
+
+def _plain_of(item: Item) -> Artifact | None:
+    return plain_entry_of(item.target.plain().folder_of(item.plan.kind), item.fingerprint)
 
 
 def remove(items: Sequence[Item]) -> None:

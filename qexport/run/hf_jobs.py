@@ -88,7 +88,7 @@ def check_portable(recipe: Recipe) -> None:
     here = [Path(model).name for model in models if Path(model).is_absolute() or Path(model).exists()]
     calibration = recipe.calibration
     if calibration is not None:
-        here += [path.name for path in (calibration.corpus, calibration.imatrix) if path is not None]
+        here += [path.name for path in calibration.files]
     if here:
         raise UsageProblem(
             f"{', '.join(here)}: on this machine, where a job on the Hub cannot have it",

@@ -31,7 +31,7 @@ from qexport.run.best import (
     Heldout,
     divided,
     each_best,
-    inside,
+    heldout_beside,
     judged,
     lost,
     plain_items,
@@ -187,7 +187,7 @@ def plan_model(
         matrix = read_imatrix(how.imatrix)
         for aim in aims.values():
             refuse_blind(aim, matrix)
-        heldout = inside(diagnosis.repaired.view()) if best else None
+        heldout = heldout_beside(matrix, how, diagnosis.repaired.view()) if best else None
         return _with_text(replace(work, matrix=Matrix(matrix), heldout=heldout), how, watcher)
     view, corpus = diagnosis.repaired.view(), corpus_of(how)
     if best:
@@ -296,7 +296,7 @@ class Work:
     def inputs(self) -> tuple[Path, ...]:
         """Every file and folder that the recipe names, and itself: those of its other models, too."""
         how, choices = self.recipe.calibration, [each.choice for each in self.recipe.subjects]
-        files = (self.recipe.path, *(() if how is None else (how.corpus, how.imatrix, how.feedback_text)))
+        files = (self.recipe.path, *(() if how is None else how.files))
         folders = (Path(name) for each in choices for name in each.models)
         return tuple(path for path in (*files, *folders) if path is not None and path.exists())
 

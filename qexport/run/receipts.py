@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.formats.plan import ArtifactPlan
     from qexport.onepass.sink import WrittenFile
-    from qexport.receipt.measures import AgainstPlain
+    from qexport.receipt.types import AgainstPlain
     from qexport.receipt.verification import Verification
 
 
@@ -96,7 +96,7 @@ def entry_for(
         source=source_of(diagnosis),
         options=dict(options),
         matrix=_matrix(options),
-        predicted=_predicted(plan.assignment),
+        predicted=forecast(plan.assignment),
         model_name=options.get("model_name"),
         mtp_layouts=tuple(plan.details.get("mtp_layouts", ())),
         findings=tuple(diagnosis.findings),
@@ -116,7 +116,7 @@ def _matrix(options: Mapping[str, Any]) -> MatrixFile | None:
     return None
 
 
-def _predicted(assignment: Assignment | None) -> Forecast | None:
+def forecast(assignment: Assignment | None) -> Forecast | None:
     """What is predicted of types; and, where they were chosen by that, the types themselves."""
     if assignment is None or (found := assignment.predicted) is None:
         return None

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
     from qexport.formats.format import Format
     from qexport.formats.plan import ArtifactPlan
-    from qexport.receipt.measures import AgainstPlain
-    from qexport.receipt.types import Artifact
+    from qexport.receipt.types import AgainstPlain, Artifact
     from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import Unverified
 
@@ -67,16 +66,15 @@ class Target:
 
     def plans(self, diagnosis: Diagnosis) -> list[tuple[ArtifactPlan, Path]]:
         """Its artifacts and their folders. Reads no tensor data."""
-        return [
-            (
-                self._foretold(plan),
-                self.out.with_name(self.out.name + self.format.beside.get(plan.kind, "")),
-            )
-            for plan in (
-                *self.format.plan(diagnosis, self.options),
-                *self.format.alongside(diagnosis, self.options),
-            )
-        ]
+        made = (
+            *self.format.plan(diagnosis, self.options),
+            *self.format.alongside(diagnosis, self.options),
+        )
+        return [(self._foretold(plan), self.folder_of(plan.kind)) for plan in made]
+
+    def folder_of(self, kind: str) -> Path:
+        """Where its artifact of that kind goes."""
+        return self.out.with_name(self.out.name + self.format.beside.get(kind, ""))
 
     def _foretold(self, plan: ArtifactPlan) -> ArtifactPlan:
         """The plan with what is predicted of it, and what is to be said of that."""
@@ -92,6 +90,17 @@ class Target:
             return replace(plan, assignment=replace(plan.assignment, predicted=predicted))
         notes = () if plan.assignment.predicted is None else plan.assignment.predicted.notes
         return replace(plan, notes=(*plan.notes, *notes))
+
+    def plain(self) -> Target:
+        """Of the best of a type: what that type alone would be written with, importance and all."""
+        sizing = self.format.sizing
+        assert sizing is not None
+        options = sizing.plain(replace(self.options, feedback=False), self.options.like)
+        chosen, usual = (self.format.folder(each).removeprefix("{name}") for each in (self.options, options))
+        out = self.out
+        if chosen != usual and out.name.endswith(chosen):  # a folder that is called after what was chosen
+            out = out.with_name(out.name.removesuffix(chosen) + usual)
+        return replace(self, options=options, out=out, predicted={})
 
     def chosen(self) -> dict[str, Any]:
         """What was asked for, without paths: a receipt travels with the files."""

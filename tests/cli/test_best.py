@@ -14,7 +14,7 @@ import pytest
 from in_process import names, ok, run
 
 from qexport.demo import MODEL
-from qexport.errors import UsageProblem
+from qexport.errors import InputError, UsageProblem
 from qexport.evidence.backward import TwoWayStream
 from qexport.evidence.corpus import kept_apart, read_corpus
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes
@@ -24,9 +24,12 @@ from qexport.evidence.sensitivity import Summed
 from qexport.evidence.tokens import tokenize
 from qexport.formats.gguf.importance import gguf_importance
 from qexport.formats.gguf.options import GgufOptions
+from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.registry import format_of
 from qexport.recipe.recipe import Calibration, ModelChoice
 from qexport.run import best
-from qexport.run.best import divided, each_best
+from qexport.run.best import divided, each_best, heldout_beside
 from qexport.run.model import examine
 
 
@@ -47,10 +50,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def matrix(corpus: Path) -> ImportanceMatrix:
     view = examine(ModelChoice(str(MODEL)), download=False).repaired.view()
-    ids = tokenize(read_corpus(corpus), view.files, tokens=2048, chunk=256).ids
+    ids = tokenize(read_corpus(corpus), view.files, tokens=1024, chunk=256).ids
     squares = InputSquares()
     found = TwoWayStream(view, StreamOptions()).run_both(ids, squares, text="t").sensitivity
-    about: dict[str, Any] = {"datasets": ["own"], "chunk_count": 8, "chunk_size": 256, "label": "own"}
+    about: dict[str, Any] = {"datasets": ["own"], "chunk_count": 4, "chunk_size": 256, "label": "own"}
     return gguf_importance(view, squares.sums, squares.counts, sensitivity=found, **about)
 
 
@@ -72,9 +75,16 @@ def export(out: Path, *more: Any) -> tuple[Any, ...]:
     return ("gguf", MODEL, "-q", "Q3_K_M", "--best", "--no-verify", "-o", out, *more)
 
 
+FOLDERS = {
+    "mlx": (("--bits", 4, "--mtp-layout", "none"), (), "QX-4bit", "4bit"),
+    "nvfp4": ((), ("--scale-search", "importance"), "NVFP4-QX-mlp", "NVFP4"),
+}
+"""Arguments, those that the plain one has besides, and what the best folder and the plain one are called."""
+
+
 def entry(out: Path) -> dict[str, Any]:
     found: list[dict[str, Any]] = json.loads((out / "qexport.json").read_text())["artifacts"]
-    (only,) = [each for each in found if each["kind"] == "gguf"]
+    (only,) = [each for each in found if each["kind"] != "imatrix"]
     return only
 
 
@@ -83,7 +93,7 @@ def test_better_than_plain_on_a_part_of_the_corpus_that_was_kept_apart(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(best, "TOKENS", 2048)
-    given = ("--imatrix", corpus, "--calib-tokens", 4096, "--calib-chunk", 256)
+    given = ("--imatrix", corpus, "--calib-tokens", 2048, "--calib-chunk", 256)
     ran = ok(*export(tmp_path, *given))
     assert "a tenth of own.jsonl that was kept apart: 2048 tokens" in ran.stderr
     assert names(tmp_path) == {"model-QX-Q3_K_M.gguf", "model-imatrix.gguf_file", "qexport.json"}
@@ -120,9 +130,67 @@ def test_plain_is_written_where_sensitivities_mislead_and_everything_says_so(
     assert found["files"][0]["sha256"] == entry(tmp_path / "plain")["files"][0]["sha256"]
     again = run(*export(out, "--imatrix", file))
     assert again.code == 5
+    assert "types chosen for" not in again.stderr
     assert "model-Q3_K_M.gguf is there" in again.stderr
     assert "comparing with plain types" not in again.stderr
     assert entry(out)["against_plain"] == found["against_plain"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_better_on_a_text_of_the_users_own(
+    tmp_path: Path, corpus: Path, matrix: ImportanceMatrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(best, "TOKENS", 2048)
+    file, other, out = tmp_path / "own.gguf_file", tmp_path / "other.jsonl", tmp_path / "out"
+    file.write_bytes(imatrix_bytes(matrix))
+    other.write_text("".join(corpus.read_text().splitlines(keepends=True)[200:]))
+    texts = ("--feedback-text", corpus, "--feedback-tokens", 2048, "--heldout", other)
+    words = ("nvfp4", MODEL, "--best", "--importance", file, *texts, "--no-verify", "-o", out)
+    ran = ok(*words)
+    assert "comparing with plain types on other.jsonl: 2048 tokens" in ran.stderr
+    found = entry(out)
+    assert (found["label"], found["against_plain"]["kept"]) == ("NVFP4-QX-mlp", True)
+    assert found["details"]["feedback"]["tensors"] > 0
+    again = ok(*words)
+    assert "out is there" in again.stderr
+    assert "types chosen for" not in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", FOLDERS)
+def test_folders_that_are_no_better_than_plain_are_plain(
+    word: str, tmp_path: Path, matrix: ImportanceMatrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(best, "TOKENS", 1024)
+    file, given = tmp_path / "misled.gguf_file", tmp_path / "merged"
+    more, plainly, chosen, plain = FOLDERS[word]
+    file.write_bytes(imatrix_bytes(misled(matrix)))
+    given.symlink_to(MODEL)
+    how = ("--importance", file, "--no-verify", *more)
+    monkeypatch.chdir(tmp_path)
+    ran = run(word, given, "--best", *how)
+    assert ran.code == 5, ran.stderr
+    assert "no better beyond noise" in ran.stderr
+    # Under the plain one's name, and nothing of the other is left.
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()]
+    assert "QX" not in folder.name
+    found = entry(folder)
+    assert found["against_plain"]["kept"] is False
+    assert (found["against_plain"]["label"], found["label"]) == (chosen, plain)
+    assert found["against_plain"]["tried"]["types"]
+    ok(word, given, *how, *plainly, "-o", tmp_path / "plain")
+    assert digests(found) == digests(entry(tmp_path / "plain"))
+    # What was tried is remembered: neither assayed nor compared again.
+    again = run(word, given, "--best", *how)
+    assert again.code == 5
+    assert f"{folder.name} is there" in again.stderr
+    assert "types chosen for" not in again.stderr
+    assert "comparing with plain types" not in again.stderr
+    assert entry(folder)["against_plain"] == found["against_plain"]
+
+
+def digests(entry: dict[str, Any]) -> dict[str, str]:
+    return {file["name"]: file["sha256"] for file in entry["files"]}
 
 
 def test_a_general_corpus_is_said_to_cost_something(corpus: Path, tmp_path: Path) -> None:
@@ -147,6 +215,29 @@ def test_what_is_judged_by_is_not_what_is_calibrated_on(corpus: Path) -> None:
     assert "inside the package" in inside.words
 
 
+def test_a_text_of_the_users_own_to_judge_by(corpus: Path, matrix: ImportanceMatrix, tmp_path: Path) -> None:
+    view, whole = examine(ModelChoice(str(MODEL)), download=False).repaired.view(), read_corpus(corpus)
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(corpus.read_text().splitlines(keepends=True)[:200]))
+    how = Calibration(corpus, chunk=256, heldout=other)
+    all_of_it, heldout = divided(whole, how, view)
+    assert all_of_it is whole
+    assert heldout.words == "other.jsonl"
+    assert heldout.tokens.shape[1] == 256
+    with pytest.raises(UsageProblem, match=r"own\.jsonl is what is calibrated on"):
+        divided(whole, replace(how, heldout=corpus), view)
+    # Beside a matrix: of that which the matrix names, and of the text of error feedback.
+    of_corpus = replace(matrix, datasets=(f"own.jsonl sha256:{whole.sha256[:16]} 2048 tokens",))
+    assert heldout_beside(of_corpus, how, view).words == "other.jsonl"
+    for known, given in ((of_corpus, corpus), (matrix, other)):
+        fed = replace(how, heldout=given, feedback_text=other)
+        with pytest.raises(UsageProblem, match="is what is calibrated on"):
+            heldout_beside(known, fed, view)
+    other.write_text('{"text": "Only this."}\n')
+    with pytest.raises(InputError, match="less than the 256 tokens of a chunk"):
+        divided(whole, how, view)
+
+
 def test_each_type_has_a_file_and_those_that_leave_nothing_to_choose_are_plain() -> None:
     made = each_best(GgufOptions(types=("Q4_K_M", "Q8_0", "BF16"), quality="best"))
     assert [(each.types, each.like, each.quality) for each in made] == [
@@ -156,6 +247,20 @@ def test_each_type_has_a_file_and_those_that_leave_nothing_to_choose_are_plain()
     ]
     plain = GgufOptions(types=("Q4_K_M",))
     assert each_best(plain) == (plain,)
+
+
+def test_the_best_folder_takes_importance_whatever_its_plain_one_does(matrix: ImportanceMatrix) -> None:
+    """The word alone is enough: no scale_search beside it, and types that have no use for importance."""
+    for options, like in (
+        (Nvfp4Options(quality="best", importance=matrix, scope="nvidia", keep_head=True), "nvidia"),
+        (MlxOptions(quality="best", importance=matrix, mode="mxfp4"), "mxfp4"),
+        (MlxOptions(quality="best", importance=matrix, bits=6, group_size=128), "6bit-g128"),
+    ):
+        (made,) = each_best(options)
+        assert (made.like, made.importance, made.feedback) == (like, matrix, True)
+        assert format_of(options).weighted({"quality": "best"})
+    with pytest.raises(UsageProblem, match="mse would weigh them alike"):
+        Nvfp4Options(quality="best", importance=matrix, scale_search="mse")
 
 
 @pytest.mark.parametrize(

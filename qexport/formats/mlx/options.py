@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.assign.aim import Aimed
+from qexport.assign.aim import Aimed, wants_best
 from qexport.errors import UsageProblem, closest
 from qexport.formats.folder import SHARD_BYTES
 
@@ -141,7 +141,7 @@ class MlxOptions(Aimed):
         group, bits = MODES[self.mode]
         if self.recipe is not None:
             raise UsageProblem(f"recipe {self.recipe} is for mode affine, not {self.mode}")
-        if self.importance is not None:
+        if self.importance is not None and not wants_best(self):
             raise UsageProblem(
                 f"importance has no use in mode {self.mode}: there is no scale to fit",
                 hint="Leave --importance out, or use --mode affine.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qexport.assign.aim import Aimed
+from qexport.assign.aim import Aimed, needs_sensitivity
 from qexport.errors import UsageProblem
 from qexport.formats.folder import SHARD_BYTES
 
@@ -35,8 +35,8 @@ class Nvfp4Options(Aimed):
         scope: what is quantized in the language model's layers: a name of :data:`SCOPES`, or a regular
             expression that is searched in published module paths.
         scale_search: how block scales are chosen: ``max`` as ModelOpt and llm-compressor do, ``mse`` for the
-            least squared error, ``importance`` for the least one weighted by ``importance``, which an aim
-            takes where this says ``max``.
+            least squared error, ``importance`` for the least one weighted by ``importance``, which an aim, or
+            quality ``best``, takes where this says ``max``.
         importance: an importance matrix, or ``None``.
         feedback: let later columns make up for what rounding earlier ones got wrong; needs a text.
         keep_head: scope ``nvidia`` leaves ``lm_head`` as it is; the other scopes, and compressed-tensors,
@@ -64,9 +64,10 @@ class Nvfp4Options(Aimed):
                 f"{self.aim} chooses types; --scope names them",
                 hint=f"Leave it out. For the size of a scope: --like {self.scope}.",
             )
-        if self.aim is not None and self.scale_search == "mse":
+        if needs_sensitivity(self) and self.scale_search == "mse":
             raise UsageProblem(
-                f"{self.aim} chooses types by what errors weigh; mse would weigh them alike",
+                f"types for {self.aim or 'the best folder'} are chosen by what errors weigh; mse would weigh "
+                "them alike",
                 hint="Leave --scale-search out.",
             )
         for name, known in _KNOWN.items():
@@ -90,7 +91,8 @@ class Nvfp4Options(Aimed):
     @property
     def search(self) -> Literal["max", "mse", "importance"]:
         """How block scales are chosen."""
-        return "importance" if self.aim is not None and self.importance is not None else self.scale_search
+        chosen = needs_sensitivity(self) and self.importance is not None
+        return "importance" if chosen else self.scale_search
 
 
 _KNOWN = {"layout": ("modelopt", "compressed-tensors"), "scale_search": ("max", "mse", "importance")}
