@@ -29,6 +29,7 @@ FLOORS = (
     "onepass",
     "receipt",
     "verification",
+    "headtune",
     "publishing",
     "report",
     "recipe",
@@ -132,7 +133,9 @@ def test_help_loads_nothing_heavy():
         "from qexport.cli.main import COMMANDS, cli\n"
         "heavy = {'torch', 'numpy', 'transformers', 'gguf', 'numba', 'rich', 'huggingface_hub', 'pydantic',\n"
         "    'yaml', 'jinja2', 'tokenizers', 'safetensors', 'mlx', 'mlx_lm', 'xllamacpp'}\n"
-        "for words in [[], *([name] for name in COMMANDS)]:\n"
+        "known = {name: cli.get_command(None, name) for name in COMMANDS}\n"
+        "inner = [[name, one] for name in COMMANDS for one in getattr(known[name], 'commands', ())]\n"
+        "for words in [[], *([name] for name in COMMANDS), *inner]:\n"
         "    result = CliRunner().invoke(cli, [*words, '--help'])\n"
         "    assert result.exit_code == 0, result.output\n"
         "    ours = [name for name in sys.modules if name.startswith('qexport.')]\n"

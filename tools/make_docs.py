@@ -45,6 +45,8 @@ def command_line() -> str:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         parts.append(_section(f"qexport {name}", command))
+        inner = command.commands if isinstance(command, click.Group) else {}
+        parts += [_section(f"qexport {name} {one}", each) for one, each in inner.items()]
     return "\n".join(parts)
 
 

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from qexport.run.target import Item
 
 
-_BARS = {Phase.COLLECTING: True, Phase.ASSAYING: False, Phase.WRITING: False, Phase.HASHING: False}
+_BARS = {
+    Phase.COLLECTING: True,
+    Phase.ASSAYING: False,
+    Phase.WRITING: False,
+    Phase.DRAFTING: True,
+    Phase.ANSWERING: True,
+    Phase.TUNING: True,
+    Phase.HASHING: False,
+}
 """Phases with a bar, and whether it counts steps or bytes; of verifying there are words."""
 
 

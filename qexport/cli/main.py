@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, str] = {
     "inspect": "Explain a checkpoint: what it is, what is wrong with it, what each format would weigh.",
     "fix": "Write the repaired bf16 checkpoint (config quirks, MTP head grafted).",
     "imatrix": "Collect an importance matrix, one layer in memory at a time.",
+    "mtp": "The MTP head: how well it guesses, the trunk's own text, a head tuned to its trunk.",
     "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
     "mlx": "Write an MLX folder, the MTP head beside it, proven by mlx-lm.",
     "fp8": "Write block-wise FP8 as the official Qwen repositories have it.",

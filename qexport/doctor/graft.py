@@ -144,7 +144,7 @@ def _vocabulary(subject: Subject, base: Subject) -> tuple[list[str], list[str]]:
     reasons: list[str] = []
     notes: list[str] = []
     rows = [s.tensors[EMBEDDING].shape[0] if EMBEDDING in s.tensors else None for s in (subject, base)]
-    if rows[0] != rows[1]:
+    if rows[0] != rows[1] and None not in rows:
         notes.append(f"the embedding has {rows[0]} rows here and {rows[1]} in the base")
     if "tokenizer.json" not in subject.checkpoint.files or "tokenizer.json" not in base.checkpoint.files:
         return reasons, [*notes, "the token ids could not be compared: one of the two has no tokenizer.json"]

@@ -99,10 +99,18 @@ Content = Text | Chat | Ids
 
 @dataclass(frozen=True)
 class Record:
-    """One record; ``category`` is what the built-in corpus is balanced by, empty elsewhere."""
+    """One record.
+
+    Attributes:
+        category: what the built-in corpus is balanced by, empty elsewhere.
+        domain: what the record says of itself; it has no part in what the record is.
+        prompt: of ids, how many in front the model was given, where the record says so; likewise.
+    """
 
     content: Content
     category: str = ""
+    domain: str = ""
+    prompt: int = 0
 
     def canonical(self) -> bytes:
         """The same bytes for the same content, whatever columns it came in. UnicodeEncodeError: half of a
@@ -115,7 +123,13 @@ def read_record(row: Any, category: str = "") -> Record:
     """The record in a parsed JSON value. Raises RecordError."""
     if not isinstance(row, Mapping):
         raise RecordError(f"is a JSON {_kind(row)}, not an object", f"A record has columns: {_UNDERSTOOD}.")
-    record = Record(_content(row), category)
+    domain, prompt = row.get("domain"), row.get("prompt_tokens")
+    record = Record(
+        _content(row),
+        category,
+        domain if isinstance(domain, str) else "",
+        prompt if isinstance(prompt, int) and prompt > 0 else 0,
+    )
     try:
         record.canonical()
     except UnicodeEncodeError:

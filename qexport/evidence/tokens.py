@@ -120,12 +120,12 @@ def tokenize(
     plain = [record.content for record in corpus.records if not isinstance(record.content, Ids)]
     given = len(plain) < len(corpus.records)
     tokenizer = model_tokenizer(files, model) if plain or "tokenizer.json" in files else None
-    reader = _Reader(tokenizer, files, model, at_most=tokens if corpus.kind == "text" else None)
+    reader = RecordReader(tokenizer, files, model, at_most=tokens if corpus.kind == "text" else None)
 
     pieces: list[Sequence[int]] = []
     available = 0
     categories: dict[str, int] = {}
-    for record, ids in _in_order(corpus, reader, seed):
+    for record, ids in in_order(corpus, reader, seed):
         pieces.append(packed("i", ids))
         available += len(ids)
         categories[record.category] = categories.get(record.category, 0) + len(ids)
@@ -156,8 +156,13 @@ def tokenize(
     )
 
 
-class _Reader:
-    """Turns one record into ids, ``at_most`` so many; conversations need a renderer, made with the first."""
+class RecordReader:
+    """Turns one record into ids, ``at_most`` so many; conversations need a renderer, made with the first.
+
+    Args:
+        tokenizer: of the model; ``None`` where all records are ids.
+        files: the model's small files; ``model`` is what to call it in errors.
+    """
 
     def __init__(
         self,
@@ -175,10 +180,12 @@ class _Reader:
 
     @property
     def fallback_reason(self) -> str:
+        """Why the first conversation was not rendered as it is; empty if all were."""
         counts = self.renderer.counts if self.renderer else {}
         return self.renderer.reason if self.renderer and sum(counts.values()) > counts["template"] else ""
 
     def ids(self, record: Record) -> Sequence[int]:
+        """The record's ids."""
         content = record.content
         if isinstance(content, Ids):
             return content.ids
@@ -195,7 +202,7 @@ class _Reader:
         return tokenizer.text(text) if how == "plain" else tokenizer.chat(text)
 
 
-def _in_order(corpus: Corpus, reader: _Reader, seed: int) -> Iterator[tuple[Record, Sequence[int]]]:
+def in_order(corpus: Corpus, reader: RecordReader, seed: int) -> Iterator[tuple[Record, Sequence[int]]]:
     """Records with their ids, the category with the fewest tokens so far first."""
     if corpus.kind == "text":
         yield from ((record, reader.ids(record)) for record in corpus.records)

@@ -92,13 +92,22 @@ class HttpSession(Session):
         return self._call("POST", "/completion", body, _forbidden)
 
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
+        return self._completed(prompt_ids, n_predict, n_probs, _GREEDY)
+
+    def sample(self, prompt_ids: Sequence[int], *, n_predict: int, how: Mapping[str, Any]) -> Generation:
+        """A continuation drawn as ``how`` says, in llama.cpp's words; nothing else changes the choice."""
+        return self._completed(prompt_ids, n_predict, 0, {**_GREEDY, **how})
+
+    def _completed(
+        self, prompt_ids: Sequence[int], n_predict: int, n_probs: int, how: Mapping[str, Any]
+    ) -> Generation:
         body = {
             "prompt": list(prompt_ids),
             "n_predict": n_predict,
             "n_probs": n_probs,
             "return_tokens": True,
             "cache_prompt": False,
-            **_GREEDY,
+            **how,
         }
         return self._call("POST", "/completion", body, lambda answer: parse_generation(prompt_ids, answer))
 

@@ -29,6 +29,7 @@ class Settings:
         threads: threads of the runtime; 0 lets it choose.
         time_limit: seconds from start to close, after which the process is killed.
         memory_limit: bytes that it may write to, on Linux; 0: what is free when it is started.
+        parallel: answers at a time; each has the whole context.
     """
 
     draft_max: int = 0
@@ -36,6 +37,7 @@ class Settings:
     threads: int = 0
     time_limit: float = 900.0
     memory_limit: int = 0
+    parallel: int = 1
 
 
 def request_of(model: Path, settings: Settings) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def request_of(model: Path, settings: Settings) -> dict[str, Any]:
         "context": settings.context,
         "threads": settings.threads,
         "draft_max": settings.draft_max,
+        "parallel": settings.parallel,
     }
 
 

@@ -107,7 +107,8 @@ def llama_cpp(server: Path | None = None) -> Runtime:
 
 def _server_options(model: Path, settings: Settings, port: int) -> list[str]:
     # Only options that builds of many months share; --no-warmup as in the child, so that load times compare.
-    options = ["-m", str(model.resolve()), "-c", str(settings.context), "-np", "1", "--no-warmup"]
+    context, parallel = str(settings.context * settings.parallel), str(settings.parallel)
+    options = ["-m", str(model.resolve()), "-c", context, "-np", parallel, "--no-warmup"]
     options += ["--host", _LOOPBACK, "--port", str(port)]
     if settings.threads:
         options += ["-t", str(settings.threads)]

@@ -1,8 +1,8 @@
 """A runtime behind JSON lines: ``python -I child.py ENGINE.py [FIRST.py ...]``.
 
-One line in (model, context, threads, draft_max), one out: ``ready`` with version, load_s and what the engine
-says of the loading, ``refused`` (the model could not be loaded) or ``missing`` (the runtime could not be
-imported), both with a reason. Then calls, ``{"id", "do", "with"}``, and for each a line
+One line in (model, context, threads, draft_max, parallel), one out: ``ready`` with version, load_s and what
+the engine says of the loading, ``refused`` (the model could not be loaded) or ``missing`` (the runtime could
+not be imported), both with a reason. Then calls, ``{"id", "do", "with"}``, and for each a line
 ``{"id", "result"}`` or ``{"id", "error"}``. NaN and infinities are written as Python's json writes them.
 
 It leaves when its input ends, in whatever it is. Runtimes print to standard output: ours is moved away first,

@@ -24,8 +24,8 @@ class Loaded:
 def _params(request: dict[str, Any]) -> Any:
     params: Any = xllamacpp.CommonParams()
     params.model.path = request["model"]
-    params.n_ctx = request["context"]
-    params.n_parallel = 1
+    params.n_parallel = request.get("parallel", 1)
+    params.n_ctx = request["context"] * params.n_parallel
     params.warmup = False
     # Prompts are not kept (cache_prompt false), and the cache would be allowed 8 GiB.
     params.cache_ram_mib = 0
