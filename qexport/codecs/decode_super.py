@@ -113,14 +113,19 @@ def decode_q6_k(packed: np.ndarray, out: np.ndarray) -> None:
 
 
 @compiled
+def scale_of_iq4(block: np.ndarray, sub: int) -> np.float32:
+    """The scale of sub-block ``sub`` of a block of IQ4_XS."""
+    lower = block[4 + sub // 2] >> (4 * (sub % 2)) & 15
+    upper = block[2 + sub // 4] >> (2 * (sub % 4)) & 3
+    return np.float32(float16_at(block, 0) * np.float32(np.int8((lower | upper << 4) - 32)))
+
+
+@compiled
 def decode_iq4_xs(packed: np.ndarray, out: np.ndarray) -> None:
     for b in range(len(packed)):
         block, values = packed[b], out[b]
-        d = float16_at(block, 0)
         for sub in range(8):
-            lower = block[4 + sub // 2] >> (4 * (sub % 2)) & 15
-            upper = block[2 + sub // 4] >> (2 * (sub % 4)) & 3
-            scale = d * np.float32(np.int8((lower | upper << 4) - 32))
+            scale = scale_of_iq4(block, sub)
             levels, target = block[8 + 16 * sub : 24 + 16 * sub], values[32 * sub : 32 * sub + 32]
             for i in range(16):
                 target[i] = scale * IQ4_VALUES[levels[i] & 15]

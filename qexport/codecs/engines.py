@@ -2,7 +2,7 @@
 
 The plan names the type, the run chooses the engine: the first of those it is given that knows the type. All
 engines write the same bytes; what they differ in is speed and what has to be installed. Ours is numba (floats
-go through torch); the block types that it has no kernel for are ggml's reference encoders.
+go through torch), and knows all types; ggml's reference encoders are its oracle.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _at(place: str) -> Encode:
 
 NUMBA = Engine("numba", _ours)
 GGML = Engine("ggml", _ggmls)
-ENGINES = (NUMBA, GGML)
+ENGINES = (NUMBA,)
 
 
 def engine_of(stored: StoredType, engines: Sequence[Engine] = ENGINES) -> tuple[Engine, Encode]:

@@ -64,7 +64,7 @@ class Feedback:
 def unit_of(stored: StoredType) -> int | None:
     """How many columns of the type are given scales together; ``None`` where it knows no feedback."""
     if isinstance(stored, Blocks):
-        return 256 if stored.name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K") else None
+        return 256 if stored.name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS") else None
     if isinstance(stored, MlxAffine):
         return stored.group
     return 16 if isinstance(stored, Nvfp4) and stored.scales == "mse" else None

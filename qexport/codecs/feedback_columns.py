@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from qexport.codecs.feedback import Feedback
+from qexport.codecs.iq4 import nearest_level
 from qexport.codecs.jit import compiled
 from qexport.codecs.lanes import (
     LANES,
@@ -31,8 +32,8 @@ from qexport.codecs.lanes import (
     store,
 )
 
-UNIFORM, E2M1 = 0, 1
-"""Grids: whole numbers of steps; the levels of E2M1."""
+UNIFORM, E2M1, IQ4 = 0, 1, 2
+"""Grids: whole numbers of steps; the levels of E2M1; those of IQ4_XS."""
 
 _NEAR = 16  # columns that are rounded between two sums over those before them
 _CHUNK = 256  # errors that stay in the first cache while they are added to several columns
@@ -220,9 +221,11 @@ def settle_group(
 
 @compiled
 def _on_grid(level: Lanes, grid: int) -> Lanes:
-    """The nearest of the grid, ties to even."""
+    """The nearest of the grid, ties to even, of IQ4_XS up."""
     if grid == UNIFORM:
         return (level + _ROUNDER) - _ROUNDER
+    if grid == IQ4:
+        return nearest_level(level)
     size = absolute(level)
     step = select(size < 2, splat(_HALVES), select(size < 4, splat(_ONES), splat(_TWOS)))
     return float_lanes(raw_bits((size + step) - step) | raw_bits(level) & _SIGN)

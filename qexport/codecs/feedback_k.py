@@ -1,4 +1,4 @@
-"""Error feedback in ggml's types of super-blocks: Q2_K to Q6_K.
+"""Error feedback in ggml's types of super-blocks: Q2_K to Q6_K and IQ4_XS.
 
 When a block is reached, what its columns have become goes through the type's own encoder, with importance if
 there is any. Of that the scales are kept. The codes are found again a column at a time and written into
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from qexport.codecs.contract import Blocks, Known, Packed
-from qexport.codecs.decode_blocks import float16_at
-from qexport.codecs.decode_super import scale_and_minimum
+from qexport.codecs.decode_blocks import IQ4_VALUES, float16_at
+from qexport.codecs.decode_super import scale_and_minimum, scale_of_iq4
 from qexport.codecs.feedback import given
 from qexport.codecs.feedback_columns import (
+    IQ4,
     UNIFORM,
     Lines,
     descend,
@@ -40,7 +41,7 @@ class Places(NamedTuple):
     """Where the codes of a block lie: their low bits and their high bits, a byte and a shift for each."""
 
     width: int  # columns that share a scale
-    lowest: int  # the level whose code is 0
+    levels: np.ndarray  # what the codes stand for
     bits: int  # of the low part
     more: int  # of the high part, which may be missing
     low_byte: np.ndarray
@@ -55,14 +56,18 @@ def layout_of(name: str) -> Places:
     i = np.arange(_BLOCK)
     half, part, inside = i // 128, i % 128 // 32, i % 32
     pairs = (32 * (i // 64) + inside, 4 * (i // 32 % 2))
+    whole = np.arange(64, dtype=np.float32)
     none = (np.zeros(_BLOCK, np.int64), np.zeros(_BLOCK, np.int64))
     fours = (32 * half + inside, 2 * part)
     return {
-        "Q2_K": Places(16, 0, 2, 0, 16 + fours[0], fours[1], *none),
-        "Q3_K": Places(16, -4, 2, 1, 32 + fours[0], fours[1], inside, i // 32),
-        "Q4_K": Places(32, 0, 4, 0, 16 + pairs[0], pairs[1], *none),
-        "Q5_K": Places(32, 0, 4, 1, 48 + pairs[0], pairs[1], 16 + inside, i // 32),
-        "Q6_K": Places(16, -32, 4, 2, 64 * half + i % 64, 4 * (i % 128 // 64), 128 + fours[0], fours[1]),
+        "Q2_K": Places(16, whole[:4], 2, 0, 16 + fours[0], fours[1], *none),
+        "Q3_K": Places(16, whole[:8] - 4, 2, 1, 32 + fours[0], fours[1], inside, i // 32),
+        "Q4_K": Places(32, whole[:16], 4, 0, 16 + pairs[0], pairs[1], *none),
+        "Q5_K": Places(32, whole[:32], 4, 1, 48 + pairs[0], pairs[1], 16 + inside, i // 32),
+        "IQ4_XS": Places(32, IQ4_VALUES, 4, 0, 8 + i // 32 * 16 + i % 16, i % 32 // 16 * 4, *none),
+        "Q6_K": Places(
+            16, whole - 32, 4, 2, 64 * half + i % 64, 4 * (i % 128 // 64), 128 + fours[0], fours[1]
+        ),
     }[name]
 
 
@@ -76,7 +81,8 @@ def encode(stored: Blocks, rows: torch.Tensor, known: Known) -> Packed:
     places = np.argsort(feedback.order)
     work = work_on(rows, feedback, layout.width)
     target = lines_for(work, _BLOCK, columns)
-    bottom, top = layout.lowest, layout.lowest + (1 << layout.bits + layout.more) - 1
+    grid = IQ4 if stored.name == "IQ4_XS" else UNIFORM
+    bottom, top = float(layout.levels[0]), float(layout.levels[-1])
     bad = 0
     for number in range(blocks):
         first = number * _BLOCK
@@ -87,10 +93,10 @@ def encode(stored: Blocks, rows: torch.Tensor, known: Known) -> Packed:
         bad += quantize_into(stored.name, values, weights, block)
         packed[:, number * nbytes : (number + 1) * nbytes] = block
         _read_scales(block, work, number, columns // layout.width)
-        settle(work, feedback.reach, first, _BLOCK, False, target, UNIFORM, bottom, top)
-    descend(work, feedback, UNIFORM, bottom, top)
-    codes = (rows_of(work.levels, places, n) - layout.lowest).to(torch.uint8)
-    _write_codes(codes.numpy(), layout, packed)
+        settle(work, feedback.reach, first, _BLOCK, False, target, grid, bottom, top)
+    descend(work, feedback, grid, bottom, top)
+    codes = np.searchsorted(layout.levels, rows_of(work.levels, places, n).numpy()).astype(np.uint8)
+    _write_codes(codes, layout, packed)
     return Packed((packed,), bad)
 
 
@@ -127,6 +133,10 @@ def _scales_of(block: np.ndarray, scales: np.ndarray, lows: np.ndarray) -> int:
         for sub in range(16):
             scales[sub] = d * np.float32(np.int8(block[192 + sub]))
         return 16
+    if len(block) == 136:  # IQ4_XS
+        for sub in range(8):
+            scales[sub] = scale_of_iq4(block, sub)
+        return 8
     d, d_min = float16_at(block, 0), float16_at(block, 2)
     for sub in range(8):
         scale, minimum = scale_and_minimum(block[4:16], sub)

@@ -39,6 +39,8 @@ KERNELS: Mapping[str, str] = {
     "Q6_K": "q6_k",
     "Q4_1": "q4_1",
     "Q5_1": "q4_1",
+    "IQ4_NL": "iq4",
+    "IQ4_XS": "iq4",
 }
 """Type to module of this package."""
 

@@ -21,7 +21,7 @@ from qexport.errors import InputError, UsageProblem
 
 ROWS, COLUMNS = 70, 512
 STORED: dict[str, StoredType] = {
-    **{name: Blocks(name) for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
+    **{name: Blocks(name) for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")},
     "mlx 3 g64": MlxAffine(3, 64),
     "mlx 4 g32": MlxAffine(4, 32),
     "mlx 5 g64": MlxAffine(5, 64, "F16"),
@@ -109,7 +109,9 @@ def test_without_correlation_nothing_changes(stored: StoredType) -> None:
     rows, inputs = weights(), torch.diag(torch.diagonal(product()))
     plain = decoded(stored, rows, known(rows, inputs))
     mine = decoded(stored, rows, known(rows, inputs, feedback_of(stored, inputs)))
-    assert torch.isclose(mine, plain, rtol=0, atol=1e-6).float().mean() > 0.999  # but for exact halves
+    # But for exact halves; IQ4_XS finds its levels by scales that are not rounded to float16 yet.
+    most = 0.998 if stored == Blocks("IQ4_XS") else 0.999
+    assert torch.isclose(mine, plain, rtol=0, atol=1e-6).float().mean() > most
 
 
 @each_type
@@ -236,14 +238,14 @@ def test_each_matrix_of_a_stack_has_its_own() -> None:
 
 
 def test_types_without_feedback() -> None:
-    assert unit_of(Blocks("IQ4_XS")) is None
+    assert unit_of(Blocks("IQ4_NL")) is None
     assert unit_of(Nvfp4()) is None
     with pytest.raises(UsageProblem, match="product"):
         feedback_k.encode(Blocks("Q4_K"), weights(), Known())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["Q5_K", "mlx 5 g64", "nvfp4", "nvfp4 compressed"])
+@pytest.mark.parametrize("name", ["Q5_K", "IQ4_XS", "mlx 5 g64", "nvfp4", "nvfp4 compressed"])
 def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
     rows, inputs = weights(dtype), product()
     assert ratio(STORED[name], rows, inputs, feedback_of(STORED[name], inputs)) < MOST

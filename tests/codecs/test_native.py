@@ -14,6 +14,7 @@ from encoding import make_encoder
 from hypothesis import given, settings
 
 from qexport.codecs import contract, ggml
+from qexport.codecs.decode_blocks import IQ4_VALUES
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.codecs.native import KERNELS, quantize_into
 from qexport.errors import InputError, UsageProblem
@@ -114,13 +115,30 @@ def test_q4_1_and_q5_1_blocks_by_hand(weights: np.ndarray | None) -> None:
     assert packed[0, 8:].tolist() == [17 * i for i in range(16)]
 
 
+@needs_ggml
+def test_levels_of_iq4_change_in_the_middle() -> None:
+    """A block whose scale is 1, with the numbers next to every middle between two levels."""
+    middles = (IQ4_VALUES[1:] + IQ4_VALUES[:-1]) / 2
+    near = np.float32([np.nextafter(middles, -np.inf, dtype=np.float32), middles]).T.reshape(-1)
+    values = np.concatenate([near, [-127.0, 113.0]]).astype(np.float32)[None]
+    weights = np.float32([1e-8] * 30 + [1e8] * 2)  # the last two alone say the scale
+    packed, bad = pack("IQ4_NL", torch.from_numpy(values), weights)
+    assert bad == 0
+    assert packed[0, :2].view(np.float16).tolist() == [1]
+    nibbles = np.concatenate([packed[0, 2:] & 15, packed[0, 2:] >> 4])
+    assert nibbles.tolist() == [*np.arange(30) // 2 + np.arange(30) % 2, 0, 15]
+    assert np.array_equal(packed, ggml.quantize_rows("IQ4_NL", values, weights))
+
+
 def test_minimum_keeps_the_sign_of_zero() -> None:
     values = torch.ones(1, 32)
     values[0, 3], values[0, 9] = -0.0, 0.0
     assert pack("Q4_1", values)[0][0, 2:4].tolist() == [0, 0x80]  # the first of the two
 
 
-@pytest.mark.parametrize("type_name", [name for name in KERNELS if name not in ("Q4_0", "Q5_0")])
+@pytest.mark.parametrize(
+    "type_name", [name for name in KERNELS if name not in ("Q4_0", "Q5_0", "IQ4_NL", "IQ4_XS")]
+)
 def test_zero_rows(type_name: str) -> None:
     for weights in (None, np.ones(COLUMNS, np.float32)):
         packed, bad = pack(type_name, torch.zeros(2, COLUMNS), weights)

@@ -26,11 +26,11 @@ _BITS = {
     "Q3_K_L": 4.6, "Q3_K_M": 4.3, "Q3_K_S": 3.8, "Q2_K": 3.6, "Q2_K_S": 3.4,
 }  # fmt: skip
 
-# docs/measurements.md (2026-11-24, benchmarks/encoders.py).
+# docs/measurements.md (2026-11-24, benchmarks/encoders.py; IQ4 2026-11-29, beside Q4_K).
 _RATES: dict[str, tuple[float, float]] = {
     "Q8_0": (2900, 2900), "Q6_K": (660, 670), "Q5_K": (430, 210), "Q4_K": (350, 213), "Q3_K": (620, 607),
     "Q2_K": (380, 180), "Q4_0": (3300, 690), "Q4_1": (3300, 200), "Q5_0": (2900, 700), "Q5_1": (3200, 200),
-    "IQ4_NL": (22, 11), "IQ4_XS": (22, 11), "F16": (350, 350),  # ggml's own IQ4
+    "IQ4_NL": (270, 250), "IQ4_XS": (270, 250), "F16": (350, 350),
 }  # fmt: skip
 
 
