@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import zlib
@@ -10,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))) and hasattr(os, "sched_setaffinity"):
+    # Before torch is imported: each worker, with all that it starts, has processors of its own. Threads of
+    # several workers on the same ones mostly wait for each other, spinning.
+    every = sorted(os.sched_getaffinity(0))
+    mine = every[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(every) :: workers]
+    os.sched_setaffinity(0, mine)
+
 from zoo import build
 from zoo_types import Zoo, ZooCopy
 

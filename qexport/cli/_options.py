@@ -53,7 +53,32 @@ SIZE = _Size()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COUNT = 1 << 40
 """More tokens than there are; numbers beyond it are typing errors that nothing downstream should meet."""
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+WORDS = "qexport.words"
+"""Key among a command's facts: how much is said (``Saying``, as a number)."""
+
+
+def _say(amount: int) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def note(context: click.Context, _: click.Parameter, given: bool) -> None:
+        if given:
+            context.find_root().meta[WORDS] = amount
+
+    return note
+
+
+JSON = together(
+    click.option(
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_say(0),
+        help="Say nothing on stderr but what is wrong.",
+    ),
+    click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_say(2), help="Say every check made."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+)
+"""How much is said, and to whom."""
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace files that are already there.")
 OUT = click.option(
     "-o",

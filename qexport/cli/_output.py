@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 import sys
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from qexport.cli._board import Board
+from qexport.cli._options import WORDS
+from qexport.cli._table import drawn
 from qexport.cli._terminal import is_terminal, printable, put, visible
 from qexport.run.watcher import Phase, Watcher
 
@@ -22,6 +27,20 @@ if TYPE_CHECKING:
     from qexport.publishing.push import Pushed, Rehearsal
     from qexport.report.write import ReportPaths
     from qexport.run.target import Item
+
+
+class Saying(IntEnum):
+    """How much is said on stderr."""
+
+    NONE = 0
+    SOME = 1
+    ALL = 2
+
+
+def words_wanted() -> Saying:
+    """What ``-v`` and ``--quiet`` say of this command; SOME outside of one."""
+    context = click.get_current_context(silent=True)
+    return Saying.SOME if context is None else Saying(context.find_root().meta.get(WORDS, Saying.SOME))
 
 
 _BARS = {
@@ -50,15 +69,37 @@ class Output(Watcher):
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        self._words = words_wanted()
+        self._board: Board | None = None
+        self._names: list[str] = []
         Output.printed = False
 
     def say(self, words: str = "") -> None:
-        """Words for the person watching: stderr, not part of the result."""
-        put(words, err=True)
+        """Words for the person watching: stderr, not part of the result; none with ``--quiet``."""
+        if self._words > Saying.NONE:
+            put(words, err=True)
+
+    def detail(self, words: str) -> None:
+        """Every check that was made, with ``-v``."""
+        if self._words is Saying.ALL:
+            put(words, err=True)
 
     def title(self, message: str) -> None:
         """A heading among the words."""
-        put(message, err=True, bold=True)
+        if self._words > Saying.NONE:
+            put(message, err=True, bold=True)
+
+    def stage(self, name: str, stage: str) -> None:
+        """In the table of what is being proven."""
+        if self._board is not None:
+            self._board.stage(name, stage)
+
+    def proven(self, name: str, verdict: str) -> None:
+        """Likewise; a line of its own where no table is drawn."""
+        if self._board is not None:
+            line = self._board.done(name, verdict)
+            if not self._drawn:
+                self.say(f"  {line}")
 
     def document(self, value: Any) -> None:
         """The result as JSON (only with ``--json``)."""
@@ -73,32 +114,15 @@ class Output(Watcher):
 
     def next(self, *words: str | Path) -> None:
         """What one would run now, to be copied: stderr, and not where a program reads."""
-        if not self.as_json:
+        if not self.as_json and self._words > Saying.NONE:
             put(f"Next: {shlex.join(['qexport', *map(str, words)])}", err=True)
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
     ) -> None:
-        """The result as a table (only without ``--json``): stdout. Numbers align right by their look."""
-        if self.as_json or not rows:
-            return
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        lines = box.SIMPLE_HEAD if "utf" in (getattr(sys.stdout, "encoding", "") or "utf") else box.ASCII
-        table = Table(
-            title=None if title is None else printable(title), title_justify="left", box=lines, pad_edge=False
-        )
-        for index, column in enumerate(columns):
-            numeric = all(_numeric(row[index]) for row in rows)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(printable, row))
-        screen, drawn = is_terminal(sys.stdout), io.StringIO()
-        width = None if screen else 140
-        Console(file=drawn, width=width, force_terminal=screen, markup=False, emoji=False).print(table)
-        put(drawn.getvalue(), nl=False, raw=True)
+        """The result as a table (only without ``--json``): stdout."""
+        if not self.as_json and rows:
+            put(drawn(columns, rows, title, screen=is_terminal(sys.stdout)), nl=False, raw=True)
 
     @property
     def upload_bars(self) -> bool:  # type: ignore[override]
@@ -115,6 +139,7 @@ class Output(Watcher):
         """What is about to be written, in words."""
         from qexport.cli._report import say_plans
 
+        self._names = [item.name for item in items if not item.attached]
         say_plans(self, items)
 
     def made(self, items: Sequence[Item], receipts: Sequence[Path]) -> None:
@@ -135,13 +160,39 @@ class Output(Watcher):
 
     @contextmanager
     def phase(self, phase: Phase, total: int) -> Iterator[Progress]:
-        """A bar with what is done and time left on stderr; silent where stderr is no terminal."""
+        """A bar with what is done and time left on stderr, silent where stderr is no terminal; of proving a
+        table of the artifacts, or there a line for each.
+        """
+        if phase is Phase.VERIFYING and total:
+            with self._proving(), super().phase(phase, total) as unseen:
+                yield unseen
+            return
         if not total or phase not in _BARS:
             with super().phase(phase, total) as unseen:
                 yield unseen
             return
         with self._bar(total, phase.value, steps=_BARS[phase]) as bar:
             yield bar
+
+    @property
+    def _drawn(self) -> bool:
+        return is_terminal(sys.stderr) and self._words is Saying.SOME
+
+    @contextmanager
+    def _proving(self) -> Iterator[None]:
+        self._board = board = Board(self._names)
+        try:
+            if not self._drawn:
+                yield
+                return
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(stderr=True)
+            with Live(console=console, get_renderable=board.drawn, refresh_per_second=4):
+                yield
+        finally:
+            self._board = None
 
     @contextmanager
     def _bar(self, total: int, label: str, *, steps: bool) -> Iterator[Progress]:
@@ -166,7 +217,7 @@ class Output(Watcher):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        shown = is_terminal(sys.stderr)
+        shown = is_terminal(sys.stderr) and self._words > Saying.NONE
         with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
             task = bar.add_task(printable(label), total=total)
 
@@ -187,7 +238,3 @@ class Gathered(Output):
     def document(self, value: Any) -> None:
         """Keep it."""
         self.documents.append(value)
-
-
-def _numeric(cell: str) -> bool:
-    return not cell or cell in ("-", "–") or cell[0].isdigit()

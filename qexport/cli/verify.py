@@ -61,7 +61,7 @@ def command(
         artifact,
         view=view,
         options=verify_options_from(given),
-        say=output.say,
+        say=output.detail,
         title=output.title,
         measure=given["measure"],
         again=again,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from qexport.run.target import Item, Target
 
 
-Prove = Callable[["Target", "Sequence[Item]", "ModelView", Callable[[str], None]], "list[Item]"]
+Prove = Callable[["Target", "Sequence[Item]", "ModelView", Watcher], "list[Item]"]
 
 
 def finished(items: Sequence[Item], *, home: Path | None = None) -> tuple[list[Item], list[Item]]:
@@ -193,29 +193,30 @@ def prove(
     watcher, view = watcher or Watcher(), diagnosis.repaired.view()
     with (
         watcher.phase(Phase.VERIFYING, len(items)) as progress,
-        measuring(view, watcher.say, tokens=measure) as measured,
+        measuring(view, watcher.detail, tokens=measure) as measured,
     ):
         for target in {id(item.target): item.target for item in items}.values():
             reports: dict[Path, Verification] = {}
             mine = [item for item in items if item.target is target]
-            for item in (run or run_target)(target, mine, view, watcher.say):
+            for item in (run or run_target)(target, mine, view, watcher):
                 report = item.report
                 if report is not None and measure and not report.failures:
                     # A drafter has its trunk's: what is measured is both together.
                     path = item.path if target.format.ladder else target.out
                     headless = item.plan.details.get("mtp_layouts") == ["none"]
+                    watcher.stage(item.name, "measuring")
                     known = reports.get(path) or measured.add_to(report, path, headless=headless)
                     reports[path] = known
                     report = head_report(report, known) if report.required == REQUIRED_OF_HEADS else known
                 proven.append(replace(item, report=report))
+                if report is not None:
+                    watcher.proven(item.name, report.verdict)
                 progress.advance(1)
     sources_of(diagnosis).refuse_changed()  # a verdict against something else is none
     return proven, _write_receipts(proven, diagnosis, watcher.say)
 
 
-def run_target(
-    target: Target, items: Sequence[Item], view: ModelView, say: Callable[[str], None]
-) -> list[Item]:
+def run_target(target: Target, items: Sequence[Item], view: ModelView, watcher: Watcher) -> list[Item]:
     """The items, which are written, with a report each; without one where that was not asked for.
 
     Of a folder, what is stored is judged first, then what a runtime makes of it. A drafter is proven when its
@@ -235,7 +236,8 @@ def run_target(
         head = item.plan.kind in target.format.beside
         path = target.out if head else item.path
         if path not in reports:
-            reports[path] = verify(path, view=view, options=how, reference=reference, progress=say)
+            watcher.stage(item.name, "running")
+            reports[path] = verify(path, view=view, options=how, reference=reference, progress=watcher.detail)
         report = reports[path]
         proven.append(replace(item, report=_of_head(item, report) if head else report))
     return proven

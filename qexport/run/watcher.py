@@ -56,6 +56,15 @@ class Watcher:
     def say(self, words: str) -> None:
         """A note, in words."""
 
+    def detail(self, words: str) -> None:
+        """One step of a check, for who follows each."""
+
+    def stage(self, name: str, stage: str) -> None:
+        """Something begins with an artifact that is being proven: it runs, it is measured."""
+
+    def proven(self, name: str, verdict: str) -> None:
+        """An artifact is through, with a verdict."""
+
     def diagnosed(self, diagnosis: Diagnosis) -> None:
         """A model was looked at: what was found in it, and what is repaired."""
 

@@ -99,7 +99,7 @@ def test_the_push_is_refused_for_it_and_rehearsed_for_the_other(done):
 
 
 def test_a_second_run_makes_nothing_again_and_ends_the_same(done):
-    again = run(*done.words)
+    again = run(*done.words, "-v")
     assert again.code == 5
     assert again.stderr.count("is there, from the same source and options (pass") == 2
     assert "loading into" not in again.stderr
@@ -113,7 +113,7 @@ def test_a_second_run_makes_nothing_again_and_ends_the_same(done):
 
 def test_a_limit_that_is_changed_is_judged_without_making_anything(done):
     gate = "artifacts.nvfp4.gates.max_mean_kld=0.5"
-    changed = ok(*done.words, "--set", gate)
+    changed = ok(*done.words, "-v", "--set", gate)
     assert "loading into" not in changed.stderr
     assert "someone/Demo-NVFP4A16 (new, private)" in changed.stdout
     assert all(each["passed"] for each in done.artifact("Demo-NVFP4A16")["gates"])

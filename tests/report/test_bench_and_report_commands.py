@@ -50,7 +50,8 @@ def test_figures_are_shown_and_noted(file, asked):
     assert ["off", "40.0", "38.0", "41.6", "1.00", "-", "800"] in lines
     assert ["n-max", "2", "58.0", "55.1", "60.3", "1.45", "70%", "800"] in lines
     assert "xllamacpp 1.2, 16 threads, on Ryzen 7950X, 32 hardware threads, Linux x86_64" in ran.stdout
-    assert ran.stderr.splitlines() == ["measuring", "Noted in qexport.json beside it."]
+    following = f"Next: qexport report {file.parent}"
+    assert ran.stderr.splitlines() == ["measuring", "Noted in qexport.json beside it.", following]
     assert noted(file.parent) == fit(Bench, figures(40.0), "bench", []).to_json()
 
 
