@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from qexport.artifacts.forms import Form, decoded, form_of
 from qexport.artifacts.rows import Decoded, StoredPart
 from qexport.checkpoint.tensors import Checkpoint
+from qexport.families.family import Family
 from qexport.families.names import canonical_name, is_ignorable
 
 # What follows the module's path, and the name of the part. The longest come first.
@@ -62,14 +63,14 @@ class StoredWeight:
 
 
 def gather(
-    checkpoints: Iterable[tuple[Checkpoint, str]], columns: Mapping[str, int], *, mlx: bool = False
+    checkpoints: Iterable[tuple[Checkpoint, str]], columns: Mapping[str, int], family: Family
 ) -> dict[str, StoredWeight]:
     """Every weight by canonical name.
 
     Args:
         checkpoints: each with a prefix that its names go without (``mtp.`` of a drafter folder).
         columns: row lengths by canonical name, of those that are known.
-        mlx: ``switch_mlp`` is MLX's word for stacked experts.
+        family: whose names they are.
     """
     parts: dict[str, dict[str, StoredPart]] = {}
     modules: dict[str, str] = {}
@@ -78,10 +79,7 @@ def gather(
             if is_ignorable(stored) or stored.endswith(_NOT_WEIGHTS):
                 continue
             module, word, suffix = _split(stored)
-            spelled = prefix + module + suffix
-            if mlx:
-                spelled = spelled.replace(".mlp.switch_mlp.", ".mlp.experts.")
-            name = canonical_name(spelled).canonical
+            name = family.own_tower_name(canonical_name(prefix + module + suffix).canonical)
             parts.setdefault(name, {})[word] = StoredPart(checkpoint, tensor)
             modules.setdefault(name, prefix + module)
     return {

@@ -132,6 +132,14 @@ def _unify_experts(draft: Draft) -> None:
         draft.tensors = convert_experts(draft.tensors, layout)
 
 
+def _mlx_saved(subject: Subject) -> str | None:
+    saved = subject.checkpoint
+    if not isinstance(saved, MlxSaved):
+        return None
+    added = f", one was added to {len(saved.norms)} norms" if saved.norms else ""
+    return f"saved by {'mlx-vlm' if saved.sees else 'mlx-lm'}: convolutions are turned{added}"
+
+
 WEIGHT_QUIRKS = (
     Quirk(
         "weights.empty",
@@ -147,9 +155,8 @@ WEIGHT_QUIRKS = (
     ),
     Quirk(
         "weights.mlx_saved",
-        "saved by mlx-lm: convolutions turned, one added to norms",
-        see=lambda s: s.checkpoint.norms if isinstance(s.checkpoint, MlxSaved) else None,
-        what="saved by mlx-lm: convolutions are turned, one was added to {count} norms",
+        "saved by mlx-lm or mlx-vlm: convolutions turned, one added to norms",
+        see=_mlx_saved,
         fix=as_read,
         repair=(
             "Convolutions are turned back, the same bytes; one is taken off the norms. What was rounded off "

@@ -190,6 +190,9 @@ def examine(
             spellings[name] = replace(spelled, wrapped=True, peft=peft)
         elif outer:
             spellings[name] = replace(spelled, wrapped=True)
+    for name, spelled in spellings.items():
+        if spelled.vision and (own := family.own_tower_name(spelled.canonical)) != spelled.canonical:
+            spellings[name] = replace(spelled, canonical=own)
     checkpoint = turned_back(checkpoint, {name: spelled.canonical for name, spelled in spellings.items()})
     tensors: dict[str, LogicalTensor] = {}
     twins: list[Twins] = []

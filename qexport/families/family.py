@@ -222,6 +222,8 @@ class Dialect:
         scaled_rope: its layers can scale their rotations.
         ties: it can do without an output matrix.
         drafter: the model type of the head's own folder, where some MLX runtime reads this family's heads.
+        tower: what mlx-vlm writes in place of the vision tower's own prefix; ``None``: it knows none.
+        output_twice: mlx-vlm wants an output matrix where the embedding is one, too.
         limits: what mlx-lm holds in code and a config can say otherwise.
     """
 
@@ -237,6 +239,8 @@ class Dialect:
     scaled_rope: bool = True
     ties: bool = True
     drafter: str | None = None
+    tower: str | None = None
+    output_twice: bool = False
     limits: Limits = lambda _: ()
 
 
@@ -320,6 +324,13 @@ class Family:
         return self.head.select(
             names, trunk if isinstance(trunk, int) else self.defaults["num_hidden_layers"]
         )
+
+    def own_tower_name(self, name: str) -> str:
+        """The canonical name of a tensor of its tower that mlx-vlm has named; other names as they are."""
+        theirs = None if self.dialect is None else self.dialect.tower
+        if not theirs or self.vision is None or not name.startswith(theirs):
+            return name
+        return self.vision.tower.prefix + name.removeprefix(theirs)
 
     @property
     def model_types(self) -> tuple[str, ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
 from qexport.families.family import Family, Sight
 from qexport.families.values import typed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _COPY = "Copy vision_config from the config.json of the checkpoint that was fine-tuned."
 _MOST_BLOCKS = 10_000  # every block's tensors are listed before a header is believed
@@ -96,3 +100,19 @@ def image_tokens(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
 def _one(value: Any) -> Any:
     """``[16, 16]``, height and width of what is square, as a number."""
     return value[0] if isinstance(value, list) and value and len(set(map(str, value))) == 1 else value
+
+
+def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How MLX has the kernel of a convolution: what goes in, second elsewhere, is last.
+
+    >>> channels_last((64, 3, 2, 16, 16))
+    (64, 2, 16, 16, 3)
+    """
+    return (shape[0], *shape[2:], shape[1])
+
+
+def channels_last_order(shape: tuple[int, ...]) -> np.ndarray:
+    """For each value of one output of that kernel, its place in the kernel of ``shape``."""
+    import numpy as np
+
+    return np.moveaxis(np.arange(math.prod(shape[1:])).reshape(shape[1:]), 0, -1).reshape(-1)

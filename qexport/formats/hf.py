@@ -91,7 +91,7 @@ def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> 
         family=family,
         config=config,
         text=resolve(family, text, config).text,
-        weights=gather([(folder, "")], {}),
+        weights=gather([(folder, "")], {}, family),
         files=SmallFiles(folder, {}),
         declared_mtp=declared_mtp(text),
         details={"quantization": found.quantization, **details},

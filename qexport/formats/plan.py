@@ -35,7 +35,8 @@ class Arrangement:
     """How stored rows become output rows. Two are equal where rows arranged for one serve the other.
 
     Attributes:
-        shape: shape of the output tensor, in torch order (rows first); ``None`` keeps the source's.
+        shape: shape of the output tensor, in torch order (rows first); ``None`` keeps the source's. Its rows
+            may be several of the source's, one after another; orders are of such rows and their columns.
         row_order: for each output row, the source row; ``None`` is the identity. May select fewer rows.
         column_order: for each output column, the source column; ``None`` is the identity.
         op: element-wise operation, done in float32 (in float16 for a float16 source, as llama.cpp's converter

@@ -44,15 +44,20 @@ class _Turned:
         self._op = arrangement.op
         self._rows = _inverse(arrangement.row_order)
         self._columns = _inverse(arrangement.column_order)
-        if matrix_shape(shape) != matrix_shape(decoded.shape):
+        (rows, self._width), (stored_rows, width) = matrix_shape(shape), matrix_shape(decoded.shape)
+        self._each = rows // stored_rows  # rows of the source that are one as it is stored
+        if rows * self._width != stored_rows * width or rows % stored_rows:
             raise ValueError(f"{decoded.shape} cannot be {shape} in another arrangement")
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         import torch
 
-        rows = self._wanted(start, stop)
+        first = start // self._each
+        rows = self._wanted(first, -(-stop // self._each))
         if self._columns is not None:
             rows = rows.index_select(1, torch.from_numpy(self._columns))
+        if self._each > 1:
+            rows = rows.reshape(-1, self._width)[start - first * self._each : stop - first * self._each]
         if self._op == "add_one":
             return rows.float() - 1
         return torch.log(-rows.float()) if self._op == "neg_exp" else rows

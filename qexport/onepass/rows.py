@@ -49,8 +49,9 @@ def arranged_rows(tensor: LogicalTensor, arrangement: Arrangement, start: int, s
     import torch
 
     ranges = source_ranges(arrangement, start, stop)
-    source = _reshaped(tensor, arrangement)
-    parts = [read_rows(source, low, high) for low, high in ranges]
+    columns = matrix_shape(arranged_shape(tensor, arrangement))[1]
+    each = _rows_in_one(tensor, columns)
+    parts = [read_rows(tensor, low * each, high * each).reshape(-1, columns) for low, high in ranges]
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
     if arrangement.row_order is not None:
         stored = np.concatenate([np.arange(low, high) for low, high in ranges])
@@ -67,9 +68,10 @@ def arranged_rows(tensor: LogicalTensor, arrangement: Arrangement, start: int, s
     return torch.where(wide.isfinite(), -torch.exp(wide), wide)
 
 
-def _reshaped(tensor: LogicalTensor, arrangement: Arrangement) -> LogicalTensor:
-    """The source must have rows of the output's width: only then do row numbers mean the same."""
-    columns = matrix_shape(arranged_shape(tensor, arrangement))[1]
-    if tensor.matrix_shape[1] != columns:
-        raise ValueError(f"{tensor.name}: rows of {tensor.matrix_shape[1]} cannot become rows of {columns}")
-    return tensor
+def _rows_in_one(tensor: LogicalTensor, columns: int) -> int:
+    """How many rows of the source, one after another, are one that is arranged."""
+    rows, width = tensor.matrix_shape
+    each, rest = divmod(columns, width)
+    if rest or rows % each:
+        raise ValueError(f"{tensor.name}: rows of {width} cannot become rows of {columns}")
+    return each

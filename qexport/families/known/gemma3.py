@@ -141,6 +141,8 @@ GEMMA3 = Family(
         reads=frozenset(
             {"query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"}
         ),
+        tower="",
+        output_twice=True,
         limits=_mlx_lm,
     ),
     heads_divide=True,

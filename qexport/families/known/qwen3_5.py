@@ -214,6 +214,7 @@ def _family(
             | {key for key in _DEFAULTS if key.startswith("linear_")}
             | {"attention_bias", "layer_types", "shared_expert_intermediate_size"},
             drafter="qwen3_5_mtp",
+            tower="vision_tower.",
         ),
         gated_q=True,
         multimodal=True,

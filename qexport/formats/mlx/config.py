@@ -1,7 +1,7 @@
 """config.json of the trunk, and the small files beside it.
 
 mlx-lm writes its keys sorted, indented by four, without ``vision_config`` (programs take that for the mark of
-a text model), with the stop tokens of generation_config.json, and with the quantization under two names. What
+a text model; mlx-vlm keeps it, and so do we with a tower), with the stop tokens of generation_config.json, and with the quantization under two names. What
 is different here: everything that mlx-lm reads is written down, where it would take another default than
 transformers; a text-only ``qwen3_5_text``, which mlx-lm refuses, gets the published form (``text_config``
 and a model type that mlx-lm and mlx-vlm know); and the MTP head is declared only where it is. Tokenizer files
@@ -16,9 +16,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qexport.doctor.draft import PROCESSOR_FILES
 from qexport.doctor.form import wrapper_config
 from qexport.errors import InputError
 from qexport.families.known import FAMILIES
+from qexport.families.vision import image_tokens
 from qexport.formats.limits import window_period
 
 if TYPE_CHECKING:
@@ -27,14 +29,8 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
 
 
-# The model card describes the source; the others belong to the vision tower.
-_LEFT_OUT = (
-    "README.md",
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
+# The model card describes the source.
+_LEFT_OUT = ("README.md", "config.json")
 
 # What mlx-lm's models read of a config, with defaults of their own or none at all.
 _READ = frozenset(
@@ -62,9 +58,14 @@ def dump(config: Mapping[str, Any], indent: int = 4) -> bytes:
     return json.dumps(dict(sorted(config.items())), indent=indent).encode()
 
 
-def small_files(repaired: Repaired) -> dict[str, bytes]:
-    """Tokenizer, chat templates, generation config, licences: the repaired checkpoint's bytes."""
-    return {name: data for name, data in repaired.files.items() if name not in _LEFT_OUT}
+def small_files(repaired: Repaired, *, sees: bool) -> dict[str, bytes]:
+    """Tokenizer, chat templates, generation config, licences: the repaired checkpoint's bytes.
+
+    Args:
+        sees: with the files that say how a picture becomes numbers.
+    """
+    left_out = _LEFT_OUT if sees else (*_LEFT_OUT, *PROCESSOR_FILES)
+    return {name: data for name, data in repaired.files.items() if name not in left_out}
 
 
 def language_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -74,26 +75,37 @@ def language_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def trunk_config(
-    repaired: Repaired, view: ModelView, dialect: Dialect, quantization: Mapping[str, Any], *, head: bool
+    repaired: Repaired,
+    view: ModelView,
+    dialect: Dialect,
+    quantization: Mapping[str, Any],
+    *,
+    head: bool,
+    sees: bool,
 ) -> dict[str, Any]:
     """The trunk's config.json.
 
     Args:
         quantization: the block, overrides included.
-        head: whether the MTP head is in the same folder.
+        head: whether the MTP head is in the same folder; ``sees``: likewise the vision tower.
 
     Raises:
         InputError: mlx-lm could not build the model from any config.
     """
     config = copy.deepcopy(dict(repaired.config))
-    for key in ("vision_config", "_name_or_path"):
-        config.pop(key, None)
+    vision = config.pop("vision_config", None)
+    config.pop("_name_or_path", None)
     if dialect.always_wrapped and "text_config" not in config:
         config = wrapper_config(config, FAMILIES[view.family])
     text = language_config(config)
     _complete(text, repaired, view, dialect)
     if dialect.wrapper_prefix and text is not config:
         config.setdefault("vocab_size", text["vocab_size"])  # gemma3.py looks for it there alone
+    if sees:
+        assert view.vision is not None
+        open_keys = {key: value for key, value in view.vision.config.items() if vision.get(key) is None}
+        config["vision_config"] = {**vision, **open_keys}
+        _complete_sight(config, text, view, dialect)
     stops = generation_of(repaired).get("eos_token_id")
     if stops:
         config["eos_token_id"] = stops
@@ -118,6 +130,18 @@ def _complete(text: dict[str, Any], repaired: Repaired, view: ModelView, dialect
         text["sliding_window_pattern"] = window_period(hyper)
     if hyper.linear is not None:
         text["full_attention_interval"] = _interval(view)
+
+
+def _complete_sight(
+    config: dict[str, Any], text: dict[str, Any], view: ModelView, dialect: Dialect
+) -> None:
+    """Write down what mlx-vlm reads of a model that sees, and would otherwise guess."""
+    for key, number in image_tokens(FAMILIES[view.family], config).items():
+        config.setdefault(key, number)
+    if dialect.wrapper_prefix:  # its Gemma 3 has names of its own
+        config.setdefault("hidden_size", text["hidden_size"])
+        text.setdefault("mm_tokens_per_image", config.get("mm_tokens_per_image", 256))
+        text.setdefault("rope_global_base_freq", view.hyper.rope.theta)
 
 
 def _interval(view: ModelView) -> int:

@@ -1,4 +1,4 @@
-"""How mlx-lm names a family's tensors; what it has of its own is the
+"""How mlx-lm, and for vision towers mlx-vlm, names a family's tensors; what it has of its own is the
 :class:`~qexport.families.family.Dialect` in its file."""
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def dialect_of(view: ModelView) -> Dialect:
 def stored_name(dialect: Dialect, repaired: Repaired, tensor: ModelTensor) -> str:
     """The name after mlx-lm's ``sanitize``; that of the weight where a module is quantized."""
     name = tensor.name
+    if tensor.block is Block.VISION:
+        vision = repaired.family.vision
+        assert vision is not None
+        return (dialect.tower or "") + name.removeprefix(vision.tower.prefix)
     if tensor.role in EXPERT_ROLES:
         name = name.replace(".mlp.experts.", ".mlp.switch_mlp.")
     return (dialect.wrapper_prefix if repaired.wrapper else "") + dialect.prefix + name

@@ -85,6 +85,7 @@ class MlxOptions(Aimed):
         mode: ``affine``, ``mxfp4``, ``mxfp8`` or ``nvfp4``.
         recipe: ``mixed_2_6`` and so on: two widths, the larger one for v_proj and down_proj of some layers
             and for lm_head. ``bits`` is then only what config.json names as the default.
+        text_only: leave the vision tower out, as mlx-lm does; otherwise it is there for mlx-vlm.
         dtype: of scales and of what is not quantized: ``bfloat16``, ``float16``, ``float32``; by default
             what config.json says.
         mtp: layouts of the head, several at once: ``drafter`` (a folder beside, for mlx-vlm and others),
@@ -103,6 +104,7 @@ class MlxOptions(Aimed):
     group_size: int | None = None
     mode: str = "affine"
     recipe: str | None = None
+    text_only: bool = False
     dtype: str | None = None
     mtp: tuple[str, ...] = ("drafter",)
     mtp_bits: int | None = None

@@ -1,11 +1,14 @@
-"""The plan of an MLX folder: the trunk as ``mlx_lm convert`` writes it, and the MTP head where it is wanted.
+"""The plan of an MLX folder: the trunk as ``mlx_lm convert`` writes it, the vision tower as ``mlx_vlm convert``
+does, and the MTP head where it is wanted.
 
 Tensor bytes, config blocks and shard size are mlx-lm's; tensors lie in the order of the pass, as in every
-format here, where mlx-lm has that of its modules. Readers go by name. The vision tower is left out, as there.
+format here, where mlx-lm has that of its modules. Readers go by name. mlx-lm passes over the tower, so that one
+folder serves both programs; it is never quantized, as there.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,6 +64,7 @@ class _Job:
     options: MlxOptions
     dtype: str | None
     trunk: list[ModelTensor]
+    tower: list[ModelTensor]
     head: list[ModelTensor]
     choices: Choices
     evidence: Evidence
@@ -85,6 +89,7 @@ def plan_mlx(repaired: Repaired, options: MlxOptions, *, sized: bool = False) ->
     dialect = dialect_of(view)
     limits = check_limits(view, MLX_LM)
     trunk = trunk_of(repaired)
+    tower = tower_of(view, options)
     head = [tensor for tensor in pass_order(view) if tensor.block is Block.MTP]
     given = given_types(options.types_from, repaired, trunk, dialect)
     choices = choose(trunk, view, dialect, options, {} if given is None else given.types)
@@ -100,7 +105,7 @@ def plan_mlx(repaired: Repaired, options: MlxOptions, *, sized: bool = False) ->
     if options.importance is not None:
         notes += _without_importance(weighted, evidence, sized=sized)
     dtype = _dtype(repaired, options)
-    job = _Job(repaired, view, dialect, options, dtype, trunk, head, choices, evidence, sized, notes)
+    job = _Job(repaired, view, dialect, options, dtype, trunk, tower, head, choices, evidence, sized, notes)
     plans = [_plan_trunk(job)]
     if job.wants("drafter"):
         plans.append(_plan_drafter(job))
@@ -115,6 +120,14 @@ def trunk_of(repaired: Repaired) -> list[ModelTensor]:
         for tensor in pass_order(repaired.view())
         if tensor.block not in (Block.VISION, Block.MTP) and not (tied and tensor.role is Role.OUTPUT)
     ]
+
+
+def tower_of(view: ModelView, options: MlxOptions) -> list[ModelTensor]:
+    """The tensors of the vision tower that go into the trunk's folder."""
+    dialect = view.hyper.family.dialect
+    if options.text_only or dialect is None or dialect.tower is None:
+        return []
+    return [tensor for tensor in view if tensor.block is Block.VISION]
 
 
 def _needs(job: _Job, tensor: ModelTensor) -> tuple[Need, ...]:
@@ -166,15 +179,11 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         "mode": options.scheme.mode,
     }
     for tensor in job.trunk:
-        name, scheme = stored_name(dialect, job.repaired, tensor), schemes[tensor.name]
-        if scheme is None:
-            kept = None if tensor.role in dialect.keeps_float32 else job.dtype
-            tensors.append(plain(tensor, name, kept, add_one=tensor.role in dialect.norms_plus_one))
-            continue
-        made = quantized(tensor, name, scheme, job.dtype, _needs(job, tensor))
-        tensors.append(with_feedback(made, tensor, job.evidence) if options.feedback else made)
-        if tensor.name in job.choices.overrides:
-            quantization[module_path(name)] = override(scheme, recipe=options.recipe is not None)
+        for name in _names(job, tensor):
+            tensors.append(_trunk_tensor(job, tensor, name))
+            scheme = schemes[tensor.name]
+            if scheme is not None and tensor.name in job.choices.overrides:
+                quantization[module_path(name)] = override(scheme, recipe=options.recipe is not None)
     if job.wants("embedded"):
         inside = _head(job, job.dialect.prefix + _tower(job).prefix, quantize=True)
         quantization |= {
@@ -187,8 +196,10 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
     if options.feedback:
         job.notes += feedback_notes(tensors)
     inside_too = any(job.wants(layout) for layout in ("embedded", *SIDECARS))
-    config = trunk_config(job.repaired, job.view, dialect, quantization, head=inside_too)
-    small = small_files(job.repaired)
+    tensors += [plain(tensor, *_names(job, tensor), job.dtype) for tensor in job.tower]
+    sees = bool(job.tower)
+    config = trunk_config(job.repaired, job.view, dialect, quantization, head=inside_too, sees=sees)
+    small = small_files(job.repaired, sees=sees)
     sidecars = _sidecars(job, config, small)
     small["config.json"] = dump(config)
     _say(job)
@@ -199,7 +210,9 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         small,
         max_shard=options.max_shard_size,
         metadata=_METADATA,
-        parameters=sum(tensor.data.numel for tensor in job.trunk if tensor.role not in _UNCOUNTED),
+        parameters=sum(
+            tensor.data.numel for tensor in (*job.trunk, *job.tower) if tensor.role not in _UNCOUNTED
+        ),
         always_index=True,
         index_indent=4,
         beside=sidecars,
@@ -208,6 +221,24 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         assignment=job.choices.assignment(options.label),
         evidence=job.evidence,
     )
+
+
+def _names(job: _Job, tensor: ModelTensor) -> list[str]:
+    """What the tensor is called in the folder; an embedding is the output, too, where mlx-vlm wants both."""
+    name = stored_name(job.dialect, job.repaired, tensor)
+    twice = bool(job.tower) and job.dialect.output_twice and job.view.hyper.tied
+    if not twice or tensor.role is not Role.TOKEN_EMBD:
+        return [name]
+    return [name, name.replace("model.embed_tokens.", "lm_head.")]
+
+
+def _trunk_tensor(job: _Job, tensor: ModelTensor, name: str) -> FolderTensor:
+    dialect, scheme = job.dialect, job.choices.schemes[tensor.name]
+    if scheme is None:
+        kept = None if tensor.role in dialect.keeps_float32 else job.dtype
+        return plain(tensor, name, kept, add_one=tensor.role in dialect.norms_plus_one)
+    made = quantized(tensor, name, scheme, job.dtype, _needs(job, tensor))
+    return with_feedback(made, tensor, job.evidence) if job.options.feedback else made
 
 
 def _head(job: _Job, prefix: str, *, quantize: bool) -> list[FolderTensor]:
@@ -243,11 +274,10 @@ def _sidecars(
 
 def _plan_drafter(job: _Job) -> ArtifactPlan:
     scheme = job.options.head_scheme
-    trunk = trunk_config(job.repaired, job.view, job.dialect, {}, head=True)
+    trunk = trunk_config(job.repaired, job.view, job.dialect, {}, head=True, sees=False)
     text = language_config(trunk)
-    small = {
-        name: data for name, data in small_files(job.repaired).items() if name != "generation_config.json"
-    }
+    small = small_files(job.repaired, sees=False)
+    small.pop("generation_config.json", None)
     small["config.json"] = dump(drafter_config(text, scheme, job.dialect), indent=2)
     tensors = _head(job, "", quantize=True)
     return plan_folder(
@@ -273,8 +303,9 @@ def _say(job: _Job) -> None:
             f"{len(names)} matrices have rows that do not divide into groups of {group}; they stay as they "
             f"are, as in mlx-lm: {some(names, 4)}"
         )
-    if any(tensor.block is Block.VISION for tensor in job.view):
-        job.notes.append("the vision tower is left out, as mlx-lm does")
+    if job.view.vision is not None and not job.tower:
+        count = sum(tensor.block is Block.VISION for tensor in job.view)
+        job.notes.append(f"the vision tower is left out ({count} tensors): the folder takes text alone")
     if job.head and job.dialect.drafter is None:
         job.notes.append(f"the MTP head is left out: no MLX runtime reads that of {job.view.family}")
     elif job.head and "none" in job.options.mtp:
@@ -282,15 +313,15 @@ def _say(job: _Job) -> None:
 
 
 def _details(job: _Job) -> dict[str, Any]:
-    counts: dict[str, int] = {}
-    for scheme in job.choices.schemes.values():
-        label = scheme.label if scheme else job.dtype or "as stored"
-        counts[label] = counts.get(label, 0) + 1
+    schemes = Counter(job.choices.schemes.values())
+    schemes[None] += len(job.tower)
+    labels = {scheme.label if scheme else job.dtype or "as stored": n for scheme, n in schemes.items() if n}
     matrix = job.options.importance
     return {
         "mode": job.options.mode,
         "recipe": job.options.recipe,
-        "tensor_types": dict(sorted(counts.items(), key=lambda item: -item[1])),
+        "tensor_types": dict(sorted(labels.items(), key=lambda item: -item[1])),
+        "vision_tensors": len(job.tower),
         "importance_matrix": matrix.label if matrix else None,
         "mtp_layouts": (list(job.options.mtp) if job.dialect.drafter else ["none"]) if job.head else [],
         "mtp_type": (job.options.head_scheme.label if job.options.head_scheme else job.dtype or "as stored")

@@ -1,7 +1,7 @@
 """Reading back an MLX folder, its MTP head included, wherever the head was put.
 
 mlx-lm's own names and conventions: ``language_model.model.*``, experts stacked as ``switch_mlp``, the
-convolution's axes turned, and for Qwen3.5 every zero-centred norm stored with its 1 added. Gemma's modules
+channels of kernels last, a tower as mlx-vlm names it, and for Qwen3.5 every zero-centred norm stored with its 1 added. Gemma's modules
 add the 1 themselves, so there it is not in the file.
 
 A head lies in a drafter folder beside the trunk's (bare names), in a sidecar that mlx-lm does not read
@@ -10,6 +10,7 @@ A head lies in a drafter folder beside the trunk's (bare names), in a sidecar th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,12 @@ from qexport.errors import InputError
 from qexport.families.family import Family
 from qexport.families.hyper import resolve
 from qexport.families.known import family_of
-from qexport.families.roles import Role
+from qexport.families.names import canonical_name
 from qexport.families.view import ModelTensor
+from qexport.families.vision import channels_last, resolve_vision
 from qexport.formats.hf import declared_mtp
 from qexport.formats.merged.reading import float_type
+from qexport.formats.mlx.tensors import is_kernel, kernel_arrangement
 from qexport.formats.plan import Arrangement
 from qexport.formats.turned import Folded, turned
 
@@ -53,11 +56,11 @@ class MlxWeight(StoredWeight):
         if self.tensor is None:
             return found
         shape = self.tensor.shape
-        if self.tensor.role is Role.LINEAR_CONV and len(shape) == 3:
-            if found.shape != (shape[0], shape[2], 1):
-                expected = (shape[0], shape[2], 1)
+        if is_kernel(self.tensor.role, shape):
+            if found.shape != (expected := channels_last(shape)):
                 raise InputError(f"{self.name}: {found.shape} is no convolution of MLX's, {expected} is")
-            return Folded(found, shape)
+            rows = Folded(found, (shape[0], math.prod(shape[1:])))
+            return turned(rows, kernel_arrangement(shape), shape)
         return turned(found, Arrangement(op="add_one"), found.shape) if self.shifted else found
 
 
@@ -84,11 +87,14 @@ def open_mlx(found: OnDisk) -> Opened:
             hint="Name the folder of its model, and this one as the head.",
         )
     family, text = family_of(config), text_config(config)
-    whole = resolve(family, text, config).text
+    hyper = resolve(family, text, config)
+    whole = hyper.text
     heads = list(_heads(family, folder, path, head))
-    bare = {t.name: t for t in skeleton(family, whole, int(family.head is not None), folder.label)}
+    sees = any(canonical_name(name).vision for name in folder.tensors)
+    vision = resolve_vision(family, config, hyper.hidden) if sees else None
+    bare = {t.name: t for t in skeleton(family, whole, int(family.head is not None), folder.label, vision)}
     columns = {name: tensor.shape[-1] for name, tensor in bare.items()}
-    stored = gather([(folder, ""), *heads], columns, mlx=True)
+    stored = gather([(folder, ""), *heads], columns, family)
     shifted = family.dialect.norms_plus_one if family.dialect else frozenset()
     weights: dict[str, AnyWeight] = {}
     for name, weight in stored.items():

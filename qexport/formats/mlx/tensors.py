@@ -1,17 +1,19 @@
 """One tensor of the view as MLX stores it: packed words, scales and biases, or plain floats.
 
 mlx-lm adds 1 to a norm when it loads it, in the dtype it has, and casts everything later; both roundings are
-made here, in this order. A convolution's kernel goes from ``[channels, 1, width]`` to
-``[channels, width, 1]``, which are the same bytes.
+made here, in this order. Of a convolution's kernel the channels go last: ``[channels, 1, width]`` of linear
+attention has the same bytes then, a vision tower's patches ``[width, 3, 2, 16, 16]`` have not.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.shards import TensorSpec
 from qexport.codecs.contract import Float, MlxAffine, MlxFloat
 from qexport.families.roles import Role
+from qexport.families.vision import channels_last, channels_last_order
 from qexport.formats.folder import FolderTensor
 from qexport.formats.mlx.dialect import module_path
 from qexport.formats.plan import Arrangement
@@ -57,9 +59,22 @@ def plain(tensor: ModelTensor, name: str, dtype: str | None, *, add_one: bool = 
     source = tensor.data.dtype
     dtype = dtype or source
     stored = Float(dtype, through=source if add_one and source == "BF16" and dtype != source else None)
-    shape = tensor.shape
-    if tensor.role is Role.LINEAR_CONV:
-        shape = (shape[0], shape[2], shape[1])
-    arrangement = Arrangement(op="add_one" if add_one else "none")
-    streams = ((TensorSpec(name, dtype, shape),),)
-    return FolderTensor(name, tensor.shape, tensor.data, stored, streams, arrangement)
+    shape, arrangement = tensor.shape, Arrangement(op="add_one" if add_one else "none")
+    kernel = is_kernel(tensor.role, shape)
+    spec = TensorSpec(name, dtype, channels_last(shape) if kernel else shape)
+    if kernel:
+        arrangement = kernel_arrangement(shape)
+    return FolderTensor(name, arrangement.shape or shape, tensor.data, stored, ((spec,),), arrangement)
+
+
+def is_kernel(role: Role, shape: tuple[int, ...]) -> bool:
+    """Whether it is the kernel of a convolution."""
+    return role in (Role.LINEAR_CONV, Role.VISION_PATCH) and len(shape) > 2
+
+
+def kernel_arrangement(shape: tuple[int, ...]) -> Arrangement:
+    """Of a kernel, whose outputs are rows: channels last."""
+    if shape[1] == 1:
+        return Arrangement()
+    return Arrangement((shape[0], math.prod(shape[1:])), column_order=channels_last_order(shape))
+
