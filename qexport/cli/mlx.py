@@ -37,6 +37,11 @@ from qexport.formats.mlx.options import (
     help="Two widths: the larger one for lm_head and for v_proj and down_proj of some layers.",
 )
 @aim_options
+@click.option(
+    "--text-only",
+    is_flag=True,
+    help="Leave the vision tower out, as mlx-lm does: the folder takes text alone.",
+)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of scales and of what is not quantized.")
 @click.option(
     "--mtp-layout",
@@ -61,9 +66,9 @@ from qexport.formats.mlx.options import (
 def command(**given: Any) -> None:
     """Write MODEL as an MLX folder, streamed tensor by tensor; no MLX and no Mac are needed.
 
-    Tensors are those of mlx_lm convert, byte for byte. Every version of mlx-lm reads the folder; the MTP
-    head, which mlx-lm drops, goes into a folder of its own beside it (NAME-MTP) unless told otherwise. mlx-lm
-    then loads the folder and answers.
+    Tensors are those of mlx_lm convert, byte for byte, and of a model with a vision tower those of
+    mlx_vlm convert: both programs read the folder. The MTP head, which they drop, goes into a folder of its
+    own beside it (NAME-MTP) unless told otherwise. mlx-lm then loads the folder and answers.
 
     \b
     Examples:

@@ -53,7 +53,8 @@ class Words:
         tags: of a repository that holds it.
         program: the section of a card that says how it is run (``llama_cpp``, ``mlx_lm``, ``served``).
         note: what else is to be known there.
-        sees: whether it is written with the source's vision tower.
+        sees: whether it is always written with the source's vision tower; else its plan says so in
+            ``details["vision_tensors"]``.
         prefix: of its types in charts, where they do not say the format.
         mark: its shape in charts, a path about (0, 0); a circle for none.
         colours: of its shape, on a light ground and on a dark one.

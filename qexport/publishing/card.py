@@ -124,10 +124,11 @@ def _legend(models: Sequence[Artifact]) -> dict[str, str]:
 def _blind(models: Sequence[Artifact], towers: bool) -> str:
     """Where the vision tower of the source is not; ``towers``: GGUF files have theirs beside them."""
     had = [artifact for artifact in models if artifact.source.vision and not artifact.is_drafter]
-    seeing = {artifact.format for artifact in had if artifact.sees or (towers and artifact.format == "gguf")}
-    without = dict.fromkeys(words_of(a.format).name for a in had if a.format not in seeing)
-    if not without or not seeing:
-        return "here" if without else ""
+    blind = [a for a in had if not (a.sees or (towers and a.format == "gguf"))]
+    if not blind or len(blind) == len(had):
+        return "here" if blind else ""
+    seeing = {artifact.format for artifact in had if artifact not in blind}
+    without = dict.fromkeys(cell(a.label) if a.format in seeing else words_of(a.format).name for a in blind)
     return f"in the {' and '.join(without)} files"
 
 
@@ -138,12 +139,14 @@ class Named:
     Attributes:
         model: what programs call it.
         fetch: the command that has to come first: a subfolder cannot be named by a Hub id.
+        sees: it takes images.
         serve: llama-server's, of a GGUF.
     """
 
     model: str
     fetch: str
     has_mtp: bool
+    sees: bool = False
     serve: str = ""
 
 
@@ -172,12 +175,12 @@ def _named_file(ggufs: Sequence[Artifact], repo: str) -> Named:
     shards = f"--include {shlex.quote(name.rsplit('-00001-of-', 1)[0] + '-*')}"
     what = shlex.quote(name) if len(chosen.files) == 1 else shards
     fetch = f"hf download {where} {what} --local-dir ."
-    return Named(shlex.quote(name), fetch, chosen.has_mtp, serve)
+    return Named(shlex.quote(name), fetch, chosen.has_mtp, serve=serve)
 
 
 def _named_folder(artifact: Artifact, repo: str) -> Named:
     where = shlex.quote(repo)
     if not artifact.top:
-        return Named(where, "", artifact.has_mtp)
+        return Named(where, "", artifact.has_mtp, artifact.sees)
     fetch = f"hf download {where} --include {shlex.quote(artifact.top + '/*')} --local-dir ."
-    return Named(shlex.quote(f"./{artifact.top}"), fetch, artifact.has_mtp)
+    return Named(shlex.quote(f"./{artifact.top}"), fetch, artifact.has_mtp, artifact.sees)

@@ -303,7 +303,7 @@ class Artifact:
     @property
     def sees(self) -> bool:
         """Whether it can take an image: of an earlier version's receipt only the kind tells."""
-        tower = self.kind == "mmproj"
+        tower = self.kind == "mmproj" or bool(self.details.get("vision_tensors"))
         return tower or (self.is_model and words_of(self.format).sees and self.source.vision is not False)
 
     @property

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 from qexport.artifacts.artifact import Opened, skeleton
 from qexport.artifacts.layout import Asked, Promise
 from qexport.artifacts.weights import StoredWeight
+from qexport.checkpoint.tensors import LogicalTensor
+from qexport.doctor.subject import EMBEDDING, HEAD, same_bits
 from qexport.errors import InputError
 from qexport.families.build import EXPERT_PARTS, expected_tensors
 from qexport.families.hyper import resolve
@@ -37,6 +39,7 @@ from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.judge import skipped
 
 if TYPE_CHECKING:
+    from qexport.artifacts.artifact import AnyWeight
     from qexport.artifacts.forms import Form
     from qexport.families.view import ModelTensor
 
@@ -172,12 +175,27 @@ def _unknown(artifact: Opened) -> Iterator[str]:
 
 def _ties(artifact: Opened) -> Iterator[str]:
     tied = bool(artifact.text.get("tie_word_embeddings"))
-    if tied and "lm_head.weight" in artifact.weights and not artifact.layout.own:
-        yield "tie_word_embeddings is true, yet there is an lm_head.weight: readers take one or the other"
+    if tied and HEAD in artifact.weights and not artifact.layout.own:
+        dialect, embedding = artifact.family.dialect, artifact.weights.get(EMBEDDING)
+        if artifact.layout.word != "mlx" or dialect is None or not dialect.output_twice:
+            yield "tie_word_embeddings is true, yet there is an lm_head.weight: readers take one or the other"
+        elif embedding is not None and not _twins(artifact.weights[HEAD], embedding):
+            yield "lm_head.weight is another matrix than the embedding, which mlx-vlm takes in its place"
     root, text = artifact.config.get("tie_word_embeddings"), artifact.config.get("text_config")
     inner = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
     if not artifact.layout.own and root is not None and inner is not None and root != inner:
         yield f"tie_word_embeddings is {root} at the root of config.json and {inner} in text_config"
+
+
+def _twins(one: AnyWeight, other: AnyWeight) -> bool:
+    """Whether the same bits are stored of both."""
+    assert isinstance(one, StoredWeight)
+    assert isinstance(other, StoredWeight)
+    mine, theirs = (
+        {name: LogicalTensor.whole(part.checkpoint, part.tensor) for name, part in weight.parts.items()}
+        for weight in (one, other)
+    )
+    return mine.keys() == theirs.keys() and all(same_bits(mine[name], theirs[name]) for name in mine)
 
 
 def _broken(weights: list[_Weight]) -> Iterator[str]:

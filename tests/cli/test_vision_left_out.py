@@ -10,7 +10,8 @@ from in_process import ok
     ("words", "model", "had", "noted"),
     [
         (("gguf", "-q", "Q8_0", "--no-mmproj"), "qwen3_5", True, True),
-        (("mlx",), "qwen3_5", True, True),
+        (("mlx", "--text-only"), "qwen3_5", True, True),
+        (("mlx",), "qwen3_5", True, False),
         (("fp8",), "qwen3_5", True, False),
         (("gguf", "-q", "Q8_0"), "qwen3_5_text", False, False),
     ],

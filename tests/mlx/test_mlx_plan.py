@@ -45,11 +45,14 @@ def test_sizes_are_exact_and_the_order_that_of_the_pass(zoo: Zoo, tmp_path: Path
 def test_small_files_are_the_checkpoints_own(zoo: Zoo, tmp_path: Path) -> None:
     source = zoo("qwen3_5")
     (folder, drafter), _ = written(repaired(source), MlxOptions(), tmp_path / "out")
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    processors = ("preprocessor_config.json", "video_preprocessor_config.json")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", *processors):
         assert (folder / name).read_bytes() == (source / name).read_bytes()
     assert (drafter / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
-    assert not (folder / "preprocessor_config.json").exists()
     assert not (drafter / "generation_config.json").exists()
+    (blind, _), _ = written(repaired(source), MlxOptions(text_only=True), tmp_path / "text")
+    for folder in (drafter, blind):
+        assert not [name for name in processors if (folder / name).exists()]
 
 
 def test_shards(zoo: Zoo, tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_layer_types_that_are_no_interval_are_refused(zoo: Zoo) -> None:
     kinds = ["full_attention", *["linear_attention"] * 3]
     other = replace(view, text={**view.text, "layer_types": kinds}, resolved=None)
     with pytest.raises(InputError, match="every n-th layer"):
-        trunk_config(model, other, dialect_of(view), {}, head=False)
+        trunk_config(model, other, dialect_of(view), {}, head=False, sees=False)
 
 
 def test_what_stays_as_it_is_is_said(zoo: Zoo) -> None:
@@ -96,8 +99,8 @@ def test_what_stays_as_it_is_is_said(zoo: Zoo) -> None:
     assert any("22 matrices" in note and "groups of 64" in note for note in plan.notes)
     (plan,) = plan_mlx(repaired(zoo("smollm")), MlxOptions(bits=4, group_size=32))
     assert any("3 matrices" in note for note in plan.notes)
-    plan, *_ = plan_mlx(repaired(zoo("qwen3_5")), MlxOptions())
-    assert any("vision tower" in note for note in plan.notes)
+    plan, *_ = plan_mlx(repaired(zoo("qwen3_5")), MlxOptions(text_only=True))
+    assert any("the vision tower is left out (33 tensors)" in note for note in plan.notes)
 
 
 def test_biases_that_mlx_lm_has_no_place_for_are_refused(zoo_copy: ZooCopy) -> None:

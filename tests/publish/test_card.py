@@ -161,19 +161,19 @@ def test_a_file_that_its_type_does_not_find_is_named_in_full(names):
     assert "-hf bob/Tuned-GGUF:" not in card
 
 
-def seeing(kind, label, vision, tag="image-text-to-text"):
+def seeing(kind, label, vision, tag="image-text-to-text", **more):
     card = {"license": "mit", "pipeline_tag": tag}
     source = {"label": "alice/Tuned@0123abcd", "revision": "0" * 40, "mtp": "none", "card": card}
     source |= {} if vision is None else {"vision": vision}
     if kind == "gguf":
         return artifact(label, source=source)
-    return folder_artifact(label, kind, f"{label}/", source=source)
+    return folder_artifact(label, kind, f"{label}/", source=source, **more)
 
 
 @pytest.mark.parametrize("vision", [True, False, None])
 @pytest.mark.parametrize("tag", ["image-text-to-text", "any-to-any", "visual-question-answering"])
 def test_the_task_is_one_that_the_files_can_do(vision, tag):
-    """GGUF and MLX are written without the vision tower; a folder has it if the source has."""
+    """GGUF files have no vision tower, of MLX folders only some; another folder has it if the source has."""
     text = [seeing("gguf", "Q4_K_M", vision, tag), seeing("mlx", "6bit", vision, tag)]
     assert matter(render_card(text, OPTIONS))["pipeline_tag"] == "text-generation"
     mixed = render_card([*text, seeing("fp8", "FP8", vision, tag)], OPTIONS)
@@ -189,6 +189,11 @@ def test_a_vision_tower_that_is_left_out_is_said():
     assert "The model's vision tower is not here: they take text alone" in render_card(text, OPTIONS)
     mixed = render_card([*text, seeing("fp8", "FP8", True)], OPTIONS)
     assert "The model's vision tower is not in the GGUF and MLX files: they take text alone" in mixed
+    mlx = seeing("mlx", "4bit", True, details={"vision_tensors": 333})
+    assert "vision tower is not in the GGUF and 6bit files" in render_card([*text, mlx], OPTIONS)
+    assert matter(render_card([mlx], OPTIONS))["pipeline_tag"] == "image-text-to-text"
+    assert "mlx_vlm.generate --model ./4bit --image PICTURE.png" in render_card([mlx], OPTIONS)
+    assert "mlx_vlm" not in render_card(text, OPTIONS)
     assert "vision" not in render_card([seeing("gguf", "Q4_K_M", False)], OPTIONS)
     assert "vision" not in render_card([seeing("fp8", "FP8", True)], OPTIONS)
 

@@ -1,12 +1,12 @@
 """config.json of the trunk, and the small files beside it.
 
 mlx-lm writes its keys sorted, indented by four, without ``vision_config`` (programs take that for the mark of
-a text model; mlx-vlm keeps it, and so do we with a tower), with the stop tokens of generation_config.json, and with the quantization under two names. What
-is different here: everything that mlx-lm reads is written down, where it would take another default than
-transformers; a text-only ``qwen3_5_text``, which mlx-lm refuses, gets the published form (``text_config``
-and a model type that mlx-lm and mlx-vlm know); and the MTP head is declared only where it is. Tokenizer files
-are the checkpoint's own, not written again by another version of transformers, which is how special tokens
-and classes get lost.
+a text model; with a tower it is kept, as mlx-vlm does), with the stop tokens of generation_config.json, and
+with the quantization under two names. What is different here: everything that the two programs read is
+written down, where they would take another default than transformers; a text-only ``qwen3_5_text``, which
+mlx-lm refuses, gets the published form (``text_config`` and a model type that mlx-lm and mlx-vlm know); and
+the MTP head is declared only where it is. Tokenizer files are the checkpoint's own, not written again by
+another version of transformers, which is how special tokens and classes get lost.
 """
 
 from __future__ import annotations
@@ -132,9 +132,7 @@ def _complete(text: dict[str, Any], repaired: Repaired, view: ModelView, dialect
         text["full_attention_interval"] = _interval(view)
 
 
-def _complete_sight(
-    config: dict[str, Any], text: dict[str, Any], view: ModelView, dialect: Dialect
-) -> None:
+def _complete_sight(config: dict[str, Any], text: dict[str, Any], view: ModelView, dialect: Dialect) -> None:
     """Write down what mlx-vlm reads of a model that sees, and would otherwise guess."""
     for key, number in image_tokens(FAMILIES[view.family], config).items():
         config.setdefault(key, number)

@@ -1,9 +1,9 @@
-"""The plan of an MLX folder: the trunk as ``mlx_lm convert`` writes it, the vision tower as ``mlx_vlm convert``
-does, and the MTP head where it is wanted.
+"""The plan of an MLX folder: the trunk as ``mlx_lm convert`` writes it, the vision tower as ``mlx_vlm`` does,
+and the MTP head where it is wanted.
 
 Tensor bytes, config blocks and shard size are mlx-lm's; tensors lie in the order of the pass, as in every
-format here, where mlx-lm has that of its modules. Readers go by name. mlx-lm passes over the tower, so that one
-folder serves both programs; it is never quantized, as there.
+format here, where mlx-lm has that of its modules. Readers go by name. The tower is never quantized; mlx-lm
+passes over it, so that one folder serves both programs.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
     if options.feedback:
         job.notes += feedback_notes(tensors)
     inside_too = any(job.wants(layout) for layout in ("embedded", *SIDECARS))
-    tensors += [plain(tensor, *_names(job, tensor), job.dtype) for tensor in job.tower]
+    tensors += [plain(tensor, stored_name(dialect, job.repaired, tensor), job.dtype) for tensor in job.tower]
     sees = bool(job.tower)
     config = trunk_config(job.repaired, job.view, dialect, quantization, head=inside_too, sees=sees)
     small = small_files(job.repaired, sees=sees)

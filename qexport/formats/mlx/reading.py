@@ -1,8 +1,8 @@
 """Reading back an MLX folder, its MTP head included, wherever the head was put.
 
 mlx-lm's own names and conventions: ``language_model.model.*``, experts stacked as ``switch_mlp``, the
-channels of kernels last, a tower as mlx-vlm names it, and for Qwen3.5 every zero-centred norm stored with its 1 added. Gemma's modules
-add the 1 themselves, so there it is not in the file.
+channels of kernels last, and for Qwen3.5 every zero-centred norm stored with its 1 added. Gemma's modules add
+the 1 themselves, so there it is not in the file. A vision tower has the names of mlx-vlm.
 
 A head lies in a drafter folder beside the trunk's (bare names), in a sidecar that mlx-lm does not read
 (``mtp.safetensors``, ``mtp/weights.safetensors``), or among the trunk's tensors (``mtp.*``).

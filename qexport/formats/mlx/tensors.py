@@ -77,4 +77,3 @@ def kernel_arrangement(shape: tuple[int, ...]) -> Arrangement:
     if shape[1] == 1:
         return Arrangement()
     return Arrangement((shape[0], math.prod(shape[1:])), column_order=channels_last_order(shape))
-
