@@ -119,7 +119,12 @@ def _known(step: Step, plans: Sequence[ArtifactPlan]) -> Step:
 
 
 def _weights(plan: ArtifactPlan, tensor: PlannedTensor) -> tuple[Weights, ...]:
-    """What errors of the tensor weigh, where any of its matrices was reached."""
+    """What errors of the tensor weigh, where any of its matrices was reached.
+
+    Nothing where rows become part of longer ones (a tower's patches): sensitivities are of other columns.
+    """
+    if tensor.matrix_shape[1] != tensor.source.matrix_shape[1]:
+        return ()
     return tuple(part for part in weights_of(plan.evidence, tensor.canonical) if reached(part).any())
 
 
