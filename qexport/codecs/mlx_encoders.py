@@ -63,5 +63,6 @@ def proportions(importance: np.ndarray) -> np.ndarray:
 
 
 def bytes_of(tensor: torch.Tensor) -> np.ndarray:
-    raw: np.ndarray = tensor.contiguous().view(torch.uint8).numpy()
+    # A single number passes for contiguous whatever its strides, and has no bytes then.
+    raw: np.ndarray = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy()
     return raw

@@ -33,7 +33,7 @@ from qexport.onepass.as_stored import as_stored
 from qexport.receipt.store import read_receipt
 from qexport.recipe.load import load_recipe
 from qexport.recipe.recipe import ModelChoice
-from qexport.run.allocation import settle
+from qexport.run.allocation import ROUTED, settle
 from qexport.run.model import examine
 from qexport.run.target import Target
 from qexport.run.watcher import Watcher
@@ -297,6 +297,7 @@ def test_experts_without_tokens_are_estimated_and_said(zoo: Any) -> None:
     (note,) = [each for each in plan.notes if "have no sensitivity" in each]
     assert re.match(r"\d+ of \d+ experts in \d+ tensors have no sensitivity; each counts as the mean", note)
     assert plan.assignment.predicted.kld > 0
+    assert ROUTED in plan.notes
 
 
 def test_recipes_have_the_same_words(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qexport.codecs.decoded import decode
 from qexport.codecs.engines import encode_rows, engine_of
 from qexport.codecs.feedback import Feedback, prepare, shrunk, unit_of
 from qexport.codecs.feedback_columns import UNIFORM, expect, lines_for, settle, work_on
+from qexport.codecs.warmup import prepare_feedback
 from qexport.errors import InputError, UsageProblem
 
 ROWS, COLUMNS = 70, 512
@@ -235,6 +236,12 @@ def test_each_matrix_of_a_stack_has_its_own() -> None:
     ]
     for (mine,), one in zip(found, alone, strict=True):
         assert (mine == one).all()
+
+
+@each_type
+def test_as_little_as_there_is(stored: StoredType) -> None:
+    """A row of one block, zeros: what kernels are compiled with before the pass."""
+    prepare_feedback([(stored, torch.bfloat16)])
 
 
 def test_types_without_feedback() -> None:
