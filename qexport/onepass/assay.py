@@ -103,6 +103,11 @@ def assay(
     return found
 
 
+def sampled_values(values: int, least: int = 1 << 20) -> int:
+    """About how many of a tensor's values are encoded in each type."""
+    return max(min(values, least), values // _SHARE)
+
+
 def assayed_bytes(plans: Sequence[ArtifactPlan]) -> int:
     """Bytes of rows that are looked at."""
     known = (_known(step, plans) for step in merge_steps(plans))
@@ -230,7 +235,7 @@ def _sampled_rows(lane: Lane, least: int) -> np.ndarray:
     rows, columns = lane.outputs[0][1].matrix_shape
     tile = math.lcm(*(tensor.stored.rows_together for _, tensor in lane.outputs))
     tiles = -(-rows // tile)
-    wanted = max(least, rows * columns // _SHARE)
+    wanted = sampled_values(rows * columns, least)
     stride = max(1, min(rows * columns // wanted, tiles // _FEWEST))
     stride -= 1 - stride % 2
     first = np.arange(stride // 2, tiles, stride) * tile

@@ -123,7 +123,7 @@ def _beyond(burden: Burden, unit: Weighed, limits: MachineLimits) -> str:
 def _job(recipe: Recipe, burden: Burden, units: Sequence[Weighed], name: str, limits: MachineLimits) -> Job:
     output = sum(each.nbytes for each in units)
     seconds = pass_seconds(sum(each.core_seconds for each in units), output, limits.cores)
-    if any(each.weighted for each in units) and not _ready(recipe):
+    if any(each.weighted for each in units):
         seconds += calibration_seconds(burden.calibration, 1, limits.cores)
     return Job(
         name=name,
@@ -134,7 +134,3 @@ def _job(recipe: Recipe, burden: Burden, units: Sequence[Weighed], name: str, li
         seconds=seconds,
         exact=burden.exact,
     )
-
-
-def _ready(recipe: Recipe) -> bool:
-    return recipe.calibration is not None and recipe.calibration.imatrix is not None

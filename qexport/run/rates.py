@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qexport.evidence.store import Kind
 from qexport.formats.registry import FORMATS
+from qexport.onepass.assay import sampled_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,8 @@ _WRITTEN = 1.0e9
 # Weights times tokens in a second and core, in the layer-streamed pass: 1.26 B values at 165 tokens/s on two
 # cores, 135 M at 1200, both with AVX-512's bf16 products.
 _PRODUCTS = 0.9e11
+# Weights in a second and core whose weighted energy is added up, for types for a size.
+_WEIGHED = 5e8
 
 
 def core_seconds(plans: Sequence[ArtifactPlan]) -> float:
@@ -35,6 +38,12 @@ def core_seconds(plans: Sequence[ArtifactPlan]) -> float:
     for tensor in (tensor for plan in plans for tensor in plan.tensors):
         weights[tensor.stored.name, tensor.need(Kind.INPUT_SQUARES) is not None] += tensor.source.numel
     return sum(count / _rate(*key) for key, count in weights.items())
+
+
+def assay_core_seconds(values: Sequence[int], types: Sequence[str]) -> float:
+    """Seconds in which one core would find what tensors of so many values lose in each of these types."""
+    sampled = sum(sampled_values(each) for each in values)
+    return sum(values) / _WEIGHED + sum(sampled / _rate(name, weighted=True) for name in types)
 
 
 def guessed_core_seconds(parameters: float, type_name: str, weighted: bool) -> float:

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.assign.aim import wants_best
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.doctor.mlx_saved import underneath
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.format import ATTACHED
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.registry import FORMATS
+from qexport.run.allocation import open_aim
+from qexport.run.feedback import uses_feedback
 from qexport.run.job import Local, targets_of, uses_matrix
 from qexport.run.matrix import Matrix, matrix_label
 from qexport.run.model import taken
-from qexport.run.rates import core_seconds, guessed_core_seconds
+from qexport.run.rates import assay_core_seconds, core_seconds, guessed_core_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelView
     from qexport.recipe.recipe import Recipe, RecipeModel
     from qexport.recipe.select import Unit
+    from qexport.run.target import Target
 
 
 _BUILT_IN_TOKENS = 131_072
@@ -54,7 +58,7 @@ class Burden:
     Attributes:
         source: bytes that have to be on this machine's disk and are not its own: what the Hub is asked for.
         layer: bytes of the largest layer, three of which the pass may hold.
-        calibration: weights times tokens of collecting importance.
+        calibration: weights times tokens of collecting importance, and of the text of error feedback.
         states: bytes of hidden states that collecting may spill to disk.
         exact: from plans.
     """
@@ -89,20 +93,23 @@ def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Seq
         plans = [plan for plan in made if plan.kind not in ATTACHED]
         verified = artifact.verify is not None
         parts = [[plan] for plan in plans] if artifact.types else [plans] * bool(mine)
+        # Of several types the best files are chosen by one assay.
+        assay = max((assay_seconds(target, diagnosis) for target in targets), default=0.0)
         # What is attached is written once, with the first.
         attached = {plan.label: plan for plan in made if plan.kind in ATTACHED}
         parts = [[*part, *(attached.values() if part is parts[0] else ())] for part in parts]
         for unit, part in zip(mine, parts, strict=True):
             uses = artifact.importance and (not artifact.types or uses_matrix(part))
             nbytes = sum(plan.size for plan in part)
-            weighed.append(Weighed(unit, nbytes, core_seconds(part), uses, verified))
-    tokens, back = _tokens(recipe), _way_back(recipe)
+            seconds = core_seconds(part) + assay / len(parts)
+            weighed.append(Weighed(unit, nbytes, seconds, uses, verified))
+    tokens, back, fed = _tokens(recipe), _way_back(recipe), _fed(recipe)
     return Burden(
         subject=subject.key,
         units=tuple(weighed),
         source=_download(underneath(diagnosis.subject.checkpoint)) + _bases(diagnosis),
         layer=_largest_layer(view),
-        calibration=active_weights(view) * (tokens + 2 * back),
+        calibration=active_weights(view) * (tokens + 2 * back + fed),
         states=(tokens + back * (view.layers + 1)) * int(view.text["hidden_size"]) * 4,
         exact=True,
     )
@@ -125,7 +132,7 @@ def guess(recipe: Recipe, subject: RecipeModel, parameters: float, units: Sequen
         units=tuple(weighed),
         source=int(2 * parameters) if on_hub else 0,
         layer=int(2 * parameters / 20),  # few models have fewer layers
-        calibration=parameters * (_tokens(recipe) + 2 * _way_back(recipe)),
+        calibration=parameters * (_tokens(recipe) + 2 * _way_back(recipe) + _fed(recipe)),
         states=(_tokens(recipe) + 80 * _way_back(recipe)) * 8192 * 4,
         exact=False,
     )
@@ -138,6 +145,15 @@ def stand_in(view: ModelView, name: str | None) -> ImportanceMatrix:
     return gguf_importance(
         view, sums, counts, datasets=["calibration"], chunk_count=1, chunk_size=512, label=label
     )
+
+
+def assay_seconds(target: Target, diagnosis: Diagnosis) -> float:
+    """Seconds of one core in which types for an aim are chosen; the source is read once more for it."""
+    if target.format.sizing is None or open_aim(target) is None:
+        return 0.0
+    free = target.format.sizing.candidates(diagnosis, target.options)
+    values = {tensor.name: tensor.data.numel for tensor in diagnosis.repaired.view()}
+    return assay_core_seconds([values[name] for names in free.groups for name in names], free.words)
 
 
 def active_weights(view: ModelView) -> float:
@@ -164,6 +180,15 @@ def _way_back(recipe: Recipe) -> int:
     if recipe.calibration is None or not recipe.feels:
         return 0
     return min(_tokens(recipe), recipe.calibration.sensitivity_tokens)
+
+
+def _fed(recipe: Recipe) -> int:
+    """Tokens that are sent along for error feedback."""
+    how = recipe.calibration
+    if how is None or (how.imatrix is not None and how.feedback_text is None):
+        return 0
+    asked = any(uses_feedback(each.options) or wants_best(each.options) for each in recipe.artifacts)
+    return how.feedback_tokens if asked else 0
 
 
 def _largest_layer(view: ModelView) -> int:

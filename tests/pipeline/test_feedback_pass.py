@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,44 @@ def test_the_same_bytes_however_they_come_about(
         assert any("rounded without error feedback" in note for note in item.plan.notes)
         assert item.fingerprint == other.fingerprint
         assert item.target.chosen()["feedback"] == FACTS
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+import test_feedback_pass as here
+from qexport.checkpoint.opening import open_checkpoint
+from qexport.doctor.diagnose import diagnose
+from qexport.onepass.ledger import Ledger
+record = Ledger.write
+def write(self, entry):
+    record(self, entry)
+    if entry.steps >= 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+Ledger.write, Ledger.due = write, lambda self: True
+model = diagnose(open_checkpoint(sys.argv[1]))
+here.write(here.planned(model, Path(sys.argv[2]), here.one_gguf(model)), model, here.ids())
+"""
+
+
+def one_gguf(diagnosis: Diagnosis) -> dict[str, Any]:
+    found = importance(diagnosis.repaired.view(), ids())
+    return {"gguf": GgufOptions(("Q4_K_M",), imatrix=found, feedback=True)}
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_is_gone_on_with(zoo: Any, tmp_path: Path) -> None:
+    here, folder = Path(__file__).parent, str(zoo("qwen3_5"))
+    model = diagnose(open_checkpoint(folder))
+    words = [folder, str(tmp_path / "killed"), str(here), str(here.parent)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (Ledger(tmp_path / "killed" / "gguf").read() or pytest.fail("no entry")).steps >= 12
+    assert not contents(tmp_path / "killed")  # nothing has its name yet
+    for name in ("killed", "whole"):
+        write(planned(model, tmp_path / name, one_gguf(model)), model, ids())
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_steps_follow_the_stream(moe: Diagnosis, tmp_path: Path) -> None:

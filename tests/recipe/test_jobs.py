@@ -7,13 +7,15 @@ import pytest
 from recipe_texts import SMALL, load
 
 from qexport.errors import UsageProblem
+from qexport.formats.gguf.options import GgufOptions
 from qexport.recipe.recipe import ModelChoice
 from qexport.recipe.select import Unit, select, units_of, words_for
 from qexport.run.job import Local, Runtimes, targets_of
 from qexport.run.jobs import MachineLimits, plan_jobs
 from qexport.run.model import examine
 from qexport.run.rates import calibration_seconds, core_seconds, pass_seconds
-from qexport.run.weigh import Burden, Weighed, active_weights, guess, weigh
+from qexport.run.target import Target
+from qexport.run.weigh import Burden, Weighed, active_weights, assay_seconds, guess, weigh
 
 BOTH = SMALL + "compare: {model: org/Base}\n"
 G = 10**9
@@ -156,6 +158,36 @@ def test_experts_count_by_how_many_a_token_meets(zoo):
     whole = sum(t.data.numel for t in layers)
     assert experts > whole / 2
     assert active_weights(view) == pytest.approx(whole - (1 - share) * experts)
+
+
+def test_what_chooses_types_is_counted(tmp_path, zoo):
+    """The assay, gradients and the text of error feedback; with a matrix that is ready the text alone."""
+    folder, matrix = zoo("qwen3_5"), tmp_path / "m.gguf_file"
+    matrix.write_bytes(b"GGUF")
+
+    def weighed(calibration, options):
+        recipe = load(
+            tmp_path,
+            f"""
+            source: {{model: {folder}, name: Zoo}}
+            calibration: {{{calibration}}}
+            artifacts: [gguf: {{types: [Q4_K_M, Q3_K_M]{options}}}]
+            """,
+        )
+        diagnosis = examine(ModelChoice(str(folder)), download=False)
+        return weigh(recipe, recipe.subject("model"), diagnosis, units_of(recipe))
+
+    plain, best = weighed("tokens: 64", ""), weighed("tokens: 64, feedback_tokens: 32", ", quality: best")
+    diagnosis = examine(ModelChoice(str(folder)), download=False)
+    view = diagnosis.repaired.view()
+    assert plain.calibration == active_weights(view) * 64
+    assert best.calibration == active_weights(view) * (64 + 2 * 64 + 32)
+    more = sum(each.core_seconds for each in best.units) - sum(each.core_seconds for each in plain.units)
+    assay = assay_seconds(Target(GgufOptions(like="Q4_K_M"), tmp_path), diagnosis)
+    assert more == pytest.approx(assay, rel=0.01)  # one for both files
+    assert assay > 0
+    ready = weighed(f"imatrix: {matrix}, feedback_text: {matrix}, feedback_tokens: 32", ", quality: best")
+    assert ready.calibration == active_weights(view) * 32
 
 
 def test_estimates_add_up():
