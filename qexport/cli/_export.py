@@ -88,7 +88,7 @@ def model_choice(given: dict[str, Any]) -> ModelChoice:
 
     modes = {"mtp": given["mtp_mode"], "vision": given["vision_mode"]}
     named = (each.name for each in fields(ModelChoice) if each.name not in modes)
-    return ModelChoice(**modes, **{name: given[name] for name in named})
+    return ModelChoice(**modes, **{name: given[name] for name in named if name in given})
 
 
 _SOURCE_OPTIONS = {

@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """All domains together."""
+OWN = "own text"
+"""Those of the user's text together."""
 SURE = 2.0
 """Standard errors that a gain has to exceed."""
 POINT = 0.01
 """What no domain may fall by: a point of acceptance."""
 
 
-def figures(drafts: HeadDrafts, *, depth: int = 3) -> dict[str, Any]:
-    """Of all documents and of each domain, as receipts and ``--json`` have them."""
+def figures(drafts: HeadDrafts, *, depth: int = 3, own: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Of all documents and of each domain, as receipts and ``--json`` have them; ``own``: domains that count
+    together, too."""
     found = {ALL: _figures(drafts, depth)}
+    if own:
+        found[OWN] = _figures(drafts.of(*own), depth)
     for domain in sorted(set(drafts.domains)):
         part = drafts.of(domain)
         if part.positions:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.headtune.figures import figures
+from qexport.headtune.figures import OWN, WAYS, figures
 from qexport.onepass.files import temporary_name
+from qexport.receipt.measures import Estimate
+from qexport.receipt.types import TunedHead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,15 +45,21 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise UsageProblem(f"{out} is already there", hint="Add --overwrite, or choose another --out.")
 
 
-def write_head(out: Path, view: ModelView, tuned: Tuned, options: TuneOptions) -> dict[str, Any]:
+def write_head(
+    out: Path, view: ModelView, tuned: Tuned, options: TuneOptions, base: str, made_of: str | None = None
+) -> dict[str, Any]:
     """Write the folder; returns the receipt.
+
+    Args:
+        base: whose head it was.
+        made_of: a hash of all that it follows from, for who looks whether to make it again.
 
     Raises:
         EnvironmentProblem: it cannot be written.
     """
     from safetensors.torch import save_file
 
-    document = receipt_of(view, tuned, options)
+    document = receipt_of(view, tuned, options, base, made_of)
     part = out.with_name(temporary_name(out.name))
     try:
         if part.exists():
@@ -77,7 +85,9 @@ def write_head(out: Path, view: ModelView, tuned: Tuned, options: TuneOptions) -
     return document
 
 
-def receipt_of(view: ModelView, tuned: Tuned, options: TuneOptions) -> dict[str, Any]:
+def receipt_of(
+    view: ModelView, tuned: Tuned, options: TuneOptions, base: str, made_of: str | None = None
+) -> dict[str, Any]:
     """What was done, what from, and what came of it."""
     from dataclasses import asdict
 
@@ -91,6 +101,8 @@ def receipt_of(view: ModelView, tuned: Tuned, options: TuneOptions) -> dict[str,
         "result": tuned.result,
         "reason": tuned.reason,
         "model": view.label,
+        "base": base,
+        "made_of": made_of,
         "mode": options.train.mode,
         "options": asdict(options),
         "seed": options.train.seed,
@@ -109,19 +121,31 @@ def receipt_of(view: ModelView, tuned: Tuned, options: TuneOptions) -> dict[str,
                 {key: _number(value) for key, value in asdict(point).items()} for point in trained.curve
             ],
         },
-        "before": _finite(figures(tuned.before, depth=depth)),
-        "after": None if tuned.after is None else _finite(figures(tuned.after, depth=depth)),
+        "before": _finite(figures(tuned.before, depth=depth, own=tuned.prepared.own)),
+        "after": None
+        if tuned.after is None
+        else _finite(figures(tuned.after, depth=depth, own=tuned.prepared.own)),
         "verdict": None if tuned.verdict is None else _finite(tuned.verdict.to_json()),
     }
 
 
-def read_receipt(data: bytes) -> dict[str, Any] | None:
-    """The receipt of a head's folder; ``None`` where it is none."""
+def tuned_in(data: bytes) -> TunedHead | None:
+    """What a head's receipt comes to; ``None`` where the old head was kept, or it is no receipt of ours."""
     try:
         found = json.loads(data)
-    except ValueError:
+        if found["schema"] != _SCHEMA or found["result"] != "tuned":
+            return None
+        way = WAYS[found["mode"]][0]
+        one, other = (found[when][OWN]["tokens_per_verification"] for when in ("before", "after"))
+        return TunedHead(
+            str(found["base"]),
+            found["mode"],
+            int(one["n_max"]),
+            Estimate(float(one[way]["value"]), one[way]["error"]),
+            Estimate(float(other[way]["value"]), other[way]["error"]),
+        )
+    except (ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, dict) and found.get("schema") == _SCHEMA else None
 
 
 def _outside(view: ModelView) -> dict[str, Any]:

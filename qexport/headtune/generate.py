@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +181,7 @@ def generate(
     try:
         with part.open("a", encoding="utf-8") as file, ThreadPoolExecutor(parallel) as pool:
             while made < tokens:
-                batch = [turn for turn, _ in zip(waiting, range(parallel), strict=False)]
+                batch = list(islice(waiting, parallel))
                 if not batch:
                     break
                 for row in pool.map(answered, batch):

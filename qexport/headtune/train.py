@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -49,6 +50,10 @@ _JUDGED = 10  # times that the selection split is judged
 _PATIENCE = 4  # of them in a row that are no better
 _SMALL = 10_000_000  # weights, below which a head wants larger steps
 _RATES = {True: (5e-4, 1e-3, 2e-3), False: (1e-4, 2e-4, 5e-4)}
+
+
+# What torch says of a file that is not there, or not whole.
+_TORN = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
 
 
 class TrainingLost(Exception):
@@ -224,7 +229,7 @@ class Trainer:
     def _read(self) -> dict[str, Any]:
         try:
             saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError):
+        except _TORN:
             return {}
         fits = isinstance(saved, dict) and saved.get("key") == self._key.hexdigest()
         return saved if fits else {}

@@ -70,6 +70,24 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
+class TunedHead:
+    """What tuning the MTP head to this model came to, on documents that it was not trained on.
+
+    Attributes:
+        base: whose head it was.
+        drafts: how the runtime drafts: ``argmax``, ``sampling`` or ``both``.
+        n_max: most drafts of a verification.
+        before, after: tokens per verification.
+    """
+
+    base: str
+    drafts: str
+    n_max: int
+    before: Estimate
+    after: Estimate
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the weights came from.
 
@@ -80,6 +98,7 @@ class Source:
         vision: whether it has a vision tower; ``None``: not said.
         tower: where that is from, in the words of ``mtp``; empty: not said.
         card: what the source's own card says: licence, language, task.
+        tuned: the head was tuned to this model; ``None``: it was not.
     """
 
     label: str = ""
@@ -89,6 +108,7 @@ class Source:
     vision: bool | None = None
     tower: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
+    tuned: TunedHead | None = None
 
     @property
     def hub_id(self) -> str | None:

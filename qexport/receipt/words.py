@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.receipt.safe_text import PLAIN
+from qexport.receipt.text import with_error
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -58,6 +59,14 @@ def _source(artifact: Artifact, markup: Markup) -> str:
 
 def _head(artifact: Artifact, markup: Markup) -> str:
     found = artifact.source
+    if found.tuned is not None:
+        told = found.tuned
+        how = "drawn from it" if told.drafts == "sampling" else "its first choices"
+        return (
+            f"head re-tuned: from that of {markup.name(told.base)} to this model. "
+            f"{with_error(told.before)} tokens per verification before, {with_error(told.after)} after, on "
+            f"documents that it was not trained on ({told.n_max} drafts, {how})"
+        )
     if found.head == "grafted":
         return (
             f"grafted from {markup.name(found.base)}, bit for bit, since the source had lost its own. It was "

@@ -19,6 +19,7 @@ from qexport.evidence.options import Precision
 from qexport.formats.format import CALIBRATED
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.registry import format_of
+from qexport.headtune.options import TuneOptions
 from qexport.recipe.fields import Flag, Part, Text, list_of
 from qexport.recipe.gates import Gates
 from qexport.verification.options import MEASURED_TOKENS, VerifyOptions
@@ -46,6 +47,7 @@ class ModelChoice:
         mtp_from: the base whose head is grafted: a folder or a Hub id.
         vision_from: the base whose tower is; the one of the head where none is named.
         base: the base for both.
+        tuned: a folder with the head of that base, tuned to this model: it is taken instead.
     """
 
     model: str
@@ -58,10 +60,15 @@ class ModelChoice:
     vision_from_revision: str | None = None
     base: str | None = None
     base_revision: str | None = None
+    tuned: str | None = None
 
     @property
     def head_base(self) -> Place | None:
         """Where a head is taken from, and its revision."""
+        return self._mtp_base if self.tuned is None else (self.tuned, None)
+
+    @property
+    def _mtp_base(self) -> Place | None:
         if self.mtp_from is not None:
             return self.mtp_from, self.mtp_from_revision
         return None if self.base is None else (self.base, self.base_revision)
@@ -71,7 +78,7 @@ class ModelChoice:
         """Where a tower is."""
         if self.vision_from is not None:
             return self.vision_from, self.vision_from_revision
-        return self.head_base if self.base is None else (self.base, self.base_revision)
+        return self._mtp_base if self.base is None else (self.base, self.base_revision)
 
     @property
     def tower_named(self) -> bool:
@@ -230,17 +237,34 @@ def artifacts_of(
 
 
 @dataclass(frozen=True)
+class HeadTuning:
+    """That the MTP head is tuned to the model before anything is exported.
+
+    Attributes:
+        text: what the model has written; it is had write some where none is named.
+        tokens: how many it writes then.
+        options: how to tune.
+    """
+
+    text: Path | None = None
+    tokens: int = 131072
+    options: TuneOptions = field(default_factory=TuneOptions)
+
+
+@dataclass(frozen=True)
 class RecipeModel:
     """A model that the artifacts are made of: the one itself, or the one it is compared with.
 
     Attributes:
         key: ``model`` or ``compare``.
         given: what files and folders are called; the model's own name when not given.
+        tuning: how its head is tuned; ``None``: it is taken as it is.
     """
 
     key: str
     choice: ModelChoice
     given: str | None = None
+    tuning: HeadTuning | None = None
 
     @property
     def name(self) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from qexport.checkpoint.yaml_tree import Word
 from qexport.doctor.mtp import MtpMode
 from qexport.errors import closest
+from qexport.headtune.options import Mode, TrainOptions, TuneOptions
 from qexport.recipe.artifact import Entry, Verify
 from qexport.recipe.fields import (
+    Near,
+    Number,
     Part,
     Text,
     Whole,
@@ -25,9 +28,10 @@ from qexport.recipe.fields import (
 )
 from qexport.recipe.gates import Gates
 from qexport.recipe.problems import Problems, Steps
-from qexport.recipe.recipe import NAME, Calibration, ModelChoice, Publication, RecipeModel
+from qexport.recipe.recipe import NAME, Calibration, HeadTuning, ModelChoice, Publication, RecipeModel
 from qexport.verification.options import MEASURED_TOKENS
 
+HeadMode = Literal["auto", "keep", "graft", "drop", "tune"]
 DEMO = "qexport:demo"
 """In a recipe, the model inside the package."""
 
@@ -71,7 +75,7 @@ class SourceModel(Part):
         choice = ModelChoice(
             self.model,
             self.revision,
-            mtp.mode,
+            mtp.tower_mode,
             mtp.base,
             mtp.revision,
             vision.mode,
@@ -80,7 +84,7 @@ class SourceModel(Part):
             None if base is None else base.model,
             None if base is None else base.revision,
         )
-        return RecipeModel(key, choice, self.name)
+        return RecipeModel(key, choice, self.name, mtp.tuning)
 
 
 class Base(Part):
@@ -95,12 +99,12 @@ class Base(Part):
     revision: Text | None = None
 
 
-class Mtp(Part):
-    """What becomes of the MTP head.
+class Vision(Part):
+    """What becomes of the vision tower.
 
     Attributes:
-        mode: auto keeps one that is there and grafts where a base is given.
-        base: where one is grafted from: a Hub id, or a folder.
+        mode: auto keeps one that is there, and grafts where there is a base with one that fits.
+        base: where one is grafted from: a Hub id, or a folder; that of the MTP head when not given.
         revision: of the base.
     """
 
@@ -115,14 +119,57 @@ class Mtp(Part):
         return self
 
 
-class Vision(Mtp):
-    """What becomes of the vision tower.
+class Mtp(Vision):
+    """What becomes of the MTP head.
 
     Attributes:
-        mode: auto keeps one that is there, and grafts where there is a base with one that fits.
-        base: where one is grafted from: a Hub id, or a folder; that of the MTP head when not given.
+        mode: auto keeps one that is there and grafts where a base is given; tune does either, and tunes the
+            head to the model before anything is exported.
+        base: where one is grafted from: a Hub id, or a folder.
         revision: of the base.
+        text: with tune: what the model has written; without it, it is had write some.
+        tokens: with tune: how many it writes.
+        drafts: with tune: how the runtime drafts.
+        depth: with tune: most drafts of a verification.
+        epochs: with tune: times that the text is read.
+        steps: with tune: exactly so many steps.
+        rate: with tune: the learning rate; probed where it is not given.
+        seed: with tune: same seed, same bits.
+        generic: with tune: share of the text that is the package's own.
     """
+
+    mode: Annotated[HeadMode, choice_of(HeadMode)] = "auto"  # type: ignore[assignment]
+    text: Near | None = None
+    tokens: Annotated[Whole, Field(ge=1)] = HeadTuning.tokens
+    drafts: Annotated[Mode, choice_of(Mode)] = TrainOptions.mode
+    depth: Annotated[Whole, Field(ge=1, le=4)] = TrainOptions.depth
+    epochs: Annotated[Whole, Field(ge=1)] = TrainOptions.epochs
+    steps: Annotated[Whole, Field(ge=1)] | None = None
+    rate: Annotated[Number, Field(gt=0, le=1)] | None = None
+    seed: Annotated[Whole, Field(ge=0)] = TrainOptions.seed
+    generic: Annotated[Number, Field(ge=0, le=0.9)] = TuneOptions.generic
+
+    @model_validator(mode="after")
+    def _tuned_or_not(self) -> Self:
+        more = self.model_fields_set - {"mode", "base", "revision"}
+        if more and self.mode != "tune":
+            raise refuse(f"{min(more)!r} goes with 'mode: tune'")
+        return self
+
+    @property
+    def tower_mode(self) -> MtpMode:
+        """What becomes of the head before it is tuned."""
+        if self.mode != "tune":
+            return self.mode
+        return "auto" if self.base is None else "graft"
+
+    @property
+    def tuning(self) -> HeadTuning | None:
+        """As a value."""
+        if self.mode != "tune":
+            return None
+        train = TrainOptions(self.drafts, self.depth, self.epochs, self.steps, rate=self.rate, seed=self.seed)
+        return HeadTuning(self.text, self.tokens, TuneOptions(train, self.generic))
 
 
 def _matrix_alone(part: Part) -> Part:

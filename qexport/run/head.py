@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport import __version__
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.options import StreamOptions
 from qexport.headtune.options import TuneOptions
+from qexport.onepass.files import read_plain
 from qexport.onepass.sources import Sources
-from qexport.run.model import fetched, sources_of
+from qexport.run.model import bases_of, examine, fetched, sources_of
 from qexport.run.watcher import Phase
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Set
 
     from qexport.doctor.diagnose import Diagnosis
     from qexport.families.view import ModelView
     from qexport.headtune.tune import DividedText
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel
+    from qexport.run.job import Local
     from qexport.run.watcher import Watcher
 
 
@@ -54,9 +60,16 @@ class HeadRequest:
 
 
 def tuned_head(
-    choice: ModelChoice, diagnosis: Diagnosis, request: HeadRequest, watcher: Watcher
+    choice: ModelChoice,
+    diagnosis: Diagnosis,
+    request: HeadRequest,
+    watcher: Watcher,
+    made_of: str | None = None,
 ) -> dict[str, Any]:
     """Tune the head of the model that was looked at, write its folder, and give the receipt.
+
+    Args:
+        made_of: a hash that goes into it.
 
     Raises:
         UsageProblem: there is something at ``out``, or it lies in a source.
@@ -88,7 +101,64 @@ def tuned_head(
     )
     if request.out.exists():
         sources.refuse_removal(request.out)
-    document = write_head(request.out, view, tuned, request.options)
+    document = write_head(request.out, view, tuned, request.options, _base_of(diagnosis), made_of)
     if request.spill is None:
         shutil.rmtree(request.work)
     return document
+
+
+def with_tuned_heads(recipe: Recipe, local: Local, watcher: Watcher, keys: Set[str]) -> Recipe:
+    """The recipe with the heads tuned that it wants tuned, of the models with these keys.
+
+    A head that an earlier run has made, of the same model and text and in the same way, is taken.
+    """
+    subjects = tuple(
+        _with_tuned_head(each, recipe, local, watcher) if each.key in keys and each.tuning else each
+        for each in recipe.subjects
+    )
+    return recipe if subjects == recipe.subjects else replace(recipe, subjects=subjects)
+
+
+def _with_tuned_head(subject: RecipeModel, recipe: Recipe, local: Local, watcher: Watcher) -> RecipeModel:
+    from qexport.headtune.folder import RECEIPT
+    from qexport.run.own_text import TextRequest, own_text
+
+    tuning, out = subject.tuning, local.out or Path()
+    assert tuning is not None
+    choice = replace(subject.choice, vision="drop")
+    text = tuning.text or out / f"{subject.name}-own.jsonl"
+    if tuning.text is None and not text.is_file():
+        watcher.say(f"{subject.name} writes text of its own: {text.name}")
+        own_text(choice, TextRequest(text, tokens=tuning.tokens, threads=local.threads), watcher)
+    stream = replace(local.stream, threads=local.threads)
+    request = HeadRequest(text, out / f"{subject.name}-head", tuning.options, stream, overwrite=True)
+    diagnosis = examine(choice, download=False)
+    known = _known(request, diagnosis)
+    receipt = request.out / RECEIPT
+    there = None if local.overwrite else read_plain(receipt, 1 << 26)
+    if there is not None and json.loads(there).get("made_of") == known:
+        watcher.say(f"{request.out.name} is there, from the same model and text")
+    else:
+        watcher.diagnosed(diagnosis)
+        document = tuned_head(choice, diagnosis, request, watcher, made_of=known)
+        watcher.say(f"{request.out.name}: {document['result']} {document['reason']}".rstrip())
+    return replace(subject, choice=replace(subject.choice, mtp="graft", tuned=str(request.out)))
+
+
+def _known(request: HeadRequest, diagnosis: Diagnosis) -> str:
+    """What a head follows from: models by their files as they lie there, the text, how it is tuned."""
+    checkpoints = [diagnosis.subject.checkpoint, *bases_of(diagnosis)]
+    known = [
+        __version__,
+        [[each.label, each.identity()] for each in checkpoints],
+        read_corpus(request.text).sha256,
+        asdict(request.options),
+        request.stream.precision,
+    ]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _base_of(diagnosis: Diagnosis) -> str:
+    """Whose head it was."""
+    origin, base = diagnosis.repaired.mtp_origin, diagnosis.subject.base
+    return base.label if base is not None and origin.startswith("grafted") else diagnosis.repaired.label

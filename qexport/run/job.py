@@ -39,6 +39,7 @@ from qexport.run.best import (
     remove,
 )
 from qexport.run.gates import judge_gates, words
+from qexport.run.head import with_tuned_heads
 from qexport.run.matrix import Matrix, Wanted, collect, corpus_of, matrix_label, want, write_matrix
 from qexport.run.model import examine, fetched, is_away
 from qexport.run.outcome import Made, Outcome
@@ -135,6 +136,7 @@ def run(
 
         where = [each.repo for each in destinations(recipe, units)]
         check_destinations(where, token=local.pushing == "push")
+    recipe = with_tuned_heads(recipe, local, watcher, {unit.subject for unit in units})
     works = plan_run(recipe, local, watcher, units)
     works = [_fetched(work, watcher) for work in works]
     made = tuple(_made(work, watcher) for work in works)

@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
 from qexport.families.roles import Block
+from qexport.headtune.folder import RECEIPT, tuned_in
 from qexport.receipt.on_disk import is_there
 from qexport.receipt.source_card import source_card
 from qexport.receipt.store import read_receipt
-from qexport.receipt.types import Artifact, File, Forecast, MatrixFile, Possible, Source, WeightFile
+from qexport.receipt.types import (
+    Artifact,
+    File,
+    Forecast,
+    MatrixFile,
+    Possible,
+    Source,
+    TunedHead,
+    WeightFile,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +76,17 @@ def source_of(diagnosis: Diagnosis) -> Source:
         vision=any(tensor.block is Block.VISION for tensor in repaired.view()),
         tower=repaired.vision_origin,
         card=source_card(repaired.files.get("README.md")),
+        tuned=_tuned(diagnosis),
     )
+
+
+def _tuned(diagnosis: Diagnosis) -> TunedHead | None:
+    """What a head's own receipt says, where it is one that was tuned."""
+    base = diagnosis.subject.base
+    grafted = diagnosis.repaired.mtp_origin.startswith("grafted")
+    if base is None or not grafted or RECEIPT not in base.files:
+        return None
+    return tuned_in(base.read_file(RECEIPT))
 
 
 def entry_for(

@@ -69,7 +69,7 @@ def test_the_schema_knows_every_key_and_what_it_means():
         assert keys == set(field_kinds(kind.options, kind.hidden)) | ({"types"} if kind.ladder else set())
     assert parts["Verify"]["properties"]["draft_max"]["maximum"] == 16
     assert "at a time" in parts["Verify"]["properties"]["draft_max"]["description"]
-    assert parts["Mtp"]["properties"]["mode"]["enum"] == ["auto", "keep", "graft", "drop"]
+    assert parts["Mtp"]["properties"]["mode"]["enum"] == ["auto", "keep", "graft", "drop", "tune"]
     assert parts["Artifact"]["oneOf"] == [{"required": [word]} for word in FORMATS]
 
 

@@ -29,7 +29,7 @@ GGUF = LIST + " - gguf: "
         ("source: {model: [a]}\n", "r.yaml:1: text is expected here, not a list"),
         ("source: a/b\n", "r.yaml:1: a mapping is expected here, with keys such as model"),
         ("source: {model: a/b, name: a/b}\n", "r.yaml:1: 'a/b' is no name for files"),
-        (GOOD + "mtp: {mode: grft}\n", "r.yaml:2: 'grft' is not one of auto, keep, graft, drop; did"),
+        (GOOD + "mtp: {mode: grft}\n", "r.yaml:2: 'grft' is not one of auto, keep, graft, drop, tune"),
         (GOOD + "mtp: {mode: graft}\n", "r.yaml:2: mode graft needs a 'base'"),
         (GOOD + "vision: {mode: graft}\n", "r.yaml:2: mode graft needs a 'base' whose tower is taken"),
         (GOOD + "vision: {revision: x}\n", "r.yaml:2: a 'revision' without a 'base'"),
@@ -179,7 +179,7 @@ def test_what_spans_parts_is_said_beside_what_is_wrong_in_one(tmp_path):
         (LIST + " - gguf: {types: [Q8_0], tensor_types: {a: [b]}}\n", "text is expected here, not a list"),
         (GOOD + "artifacts: {gguf: 1}\n", "a list of artifacts is expected here, not a mapping"),
         (GOOD + "source: !!python/name:os.system\n", "tags such as"),
-        (GOOD + "mtp: {base: 2026-02-31, mode: [a]}\n", "keep, graft, drop is expected here, not a list"),
+        (GOOD + "mtp: {base: 2026-02-31, mode: [a]}\n", "graft, drop, tune is expected here, not a list"),
     ],
 )  # fmt: skip
 def test_odd_values(tmp_path, text, said):
