@@ -19,7 +19,7 @@ from qexport.onepass.disk import make_folder
 from qexport.onepass.files import replace_file
 from qexport.onepass.ledger import Ledger
 from qexport.onepass.sources import Sources
-from qexport.run import matrix as matrix_module
+from qexport.run import imatrix as matrix_module
 from qexport.run import steps
 from qexport.run.target import Target, plan
 
