@@ -715,6 +715,20 @@ def vision_deepstack_named(folder: Path) -> None:
     )
 
 
+@plant("qwen3_vl")
+def deepstack_beyond(folder: Path) -> None:
+    """A block that the tower has not is said to go into the language model."""
+    change_config(
+        folder, lambda c: {**c, "vision_config": {**c["vision_config"], "deepstack_visual_indexes": [1, 4]}}
+    )
+
+
+@plant("qwen3_vl")
+def deepstack_merger_lost(folder: Path) -> None:
+    """Fewer mergers than blocks whose output they take."""
+    change_tensors(folder, _without(lambda name: "deepstack_merger_list.1." in name))
+
+
 @plant("qwen3_5")
 def vision_tokens_elsewhere(folder: Path) -> None:
     """Tokens of an image that the tokenizer does not have."""

@@ -70,7 +70,10 @@ class Options:
     mtp: bool = False
     mtp_expert_layout: str = "fused"
     vision: bool = False
+    vision_depth: int = 2
     vision_intermediate: int = 128
+    deepstack: tuple[int, ...] = ()
+    """Blocks of the tower whose output goes into the language model."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ def _trunk(o: Options, vocab: int) -> Rows:
                 prefix,
                 gate=o.family == "qwen3_5",
                 bias=o.family in ("qwen2", "glm4_moe"),
-                norms=o.family in ("qwen3", "qwen3_5", "gemma3") or o.qk_norm,
+                norms=o.family in ("qwen3", "qwen3_vl", "qwen3_5", "gemma3") or o.qk_norm,
             )
         yield f"{prefix}.post_attention_layernorm.weight", (o.hidden,)
         if o.family == "gemma3":
@@ -258,7 +261,6 @@ def _mtp(o: Options) -> Rows:
 
 
 VISION = {
-    "depth": 2,
     "hidden_size": 64,
     "num_heads": 4,
     "num_position_embeddings": 64,
@@ -310,7 +312,7 @@ def _vision(o: Options) -> Rows:
     yield "model.visual.patch_embed.proj.weight", (wide, 3, 2, 16, 16)
     yield "model.visual.patch_embed.proj.bias", (wide,)
     yield "model.visual.pos_embed.weight", (VISION["num_position_embeddings"], wide)
-    for n in range(VISION["depth"]):
+    for n in range(o.vision_depth):
         block = f"model.visual.blocks.{n}"
         for name, rows, columns in (
             ("attn.qkv", 3 * wide, wide),
@@ -328,6 +330,15 @@ def _vision(o: Options) -> Rows:
         yield f"model.visual.merger.{name}.bias", (rows,)
     yield "model.visual.merger.norm.weight", (wide,)
     yield "model.visual.merger.norm.bias", (wide,)
+    for n in range(len(o.deepstack)):
+        merger = f"model.visual.deepstack_merger_list.{n}"
+        for name, shape in {
+            "norm": (merged,),
+            "linear_fc1": (merged, merged),
+            "linear_fc2": (o.hidden, merged),
+        }.items():
+            yield f"{merger}.{name}.weight", shape
+            yield f"{merger}.{name}.bias", shape[:1]
 
 
 # --- from plain names to a checkpoint --------------------------------------------------------------------
@@ -606,11 +617,11 @@ def _qwen3_5_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any
     }
     if o.vision:
         config["vision_config"] = {
-            "depth": VISION["depth"],
+            "depth": o.vision_depth,
             "hidden_size": VISION["hidden_size"],
             "intermediate_size": o.vision_intermediate,
             **VISION,
-            "deepstack_visual_indexes": [],
+            "deepstack_visual_indexes": list(o.deepstack),
             "hidden_act": "gelu_pytorch_tanh",
             "in_channels": 3,
             "initializer_range": 0.02,
@@ -629,6 +640,47 @@ def _qwen3_5_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any
     if o.style == "saved":
         config["dtype"] = NAMES[o.dtype]
     return dict(sorted(config.items()))
+
+
+def _qwen3_vl_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any]:
+    """config.json as published: Qwen3.5's form, with the older spelling of RoPE."""
+    half = o.head_dim // 2
+    low = half * 5 // 16
+    text = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": ids.pad,
+        "dtype": NAMES[o.dtype],
+        "eos_token_id": ids.eos,
+        "head_dim": o.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": o.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": o.intermediate,
+        "max_position_embeddings": 4096,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": o.heads,
+        "num_hidden_layers": o.layers,
+        "num_key_value_heads": o.kv_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "mrope_interleaved": True,
+            "mrope_section": [half - 2 * low, low, low],
+            "rope_type": "default",
+        },
+        "rope_theta": 5000000,
+        "tie_word_embeddings": o.tied,
+        "use_cache": True,
+        "vocab_size": vocab,
+    }
+    around = _qwen3_5_config(replace(o, style="published"), vocab, ids)
+    around["vision_config"]["model_type"] = "qwen3_vl"
+    own = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "text_config": text,
+    }
+    return {**around, **own}
 
 
 def _glm_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, Any]:
@@ -840,6 +892,19 @@ ZOO: dict[str, Entry] = {
         pre="glm4",
         note="as transformers 5.17 saves it: no head, none declared; no norms of q and k",
     ),
+    "qwen3_vl": Entry(
+        Options(
+            family="qwen3_vl",
+            tokenizer="qwen2",
+            form="wrapper",
+            vocab=416,
+            vision=True,
+            vision_depth=4,
+            deepstack=(1, 3),
+        ),
+        pre="qwen2",
+        note="a tower of four blocks, the output of two of which goes into the language model (deepstack)",
+    ),
     "gemma3": Entry(
         Options(family="gemma3", tokenizer="gemma", layers=6, tied=True),
         note="five sliding layers and a full one, four norms a layer, tied, SentencePiece",
@@ -863,7 +928,12 @@ def build(name: str, out: Path, **options: Any) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     ids = zoo_tokenizers.write(o.tokenizer, out, o.style)
     vocab = o.vocab or ids.size
-    makers = {"qwen3_5": _qwen3_5_config, "glm4_moe": _glm_config, "gemma3": _gemma_config}
+    makers = {
+        "qwen3_5": _qwen3_5_config,
+        "qwen3_vl": _qwen3_vl_config,
+        "glm4_moe": _glm_config,
+        "gemma3": _gemma_config,
+    }
     make = makers.get(o.family, _plain_config)
     config = make(o, vocab, ids)
     write_json(out / "config.json", config)

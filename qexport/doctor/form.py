@@ -26,7 +26,7 @@ def words(family: Family, *, wrapper: bool) -> tuple[str, str]:
     """``architectures[0]`` and the root ``model_type`` of a form."""
     if wrapper and family.wrapper_arch and family.wrapper_model_type:
         return family.wrapper_arch, family.wrapper_model_type
-    return family.causal_arch, family.text_model_type
+    return family.causal_arch, family.alone
 
 
 def reshape(config: Mapping[str, Any], subject: Subject) -> dict[str, Any]:

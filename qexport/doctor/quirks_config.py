@@ -16,7 +16,7 @@ from qexport.doctor.tokens import token_ids
 from qexport.errors import some
 from qexport.families.rope import complete_rope, legacy_rope_keys, rope_disagreements, rope_parameters
 from qexport.families.values import GENERATION, TOKENIZER, typed
-from qexport.families.vision import image_tokens
+from qexport.families.vision import deepstack_problems, image_tokens
 
 _TYPED_FILES = {GENERATION_CONFIG: GENERATION, TOKENIZER_CONFIG: TOKENIZER}
 _DTYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -221,9 +221,28 @@ def _vision_undeclared(subject: Subject) -> tuple[str, ...]:
 
 
 def _deepstack(subject: Subject) -> Any:
-    """Layers of a tower whose output goes into the language model's; the families here have none."""
-    given = subject.config.get("vision_config")
-    return str(given.get(_DEEPSTACK) or "") if subject.wants_wrapper and isinstance(given, Mapping) else None
+    """Layers of a tower whose output goes into the language model's, in a family that has none."""
+    given, vision = subject.config.get("vision_config"), subject.family.vision
+    if not subject.wants_wrapper or not isinstance(given, Mapping) or (vision and vision.deepstack):
+        return None
+    return str(given.get(_DEEPSTACK) or "")
+
+
+def _deepstack_misfit(subject: Subject) -> str:
+    """What the config says of such layers, and the mergers that are there."""
+    vision, config = subject.family.vision, subject.config.get("vision_config")
+    if vision is None or (stack := vision.deepstack) is None or not subject.wants_wrapper:
+        return ""
+    whole = {**vision.defaults, **(config if isinstance(config, Mapping) else {})}
+    given, layers = whole[stack.count], whole[vision.tower.count]
+    if type(layers) is int and (problems := deepstack_problems(given, layers)):
+        return problems[0]
+    root = stack.layer_prefix.partition("{n}")[0]
+    there = {n.removeprefix(root).partition(".")[0] for n in subject.vision if n.startswith(root)}
+    if there == set(map(str, range(len(given)))):
+        return ""
+    named = f"{len(given)} blocks ({', '.join(map(str, given))})"
+    return f"vision_config.{stack.count} names {named}, and there are mergers for {len(there)}"
 
 
 def _clear_deepstack(draft: Draft) -> None:
@@ -494,6 +513,17 @@ CONFIG_QUIRKS = (
         breaks={
             "llama.cpp": "clip.cpp looks for v.deepstack.N tensors: the projector does not load",
             "mlx-vlm": "builds mergers that no tensor fills: Missing parameters: vision_tower.deepstack...",
+        },
+    ),
+    Quirk(
+        "vision.deepstack_misfit",
+        "blocks of a vision tower that go into the language model, and others that are said to",
+        error=True,
+        see=_deepstack_misfit,
+        repair="Copy vision_config from the base's config.json; `--vision drop` exports without the tower.",
+        breaks={
+            "llama.cpp": "IndexError in the converter, or clip.cpp finds no tensor v.deepstack.N.norm.weight",
+            "transformers": "mergers are newly initialized, or are not used: the model sees worse",
         },
     ),
     Quirk(

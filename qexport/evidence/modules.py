@@ -59,7 +59,7 @@ def empty_model(view: ModelView) -> Any:
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise EnvironmentProblem(f"no modules to run for the family {view.family!r}; known are {known}")
-    model_type = family.text_model_type
+    model_type = family.alone
     if model_type not in transformers.CONFIG_MAPPING:
         raise EnvironmentProblem(f"transformers {transformers.__version__} does not know {model_type!r}")
     text = {key: value for key, value in view.text.items() if key not in _NOT_OURS}

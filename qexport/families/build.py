@@ -44,6 +44,10 @@ def expected_tensors(hyper: Hyper, mtp_layers: int, vision: VisionHyper | None =
     if vision is not None:
         for prefix, template, layer in vision.vision.tower.tensors(("full",) * vision.layers, layers):
             yield prefix, template, Block.VISION, layer
+        if (deepstack := vision.vision.deepstack) is not None:
+            kinds = ("full",) * len(vision.deepstack)
+            for prefix, template, layer in deepstack.tensors(kinds, layers):
+                yield prefix, template, Block.VISION, layer
 
 
 def expert_tensor(

@@ -129,6 +129,8 @@ class Sight:
         sizes: words of shapes, to keys of that config; each is a number above 0.
         tokens: keys at the root of the config that name the tokens of an image, with the class's defaults.
         aliases: other names for keys.
+        deepstack: what carries the output of some of the tower's layers over to the language model's first
+            ones, where the family has that: a layer here for each of those that the config names.
     """
 
     tower: Tower
@@ -136,6 +138,7 @@ class Sight:
     sizes: Mapping[str, str]
     tokens: Mapping[str, int]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    deepstack: Tower | None = None
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,15 @@ class Turning:
 
     Attributes:
         partial: the part of each head that is turned where the config is silent; ``None``: always all of it.
-        sections: the pairs that turn are shared out over time, height and width.
+        sections: the pairs that turn are shared out over time, height and width; ``shares``: how, where a
+            config is silent and it is not evenly.
         local: layers with a window have a base of their own.
         published: keys that every published config has.
     """
 
     partial: float | None = None
     sections: bool = False
+    shares: tuple[int, ...] = ()
     local: bool = False
     published: Mapping[str, Any] = field(default_factory=dict)
 
@@ -251,7 +256,8 @@ class Family:
     Attributes:
         name: the transformers model type of the language model without ``_text``.
         causal_arch, wrapper_arch: class names of the text-only and the multimodal form.
-        text_model_type: ``model_type`` of a text-only config, as transformers writes it.
+        text_model_type: ``model_type`` of the language model's config, as transformers writes it.
+        alone_model_type: of a text-only config, where the language model alone is another family's.
         layers: layer kind to the tensors of a trunk layer.
         kinds: the kind of each trunk layer, from the config with nothing left open; ``full`` where not given.
         head: the MTP head; ``None`` where there is none. ``vision`` likewise.
@@ -281,6 +287,7 @@ class Family:
     kinds: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     head: Tower | None = None
     vision: Sight | None = None
+    alone_model_type: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     attention: tuple[str, ...] = ()
     turning: Turning = Turning()
@@ -340,8 +347,14 @@ class Family:
     @property
     def config_class(self) -> str:
         """transformers' class of the language model's config."""
-        text = "Text" if self.text_model_type.endswith("_text") else ""
-        return self.causal_arch.removesuffix("ForCausalLM") + text + "Config"
+        if not self.text_model_type.endswith("_text") or self.wrapper_arch is None:
+            return self.causal_arch.removesuffix("ForCausalLM") + "Config"
+        return self.wrapper_arch.removesuffix("ForConditionalGeneration") + "TextConfig"
+
+    @property
+    def alone(self) -> str:
+        """``model_type`` of a config without a tower; its modules are those of the language model."""
+        return self.alone_model_type or self.text_model_type
 
     @property
     def is_moe(self) -> bool:

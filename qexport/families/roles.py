@@ -88,6 +88,9 @@ class Role(StrEnum):
     VISION_PROJECTOR_UP = "vision_projector_up"
     VISION_PROJECTOR_DOWN = "vision_projector_down"
     VISION_PROJECTOR = "vision_projector"
+    VISION_DEEPSTACK_NORM = "vision_deepstack_norm"
+    VISION_DEEPSTACK_UP = "vision_deepstack_up"
+    VISION_DEEPSTACK_DOWN = "vision_deepstack_down"
 
 
 _VISION = frozenset(role for role in Role if role.value.startswith("vision_"))

@@ -79,8 +79,9 @@ def rope_parameters(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
         params.setdefault("partial_rotary_factor", turning.partial)
     if params and turning.sections:
         head_dim = text.get("head_dim") or family.defaults["head_dim"]
-        pairs = int(head_dim * params["partial_rotary_factor"]) // 2
-        params.setdefault("mrope_section", [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3])
+        pairs = int(head_dim * params.get("partial_rotary_factor", 1)) // 2
+        thirds = [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3]
+        params.setdefault("mrope_section", list(turning.shares) or thirds)
         params.setdefault("mrope_interleaved", True)
     return params
 

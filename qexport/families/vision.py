@@ -38,6 +38,12 @@ class VisionHyper:
         count: int = self.config[self.vision.tower.count]
         return count
 
+    @property
+    def deepstack(self) -> tuple[int, ...]:
+        """The blocks whose output goes into the language model's first layers, in their order."""
+        stack = self.vision.deepstack
+        return () if stack is None else tuple(self.config[stack.count])
+
     @cached_property
     def dims(self) -> dict[str, int]:
         """Numbers for the words in the shapes of its templates."""
@@ -58,7 +64,10 @@ def resolve_vision(family: Family, config: Mapping[str, Any], hidden: int) -> Vi
     given, vision = config.get("vision_config"), family.vision
     if vision is None or not isinstance(given, Mapping):
         return None
-    square = {key: _one(value) for key, value in given.items() if value is not None}
+    sizes = {*vision.sizes.values(), *vision.aliases}
+    square = {
+        key: _one(value) if key in sizes else value for key, value in given.items() if value is not None
+    }
     door = typed(square, where="vision_config.", defaults=vision.defaults)
     stated = door.values
     for alias, key in vision.aliases.items():
@@ -74,6 +83,8 @@ def resolve_vision(family: Family, config: Mapping[str, Any], hidden: int) -> Vi
     if not wrong and whole[vision.tower.count] > _MOST_BLOCKS:
         count = whole[vision.tower.count]
         wrong.append(f"vision_config.{vision.tower.count} is {count}, which no model has")
+    if not wrong and vision.deepstack is not None:
+        wrong += deepstack_problems(whole[vision.deepstack.count], whole[vision.tower.count])
     found = VisionHyper(vision, hidden, whole)
     if not wrong and found.dims.get("v_out", hidden) != hidden:
         out = vision.sizes["v_out"]
@@ -83,6 +94,18 @@ def resolve_vision(family: Family, config: Mapping[str, Any], hidden: int) -> Vi
     if wrong:
         raise InputError("config.json: " + "; ".join(wrong), hint=_COPY)
     return found
+
+
+def deepstack_problems(given: Any, layers: int) -> list[str]:
+    """What is wrong with the numbers of the blocks whose output goes into the language model."""
+    key = "vision_config.deepstack_visual_indexes"
+    if not isinstance(given, list | tuple) or any(type(number) is not int for number in given):
+        return [f"{key} is {given!r}, but must be a list of numbers of blocks"]
+    if out := [str(number) for number in given if not 0 <= number < layers]:
+        return [f"{key} has {', '.join(out)}, but the tower's blocks are 0 to {layers - 1}"]
+    if len(set(given)) < len(given):
+        return [f"{key} is {list(given)}, which names a block twice"]
+    return []
 
 
 def image_tokens(family: Family, config: Mapping[str, Any]) -> dict[str, int]:

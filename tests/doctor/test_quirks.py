@@ -98,6 +98,8 @@ ERRORS = {
     "vision_block_lost": "tensors.unfit",
     "vision_block_surplus": "tensors.unfit",
     "vision_shape_wrong": "tensors.unfit",
+    "deepstack_beyond": "vision.deepstack_misfit",
+    "deepstack_merger_lost": "vision.deepstack_misfit",
 }
 # As their authors publish them; the others of the zoo are as transformers 5 saves a merge.
 PUBLISHED = [name for name, entry in ZOO.items() if entry.options.style == "published"]

@@ -167,6 +167,39 @@ def test_all_that_does_not_fit_is_named(zoo, zoo_copy):
     assert "visual.deepstack_merger_list.0.norm.weight is not part of the tower" in found.what
 
 
+def test_blocks_that_go_into_the_language_model_are_there(zoo, zoo_copy):
+    """Every way in which the config's list and the mergers do not fit, each by what is wrong."""
+    for given, said in {
+        (1, 4): "deepstack_visual_indexes has 4, but the tower's blocks are 0 to 3",
+        (-1, 3): "has -1, but",
+        (1, 1): "names a block twice",
+        (1,): "names 1 blocks (1), and there are mergers for 2",
+        (): "names 0 blocks (), and there are mergers for 2",
+        ("1", "3"): "must be a list of numbers of blocks",
+    }.items():
+        folder = zoo_copy("qwen3_vl")
+        config = config_of(folder)
+        config["vision_config"]["deepstack_visual_indexes"] = list(given)
+        (folder / "config.json").write_text(json.dumps(config))
+        (error,) = diagnose(opened(folder)).errors
+        assert (error.id, said in error.what) == ("vision.deepstack_misfit", True), error.what
+        dropped = diagnose(opened(folder), vision="drop")
+        assert not dropped.errors
+    view = diagnose(opened(zoo("qwen3_vl"))).repaired.view()
+    assert view.vision.deepstack == (1, 3)
+
+
+def test_without_its_tower_qwen3_vl_is_qwen3(zoo, tmp_path):
+    diagnosis, out = repair(zoo("qwen3_vl"), tmp_path / "out", vision="drop")
+    config = config_of(out)
+    assert (config["architectures"], config["model_type"]) == (["Qwen3ForCausalLM"], "qwen3")
+    again = diagnose(opened(out))
+    assert again.subject.family.name == "qwen3"
+    assert ids(again, "error", "repaired") == set()
+    assert not [name for name in tensors_in(out) if "visual" in name]
+    assert diagnosis.repaired.vision_origin == "dropped"
+
+
 def test_bases_that_cannot_serve(zoo):
     _, found = misfit(zoo("qwen3_5_text"), zoo("qwen3_5_text", seed=5))
     assert "has no vision tower itself" in found.what

@@ -57,16 +57,20 @@ def run_whole(
     ``operands`` and ``results`` are applied to what enters and leaves each product of a matrix that is
     bf16 in the pass; routers stay float32. Weights are taken to be bf16 numbers already.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # tests want none at any time
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # It has no class for the language model of Qwen3-VL alone.
+    alone = AutoConfig.from_pretrained(folder).model_type != "qwen3_vl"
+    auto = AutoModelForCausalLM if alone else AutoModelForImageTextToText
+    whole = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    model = whole.model if alone else whole.model.language_model
     seen = Seen()
-    for name, module in model.model.named_modules():
+    for name, module in model.named_modules():
         watch(seen, f"model.{name}", module, operands, results)
     with torch.no_grad():
-        seen.final = model.model(torch.from_numpy(ids).long(), use_cache=False).last_hidden_state
+        seen.final = model(torch.from_numpy(ids).long(), use_cache=False).last_hidden_state
     return seen
 
 

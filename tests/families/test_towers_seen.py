@@ -30,7 +30,12 @@ def test_defaults_are_those_of_transformers(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("qwen3_5", {}), ("qwen3_5_moe", {}), ("gemma3", {"form": "wrapper", "vision": True})],
+    [
+        ("qwen3_5", {}),
+        ("qwen3_5_moe", {}),
+        ("qwen3_vl", {}),
+        ("gemma3", {"form": "wrapper", "vision": True}),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_tensor_of_a_tower_has_a_role(zoo, name, options):
@@ -40,9 +45,11 @@ def test_every_tensor_of_a_tower_has_a_role(zoo, name, options):
     stored = [n for n in tensors_in(folder) if "visual" in n or "vision_tower" in n or "multi_modal" in n]
     assert len(seeing) == len(stored) > 30
     assert view.vision is not None
-    assert {tensor.layer for tensor in seeing} == {None, 0, 1}
+    assert {tensor.layer for tensor in seeing} == {None, *range(view.vision.layers)}
     assert sum(tensor.role is Role.VISION_FFN_DOWN for tensor in seeing) == 2 * view.vision.layers
-    assert seeing[-1].role is (Role.VISION_PROJECTOR_NORM if name == "gemma3" else Role.VISION_PROJECTOR_DOWN)
+    last = {"gemma3": Role.VISION_PROJECTOR_NORM, "qwen3_vl": Role.VISION_DEEPSTACK_DOWN}
+    assert seeing[-1].role is last.get(name, Role.VISION_PROJECTOR_DOWN)
+    assert view.vision.deepstack == ((1, 3) if name == "qwen3_vl" else ())
 
 
 def test_a_config_that_leaves_out_and_one_in_other_words():

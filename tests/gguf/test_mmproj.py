@@ -176,9 +176,10 @@ for content in ([text], [image, text]):
 
 
 @pytest.mark.slow
-def test_llama_cpp_sees_with_it(zoo, tmp_path):
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_vl"])
+def test_llama_cpp_sees_with_it(zoo, tmp_path, name):
     """A picture of 128 by 128 is 16 tokens between two that say where it begins and ends."""
-    recipe = qexport.recipe_for(zoo("qwen3_5"), [GgufOptions(types=("Q8_0",))], name="Tiny", proven=False)
+    recipe = qexport.recipe_for(zoo(name), [GgufOptions(types=("Q8_0",))], name="Tiny", proven=False)
     (folder,) = {item.folder for item in run(recipe, Local(out=tmp_path)).artifacts}
     script = tmp_path / "see.py"
     script.write_text(SEE)

@@ -74,6 +74,7 @@ CASES = [
     same("qwen3", recipe="mixed_4_6", group_size=32),
     same("qwen3_moe", bits=4),
     same("qwen3_moe", mode="nvfp4"),
+    same("qwen3_vl", recipe="mixed_4_6"),
     same("gemma3", recipe="mixed_3_4"),
     same("glm4_moe", bits=6),
     replace(same("glm4_moe_air", mode="mxfp4"), oracle=OLDER),

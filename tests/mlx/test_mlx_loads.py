@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any], MlxOptions]] = {
     "qwen3": ("qwen3", {}, MlxOptions(recipe="mixed_4_6")),
     "qwen3 experts": ("qwen3_moe", {}, MlxOptions(bits=3, group_size=32)),
     "qwen3 experts, as saved by transformers 5": ("qwen3_moe", {"style": "saved"}, MlxOptions(bits=4)),
+    "qwen3 with a tower": ("qwen3_vl", {}, MlxOptions(bits=5)),
     "gemma": ("gemma3", {}, MlxOptions(bits=4)),
     "gemma, as saved by transformers 5": ("gemma3", {"style": "saved"}, MlxOptions(bits=4)),
 }

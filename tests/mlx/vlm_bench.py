@@ -33,6 +33,7 @@ GOLDENS = Path(__file__).with_name("golden_mlx_vlm")
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3_5": {},
     "qwen3_5_moe": {},
+    "qwen3_vl": {},
     "gemma3": {"form": "wrapper", "vision": True},
 }
 """Models with a tower, and what they are built with."""

@@ -29,6 +29,7 @@ TOWERS = Path(__file__).parent / "golden_mmproj"
 MMPROJ: dict[str, dict[str, Any]] = {
     "qwen3_5": {"vision_intermediate": 72},  # no whole number of Q8_0 blocks
     "qwen3_5_moe": {},
+    "qwen3_vl": {},
     "gemma3": {"form": "wrapper", "vision": True},
 }
 """Towers that the converter writes with --mmproj, each in four types."""
@@ -149,9 +150,9 @@ def make_towers(name: str, work: Path) -> None:
 
 
 def main() -> None:
-    """Regenerate the named entries, or all; `mmproj` stands for the vision towers."""
-    if sys.argv[1:] == ["mmproj"]:
-        for name in MMPROJ:
+    """Regenerate the named entries, or all; behind `mmproj` the vision towers'."""
+    if sys.argv[1:2] == ["mmproj"]:
+        for name in sys.argv[2:] or MMPROJ:
             with tempfile.TemporaryDirectory(prefix="qexport-golden-") as work:
                 make_towers(name, Path(work))
         return

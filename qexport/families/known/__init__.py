@@ -8,7 +8,7 @@ from typing import Any
 from qexport.checkpoint.config import text_config
 from qexport.errors import InputError
 from qexport.families.family import Family
-from qexport.families.known import gemma3, glm4_moe, llama, qwen3, qwen3_5
+from qexport.families.known import gemma3, glm4_moe, llama, qwen3, qwen3_5, qwen3_vl
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Family] = {
         qwen3.QWEN2,
         qwen3.QWEN3,
         qwen3.QWEN3_MOE,
+        qwen3_vl.QWEN3_VL,
         gemma3.GEMMA3,
         glm4_moe.GLM4_MOE,
     )

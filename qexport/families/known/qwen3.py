@@ -30,7 +30,7 @@ _DEFAULTS: dict[str, Any] = {
     "sliding_window": 4096,
 }
 _DENSE = {**_DEFAULTS, "intermediate_size": 22016, "max_window_layers": 28}
-_ATTENTION = (*PRE_NORMS, *ATTENTION, *ATTENTION_BIAS, *QK_NORM)
+ATTENTION_LAYER = (*PRE_NORMS, *ATTENTION, *ATTENTION_BIAS, *QK_NORM)
 _WORDS = ("full_attention", "sliding_attention")
 
 
@@ -60,7 +60,7 @@ QWEN3 = Family(
     name="qwen3",
     causal_arch="Qwen3ForCausalLM",
     text_model_type="qwen3",
-    layers={"full": (*_ATTENTION, *MLP)},
+    layers={"full": (*ATTENTION_LAYER, *MLP)},
     attention=_WORDS,
     arch=Arch("qwen3", vocabulary="model"),
     dialect=Dialect(),
@@ -71,7 +71,7 @@ QWEN3_MOE = Family(
     name="qwen3_moe",
     causal_arch="Qwen3MoeForCausalLM",
     text_model_type="qwen3_moe",
-    layers={"full": (*_ATTENTION, *EXPERTS), "dense": (*_ATTENTION, *MLP)},
+    layers={"full": (*ATTENTION_LAYER, *EXPERTS), "dense": (*ATTENTION_LAYER, *MLP)},
     kinds=_kinds,
     aliases={"num_local_experts": "num_experts"},
     arch=Arch("qwen3moe", keys=_keys),

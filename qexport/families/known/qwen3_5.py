@@ -72,7 +72,7 @@ _DEFAULTS: dict[str, Any] = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
-_VISION = Sight(
+VISION = Sight(
     Tower(
         Block.VISION,
         prefix="visual.",
@@ -187,7 +187,7 @@ def _family(
         layers={"full": (*_FULL, *mlp), "linear": (*_LINEAR, *mlp)},
         kinds=_kinds,
         head=_head(mlp),
-        vision=_VISION,
+        vision=VISION,
         attention=("full_attention", "linear_attention"),
         turning=Turning(
             partial=0.25,

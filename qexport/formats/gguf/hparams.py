@@ -45,7 +45,11 @@ def hyper_parameters(view: ModelView, file_type: int, notes: list[str]) -> dict[
         found |= {"attention.key_length": hyper.head_dim, "attention.value_length": hyper.head_dim}
     result |= _present(arch, found)
     result["general.file_type"] = u32(file_type)
-    return result | _present(arch, arch.keys(hyper, view.mtp_layers) if arch.keys is not None else {})
+    result |= _present(arch, arch.keys(hyper, view.mtp_layers) if arch.keys is not None else {})
+    if hyper.family.vision is not None and hyper.family.vision.deepstack is not None:
+        stacked = () if view.vision is None else view.vision.deepstack
+        result |= _present(arch, {"n_deepstack_layers": len(stacked)})
+    return result
 
 
 def _present(arch: Arch, found: Mapping[str, Value]) -> dict[str, KV]:

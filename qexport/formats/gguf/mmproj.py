@@ -69,6 +69,13 @@ _INSIDE = {
 }
 
 
+_DEEPSTACK = {
+    Role.VISION_DEEPSTACK_NORM: "norm",
+    Role.VISION_DEEPSTACK_UP: "fc1",
+    Role.VISION_DEEPSTACK_DOWN: "fc2",
+}
+
+
 @dataclass(frozen=True)
 class _Output:
     """A tensor of the file, and how its rows come of the tower's."""
@@ -170,8 +177,7 @@ def _outputs(view: ModelView, vision: VisionHyper) -> list[_Output]:
     outputs: list[_Output] = []
     for tensor in sorted((t for t in view if t.block is Block.VISION), key=_place):
         suffix = "bias" if tensor.name.endswith("bias") else "weight"
-        stem = _OUTSIDE.get(tensor.role) or f"v.blk.{tensor.layer}.{_INSIDE[tensor.role]}"
-        name = f"{stem}.{suffix}"
+        name = f"{_stem(tensor, vision)}.{suffix}"
         if tensor.role is Role.VISION_PATCH and len(tensor.shape) == 5:
             outputs += [
                 _Output(name + after, tensor, _frame(tensor.shape, frame))
@@ -181,6 +187,15 @@ def _outputs(view: ModelView, vision: VisionHyper) -> list[_Output]:
         plus_one = tensor.role is Role.VISION_PROJECTOR_NORM
         outputs.append(_Output(name, tensor, Arrangement(op="add_one" if plus_one else "none")))
     return outputs
+
+
+def _stem(tensor: ModelTensor, vision: VisionHyper) -> str:
+    if tensor.role in _OUTSIDE:
+        return _OUTSIDE[tensor.role]
+    assert tensor.layer is not None
+    if tensor.role in _DEEPSTACK:  # called after the block whose output it takes
+        return f"v.deepstack.{vision.deepstack[tensor.layer]}.{_DEEPSTACK[tensor.role]}"
+    return f"v.blk.{tensor.layer}.{_INSIDE[tensor.role]}"
 
 
 def _place(tensor: ModelTensor) -> tuple[str, int]:
@@ -301,7 +316,9 @@ def _merger(view: ModelView, vision: VisionHyper) -> Mapping[str, KV]:
         "clip.use_gelu": boolean(True),
         "clip.vision.spatial_merge_size": u32(vision.dims["v_merge"]),
         "clip.vision.attention.layer_norm_epsilon": f32(view.hyper.epsilon),
-        "clip.vision.is_deepstack_layers": array(ValueType.BOOL, [False] * vision.layers),
+        "clip.vision.is_deepstack_layers": array(
+            ValueType.BOOL, [block in vision.deepstack for block in range(vision.layers)]
+        ),
     }
 
 

@@ -140,6 +140,8 @@ def _complete_sight(config: dict[str, Any], text: dict[str, Any], view: ModelVie
         config.setdefault("hidden_size", text["hidden_size"])
         text.setdefault("mm_tokens_per_image", config.get("mm_tokens_per_image", 256))
         text.setdefault("rope_global_base_freq", view.hyper.rope.theta)
+        if view.hyper.rope.sections:  # its Qwen3-VL knows the older spelling alone
+            text.setdefault("rope_scaling", dict(view.hyper.text["rope_parameters"]))
 
 
 def _interval(view: ModelView) -> int:
