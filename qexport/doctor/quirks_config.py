@@ -473,7 +473,7 @@ CONFIG_QUIRKS = (
         fix=_text_form,
         repair=(
             "The text-only form is written: flat config, text names, no processor files. "
-            "`--vision-from BASE` gives it the tower of the model that was fine-tuned."
+            "`--base BASE` gives it the tower of the model that was fine-tuned."
         ),
         breaks={
             "vLLM": (
@@ -490,8 +490,8 @@ CONFIG_QUIRKS = (
         what="there are {count} vision tensors, such as {first}, but no vision_config",
         fix=_leave_vision_out,
         repair=(
-            "The text-only form is written, without the tower. Those of Qwen3.5 and Gemma 3 are kept with "
-            "`--vision-from BASE`, whose config.json describes them."
+            "The text-only form is written, without the tower. Those of Qwen3.5, Qwen3-VL and Gemma 3 are "
+            "kept with `--base BASE`, whose config.json describes them."
         ),
         breaks={"transformers": "UNEXPECTED model.visual.blocks.0...: the tower is dropped"},
     ),
@@ -573,7 +573,7 @@ CONFIG_QUIRKS = (
         what="a text-only checkpoint of the multimodal family {s.family.name}",
         repair=(
             "Kept text only. Formats whose readers know the multimodal form alone write that. "
-            "`--vision-from BASE` gives it the tower of the model that was fine-tuned."
+            "`--base BASE` gives it the tower of the model that was fine-tuned."
         ),
         breaks={
             "mlx-lm 0.32": "ValueError: Model type qwen3_5_text not supported.",

@@ -295,7 +295,8 @@ def _no_processor(subject: Subject, *, of_base: bool) -> str | None:
     there = base is not None and file in base.files
     if there != of_base or not subject.wants_wrapper or file in subject.checkpoint.files:
         return None
-    return f"there is a vision tower, but no {file}" + (f"; {base.label} has one" if base and there else "")
+    said = "" if base is None else f"; {base.label} has {'one' if there else 'none either'}"
+    return f"there is a vision tower, but no {file}{said}"
 
 
 def _copy_processor(draft: Draft) -> None:
@@ -521,7 +522,10 @@ FILE_QUIRKS = (
         "vision.processor_missing",
         "a vision tower without its processor files",
         see=lambda subject: _no_processor(subject, of_base=False),
-        repair="Copy preprocessor_config.json and its like from the base; --vision-from BASE does it.",
+        repair=(
+            "Copy preprocessor_config.json and its like from a model that has them, the one that was fine-tuned "
+            "or another of its family; named with `--base`, it gives them by itself."
+        ),
         breaks=_PROCESSOR_BREAKS,
         reference=_PROCESSOR_REFERENCE,
     ),

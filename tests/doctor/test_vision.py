@@ -189,6 +189,18 @@ def test_blocks_that_go_into_the_language_model_are_there(zoo, zoo_copy):
     assert view.vision.deepstack == (1, 3)
 
 
+def test_a_base_without_processor_files_is_not_recommended(zoo, zoo_copy):
+    folder, base = zoo_copy("qwen3_5"), zoo_copy("qwen3_5")
+    for each in (folder, base):
+        PLANTS["processor_absent"](each)
+    for sight, said in ((None, "no preprocessor_config.json"), (base, f"; {base.name} has none either")):
+        diagnosis = diagnose(opened(folder), vision_from=None if sight is None else opened(sight))
+        (found,) = (f for f in diagnosis.findings if f.id == "vision.processor_missing")
+        assert found.what.endswith(said)
+        assert "--vision-from" not in found.repair
+    assert "vision.processor_copied" in ids(diagnose(opened(folder), vision_from=opened(zoo("qwen3_5"))))
+
+
 def test_without_its_tower_qwen3_vl_is_qwen3(zoo, tmp_path):
     diagnosis, out = repair(zoo("qwen3_vl"), tmp_path / "out", vision="drop")
     config = config_of(out)

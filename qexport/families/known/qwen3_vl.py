@@ -2,7 +2,7 @@
 make into the language model's first layers (deepstack).
 
 Positions of text are the same in time, height and width: without a tower the model is Qwen3, in its modules
-and in its text-only form. The mixture of experts, which is published with its experts transposed, is not here.
+and in its text-only form. The mixture of experts, published with its experts transposed, is not here.
 """
 
 from __future__ import annotations
