@@ -523,7 +523,7 @@ FILE_QUIRKS = (
         "a vision tower without its processor files",
         see=lambda subject: _no_processor(subject, of_base=False),
         repair=(
-            "Copy preprocessor_config.json and its like from a model that has them, the one that was fine-tuned "
+            "Copy preprocessor_config.json and its like from a model that has them, that which was tuned "
             "or another of its family; named with `--base`, it gives them by itself."
         ),
         breaks=_PROCESSOR_BREAKS,

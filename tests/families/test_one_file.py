@@ -102,7 +102,7 @@ def test_a_lost_head_is_named_as_the_family_names_it(toy: Path) -> None:
 # File names of MLX runtimes, findings' ids, what is merged away in the demo, and prose.
 _ALLOWED = re.compile(
     r"``[^`]*``|mtp\.safetensors|mtp\.(lost|none|several|incomplete|undeclared|dropped|misfit|grafted|vocabulary"
-    r"|own_embeddings)|each\.mtp\.base|mtp\.(mode|base|revision|layers,|origin,|startswith|removeprefix)|\bmtp\.py"
+    r"|own_embeddings)|each\.mtp\.base|mtp\.(mode|tower_mode|tuning|base|revision|layers,|origin,|startswith|removeprefix)|\bmtp\.py"
 )
 
 
