@@ -1,4 +1,4 @@
-"""What needs a GPU of the streamed pass, in one run: both ways on CUDA against the CPU, processes, speed.
+"""What needs a GPU, in one run: the streamed pass both ways, a head's training, processes, speed.
 
     python benchmarks/qwen35_shape.py MODEL --layers 8       # or a merge of your own
     python benchmarks/gpu_checks.py MODEL [--tokens 8192] [--chunk 512] [--device cuda] [--processes 2]
@@ -24,10 +24,16 @@ import numpy as np
 import torch
 
 from qexport.evidence.backward import TwoWayStream
+from qexport.evidence.chained import HeadStream
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.sensitivity import Summed
+from qexport.headtune.logits import Logits
+from qexport.headtune.options import TrainOptions
+from qexport.headtune.states import states_of
+from qexport.headtune.text import Document, chunked
+from qexport.headtune.train import Trainer
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.model import examine
 
@@ -146,6 +152,67 @@ def processes(model: Path, ids: np.ndarray, device: str, count: int) -> bool:
     )
 
 
+def head_steps(model: Path, ids: np.ndarray, device: str, precision: str, steps: int, work: Path) -> Steps:
+    """The trunk's states, and some steps of its head's training."""
+    view = examine(ModelChoice(str(model), vision="drop"), download=False).repaired.view()
+    stream = HeadStream(view, StreamOptions(device=device, precision=precision))
+    documents = [Document(tuple(row), 0, "ids", str(number)) for number, row in enumerate(ids.tolist())]
+    text = chunked({"train": documents}, ids.shape[1])
+    states = states_of(stream, text.ids, work)
+    logits = Logits(view, stream.device, exact=precision == "float32")
+    chain, embedded = stream.head(text.ids.shape[1]), stream.embedded(text.ids)
+    trainer = Trainer(
+        chain,
+        logits,
+        text,
+        states,
+        embedded,
+        TrainOptions(batch_tokens=min(ids.size, 4096)),
+        judge=lambda: 0.0,
+        checkpoint=work / "training.pt",
+        rounded=precision != "float32",
+    )
+    loss, begun = 0.0, time.perf_counter()
+    for step in range(steps):
+        loss = trainer.gradients(trainer.batch(step))
+    seconds = (time.perf_counter() - begun) / steps
+    gradients = {
+        name: (parameter.grad / steps).cpu().numpy()
+        for name, parameter in chain.module.named_parameters()
+        if parameter.grad is not None
+    }
+    return Steps(loss, gradients, seconds, len(trainer.batch(0)) * text.ids.shape[1])
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Of a head's training: the last loss, mean gradients, seconds and tokens of a step."""
+
+    loss: float
+    gradients: dict[str, np.ndarray]
+    seconds: float
+    tokens: int
+
+
+def head_tuning(model: Path, ids: np.ndarray, device: str) -> bool:
+    """Loss and gradients of a head's training in float32 there against here; how fast it is when rounded."""
+    view = examine(ModelChoice(str(model), vision="drop"), download=False).repaired.view()
+    if not view.mtp_layers:
+        return say("head tuning", "not run", f"{view.label} has no MTP head")
+    with tempfile.TemporaryDirectory() as name:
+        here = head_steps(model, ids, "cpu", "float32", 1, Path(name) / "here")
+        there = head_steps(model, ids, device, "float32", 1, Path(name) / "there")
+        fast = head_steps(model, ids, device, "mixed", 3, Path(name) / "fast")
+    apart = abs(there.loss - here.loss) / abs(here.loss)
+    return all(
+        [
+            judged(f"head's loss on {device}", (apart, f"{there.loss:.4f} and {here.loss:.4f}")),
+            judged(f"head's gradients on {device}", distance(there.gradients, here.gradients)),
+            say(f"head's steps on {device}", "passed", f"{fast.tokens / fast.seconds:.0f} tokens/s, mixed"),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -164,6 +231,7 @@ def main() -> None:
     fine = [
         numbers(args.model, ids, args.device),
         speed(args.model, ids, args.device),
+        head_tuning(args.model, ids, args.device),
         processes(args.model, ids, args.device, args.processes),
     ]
     sys.exit(0 if all(fine) else 1)

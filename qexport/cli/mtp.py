@@ -277,6 +277,9 @@ def generate(**given: Any) -> None:
     output.document(document)
     domains = ", ".join(f"{domain} {count}" for domain, count in sorted(document["domains"].items()))
     output.text(f"{given['out']}: {document['answers']} answers, {document['tokens']} tokens ({domains})")
+    output.next(
+        "mtp", "tune", given["model"], "--mtp-from", "BASE", "--text", given["out"], "-o", "tuned-head"
+    )
 
 
 @command.command("tune")
@@ -383,6 +386,8 @@ def tune(**given: Any) -> None:
     document = tuned_head(choice, diagnosis, request, output)
     output.document(document)
     _show_tuned(output, document, given["out"])
+    if document["result"] == "tuned":
+        output.next("gguf", given["model"], "--mtp-from", given["out"], "-q", "Q4_K_M")
 
 
 def _show_tuned(output: Output, document: dict[str, Any], out: Path) -> None:

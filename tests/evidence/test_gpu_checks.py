@@ -26,8 +26,8 @@ def test_all_of_it_on_a_cpu(zoo: Zoo) -> None:
     code, words = checked(str(zoo("qwen3_5")), "--device", "cpu", "--tokens", "160", "--chunk", "32")
     assert code == 0, words
     states = [line.split()[0] for line in words.splitlines()]
-    assert states == ["passed"] * 8
-    for check in ("forward", "backward", "2 processes on cpu, sensitivities"):
+    assert states == ["passed"] * 11
+    for check in ("forward", "backward", "head's gradients", "2 processes on cpu, sensitivities"):
         assert check in words
 
 

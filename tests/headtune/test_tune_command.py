@@ -21,6 +21,7 @@ from qexport.headtune.tune import prepare
 from qexport.recipe.recipe import ModelChoice
 from qexport.run.head import HeadRequest, tuned_head
 from qexport.run.model import examine
+from qexport.run.receipts import source_of
 from qexport.run.watcher import Watcher
 
 # Of the zoo's vocabulary, in documents that no other is like.
@@ -86,8 +87,12 @@ def test_a_head_that_gains_is_written_and_goes_wherever_a_head_goes(
         mine = name.startswith("mtp.")
         assert mine or pieces[0] == pieces[1]
         assert mine or {p.checkpoint.label for p in other[name].data.pieces} == {trunk.name}
-    findings = examine(ModelChoice(str(trunk), mtp="graft", mtp_from=str(out)), download=False).repaired
-    assert findings.mtp_origin == "grafted from head"
+    diagnosis = examine(ModelChoice(str(trunk), mtp="graft", mtp_from=str(out)), download=False)
+    assert diagnosis.repaired.mtp_origin == "grafted from head"
+    told = source_of(diagnosis).tuned
+    assert told is not None
+    assert (told.base, told.drafts, told.n_max) == (base.name, "sampling", 3)
+    assert (told.before.value, told.after.value) == (sampled[0]["value"], sampled[1]["value"])
 
 
 def test_a_head_that_does_not_gain_is_kept_bit_for_bit(zoo: Zoo, text: Path, tmp_path: Path) -> None:
