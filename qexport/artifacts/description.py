@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.words import Numbers, folder_numbers
 from qexport.checkpoint.chat_templates import DEFAULT, read_templates
+from qexport.families.names import VISION_NAMES
 from qexport.families.roles import Block
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Description:
         drafts: it has an MTP head that its runtime could draft with.
         has_head: there is one, wherever.
         alone: it is a head alone, which cannot answer.
+        sees: it has a vision tower in itself.
+        towers: files beside it that hold one for it.
         fault: why it is wrong by its own account.
         facts: of the layout, for programs.
         numbers: every stored number, for a look at whether it is one.
@@ -61,6 +64,8 @@ class Description:
     drafts: bool = False
     has_head: bool = False
     alone: bool = False
+    sees: bool = False
+    towers: tuple[Path, ...] = ()
     fault: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: Callable[[], Iterable[Numbers]] = field(default=tuple, repr=False)
@@ -96,6 +101,7 @@ def describe_folder(found: OnDisk, artifact: Opened) -> Description:
         context=int(artifact.text.get("max_position_embeddings") or 0),
         drafts=artifact.has_head and artifact.layout.drafts,
         has_head=artifact.has_head,
+        sees=any(name.startswith(VISION_NAMES) for name in artifact.weights),
         facts={
             "family": artifact.family.name,
             "kind": artifact.layout.word,

@@ -19,6 +19,7 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.evidence.quiet import quiet_transformers
 from qexport.families.known import FAMILIES
 from qexport.families.roles import EXPERT_ROLES, Role
+from qexport.families.vision import image_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -70,13 +71,53 @@ def empty_model(view: ModelView) -> Any:
         options = {"experts_implementation": "eager"} if view.find(Role.ROUTER) is not None else {}
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_meta:
-                    module._buffers[name] = torch.empty_like(buffer, device="cpu")
-            # Parameters are still on meta, where initialising does nothing: this computes the buffers alone.
-            model._init_weights(module)
+        _compute_buffers(model)
     return model.eval()
+
+
+def empty_sight(view: ModelView) -> Any:
+    """The family's multimodal model, nothing filled: buffers are computed of the tower alone.
+
+    Raises:
+        EnvironmentProblem: transformers is missing, or too old for this family.
+    """
+    import torch
+
+    transformers = import_transformers()
+    family = FAMILIES[view.family]
+    model_type = family.wrapper_model_type
+    if model_type not in transformers.CONFIG_MAPPING or view.vision is None:
+        raise EnvironmentProblem(f"transformers {transformers.__version__} does not know {model_type!r}")
+    whole, text, vision = (
+        {key: value for key, value in given.items() if key not in _NOT_OURS}
+        for given in (view.config, view.text, view.vision.config)
+    )
+    text["model_type"] = family.text_model_type
+    parts = {"text_config": text, "vision_config": vision, **image_tokens(family, view.config)}
+    with quiet_transformers():
+        config = transformers.CONFIG_MAPPING[model_type].from_dict({**whole, **parts})
+        with torch.device("meta"):
+            model = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        for name, part in model.model.named_children():
+            if name != "language_model":
+                _compute_buffers(part, model)
+    return model.eval()
+
+
+def _compute_buffers(part: Any, model: Any = None) -> None:
+    """Rotary tables and the like. Parameters stay on the meta device, where initialising does nothing.
+
+    Args:
+        model: what ``part`` belongs to, where it is no model by itself, which would know its own buffers.
+    """
+    import torch
+
+    owner = part if hasattr(part, "_init_weights") else model
+    for module in part.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        owner._init_weights(module)
 
 
 @dataclass(frozen=True)
@@ -139,10 +180,11 @@ def state_of(module: Any) -> dict[str, torch.Tensor]:
 def parameter_of(tensor: ModelTensor) -> tuple[str, slice | None]:
     """The parameter that holds ``tensor``, and which of each expert's rows if it holds another one, too.
 
-    transformers stacks gate and up of each expert into one matrix and names neither ``.weight``.
+    transformers stacks gate and up of each expert into one matrix and names neither ``.weight``, and has no
+    module around SigLIP.
     """
     if tensor.role not in EXPERT_ROLES:
-        return tensor.name, None
+        return tensor.name.replace("vision_tower.vision_model.", "vision_tower."), None
     stem = tensor.name.removesuffix(".weight")
     if tensor.role is Role.EXPERTS_DOWN:
         return stem, None

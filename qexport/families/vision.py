@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _COPY = "Copy vision_config from the config.json of the checkpoint that was fine-tuned."
+_PREPROCESSORS = {"preprocessor_config.json": "media_proc_cfg", "processor_config.json": "image_processor"}
 _MOST_BLOCKS = 10_000  # every block's tensors are listed before a header is believed
 
 
@@ -118,6 +120,20 @@ def image_tokens(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
         for key, default in family.vision.tokens.items()
     }
     return {key: number for key, number in found.items() if type(number) is int}
+
+
+def preprocessor(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """preprocessor_config.json, and processor_config.json over it, with what they nest at the root."""
+    found: dict[str, Any] = {}
+    for name, inner in _PREPROCESSORS.items():
+        try:
+            read = json.loads(files[name]) if name in files else {}
+        except ValueError:
+            continue
+        if isinstance(read, dict):
+            nested = read.get(inner)
+            found |= {**read, **nested} if isinstance(nested, dict) else read
+    return found
 
 
 def _one(value: Any) -> Any:

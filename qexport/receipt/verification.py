@@ -42,6 +42,11 @@ class Check(StrEnum):
     MTP_LOADS = "mtp_loads"
     MTP_TEXT = "mtp_text"
     MTP_ACCEPTANCE = "mtp_acceptance"
+    IMAGE_LOADS = "image_loads"
+    IMAGE_FRAMES = "image_frames"
+    IMAGE_EMBEDDINGS = "image_embeddings"
+    IMAGE_TEXT = "image_text"
+    IMAGE_MTP = "image_mtp"
     MTP_HEAD = "mtp_head"
     DIVERGENCE = "divergence"
 
@@ -50,6 +55,8 @@ REQUIRED = (Check.FILE, Check.LOADS, Check.GENERATES, Check.FINITE, Check.TEXT)
 """Without these an artifact has not been run."""
 REQUIRED_OF_HEADS = (Check.MTP_HEAD,)
 """Of an MTP head in a folder of its own: run with its trunk, it guesses what the trunk says."""
+OF_IMAGES = tuple(check for check in Check if check.value.startswith("image_"))
+"""What the artifact makes of pictures, where the source sees."""
 COMPARED = (Check.AGREEMENT, Check.DIVERGENCE, Check.MTP_HEAD)
 """Each of these compares what comes out with what the source says."""
 

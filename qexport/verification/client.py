@@ -11,6 +11,7 @@ Endpoints and fields: https://github.com/ggml-org/llama.cpp/blob/master/tools/se
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import math
@@ -19,18 +20,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.redact import redact
+from qexport.verification.pictures import png
 from qexport.verification.runtime import Generation, Predicted, Session
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.children.process import ChildProcess
+    from qexport.verification.sight import Seen
 
 Answer = TypeVar("Answer")
 
 
 _LOWEST_FLOAT = -3.0e38
 _OK = 200
+_MARK = "<__media__>"  # of builds that do not say theirs
 _SEED = 1
 # Everything that a file's metadata (general.sampling.*) or a server's defaults could change about the choice.
 # The sampler chain and mirostat would do for llama.cpp of today; builds of many months are asked.
@@ -63,6 +67,7 @@ class HttpSession(Session):
         super().__init__(process, version, load_s)
         self._host = host
         self._port = port
+        self._mark = _MARK
 
     def ready(self) -> None:
         """Wait until the model is loaded, then note how long it took and who is answering."""
@@ -71,6 +76,7 @@ class HttpSession(Session):
         props = self._call("GET", "/props", None, _mapping)
         # A wheel has its own version and often no build number; a binary has only the latter.
         self.version = self.version or str(props.get("build_info", ""))
+        self._mark = str(props.get("media_marker") or _MARK)
 
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         body = {"messages": list(messages)}
@@ -92,17 +98,23 @@ class HttpSession(Session):
         return self._call("POST", "/completion", body, _forbidden)
 
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
-        return self._completed(prompt_ids, n_predict, n_probs, _GREEDY)
+        return self._completed(list(prompt_ids), prompt_ids, n_predict, n_probs, _GREEDY)
 
     def sample(self, prompt_ids: Sequence[int], *, n_predict: int, how: Mapping[str, Any]) -> Generation:
         """A continuation drawn as ``how`` says, in llama.cpp's words; nothing else changes the choice."""
-        return self._completed(prompt_ids, n_predict, 0, {**_GREEDY, **how})
+        return self._completed(list(prompt_ids), prompt_ids, n_predict, 0, {**_GREEDY, **how})
+
+    def see(self, seen: Seen, *, n_predict: int, n_probs: int) -> Generation:
+        """llama.cpp puts the tokens around a picture, and those that stand for it, where the mark is."""
+        picture = base64.b64encode(png(seen.pixels)).decode()
+        prompt = {"prompt_string": seen.before + self._mark + seen.after, "multimodal_data": [picture]}
+        return self._completed(prompt, seen.ids, n_predict, n_probs, _GREEDY)
 
     def _completed(
-        self, prompt_ids: Sequence[int], n_predict: int, n_probs: int, how: Mapping[str, Any]
+        self, prompt: Any, prompt_ids: Sequence[int], n_predict: int, n_probs: int, how: Mapping[str, Any]
     ) -> Generation:
         body = {
-            "prompt": list(prompt_ids),
+            "prompt": prompt,
             "n_predict": n_predict,
             "n_probs": n_probs,
             "return_tokens": True,

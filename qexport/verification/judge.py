@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from qexport.children.failure import Failure
 from qexport.receipt.verification import Check, Status, Verdict
 
 if TYPE_CHECKING:
+    from qexport.children.failure import RuntimeFailure
     from qexport.formats.tolerance import Tolerance
     from qexport.verification.reference import Scored
     from qexport.verification.runtime import Generation
@@ -36,6 +38,14 @@ _UNUSED = re.compile(
 def skipped(check: Check, reason: str, **data: Any) -> Verdict:
     """A check that was not made, and why."""
     return Verdict(check, Status.SKIPPED, reason, data)
+
+
+def failed(check: Check, failure: RuntimeFailure, *, about: str = "") -> Verdict:
+    """A check that the runtime failed; one that this machine is too small for, or the runtime has not, was
+    not made."""
+    words = f"{about}: {failure.message}" if about else failure.message
+    status = Status.SKIPPED if failure.kind is Failure.LACKING else Status.FAIL
+    return Verdict(check, status, words, {"kind": failure.kind.value, "log": list(failure.log)})
 
 
 def judge_finite(generations: Sequence[Generation]) -> Verdict:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from qexport.verification.runtime import Generation, Predicted, Session
 
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.children.process import ChildProcess
+    from qexport.verification.sight import Seen
 
 
 Answer = TypeVar("Answer")
@@ -52,7 +56,21 @@ class LineSession(Session):
         found = self.facts.get("ends")
         return None if found is None else frozenset(_ids(found))
 
+    def see(self, seen: Seen, *, n_predict: int, n_probs: int) -> Generation:
+        if not self.facts.get("sees"):
+            return super().see(seen, n_predict=n_predict, n_probs=n_probs)
+        given = {"picture": _picture(seen), "image_token": seen.image_token}
+        return self._answer(seen.ids, n_predict, n_probs, **given)
+
+    def embed(self, seen: Seen) -> np.ndarray:
+        if not self.facts.get("sees"):
+            return super().embed(seen)
+        return self._ask("embed", _rows, picture=_picture(seen))
+
     def generate(self, prompt_ids: Sequence[int], *, n_predict: int, n_probs: int) -> Generation:
+        return self._answer(prompt_ids, n_predict, n_probs)
+
+    def _answer(self, prompt_ids: Sequence[int], n_predict: int, n_probs: int, **given: Any) -> Generation:
         def read(answer: Any) -> Generation:
             return Generation(
                 prompt_ids=tuple(prompt_ids),
@@ -65,7 +83,8 @@ class LineSession(Session):
                 draft_accepted=int(answer.get("draft_accepted", 0)),
             )
 
-        return self._ask("generate", read, ids=list(prompt_ids), n_predict=n_predict, n_probs=n_probs)
+        ids = list(prompt_ids)
+        return self._ask("generate", read, ids=ids, n_predict=n_predict, n_probs=n_probs, **given)
 
     def score(self, ids: Sequence[int], start: int, *, top: int = 8) -> tuple[Predicted, ...]:
         if not 1 <= start <= len(ids):
@@ -97,6 +116,25 @@ def _steps(values: Any) -> tuple[Predicted, ...]:
         )
         for token, logprob, top in values
     )
+
+
+def _picture(seen: Seen) -> dict[str, Any]:
+    """Its bytes, and what transformers' processor would make of them."""
+    height, width, _ = seen.pixels.shape
+    inputs = {
+        name: {"shape": values.shape, "dtype": str(values.dtype), "data": _base64(values)}
+        for name, values in seen.inputs.items()
+    }
+    return {"width": width, "height": height, "rgb": _base64(seen.pixels), "inputs": inputs}
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+
+def _rows(answer: Any) -> np.ndarray:
+    values = np.frombuffer(base64.b64decode(answer["rows"]), dtype="<f4")
+    return values.reshape(int(answer["tokens"]), -1)
 
 
 def _ids(values: Any) -> tuple[int, ...]:

@@ -58,10 +58,16 @@ class Reference(Protocol):
 
 
 class TransformersReference(Reference):
-    """A causal language model of transformers on the CPU."""
+    """A causal language model of transformers on the CPU.
+
+    Attributes:
+        model: transformers' own.
+        sight: what it is lent to for pictures (:class:`~qexport.verification.sight.SourceSight`), once made.
+    """
 
     def __init__(self, model: Any, label: str, dtype: str) -> None:
-        self._model = model
+        self.model = model
+        self.sight: Any = None
         self._label = f"{label}, {dtype}"
         self._dtype = dtype
 
@@ -85,20 +91,27 @@ class TransformersReference(Reference):
         with quiet_transformers(), torch.inference_mode():
             tokens = torch.tensor([list(ids)])
             # Only the last positions' logits: a vocabulary of 250 000 makes each of them a megabyte.
-            logits = self._model(tokens, logits_to_keep=wanted + 1, use_cache=False).logits[0, :-1]
-            logprobs = torch.log_softmax(logits.float(), dim=-1)
-            best, places = logprobs.topk(min(max(top, 1), logprobs.shape[-1]), dim=-1)
-            given = logprobs.gather(1, tokens[0, start:, None])[:, 0]
-        return tuple(
-            Scored(
-                token=int(ids[start + i]),
-                logprob=float(given[i]),
-                greedy=int(places[i, 0]),
-                greedy_logprob=float(best[i, 0]),
-                top=tuple(zip(places[i].tolist(), best[i].tolist(), strict=True)),
-            )
-            for i in range(wanted)
+            logits = self.model(tokens, logits_to_keep=wanted + 1, use_cache=False).logits[0, :-1]
+            return scores_of(logits, ids[start:], top)
+
+
+def scores_of(logits: Any, tokens: Sequence[int], top: int) -> tuple[Scored, ...]:
+    """What each row of ``logits`` says of the token that came."""
+    import torch
+
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    best, places = logprobs.topk(min(max(top, 1), logprobs.shape[-1]), dim=-1)
+    given = logprobs.gather(1, torch.tensor(list(tokens))[:, None])[:, 0]
+    return tuple(
+        Scored(
+            token=int(token),
+            logprob=float(given[i]),
+            greedy=int(places[i, 0]),
+            greedy_logprob=float(best[i, 0]),
+            top=tuple(zip(places[i].tolist(), best[i].tolist(), strict=True)),
         )
+        for i, token in enumerate(tokens)
+    )
 
 
 def reference_from_view(view: ModelView, *, dtype: str = "float32") -> TransformersReference:

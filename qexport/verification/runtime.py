@@ -13,10 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from qexport.children.failure import Failure, RuntimeFailure
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+
     from qexport.children.process import ChildProcess
+    from qexport.verification.sight import Seen
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Settings:
         time_limit: seconds from start to close, after which the process is killed.
         memory_limit: bytes that it may write to, on Linux; 0: what is free when it is started.
         parallel: answers at a time; each has the whole context.
+        projector: llama.cpp's file of the vision tower, where pictures are to be shown.
     """
 
     draft_max: int = 0
@@ -38,6 +44,7 @@ class Settings:
     time_limit: float = 900.0
     memory_limit: int = 0
     parallel: int = 1
+    projector: Path | None = None
 
 
 def request_of(model: Path, settings: Settings) -> dict[str, Any]:
@@ -48,6 +55,7 @@ def request_of(model: Path, settings: Settings) -> dict[str, Any]:
         "threads": settings.threads,
         "draft_max": settings.draft_max,
         "parallel": settings.parallel,
+        "projector": "" if settings.projector is None else str(settings.projector.resolve()),
     }
 
 
@@ -133,6 +141,14 @@ class Session(ABC):
         RuntimeFailure (refused) where the runtime does not give them for tokens of a prompt.
         """
 
+    def see(self, seen: Seen, *, n_predict: int, n_probs: int) -> Generation:
+        """As :meth:`generate`, with a picture in the prompt. RuntimeFailure (lacking) where it shows none."""
+        raise RuntimeFailure(Failure.LACKING, f"{self.process.what} is not shown pictures here")
+
+    def embed(self, seen: Seen) -> np.ndarray:
+        """What the tower makes of the picture, a row for each token. RuntimeFailure likewise."""
+        raise RuntimeFailure(Failure.LACKING, f"{self.process.what} does not say what its tower makes of one")
+
 
 class Runtime(ABC):
     """Something that runs artifacts.
@@ -149,3 +165,7 @@ class Runtime(ABC):
     @abstractmethod
     def open(self, model: Path, settings: Settings) -> Session:
         """Load ``model``. Raises RuntimeFailure, or EnvironmentProblem when the runtime is not there."""
+
+    def open_tower(self, model: Path, settings: Settings) -> Session | None:
+        """A session that embeds pictures and does nothing else; ``None`` where the one of ``open`` does."""
+        return None

@@ -15,6 +15,7 @@ from qexport.children.redact import folders_of
 from qexport.errors import EnvironmentProblem
 from qexport.formats.gguf.ends import KNOWN_BY_TEXT
 from qexport.verification.client import HttpSession
+from qexport.verification.lines import LineSession
 from qexport.verification.memory import memory_limit
 from qexport.verification.runtime import Runtime, Session, Settings, request_of
 
@@ -65,6 +66,18 @@ class Xllamacpp(Runtime):
             raise
         return session
 
+    def open_tower(self, model: Path, settings: Settings) -> Session:
+        """The tower beside ``model`` alone, by the wheel's own library."""
+        process = ChildProcess(
+            engine_command("engine_llama_tower.py"),
+            what="llama.cpp (xllamacpp)",
+            time_limit=settings.time_limit,
+            memory_limit=memory_limit(settings),
+            request=request_of(model, settings),
+            secrets=folders_of(model),
+        )
+        return LineSession(process, process.ready("pip install 'qexport[llama]'"))
+
 
 class LlamaServer(Runtime):
     """The user's own ``llama-server``, started on a free loopback port."""
@@ -76,6 +89,10 @@ class LlamaServer(Runtime):
     def __init__(self, binary: Path) -> None:
         # Absolute: a bare name would be looked up in PATH. Not resolved: links may choose a program by name.
         self._binary = binary.expanduser().absolute()
+
+    def open_tower(self, model: Path, settings: Settings) -> Session:
+        """By xllamacpp, where it is installed: a server does not say what its tower makes of a picture."""
+        return Xllamacpp().open_tower(model, settings)
 
     def open(self, model: Path, settings: Settings) -> Session:
         """Start the server on ``model`` and wait until it is healthy."""
@@ -114,6 +131,8 @@ def _server_options(model: Path, settings: Settings, port: int) -> list[str]:
         options += ["-t", str(settings.threads)]
     if settings.draft_max:
         options += ["--spec-type", "draft-mtp", "--spec-draft-n-max", str(settings.draft_max)]
+    if settings.projector is not None:
+        options += ["--mmproj", str(settings.projector.resolve())]
     return options
 
 

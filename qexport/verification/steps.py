@@ -19,7 +19,9 @@ from qexport.receipt.names import is_made_here
 from qexport.receipt.speeds import RuntimeVersion
 from qexport.receipt.verification import Check, Status, Verdict, Verification
 from qexport.verification.conversation import judge_ends, source_ends
+from qexport.verification.images import Images, images_for
 from qexport.verification.judge import (
+    failed,
     judge_acceptance,
     judge_agreement,
     judge_finite,
@@ -57,6 +59,7 @@ class Steps:
     findings: list[Verdict] = field(default_factory=list)
     answers: list[Generation] = field(default_factory=list)
     mtp_answers: list[Generation] = field(default_factory=list)
+    images: Images | None = None
     version: str = ""
     load_s: float = 0.0
 
@@ -76,17 +79,47 @@ class Steps:
         self.progress(f"{self.name}: {finding.check.value}: {finding.status.value}: {finding.summary}")
 
     def run(self, runtime: Runtime) -> None:
-        """Without MTP, then with it. Raises EnvironmentProblem where the runtime is not there."""
+        """Without MTP, then with it, pictures in both. Raises EnvironmentProblem where the runtime is not
+        there."""
+        images = images_for(self.about, self.view, self.options)
+        if isinstance(images, Verdict):
+            self.add(images)
+        else:
+            self.images = images
         self._plain(runtime)
         self.runtime = runtime
         self._mtp(runtime)
+        if self.images is not None and self.answers:
+            self.progress(f"{self.name}: embedding pictures")
+            self._note(self.images.embed(runtime, self._settings(0)))
+
+    def _note(self, finding: Verdict | None) -> None:
+        if finding is not None:
+            self.add(finding)
+
+    def _open(self, runtime: Runtime, draft_max: int) -> Session:
+        """With the vision tower's file, if there is one: a model is not blamed for a file beside it."""
+        settings = self._settings(draft_max)
+        if self.images is None or self.images.projector is None:
+            return runtime.open(self.about.path, settings)
+        tower = self.images.projector
+        try:
+            session = runtime.open(self.about.path, replace(settings, projector=tower))
+        except RuntimeFailure as failure:
+            session = runtime.open(self.about.path, settings)
+            self.images = None
+            self.add(failed(Check.IMAGE_LOADS, failure, about=tower.name))
+            return session
+        if not draft_max:
+            self.add(Verdict(Check.IMAGE_LOADS, Status.PASS, f"loaded with {tower.name}"))
+        return session
 
     def _plain(self, runtime: Runtime) -> None:
         """Without MTP: tokens, template, answers with log-probabilities."""
         self.progress(f"{self.name}: loading into {runtime.name}")
         stage = Check.LOADS
         try:
-            with runtime.open(self.about.path, self._settings(0)) as session:
+            with self._open(runtime, 0) as session:
                 self.version, self.load_s = session.version, session.load_s
                 self.add(Verdict(stage, Status.PASS, f"loaded in {self.load_s:.1f} s"))
                 if session.facts.get("strict"):
@@ -104,8 +137,10 @@ class Steps:
                 self.add(
                     Verdict(stage, Status.PASS, words, {"prompts": [len(a.prompt_ids) for a in self.answers]})
                 )
+                if self.images is not None:
+                    self._note(self.images.show(session))
         except RuntimeFailure as failure:
-            self.add(_failed(stage, failure))
+            self.add(failed(stage, failure))
 
     def _mtp(self, runtime: Runtime) -> None:
         """The same prompts again with the MTP head drafting, where there is a head."""
@@ -123,7 +158,7 @@ class Steps:
         self.progress(f"{self.name}: loading again with MTP")
         stage = Check.MTP_LOADS
         try:
-            with runtime.open(self.about.path, self._settings(self.options.draft_max)) as session:
+            with self._open(runtime, self.options.draft_max) as session:
                 self.add(Verdict(stage, Status.PASS, f"loaded with MTP in {session.load_s:.1f} s"))
                 stage = Check.MTP_TEXT
                 if reason := session.facts.get("no_drafts"):
@@ -131,9 +166,11 @@ class Steps:
                     return
                 for answer in self.answers:
                     self.mtp_answers.append(self._generate(session, answer.prompt_ids, n_probs=0))
+                if self.images is not None and self.images.answers:
+                    self._note(self.images.show(session, drafting=True))
         except RuntimeFailure as failure:
             self.mtp_answers.clear()
-            self.add(_failed(stage, failure))
+            self.add(failed(stage, failure))
 
     def judge(self, reference: Reference | None) -> Reference | None:
         """Everything that can be said about the answers. Returns the reference, built here if need be."""
@@ -161,6 +198,8 @@ class Steps:
         if self.mtp_answers:
             self.add(judge_mtp_text(self.answers, self.mtp_answers, tie=self.options.mtp_tie))
             self.add(judge_acceptance(self.mtp_answers))
+        for finding in self.images.judge(reference) if self.images is not None else ():
+            self.add(finding)
         return reference
 
     def report(self) -> Verification:
@@ -260,7 +299,7 @@ class Steps:
             except RuntimeFailure as failure:
                 if failure.kind is not Failure.REFUSED:
                     raise
-                self.add(_failed(Check.TEMPLATE, failure))
+                self.add(failed(Check.TEMPLATE, failure))
                 return None
             if prompt.strip() not in text:  # many templates trim it
                 self.add(Verdict(Check.TEMPLATE, Status.FAIL, "the chat template loses the user's message"))
@@ -299,10 +338,3 @@ class Steps:
             for answer in self.answers
         ]
         return reference, scores
-
-
-def _failed(check: Check, failure: RuntimeFailure) -> Verdict:
-    data = {"kind": failure.kind.value, "log": list(failure.log)}
-    if failure.kind is Failure.LACKING:
-        return Verdict(check, Status.SKIPPED, failure.message, data)
-    return Verdict(check, Status.FAIL, failure.message, data)

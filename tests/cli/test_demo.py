@@ -57,7 +57,7 @@ def test_the_demo_ends_green_with_the_head_at_work(demo):
         assert artifact["verification"]["bits_per_weight"] == pytest.approx(mine["bits_per_weight"], abs=2e-4)
     for artifact in every[:2]:
         report = artifact["verification"]
-        assert report["unverified"] == []
+        assert report["unverified"] == ["image_loads"]  # no preprocessor_config.json, so no file of the tower
         assert {"agreement", "mtp_text", "mtp_acceptance", "tokens", "template"} <= set(report["verified"])
         assert report["drafts"]["accepted"] > 0.4 * report["drafts"]["drafted"]
         assert "tok_s" not in json.dumps(report)

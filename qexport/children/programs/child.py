@@ -12,6 +12,7 @@ The engine is a file with a class ``Loaded``, made of the request, with ``versio
 that calls name; a true ``EXPLAINS`` says that its runtime logs why it refuses a model. What engines would do
 alike is done here (``_SHARED``): an engine with a ``tokenizer`` of transformers' kind has its text, one that
 computes a token at a time (``tokens``, ``logprobs``, ``likeliest``, ``ends``) its greedy answers and scores.
+One that is shown pictures says ``sees`` in its ``facts``; its ``tokens`` takes one and the token of its rows.
 
 Only the standard library is used here, and nothing younger than Python 3.10.
 """
@@ -86,11 +87,11 @@ def _tokenize_with(held: Any, folder: str, texts: list[str], add_special: bool) 
     return [list(map(int, tokenizer.encode(text, add_special_tokens=add_special))) for text in texts]
 
 
-def _generate(held: Any, ids: list[int], n_predict: int, n_probs: int) -> dict[str, Any]:
+def _generate(held: Any, ids: list[int], n_predict: int, n_probs: int, **seen: Any) -> dict[str, Any]:
     steps: list[Any] = []
     started = first = time.monotonic()
     stop = "limit"
-    for token, logprobs in held.tokens(ids, n_predict):
+    for token, logprobs in held.tokens(ids, n_predict, **seen):
         if not steps:
             first = time.monotonic()
         steps.append([token, *(held.likeliest(logprobs, token, n_probs) if n_probs else [None, []])])

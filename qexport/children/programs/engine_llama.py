@@ -24,6 +24,7 @@ class Loaded:
 def _params(request: dict[str, Any]) -> Any:
     params: Any = xllamacpp.CommonParams()
     params.model.path = request["model"]
+    params.mmproj.path = request.get("projector", "")
     params.n_parallel = request.get("parallel", 1)
     params.n_ctx = request["context"] * params.n_parallel
     params.warmup = False

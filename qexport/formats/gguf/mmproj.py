@@ -8,7 +8,6 @@ name (``file_name.py``) and take, of several, the nearest in bits to the model.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from qexport.container.gguf_write import (
 )
 from qexport.errors import InputError, UsageProblem
 from qexport.families.roles import Block, Role
+from qexport.families.vision import preprocessor
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts, general_metadata
 from qexport.formats.gguf.metadata import QUANTIZATION_VERSION
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 _DEFAULT = "BF16"
-_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # What clip.cpp computes with where a file says use_gelu.
 _GELU = frozenset({"gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"})
 _OUTSIDE = {
@@ -144,7 +143,7 @@ def _unfit(view: ModelView, vision: VisionHyper) -> str | None:
     arch, config = view.hyper.family.arch, vision.config
     if arch is None or not arch.projector:
         return f"llama.cpp knows no projector of {view.family}"
-    missing = [key for key in ("image_mean", "image_std") if not _three(_preprocessor(view).get(key))]
+    missing = [key for key in ("image_mean", "image_std") if not _three(preprocessor(view.files).get(key))]
     if missing:
         return f"there is no preprocessor_config.json that gives {' and '.join(missing)}"
     if config["hidden_act"] not in _GELU:
@@ -156,20 +155,6 @@ def _unfit(view: ModelView, vision: VisionHyper) -> str | None:
 
 def _three(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) for v in value)
-
-
-def _preprocessor(view: ModelView) -> dict[str, Any]:
-    """preprocessor_config.json, and processor_config.json over it, with what they nest at the root."""
-    found: dict[str, Any] = {}
-    for name, inner in zip(_PREPROCESSORS, ("media_proc_cfg", "image_processor"), strict=True):
-        try:
-            read = json.loads(view.files[name]) if name in view.files else {}
-        except ValueError:
-            continue
-        if isinstance(read, dict):
-            nested = read.get(inner)
-            found |= {**read, **nested} if isinstance(nested, dict) else read
-    return found
 
 
 def _outputs(view: ModelView, vision: VisionHyper) -> list[_Output]:
@@ -280,7 +265,7 @@ def _metadata(
 ) -> dict[str, KV]:
     counts = ParameterCounts.of({output.name: output.shape for output in outputs})
     general = GeneralOptions(name=options.model_name, quantized_by=options.quantized_by)
-    dims, preprocessor = vision.dims, _preprocessor(view)
+    dims, seen = vision.dims, preprocessor(view.files)
     arch = view.hyper.family.arch
     assert arch is not None
     found = general_metadata(view, "clip", counts, general, notes) | {"general.type": string("mmproj")}
@@ -294,8 +279,8 @@ def _metadata(
         "clip.vision.feed_forward_length": u32(dims["v_inner"]),
         "clip.vision.block_count": u32(vision.layers),
         "clip.vision.attention.head_count": u32(dims["v_heads"]),
-        "clip.vision.image_mean": array(ValueType.F32, preprocessor["image_mean"]),
-        "clip.vision.image_std": array(ValueType.F32, preprocessor["image_std"]),
+        "clip.vision.image_mean": array(ValueType.F32, seen["image_mean"]),
+        "clip.vision.image_std": array(ValueType.F32, seen["image_std"]),
         "clip.projector_type": string(arch.projector),
     }
     own = _merger if "v_merge" in dims else _siglip
@@ -324,7 +309,7 @@ def _merger(view: ModelView, vision: VisionHyper) -> Mapping[str, KV]:
 
 def _siglip(view: ModelView, vision: VisionHyper) -> Mapping[str, KV]:
     """Of a tower that sees all images in one size; four by four patches become a token, or it is said."""
-    side = int(int(_preprocessor(view).get("image_seq_length", 256)) ** 0.5)
+    side = int(int(preprocessor(view.files).get("image_seq_length", 256)) ** 0.5)
     factor = vision.dims["v_image"] // vision.dims["v_patch"] // max(1, side)
     scale = {} if factor in (0, 4) else {"clip.vision.projector.scale_factor": u32(factor)}
     return {

@@ -164,10 +164,17 @@ def describe_gguf(found: OnDisk) -> Description:
         drafts=bool(info.nextn_layers),
         has_head=bool(info.nextn_layers),
         alone=info.head_only,
+        towers=_towers(paths[0]),
         fault=f"it declares {info.nextn_layers} MTP layer(s) and holds none of their tensors" if lost else "",
         facts={"architecture": info.architecture, "nextn_layers": info.nextn_layers},
         numbers=lambda: gguf_numbers(paths, info),
     )
+
+
+def _towers(model: Path) -> tuple[Path, ...]:
+    """Files of vision towers beside the model's, the largest first."""
+    named = (path for path in model.parent.glob("*.gguf") if "mmproj" in path.name.lower())
+    return tuple(sorted(named, key=lambda path: (-path.stat().st_size, path.name)))
 
 
 def _templates(info: GgufInfo, source: ChatTemplates | None) -> dict[str, str]:
