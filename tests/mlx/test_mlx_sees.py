@@ -121,6 +121,13 @@ def test_the_text_alone(zoo: Zoo, tmp_path: Path) -> None:
     assert not (folder / "preprocessor_config.json").exists()
 
 
+def test_a_head_among_the_tensors_blinds_omlx(zoo: Zoo) -> None:
+    model = repaired(zoo("qwen3_5"))
+    for text_only in (False, True):
+        (plan,) = plan_mlx(model, MlxOptions(mtp=("embedded",), text_only=text_only))
+        assert any("oMLX takes the model for one of text alone" in note for note in plan.notes) != text_only
+
+
 def test_config_says_what_mlx_vlm_would_guess_wrongly(zoo: Zoo, tmp_path: Path) -> None:
     (folder,), _ = written(repaired(zoo("gemma3", **MODELS["gemma3"])), MlxOptions(), tmp_path / "gemma")
     config = config_of(folder)
@@ -160,6 +167,9 @@ def test_mlx_vlm_converts_alike_and_sees(zoo: Zoo, tmp_path: Path) -> None:
         for form, options in {"4-bit": MlxOptions(bits=4), "bf16": unpacked(model)}.items():
             (ours, *_), _ = written(model, options, tmp_path / f"{name}-{form}")
             assert differences(tensors_of(ours), tensors_of(theirs[form])) == [], (name, form)
+        found = diagnose(LocalCheckpoint(theirs["bf16"]), mtp="drop")
+        assert not found.errors
+        assert any(each.what.startswith("saved by mlx-vlm") for each in found.findings)
         jobs.append([str(tmp_path / f"{name}-4-bit"), [2, 10], [11, 12]])
     for job, result in zip(jobs, mlx_vlm("see", jobs), strict=True):
         assert "error" not in result, result

@@ -193,6 +193,8 @@ def _plan_trunk(job: _Job) -> ArtifactPlan:
         }
         tensors += inside
         job.notes.append("the MTP head is among the tensors: mlx-lm up to 0.31.3 misreads such a folder")
+        if job.tower:
+            job.notes.append("with the MTP head among its tensors oMLX takes the model for one of text alone")
     if options.feedback:
         job.notes += feedback_notes(tensors)
     inside_too = any(job.wants(layout) for layout in ("embedded", *SIDECARS))
