@@ -22,6 +22,7 @@ from qexport.receipt.tables import (
     BESIDE_PLAIN,
     BITS,
     FLIPS,
+    IMAGES,
     KLD,
     PREDICTED,
     SAME_TOP1,
@@ -88,7 +89,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
         towers=[file for a in others if models and a.kind == "mmproj" for file in a.files],
         included=options.included,
-        **_commands(models, options.repo),
+        **_commands(artifacts, options.repo),
         notes=[note for name in formats if (note := words_of(name).note)],
         was_run=WAS_RUN,
         provenance=[fact for fact in facts(artifacts, MARKDOWN) if fact.text != "none"],
@@ -111,7 +112,7 @@ def _file(artifact: Artifact) -> str:
 _COLUMNS = (
     Column("File", _file, markup=True),
     Column("Type", lambda a: a.label),
-    *(SIZE, BITS, KLD, PREDICTED, BESIDE_PLAIN, FLIPS, SAME_TOP1, ACCEPTANCE, VERIFIED),
+    *(SIZE, BITS, KLD, PREDICTED, BESIDE_PLAIN, FLIPS, SAME_TOP1, ACCEPTANCE, IMAGES, VERIFIED),
 )
 
 
@@ -141,6 +142,7 @@ class Named:
         fetch: the command that has to come first: a subfolder cannot be named by a Hub id.
         sees: it takes images.
         serve: llama-server's, of a GGUF.
+        tower: the file of the vision tower beside it.
     """
 
     model: str
@@ -148,11 +150,15 @@ class Named:
     has_mtp: bool
     sees: bool = False
     serve: str = ""
+    tower: str = ""
 
 
-def _commands(models: Sequence[Artifact], repo: str) -> Mapping[str, Named | None]:
+def _commands(artifacts: Sequence[Artifact], repo: str) -> Mapping[str, Named | None]:
     """The artifact that each program is shown with; ``None``: there is none for it."""
+    models = [artifact for artifact in artifacts if artifact.is_model]
+    models.sort(key=lambda a: (place_of(a.format), a.size))
     trunks = [artifact for artifact in models if not artifact.is_drafter]
+    towers = [file.name for artifact in artifacts if artifact.kind == "mmproj" for file in artifact.files]
     candidates = {
         program: [artifact for artifact in trunks if words_of(artifact.format).program == program]
         for program in ("llama_cpp", "mlx_lm", "served")
@@ -160,10 +166,10 @@ def _commands(models: Sequence[Artifact], repo: str) -> Mapping[str, Named | Non
     candidates["drafter"] = [artifact for artifact in models if artifact.is_drafter]
     files = candidates.pop("llama_cpp")
     folders = {name: _named_folder(found[0], repo) if found else None for name, found in candidates.items()}
-    return {"llama_cpp": _named_file(files, repo) if files else None, **folders}
+    return {"llama_cpp": _named_file(files, repo, towers) if files else None, **folders}
 
 
-def _named_file(ggufs: Sequence[Artifact], repo: str) -> Named:
+def _named_file(ggufs: Sequence[Artifact], repo: str, towers: Sequence[str]) -> Named:
     chosen = next((a for a in ggufs if a.label == "Q4_K_M"), min(ggufs, key=lambda a: a.size))
     name, where = chosen.name, shlex.quote(repo)
     # Older names, and F16 beside BF16, are not found by their type: such a file is named in full.
@@ -174,8 +180,10 @@ def _named_file(ggufs: Sequence[Artifact], repo: str) -> Named:
         serve = f"llama-server -hf {where} --hf-file {shlex.quote(name)}"
     shards = f"--include {shlex.quote(name.rsplit('-00001-of-', 1)[0] + '-*')}"
     what = shlex.quote(name) if len(chosen.files) == 1 else shards
-    fetch = f"hf download {where} {what} --local-dir ."
-    return Named(shlex.quote(name), fetch, chosen.has_mtp, serve=serve)
+    tower = shlex.quote(towers[0]) if towers else ""
+    beside = f" {tower}" if tower and len(chosen.files) == 1 else ""
+    fetch = f"hf download {where} {what}{beside} --local-dir ."
+    return Named(shlex.quote(name), fetch, chosen.has_mtp, serve=serve, tower=tower)
 
 
 def _named_folder(artifact: Artifact, repo: str) -> Named:

@@ -98,4 +98,11 @@ BESIDE_PLAIN = Column("Beside plain", _beside_plain, number=True)
 FLIPS = Column("Routing flips", _flips, number=True)
 SAME_TOP1 = share("Same top-1", "same_top1")
 ACCEPTANCE = share("MTP acceptance", "acceptance")
+
+
+def _images(artifact: Artifact) -> str:
+    return artifact.verification.images.partition(":")[0] if artifact.verification else ""
+
+
+IMAGES = Column("Images", _images)
 VERIFIED = Column("Verified", lambda a: a.outcome if a.is_model else "")

@@ -150,6 +150,19 @@ class Verification:
         return next((finding for finding in self.findings if finding.check is check), None)
 
     @property
+    def images(self) -> str:
+        """``passed``, ``failed``, ``not run: why``, ``text alone: why``; empty without a tower."""
+        found = [each for each in self.findings if each.check in OF_IMAGES]
+        if any(each.status is Status.FAIL for each in found):
+            return "failed"
+        if {Check.IMAGE_TEXT, Check.IMAGE_EMBEDDINGS} <= set(self.verified):
+            return "passed"
+        why = next((each for each in found if each.status is Status.SKIPPED), None)
+        if why is None:
+            return "not run" if found else ""
+        return f"{'text alone' if why.data.get('blind') else 'not run'}: {why.summary}"
+
+    @property
     def verdict(self) -> str:
         """The state, and what it is about: ``passed, without mtp_loads``, ``failed: agreement, mtp_text``."""
         if self.failures:
@@ -168,6 +181,7 @@ class Verification:
             "verified": [check.value for check in self.verified],
             "unverified": [check.value for check in self.unverified],
             "findings": as_json(self.findings),
+            **({"images": self.images} if self.images else {}),
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -146,6 +146,11 @@ def glossary(artifacts: Sequence[Artifact]) -> dict[str, str]:
         found["Perplexity ratio"] = (
             "The perplexity on that text over the unquantized model's; 1 is no loss, 1.01 one per cent."
         )
+    if any(artifact.verification and artifact.verification.images for artifact in artifacts):
+        found["Images"] = (
+            "Two small pictures were shown: what comes out of the vision tower, and the text that follows, "
+            "are the unquantized model's. Text alone: the tower is not there."
+        )
     if any(each.acceptance for each in measures):
         found["MTP acceptance"] = (
             "The MTP head drafts tokens that the model then accepts or rejects; the text is the same either "

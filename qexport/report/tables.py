@@ -11,6 +11,7 @@ from qexport.receipt.tables import (
     BESIDE_PLAIN,
     BITS,
     FLIPS,
+    IMAGES,
     KLD,
     PREDICTED,
     SAME_TOP1,
@@ -118,7 +119,7 @@ def _gain(bench: Bench, each: Speed) -> str:
 _P99 = _kld("99\u00a0%", lambda kld: kld.p99)
 _ARTIFACT = (
     Column("Type", lambda a: f"{a.title} (MTP head)" if a.is_drafter else a.title),
-    *(SIZE, VERIFIED, BITS, KLD, PREDICTED, BESIDE_PLAIN, _P99, SAME_TOP1),
+    *(SIZE, VERIFIED, IMAGES, BITS, KLD, PREDICTED, BESIDE_PLAIN, _P99, SAME_TOP1),
     FLIPS,
     _numbers("Perplexity ratio", lambda a: ratio(a.measures.perplexity_ratio)),
     ACCEPTANCE,

@@ -215,7 +215,7 @@ def images_for(about: Description, view: ModelView | None, options: VerifyOption
     if not about.towers and not about.sees:
         here = "the folder has none" if about.path.is_dir() else "no file of one is beside this one"
         words = f"the source has a vision tower, {here}: it takes text alone"
-        return skipped(Check.IMAGE_LOADS, words)
+        return skipped(Check.IMAGE_LOADS, words, blind=True)
     try:
         source = optics(view)
         mine = source if about.artifact is None else optics(about.artifact.view())

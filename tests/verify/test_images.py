@@ -23,7 +23,11 @@ from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.opening import layout_of
 from qexport.formats.registry import FORMATS
 from qexport.onepass.execute import execute
-from qexport.receipt.verification import OF_IMAGES, Check, Status
+from qexport.publishing.card import CardOptions, render_card
+from qexport.receipt.tables import IMAGES
+from qexport.receipt.types import Artifact, File, Source
+from qexport.receipt.verification import OF_IMAGES, Check, Status, Verdict, Verification
+from qexport.receipt.words import glossary
 from qexport.verification.images import images_for, judge_embeddings, judge_frames
 from qexport.verification.options import VerifyOptions
 from qexport.verification.pictures import Picture, png
@@ -224,6 +228,43 @@ def test_a_tower_of_another_model_is_refused(seeing, zoo, tmp_path):
     assert caught.value.kind in (Failure.REFUSED, Failure.DIED)
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ((), ""),
+        ((("loads", Status.PASS, ""),), ""),
+        ((("image_loads", Status.PASS, ""),), "not run"),
+        ((("image_embeddings", Status.PASS, ""), ("image_text", Status.PASS, "")), "passed"),
+        ((("image_embeddings", Status.FAIL, ""), ("image_text", Status.PASS, "")), "failed"),
+        ((("image_embeddings", Status.PASS, ""), ("image_text", Status.SKIPPED, "why")), "not run: why"),
+    ],
+)
+def test_images_in_a_word_for_receipts_and_cards(found, words):
+    report = Verification(findings=tuple(Verdict(Check(name), *more) for name, *more in found))
+    assert report.images == words
+    assert report.to_json().get("images", "") == words
+    artifact = Artifact("gguf", "Q8_0", (File("x-Q8_0.gguf", 1, 64 * "0"),), verification=report)
+    assert IMAGES.value(artifact) == words.partition(":")[0]
+    assert ("Images" in glossary([artifact])) == bool(words)
+
+
+def test_a_card_says_how_pictures_are_shown():
+    made = [
+        Artifact("gguf", "Q8_0", (File("x-Q8_0.gguf", 1, 64 * "0"),)),
+        Artifact("mmproj", "mmproj-BF16", (File("mmproj-BF16.gguf", 1, 64 * "0"),)),
+    ]
+    card = render_card(made, CardOptions("bob/x-GGUF"))
+    assert "hf download bob/x-GGUF x-Q8_0.gguf mmproj-BF16.gguf --local-dir ." in card
+    assert "llama-mtmd-cli -m x-Q8_0.gguf --mmproj mmproj-BF16.gguf --image PICTURE.png -p " in card
+    assert "mtmd" not in render_card(made[:1], CardOptions("bob/x-GGUF"))
+    folder = Artifact(
+        "fp8", "FP8", (File("model.safetensors", 1, 64 * "0"),), source=Source("bob/x", vision=True)
+    )
+    card = render_card([folder], CardOptions("bob/x-FP8"))
+    assert '"image_url": {"url": "https://example.org/PICTURE.png"}' in card
+    assert 'pipeline("image-text-to-text", "bob/x-FP8")' in card
+
+
 CHEAP = VerifyOptions(n_predict=12, threads=1, context=512, time_limit=120)
 
 
@@ -248,6 +289,7 @@ def test_a_file_and_its_towers_are_verified_with_pictures(seeing, tmp_path):
     (only,) = found_of(verify(Path(alone), view=view, options=CHEAP, reference=reference)).values()
     assert (only.check, only.status) == (Check.IMAGE_LOADS, Status.SKIPPED)
     assert only.summary.endswith("no file of one is beside this one: it takes text alone")
+    assert Verification(findings=(only,)).images == f"text alone: {only.summary}"
 
     rewritten(folder / "mmproj-F32.gguf", tmp_path, of_blue_green_red)
     report = verify(Path(alone), view=view, options=CHEAP, reference=reference)
