@@ -12,12 +12,14 @@ called again goes on.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 _TEMPERATURE = 0.7
 """Where the model recommends nothing."""
 _NAMES = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-_LEAST = 16  # tokens of an answer that is worth a line
+_LEAST = 4  # tokens of an answer that is worth a line
 _ROUNDS = 64  # answers to one prompt, at most
 _HTTP_S = 600.0
 
@@ -153,16 +155,22 @@ def generate(
     seed: int = 0,
     parallel: int = 1,
     progress: Progress | None = None,
+    asked: str = "",
 ) -> dict[str, Any]:
     """Ask until there are so many tokens; returns how many answers, tokens and domains there are.
 
     Every prompt is answered before any is answered again.
 
+    Args:
+        asked: who is asked, and how: what was written for another one is not gone on with.
+
     Raises:
         InputError: answers are empty.
         EnvironmentProblem: the file cannot be written.
     """
-    part = out.with_name(temporary_name(out.name))
+    known = json.dumps([asked, seed, [asdict(prompt) for prompt in prompts]], sort_keys=True, default=str)
+    key = hashlib.sha256(known.encode()).hexdigest()[:16]
+    part = out.with_name(temporary_name(f"{out.name}.{key}"))
     rows = _rows(part)
     done = {(row["prompt"], row["sample"]) for row in rows}
     made = sum(row["answer_tokens"] for row in rows)
@@ -200,6 +208,8 @@ def generate(
                         hint="Look at what it says: the chat template may not be the one it was tuned with.",
                     )
         part.replace(out)
+        for stale in out.parent.glob(glob.escape(f".{out.name}.") + "*.part"):
+            stale.unlink()
     except OSError as error:
         raise EnvironmentProblem(f"{out.name} cannot be written: {error.strerror or error}") from error
     domains: dict[str, int] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
+from qexport.errors import InputError
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.options import StreamOptions
 from qexport.headtune.options import TuneOptions
@@ -90,15 +91,20 @@ def tuned_head(
     )
     view = fetched(choice, diagnosis).repaired.view()
     request.work.mkdir(parents=True, exist_ok=True)
-    tuned = tune(
-        view,
-        prepared,
-        request.options,
-        request.stream,
-        spill=request.work,
-        bars=lambda phase, total: watcher.phase(Phase(phase), total),
-        say=watcher.say,
-    )
+    try:
+        tuned = tune(
+            view,
+            prepared,
+            request.options,
+            request.stream,
+            spill=request.work,
+            bars=lambda phase, total: watcher.phase(Phase(phase), total),
+            say=watcher.say,
+        )
+    except InputError:  # states of a text that is refused are of no use to anybody
+        if request.spill is None:
+            shutil.rmtree(request.work)
+        raise
     if request.out.exists():
         sources.refuse_removal(request.out)
     document = write_head(request.out, view, tuned, request.options, _base_of(diagnosis), made_of)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,11 +87,12 @@ def own_text(choice: ModelChoice, request: TextRequest, watcher: Watcher) -> dic
     sampling = replace(recommended(view.files, view.label), **(request.sampling or {}))
     request.out.parent.mkdir(parents=True, exist_ok=True)
     watcher.say(f"{len(prompts)} prompts of {corpus.label}; {_words(sampling)}")
+    who: list[object] = [view.label, request.server, *diagnosis.subject.checkpoint.identity()]
     if request.server is not None:
         tokenizer = model_tokenizer(view.files, view.label)
         key = os.environ.get(_KEY)
         ask = asks_server(request.server, request.server_model, key, tokenizer, sampling, request.answer)
-        return _written(prompts, ask, request, watcher, sampling)
+        return _written(prompts, ask, request, watcher, sampling, who)
     with _gguf(choice, request, watcher) as file:
         longest = max((len(prompt.ids) for prompt in prompts), default=0)
         context = max(longest, _CONTEXT_BESIDE) + request.answer
@@ -100,11 +102,16 @@ def own_text(choice: ModelChoice, request: TextRequest, watcher: Watcher) -> dic
         with llama_cpp(request.llama_server).open(file, settings) as session:
             assert isinstance(session, HttpSession)
             ask = asks_llama(session, sampling, request.answer)
-            return _written(prompts, ask, request, watcher, sampling)
+            return _written(prompts, ask, request, watcher, sampling, who)
 
 
 def _written(
-    prompts: list[Prompt], ask: Any, request: TextRequest, watcher: Watcher, sampling: Sampling
+    prompts: list[Prompt],
+    ask: Any,
+    request: TextRequest,
+    watcher: Watcher,
+    sampling: Sampling,
+    who: list[object],
 ) -> dict[str, Any]:
     with watcher.phase(Phase.ANSWERING, request.tokens) as progress:
         found = generate(
@@ -115,8 +122,9 @@ def _written(
             seed=request.seed,
             parallel=request.parallel,
             progress=progress,
+            asked=json.dumps([who, asdict(sampling), request.answer], default=str),
         )
-    return {**found, "sampling": {**sampling.__dict__}}
+    return {**found, "sampling": asdict(sampling)}
 
 
 @contextmanager
@@ -148,4 +156,4 @@ class _Silent(Watcher):
 
 
 def _words(sampling: Sampling) -> str:
-    return ", ".join(f"{key} {value:g}" for key, value in sampling.__dict__.items() if value)
+    return ", ".join(f"{key} {value:g}" for key, value in asdict(sampling).items() if value)

@@ -58,10 +58,19 @@ def test_who_is_stopped_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(PROMPTS, stops, out, tokens=95)
     assert not out.exists()
-    with (tmp_path / ".own.jsonl.part").open("a") as file:
+    (part,) = tmp_path.glob(".own.jsonl.*.part")
+    with part.open("a") as file:
         file.write('{"input_ids": [1, 2')  # cut off
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / part.name).write_bytes(part.read_bytes())
     generate(PROMPTS, told, out, tokens=95)
     assert rows(out) == rows(tmp_path / "whole.jsonl")
+    generate(PROMPTS, told, other / out.name, tokens=95, asked="another model")
+    assert [path.name for path in other.iterdir()] == [out.name]
+    asked = -10
+    generate(PROMPTS, stops, other / "third.jsonl", tokens=95, seed=1)
+    assert asked == -5
 
 
 def test_a_model_that_says_nothing_is_refused(tmp_path: Path) -> None:
