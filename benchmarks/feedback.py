@@ -24,7 +24,7 @@ from qexport.codecs.engines import engine_of
 from qexport.codecs.feedback import prepare, shrunk, unit_of
 
 TYPES: dict[str, StoredType] = {
-    **{name: Blocks(name) for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
+    **{name: Blocks(name) for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")},
     "mlx4": MlxAffine(4, 64),
     "mlx6": MlxAffine(6, 64),
     "nvfp4": Nvfp4(scales="mse"),

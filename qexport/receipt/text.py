@@ -62,6 +62,8 @@ def with_error(found: Estimate | None, *, share: bool = False) -> str:
     >>> from qexport.receipt.measures import Estimate
     >>> with_error(Estimate(0.0123456, 0.00081)), with_error(Estimate(0.9512, 0.0071), share=True)
     ('0.0123 ± 0.00081', '95.1 ± 0.7 %')
+    >>> with_error(Estimate(0.000098, 0.0000041))
+    '0.000098 ± 0.0000041'
     """
     if found is None:
         return ""
@@ -70,5 +72,5 @@ def with_error(found: Estimate | None, *, share: bool = False) -> str:
         return words if found.error is None else words.replace(" %", f" ± {100 * found.error:.1f} %")
     if found.error is None:
         return nats(found.value)
-    digits = max(0, 1 - math.floor(math.log10(found.error))) if found.error >= _LEAST else 5
-    return f"{nats(found.value)} ± {found.error:.{min(digits, 6)}f}"
+    digits = max(0, 1 - math.floor(math.log10(found.error))) if found.error else 5
+    return f"{nats(found.value)} ± {found.error:.{min(digits, 7)}f}"

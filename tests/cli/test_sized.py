@@ -94,7 +94,7 @@ def test_folders_as_large_as_the_plain_one_and_better(diagnosis: Any, matrix: Im
     plain = [format_of(each).sizing.plain(each, each.like) for each in aimed]
     plans = plans_of(diagnosis, *aimed, *plain)
     view = diagnosis.repaired.view()
-    with run_text(view, own_words(22, 4096, 128)) as source:
+    with run_text(view, own_words(22, 2048, 128)) as source:
         measured = [compare(source, as_stored(view, [plan]), source.tokens).trunk for plan in plans]
     for number, name in enumerate(FOLDERS):
         sized, like = plans[number], plans[number + len(aimed)]
