@@ -49,8 +49,7 @@ def final_of(stream: HeadStream, ids: np.ndarray) -> torch.Tensor:
 
 
 def ids_file(path: Path, documents: int, length: int, vocabulary: int, **fields: Any) -> Path:
-    """JSON lines of ids: each document walks through a small ring of tokens with noise, so that it can be
-    learned, and none repeats itself."""
+    """JSON lines of ids: documents of tokens by chance, no two alike."""
     lines = []
     for number in range(documents):
         random = np.random.default_rng([3, number])
