@@ -26,7 +26,7 @@ types: venv
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 fast: venv
 	$(BIN)/python -m pytest -m "not slow"
