@@ -8,8 +8,8 @@ read by a person, so a broken export is visible at once.
 
     python tools/train_demo.py --out DIR [--steps N] [--seed S] [--device cpu|cuda]
 
-On one CPU core the default takes about a quarter of an hour. The vision tower is random and never trained:
-the demo shows that it is lost and kept, not that it sees.
+On one CPU core the default takes about a quarter of an hour. The vision tower is random here: train_sight.py
+puts one in its place that sees.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE - PAD_ROW
     return tokenizer
 
 
-def _id(tokenizer: Tokenizer, token: str) -> int:
+def token_id(tokenizer: Tokenizer, token: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
         raise KeyError(token)
@@ -181,7 +181,7 @@ def _id(tokenizer: Tokenizer, token: str) -> int:
 
 def demo_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The published ``config.json``: nested, with the MTP head and the vision tower declared."""
-    ids = {content: _id(tokenizer, content) for content, _ in ADDED_TOKENS}
+    ids = {content: token_id(tokenizer, content) for content, _ in ADDED_TOKENS}
     text: dict[str, Any] = {
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -313,7 +313,7 @@ def _losses(logits: Sequence[torch.Tensor], tokens: torch.Tensor) -> list[torch.
 
 def _batches(tokenizer: Tokenizer, seed: int, batch: int, length: int) -> Iterator[torch.Tensor]:
     """Documents packed end to end with ``<|endoftext|>`` between them, cut into rows."""
-    end = _id(tokenizer, "<|endoftext|>")
+    end = token_id(tokenizer, "<|endoftext|>")
     source = documents(seed)
     held: list[int] = []
     while True:
@@ -325,7 +325,7 @@ def _batches(tokenizer: Tokenizer, seed: int, batch: int, length: int) -> Iterat
         held = held[batch * length :]
 
 
-def _optimizers(modules: Sequence[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
+def optimizers_of(modules: Sequence[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings, norms and small things; Muon learns most in few steps."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -372,8 +372,8 @@ def sample(model: Any, tokenizer: Tokenizer, question: str, device: str, limit: 
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
         max_new_tokens=limit,
         do_sample=False,
-        eos_token_id=_id(tokenizer, "<|im_end|>"),
-        pad_token_id=_id(tokenizer, "<|endoftext|>"),
+        eos_token_id=token_id(tokenizer, "<|im_end|>"),
+        pad_token_id=token_id(tokenizer, "<|endoftext|>"),
     )
     model.train()
     text: str = tokenizer.decode(found[0, len(ids) :].tolist())
@@ -418,7 +418,7 @@ def save_checkpoint(out: Path, model: Any, mtp: MtpHead, tokenizer: Tokenizer, r
         },
     )
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    ends = [_id(tokenizer, "<|im_end|>"), _id(tokenizer, "<|endoftext|>")]
+    ends = [token_id(tokenizer, "<|im_end|>"), token_id(tokenizer, "<|endoftext|>")]
     _write_json(
         out / "generation_config.json",
         {
@@ -485,7 +485,7 @@ def train(
     model = Qwen3_5ForConditionalGeneration(Qwen3_5Config(**demo_config(tokenizer))).float().to(device)
     model.model.visual.requires_grad_(requires_grad=False)
     mtp = MtpHead(model.config.text_config).to(device)
-    optimizers = _optimizers([model, mtp], lr)
+    optimizers = optimizers_of([model, mtp], lr)
     print(f"vocabulary {tokenizer.get_vocab_size()}", file=sys.stderr)
     begun = saved = time.monotonic()
     for step, tokens in enumerate(_batches(tokenizer, seed + 2, batch, length), 1):

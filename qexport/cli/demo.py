@@ -15,6 +15,7 @@ from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.demo import MODEL
 from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.formats.format import ATTACHED
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
@@ -22,12 +23,14 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import replace_file
 from qexport.onepass.sources import Sources
+from qexport.receipt.verification import Check
 from qexport.run.watcher import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from qexport.progress import Progress
+    from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import AskedArtifact
     from qexport.run.target import Item
 
@@ -105,7 +108,8 @@ def command(
     tuned = RecipeModel("model", ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL)))
     recipe = Recipe((tuned,), _artifacts(types))
     outcome = run(recipe, Local(out=folder, threads=threads, report=True), output)
-    if kind := problem(result.state for result in outcome.artifacts):
+    models = [result for result in outcome.artifacts if result.plan.kind not in ATTACHED]
+    if kind := problem(result.state for result in models):
         assert outcome.report is not None
         raise kind("the demo was not proven as a whole", hint=f"{outcome.report.html} says what.")
     output.next("inspect", "YOUR-MERGED-MODEL")
@@ -126,7 +130,19 @@ class _Demo(Output):
             if item.report is not None and not self.as_json:
                 for text in item.report.texts:
                     self.say(f"  {item.plan.label} wrote: {' '.join(text.split())}")
+                for picture, text in _seen(item.report):
+                    self.say(f"  {item.plan.label} was shown {picture} and wrote: {text}")
         super().made(items, receipts)
+
+
+def _seen(report: Verification) -> list[tuple[str, str]]:
+    """The pictures that were shown, with the answers; the source's own where it would choose every token."""
+    from qexport.verification.sight import PICTURES
+
+    found = report.finding(Check.IMAGE_TEXT)
+    answers = found.data.get("answers", ()) if found is not None else ()
+    same = ", as its source does" if found is not None and found.data.get("exact") == 1 else ""
+    return [(str(shown), f"{text.strip()}{same}") for shown, text in zip(PICTURES, answers, strict=False)]
 
 
 def _clear(folder: Path, made: Sequence[Path]) -> None:

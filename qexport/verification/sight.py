@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PICTURES = (
     Picture("7", "blue", x=0.55, y=0.45, size=0.8),
-    Picture("circle", "red", "black", x=0.45, y=0.55),
+    Picture("triangle", "red", "black", x=0.45, y=0.55),
 )
 QUESTION = "What is in the picture?"
 # llama.cpp's least number of tokens for an image of any size (clip.cpp, set_limit_image_tokens).

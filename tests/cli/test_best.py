@@ -72,7 +72,7 @@ def misled(matrix: ImportanceMatrix) -> ImportanceMatrix:
 
 
 def export(out: Path, *more: Any) -> tuple[Any, ...]:
-    return ("gguf", MODEL, "-q", "Q3_K_M", "--best", "--no-verify", "-o", out, *more)
+    return ("gguf", MODEL, "-q", "Q3_K_M", "--no-mmproj", "--best", "--no-verify", "-o", out, *more)
 
 
 FOLDERS = {
@@ -126,7 +126,8 @@ def test_plain_is_written_where_sensitivities_mislead_and_everything_says_so(
     assert found["label"] == "Q3_K_M"
     assert found["against_plain"]["kept"] is False
     # It is the file that the type alone gives, to the byte.
-    ok("gguf", MODEL, "-q", "Q3_K_M", "--no-verify", "-o", tmp_path / "plain", "--imatrix", file)
+    words = ("gguf", MODEL, "-q", "Q3_K_M", "--no-mmproj", "--no-verify", "--imatrix", file)
+    ok(*words, "-o", tmp_path / "plain")
     assert found["files"][0]["sha256"] == entry(tmp_path / "plain")["files"][0]["sha256"]
     again = run(*export(out, "--imatrix", file))
     assert again.code == 5

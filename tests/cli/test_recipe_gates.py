@@ -17,7 +17,7 @@ verify: {{n_predict: 16, prompts: [Tell me a story about a fox.]}}
 artifacts:
   - nvfp4: {{layout: compressed-tensors}}
     gates: {{max_mean_kld: 0.000001, min_same_top1: 0.5}}
-  - gguf: {{types: [Q8_0]}}
+  - gguf: {{types: [Q8_0], no_mmproj: true}}
     gates: {{max_mean_kld: 0.01, min_same_top1: 0.9, min_agreement: 0.9, min_acceptance: 0.3, max_size: 1G}}
 publish: {{repo: "someone/{{folder}}", card: {{base_model: someone/Demo, license: mit}}}}
 """

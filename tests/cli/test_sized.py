@@ -213,7 +213,7 @@ def test_one_read_and_few_plans(
 
 @pytest.mark.slow
 def test_a_printed_plan_gives_the_same_bytes_and_is_not_made_twice(matrix_file: Path, tmp_path: Path) -> None:
-    words = ("gguf", MODEL, "--imatrix", matrix_file)
+    words = ("gguf", MODEL, "--no-mmproj", "--imatrix", matrix_file)
     aim = (*words, "--like", "Q4_K_M", "--no-verify")
     printed = ok(*aim, "--dry-run", "--json", "-o", tmp_path / "sized").json()
     (artifact,) = printed["artifacts"]
@@ -272,7 +272,8 @@ def test_a_run_that_collects_its_matrix_collects_sensitivities_along(tmp_path: P
     corpus = tmp_path / "words.txt"
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     corpus.write_text(tokenizer.decode(own_words(5, 1024, 128).reshape(-1).tolist()))
-    words = ("gguf", MODEL, "--bpw", "5", "--imatrix", corpus, "--calib-chunk", "64", "--calib-tokens", "512")
+    words = ("gguf", MODEL, "--no-mmproj", "--bpw", "5", "--imatrix", corpus)
+    words += ("--calib-chunk", "64", "--calib-tokens", "512")
     before = ok(*words, "--dry-run", "-o", tmp_path / "out")
     assert "are chosen when it is known what errors cost" in before.stdout.replace("\n", " ")
     assert not (tmp_path / "out").exists()
