@@ -15,7 +15,6 @@ from qexport.cli._options import JSON, OUT, OVERWRITE, THREADS
 from qexport.cli._output import Output
 from qexport.demo import MODEL
 from qexport.errors import EnvironmentProblem, UsageProblem
-from qexport.formats.format import ATTACHED
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
@@ -23,7 +22,6 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import replace_file
 from qexport.onepass.sources import Sources
-from qexport.receipt.verification import Check
 from qexport.run.watcher import Phase
 
 if TYPE_CHECKING:
@@ -75,6 +73,7 @@ def command(
       qexport demo -o demo-out
     """
     from qexport.cli._report import say_findings
+    from qexport.formats.format import ATTACHED
     from qexport.formats.gguf.file_types import file_type
     from qexport.receipt.state import problem
     from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel
@@ -137,6 +136,7 @@ class _Demo(Output):
 
 def _seen(report: Verification) -> list[tuple[str, str]]:
     """The pictures that were shown, with the answers; the source's own where it would choose every token."""
+    from qexport.receipt.verification import Check
     from qexport.verification.sight import PICTURES
 
     found = report.finding(Check.IMAGE_TEXT)

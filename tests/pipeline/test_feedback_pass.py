@@ -203,6 +203,8 @@ def test_less_is_lost_at_the_same_size(tmp_path: Path) -> None:
         for feedback in (False, True):
             root = tmp_path / str(feedback)
             for item in write(planned(demo, root, formats(matrix, feedback=feedback)), demo, words):
+                if item.plan.kind == "mmproj":
+                    continue
                 key = (feedback, f"{item.plan.kind} {item.plan.label}")
                 with run_text(open_artifact(item.path, like=view).view(), held) as other:
                     lost[key] = compare_runs(exact, other).mean

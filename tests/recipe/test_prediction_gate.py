@@ -23,7 +23,9 @@ LIMIT = 1.5
 
 @pytest.fixture(scope="module")
 def item() -> Item:
-    target = Target(GgufOptions(types=("Q4_K_M",)), Path("out"), gates=Gates(predicted_ratio=LIMIT))
+    target = Target(
+        GgufOptions(types=("Q4_K_M",), no_mmproj=True), Path("out"), gates=Gates(predicted_ratio=LIMIT)
+    )
     (made,) = plan([target], diagnose(LocalCheckpoint(MODEL)))
     return made
 

@@ -272,7 +272,7 @@ def test_llama_cpp_on_the_demo_model(tmp_path):
     from qexport.run.target import Target, plan
 
     diagnosis = examine(ModelChoice(str(MODEL)), download=False)
-    items = plan([Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)], diagnosis)
+    items = plan([Target(GgufOptions(("Q8_0",), no_mmproj=True), tmp_path, verify=None)], diagnosis)
     (item,) = steps.write(items, diagnosis)
     subject, runtime = bench_subject(item.path, VerifyOptions())
     options = BenchOptions(n_max=2, n_predict=16, repeats=2, prompt_tokens=64, threads=1)

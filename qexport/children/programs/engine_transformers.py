@@ -28,7 +28,7 @@ class Loaded:
         folder = request["model"]
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        sees = getattr(config, "vision_config", None) is not None
+        sees = getattr(config, "vision_config", None) is not None and _has_tower(folder)
         auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
         self.model, info = auto.from_pretrained(
             folder, dtype="auto", output_loading_info=True, trust_remote_code=False
@@ -103,6 +103,15 @@ class Loaded:
         """The token's own, and the ``top`` likeliest with theirs."""
         best, places = logprobs.topk(min(top, logprobs.shape[-1]))
         return [float(logprobs[token]), [list(pair) for pair in zip(places.tolist(), best.tolist())]]  # noqa: B905
+
+
+def _has_tower(folder: str) -> bool:
+    """Whether any of it is stored: a config may tell of one that was left out, and text needs none."""
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if any("visual." in name or "vision_tower." in name for name in tensors.keys()):  # noqa: SIM118
+                return True
+    return False
 
 
 def _inputs(picture: dict[str, Any]) -> dict[str, Any]:
