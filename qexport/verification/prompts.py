@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qexport.errors import InputError
-from qexport.families.tokenizer import tokenizer_json
 
 CHAT_PROMPTS = (
     "In two or three sentences: why is the sky blue?",
@@ -68,6 +67,8 @@ def probes(files: Mapping[str, bytes]) -> list[Probe]:
     Raises:
         InputError: the source's ``tokenizer.json`` cannot be read.
     """
+    from qexport.families.tokenizer import tokenizer_json  # of all families; a benchmark's words need none
+
     found = [Probe(text) for text in _PROBES]
     if _FILE in files:
         try:
