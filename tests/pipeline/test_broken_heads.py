@@ -87,7 +87,7 @@ def _diagnosis(folder: Path) -> Diagnosis:
 def _export(diagnosis: Diagnosis, root: Path) -> dict[str, Path]:
     """Every format from one pass, by name; a drafter lies beside its trunk."""
     targets = [
-        Target(GgufOptions(("Q8_0",)), root / "gguf", verify=None),
+        Target(GgufOptions(("Q8_0",), no_mmproj=True), root / "gguf", verify=None),
         *(Target(asked, root / name, verify=None) for name, asked in FOLDERS.items()),
     ]
     written = steps.write(plan(targets, diagnosis), diagnosis, threads=2)
@@ -445,7 +445,7 @@ def test_a_gguf_that_does_not_declare_its_head(copied: Callable[[str], Path], vi
 
 def test_a_gguf_without_a_head(source: Measure, tmp_path: Path) -> None:
     diagnosis = diagnose(LocalCheckpoint(MODEL), mtp="drop")
-    target = Target(GgufOptions(("Q8_0",)), tmp_path, verify=None)
+    target = Target(GgufOptions(("Q8_0",), no_mmproj=True), tmp_path, verify=None)
     (item,) = steps.write(plan([target], diagnosis), diagnosis, threads=2)
     assert failed(measured(source, item.path)) == {Check.MTP_HEAD}
 
