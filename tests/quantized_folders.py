@@ -70,19 +70,27 @@ def quantize(source: Path, out: Path, kind: str) -> Path:
 
 
 def dequantize(source: Path, out: Path) -> Path:
-    """Write `out`: the bf16 folder that a quantized one (FP8 in tiles, NVFP4) stands for, whosever it is."""
+    """Write `out`: the bf16 folder that a quantized one (FP8, NVFP4, or both) stands for, whosever it is."""
     stored: dict[str, torch.Tensor] = {}
     for file in sorted(source.glob("*.safetensors")):
         stored |= load_file(file)
-    plain = {name: value for name, value in stored.items() if "weight_" not in name}
+    plain = {
+        name: value for name, value in stored.items() if "weight_" not in name and "input_scale" not in name
+    }
     for name, scale in stored.items():
         module, _, suffix = name.rpartition(".")
         if suffix not in ("weight_scale", "weight_scale_inv"):
             continue
         codes = stored.get(f"{module}.weight_packed", stored.get(f"{module}.weight"))
         if codes.dtype == torch.float8_e4m3fn:
-            wide = scale.float().repeat_interleave(128, 0).repeat_interleave(128, 1)
-            value = codes.float() * wide[: codes.shape[0], : codes.shape[1]]
+            wide = scale.float()  # of the tensor, of each row, or of tiles
+            if wide.ndim == 2 and wide.shape[1] > 1:
+                wide = wide.repeat_interleave(128, 0).repeat_interleave(128, 1)[
+                    : len(codes), : codes.shape[1]
+                ]
+            elif wide.ndim == 2 and len(wide) not in (1, len(codes)):
+                wide = wide.repeat_interleave(128, 0)[: len(codes)]
+            value = codes.float() * wide
         else:
             halves = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1)
             levels = torch.cat([LEVELS, -LEVELS])[halves.long()]

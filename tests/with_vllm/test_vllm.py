@@ -40,6 +40,23 @@ IDS = [1, 5, 9, 33, 77, 120, 300, 401, 17, 55, 206, 440, 3, 88, 147, 250, 6, 311
 # seen, of bf16 transformers as well): of those, vLLM is compared with itself on the dequantized weights.
 NOISE = 0.04
 SAME = 1e-3
+
+
+def by_layer(repaired, layout: str):
+    """As a choice for a size may be: layer 0 plain, layer 1 all FP8, attention FP8, the other MLPs NVFP4."""
+    options = Nvfp4Options(layout=layout, scope="all-linear")
+    assignment = plan_nvfp4(repaired, options).assignment
+
+    def word(tensor: str) -> str:
+        layer = tensor.partition(".layers.")[2].partition(".")[0]
+        if layer in ("", "0"):
+            return "plain"
+        return "F8_E4M3" if layer == "1" or "_attn" in tensor else "NVFP4"
+
+    types = {tensor: word(tensor) for tensor in assignment.types}
+    return plan_nvfp4(repaired, replace(options, types_from=replace(assignment, types=types)))
+
+
 OURS = {
     "fp8": lambda repaired: plan_fp8(repaired, Fp8Options()),
     "fp8, head in bf16": lambda repaired: plan_fp8(repaired, Fp8Options(mtp_bf16=True)),
@@ -49,6 +66,9 @@ OURS = {
     "nvfp4, compressed-tensors": lambda repaired: plan_nvfp4(
         repaired, Nvfp4Options(layout="compressed-tensors", scope="all-linear")
     ),
+    "nvfp4, with FP8 attention": lambda repaired: plan_nvfp4(repaired, Nvfp4Options(scope="nvidia")),
+    "nvfp4 and FP8 by layer": lambda repaired: by_layer(repaired, "modelopt"),
+    "nvfp4 and FP8 by layer, compressed-tensors": lambda repaired: by_layer(repaired, "compressed-tensors"),
 }
 
 
