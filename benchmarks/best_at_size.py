@@ -34,7 +34,8 @@ from qexport.formats.registry import FORMATS
 from qexport.onepass.as_stored import as_stored
 from qexport.onepass.execute import execute
 from qexport.receipt.text import percent, with_error
-from qexport.recipe.recipe import Calibration, ModelChoice
+from qexport.recipe.choice import ModelChoice
+from qexport.recipe.recipe import Calibration
 from qexport.run.allocation import settle
 from qexport.run.feedback import FeedbackText, feedback_text
 from qexport.run.matrix import collect, want

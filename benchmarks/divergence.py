@@ -28,7 +28,7 @@ from pathlib import Path
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.tokens import tokenize
 from qexport.formats.opening import open_artifact
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 from qexport.verification.divergence import compare_runs
 from qexport.verification.text_run import run_text

@@ -23,7 +23,7 @@ from qexport.evidence.tokens import tokenize
 from qexport.formats.gguf.options import GgufOptions
 from qexport.onepass.as_stored import as_stored
 from qexport.receipt.text import with_error
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.allocation import settle
 from qexport.run.model import examine
 from qexport.run.target import Target

@@ -34,7 +34,7 @@ from qexport.headtune.options import TrainOptions
 from qexport.headtune.states import states_of
 from qexport.headtune.text import Document, chunked
 from qexport.headtune.train import Trainer
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 ROOT = Path(__file__).parent.parent

@@ -223,7 +223,8 @@ def recipe_for(
         verification: how artifacts are proven; ``proven=False`` for not at all, and the receipts say so.
         measure: held-out tokens on which artifacts are compared with the source; 0 for none.
     """
-    from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel, artifacts_of
+    from qexport.recipe.choice import ModelChoice
+    from qexport.recipe.recipe import Recipe, RecipeModel, artifacts_of
     from qexport.verification.options import VerifyOptions
 
     choice = ModelChoice(
@@ -263,7 +264,7 @@ def inspect(
         InputError, UsageProblem, EnvironmentProblem: the model cannot be opened.
     """
     from qexport.doctor.explain import explain
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.choice import ModelChoice
     from qexport.run.model import examine
 
     choice = ModelChoice(str(model), revision, mtp, mtp_from, mtp_from_revision, **towers)

@@ -13,7 +13,7 @@ from zoo_types import Zoo
 from qexport.evidence.chained import HeadStream
 from qexport.evidence.options import StreamOptions
 from qexport.families.view import ModelView
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 EXACT = StreamOptions(precision="float32", threads=1)

@@ -31,7 +31,8 @@ from qexport.cli._output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qexport.recipe.recipe import Calibration, ModelChoice, Recipe
+    from qexport.recipe.choice import ModelChoice
+    from qexport.recipe.recipe import Calibration, Recipe
     from qexport.run.job import Local
     from qexport.verification.options import VerifyOptions
 
@@ -84,7 +85,7 @@ def verify_options_from(given: dict[str, Any]) -> VerifyOptions:
 
 def model_choice(given: dict[str, Any]) -> ModelChoice:
     """MODEL, its head and its tower."""
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.choice import ModelChoice
 
     modes = {"mtp": given["mtp_mode"], "vision": given["vision_mode"]}
     named = (each.name for each in fields(ModelChoice) if each.name not in modes)

@@ -76,7 +76,8 @@ def command(
     from qexport.formats.format import ATTACHED
     from qexport.formats.gguf.file_types import file_type
     from qexport.receipt.state import problem
-    from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel
+    from qexport.recipe.choice import ModelChoice
+    from qexport.recipe.recipe import Recipe, RecipeModel
     from qexport.run.job import Local, run
     from qexport.run.model import examine
 

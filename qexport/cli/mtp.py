@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.evidence.corpus import Corpus
     from qexport.evidence.options import StreamOptions
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.choice import ModelChoice
 
 
 _head_options = together(
@@ -152,7 +152,7 @@ def score(**given: Any) -> None:
 
 def _examined(output: Output, given: dict[str, Any]) -> tuple[ModelChoice, Diagnosis]:
     """The model with the head that was asked for."""
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.choice import ModelChoice
     from qexport.run.model import examine
 
     mode = "graft" if given["mtp_from"] is not None else "auto"
@@ -263,7 +263,7 @@ def generate(**given: Any) -> None:
       qexport mtp generate ./merged --prompts mine.jsonl --gguf merged-Q8_0.gguf -o own.jsonl
       qexport mtp generate org/merged --server http://127.0.0.1:8000 --parallel 64 -o own.jsonl
     """
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.choice import ModelChoice
     from qexport.run.own_text import TextRequest, own_text
 
     output = Output(as_json=given["as_json"])

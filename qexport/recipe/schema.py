@@ -12,6 +12,7 @@ from qexport.doctor.mtp import MtpMode
 from qexport.errors import closest
 from qexport.headtune.options import Mode, TrainOptions, TuneOptions
 from qexport.recipe.artifact import Entry, Verify
+from qexport.recipe.choice import ModelChoice
 from qexport.recipe.fields import (
     Near,
     Number,
@@ -28,7 +29,7 @@ from qexport.recipe.fields import (
 )
 from qexport.recipe.gates import Gates
 from qexport.recipe.problems import Problems, Steps
-from qexport.recipe.recipe import NAME, Calibration, HeadTuning, ModelChoice, Publication, RecipeModel
+from qexport.recipe.recipe import NAME, Calibration, HeadTuning, Publication, RecipeModel
 from qexport.verification.options import MEASURED_TOKENS
 
 HeadMode = Literal["auto", "keep", "graft", "drop", "tune"]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
     from qexport.families.view import ModelView
     from qexport.headtune.tune import DividedText
-    from qexport.recipe.recipe import ModelChoice, Recipe, RecipeModel
+    from qexport.recipe.choice import ModelChoice
+    from qexport.recipe.recipe import Recipe, RecipeModel
     from qexport.run.job import Local
     from qexport.run.watcher import Watcher
 

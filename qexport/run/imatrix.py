@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from qexport.evidence.options import StreamOptions
     from qexport.formats.plan import ArtifactPlan
     from qexport.onepass.sink import WrittenFile
-    from qexport.recipe.recipe import Calibration, ModelChoice
+    from qexport.recipe.choice import ModelChoice
+    from qexport.recipe.recipe import Calibration
     from qexport.run.matrix import Matrix, Wanted
     from qexport.run.watcher import Watcher
 

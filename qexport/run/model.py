@@ -10,7 +10,7 @@ from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.doctor.mlx_saved import underneath
 from qexport.onepass.sources import Sources, paths_in
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 
 
 def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from qexport.headtune.prompts import Prompt
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.choice import ModelChoice
 
 
 _CONTEXT_BESIDE = 4096  # tokens of a prompt that there is room for

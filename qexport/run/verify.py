@@ -17,7 +17,7 @@ from qexport.errors import (
     VerificationError,
 )
 from qexport.receipt.state import State, problem, worst
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact, refuse_tower
 from qexport.run.measure import measuring
 from qexport.run.model import examine

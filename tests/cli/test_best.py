@@ -27,7 +27,8 @@ from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.registry import format_of
-from qexport.recipe.recipe import Calibration, ModelChoice
+from qexport.recipe.choice import ModelChoice
+from qexport.recipe.recipe import Calibration
 from qexport.run import best
 from qexport.run.best import divided, each_best, heldout_beside
 from qexport.run.model import examine

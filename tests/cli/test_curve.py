@@ -19,7 +19,7 @@ from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.formats.gguf.importance import gguf_importance
 from qexport.formats.gguf.options import GgufOptions
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.allocation import offers
 from qexport.run.curves import Curve, curves_of, marks
 from qexport.run.model import examine

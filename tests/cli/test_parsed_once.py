@@ -118,6 +118,7 @@ def test_planning_loads_neither_torch_nor_numba(zoo_copy: ZooCopy, tmp_path: Pat
         "except SystemExit as end:\n"
         "    assert not end.code\n"
         "print(sorted({'torch', 'numba', 'transformers', 'huggingface_hub'} & set(sys.modules)))\n"
+        "assert sys.argv[1] != 'inspect' or 'pydantic' not in sys.modules\n"  # it reads no recipe
     )
     for words in (("inspect", folder), ("gguf", folder, *TYPES, "--dry-run", "-o", tmp_path)):
         ran = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)

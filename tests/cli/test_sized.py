@@ -31,8 +31,8 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.registry import format_of
 from qexport.onepass.as_stored import as_stored
 from qexport.receipt.store import read_receipt
+from qexport.recipe.choice import ModelChoice
 from qexport.recipe.load import load_recipe
-from qexport.recipe.recipe import ModelChoice
 from qexport.run.allocation import ROUTED, settle
 from qexport.run.model import examine
 from qexport.run.target import Target

@@ -17,7 +17,7 @@ from qexport.evidence.products import InputProducts
 from qexport.evidence.stream import LayerStream
 from qexport.families.roles import Block, Role
 from qexport.families.view import ModelView
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 EXACT = StreamOptions(precision="float32")

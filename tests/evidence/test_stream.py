@@ -27,7 +27,7 @@ from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream, Stage
 from qexport.families.roles import Block
 from qexport.families.view import ModelView
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 # float32 sums in another order; the worst that was seen is 4e-6.

@@ -31,7 +31,7 @@ import numpy as np
 from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 

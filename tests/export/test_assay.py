@@ -27,7 +27,7 @@ from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedTensor
 from qexport.onepass.as_stored import as_stored
 from qexport.onepass.assay import assay, assayed_bytes
 from qexport.onepass.rows import read_rows
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 

@@ -41,8 +41,8 @@ from qexport.formats.weights import weights_of
 from qexport.publishing.card import CardOptions, render_card
 from qexport.receipt.folder import known_in
 from qexport.receipt.store import read_receipt
+from qexport.recipe.choice import ModelChoice
 from qexport.recipe.load import load_recipe
-from qexport.recipe.recipe import ModelChoice
 from qexport.report.gather import gather
 from qexport.report.write import html, lay_out
 from qexport.run.model import examine

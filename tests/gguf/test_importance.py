@@ -25,7 +25,7 @@ from qexport.formats.gguf.importance import cold_experts, gguf_importance, plan_
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.onepass.execute import execute
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))

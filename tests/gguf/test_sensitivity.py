@@ -31,7 +31,7 @@ from qexport.formats.gguf.importance import evidence_of, gguf_importance, uncoll
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.onepass.execute import execute
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 
 

@@ -18,7 +18,7 @@ from qexport.evidence.corpus import read_corpus
 from qexport.headtune.folder import RECEIPT, check_out
 from qexport.headtune.options import TrainOptions, TuneOptions
 from qexport.headtune.tune import prepare
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.head import HeadRequest, tuned_head
 from qexport.run.model import examine
 from qexport.run.receipts import source_of

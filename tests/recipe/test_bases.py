@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 
 
 @pytest.mark.parametrize(

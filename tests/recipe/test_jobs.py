@@ -8,7 +8,7 @@ from recipe_texts import SMALL, load
 
 from qexport.errors import UsageProblem
 from qexport.formats.gguf.options import GgufOptions
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.recipe.select import Unit, select, units_of, words_for
 from qexport.run.job import Local, Runtimes, targets_of
 from qexport.run.jobs import MachineLimits, plan_jobs

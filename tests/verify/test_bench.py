@@ -266,7 +266,7 @@ def test_llama_cpp_on_the_demo_model(tmp_path):
     pytest.importorskip("xllamacpp")
     from qexport.demo import MODEL
     from qexport.formats.gguf.options import GgufOptions
-    from qexport.recipe.recipe import ModelChoice
+    from qexport.recipe.choice import ModelChoice
     from qexport.run import steps
     from qexport.run.model import examine
     from qexport.run.target import Target, plan

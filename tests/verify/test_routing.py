@@ -18,7 +18,7 @@ from qexport.families.view import ModelView
 from qexport.onepass.rows import read_rows
 from qexport.receipt.measures import Measures
 from qexport.receipt.typed import as_json, fit
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 from qexport.verification.comparison import compare
 from qexport.verification.text_run import run_text

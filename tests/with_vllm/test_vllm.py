@@ -21,7 +21,7 @@ from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.onepass.execute import execute
-from qexport.recipe.recipe import ModelChoice
+from qexport.recipe.choice import ModelChoice
 from qexport.run.model import examine
 from qexport.verification.folder_runtimes import ENGINES, FolderRuntime
 from qexport.verification.runtime import Settings
