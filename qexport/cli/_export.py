@@ -92,24 +92,15 @@ def model_choice(given: dict[str, Any]) -> ModelChoice:
     return ModelChoice(**modes, **{name: given[name] for name in named if name in given})
 
 
-_SOURCE_OPTIONS = {
-    "revision": "--revision",
-    "base": "--base",
-    "base_revision": "--base-revision",
-    "mtp_mode": "--mtp",
-    "mtp_from": "--mtp-from",
-    "mtp_from_revision": "--mtp-from-revision",
-    "vision_mode": "--vision",
-    "vision_from": "--vision-from",
-    "vision_from_revision": "--vision-from-revision",
-}
-
-
 def source_words(given: dict[str, Any]) -> list[str]:
-    """MODEL and what was said of its head and tower, as another command takes it."""
-    named = {flag: given.get(name) for name, flag in _SOURCE_OPTIONS.items()}
-    said = [word for flag, value in named.items() if value not in (None, "auto") for word in (flag, value)]
-    return [given["model"], *said]
+    """MODEL and what was said of its head and tower to this command, as another one takes it."""
+    from qexport.recipe.choice import ModelChoice
+
+    names = {*(each.name for each in fields(ModelChoice)), "mtp_mode", "vision_mode"} - {"model"}
+    options = click.get_current_context().command.params
+    flags = {str(option.name): option.opts[0] for option in options if option.name in names}
+    said = {flag: given[name] for name, flag in flags.items() if given[name] not in (None, "auto")}
+    return [given["model"], *(word for pair in said.items() for word in pair)]
 
 
 def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Path, ...] = ()) -> Calibration:

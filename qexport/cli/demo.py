@@ -73,7 +73,6 @@ def command(
       qexport demo -o demo-out
     """
     from qexport.cli._report import say_findings
-    from qexport.formats.format import ATTACHED
     from qexport.formats.gguf.file_types import file_type
     from qexport.receipt.state import problem
     from qexport.recipe.choice import ModelChoice
@@ -108,8 +107,7 @@ def command(
     tuned = RecipeModel("model", ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL)))
     recipe = Recipe((tuned,), _artifacts(types))
     outcome = run(recipe, Local(out=folder, threads=threads, report=True), output)
-    models = [result for result in outcome.artifacts if result.plan.kind not in ATTACHED]
-    if kind := problem(result.state for result in models):
+    if kind := problem(result.state for result in outcome.artifacts if not result.attached):
         assert outcome.report is not None
         raise kind("the demo was not proven as a whole", hint=f"{outcome.report.html} says what.")
     output.next("inspect", "YOUR-MERGED-MODEL")

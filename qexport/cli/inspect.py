@@ -90,7 +90,7 @@ def command(**given: Any) -> None:
     if problem and not any(f.severity == "error" for f in explanation.findings):
         output.text(f"No GGUF sizes: {problem}")
     if curves:
-        _show_curves(output, curves, routed=bool(explanation.experts))
+        _show_curves(output, curves, diagnosis)
     if not any(finding.severity == "error" for finding in explanation.findings):
         output.next("gguf", *source_words(given), "-q", "standard", "--imatrix")
 
@@ -102,10 +102,10 @@ def _curves(output: Output, diagnosis: Diagnosis, given: dict[str, Any]) -> list
     return curves_of(diagnosis, read_imatrix(given["imatrix"]), output, given["threads"])
 
 
-def _show_curves(output: Output, curves: list[Curve], *, routed: bool) -> None:
+def _show_curves(output: Output, curves: list[Curve], diagnosis: Diagnosis) -> None:
     """For round divergences, the smallest file of each format."""
     from qexport.receipt.text import nats
-    from qexport.run.allocation import ROUTED
+    from qexport.run.allocation import ROUTED, routes
     from qexport.run.curves import marks
 
     rows = [
@@ -114,7 +114,7 @@ def _show_curves(output: Output, curves: list[Curve], *, routed: bool) -> None:
     ]
     output.text("\nThe smallest files that are predicted to diverge by no more, types chosen for it:")
     output.table(("nats per token", *(curve.format for curve in curves)), rows)
-    if routed:
+    if routes(diagnosis):
         output.text(f"  {ROUTED}")
 
 

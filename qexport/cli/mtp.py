@@ -29,8 +29,9 @@ _head_options = together(
     ),
     model_argument,
 )
+_PROCESSORS = click.option("--threads", type=click.IntRange(1, 4096), help="Processors.  [default: all]")
 _stream_options = together(
-    click.option("--threads", type=click.IntRange(1, 4096), help="Processors.  [default: all]"),
+    _PROCESSORS,
     click.option(
         "--precision",
         type=click.Choice(["auto", "mixed", "bfloat16", "float32"]),
@@ -55,6 +56,13 @@ _DEPTH = click.option(
     default=3,
     show_default=True,
     help="Most drafts of a verification (n-max).",
+)
+_TEMPERATURE = click.option(
+    "--temperature",
+    type=Finite(0.01, 10),
+    default=1.0,
+    show_default=True,
+    help="Of trunk and head, where drafts are sampled.",
 )
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done; run and write nothing.")
 
@@ -89,13 +97,7 @@ def command() -> None:
 )
 @_CHUNK
 @_DEPTH
-@click.option(
-    "--temperature",
-    type=Finite(0.01, 10),
-    default=1.0,
-    show_default=True,
-    help="Of trunk and head, where drafts are sampled.",
-)
+@_TEMPERATURE
 @_stream_options
 @_DRY_RUN
 @JSON
@@ -247,7 +249,7 @@ def _stream(given: dict[str, Any]) -> StreamOptions:
     show_default=True,
     help="Answers that are written at a time.",
 )
-@click.option("--threads", type=click.IntRange(1, 4096), help="Processors.  [default: all]")
+@_PROCESSORS
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
 @JSON
 def generate(**given: Any) -> None:
@@ -336,13 +338,7 @@ def generate(**given: Any) -> None:
 )
 @click.option("--tokens", type=click.IntRange(16, COUNT), help="The most tokens of the text.  [default: all]")
 @_CHUNK
-@click.option(
-    "--temperature",
-    type=Finite(0.01, 10),
-    default=1.0,
-    show_default=True,
-    help="Of trunk and head, where drafts are sampled.",
-)
+@_TEMPERATURE
 @click.option(
     "--seed", type=click.IntRange(0, 1 << 31), default=0, show_default=True, help="Same seed, same bits."
 )

@@ -73,9 +73,7 @@ def command(
     output.document(found.reports[0].to_json() if is_one_artifact(artifact) else several_json)
     _show(output, found)
     found.check(allow_unverified=given["allow_unverified"])
-    output.next(
-        "report", artifact if artifact.is_dir() and not is_one_artifact(artifact) else artifact.parent
-    )
+    output.next("report", artifact if artifact.is_dir() else artifact.parent)
 
 
 def _show(output: Output, found: Verified) -> None:
