@@ -190,6 +190,12 @@ class LogicalTensor(Sized):
         return LogicalTensor(name, shape, self.dtype, tuple(self.rows(start, stop)))
 
 
+def checkpoints_of(tensors: Iterable[LogicalTensor]) -> tuple[Checkpoint, ...]:
+    """What tensors are read from, each once, in the order in which they come."""
+    pieces = (piece for tensor in tensors for piece in tensor.pieces)
+    return tuple({id(piece.checkpoint): piece.checkpoint for piece in pieces}.values())
+
+
 def stack_rows(name: str, shape: tuple[int, ...], parts: Iterable[LogicalTensor]) -> LogicalTensor:
     """One tensor from the rows of several, in order; their dtypes must agree.
 

@@ -11,7 +11,7 @@ is the token that the text goes on with, and how much of the two distributions l
   that was sampled as the runtime samples.
 - drafts that are drawn: ``1 + E[a1 + a1 a2 + ...]``, over all anchors.
 
-HeadDrafts of one document are alike; so standard errors come from documents, whose number is that of what is
+Drafts of one document are alike; so standard errors come from documents, whose number is that of what is
 independent, and two heads are compared document by document.
 """
 

@@ -91,7 +91,7 @@ def receipt_of(
     """What was done, what from, and what came of it."""
     from dataclasses import asdict
 
-    from qexport.headtune.tune import sha256_of
+    from qexport.headtune.train import sha256_of
 
     trained = tuned.trained
     depth = options.train.depth

@@ -13,6 +13,7 @@ from qexport.errors import InputError
 from qexport.evidence.records import Chat, Ids, Record, Text
 from qexport.evidence.tokenizer import model_tokenizer
 from qexport.evidence.tokens import RecordReader
+from qexport.headtune.text import domain_of
 
 if TYPE_CHECKING:
     from qexport.evidence.corpus import Corpus
@@ -54,8 +55,7 @@ def prompts_of(corpus: Corpus, view: ModelView, *, chats: bool) -> list[Prompt]:
 
 
 def _prompts(record: Record, reader: RecordReader, chats: bool) -> Iterator[Prompt]:
-    domain = record.domain or record.category or "text"
-    content = record.content
+    domain, content = domain_of(record), record.content
     if isinstance(content, Chat) and chats:
         turns = list(content.messages)
         while turns and turns[-1]["role"] == "assistant":

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.checkpoint.tensors import checkpoints_of
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.families.roles import Block
 from qexport.onepass.files import temporary_name
@@ -54,13 +55,8 @@ def key_of(view: ModelView, ids: np.ndarray, precision: str, device: str) -> str
     """What states follow from: the trunk's weights as they lie on disk, the tokens, the arithmetic."""
     from qexport import __version__
 
-    checkpoints: dict[int, Any] = {}
-    for tensor in view:
-        if tensor.block is Block.MTP:
-            continue
-        for piece in tensor.data.pieces:
-            checkpoints[id(piece.checkpoint)] = piece.checkpoint
-    known = [[each.label, each.identity()] for each in checkpoints.values()]
+    trunk = (tensor.data for tensor in view if tensor.block is not Block.MTP)
+    known = [[each.label, each.identity()] for each in checkpoints_of(trunk)]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     digest.update(ids.astype("<i4").tobytes())
     digest.update(json.dumps([list(ids.shape), precision, device, __version__]).encode())

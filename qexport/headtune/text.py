@@ -94,18 +94,25 @@ class Chunked:
         digest.update(repr((self.ids.shape, self.domains, sorted(self.splits.items()))).encode())
         return digest.hexdigest()
 
-    def anchors(self, depth: int) -> np.ndarray:
-        """Bool ``(chunks, chunk - depth - 1)``: anchors whose drafts 1 to ``depth`` are all for tokens that
-        count, of the document that the anchor stands in."""
+    def counted(self, depth: int) -> np.ndarray:
+        """Bool ``(chunks, depth, chunk - depth - 1)``: drafts of each anchor whose token counts, and is of
+        the document that the anchor stands in, as are all before it."""
         import numpy as np
 
         count = self.ids.shape[1] - depth - 1
-        fine = np.ones((len(self.ids), count), bool)
-        for ahead in range(1, depth + 2):
-            fine &= self.document[:, ahead : ahead + count] == self.document[:, :count]
-        for ahead in range(2, depth + 2):
-            fine &= self.counts[:, ahead : ahead + count]
-        return fine
+        found = np.zeros((len(self.ids), depth, count), bool)
+        same = self.document[:, 1 : 1 + count] == self.document[:, :count]
+        for ahead in range(depth):
+            at = slice(ahead + 2, ahead + 2 + count)
+            same = same & (self.document[:, at] == self.document[:, :count])
+            found[:, ahead] = same & self.counts[:, at]
+        return found
+
+    def anchors(self, depth: int) -> np.ndarray:
+        """Bool ``(chunks, chunk - depth - 1)``: anchors whose drafts 1 to ``depth`` all count."""
+        import numpy as np
+
+        return np.asarray(self.counted(depth).all(axis=1))
 
     def part(self, split: str) -> slice:
         """The chunks of a split."""
@@ -141,9 +148,14 @@ def documents_of(corpus: Corpus, view: ModelView, *, at_most: int | None = None)
     return list(found.values())
 
 
+def domain_of(record: Record) -> str:
+    """What a record counts to: what it says itself, or the part of the package's corpus that it is of."""
+    return record.domain or record.category or OWN
+
+
 def _read(record: Record, given: Sequence[int], reader: RecordReader) -> Iterable[Document]:
     ids = tuple(given)
-    domain = record.domain or record.category or OWN
+    domain = domain_of(record)
     if isinstance(record.content, Text) and not record.category:
         for at in range(0, len(ids), _LONGEST):
             yield _document(ids[at : at + _LONGEST], 0, domain)

@@ -30,8 +30,6 @@ from qexport.onepass.files import temporary_name
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    import numpy as np
-
     from qexport.evidence.chained import Embedded, HeadChain
     from qexport.headtune.logits import Logits
     from qexport.headtune.options import TrainOptions
@@ -94,9 +92,12 @@ class Trainer:
 
     Args:
         judge: tokens per verification on the selection split, with the weights that the chain has then.
-        checkpoint: the file that is written beside, and read if it is there; its name says what from.
+        checkpoint: the file that is written beside, and read if it is there and of the same training.
         rounded: products in bf16.
         say: told what was seen.
+
+    Attributes:
+        base_sha256: of the head as it was.
     """
 
     def __init__(
@@ -118,13 +119,13 @@ class Trainer:
         self._judge, self._checkpoint, self._say = judge, checkpoint, say
         self._rounded = rounded
         self._parameters = chain.trained()
-        self._counts = _counts(text, options.depth)
+        self._counts = text.counted(options.depth)
         self._batch = max(1, options.batch_tokens // int(text.ids.shape[1]))
         self._base = chain.weights()
+        self.base_sha256 = sha256_of(self._base)
         known = {"options": asdict(options), "text": text.sha256, "states": states.path.name}
-        self._key = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
-        for name, values in sorted(self._base.items()):
-            self._key.update(name.encode() + values.contiguous().view(torch.uint8).numpy().tobytes())
+        known["base"] = self.base_sha256
+        self._key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     @property
     def steps(self) -> int:
@@ -207,18 +208,11 @@ class Trainer:
         counts = torch.from_numpy(self._counts[chunks]).to(chain.device).float()
         counts /= counts.sum(dim=(0, 2), keepdim=True).clamp_min(1)
         with self._arithmetic():
-            heads = list(chain.unrolled(final, self._embedded.of(chunks), options.depth))
+            unrolled = chain.unrolled(final, self._embedded.of(chunks), options.depth)
+            heads = [head[:, : counts.shape[2]] for head in unrolled]
             with torch.enable_grad():
-                loss, gradients = sliced(
-                    options.mode,
-                    late,
-                    self._vocabulary,
-                    final,
-                    [head[:, : counts.shape[2]] for head in heads],
-                    counts,
-                )
-        short = [head[:, : counts.shape[2]] for head in heads]
-        torch.autograd.backward(short, gradients)
+                loss, gradients = sliced(options.mode, late, self._vocabulary, final, heads, counts)
+        torch.autograd.backward(heads, gradients)
         return loss
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
@@ -231,12 +225,12 @@ class Trainer:
             saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         except _TORN:
             return {}
-        fits = isinstance(saved, dict) and saved.get("key") == self._key.hexdigest()
+        fits = isinstance(saved, dict) and saved.get("key") == self._key
         return saved if fits else {}
 
     def _write(self, values: dict[str, Any]) -> None:
         part = self._checkpoint.with_name(temporary_name(self._checkpoint.name))
-        torch.save({"key": self._key.hexdigest(), **values}, part)
+        torch.save({"key": self._key, **values}, part)
         part.replace(self._checkpoint)
 
 
@@ -314,15 +308,9 @@ class _Run:
         self.curve = [Point(**point) for point in state["curve"]]
 
 
-def _counts(text: Chunked, depth: int) -> np.ndarray:
-    """Bool ``(chunks, depth, anchors)``: drafts whose token counts and is of the anchor's document."""
-    import numpy as np
-
-    count = text.ids.shape[1] - depth - 1
-    found = np.zeros((len(text.ids), depth, count), bool)
-    same = text.document[:, 1 : 1 + count] == text.document[:, :count]
-    for ahead in range(depth):
-        at = slice(ahead + 2, ahead + 2 + count)
-        same = same & (text.document[:, at] == text.document[:, :count])
-        found[:, ahead] = same & text.counts[:, at]
-    return found
+def sha256_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """Of the values in float32, by name; so the same head has one hash however it is stored."""
+    digest = hashlib.sha256()
+    for name, values in sorted(weights.items()):
+        digest.update(name.encode() + values.float().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

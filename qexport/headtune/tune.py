@@ -11,7 +11,6 @@ it, and text that the trunk would never write.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -223,7 +222,6 @@ class _Tuning:
 
         prepared, train = self.prepared, self.options.train
         self._check_text()
-        base = self.chain.weights()
         before = self._drafts(prepared.text.part("judge"), DEPTH)
         dtypes = self._dtypes()
         watched = prepared.text.part("select")
@@ -240,8 +238,9 @@ class _Tuning:
             rounded=self.stream.precision == "bfloat16" or self.stream.device.type == "cuda",
             say=self.say,
         )
+        base, states = trainer.base_sha256, self.states.sha256
         known = Tuned(
-            "kept", "", base, dtypes, sha256_of(base), self.states.sha256, prepared, before, None, None, None
+            "kept", "", self.chain.weights(), dtypes, base, states, prepared, before, None, None, None
         )
         try:
             with self.bars("tuning", trainer.steps) as progress:
@@ -314,16 +313,6 @@ def surprise(prepared: DividedText, states: States, vocabulary: Logits) -> float
             total += float((expected - said)[wanted].sum())
             count += int(wanted.sum())
     return total / count if count else 0.0
-
-
-def sha256_of(weights: Mapping[str, torch.Tensor]) -> str:
-    """Of the values in float32, by name; so the same head has one hash however it is stored."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, values in sorted(weights.items()):
-        digest.update(name.encode() + values.float().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _no_bar(_: str, __: int) -> Any:

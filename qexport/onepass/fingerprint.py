@@ -7,11 +7,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
+from qexport.checkpoint.tensors import checkpoints_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qexport.checkpoint.tensors import Checkpoint
     from qexport.formats.plan import ArtifactPlan
 
 
@@ -32,11 +32,8 @@ def fingerprint(plan: ArtifactPlan, options: Mapping[str, Any]) -> str:
     add([__version__, plan.kind, plan.label, dict(options)])
     for file in plan.files:
         add([file.name, file.size, hashlib.sha256(file.header).hexdigest()])
-    sources: dict[int, Checkpoint] = {}
     for tensor in plan.tensors:
         pieces = [(p.name, p.start, p.stop) for p in _ends(tensor.source.pieces)]
-        for piece in tensor.source.pieces:
-            sources[id(piece.checkpoint)] = piece.checkpoint
         regions = [[(r.file, r.offset, r.nbytes) for r in _ends(stream)] for stream in tensor.streams]
         arranged = tensor.arrangement
         orders = [
@@ -45,7 +42,7 @@ def fingerprint(plan: ArtifactPlan, options: Mapping[str, Any]) -> str:
         ]
         stored = repr((tensor.stored, tensor.needs))
         add([tensor.name, tensor.shape, stored, arranged.op, orders, pieces, regions])
-    for checkpoint in sources.values():
+    for checkpoint in checkpoints_of(tensor.source for tensor in plan.tensors):
         add([checkpoint.label, checkpoint.identity()])
         add([(t.name, t.dtype, t.shape, t.file, t.start) for t in checkpoint.tensors.values()])
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.tensors import checkpoints_of
 from qexport.errors import InputError, UsageProblem
 from qexport.onepass.files import refuse_hub_cache, temporary_name, upwards
 
@@ -48,8 +49,7 @@ class Sources:
     @classmethod
     def of(cls, plans: Iterable[ArtifactPlan]) -> Sources:
         """Those that the plans' own tensors are read from."""
-        pieces = (p for plan in plans for tensor in plan.tensors for p in tensor.source.pieces)
-        return cls(tuple({id(piece.checkpoint): piece.checkpoint for piece in pieces}.values()))
+        return cls(checkpoints_of(tensor.source for plan in plans for tensor in plan.tensors))
 
     def __or__(self, other: Sources) -> Sources:
         checkpoints = {id(each): each for each in (*self.checkpoints, *other.checkpoints)}

@@ -72,6 +72,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         *(() if bases else (code(label) for label in labels if label)),
     ]
     formats = dict.fromkeys(artifact.format for artifact in models)
+    towers = [file for a in others if models and a.kind == "mmproj" for file in a.files]
     return template(__package__, "card.md.jinja").render(
         front_matter=front_matter_text(matter),
         title=options.repo.rpartition("/")[2],
@@ -87,9 +88,9 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         table=file_table(models or others),
         legend=_legend(models),
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
-        towers=[file for a in others if models and a.kind == "mmproj" for file in a.files],
+        towers=towers,
         included=options.included,
-        **_commands(artifacts, options.repo),
+        **_commands(models, [file.name for file in towers], options.repo),
         notes=[note for name in formats if (note := words_of(name).note)],
         was_run=WAS_RUN,
         provenance=[fact for fact in facts(artifacts, MARKDOWN) if fact.text != "none"],
@@ -153,12 +154,9 @@ class Named:
     tower: str = ""
 
 
-def _commands(artifacts: Sequence[Artifact], repo: str) -> Mapping[str, Named | None]:
+def _commands(models: Sequence[Artifact], towers: Sequence[str], repo: str) -> Mapping[str, Named | None]:
     """The artifact that each program is shown with; ``None``: there is none for it."""
-    models = [artifact for artifact in artifacts if artifact.is_model]
-    models.sort(key=lambda a: (place_of(a.format), a.size))
     trunks = [artifact for artifact in models if not artifact.is_drafter]
-    towers = [file.name for artifact in artifacts if artifact.kind == "mmproj" for file in artifact.files]
     candidates = {
         program: [artifact for artifact in trunks if words_of(artifact.format).program == program]
         for program in ("llama_cpp", "mlx_lm", "served")

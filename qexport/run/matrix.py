@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from qexport import __version__
+from qexport.checkpoint.tensors import checkpoints_of
 from qexport.errors import InputError, QexportError, UsageProblem
 from qexport.evidence.corpus import builtin_corpus, read_corpus
 from qexport.evidence.imatrix_file import read_imatrix, sealed
@@ -95,10 +96,9 @@ class Wanted:
 
     def key(self, view: ModelView) -> str:
         """What the collected matrix follows from, as a hash: weights, text, precision, matrices merged."""
-        sources = {id(p.checkpoint): p.checkpoint for tensor in view for p in tensor.data.pieces}
         value = [
             __version__,
-            [[source.label, source.identity()] for source in sources.values()],
+            [[source.label, source.identity()] for source in checkpoints_of(tensor.data for tensor in view)],
             chunk_facts(self.chunks),
             [self.stream.precision, self.stream.device],
             [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.how.merge],

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.checkpoint.chat_templates import read_templates
 from qexport.errors import UsageProblem
 from qexport.evidence.corpus import builtin_corpus, read_corpus
 from qexport.evidence.tokenizer import model_tokenizer
@@ -80,9 +81,7 @@ def own_text(choice: ModelChoice, request: TextRequest, watcher: Watcher) -> dic
         )
     view = diagnosis.repaired.view()
     corpus = builtin_corpus() if request.prompts is None else read_corpus(request.prompts)
-    chats = "chat_template.jinja" in view.files or b"chat_template" in view.files.get(
-        "tokenizer_config.json", b""
-    )
+    chats = read_templates(view.files, view.label).default is not None
     prompts = prompts_of(corpus, view, chats=chats)
     sampling = replace(recommended(view.files, view.label), **(request.sampling or {}))
     request.out.parent.mkdir(parents=True, exist_ok=True)

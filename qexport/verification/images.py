@@ -26,6 +26,7 @@ from qexport.families.roles import Block
 from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.judge import failed, judge_agreement, judge_mtp_text, skipped
+from qexport.verification.memory import F32_BYTES, HEADROOM
 from qexport.verification.reference import TransformersReference
 from qexport.verification.sight import PICTURES, QUESTION, Seen, SourceSight, ids_around, optics
 
@@ -46,7 +47,6 @@ _SAME_NUMBERS = 0.001  # a folder's tower, computed in float32 like the source's
 _FRAMES = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 _HALF = 2e-3  # what float16 may cost
 _MOST_TOKENS = 32
-_HEADROOM = 1.3
 
 
 @dataclass
@@ -196,7 +196,7 @@ class Images:
         if isinstance(kept, SourceSight):
             return kept
         values = sum(tensor.data.numel for tensor in self.view if tensor.block is Block.VISION)
-        needed, available = int(4 * values * _HEADROOM), available_memory()
+        needed, available = int(F32_BYTES * values * HEADROOM), available_memory()
         if needed > available:
             return f"the source's tower needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
         try:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # Parts of a checkpoint that the reference never loads: it only predicts text, one token at a time.
 SKIPPED_BLOCKS = (Block.MTP, Block.VISION)
 # Weights and what a forward pass of a few hundred tokens needs beside them.
-_HEADROOM = 1.3
-_BF16_BYTES, _F32_BYTES = 2, 4
+HEADROOM = 1.3
+BF16_BYTES, F32_BYTES = 2, 4
 # What a child needs beside weights: the interpreter, its runtime, a short prompt. 0.3 to 0.5 GB, measured.
 _CHILD_BYTES = 600_000_000
 
@@ -39,7 +39,7 @@ class Fit:
 
     @property
     def needed(self) -> int:
-        return int(self.parameters * _BF16_BYTES * _HEADROOM)
+        return int(self.parameters * BF16_BYTES * HEADROOM)
 
     @property
     def ok(self) -> bool:
@@ -48,7 +48,7 @@ class Fit:
     @property
     def dtype(self) -> str:
         """``float32`` when that takes at most half of the memory, else ``bfloat16``."""
-        return "float32" if 2 * self.parameters * _F32_BYTES * _HEADROOM <= self.available else "bfloat16"
+        return "float32" if 2 * self.parameters * F32_BYTES * HEADROOM <= self.available else "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _transformers_bytes(artifact: Opened, stored: LocalCheckpoint) -> int:
     size = sum(tensor.stop - tensor.start for tensor in stored.tensors.values())
     if artifact.layout.plain:
         return size
-    return size + fit(artifact.view(), available=0).parameters * _BF16_BYTES
+    return size + fit(artifact.view(), available=0).parameters * BF16_BYTES
 
 
 def _mlx_bytes(stored: LocalCheckpoint) -> int:
