@@ -10,13 +10,10 @@ One line of JSON on stdout: the result of each job, or {"error": ...}.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
+
+from child_jobs import answer
 
 
 def convert(source: str, out: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -51,18 +48,5 @@ def logits(folder: str, tokens: list[int]) -> dict[str, Any]:
     return {"logits": model(mx.array([tokens]))[0, -1].astype(mx.float32).tolist()}
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    work = {"convert": convert, "load": load, "logits": logits}[sys.argv[1]]
-    results: list[dict[str, Any]] = []
-    for job in json.load(sys.stdin):
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                results.append(work(*job))
-        except Exception as error:  # noqa: BLE001 the parent judges
-            results.append({"error": f"{type(error).__name__}: {error}"})
-    print(json.dumps(results))
-
-
 if __name__ == "__main__":
-    main()
+    answer({"convert": convert, "load": load, "logits": logits})

@@ -8,13 +8,10 @@ One line of JSON on stdout: the result of each job, or {"error": ...}.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
+
+from child_jobs import answer
 
 
 class _NoProcessor:
@@ -69,18 +66,5 @@ def see(folder: str, before: list[int], behind: list[int]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    work = {"convert": convert, "see": see}[sys.argv[1]]
-    results: list[dict[str, Any]] = []
-    for job in json.load(sys.stdin):
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                results.append(work(*job))
-        except Exception as error:  # noqa: BLE001 the parent judges
-            results.append({"error": f"{type(error).__name__}: {error}"})
-    print(json.dumps(results))
-
-
 if __name__ == "__main__":
-    main()
+    answer({"convert": convert, "see": see})
