@@ -7,6 +7,7 @@ about 64 neighbours (:func:`qexport.verification.blocks.block_error`), not from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _BEYOND = 10
@@ -78,6 +79,49 @@ class Flips:
         return Estimate(self.mean, self.error)
 
 
+USUAL_DRAFTS = 3
+"""Most drafts of a verification where nobody says otherwise: llama.cpp's own default."""
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What an MTP head's drafts come to, made over a text in chains as runtimes make them.
+
+    Of ``acceptance``, ``argmax`` and ``sampled`` the first is of one draft, the second of two, and so on,
+    usually to four. Errors are those of blocks of about 64 neighbours, as of every mean here.
+
+    Attributes:
+        positions: places behind which it drafted.
+        acceptance: share of the drafts so many tokens ahead that are the trunk's own first choice, where the
+            text is what was drafted before.
+        argmax: tokens per verification of a greedy decoder that walks over the text and drafts the head's
+            first choices, at most so many at a time: what llama.cpp should come to at that n-max.
+        sampled: tokens per verification where at most so many drafts are drawn from the head's distribution
+            and tested against the trunk's, at temperature 1 (vLLM, SGLang).
+        domains: the same of each domain of the text (code, prose, ...), which have none themselves.
+    """
+
+    positions: int
+    acceptance: tuple[Estimate, ...]
+    argmax: tuple[Estimate, ...]
+    sampled: tuple[Estimate, ...]
+    domains: Mapping[str, Drafting] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.acceptance) == len(self.argmax) == len(self.sampled) > 0:
+            raise ValueError("these are no figures of a head")
+
+    @property
+    def usual(self) -> Estimate:
+        """Tokens per verification, greedy, with as many drafts as are usual, or as there are."""
+        return self.argmax[:USUAL_DRAFTS][-1]
+
+    @property
+    def usual_sampled(self) -> Estimate:
+        """Likewise, where drafts are drawn."""
+        return self.sampled[:USUAL_DRAFTS][-1]
+
+
 @dataclass(frozen=True)
 class Measures:
     """What was measured; ``None``: it was not.
@@ -87,9 +131,10 @@ class Measures:
         same_top1: share of them where the likeliest token is the source's.
         perplexity_ratio: perplexity over the source's.
         routing_flips: tokens that are sent to other experts, over the same positions.
-        drafts: drafts of the MTP head that were judged over the same text, one token ahead.
-        acceptance: share of them that are the trunk's own first choice.
-        source_acceptance: the same of the source's head by its own trunk.
+        head: what the MTP head's drafts come to, by its own trunk, over the same text and excerpts of every
+            domain.
+        source_head: the same of the source's head by its own trunk.
+        drafts, acceptance, source_acceptance: of these the count, and the shares one token ahead.
         agreement: share of the tokens that the runtime generated which the source would have chosen too,
             of ``agreement_tokens``.
     """
@@ -99,6 +144,8 @@ class Measures:
     same_top1: Estimate | None = None
     perplexity_ratio: Estimate | None = None
     routing_flips: Flips | None = None
+    head: Drafting | None = None
+    source_head: Drafting | None = None
     drafts: int | None = None
     acceptance: Estimate | None = None
     source_acceptance: Estimate | None = None

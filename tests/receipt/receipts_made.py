@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qexport.receipt.measures import Drafts, Estimate, Kld, Measures
+from qexport.receipt.measures import Drafting, Drafts, Estimate, Kld, Measures
 from qexport.receipt.speeds import Bench, Machine, Range, RuntimeVersion, Speed
 from qexport.receipt.types import Artifact, File, Gate, MatrixFile, Source, WeightFile
 from qexport.receipt.verification import REQUIRED, Check, Status, Verdict, Verification
@@ -30,11 +30,26 @@ def report(*more: Verdict, **given: Any) -> Verification:
     return Verification("a.gguf", RuntimeVersion("xllamacpp", "1"), (*found(*REQUIRED), *more), **given)
 
 
+def drafting(*domains: str, positions: int = 3000) -> Drafting:
+    """Of a head, one figure for each of four depths."""
+    shares = tuple(Estimate(value, 0.01) for value in (0.6, 0.5, 0.45, 0.4))
+    tokens = tuple(Estimate(value, 0.02) for value in (1.6, 1.9, 2.0, 2.1))
+    drawn = tuple(Estimate(value, 0.02) for value in (1.7, 2.1, 2.3, 2.4))
+    inner = {domain: drafting(positions=positions // len(domains)) for domain in domains}
+    return Drafting(positions, shares, tokens, drawn, inner)
+
+
 PASSED = report(
     *found(Check.AGREEMENT),
     drafts=Drafts(90, 40, 2),
     measures=Measures(
-        1020, Kld(0.01, 0.002, 0.005), Estimate(0.95, 0.01), Estimate(1.01, 0.01), agreement=0.9
+        1020,
+        Kld(0.01, 0.002, 0.005),
+        Estimate(0.95, 0.01),
+        Estimate(1.01, 0.01),
+        head=drafting("code", "prose"),
+        source_head=drafting("code", "prose"),
+        agreement=0.9,
     ),
 )
 

@@ -44,6 +44,17 @@ def test_what_is_written_is_read():
     assert replace(first, verification=replace(first.verification, said=None)) == FULL
 
 
+def test_figures_of_a_head_have_as_many_depths_each():
+    drafting = ("artifacts", 0, "verification", "measures", "head")
+    (kept,), notes = parsed(changed(*drafting, "argmax", to=[{"value": 1.5}]))
+    assert kept.verification.measures.head is None
+    assert "no figures of a head" in notes[0]
+    (kept,), notes = parsed(changed(*drafting, "domains", "code", "acceptance", to=[]))
+    assert set(kept.verification.measures.head.domains) == {"prose"}
+    assert kept.verification.measures.source_head.usual.value == 2.0
+    assert kept.verification.measures.source_head.usual_sampled.value == 2.3
+
+
 @pytest.mark.parametrize(
     "data",
     [
