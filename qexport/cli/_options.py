@@ -314,7 +314,7 @@ runtime_options = together(
     ),
     click.option(
         "--runtime",
-        type=click.Choice(["mlx-lm", "transformers", "vllm", "sglang"]),
+        type=click.Choice(["mlx-lm", "mlx-vlm", "transformers", "vllm", "sglang"]),
         help="What loads and runs the folder.  [default: mlx-lm for MLX, transformers for what it reads, "
         "vllm where only --runtime-python is given]",
     ),

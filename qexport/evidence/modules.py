@@ -76,7 +76,7 @@ def empty_model(view: ModelView) -> Any:
 
 
 def empty_sight(view: ModelView) -> Any:
-    """The family's multimodal model, nothing filled: buffers are computed of the tower alone.
+    """The family's multimodal model, nothing filled but buffers.
 
     Raises:
         EnvironmentProblem: transformers is missing, or too old for this family.
@@ -98,10 +98,20 @@ def empty_sight(view: ModelView) -> Any:
         config = transformers.CONFIG_MAPPING[model_type].from_dict({**whole, **parts})
         with torch.device("meta"):
             model = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-        for name, part in model.model.named_children():
-            if name != "language_model":
-                _compute_buffers(part, model)
+        for part in model.model.children():
+            _compute_buffers(part, model)
     return model.eval()
+
+
+def lend_text(model: Any, text: Any) -> None:
+    """Put the language model ``text`` into the multimodal ``model``. Its own may be of another class, which
+    takes the weights alone: without pictures Qwen3-VL is Qwen3."""
+    own = model.model.language_model
+    if type(own) is type(text.model):
+        model.model.language_model = text.model
+    else:
+        own.load_state_dict(text.model.state_dict(), assign=True)
+    model.lm_head = text.lm_head
 
 
 def _compute_buffers(part: Any, model: Any = None) -> None:

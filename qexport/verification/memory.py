@@ -79,7 +79,7 @@ def shortage(
     if runtime == "transformers":
         weights = _transformers_bytes(artifact, stored)
         elsewhere = ", or by a runtime that keeps weights packed: --runtime vllm --runtime-python PATH"
-    elif runtime == "mlx-lm":
+    elif runtime in ("mlx-lm", "mlx-vlm"):
         weights, elsewhere = _mlx_bytes(stored), ""
     else:
         return None
@@ -104,7 +104,7 @@ def _transformers_bytes(artifact: Opened, stored: LocalCheckpoint) -> int:
 
 
 def _mlx_bytes(stored: LocalCheckpoint) -> int:
-    """What mlx-lm holds: what is stored, whose floating-point numbers our child widens on a CPU."""
+    """What mlx-lm and mlx-vlm hold: what is stored, its floating-point numbers widened on a CPU."""
     widened = 1 if sys.platform == "darwin" else 2
     return sum(
         (tensor.stop - tensor.start) * (widened if tensor.dtype in ("BF16", "F16") else 1)

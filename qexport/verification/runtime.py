@@ -156,11 +156,13 @@ class Runtime(ABC):
     Attributes:
         drafts: whether it knows MTP heads at all.
         ends_by_text: tokens at which it ends a reply whatever the artifact says.
+        seer: the one that is shown pictures of the same artifacts, where this one takes text alone.
     """
 
     name: str
     drafts: bool
     ends_by_text: frozenset[str] = frozenset()
+    seer: Runtime | None = None
 
     @abstractmethod
     def open(self, model: Path, settings: Settings) -> Session:

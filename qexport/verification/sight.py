@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qexport.errors import InputError
-from qexport.evidence.modules import empty_sight, fill, state_of
+from qexport.evidence.modules import empty_sight, fill, lend_text, state_of
 from qexport.evidence.quiet import quiet_transformers
 from qexport.families.known import FAMILIES
 from qexport.families.roles import Block
@@ -179,7 +179,7 @@ class SourceSight:
         """Scores of ``tokens`` after the prompt, by the language model of ``text``, transformers' own."""
         import torch
 
-        self._model.model.language_model, self._model.lm_head = text.model, text.lm_head
+        lend_text(self._model, text)
         ids = torch.tensor([[*seen.ids, *tokens]])
         kinds = (ids == seen.image_token).int()
         given = tensors_of(seen.inputs)

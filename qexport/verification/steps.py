@@ -90,8 +90,24 @@ class Steps:
         self.runtime = runtime
         self._mtp(runtime)
         if self.images is not None and self.answers:
+            if runtime.seer is not None:
+                self._pictures(self.images, runtime.seer)
             self.progress(f"{self.name}: embedding pictures")
             self._note(self.images.embed(runtime, self._settings(0)))
+
+    def _pictures(self, images: Images, seer: Runtime) -> None:
+        """Those that another runtime is shown than text."""
+        self.progress(f"{self.name}: loading into {seer.name} for pictures")
+        try:
+            with seer.open(self.about.path, self._settings(0)) as session:
+                words = f"loaded by {seer.name} {session.version}, nothing missing and nothing left over"
+                data = {"runtime": seer.name, "version": session.version}
+                self.add(Verdict(Check.IMAGE_LOADS, Status.PASS, words, data))
+                self._note(images.show(session))
+        except RuntimeFailure as failure:
+            self.add(failed(Check.IMAGE_LOADS, failure))
+        except EnvironmentProblem as problem:
+            self.add(skipped(Check.IMAGE_LOADS, f"{redact(problem.message)} ({problem.hint})"))
 
     def _note(self, finding: Verdict | None) -> None:
         if finding is not None:
@@ -137,7 +153,7 @@ class Steps:
                 self.add(
                     Verdict(stage, Status.PASS, words, {"prompts": [len(a.prompt_ids) for a in self.answers]})
                 )
-                if self.images is not None:
+                if self.images is not None and runtime.seer is None:
                     self._note(self.images.show(session))
         except RuntimeFailure as failure:
             self.add(failed(stage, failure))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from mlx_bench import config_of, differences, mlx_lm, needs_mlx_lm, repaired, tensors_of, written
 from oracle.summary import source_digest
 from safetensors.torch import save_file
-from vlm_bench import MODELS, PYTHON, converted, golden, hashes, mlx_vlm
+from vlm_bench import MODELS, converted, golden, hashes, mlx_vlm, needs_mlx_vlm
 from zoo_types import Zoo
 
 from qexport.assign.assignment import PLAIN, Assignment
@@ -26,8 +25,6 @@ from qexport.onepass.as_stored import as_stored
 from qexport.onepass.rows import read_rows
 from qexport.receipt.verification import Status
 from qexport.verification.stored_form import check_stored_form
-
-needs_mlx_vlm = pytest.mark.skipif(PYTHON not in os.environ, reason=f"{PYTHON} names no interpreter")
 
 
 def unpacked(model: Repaired) -> MlxOptions:

@@ -2,8 +2,8 @@
 
     QEXPORT_MLX_VLM_PYTHON=/path/to/python python tests/mlx/vlm_bench.py [zoo name ...]
 
-The interpreter is one that has mlx-vlm. A golden has a hash for each tensor: of a model that is quantized to
-4 bits, and of one that is not.
+The interpreter is one that has mlx-vlm; ours, if it does. A golden has a hash for each tensor: of a model
+that is quantized to 4 bits, and of one that is not.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,7 +30,10 @@ from zoo import build
 
 from qexport.doctor import Repaired
 
-PYTHON = "QEXPORT_MLX_VLM_PYTHON"
+PYTHON = os.environ.get("QEXPORT_MLX_VLM_PYTHON") or (sys.executable if find_spec("mlx_vlm") else "")
+needs_mlx_vlm = pytest.mark.skipif(
+    not PYTHON, reason="mlx-vlm is not installed, and QEXPORT_MLX_VLM_PYTHON names no interpreter"
+)
 GOLDENS = Path(__file__).with_name("golden_mlx_vlm")
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3_5": {},
@@ -44,7 +49,7 @@ def mlx_vlm(work: str, jobs: Iterable[list[Any]]) -> list[dict[str, Any]]:
     """Results of jobs in one child process."""
     child = Path(__file__).with_name("vlm_child.py")
     run = subprocess.run(
-        [os.environ[PYTHON], str(child), work],
+        [PYTHON, str(child), work],
         input=json.dumps(list(jobs)),
         capture_output=True,
         text=True,
@@ -86,7 +91,7 @@ def golden(name: str) -> dict[str, Any]:
 
 def main() -> None:
     version = "import importlib.metadata as m; print(m.version('mlx-vlm'))"
-    ran = subprocess.run([os.environ[PYTHON], "-c", version], capture_output=True, text=True, check=True)
+    ran = subprocess.run([PYTHON, "-c", version], capture_output=True, text=True, check=True)
     GOLDENS.mkdir(exist_ok=True)
     for name in sys.argv[1:] or MODELS:
         with tempfile.TemporaryDirectory() as work:

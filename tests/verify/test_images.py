@@ -39,6 +39,7 @@ from qexport.verification.sight import PICTURES, Seen, SourceSight, optics
 
 SETTINGS = Settings(threads=1, time_limit=120)
 PICTURE = 2_489_625_406
+KINDS = ("weight", "bias")
 FRAMES = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 
 
@@ -49,11 +50,20 @@ def view_of(folder):
 @pytest.fixture(scope="module")
 def seeing(zoo, tmp_path_factory):
     """A view, its GGUF in BF16 with all kinds of towers beside it, and what its source makes of pictures."""
+    return made_of(zoo("qwen3_5"), tmp_path_factory.mktemp("seeing"), "F32", "F16", "BF16", "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def deepstacked(zoo, tmp_path_factory):
+    """The same of a model into whose first layers two of the tower's blocks go, with one tower."""
+    return made_of(zoo("qwen3_vl"), tmp_path_factory.mktemp("deepstacked"), "F16")
+
+
+def made_of(source, out, *towers):
     from qexport.formats.gguf.mmproj import plan_mmproj
     from qexport.formats.gguf.plan import plan_gguf
 
-    view, out = view_of(zoo("qwen3_5")), tmp_path_factory.mktemp("seeing")
-    options = GgufOptions(types=("BF16",), mmproj=("F32", "F16", "BF16", "Q8_0"))
+    view, options = view_of(source), GgufOptions(types=("BF16",), mmproj=towers)
     execute([*plan_gguf(view, options.types, options), *plan_mmproj(view, options)], out)
     return view, out, SourceSight(view)
 
@@ -164,7 +174,7 @@ def of_blue_green_red(tensors, shapes):
 
 def without_a_block(tensors, _):
     parts = ("attn_out", "ffn_down")
-    names = [f"v.blk.1.{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+    names = [f"v.blk.1.{part}.{kind}" for part in parts for kind in KINDS]
     return {name: bytes(len(tensors[name])) for name in names}
 
 
@@ -184,6 +194,43 @@ def test_a_fault_in_the_tower_is_seen_in_what_it_makes(seeing, tmp_path, fault):
     found = judged(folder, broken, sight)
     assert found.status is Status.FAIL
     assert "at most 1.4% expected" in found.summary
+
+
+def without_a_deepstack_layer(tensors, _):
+    return {f"v.deepstack.3.fc2.{kind}": bytes(len(tensors[f"v.deepstack.3.fc2.{kind}"])) for kind in KINDS}
+
+
+def deepstack_layers_exchanged(tensors, _):
+    stems = [f"{part}.{kind}" for part in ("norm", "fc1", "fc2") for kind in KINDS]
+    return {
+        f"v.deepstack.{one}.{stem}": tensors[f"v.deepstack.{other}.{stem}"]
+        for one, other in ((1, 3), (3, 1))
+        for stem in stems
+    }
+
+
+@pytest.mark.parametrize("fault", [without_a_deepstack_layer, deepstack_layers_exchanged])
+def test_a_missing_deepstack_layer_is_seen(deepstacked, tmp_path, fault):
+    _, folder, sight = deepstacked
+    tower = folder / "mmproj-F16.gguf"
+    sound = judged(folder, tower, sight)
+    assert sound.status is Status.PASS
+    assert sound.data["towers"][tower.name]["error"] < 0.005
+    rows = {tower.name: rows_of(model_of(folder), rewritten(tower, tmp_path, fault), sight)}
+    assert judge_embeddings(rows, sight.embeddings, {tower.name: 0.1}).status is Status.FAIL
+
+
+def test_a_model_file_that_takes_no_deepstack_is_refused_with_the_tower(deepstacked, zoo):
+    """As made by a converter that knew nothing of it: rows are three times too wide for that model."""
+    from qexport.formats.gguf.plan import plan_gguf
+
+    view, folder, sight = deepstacked
+    text = replace(view, config={**view.config, "vision_config": None}, vision=None)
+    blind = folder / "blind"
+    execute(plan_gguf(text, ("BF16",), GgufOptions(types=("BF16",))), blind)
+    with pytest.raises(RuntimeFailure) as caught:
+        rows_of(model_of(blind), folder / "mmproj-F16.gguf", sight)
+    assert caught.value.kind in (Failure.REFUSED, Failure.DIED)
 
 
 @pytest.mark.parametrize("changed", [{"image_mean": [0.4, 0.5, 0.5]}, {"image_std": [0.5, 0.5, 0.3]}])
@@ -303,11 +350,25 @@ def test_a_file_and_its_towers_are_verified_with_pictures(seeing, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_is_verified_with_pictures(zoo, tmp_path):
+def test_deepstack_goes_through_the_whole_proof(deepstacked):
+    """The reference of text is Qwen3, which is lent to Qwen3-VL for pictures."""
+    view, folder, _ = deepstacked
+    found = found_of(verify(model_of(folder), view=view, options=CHEAP))
+    assert set(found) == {check for check in OF_IMAGES if check is not Check.IMAGE_MTP}
+    assert {each.status for each in found.values()} == {Status.PASS}
+    assert found[Check.IMAGE_TEXT].data["tokens"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [("qwen3_5", "blocks.1.attn.proj.weight"), ("qwen3_vl", "deepstack_merger_list.1.linear_fc2.weight")],
+)
+def test_a_folder_is_verified_with_pictures(zoo, tmp_path, name, broken):
     """transformers loads the tower from the folder: its numbers are the source's, or it is said."""
-    view = view_of(zoo("qwen3_5"))
+    view = view_of(zoo(name))
     folder, reference = tmp_path / "fp8", reference_from_view(view)
-    execute(FORMATS["fp8"].plan(diagnose(open_checkpoint(str(zoo("qwen3_5")))), Fp8Options()), folder)
+    execute(FORMATS["fp8"].plan(diagnose(open_checkpoint(str(zoo(name)))), Fp8Options()), folder)
 
     def found():
         return found_of(verify(folder, view=view, options=CHEAP, reference=reference))
@@ -318,7 +379,7 @@ def test_a_folder_is_verified_with_pictures(zoo, tmp_path):
     assert Check.IMAGE_TEXT in sound
     (weights,) = folder.glob("*.safetensors")
     tensors = load_file(weights)
-    tensors["model.visual.blocks.1.attn.proj.weight"] *= 0
+    tensors[f"model.visual.{broken}"] *= 0
     save_file(tensors, weights, metadata={"format": "pt"})
     assert found()[Check.IMAGE_EMBEDDINGS].status is Status.FAIL
 

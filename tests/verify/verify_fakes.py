@@ -80,6 +80,7 @@ class FakeRuntime:
     opened: list[Settings] = field(default_factory=list)
     stops: frozenset | None = None
     ends_by_text: frozenset = frozenset()
+    seer: FakeRuntime | None = None
 
     def open(self, model: Path, settings: Settings) -> FakeSession:
         self.opened.append(settings)

@@ -201,6 +201,6 @@ MLX_FOLDER = ArtifactLayout(
     # A head beside a trunk is another folder's, and mlx-lm runs none.
     drafts=False,
     here="mlx-lm",
-    served=("mlx-lm",),
+    served=("mlx-lm", "mlx-vlm"),
     title="MLX folders",
 )
