@@ -84,6 +84,21 @@ class ChatRenderer:
         self.counts[how] += 1
         return text, how
 
+    def begun(self, chat: Chat, **more: Any) -> str | None:
+        """The conversation as it is, up to where the next answer begins; ``None``: the template makes none.
+
+        Args:
+            more: what else the template is given.
+        """
+        return self._through_template(chat, {"add_generation_prompt": True, **more})
+
+    def __enter__(self) -> ChatRenderer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+
     def _render(self, chat: Chat) -> tuple[str, How]:
         if self._templates:
             chat = _numbered(chat)
@@ -114,7 +129,7 @@ class ChatRenderer:
         ]
         return self._through_template(Chat(tuple(inline), chat.tools)) or text
 
-    def _through_template(self, chat: Chat) -> str | None:
+    def _through_template(self, chat: Chat, more: Mapping[str, Any] | None = None) -> str | None:
         if not self._templates:
             return None
         if self._process is None:
@@ -123,7 +138,8 @@ class ChatRenderer:
         name = "tool_use" if chat.tools and "tool_use" in self._templates else "default"
         tools = [dict(tool) for tool in chat.tools] or None
         try:
-            found = self._process.ask("render", within=_PATIENCE_S, name=name, messages=messages, tools=tools)
+            asked = {"name": name, "messages": messages, "tools": tools, "more": dict(more or {})}
+            found = self._process.ask("render", within=_PATIENCE_S, **asked)
         except RuntimeFailure as failure:
             self._process.kill()
             self._templates = {}

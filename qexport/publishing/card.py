@@ -9,33 +9,25 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from qexport.formats.gguf.file_name import found_by_tag
-from qexport.formats.registry import place_of, words_of
+from qexport.formats.registry import FORMATS, place_of, words_of
+from qexport.publishing.commands import Named, commands
 from qexport.publishing.front_matter import front_matter, front_matter_text
 from qexport.publishing.gate import unproven
 from qexport.publishing.kept import KEEP_END, KEEP_START, Kept
-from qexport.receipt.safe_text import MARKDOWN, cell, code, hub_link, template
-from qexport.receipt.tables import (
-    ACCEPTANCE,
-    BESIDE_PLAIN,
-    BITS,
-    FLIPS,
-    IMAGES,
-    KLD,
-    PREDICTED,
-    SAME_TOP1,
-    SIZE,
-    VERIFIED,
-    Column,
-    TextTable,
-)
+from qexport.publishing.tables import choice_table, figure_table, file_table, part_table, speed_table
+from qexport.receipt.about import SAMPLING
+from qexport.receipt.choosing import contexts, options_of, tokens_text
+from qexport.receipt.plainly import outcome, plainly
+from qexport.receipt.safe_text import MARKDOWN, cell, code, fenced, hub_link, template
+from qexport.receipt.text import listed
+from qexport.receipt.verification import Status
 from qexport.receipt.words import WAS_RUN, facts, glossary, repairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from qexport.receipt.tables import TextTable
     from qexport.receipt.types import Artifact
 
 
@@ -50,6 +42,7 @@ class CardOptions:
         kept: what an earlier card keeps.
         included: names of further files that are published beside the artifacts.
         front_matter: what outranks the receipts: license, language, task; tags are added.
+        drafter: the repository with the MTP head, where that is one of its own.
     """
 
     repo: str
@@ -58,6 +51,7 @@ class CardOptions:
     kept: Kept = field(default_factory=Kept)
     included: tuple[str, ...] = ()
     front_matter: Mapping[str, Any] = field(default_factory=dict)
+    drafter: str = ""
 
 
 def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
@@ -65,18 +59,20 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     models = sorted((a for a in artifacts if a.is_model), key=lambda a: (place_of(a.format), a.size))
     others = [artifact for artifact in artifacts if not artifact.is_model]
     matter = front_matter(artifacts, options)
-    bases = matter.get("base_model") or []
-    labels = dict.fromkeys(artifact.source.label for artifact in models)
-    sources = [
-        *map(hub_link, bases if isinstance(bases, list) else [bases]),
-        *(() if bases else (code(label) for label in labels if label)),
-    ]
     formats = dict.fromkeys(artifact.format for artifact in models)
     towers = [file for a in others if models and a.kind == "mmproj" for file in a.files]
+    found = options_of(artifacts)
+    named = commands(models, [file.name for file in towers], options.repo)
+    figures = figure_table(models)
+    proven = [artifact for artifact in models if artifact.verification]
+    about = next((a.source.about for a in models), None)
     return template(__package__, "card.md.jinja").render(
         front_matter=front_matter_text(matter),
         title=options.repo.rpartition("/")[2],
-        source=" and ".join(sources) or "a model",
+        noun="Exports" if list(formats) in ([], ["merged"]) else "Quantized versions",
+        source=_sources(models, options),
+        base=about.base if about and options.base_model != about.base else "",
+        description=about.description if about else "",
         formats="; ".join(cell(words_of(name).readers) for name in formats),
         has_mtp=any(artifact.has_mtp for artifact in models),
         blind=_blind(models, any(a.sees for a in others)),
@@ -85,41 +81,41 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         keep_start=KEEP_START,
         keep_end=KEEP_END,
         kept=options.kept.text,
-        table=file_table(models or others),
-        legend=_legend(models),
+        chosen=choice_table(found),
+        least=tokens_text(min(contexts(found), default=0)),
+        has_files=any(each.artifact.format == "gguf" for each in found),
+        table=file_table(models or others, found),
+        needs=listed([tokens_text(length) for length in contexts(found)]),
+        figures=figures,
+        legend=_legend(figures, models),
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
         towers=towers,
         included=options.included,
-        **_commands(models, [file.name for file in towers], options.repo),
+        repo=options.repo,
+        **named,
+        **_pulled(named["llama_cpp"], options.repo),
+        beside=options.drafter if not named["drafter"] and named["mlx_lm"] else "",
+        trunk=_trunk(options.repo) if named["drafter"] else "",
+        mlx_flags=_flags(about.sampling if about else {}),
         notes=[note for name in formats if (note := words_of(name).note)],
+        speeds=speed_table(models),
+        machine=next((str(a.bench.machine) for a in models if a.bench), ""),
+        sampling=_sampling(about.sampling) if about else "",
+        chat=about.chat if about else None,
+        prompt=fenced(about.chat.prompt) if about else "",
+        parts=part_table(models),
         was_run=WAS_RUN,
+        proofs=[(artifact, plainly(artifact.verification)) for artifact in proven if artifact.verification],
+        marks=_MARKS,
+        outcome=outcome,
         provenance=[fact for fact in facts(artifacts, MARKDOWN) if fact.text != "none"],
         repairs=repairs(artifacts, MARKDOWN),
     )
 
 
-def file_table(artifacts: Sequence[Artifact]) -> str:
-    """A Markdown table, a row for each artifact, a column wherever one of them has a value."""
-    return TextTable.of("Files", _COLUMNS, artifacts).markdown
-
-
-def _file(artifact: Artifact) -> str:
-    if artifact.is_file:
-        more = f" and {len(artifact.files) - 1} more" if len(artifact.files) > 1 else ""
-        return f"[{cell(artifact.name)}](./{quote(artifact.name)}){more}"
-    return f"[{cell(artifact.top)}/](./{quote(artifact.top)})" if artifact.top else "this repository"
-
-
-_COLUMNS = (
-    Column("File", _file, markup=True),
-    Column("Type", lambda a: a.label),
-    *(SIZE, BITS, KLD, PREDICTED, BESIDE_PLAIN, FLIPS, SAME_TOP1, ACCEPTANCE, IMAGES, VERIFIED),
-)
-
-
-def _legend(models: Sequence[Artifact]) -> dict[str, str]:
+def _legend(figures: TextTable, models: Sequence[Artifact]) -> dict[str, str]:
     """Of the columns that are there."""
-    shown = {column.title for column in _COLUMNS}
+    shown = {column.title for column in figures.columns}
     return {name: words for name, words in glossary(models).items() if name in shown}
 
 
@@ -134,59 +130,37 @@ def _blind(models: Sequence[Artifact], towers: bool) -> str:
     return f"in the {' and '.join(without)} files"
 
 
-@dataclass(frozen=True)
-class Named:
-    """An artifact in a shell's words.
-
-    Attributes:
-        model: what programs call it.
-        fetch: the command that has to come first: a subfolder cannot be named by a Hub id.
-        sees: it takes images.
-        serve: llama-server's, of a GGUF.
-        tower: the file of the vision tower beside it.
-    """
-
-    model: str
-    fetch: str
-    has_mtp: bool
-    sees: bool = False
-    serve: str = ""
-    tower: str = ""
+_MARKS = {Status.PASS: "✓", Status.FAIL: "✗ failed:", Status.SKIPPED: "– not checked:"}
+_MLX_FLAGS = {"temperature": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p"}
 
 
-def _commands(models: Sequence[Artifact], towers: Sequence[str], repo: str) -> Mapping[str, Named | None]:
-    """The artifact that each program is shown with; ``None``: there is none for it."""
-    trunks = [artifact for artifact in models if not artifact.is_drafter]
-    candidates = {
-        program: [artifact for artifact in trunks if words_of(artifact.format).program == program]
-        for program in ("llama_cpp", "mlx_lm", "served")
+def _sources(models: Sequence[Artifact], options: CardOptions) -> str:
+    """What was exported, as links where it is on the Hub."""
+    own = {artifact.source.hub_id for artifact in models if artifact.source.hub_id}
+    ids = [options.base_model] if options.base_model else sorted(own)
+    labels = dict.fromkeys(code(artifact.source.label) for artifact in models if artifact.source.label)
+    return " and ".join(map(hub_link, ids)) or " and ".join(labels) or "a model"
+
+
+def _sampling(values: Mapping[str, float]) -> str:
+    return ", ".join(f"`{key}` {values[key]:g}" for key in SAMPLING if key in values)
+
+
+def _flags(values: Mapping[str, float]) -> str:
+    """As options of mlx-lm, which does not look into the files."""
+    return "".join(f" {flag} {values[key]:g}" for key, flag in _MLX_FLAGS.items() if key in values)
+
+
+def _pulled(file: Named | None, repo: str) -> dict[str, str]:
+    """The arguments of programs that take a repository and a type."""
+    tag = file.tag if file else ""
+    return {
+        "ollama": shlex.quote(f"hf.co/{repo}:{tag}"),
+        "lmstudio": shlex.quote(f"https://huggingface.co/{repo}@{tag.lower()}"),
     }
-    candidates["drafter"] = [artifact for artifact in models if artifact.is_drafter]
-    files = candidates.pop("llama_cpp")
-    folders = {name: _named_folder(found[0], repo) if found else None for name, found in candidates.items()}
-    return {"llama_cpp": _named_file(files, repo, towers) if files else None, **folders}
 
 
-def _named_file(ggufs: Sequence[Artifact], repo: str, towers: Sequence[str]) -> Named:
-    chosen = next((a for a in ggufs if a.label == "Q4_K_M"), min(ggufs, key=lambda a: a.size))
-    name, where = chosen.name, shlex.quote(repo)
-    # Older names, and F16 beside BF16, are not found by their type: such a file is named in full.
-    listed = [file.name for artifact in ggufs for file in artifact.files]
-    if found_by_tag(listed, chosen.label) == name:
-        serve = f"llama-server -hf {shlex.quote(f'{repo}:{chosen.label}')}"
-    else:
-        serve = f"llama-server -hf {where} --hf-file {shlex.quote(name)}"
-    shards = f"--include {shlex.quote(name.rsplit('-00001-of-', 1)[0] + '-*')}"
-    what = shlex.quote(name) if len(chosen.files) == 1 else shards
-    tower = shlex.quote(towers[0]) if towers else ""
-    beside = f" {tower}" if tower and len(chosen.files) == 1 else ""
-    fetch = f"hf download {where} {what}{beside} --local-dir ."
-    return Named(shlex.quote(name), fetch, chosen.has_mtp, serve=serve, tower=tower)
-
-
-def _named_folder(artifact: Artifact, repo: str) -> Named:
-    where = shlex.quote(repo)
-    if not artifact.top:
-        return Named(where, "", artifact.has_mtp, artifact.sees)
-    fetch = f"hf download {where} --include {shlex.quote(artifact.top + '/*')} --local-dir ."
-    return Named(shlex.quote(f"./{artifact.top}"), fetch, artifact.has_mtp, artifact.sees)
+def _trunk(repo: str) -> str:
+    """The repository of the model that a head drafts for, by the name that a push gives the head's."""
+    endings = (ending for known in FORMATS.values() for ending in known.beside.values())
+    return next((repo.removesuffix(ending) for ending in endings if repo.endswith(ending)), "")

@@ -51,6 +51,10 @@ def front_matter(artifacts: Sequence[Artifact], options: CardOptions) -> dict[st
     if bases:
         found["base_model"] = bases[0] if len(bases) == 1 else bases
         found["base_model_relation"] = "quantized"
+    elif tuned := next((a.source.about.base for a in artifacts if a.source.about.base), ""):
+        # What was exported is on no Hub: then these are what has become of the model that it was tuned from.
+        found["base_model"] = tuned
+        found["base_model_relation"] = "finetune"
     if libraries:
         found["library_name"] = libraries[0]
     found["pipeline_tag"] = "text-generation"

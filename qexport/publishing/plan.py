@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qexport.formats.registry import FORMATS
 from qexport.publishing.card import CardOptions, render_card
 from qexport.publishing.folder import LeftOut, survey
 from qexport.publishing.gate import check_labels, check_proofs, unproven
@@ -184,7 +185,7 @@ def plan_push(
     sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
     kept, unused = _kept(options, remote)
     said = (options.base_model, options.quantized_by, kept, found.included, options.front_matter)
-    card = render_card(together, CardOptions(options.repo, *said)).encode()
+    card = render_card(together, CardOptions(options.repo, *said, drafter=_drafter(options))).encode()
     check_text(RECEIPT_NAME, receipt, secrets=secrets)
     check_text(CARD_NAME, card, secrets=secrets, prose=True)
     uploads = [
@@ -208,6 +209,14 @@ def _kept(options: PushOptions, remote: Remote) -> tuple[Kept, tuple[LeftOut, ..
         return read_kept(text, "the folder"), ()
     unused = (LeftOut(CARD_NAME, "the card is made from receipts"),) if text is not None else ()
     return read_kept(remote.card, options.repo, replace=options.replace_card), unused
+
+
+def _drafter(options: PushOptions) -> str:
+    """The repository of the head that lies in a folder beside this one: pushes name it like the folder."""
+    endings = (ending for known in FORMATS.values() for ending in known.beside.values())
+    folder = options.folder.absolute()
+    there = (ending for ending in endings if folder.with_name(f"{folder.name}{ending}").is_dir())
+    return next((f"{options.repo}{ending}" for ending in there), "")
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:

@@ -7,6 +7,7 @@ a command. Characters that nobody sees, or that turn what others see around, are
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -68,6 +69,15 @@ def code(text: object) -> str:
     return f"{fence}{space}{shown}{space}{fence}"
 
 
+def fenced(text: object) -> str:
+    """Lines of text in a block of Markdown that shows them as they are; empty for no text."""
+    lines = [without_hidden(line) for line in str(text)[: 2 * _LONGEST].splitlines()]
+    shown = "\n".join(lines).replace("<!--", "<!\\--").strip("\n")
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{shown}\n{fence}" if shown else ""
+
+
 def html_text(text: object) -> str:
     """Text between tags, or in an attribute."""
     return str(escape(visible(text)))
@@ -96,7 +106,7 @@ MARKDOWN = Markup(cell, code, hub_link)
 
 @cache
 def template(package: str, name: str, *, html: bool = False) -> Template:
-    """A Jinja template of a package, with the filters ``cell``, ``code`` and ``html``.
+    """A Jinja template of a package, with filters for texts of receipts.
 
     Args:
         html: everything that is put in is escaped, and without what nobody sees.
@@ -111,7 +121,8 @@ def template(package: str, name: str, *, html: bool = False) -> Template:
         autoescape=html,
         finalize=(lambda value: without_hidden(value) if type(value) is str else value) if html else None,
     )
-    environment.filters |= {"cell": cell, "code": code, "html": html_text}
+    environment.filters |= {"cell": cell, "code": code, "html": html_text, "hub": hub_link}
+    environment.filters["py"] = lambda text: json.dumps(visible(text), ensure_ascii=False)
     return environment.from_string(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
 
 

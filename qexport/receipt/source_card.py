@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 FROM_SOURCE = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FILE = re.compile(r"[\w.-]+", re.ASCII)  # such as LICENSE, in the repository itself
+_FRONT = re.compile(r"\A\ufeff?---\n.*?\n---[ \t]*(?:\n|\Z)", re.DOTALL)
+_PROSE = re.compile(r"[^\W\d_]|\*\*|\[(?!!)")  # no heading, list, table, code, badge, quote or tag
+_LINK = re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)")
+_TAG = re.compile(r"<[^<>\n]*>|https?://\S+")
+_MARKS = re.compile(r"[*`~]+")
+_SHORTEST, _LONGEST = 20, 400
 
 
 def source_card(readme: bytes | None) -> dict[str, Any]:
@@ -33,6 +39,35 @@ def plain_card(card: Mapping[str, Any]) -> dict[str, Any]:
     if link is not None and not (isinstance(link, str) and (is_web_link(link) or _FILE.fullmatch(link))):
         del found["license_link"]
     return found
+
+
+def description_of(readme: bytes | None) -> str:
+    r"""What a README.md says of its model: a description in the front matter, else its first words of prose.
+
+    >>> description_of(b"---\nlicense: mit\n---\n# M\n\n![x](y)\n\nTuned on **letters**, see [here](z)!")
+    'Tuned on letters, see here!'
+    """
+    front = read_front_matter(readme, [])
+    given = next((front[key] for key in ("description", "summary") if isinstance(front.get(key), str)), None)
+    text = (readme or b"").decode("utf-8", errors="replace")
+    body = _FRONT.sub("", text.replace("\r\n", "\n"), count=1)
+    prose = (_plain_words(part) for part in re.split(r"\n\s*\n", body) if _PROSE.match(part))
+    words = visible(given) if given else next((each for each in prose if len(each) >= _SHORTEST), "")
+    return "" if holds_host_path(words) else _shortened(words)
+
+
+def _plain_words(markdown: str) -> str:
+    """A paragraph without links, images, emphasis and tags."""
+    return visible(_MARKS.sub("", _TAG.sub("", _LINK.sub(r"\1", markdown))))
+
+
+def _shortened(words: str) -> str:
+    """Whole sentences, as far as there is room for them."""
+    if len(words) <= _LONGEST:
+        return words
+    cut = words[:_LONGEST]
+    whole = cut[: cut.rfind(". ") + 1]
+    return whole or cut.rsplit(" ", 1)[0] + " …"
 
 
 def _is_plain(value: object) -> bool:

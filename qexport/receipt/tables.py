@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.receipt.measures import Estimate
+from qexport.receipt.plainly import outcome
 from qexport.receipt.safe_text import cell
-from qexport.receipt.text import bits, nats, with_error
+from qexport.receipt.text import bits, nats, percent, speed, times, with_error
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
+    from qexport.receipt.speeds import Bench, Range, Speed
     from qexport.receipt.types import Artifact
 
 
@@ -105,4 +107,28 @@ def _images(artifact: Artifact) -> str:
 
 
 IMAGES = Column("Images", _images)
-VERIFIED = Column("Verified", lambda a: a.outcome if a.is_model else "")
+VERIFIED = Column("Verified", lambda a: outcome(a) if a.is_model else "")
+
+
+def _span(found: Range) -> str:
+    return f"{speed(found.low)} to {speed(found.high)}"
+
+
+def _gain(bench: Bench, each: Speed) -> str:
+    return times(each.tok_s.median / bench.bare.tok_s.median if bench.bare and each.n_max else None)
+
+
+SPEED = (
+    Column("Artifact", lambda t: t[0].title),
+    Column("MTP", lambda t: f"n-max {t[2].n_max}" if t[2].n_max else "off"),
+    Column("Tokens/s", lambda t: speed(t[2].tok_s.median), number=True),
+    Column("Slowest to fastest", lambda t: _span(t[2].tok_s), number=True),
+    Column("Against bare", lambda t: _gain(t[1], t[2]), number=True),
+    Column("Drafts accepted", lambda t: percent(t[2].acceptance), number=True),
+    Column(
+        "Prompt tokens/s",
+        lambda t: speed(t[2].prompt_tok_s.median if t[2].prompt_tok_s else None),
+        number=True,
+    ),
+)
+"""Of an artifact, its bench, and one setting of that."""

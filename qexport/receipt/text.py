@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qexport.receipt.measures import Estimate
 
 
@@ -24,6 +26,15 @@ def nats(value: float | None) -> str:
         return "0" if value == 0 else f"< {_LEAST:.5f}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(digits, 6)}f}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """In a sentence.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def percent(value: float | None) -> str:

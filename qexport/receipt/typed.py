@@ -21,6 +21,7 @@ T = TypeVar("T")
 MAX_BYTES = 32 << 20
 """No receipt is larger; what is, is not read."""
 _MAX_DEPTH = 32
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _MAX_COUNT = 2**63 - 1
 # Controls (terminals obey them) and halves of surrogate pairs (no UTF-8 form).
 _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -163,12 +164,9 @@ def as_json(value: Any) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         pairs = ((each, getattr(value, each.name)) for each, _ in types_of(type(value)))
-        made = {
-            key_of(each): as_json(inner)
-            for each, inner in pairs
-            if needed(each) or inner not in (None, "", (), {}, [])
-        }
-        return made | getattr(value, "derived", {})
+        made = ((each, as_json(inner)) for each, inner in pairs)
+        kept = {key_of(each): inner for each, inner in made if needed(each) or inner not in _EMPTY}
+        return kept | getattr(value, "derived", {})
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):

@@ -16,6 +16,7 @@ from qexport.checkpoint.paths import SHA256
 from qexport.doctor.finding import Finding
 from qexport.formats.format import ATTACHED
 from qexport.formats.registry import FORMATS, words_of
+from qexport.receipt.about import About
 from qexport.receipt.measures import Estimate, Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
@@ -26,7 +27,7 @@ SCHEMA = 2
 """The version of what is written; :mod:`qexport.receipt.old` reads the ones before."""
 _NO_NAME = re.compile(r"[\\\ufffd]|^[A-Za-z]:")
 _MOST_NAME = 1024
-_HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}", re.ASCII)
+HUB_LABEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{8}", re.ASCII)
 _GRAFTED = "grafted from "
 
 
@@ -99,6 +100,7 @@ class Source:
         tower: where that is from, in the words of ``mtp``; empty: not said.
         card: what the source's own card says: licence, language, task.
         tuned: the head was tuned to this model; ``None``: it was not.
+        about: what those who use it want to know.
     """
 
     label: str = ""
@@ -109,11 +111,12 @@ class Source:
     tower: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
     tuned: TunedHead | None = None
+    about: About = field(default_factory=About)
 
     @property
     def hub_id(self) -> str | None:
         """The id on the Hub; ``None`` for a folder."""
-        match = _HUB_LABEL.fullmatch(self.label)
+        match = HUB_LABEL.fullmatch(self.label)
         return match["id"] if match else None
 
     @property
@@ -232,6 +235,7 @@ class Artifact:
         kind: ``gguf``, ``mlx``, ``mlx-drafter``, ``fp8``, ``nvfp4``, ``merged``, ``imatrix`` or ``mmproj``.
         label: its type, such as ``Q4_K_M``.
         details: facts of the format, for people and programs that know it.
+        parts: for each part of the model as what it is stored, and how many bytes of that.
         notes: what was said when it was planned.
         verification: ``None``: not asked for.
         against_plain: where the best of a size was asked for, how it did beside the plain type.
@@ -252,6 +256,7 @@ class Artifact:
     files: tuple[File, ...]
     bits_per_weight: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     verification: Verification | None = None
     bench: Bench | None = None

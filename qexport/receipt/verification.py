@@ -94,6 +94,8 @@ class Verification:
     """The verdict on one artifact.
 
     Attributes:
+        prompts, texts: what was asked, and the answers.
+        as_source: of each answer, whether every token of it is the source's own first choice.
         size: bytes of all its files.
         bits_per_weight: of stored tensors, scales included, headers and padding not.
         drafts: of the runtime, over the prompts that it answered.
@@ -104,7 +106,9 @@ class Verification:
     artifact: str = ""
     engine: RuntimeVersion = field(default_factory=RuntimeVersion, metadata={"json": "runtime"})
     findings: tuple[Verdict, ...] = ()
+    prompts: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    as_source: tuple[bool, ...] = ()
     file_type: str = ""
     size: int = 0
     bits_per_weight: float = 0.0

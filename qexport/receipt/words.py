@@ -97,12 +97,17 @@ def _tool(artifact: Artifact, markup: Markup) -> str:
     return f"qexport {markup.text(artifact.tool)}" if artifact.tool else ""
 
 
+def _engine(artifact: Artifact, markup: Markup) -> str:
+    return markup.text(artifact.verification.engine) if artifact.verification else ""
+
+
 _FACTS: tuple[tuple[str, Callable[[Artifact, Markup], str]], ...] = (
     ("Source", _source),
     ("MTP head", _head),
     ("Vision tower", _tower),
     ("Calibration", _calibration),
     ("Written by", _tool),
+    ("Verified with", _engine),
 )
 
 

@@ -16,19 +16,19 @@ from qexport.receipt.tables import (
     PREDICTED,
     SAME_TOP1,
     SIZE,
+    SPEED,
     VERIFIED,
     Column,
     TextTable,
     share,
 )
-from qexport.receipt.text import nats, percent, ratio, speed, times, with_error
+from qexport.receipt.text import nats, ratio, speed, with_error
 from qexport.report.words import gate_value, gate_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from qexport.receipt.measures import Kld, LayerFlips
-    from qexport.receipt.speeds import Bench, Speed
     from qexport.receipt.types import Artifact
     from qexport.report.report import Model, Pair, Report
 
@@ -66,7 +66,7 @@ def speed_table(model: Model) -> TextTable:
     timed = [(each, each.bench) for each in model.measured if each.bench is not None]
     found = [(artifact, bench, each) for artifact, bench in timed for each in bench.speeds]
     note = "Medians over repeats; n-max is how many tokens are drafted at a time."
-    return TextTable.of("Speed", _SPEED, found, note)
+    return TextTable.of("Speed", SPEED, found, note)
 
 
 def gate_table(report: Report) -> TextTable:
@@ -112,10 +112,6 @@ def _best(artifact: Artifact) -> str:
     return f"{speed(best.tok_s.median)} (n-max {best.n_max})" if best and best.n_max else ""
 
 
-def _gain(bench: Bench, each: Speed) -> str:
-    return times(each.tok_s.median / bench.bare.tok_s.median if bench.bare and each.n_max else None)
-
-
 _P99 = _kld("99\u00a0%", lambda kld: kld.p99)
 _ARTIFACT = (
     Column("Type", lambda a: f"{a.title} (MTP head)" if a.is_drafter else a.title),
@@ -146,16 +142,6 @@ _SIDE = (
     _of_side(share("Its source's", "source_acceptance")),
     _of_side(_numbers("Tokens/s", _bare)),
     _of_side(_numbers("Best with MTP", _best)),
-)
-# Of an artifact, its bench, and one setting of that.
-_SPEED = (
-    Column("Artifact", lambda t: t[0].title),
-    Column("MTP", lambda t: f"n-max {t[2].n_max}" if t[2].n_max else "off"),
-    _numbers("Tokens/s", lambda t: speed(t[2].tok_s.median)),
-    _numbers("Slowest to fastest", lambda t: f"{speed(t[2].tok_s.low)} to {speed(t[2].tok_s.high)}"),
-    _numbers("Against bare", lambda t: _gain(t[1], t[2])),
-    _numbers("Drafts accepted", lambda t: percent(t[2].acceptance)),
-    _numbers("Prompt tokens/s", lambda t: speed(t[2].prompt_tok_s.median if t[2].prompt_tok_s else None)),
 )
 _GATE = (
     Column("Outcome", lambda gate: "kept" if gate.passed else "NOT KEPT"),

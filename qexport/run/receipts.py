@@ -25,6 +25,7 @@ from qexport.receipt.types import (
     TunedHead,
     WeightFile,
 )
+from qexport.run.about import about_of, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,6 +78,7 @@ def source_of(diagnosis: Diagnosis) -> Source:
         tower=repaired.vision_origin,
         card=source_card(repaired.files.get("README.md")),
         tuned=_tuned(diagnosis),
+        about=about_of(diagnosis),
     )
 
 
@@ -110,6 +112,7 @@ def entry_for(
         files=tuple(File(f.name, f.size, f.sha256) for f in written),
         bits_per_weight=round(plan.bits_per_weight, 4),
         details=dict(plan.details),
+        parts=parts_of(diagnosis, plan),
         notes=tuple(plan.notes),
         verification=report,
         against_plain=against,

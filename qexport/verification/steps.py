@@ -58,6 +58,8 @@ class Steps:
     runtime: Runtime | None = None
     findings: list[Verdict] = field(default_factory=list)
     answers: list[Generation] = field(default_factory=list)
+    asked: tuple[str, ...] = ()
+    as_source: tuple[bool, ...] = ()
     mtp_answers: list[Generation] = field(default_factory=list)
     images: Images | None = None
     version: str = ""
@@ -201,6 +203,7 @@ class Steps:
             self.add(scored)
         else:
             reference = scored[0]
+            self.as_source = tuple(all(token.gap == 0 for token in answer) for answer in scored[1])
             self.add(
                 judge_agreement(
                     self.answers,
@@ -229,7 +232,9 @@ class Steps:
             artifact=self.name,
             engine=RuntimeVersion("none" if self.runtime is None else self.runtime.name, self.version),
             findings=tuple(sorted(self.findings, key=lambda finding: order.index(finding.check))),
+            prompts=self.asked if self.answers else (),
             texts=tuple(answer.text for answer in self.answers),
+            as_source=self.as_source,
             file_type=self.about.file_type,
             size=self.size,
             bits_per_weight=self.about.bits_per_weight,
@@ -292,8 +297,9 @@ class Steps:
         """Prompt ids: through the artifact's chat template where it has one, else as they are."""
         texts = self._chats(session) if self.about.chats else None
         add_special = texts is None or not self.about.complete_chats
+        self.asked = tuple(self.options.prompts or (RAW_PROMPTS if texts is None else CHAT_PROMPTS))
         if texts is None:
-            texts = list(self.options.prompts or RAW_PROMPTS)
+            texts = list(self.asked)
         prompts = [session.tokenize(text, add_special=add_special) for text in texts]
         longest = max(len(ids) for ids in prompts)
         context = self._context()

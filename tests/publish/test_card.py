@@ -7,8 +7,9 @@ import yaml
 from exported_folders import FAILED, entry, gguf, parsed
 
 from qexport.errors import UsageProblem
-from qexport.publishing.card import CardOptions, file_table, render_card
+from qexport.publishing.card import CardOptions, render_card
 from qexport.publishing.kept import Kept, read_kept
+from qexport.publishing.tables import figure_table, file_table
 from qexport.receipt.safe_text import cell
 from qexport.receipt.source_card import source_card
 
@@ -44,7 +45,8 @@ def test_columns_without_values_are_left_out():
 )
 def test_measures_that_are_none_show_nothing(junk):
     value = artifact(measures=junk, verification={"passed": True})
-    assert file_table([value]).splitlines()[0] == "| File | Type | Size | Bits/weight | Verified |"
+    assert file_table([value]).splitlines()[0] == "| File | Type | Size | Verified |"
+    assert figure_table([value]).markdown.splitlines()[0] == "| Type | Bits/weight |"
 
 
 def test_an_entry_with_nothing_but_files():
@@ -115,7 +117,7 @@ def test_without_a_head_nothing_is_said_of_mtp():
     card = render_card([artifact(source=source, verification={"passed": True, "verdict": "pass"})], OPTIONS)
     assert "draft-mtp" not in card
     assert "MTP" not in card.replace("Tuned-Q4_K_M", "")
-    assert "Exports of `Merged`, made with qexport" in card
+    assert "Quantized versions of `Merged`, made with qexport" in card
     assert "- Source: `Merged`, a local checkpoint\n" in card
 
 

@@ -4,6 +4,7 @@ Every text of an entry is replaced in turn and all together; the rendered page m
 that plain words give it, no links but to the web, no tags but ours, and commands that a shell reads as one.
 """
 
+import ast
 import copy
 import json
 import re
@@ -66,7 +67,7 @@ HOSTILE = [
 ]
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 PROGRAMS = ("llama-server", "llama-cli", "hf", "pip", "vllm", "python")
-PROGRAMS += ("mlx_lm.generate", "mlx_lm.server", "mlx_vlm.generate")
+PROGRAMS += ("mlx_lm.generate", "mlx_lm.server", "mlx_vlm.generate", "ollama", "lms")
 OUR_TAGS = re.compile(r"<!--[^<>]*-->|</?details>|</?summary>|</?b>")
 # Words that mean something to the program: everything else of an entry may say what it likes.
 FIXED = {"kind", "label", "name", "sha256", "severity", "status", "check", "written", "path"}
@@ -87,6 +88,13 @@ def entries():
         "files": {},
         "mtp": "grafted from a/b",
         "card": card,
+        "about": {
+            "cache": {"keys": [{"layers": 1, "values": 512}], "most": 4096},
+            "chat": {"prompt": "<s>{prompt}", "thinking": "on"},
+            "sampling": {"top_k": 20},
+            "description": "It explains.",
+            "base": "org/Base",
+        },
     }
     return [
         gguf("Q4_K_M", options={"imatrix": facts}, source=source)[0],
@@ -140,9 +148,11 @@ def check_markdown(text):
                 assert "<" not in OUR_TAGS.sub("", token.content), token.content
             assert token.type != "image"
             if token.type == "link_open":
-                assert re.match(r"https?://[\w.-]+/|\./", token.attrs["href"]), token.attrs
-            if token.type == "fence":
+                assert re.match(r"https?://[\w.-]+/|\./|#verification$", token.attrs["href"]), token.attrs
+            if token.type == "fence" and token.info == "sh":
                 check_commands(token.content)
+            if token.type == "fence" and token.info == "python":
+                check_python(token.content)
 
 
 def check_commands(text):
@@ -151,6 +161,12 @@ def check_commands(text):
         if words:
             assert words[0] in PROGRAMS
             assert not re.search(r"[;&|`$<>]", re.sub(r"'[^']*'|\"[^\"$`]*\"", "", line)), line
+
+
+def check_python(text):
+    """Nothing is called but what the card itself writes: all else are literals."""
+    called = {ast.unparse(each.func) for each in ast.walk(ast.parse(text)) if isinstance(each, ast.Call)}
+    assert called <= {"Llama.from_pretrained", "print", "llm.create_chat_completion", "pipeline", "see"}
 
 
 def halves(card):

@@ -39,9 +39,9 @@ def column(markdown: str, title: str) -> list[str]:
     ("verification", "gates", "words"),
     [
         (PASSED, (), "passed"),
-        (SKIPPED, (), "passed, without mtp_loads"),
-        (SKIPPED, (BROKEN,), "passed, without mtp_loads; limits not kept: max_mean_kld"),
-        (FAILED, (), "failed: agreement"),
+        (SKIPPED, (), "passed, without drafting"),
+        (SKIPPED, (BROKEN,), "passed, without drafting; limits not kept: max_mean_kld"),
+        (FAILED, (), "failed: comparing answers"),
         (report(), (), "ran, not compared"),
         (None, (), "not run"),
     ],
@@ -63,14 +63,14 @@ def test_one_sentence_says_where_it_came_from(tmp_path):
     told = markdown.split("### Where it came from")[1].split("###")[0]
     facts = re.findall(r"^- \*\*(.*?)\*\*(: .*)$", told, re.MULTILINE)
     assert card_facts == [what + text for what, text in facts]
-    assert len(facts) == 4
+    assert len(facts) == 5
     assert card_facts[0] == f"Source: org/M on the Hugging Face Hub, commit {'0' * 40}, 9 B of weights"
     assert card_facts[2] == "Calibration: importance matrix m.gguf, from calib, 512 tokens"
 
 
 def test_one_sentence_says_what_a_figure_means(tmp_path):
     card, markdown, html = texts(tmp_path, replace(FULL, verification=PASSED))
-    legend = card.split("## Files")[1].split("Check a download")[0]
+    legend = card.split("## Files")[1].split("</details>")[0]
     terms = re.findall(r"^- (.*?): (.*)$", legend, re.MULTILINE)
     assert [term for term, _ in terms] == ["KL divergence", "Same top-1", "Bits/weight"]
     for term, words in terms:

@@ -60,13 +60,19 @@ class Loaded:
         day = datetime.date(*request["today"])
         self._environment.globals["strftime_now"] = day.strftime
 
-    def render(self, name: str, messages: list[Any], tools: list[Any] | None) -> dict[str, str]:
-        """``text``, or why there is none: ``refused``, in the template's own words."""
+    def render(
+        self, name: str, messages: list[Any], tools: list[Any] | None, more: dict[str, Any] | None = None
+    ) -> dict[str, str]:
+        """``text``, or why there is none: ``refused``, in the template's own words.
+
+        Args:
+            more: what else the template is given, such as ``enable_thinking``.
+        """
         try:
             if name not in self._compiled:
                 self._compiled[name] = self._environment.from_string(self._sources[name])
             given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": False}
-            text = self._compiled[name].render(**given, **self._words)
+            text = self._compiled[name].render(**{**given, **self._words, **(more or {})})
         except Exception as error:  # noqa: BLE001 a template raises whatever Python can
             words = str(error).strip().split("\n", 1)[0][:120]
             return {"refused": words or type(error).__name__}
