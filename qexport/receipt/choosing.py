@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.formats.registry import words_of
+from qexport.receipt.measures import USUAL_DRAFTS
 from qexport.receipt.memory import CONTEXTS, MEMORIES, Cache, Load
 from qexport.receipt.state import State
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from qexport.receipt.types import Artifact
 
 
-DRAFTS = 3
-"""llama.cpp's default for the most tokens that a head drafts at a time."""
 _LEAST = CONTEXTS[0]
 _CLOSE = (
     (0.001, "as good as the original"),
@@ -74,7 +73,7 @@ def options_of(artifacts: Sequence[Artifact]) -> list[Option]:
         cache = each.source.about.cache
         if each.is_model and not each.is_drafter and cache.keys and each.state is not State.FAILED:
             beside = min(towers, default=0) if each.format == "gguf" else 0
-            drafts = DRAFTS if each.has_mtp else 0
+            drafts = USUAL_DRAFTS if each.has_mtp else 0
             found.append(Option(each, Load(each.size + beside, cache, drafts)))
     return found
 
