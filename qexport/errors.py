@@ -83,6 +83,24 @@ class EnvironmentProblem(QexportError):
     exit_code = ExitCode.ENVIRONMENT
 
 
+class SeveralProblems(QexportError):
+    """Of several things that were asked for some ended with an error; the gravest has the exit code."""
+
+    def __init__(self, message: str, errors: Iterable[QexportError], *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = min((error.exit_code for error in errors), key=_GRAVEST.index)
+
+
+_GRAVEST = (
+    ExitCode.FAILURE,
+    ExitCode.VERIFICATION,
+    ExitCode.GATE,
+    ExitCode.INPUT,
+    ExitCode.USAGE,
+    ExitCode.ENVIRONMENT,
+)
+
+
 def some(names: Sequence[str], most: int = 8, between: str = ", ") -> str:
     """The first of many, as messages list them.
 

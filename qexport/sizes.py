@@ -32,3 +32,15 @@ def size_text(count: float) -> str:
             break
         value /= 1000
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
+
+
+def count_text(number: int) -> str:
+    """A number of weights.
+
+    >>> count_text(27_800_000_000), count_text(135_000_000), count_text(12)
+    ('27.80B', '135.00M', '12')
+    """
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.2f}{unit}"
+    return str(number)

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._options import together
-from qexport.cli._recipe import jobs_of, show_jobs
+from qexport.cli._recipe import plan_all, show_jobs
 from qexport.run.hf_jobs import HfJobs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from qexport.cli._output import Output
-    from qexport.recipe.recipe import Recipe
-    from qexport.recipe.select import Unit
 
 
 _DEFAULTS = HfJobs()
@@ -67,10 +63,8 @@ hf_job_options = together(
 """What ``--on hf-jobs`` needs to know."""
 
 
-def send(
-    output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any], *, dry_run: bool
-) -> None:
-    """Submit the recipe's jobs, or (``dry_run``) print the calls."""
+def send(output: Output, given: dict[str, Any], *, dry_run: bool) -> None:
+    """Submit the recipes' jobs, or (``dry_run``) print the calls."""
     from qexport.recipe.load import read_recipe_text
     from qexport.run.hf_jobs import calls_for, submit
 
@@ -83,22 +77,27 @@ def send(
         bucket=given["hf_bucket"],
         install=given["hf_install"],
     )
-    text = read_recipe_text(given["recipe_path"])
-    jobs = jobs_of(output, recipe, units, given)
-    calls = calls_for(recipe, text, jobs, options, given["overrides"])
+    planned = plan_all(output, given)
+    calls = []
+    for chosen, jobs in planned.of:
+        assert chosen.recipe.path is not None
+        text = read_recipe_text(chosen.recipe.path)
+        calls += calls_for(chosen.recipe, text, jobs, options, given["overrides"])
     if dry_run:
         output.document([call.to_json() for call in calls])
-        show_jobs(output, jobs)
+        show_jobs(output, planned)
         for call in calls:
             output.text(f"\nrun_job for {call.job.name}:")
             for name, value in call.to_json()["run_job"].items():
                 output.text(f"  {name} = {value!r}")
-        return
-    done = []
-    for call in calls:
-        done.append(submit(call))
-        output.say(f"{done[-1].name}: {done[-1].url}")
-    output.document([{"name": job.name, "id": job.id, "url": job.url} for job in done])
-    for job in done:
-        output.text(f"{job.id}  {job.name}")
-    output.text("Follow one with `hf jobs logs ID`.")
+    else:
+        done = []
+        for call in calls:
+            done.append(submit(call))
+            output.say(f"{done[-1].name}: {done[-1].url}")
+        output.document([{"name": job.name, "id": job.id, "url": job.url} for job in done])
+        for job in done:
+            output.text(f"{job.id}  {job.name}")
+        output.text("Follow one with `hf jobs logs ID`.")
+    if (error := planned.problem()) is not None:
+        raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,16 @@ import click
 
 from qexport.cli._options import SIZE, together
 from qexport.cli._output import Output
-from qexport.errors import EnvironmentProblem, InputError
+from qexport.errors import EnvironmentProblem, InputError, QexportError, SeveralProblems, some
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qexport.recipe.recipe import Recipe
-    from qexport.recipe.select import Unit
+    from qexport.recipe.several import Chosen, Refused
+    from qexport.run.changed import HubState
     from qexport.run.jobs import Job, MachineLimits
+    from qexport.run.model import Openings
     from qexport.run.weigh import Burden
 
 
@@ -62,15 +64,21 @@ SET = click.option(
 
 recipe_options = together(
     click.option(
+        "--if-changed",
+        is_flag=True,
+        help="Leave out what the recipe's repositories hold already: made from the same commits, by this "
+        "version, as the recipe asks for it, and proven.",
+    ),
+    click.option(
         "--only",
         multiple=True,
         metavar="NAME[:TYPE],...",
         help="Only these artifacts, or types of them; model/NAME and compare/NAME where there are both.",
     ),
     SET,
-    click.argument("recipe_path", metavar="RECIPE", type=RECIPE),
+    click.argument("recipe_paths", metavar="RECIPE...", type=RECIPE, nargs=-1, required=True),
 )
-"""RECIPE, ``--set`` and ``--only``."""
+"""RECIPE..., ``--set``, ``--only`` and ``--if-changed``."""
 
 
 limit_options = together(
@@ -95,7 +103,115 @@ limit_options = together(
 """What one machine has."""
 
 
-def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: int | None) -> list[Burden]:
+@dataclass
+class Planned:
+    """Jobs of one recipe or of many, and what they have in common.
+
+    Attributes:
+        of: each recipe with its jobs.
+        downloads: bytes by what is downloaded, each once.
+        openings: models and bases that were opened for it.
+        refused: recipes of which nothing could be planned.
+        unchanged: units that were left out because the Hub has them.
+    """
+
+    openings: Openings
+    of: list[tuple[Chosen, tuple[Job, ...]]] = field(default_factory=list)
+    downloads: dict[object, int] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+    unchanged: int = 0
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All of them."""
+        return [job for _, jobs in self.of for job in jobs]
+
+    def entries(self, overrides: Sequence[str]) -> list[dict[str, Any]]:
+        """As entries of a matrix; ``together`` are the jobs of one recipe, which is published as a whole."""
+        return [
+            {**job_json(chosen, job, overrides), "together": " ".join(each.name for each in jobs)}
+            for chosen, jobs in self.of
+            for job in jobs
+        ]
+
+    def problem(self) -> QexportError | None:
+        """One error for all recipes that were refused."""
+        return problem_of(self.refused)
+
+
+def problem_of(refused: Sequence[Refused]) -> QexportError | None:
+    """One error for recipes that ended with one."""
+    if not refused:
+        return None
+    return SeveralProblems(
+        f"{len(refused)} of the recipes ended with an error: {some([each.name for each in refused])}",
+        [each.error for each in refused],
+        hint="Each is said above.",
+    )
+
+
+def plan_all(output: Output, given: dict[str, Any], limits: MachineLimits | None = None) -> Planned:
+    """The jobs of every recipe that was named; what cannot be planned is said, and holds up no other.
+
+    Raises:
+        QexportError: there is one recipe, and it cannot be planned; there would be too many jobs.
+    """
+    from qexport.recipe.several import Refused, choose
+    from qexport.run.jobs import MachineLimits, check_count
+    from qexport.run.model import Openings
+
+    limits = limits or MachineLimits(*(given[key] for key in ("max_disk", "max_memory", "max_jobs", "cores")))
+    paths = given["recipe_paths"]
+    chosen, refused = choose(paths, given["overrides"], given["only"])
+    planned = Planned(Openings(), refused=list(refused))
+    state = hub_state(planned.openings) if given["if_changed"] else None
+    for each in chosen:
+        try:
+            wanted = each if state is None else only_changed(output, state, each)
+            planned.unchanged += len(each.units) - len(wanted.units)
+            jobs = _jobs(output, planned, wanted, given, limits)
+        except QexportError as error:
+            planned.refused.append(Refused(each.name, error))
+            continue
+        if len(paths) > 1:  # names are unique within a recipe
+            jobs = tuple(replace(job, name=f"{each.name}.{job.name}") for job in jobs)
+        planned.of.append((wanted, jobs))
+    if len(paths) == 1 and planned.refused:
+        raise planned.refused[0].error
+    for one in planned.refused:
+        output.say(f"{one.name}: {one.error.message}")
+    check_count(len(planned.jobs), limits)
+    return planned
+
+
+def hub_state(openings: Openings) -> HubState:
+    """What ``--if-changed`` compares with."""
+    from qexport.run.changed import HubState
+
+    return HubState(openings)
+
+
+def only_changed(output: Output, state: HubState, chosen: Chosen) -> Chosen:
+    """Without what the Hub has already; says of each unit why it is made, or that it is there."""
+    standings = state.standing(chosen.recipe, chosen.units)
+    for each in standings:
+        output.say(f"{chosen.name}: {each.unit.short}: {each.why or f'unchanged in {each.repo}'}")
+    return replace(chosen, units=tuple(each.unit for each in standings if each.changed))
+
+
+def _jobs(
+    output: Output, planned: Planned, chosen: Chosen, given: dict[str, Any], limits: MachineLimits
+) -> tuple[Job, ...]:
+    from qexport.run.jobs import plan_jobs
+
+    burdens = _burdens(output, planned.openings, chosen, given["params"])
+    for burden in burdens:
+        choice = chosen.recipe.subject(burden.subject).choice
+        planned.downloads[(choice.model, choice.revision)] = burden.source
+    return plan_jobs(chosen.recipe, burdens, limits)
+
+
+def _burdens(output: Output, openings: Openings, chosen: Chosen, params: int | None) -> list[Burden]:
     """What the units weigh: from headers, or guessed from ``params``.
 
     Raises:
@@ -105,15 +221,16 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
     from qexport.run.weigh import guess, weigh
 
     found: list[Burden] = []
+    recipe = chosen.recipe
     for subject in recipe.subjects:
-        mine = [unit for unit in units if unit.subject == subject.key]
+        mine = [unit for unit in chosen.units if unit.subject == subject.key]
         if not mine:
             continue
         if params is not None:
             found.append(guess(recipe, subject, params, mine))
             continue
         try:
-            diagnosis = examine(subject.choice, download=False)
+            diagnosis = examine(subject.choice, download=False, opened=openings)
         except (EnvironmentProblem, InputError) as error:
             error.hint = f"{error.hint or ''} Or give --params 27B: sizes are then guessed.".strip()
             raise
@@ -122,31 +239,16 @@ def burdens_of(output: Output, recipe: Recipe, units: Sequence[Unit], params: in
     return found
 
 
-def jobs_of(
-    output: Output,
-    recipe: Recipe,
-    units: Sequence[Unit],
-    given: dict[str, Any],
-    limits: MachineLimits | None = None,
-) -> tuple[Job, ...]:
-    """The units as jobs for machines of ``limits``; without, for those that ``limit_options`` describe."""
-    from qexport.run.jobs import MachineLimits, plan_jobs
-
-    limits = limits or MachineLimits(*(given[key] for key in ("max_disk", "max_memory", "max_jobs", "cores")))
-    return plan_jobs(recipe, burdens_of(output, recipe, units, given["params"]), limits)
-
-
-def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A job as an entry of a matrix: its name, the words for ``--only``, the command, and what it needs.
+def job_json(chosen: Chosen, job: Job, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A job as an entry of a matrix: its name, recipe and words for ``--only``, the command, what it needs.
 
     ``folders`` are what it makes below ``--out``, with the repository that the recipe has for each;
     ``verify`` says whether the recipe wants any of them run.
     """
-    from qexport.recipe.named import shown
     from qexport.recipe.select import select
 
-    assert recipe.path is not None
-    words = ["qexport", "run", shown(recipe.path), "--only", ",".join(job.only)]
+    recipe = chosen.recipe
+    words = ["qexport", "run", chosen.words, "--only", ",".join(job.only)]
     words += [word for given in overrides for word in ("--set", given)]
     folders: dict[str, str | None] = {}
     verified = False
@@ -156,12 +258,14 @@ def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[st
         verified |= artifact.verify is not None and artifact.unverified == "refuse"
     return {
         "name": job.name,
+        "recipe": chosen.words,
         "only": ",".join(job.only),
         "command": shlex.join(words),
         "folders": [{"folder": folder, "repo": repo} for folder, repo in folders.items()],
         "output_bytes": job.output,
         "disk_bytes": job.disk,
         "memory_bytes": job.memory,
+        "download_bytes": job.download,
         "seconds": round(job.seconds),
         "time": human_time(job.seconds),
         "exact": job.exact,
@@ -169,8 +273,9 @@ def job_json(recipe: Recipe, job: Job, overrides: Sequence[str] = ()) -> dict[st
     }
 
 
-def show_jobs(output: Output, jobs: Sequence[Job]) -> None:
-    """A table for people: what each job needs, and how long it may take."""
+def show_jobs(output: Output, planned: Planned) -> None:
+    """A table for people: what each job needs, how long it may take, and what many have in common."""
+    jobs = planned.jobs
     rows = [
         [
             job.name,
@@ -186,6 +291,37 @@ def show_jobs(output: Output, jobs: Sequence[Job]) -> None:
     if jobs:
         exact = "from plans" if all(job.exact for job in jobs) else "guessed"
         output.text(f"Sizes {exact}; times are estimates, without downloads and verification.")
+    if planned.unchanged:
+        output.text(f"{planned.unchanged} left out: the Hub has them, and nothing has changed.")
+    if len(planned.of) + len(planned.refused) > 1:
+        _show_shared(output, planned)
+
+
+def in_markdown(planned: Planned) -> str:
+    """The jobs as Markdown, and what is not among them."""
+    from qexport.receipt.safe_text import cell
+
+    lines = ["| job | artifacts | GB | disk, GB | time, about |", "|---|---|---|---|---|"]
+    for job in planned.jobs:
+        sizes = f"{job.output / 1e9:.2f} | {job.disk / 1e9:.2f}"
+        lines.append(
+            f"| {cell(job.name)} | {cell(' '.join(job.only))} | {sizes} | {human_time(job.seconds)} |"
+        )
+    lines += [f"\n{cell(each.name)}: {cell(each.error.message)}" for each in planned.refused]
+    if planned.unchanged:
+        lines.append(f"\n{planned.unchanged} left out: unchanged on the Hub.")
+    return "\n".join(lines) + "\n"
+
+
+def _show_shared(output: Output, planned: Planned) -> None:
+    openings, fetched = planned.openings, sum(job.download for job in planned.jobs)
+    output.text(
+        f"{len(planned.of)} recipes, {len(planned.jobs)} jobs; {openings.opened} models and bases looked at "
+        f"for {openings.asked} uses."
+    )
+    if fetched:
+        once = sum(planned.downloads.values())
+        output.text(f"Jobs download {size_text(fetched)}; each model once would be {size_text(once)}.")
 
 
 def human_time(seconds: float) -> str:

@@ -10,7 +10,7 @@ from qexport.cli._export import model_choice, source_words
 from qexport.cli._options import FILE, JSON, THREADS, model_argument, tower_options
 from qexport.cli._output import Output
 from qexport.errors import InputError, UsageProblem
-from qexport.sizes import size_text
+from qexport.sizes import count_text, size_text
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
@@ -121,17 +121,17 @@ def _show_curves(output: Output, curves: list[Curve], diagnosis: Diagnosis) -> N
 def _what_it_is(output: Output, e: Explanation) -> None:
     p = e.parameters
     layers = ", ".join(f"{count} {kind}" for kind, count in e.layers.items())
-    parts = f"{_count(p.total)} values: trunk {_count(p.trunk)}"
+    parts = f"{count_text(p.total)} values: trunk {count_text(p.trunk)}"
     if p.active != p.trunk:
-        parts += f" ({_count(p.active)} active)"
-    parts += f", MTP {_count(p.mtp)}" if p.mtp else ", no MTP head" if e.mtp == 0 else ""
-    parts += f", vision {_count(p.vision)}" if p.vision else ""
+        parts += f" ({count_text(p.active)} active)"
+    parts += f", MTP {count_text(p.mtp)}" if p.mtp else ", no MTP head" if e.mtp == 0 else ""
+    parts += f", vision {count_text(p.vision)}" if p.vision else ""
     output.text(f"{e.label}: {e.family} ({e.architecture})")
     output.text(f"  layers      {layers}")
     output.text(f"  weights     {parts}")
     if e.experts:
         output.text(f"  experts     {e.experts}, {e.experts_per_token} per token")
-    output.text(f"  stored as   {', '.join(f'{_count(n)} {kind}' for kind, n in e.dtypes.items())}")
+    output.text(f"  stored as   {', '.join(f'{count_text(n)} {kind}' for kind, n in e.dtypes.items())}")
     output.text(f"  files       {len(e.files)} ({size_text(sum(e.files.values()))})")
     output.text(f"  vocabulary  {e.vocabulary}{', tied to the output' if e.tied else ''}; {e.tokenizer}")
     output.text(f"  context     {e.context_length}")
@@ -147,10 +147,3 @@ def _show_finding(output: Output, finding: Finding) -> None:
         output.text(f"    {'ways out' if finding.severity == 'error' else 'repair'}: {finding.repair}")
     if finding.reference:
         output.text(f"    see {finding.reference}")
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= size:
-            return f"{number / size:.2f}{unit}"
-    return str(number)

@@ -1,24 +1,17 @@
-"""``qexport matrix``: a recipe as jobs for CI."""
+"""``qexport matrix``: recipes as jobs for CI."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from qexport.cli._output import Output
-from qexport.cli._recipe import job_json, jobs_of, limit_options, recipe_options, show_jobs
+from qexport.cli._recipe import in_markdown, limit_options, plan_all, recipe_options, show_jobs
 from qexport.cli._terminal import put, visible
-from qexport.errors import VerificationError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qexport.recipe.arrived import Arrived
-    from qexport.recipe.recipe import Recipe
-    from qexport.recipe.select import Unit
+from qexport.errors import UsageProblem, VerificationError
 
 
 @click.command("matrix")
@@ -33,6 +26,12 @@ if TYPE_CHECKING:
     help='text is a table; json a list of jobs; github one line for a strategy matrix: {"include": [...]}.',
 )
 @click.option(
+    "--summary",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Append the jobs to FILE as Markdown, too, such as $GITHUB_STEP_SUMMARY.",
+)
+@click.option(
     "--check",
     "arrived",
     metavar="DIR",
@@ -40,42 +39,50 @@ if TYPE_CHECKING:
     help="Instead of jobs: is everything in DIR, as its receipts say, and verified? Prints a Markdown table; "
     "the exit code is 4 if not.",
 )
-def command(form: str, arrived: Path | None, **given: Any) -> None:
-    """Print RECIPE as jobs: what shares a read runs together, as far as disk and memory of one machine allow.
+def command(form: str, arrived: Path | None, summary: Path | None, **given: Any) -> None:
+    """Print recipes as jobs: what shares a read runs together, as far as disk and memory of a machine allow.
 
     Headers are enough, and are read from the Hub where the model is there; nothing is downloaded. With
-    --params sizes are guessed instead.
+    --params sizes are guessed instead. A recipe that cannot be planned is named in the end, and holds up no
+    other.
 
     \b
     Examples:
       qexport matrix qwen3.6-27b --max-disk 120G
       qexport matrix qwen3.6-27b --params 27B --max-disk 120G --format github
+      qexport matrix recipes/*.yaml --if-changed --max-disk 120G --format github
       qexport matrix qwen3.6-27b --only mlx --check out
     """
+    output = Output(as_json=form != "text")
+    if arrived is not None:
+        _check(output, given, arrived)
+        return
+    planned = plan_all(output, given)
+    entries = planned.entries(given["overrides"])
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(in_markdown(planned))
+    if form == "github":
+        Output.printed = True
+        put(visible(json.dumps({"include": entries}, separators=(",", ":"))))
+    else:
+        output.document(entries)
+        show_jobs(output, planned)
+    if (error := planned.problem()) is not None:
+        raise error
+
+
+def _check(output: Output, given: dict[str, Any], folder: Path) -> None:
+    """Say what is there; raise VerificationError where something is missing, damaged or has not passed."""
+    from qexport.recipe.arrived import look, markdown
     from qexport.recipe.load import load_recipe
     from qexport.recipe.select import select
 
-    output = Output(as_json=form != "text")
-    recipe = load_recipe(given["recipe_path"], given["overrides"])
-    units = select(recipe, given["only"])
-    if arrived is not None:
-        _check(output, recipe, units, arrived)
-        return
-    jobs = jobs_of(output, recipe, units, given)
-    entries = [job_json(recipe, job, given["overrides"]) for job in jobs]
-    if form == "github":
-        put(visible(json.dumps({"include": entries}, separators=(",", ":"))))
-        return
-    output.document(entries)
-    show_jobs(output, jobs)
-
-
-def _check(output: Output, recipe: Recipe, units: Sequence[Unit], folder: Path) -> None:
-    """Say what is there; raise VerificationError where something is missing, damaged or has not passed."""
-    from qexport.receipt.state import State
-    from qexport.recipe.arrived import look, markdown
-
-    found = look(recipe, units, folder)
+    path, *others = given["recipe_paths"]
+    if others:
+        raise UsageProblem("--check DIR is for one recipe", hint="Each has a folder of its own.")
+    recipe = load_recipe(path, given["overrides"])
+    found = look(recipe, select(recipe, given["only"]), folder)
     output.document(
         [
             {"unit": str(a.unit), "folder": a.folder, "bytes": a.nbytes, "state": a.state.value, "why": a.why}
@@ -83,19 +90,9 @@ def _check(output: Output, recipe: Recipe, units: Sequence[Unit], folder: Path) 
         ]
     )
     output.text(markdown(found))
-    bad = [a for a in found if a.state is not State.PASSED and not _excused(recipe, a)]
+    bad = [a for a in found if not recipe.artifact(a.unit.artifact).good_enough(a.state)]
     if bad:
         raise VerificationError(
             f"not ready to be published: {', '.join(f'{a.unit} ({a.state})' for a in bad)}",
             hint="Run those again: qexport run RECIPE --only NAME.",
         )
-
-
-def _excused(recipe: Recipe, arrived: Arrived) -> bool:
-    """The recipe itself says ``verify: false``, or takes what nothing could run or compare."""
-    from qexport.receipt.state import State
-
-    artifact = recipe.artifact(arrived.unit.artifact)
-    if artifact.unverified == "allow" and arrived.state in (State.NOT_RUN, State.UNCOMPARED):
-        return True
-    return arrived.state is State.NOT_RUN and artifact.verify is None

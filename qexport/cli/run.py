@@ -1,8 +1,7 @@
-"""``qexport run``: everything in a recipe, from one read of each model; here, or on Hugging Face Jobs."""
+"""``qexport run``: everything in recipes, from one read of each model; here, or on Hugging Face Jobs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +9,12 @@ import click
 
 from qexport.cli._hf_jobs import hf_job_options, send
 from qexport.cli._options import FILE, JSON, OUT, OVERWRITE, THREADS
-from qexport.cli._output import Gathered, Output
-from qexport.cli._recipe import job_json, jobs_of, limit_options, recipe_options, show_jobs
+from qexport.cli._output import Output
+from qexport.cli._recipe import limit_options, plan_all, recipe_options, show_jobs
+from qexport.cli._several import run_all
 from qexport.evidence.options import StreamOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qexport.recipe.recipe import Recipe
-    from qexport.recipe.select import Unit
     from qexport.run.job import Local
 
 
@@ -59,6 +55,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="hf-jobs submits the same groups as `qexport matrix` prints.",
 )
+@click.option(
+    "--fail-fast", is_flag=True, help="Of several recipes: run none after one that ended with an error."
+)
 @hf_job_options
 @limit_options
 @THREADS
@@ -72,43 +71,36 @@ def command(as_json: bool, dry_run: bool, where: str, **given: Any) -> None:
     the same source and settings, is not made again. In the end the recipe's gates are judged and report.html,
     report.md and report.json written.
 
+    Several recipes run one after the other, each in a folder of its name below --out. One that ends with an
+    error holds up no other; the exit code is that of the gravest.
+
     \b
     Examples:
       qexport run demo -o demo-out --push-dry-run
       qexport run qwen3.6-27b --dry-run
       qexport run qwen3.6-27b --only gguf:Q4_K_M,mlx --set source.model=./merged
+      qexport run recipes/*.yaml -o exports --if-changed --push
       qexport run qwen3.6-27b --on hf-jobs --hf-bucket you/exports --max-disk 800G --dry-run
     """
-    from qexport.recipe.load import load_recipe
-    from qexport.recipe.select import select
-    from qexport.run.job import run
-
     output = Output(as_json=as_json)
-    recipe = load_recipe(given["recipe_path"], given["overrides"])
-    if given["measure"] is not None:
-        recipe = replace(recipe, measure=given["measure"])
-    units = select(recipe, given["only"])
     if where == "hf-jobs":
-        send(output, recipe, units, given, dry_run=dry_run)
+        send(output, given, dry_run=dry_run)
     elif dry_run:
-        _rehearse(output, recipe, units, given)
+        _rehearse(output, given)
     else:
-        gathered = Gathered(output)
-        outcome = run(recipe, _local(given), gathered, units)
-        output.document(gathered.documents)
-        outcome.raise_problem()
-        if recipe.publish and not given["pushing"]:
-            output.next("push", given["out"] or ".", "--recipe", given["recipe_path"], "--dry-run")
+        run_all(output, given, _local(given))
 
 
-def _rehearse(output: Output, recipe: Recipe, units: Sequence[Unit], given: dict[str, Any]) -> None:
+def _rehearse(output: Output, given: dict[str, Any]) -> None:
     from qexport.onepass.execute import default_threads
     from qexport.run.jobs import MachineLimits
 
     limits = MachineLimits(None, None, given["max_jobs"], given["threads"] or default_threads())
-    jobs = jobs_of(output, recipe, units, given, limits)
-    output.document([job_json(recipe, job, given["overrides"]) for job in jobs])
-    show_jobs(output, jobs)
+    planned = plan_all(output, given, limits)
+    output.document(planned.entries(given["overrides"]))
+    show_jobs(output, planned)
+    if (error := planned.problem()) is not None:
+        raise error
 
 
 def _local(given: dict[str, Any]) -> Local:

@@ -79,9 +79,13 @@ def still_there(remote: Remote, ours: Sequence[Artifact]) -> tuple[Artifact, ...
     return tuple(
         artifact
         for artifact in remote.artifacts
-        if not any(file.name in replaced for file in artifact.files)
-        and all(_same(remote.files.get(file.name), file) for file in artifact.files)
+        if not any(file.name in replaced for file in artifact.files) and held(remote, artifact)
     )
+
+
+def held(remote: Remote, artifact: Artifact) -> bool:
+    """Whether the repository has all files of an artifact, as they were written."""
+    return all(_same(remote.files.get(file.name), file) for file in artifact.files)
 
 
 def _same(found: RemoteFile | None, file: File) -> bool:

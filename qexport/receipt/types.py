@@ -246,6 +246,7 @@ class Artifact:
         mtp_layouts: where an MLX export has put the head.
         findings: of the doctor, about the source.
         fingerprint: what its bytes follow from, so that they are not made again.
+        asked: what its recipe asked for, as a hash; empty where no recipe's file did.
         tool: qexport's version; ``libraries``: those of others.
         written: when, in ISO 8601.
         folder: the name of the folder in which it was found; no part of a receipt.
@@ -270,6 +271,7 @@ class Artifact:
     mtp_layouts: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     fingerprint: str | None = None
+    asked: str = ""
     tool: str = field(default="", metadata={"json": "qexport"})
     libraries: Mapping[str, str] = field(default_factory=dict)
     written: str = ""

@@ -29,10 +29,11 @@ def find_recipe(spec: str) -> Path:
             return path
     except (OSError, ValueError):  # a name too long, or one with a NUL
         pass
-    if path.parent in (Path(), Path("recipes")) and path.name.removesuffix(".yaml") in known:
-        return known[path.name.removesuffix(".yaml")]
+    name = path.name.removesuffix(".yaml")
+    if path.parent in (Path(), Path("recipes")) and name in known:
+        return known[name]
     raise UsageProblem(
-        f"there is no recipe {spec}{closest(path.stem, known)}",
+        f"there is no recipe {spec}{closest(path.name.removesuffix('.yaml'), known)}",
         hint=f"Name a file, or one that comes with qexport: {', '.join(known)}.",
     )
 

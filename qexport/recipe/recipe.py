@@ -18,6 +18,7 @@ from qexport.formats.format import CALIBRATED
 from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.registry import format_of
 from qexport.headtune.options import TuneOptions
+from qexport.receipt.state import State
 from qexport.recipe.choice import ModelChoice
 from qexport.recipe.fields import Flag, Part, Text, list_of
 from qexport.recipe.gates import Gates
@@ -147,6 +148,13 @@ class AskedArtifact:
     def importance(self) -> bool:
         """Whether it is weighted by the calibration."""
         return self.format.matrix is not None and getattr(self.options, self.format.matrix) is CALIBRATED
+
+    def good_enough(self, state: object) -> bool:
+        """Whether it may be published as far as it is proven: the recipe itself may say ``verify: false``, or
+        take what nothing could run or compare."""
+        if state is State.PASSED or (state is State.NOT_RUN and self.verify is None):
+            return True
+        return self.unverified == "allow" and state in (State.NOT_RUN, State.UNCOMPARED)
 
 
 def apart(name: str, options: Any) -> dict[str, Any]:

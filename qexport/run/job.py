@@ -21,6 +21,7 @@ from qexport.evidence.options import StreamOptions
 from qexport.evidence.ranks import here
 from qexport.formats.gguf.file_name import model_stem
 from qexport.onepass.sources import Sources
+from qexport.recipe.asked import asked_sha256
 from qexport.recipe.publication import destinations, pushes
 from qexport.recipe.select import Unit, units_of
 from qexport.report.write import REPORT_NAMES, write_report
@@ -358,8 +359,9 @@ def targets_of(
         options = replace(artifact.options, **changed)
         out = (local.out or Path()) / folder
         said = None if text is None else text.facts
+        asked = "" if recipe.path is None else asked_sha256(recipe, subject, artifact)
         found += [
-            Target(each, out, verify, facts, artifact.gates, artifact.unverified, said)
+            Target(each, out, verify, facts, artifact.gates, artifact.unverified, said, asked=asked)
             for each in each_best(options, feedback=text is not None)
         ]
     return found

@@ -47,6 +47,7 @@ class Job:
         memory: bytes that it needs.
         seconds: an estimate, without download and verification.
         exact: the sizes come from plans.
+        download: bytes of the source that it has to fetch.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Job:
     memory: int
     seconds: float
     exact: bool
+    download: int = 0
 
 
 def plan_jobs(recipe: Recipe, burdens: Iterable[Burden], limits: MachineLimits) -> tuple[Job, ...]:
@@ -71,12 +73,17 @@ def plan_jobs(recipe: Recipe, burdens: Iterable[Burden], limits: MachineLimits) 
         for number, group in enumerate(groups, 1):
             name = f"{stem}-{number}of{len(groups)}" if len(groups) > 1 else stem
             jobs.append(_job(recipe, burden, group, name, limits))
-    if len(jobs) > limits.jobs:
+    check_count(len(jobs), limits)
+    return tuple(jobs)
+
+
+def check_count(needed: int, limits: MachineLimits) -> None:
+    """Raise UsageProblem where there are too many jobs."""
+    if needed > limits.jobs:
         raise UsageProblem(
-            f"{len(jobs)} jobs are needed, and {limits.jobs} are allowed",
+            f"{needed} jobs are needed, and {limits.jobs} are allowed",
             hint="Allow more disk for each, more jobs, or take fewer artifacts.",
         )
-    return tuple(jobs)
 
 
 def _groups(burden: Burden, limits: MachineLimits) -> list[list[Weighed]]:
@@ -133,4 +140,5 @@ def _job(recipe: Recipe, burden: Burden, units: Sequence[Weighed], name: str, li
         memory=burden.memory(units),
         seconds=seconds,
         exact=burden.exact,
+        download=burden.source,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
@@ -10,23 +10,52 @@ from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
 from qexport.doctor.mlx_saved import underneath
 from qexport.onepass.sources import Sources, paths_in
-from qexport.recipe.choice import ModelChoice
+from qexport.recipe.choice import ModelChoice, Place
 
 
-def examine(choice: ModelChoice, *, download: bool) -> Diagnosis:
+class Openings:
+    """Opens each model once, whoever asks for it: recipes of one family have their bases in common.
+
+    Attributes:
+        asked: how often something was asked for.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Place, Checkpoint] = {}
+        self.asked = 0
+
+    def __call__(self, model: str, *, revision: str | None = None) -> Checkpoint:
+        self.asked += 1
+        place = (model, revision)
+        if place not in self._known:
+            self._known[place] = open_checkpoint(model, revision=revision)
+        return self._known[place]
+
+    @property
+    def opened(self) -> int:
+        """How many models were opened."""
+        return len(self._known)
+
+
+def examine(
+    choice: ModelChoice, *, download: bool, opened: Callable[..., Checkpoint] = open_checkpoint
+) -> Diagnosis:
     """Open and diagnose. With ``download`` a model on the Hub is fetched first; without, headers suffice.
 
     Of a base on the Hub only the shards with what is taken of it are fetched.
 
+    Args:
+        opened: opens models; see :class:`Openings`.
+
     Raises:
         InputError, UsageProblem, EnvironmentProblem: as checkpoint and doctor say.
     """
-    checkpoint = open_checkpoint(choice.model, revision=choice.revision)
+    checkpoint = opened(choice.model, revision=choice.revision)
     if download and isinstance(checkpoint, HubCheckpoint):
         checkpoint = checkpoint.download()
     places = (choice.head_base, choice.tower_base)
-    opened = {place: open_checkpoint(place[0], revision=place[1]) for place in places if place is not None}
-    head, tower = (None if place is None else opened[place] for place in places)
+    bases = {place: opened(place[0], revision=place[1]) for place in places if place is not None}
+    head, tower = (None if place is None else bases[place] for place in places)
     diagnosis = diagnose(
         checkpoint,
         mtp=choice.mtp,

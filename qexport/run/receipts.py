@@ -99,12 +99,14 @@ def entry_for(
     options: Mapping[str, Any],
     fingerprint: str | None = None,
     against: AgainstPlain | None = None,
+    asked: str = "",
 ) -> Artifact:
     """What a receipt says of one artifact: its plan, its files and its verdict (``None``: not asked for).
 
     Args:
         fingerprint: says what its bytes follow from, so that they are not made again.
         against: how the best of its size did beside the plain type, where that was asked for.
+        asked: what the recipe asked for, as a hash.
     """
     return Artifact(
         kind=plan.kind,
@@ -124,6 +126,7 @@ def entry_for(
         mtp_layouts=tuple(plan.details.get("mtp_layouts", ())),
         findings=tuple(diagnosis.findings),
         fingerprint=fingerprint,
+        asked=asked,
         tool=__version__,
         libraries=_versions(),
         written=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -258,7 +258,16 @@ def _write_receipts(items: Sequence[Item], diagnosis: Diagnosis, say: Callable[[
     receipts: list[Path] = []
     for folder, members in _by_folder(items).items():
         entries = [
-            entry_for(diagnosis, i.plan, i.written, i.report, i.target.chosen(), i.fingerprint, i.against)
+            entry_for(
+                diagnosis,
+                i.plan,
+                i.written,
+                i.report,
+                i.target.chosen(),
+                i.fingerprint,
+                i.against,
+                i.target.asked,
+            )
             for i in members
         ]
         receipts.append(write_receipt(folder, entries, say))

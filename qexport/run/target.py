@@ -48,6 +48,7 @@ class Target:
         unverified: whether it is good enough where nothing could run it, or compare it with its source.
         text: that of error feedback, where there is any: what the receipt says of it.
         predicted: by label of its artifacts, what they are predicted to cost; where that was asked.
+        asked: what the recipe asks for, as a hash (:mod:`qexport.recipe.asked`).
     """
 
     options: Any
@@ -58,6 +59,7 @@ class Target:
     unverified: Unverified = "refuse"
     text: Mapping[str, Any] | None = None
     predicted: Mapping[str, Prediction] = field(default_factory=dict)
+    asked: str = ""
 
     @property
     def format(self) -> Format:

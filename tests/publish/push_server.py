@@ -2,8 +2,9 @@
 
 It answers what ``huggingface_hub`` calls when it publishes: create, preupload, the LFS batch, single and
 multipart PUTs to signed addresses, completion, verification, commits with a parent, branches, settings and
-the check of a card's front matter; and it serves every commit for reading, ranges included. As on the real
-Hub, a commit is refused when an object it names never arrived whole, or when its parent is not the head.
+the check of a card's front matter; and it serves every commit for reading, ranges included, and folders as
+its base class does. As on the real Hub, a commit is refused when an object it names never arrived whole, or
+when its parent is not the head.
 
 Told to, it fails at any request: ``hub.faults.append(Fault("PUT", "/storage/", ("status", 503)))``.
 """
@@ -152,6 +153,10 @@ class _PushHandler(HubHandler):
         return None
 
     def _answer(self, path):
+        served = re.match(r"(?:/api/models)?/([^/]+/[^/]+)", path)
+        if served and served[1] in self.hub.repos and self.command in ("GET", "HEAD"):
+            HubHandler._route(self)  # a folder that ``add`` serves, as the base class does
+            return
         for method, pattern, answer in _ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, path)):
                 # Storage takes signed addresses, everything else a token.
@@ -180,6 +185,9 @@ class _PushHandler(HubHandler):
         self._json(url)
 
     def _info(self, name, revision="main"):
+        if name in self.hub.repos:
+            super()._info(name, revision)
+            return
         repo = self._known(name, revision)
         if repo is None:
             return

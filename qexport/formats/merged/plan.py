@@ -16,6 +16,7 @@ from qexport.codecs.contract import Float
 from qexport.doctor import Finding, Repaired
 from qexport.errors import InputError
 from qexport.families.names import published_name
+from qexport.formats.gguf.file_name import model_stem
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 
@@ -50,7 +51,7 @@ def plan_merged(repaired: Repaired, *, findings: Iterable[Finding] = ()) -> Arti
     files += [PlannedFile(name, len(data), data) for name, data in sorted(small.items())]
     return ArtifactPlan(
         kind="merged",
-        label=repaired.label,
+        label=model_stem(repaired.label),  # of a Hub model without owner and commit: it goes into tags
         files=tuple(files),
         tensors=tuple(tensors),
         details={
