@@ -24,6 +24,7 @@ from qexport.cli._options import (
     runtime_options,
     together,
     tower_options,
+    twin_option,
     verify_options,
 )
 from qexport.cli._output import Output
@@ -39,7 +40,16 @@ if TYPE_CHECKING:
 
 BUILT_IN = "the corpus inside the package"
 """What ``--imatrix`` alone stands for; no file has this name by accident."""
-_VERIFY = ("prompts", "n_predict", "draft_max", "time_limit", "llama_server", "runtime", "runtime_python")
+_VERIFY = (
+    "prompts",
+    "n_predict",
+    "draft_max",
+    "time_limit",
+    "llama_server",
+    "runtime",
+    "runtime_python",
+    "twin",
+)
 
 
 source_options = together(tower_options, OUT, model_argument)
@@ -54,6 +64,7 @@ folder_options = together(
     verify_options,
     measure_option,
     runtime_options,
+    twin_option,
     click.option("--no-verify", is_flag=True, help="Do not run the folder. The receipt says so."),
 )
 """Everything about verification and output."""

@@ -322,6 +322,15 @@ runtime_options = together(
 """Which runtime proves a folder, and where it is installed."""
 
 
+twin_option = click.option(
+    "--twin/--no-twin",
+    default=True,
+    show_default=True,
+    help="Run a folder for which there is no runtime here as a GGUF with the same numbers, which is made "
+    "for that and removed.",
+)
+
+
 measure_option = click.option(
     "--measure",
     type=click.IntRange(0, 1 << 30),

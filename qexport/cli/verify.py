@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.cli._options import JSON, THREADS, measure_option, runtime_options, verify_options
+from qexport.cli._options import JSON, THREADS, measure_option, runtime_options, twin_option, verify_options
 from qexport.cli._output import Output
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @verify_options
 @measure_option
 @runtime_options
+@twin_option
 @click.option(
     "--again",
     is_flag=True,

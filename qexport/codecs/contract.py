@@ -73,14 +73,15 @@ class Blocks(StoredType):
 
     @property
     def uses_importance(self) -> bool:
-        """Whether importance changes its bytes: not those of Q8_0."""
-        return self.name != "Q8_0"
+        """Whether importance changes its bytes: not those of Q8_0 and MXFP4."""
+        return self.name not in ("Q8_0", "MXFP4")
 
 
-def ggml_stored(type_name: str) -> Float | Blocks:
-    """The ggml type called ``type_name``, in any case. Raises UsageProblem listing the known names."""
-    kind = ggml_type(type_name)
-    return Blocks(kind.name) if kind.is_quantized else Float(kind.name)
+@dataclass(frozen=True)
+class Moved(StoredType):
+    """Bytes that are packed already, in blocks of the ggml type of that name: rows of uint8, as they are."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,21 @@ class Nvfp4(StoredType):
     divides: bool = False
     scales: Literal["max", "mse"] = "max"
     name: str = "NVFP4"
+
+
+@dataclass(frozen=True)
+class Nvfp4Blocks(Nvfp4):
+    """The same numbers in ggml's blocks of 64 (:mod:`qexport.codecs.nvfp4_blocks`): blocks, global scales."""
+
+    uses_importance: ClassVar[bool] = True
+
+
+def ggml_stored(type_name: str) -> Float | Blocks | Nvfp4Blocks:
+    """The ggml type called ``type_name``, in any case. Raises UsageProblem listing the known names."""
+    kind = ggml_type(type_name)
+    if kind.name == "NVFP4":
+        return Nvfp4Blocks()
+    return Blocks(kind.name) if kind.is_quantized else Float(kind.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,9 @@
-"""Packed blocks of 32 values back to float32: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and IQ4_NL.
+"""Packed blocks of 32 values back to float32: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4; NVFP4 of 64.
 
 What a block holds is described where it is encoded (:mod:`qexport.codecs.q8_0`, :mod:`qexport.codecs.q4_0`,
-:mod:`qexport.codecs.q4_1`); IQ4_NL is Q4_0 with a table of values. A kernel takes uint8
-``(blocks, block bytes)`` and fills float32 ``(blocks, 32)``. Every bit is ggml's, as the arithmetic is that
+:mod:`qexport.codecs.q4_1`, :mod:`qexport.codecs.mxfp4`, :mod:`qexport.codecs.nvfp4_blocks`); IQ4_NL is Q4_0
+with a table of values. A kernel takes uint8 ``(blocks, block bytes)`` and fills float32 ``(blocks, 32)``, of
+NVFP4 ``(blocks, 64)``. Every bit is ggml's, as the arithmetic is that
 of its ``dequantize_row_*`` functions:
 https://github.com/ggml-org/llama.cpp/blob/01243c587feceaa5d6a6c2305535ef2f549c48b8/ggml/src/ggml-quants.c
 
@@ -18,6 +19,22 @@ from qexport.codecs.jit import bits_of, compiled, float_of
 
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 """What the levels of IQ4_NL and IQ4_XS stand for: kvalues_iq4nl in ggml-common.h."""
+
+E2M1_TWICE = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""Twice what the codes of MXFP4 and NVFP4 stand for: kvalues_mxfp4 in ggml-common.h."""
+
+E8M0_HALVES = np.ldexp(1.0, np.arange(256) - 128).astype(np.float32)
+"""Half of what a byte of E8M0 stands for."""
+
+E4M3_HALVES = np.array(
+    [
+        np.ldexp(code if code < 8 else 8 + code % 8, max(code // 8, 1) - 11)
+        for code in (byte & 0x7F for byte in range(256))
+    ],
+    np.float32,
+)
+"""Half of what a byte of E4M3 stands for without its sign; that which is no number is 0 to ggml."""
+E4M3_HALVES[0x7F] = 0
 
 _REBIAS = np.float32(2.0**112)  # from the exponents of float16 to those of float32; right for subnormals, too
 _SPECIAL = np.uint32(0x7F800000)
@@ -102,3 +119,26 @@ def decode_iq4_nl(packed: np.ndarray, out: np.ndarray) -> None:
         for i in range(16):
             values[i] = d * IQ4_VALUES[block[2 + i] & 15]
             values[16 + i] = d * IQ4_VALUES[block[2 + i] >> 4]
+
+
+@compiled
+def decode_mxfp4(packed: np.ndarray, out: np.ndarray) -> None:
+    for b in range(len(packed)):
+        block, values = packed[b], out[b]
+        d = E8M0_HALVES[block[0]]
+        for i in range(16):
+            values[i] = E2M1_TWICE[block[1 + i] & 15] * d
+            values[16 + i] = E2M1_TWICE[block[1 + i] >> 4] * d
+
+
+@compiled
+def decode_nvfp4(packed: np.ndarray, out: np.ndarray) -> None:
+    """Without the scale of the matrix."""
+    for b in range(len(packed)):
+        block, values = packed[b], out[b]
+        for part in range(4):
+            d = E4M3_HALVES[block[part]]
+            for i in range(8):
+                pair = block[4 + 8 * part + i]
+                values[16 * part + i] = E2M1_TWICE[pair & 15] * d
+                values[16 * part + 8 + i] = E2M1_TWICE[pair >> 4] * d

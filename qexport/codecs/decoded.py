@@ -20,7 +20,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.tensors import torch_dtype
-from qexport.codecs.contract import FP8_TILE, Blocks, Float, Fp8Matrix, Fp8Tiles, MlxAffine, MlxFloat, Nvfp4
+from qexport.codecs.contract import (
+    FP8_TILE,
+    Blocks,
+    Float,
+    Fp8Matrix,
+    Fp8Tiles,
+    MlxAffine,
+    MlxFloat,
+    Nvfp4,
+    Nvfp4Blocks,
+)
 from qexport.codecs.decoders import decode_rows
 from qexport.errors import UsageProblem
 
@@ -61,6 +71,9 @@ def decode(
         return torch.from_numpy(decode_rows(stored.name, streams[0], columns))
     codes, *scales = (torch.from_numpy(stream) for stream in streams)
     match stored:
+        case Nvfp4Blocks():
+            values = torch.from_numpy(decode_rows(stored.name, streams[0], columns))
+            return values.mul_(_shared(stored, scales[0], known, source))
         case MlxAffine():
             from qexport.codecs.mlx_affine import dequantize
 

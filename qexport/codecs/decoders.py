@@ -62,6 +62,8 @@ def _kernel(type_name: str) -> Callable[[np.ndarray, np.ndarray], None]:
         "Q5_0": decode_blocks.decode_q5,
         "Q5_1": decode_blocks.decode_q5,
         "IQ4_NL": decode_blocks.decode_iq4_nl,
+        "MXFP4": decode_blocks.decode_mxfp4,
+        "NVFP4": decode_blocks.decode_nvfp4,
         "Q2_K": decode_super.decode_q2_k,
         "Q3_K": decode_super.decode_q3_k,
         "Q4_K": decode_super.decode_q4_k,

@@ -21,7 +21,9 @@ from qexport.codecs.contract import (
     Matrices,
     MlxAffine,
     MlxFloat,
+    Moved,
     Nvfp4,
+    Nvfp4Blocks,
     Packed,
     StoredType,
 )
@@ -55,16 +57,19 @@ class Engine:
 _OURS: Mapping[type[StoredType], str] = {
     Float: "floats.encode",
     Blocks: "native.encode",
+    Moved: "floats.move",
     MlxAffine: "mlx_encoders.encode_affine",
     MlxFloat: "mlx_encoders.encode_float",
     Fp8Tiles: "fp8_block.encode",
     Fp8Matrix: "fp8_tensor.encode",
     Nvfp4: "nvfp4.encode",
+    Nvfp4Blocks: "nvfp4_blocks.encode",
 }
 _WITH_FEEDBACK: Mapping[type[StoredType], str] = {
     Blocks: "feedback_k.encode",
     MlxAffine: "feedback_mlx.encode",
     Nvfp4: "feedback_nvfp4.encode",
+    Nvfp4Blocks: "nvfp4_blocks.encode",
 }
 
 

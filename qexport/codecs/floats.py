@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.tensors import torch_dtype
-from qexport.codecs.contract import Float, Known, Packed
+from qexport.codecs.contract import Float, Known, Moved, Packed
 from qexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,3 +89,8 @@ def encode(stored: Float, rows: torch.Tensor, known: Known) -> Packed:
                 hint="use BF16 or F32 for this tensor",
             )
     return Packed((packed,))
+
+
+def move(stored: Moved, rows: torch.Tensor, known: Known) -> Packed:
+    """Rows of bytes, as they are."""
+    return Packed((rows.contiguous().numpy(),))

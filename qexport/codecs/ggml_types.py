@@ -5,8 +5,11 @@ A GGUF file stores every tensor in one of these types. Values along a row are gr
 34 bytes. The numbers are part of the file format and never change:
 https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h (enum ggml_type)
 
-Left out: types that need an importance matrix to make sense (IQ1, IQ2, IQ3), ternary types, MXFP4 and NVFP4
-inside GGUF, and what no reader supports any more.
+NVFP4 is a block type with a companion: the float32 scale of a whole matrix stands in a tensor of its own
+(:mod:`qexport.codecs.nvfp4_blocks`).
+
+Left out: types that need an importance matrix to make sense (IQ1, IQ2, IQ3), ternary types, and what no
+reader supports any more.
 """
 
 from __future__ import annotations
@@ -66,6 +69,8 @@ GGML_TYPES: Mapping[str, GgmlType] = {
         GgmlType("Q6_K", 14, 256, 210),
         GgmlType("IQ4_NL", 20, 32, 18),
         GgmlType("IQ4_XS", 23, 256, 136),
+        GgmlType("MXFP4", 39, 32, 17),
+        GgmlType("NVFP4", 40, 64, 36),
     )
 }
 

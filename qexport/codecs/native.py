@@ -41,6 +41,7 @@ KERNELS: Mapping[str, str] = {
     "Q5_1": "q4_1",
     "IQ4_NL": "iq4",
     "IQ4_XS": "iq4",
+    "MXFP4": "mxfp4",
 }
 """Type to module of this package."""
 

@@ -188,6 +188,7 @@ class Arch:
         pre: its name for how published tokenizers of it cut words, where others cut alike or a saver loses
             it.
         specials: kinds of special tokens that its converter names by their text, where no file does.
+        scaled: its layers multiply by scales of whole matrices (``.scale``), which NVFP4 needs.
         projector: what it calls the way from a vision tower into the language model, where it knows one.
         limits: what llama.cpp holds in code and a config can say otherwise.
     """
@@ -206,6 +207,7 @@ class Arch:
     vocabulary: Literal["bpe", "model", "llama", "gemma"] = "bpe"
     pre: str | None = None
     specials: Mapping[str, str] = field(default_factory=dict)
+    scaled: bool = False
     projector: str = ""
     limits: Limits = lambda _: ()
 

@@ -65,6 +65,16 @@ def kernel_of(tensor: ModelTensor) -> tuple[Block, int | None, frozenset[Role]]:
     return tensor.block, tensor.layer, roles
 
 
+def sharing(view: ModelView, taken: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Of each tensor that is taken, those that have one global scale with it: what is fused; experts one by
+    one."""
+    groups: dict[object, list[str]] = {}
+    keys = {t.name: (t.block, t.layer, fused_roles(t.role)) for t in view if t.name in taken}
+    for name, key in keys.items():
+        groups.setdefault(key, []).append(name)
+    return {name: tuple(groups[key]) for name, key in keys.items()}
+
+
 def given_types(
     path: Path | Assignment | None, word: str, view: ModelView, known: Collection[str], own: Mapping[str, str]
 ) -> tuple[Assignment, list[str]]:

@@ -52,8 +52,8 @@ class Needs:
             self._last.update(dict.fromkeys(_names(step.outputs), number))
             for lane in step.lanes:
                 for output in lane.outputs:
-                    if output[1].name in _names([output]):
-                        self._lanes.setdefault(output[1].name, (lane, output[1]))
+                    if output[1].canonical in _names([output]):
+                        self._lanes.setdefault(output[1].canonical, (lane, output[1]))
 
     def survey(self, step: Step, spans: Callable[[Lane], Iterable[tuple[int, int]]], pool: Executor) -> None:
         """Find what the step needs and nobody has found yet."""

@@ -24,6 +24,7 @@ from qexport.recipe.gates import Gates
 from qexport.run.model import sources_of
 from qexport.verification.choose import has_experts, unjudged
 from qexport.verification.options import VerifyOptions
+from qexport.verification.twin import has_twins
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
@@ -147,7 +148,11 @@ class Target:
         packed = (tensor for tensor in plan.tensors if len(tensor.streams) > 1)
         odd = next((each.name for each in packed if any(size % 128 for size in each.shape[-2:])), None)
         traits = Traits(has_experts(diagnosis.repaired.view().text), odd=odd)
-        return unjudged(self.format.layout(self.options), traits, self.verify)
+        return (
+            None
+            if has_twins(self.verify)
+            else unjudged(self.format.layout(self.options), traits, self.verify)
+        )
 
 
 def matrix_facts(matrix: ImportanceMatrix, collected: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class VerifyOptions:
         runtime: for folders: ``mlx-lm``, ``mlx-vlm``, ``transformers``, ``vllm`` or ``sglang``; empty:
             by the format.
         runtime_python: the Python that has it; ours if not given.
+        twin: run a folder for which there is no runtime here as a GGUF with the same numbers.
     """
 
     prompts: tuple[str, ...] = ()
@@ -49,3 +50,4 @@ class VerifyOptions:
     llama_server: Path | None = None
     runtime: str = ""
     runtime_python: Path | None = None
+    twin: bool = True

@@ -7,6 +7,7 @@ measured apart, by one engine for all formats (:mod:`qexport.verification.compar
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from qexport.verification.runtimes import llama_cpp
 from qexport.verification.steps import Say, Steps
 from qexport.verification.stored_form import check_stored_form
 from qexport.verification.stored_numbers import check_numbers
+from qexport.verification.twin import has_twins, twin_of
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Opened
@@ -74,16 +76,19 @@ def verify(
         steps.add(skipped(Check.LOADS, words))
         return steps.report()
     chosen = runtime or _chosen(artifact, found, options)
-    if isinstance(chosen, Verdict):
-        steps.add(chosen)
-    else:
-        try:
-            steps.run(chosen)
-        except EnvironmentProblem as problem:
-            named = runtime is not None or bool(options.runtime) or options.runtime_python is not None
-            if named or artifact is None:
-                raise
-            steps.add(skipped(Check.LOADS, f"{redact(problem.message)} ({problem.hint})"))
+    with ExitStack() as stack:
+        if isinstance(chosen, str) and artifact is not None:
+            chosen = _by_twin(steps, artifact, chosen, stack)
+        if isinstance(chosen, Verdict | str):
+            steps.add(chosen if isinstance(chosen, Verdict) else skipped(Check.LOADS, chosen))
+        else:
+            try:
+                steps.run(chosen)
+            except EnvironmentProblem as problem:
+                named = runtime is not None or bool(options.runtime) or options.runtime_python is not None
+                if named or artifact is None:
+                    raise
+                steps.add(skipped(Check.LOADS, f"{redact(problem.message)} ({problem.hint})"))
     if artifact is not None and not any(each.check is Check.ENDS for each in steps.findings):
         steps.add(_ends(view, artifact))
     if readable and view is not None and view.mtp_layers and not about.has_head:
@@ -124,15 +129,25 @@ def _read(steps: Steps, found: OnDisk) -> bool:
     return True
 
 
-def _chosen(artifact: Opened | None, found: OnDisk, options: VerifyOptions) -> Runtime | Verdict:
+def _chosen(artifact: Opened | None, found: OnDisk, options: VerifyOptions) -> Runtime | Verdict | str:
+    """A runtime; or why there is none, as a text where a twin may stand in."""
     if artifact is None:
         return llama_cpp(options.llama_server)
     runtime = choose_runtime(artifact, options)
     if isinstance(runtime, str):
-        return skipped(Check.LOADS, runtime)
+        return runtime
     if (short := shortage(runtime.name, artifact, found.folder)) is not None:
         return skipped(Check.LOADS, str(short), needed=short.needed, available=short.available)
     return runtime
+
+
+def _by_twin(steps: Steps, artifact: Opened, why: str, stack: ExitStack) -> Runtime | str:
+    """The folder's twin, or why there is neither that nor a runtime."""
+    if not has_twins(steps.options):
+        return why
+    twin, finding = stack.enter_context(twin_of(artifact, steps.options, steps.progress))
+    steps.add(finding)
+    return twin or why
 
 
 def _ends(view: ModelView | None, artifact: Opened) -> Verdict:

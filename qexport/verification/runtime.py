@@ -155,12 +155,14 @@ class Runtime(ABC):
 
     Attributes:
         drafts: whether it knows MTP heads at all.
+        sees: whether the artifact's vision tower comes with it.
         ends_by_text: tokens at which it ends a reply whatever the artifact says.
         seer: the one that is shown pictures of the same artifacts, where this one takes text alone.
     """
 
     name: str
     drafts: bool
+    sees: bool = True
     ends_by_text: frozenset[str] = frozenset()
     seer: Runtime | None = None
 

@@ -26,7 +26,7 @@ def main() -> None:
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     rows, importance = golden_rows()
     golden = {}
-    for kind in GGML_TYPES.values():
+    for kind in (each for each in GGML_TYPES.values() if each.name != "NVFP4"):  # see test_encoders.py
         for label, weights in (("plain", None), ("importance", importance.ctypes.data)):
             out = np.empty((len(rows), kind.row_bytes(rows.shape[1])), np.uint8)
             library.ggml_quantize_chunk(

@@ -56,7 +56,7 @@ def test_equals_ggml_on_any_bytes(type_name: str, seed: int, n: int) -> None:
     assert same_bits(decode_rows(type_name, packed, columns), ggml_decode(type_name, packed, columns))
 
 
-@pytest.mark.parametrize("type_name", GGML_TYPES)
+@pytest.mark.parametrize("type_name", [name for name in GGML_TYPES if name != "NVFP4"])
 def test_equals_gguf_py_on_encoded_rows(type_name: str) -> None:
     if type_name.startswith("IQ") and not ggml.is_available():
         pytest.skip("needs ggml's encoders")

@@ -164,6 +164,8 @@ def test_independent_decoder_bounds_the_error(type_name: str, kind: str) -> None
 @pytest.mark.parametrize("type_name", KERNELS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e9])
 def test_what_the_type_cannot_hold_is_refused(type_name: str, value: float) -> None:
+    if (type_name, value) == ("MXFP4", 1e9):
+        return  # its scales are powers of two, up to the largest float32
     for weights in (None, make_importance("squares", 1, COLUMNS)):
         encoder = make_encoder(type_name, weights)
         for place in ((0, 0), (1, 40), (33, COLUMNS - 1)):

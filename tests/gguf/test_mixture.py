@@ -73,7 +73,7 @@ def expected(run: dict[str, Any], tensor: TensorShape) -> str:
 @pytest.mark.parametrize("label", MODELS)
 def test_equals_llama_quantize(label: str) -> None:
     model, tensors, runs = load(label)
-    assert {file_type(run["file_type"]).name for run in runs} == set(FILE_TYPES)
+    assert {file_type(run["file_type"]).name for run in runs} == set(FILE_TYPES) - {"NVFP4"}  # ours
     for run in runs:
         overrides = Overrides(
             [(pattern, kind) for pattern, kind in run.get("tensor_types", [])],

@@ -16,7 +16,15 @@ def _keys(hyper: Hyper, _: int) -> dict[str, int]:
     return {"vocab_size": hyper.vocab, "rope.dimension_count": hyper.head_dim}
 
 
-_ARCH = Arch("llama", keys=_keys, interleaved_rope=True, biases=BIAS_ROLES, factors=True, vocabulary="llama")
+_ARCH = Arch(
+    "llama",
+    keys=_keys,
+    interleaved_rope=True,
+    biases=BIAS_ROLES,
+    factors=True,
+    vocabulary="llama",
+    scaled=True,
+)
 _DIALECT = Dialect(biases=BIAS_ROLES)
 _LAYER = (*PRE_NORMS, *ATTENTION, *MLP)
 

@@ -62,7 +62,7 @@ QWEN3 = Family(
     text_model_type="qwen3",
     layers={"full": (*ATTENTION_LAYER, *MLP)},
     attention=_WORDS,
-    arch=Arch("qwen3", vocabulary="model"),
+    arch=Arch("qwen3", vocabulary="model", scaled=True),
     dialect=Dialect(),
     null_kv_heads=True,
     defaults={**_DENSE, "head_dim": 128, "attention_bias": False},
@@ -74,7 +74,7 @@ QWEN3_MOE = Family(
     layers={"full": (*ATTENTION_LAYER, *EXPERTS), "dense": (*ATTENTION_LAYER, *MLP)},
     kinds=_kinds,
     aliases={"num_local_experts": "num_experts"},
-    arch=Arch("qwen3moe", keys=_keys),
+    arch=Arch("qwen3moe", keys=_keys, scaled=True),
     dialect=Dialect(
         gates=frozenset({Role.ROUTER}),
         reads=MOE_KEYS | {"decoder_sparse_step", "mlp_only_layers", "norm_topk_prob"},

@@ -201,6 +201,7 @@ def _family(
             norms_plus_one=_CENTRED,
             tiled_v_heads=True,
             pre="qwen35",
+            scaled=True,
             projector="qwen3vl_merger",
         ),
         dialect=Dialect(

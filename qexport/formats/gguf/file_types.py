@@ -46,6 +46,8 @@ FILE_TYPES: Mapping[str, FileType] = {
         FileType("Q6_K", 18, "Q6_K"),
         FileType("IQ4_NL", 25, "IQ4_NL"),
         FileType("IQ4_XS", 30, "IQ4_XS"),
+        FileType("MXFP4_MOE", 38, "MXFP4"),
+        FileType("NVFP4", 39, "NVFP4"),
     )
 }
 PRESETS: Mapping[str, tuple[str, ...]] = {
@@ -54,7 +56,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     "wide": ("Q2_K", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"),
 }
 """What a word stands for where several types are asked for."""
-_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
 
 
 def file_type(name: str) -> FileType:

@@ -12,7 +12,10 @@ https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp, and in co
 projection the base type, which costs accepted drafts below 5 bits; a floor of Q6_K costs nothing measurable
 (https://github.com/ggml-org/llama.cpp/pull/28351).
 
-Left out: IQ1-IQ3, ternary and MXFP4 files, ``--pure``, ``--prune-layers``, the special rules of Falcon and
+NVFP4 is no recipe of llama-quantize's: ours has the MLPs in NVFP4, as our folders have by default, and the
+rest in Q8_0, as its ``MXFP4_MOE`` has it around experts.
+
+Left out: IQ1-IQ3 and ternary files, ``--pure``, ``--prune-layers``, the special rules of Falcon and
 GLM5-next.
 """
 
@@ -174,7 +177,7 @@ def _explicit(tensor: TensorShape, overrides: Overrides, *, named: bool) -> str 
     return None
 
 
-# A type of 256-value blocks has a stand-in of 32-value blocks; what does not fit there either becomes F16.
+# A type of larger blocks has a stand-in of 32-value blocks; what does not fit there either becomes F16.
 _STAND_IN = {
     "IQ4_XS": "IQ4_NL",
     "Q2_K": "Q4_0",
@@ -182,6 +185,7 @@ _STAND_IN = {
     "Q4_K": "Q5_0",
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
+    "NVFP4": "Q8_0",
 }
 
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.assign.aim import SIZED
 from qexport.assign.assignment import Assignment, read_types
 from qexport.checkpoint.memory import MemoryCheckpoint
 from qexport.checkpoint.tensors import matrix_shape
-from qexport.codecs.contract import Blocks, ggml_stored
+from qexport.codecs.contract import Blocks, Nvfp4Blocks, ggml_stored
 from qexport.codecs.ggml_types import ggml_type
 from qexport.container.gguf_file import read_gguf, shard_names
 from qexport.container.gguf_write import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
 from qexport.errors import InputError, UsageProblem, some
 from qexport.evidence.kinds import read_head
-from qexport.evidence.store import Evidence, Kind
+from qexport.evidence.store import Evidence, Kind, Need
 from qexport.families.roles import Block, Role
 from qexport.formats.feedback import feedback_needs, feedback_notes
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
@@ -43,12 +42,12 @@ from qexport.formats.gguf.mixture_terms import (
 )
 from qexport.formats.gguf.mmproj import sight_notes
 from qexport.formats.gguf.rope import llama3_rope_factors
+from qexport.formats.gguf.scaled import Untyped, inputs_as_they_are, scale_name, scaled, with_scales
 from qexport.formats.gguf.tokenizer import token_embedding_rows
 from qexport.formats.limits import check_limits
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
 
 if TYPE_CHECKING:
-    from qexport.checkpoint.tensors import LogicalTensor
     from qexport.families.family import Arch
     from qexport.families.view import ModelTensor, ModelView
     from qexport.formats.gguf.file_types import FileType
@@ -57,18 +56,6 @@ if TYPE_CHECKING:
 
 _QUANTIZE_KEYS = ("general.quantization_version", "general.file_type")
 _KV_STRING = 127  # llama-quantize passes these strings through a 128-byte buffer
-
-
-@dataclass(frozen=True)
-class Untyped:
-    """A GGUF tensor before its type is known; ``canonical`` is its name in the view, if it is from there."""
-
-    name: str
-    canonical: str
-    shape: tuple[int, ...]
-    role: Role | None
-    source: LogicalTensor
-    arrangement: Arrangement
 
 
 def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tuple[ArtifactPlan, ...]:
@@ -132,6 +119,7 @@ def _plan_one(
 ) -> ArtifactPlan:
     notes = [*limits]
     choices = choices_of(view, arch, file, outputs, options, given, notes)
+    shared = scaled(view, arch, outputs, choices)
     weighted = _weighted(file, outputs, choices, options, evidence, notes)
     counts = ParameterCounts.of({output.name: output.shape for output in outputs})
     metadata, said = build_metadata(
@@ -141,25 +129,35 @@ def _plan_one(
         metadata |= {key: metadata.pop(key) for key in _QUANTIZE_KEYS}
     if weighted:
         metadata |= _imatrix_metadata(options)
+    metadata |= inputs_as_they_are(shared)
     notes += said
     tensors: list[PlannedTensor] = []
-    shards = _shards(file, outputs, choices, options.split_max_size)
+    shards = _shards(file, with_scales(outputs, shared, choices), choices, options.split_max_size)
     label = file.name if options.aim is None else f"{SIZED}{file.name}"
     stem, named = file_stem(view, label, options)
     notes += named
     planned_files: list[PlannedFile] = []
+    regions: dict[str, Region] = {}
+    scales = {scale_name(name) for name in shared}
     for index, (names, members) in enumerate(zip(shard_names(stem, len(shards)), shards, strict=True)):
         infos, size = _infos(file, members, choices)
-        header = header_bytes(shard_metadata(metadata, index, len(shards), len(outputs)), infos)
+        header = header_bytes(shard_metadata(metadata, index, len(shards), sum(map(len, shards))), infos)
         planned_files.append(PlannedFile(names, len(header) + size, header))
         for output, info in zip(members, infos, strict=True):
-            kind = ggml_type(choices[output.name].type)
-            stored = ggml_stored(kind.name)
+            region = Region(index, len(header) + info.offset, data_bytes(output, choices))
+            if output.name in scales:
+                regions[output.name] = region
+                continue
+            stored = ggml_stored(choices[output.name].type)
             needs = evidence.needed(Kind.INPUT_SQUARES, output.canonical) if output.name in weighted else ()
+            streams: tuple[tuple[Region, ...], ...] = ((region,),)
+            if output.name in shared:
+                stored = Nvfp4Blocks(scales="mse" if needs else "max")
+                needs = (Need(Kind.LARGEST, shared[output.name]), *needs)
+                streams = ((region,), (regions[scale_name(output.name)],))
             if options.feedback:
                 columns = matrix_shape(output.shape)[1]
                 needs += feedback_needs(output.canonical, output.role, stored, columns, evidence)
-            region = Region(index, len(header) + info.offset, data_bytes(output, choices))
             tensors.append(
                 PlannedTensor(
                     output.name,
@@ -167,7 +165,7 @@ def _plan_one(
                     output.source,
                     output.arrangement,
                     stored,
-                    ((region,),),
+                    streams,
                     needs,
                 )
             )
@@ -304,7 +302,7 @@ def _weighted(
 
 def _uses_importance(type_name: str) -> bool:
     stored = ggml_stored(type_name)
-    return isinstance(stored, Blocks) and stored.uses_importance
+    return isinstance(stored, Blocks | Nvfp4Blocks) and stored.uses_importance
 
 
 def data_bytes(output: Untyped, choices: Mapping[str, Choice]) -> int:

@@ -1,7 +1,7 @@
 """Reading a GGUF back: the family's tensors under llama.cpp's names, their arrangement undone.
 
 Sizes and conventions come from the model that the file is compared with, not from its metadata: a file of
-another model is then one whose shapes do not fit. Types that qexport does not write (IQ1 to IQ3, MXFP4) are
+another model is then one whose shapes do not fit. Types that qexport does not write (IQ1 to IQ3) are
 decoded by gguf-py, which is slower. Left out: files that are compared with nothing; their metadata would have
 to become a config again.
 """
@@ -27,6 +27,7 @@ from qexport.families.known import FAMILIES
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.chat_template import key_of
 from qexport.formats.gguf.numbers import gguf_numbers
+from qexport.formats.gguf.scaled import NVFP4, scale_name
 from qexport.formats.plan import Arrangement
 from qexport.formats.turned import turned
 
@@ -44,8 +45,11 @@ _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 class GgufRows:
     """The rows of one tensor as they are in the file."""
 
-    def __init__(self, name: str, tensor: GgufTensor, file: SourceFile) -> None:
+    def __init__(
+        self, name: str, tensor: GgufTensor, file: SourceFile, scales: GgufRows | None = None
+    ) -> None:
         self.shape = tensor.shape
+        self._scales = scales
         self.dtype = _FLOATS.get(tensor.type_name, "F32")
         rows, self._columns = matrix_shape(tensor.shape)
         self._type = tensor.type_name
@@ -61,11 +65,20 @@ class GgufRows:
             dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[self._type]
             return packed.view(dtype)
         if self._type in GGML_TYPES:
-            return torch.from_numpy(decode_rows(self._type, packed.numpy(), self._columns))
+            values = torch.from_numpy(decode_rows(self._type, packed.numpy(), self._columns))
+            return values if self._scales is None else values.mul_(self._scales_of(start, stop))
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
         return torch.from_numpy(dequantize(packed.numpy(), GGMLQuantizationType[self._type]))
+
+    def _scales_of(self, start: int, stop: int) -> torch.Tensor:
+        """Of each row: that of its matrix."""
+        import torch
+
+        assert self._scales is not None
+        all_of_them = self._scales.read(0, 1).view(-1)
+        return all_of_them[torch.arange(start, stop) // self.shape[-2] % len(all_of_them)][:, None]
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,14 @@ def open_gguf(found: OnDisk) -> Opened:
 
 def _tensors(path: Path, info: GgufInfo) -> dict[str, tuple[GgufTensor, GgufRows]]:
     files = [SourceFile(part, part.name, part.stat().st_size) for part in shard_paths(path)]
-    return {name: (entry, GgufRows(name, entry, files[entry.shard])) for name, entry in info.entries.items()}
+    made: dict[str, tuple[GgufTensor, GgufRows]] = {}
+    for name, entry in info.entries.items():
+        scales = None
+        if entry.type_name == NVFP4 and (beside := info.entries.get(scale_name(name))):
+            scales = GgufRows(scale_name(name), beside, files[beside.shard])
+        made[name] = entry, GgufRows(name, entry, files[entry.shard], scales)
+    used = {scale_name(name) for name, (entry, _) in made.items() if entry.type_name == NVFP4}
+    return {name: pair for name, pair in made.items() if name not in used}
 
 
 def describe_gguf(found: OnDisk) -> Description:

@@ -7,6 +7,7 @@ with what it answers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from qexport.formats.gguf.mixture_terms import (
     Reason,
     TensorShape,
 )
+
+_MLP = re.compile(r"^blk\.\d+\.ffn_(gate|up|down)(_exps|_shexp)?\.weight$")
 
 
 def is_tied(tensors: Sequence[TensorShape]) -> bool:
@@ -56,6 +59,8 @@ class Walk:
 
     def choose(self, tensor: TensorShape) -> Choice:
         name = tensor.name
+        if self.file.name in ("MXFP4_MOE", "NVFP4"):
+            return self._four_bit_floats(tensor)
         special: str | None = None
         if name == OUTPUT or (self.tied and name in EMBEDDINGS):
             if self.overrides.output is not None:
@@ -80,6 +85,17 @@ class Walk:
         if special is None or special == self.file.default:
             return Choice(self.file.default, Reason.DEFAULT)
         return Choice(special, Reason.MIXTURE)
+
+    def _four_bit_floats(self, tensor: TensorShape) -> Choice:
+        """Experts (MXFP4), or all MLPs of the trunk (NVFP4, as in our folders), and Q8_0 for what is not."""
+        output = tensor.name == OUTPUT or (self.tied and tensor.name in EMBEDDINGS)
+        if output and self.overrides.output is not None:
+            return Choice(ggml_type(self.overrides.output).name, Reason.OVERRIDE)
+        if self.file.default == "MXFP4":
+            inside = tensor.ggml_dims > 2
+        else:
+            inside = tensor.block < self.model.trunk_layers and _MLP.search(tensor.name) is not None
+        return Choice(self.file.default, Reason.DEFAULT) if inside else Choice("Q8_0", Reason.MIXTURE)
 
     def _layer(self, tensor: TensorShape, seen: int) -> int:
         """Layer of a feed-forward tensor: the count so far, or the name's number where there are experts."""

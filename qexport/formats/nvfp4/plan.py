@@ -25,11 +25,11 @@ from qexport.formats.fp8.plan import in_tiles
 from qexport.formats.fp8.scope import FP8
 from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import config_notes
-from qexport.formats.linears import as_it_is, by_role, declaring, modules_of
+from qexport.formats.linears import as_it_is, by_role, declaring, modules_of, sharing
 from qexport.formats.nvfp4.compressed import compressed_config
 from qexport.formats.nvfp4.layout import LAYOUTS, fp8_specs, nvfp4_specs
 from qexport.formats.nvfp4.modelopt import modelopt_config, modelopt_file
-from qexport.formats.nvfp4.scope import choose, fused_key
+from qexport.formats.nvfp4.scope import choose
 from qexport.formats.order import pass_order
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options, *, sized: bool = False
     evidence = evidence_of(view, options.importance)
     if sized:
         evidence = filled(evidence)
-    makers = _Makers(repaired, options, chosen, evidence, _fused(view, chosen))
+    makers = _Makers(repaired, options, chosen, evidence, sharing(view, chosen))
     tensors = [makers.folder_tensor(tensor) for tensor in pass_order(view)]
     small: dict[str, bytes] = dict(repaired.files)
     if options.layout == "modelopt":
@@ -113,13 +113,13 @@ def _config(repaired: Repaired, view: ModelView, declared: Mapping[str, Any]) ->
 
 @dataclass(frozen=True)
 class _Makers:
-    """What makes stored tensors; ``fused`` are the tensors that share a global scale."""
+    """What makes stored tensors; ``fused`` says which tensors have a global scale with which."""
 
     repaired: Repaired
     options: Nvfp4Options
     chosen: Mapping[str, str]
     evidence: Evidence
-    fused: Mapping[Any, tuple[str, ...]]
+    fused: Mapping[str, tuple[str, ...]]
 
     def folder_tensor(self, tensor: ModelTensor) -> FolderTensor:
         algo = self.chosen.get(tensor.name)
@@ -130,7 +130,7 @@ class _Makers:
         if algo == FP8 and self.options.layout != "modelopt":
             return in_tiles(self.repaired, tensor, self.options.layout)
         stored: StoredType
-        needs = [Need(Kind.LARGEST, self.fused[fused_key(tensor)])]
+        needs = [Need(Kind.LARGEST, self.fused[tensor.name])]
         if algo == FP8 or self.options.scale_search == "importance":
             needs += self.evidence.needed(Kind.INPUT_SQUARES, tensor.name)
         if algo == FP8:
@@ -143,16 +143,6 @@ class _Makers:
         streams = tuple(zip(*specs, strict=True))
         made = FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
         return with_feedback(made, tensor, self.evidence) if self.options.feedback else made
-
-
-def _fused(view: ModelView, chosen: Mapping[str, str]) -> dict[Any, tuple[str, ...]]:
-    """The quantized tensors that share a global scale, by :func:`fused_key`."""
-    found: dict[Any, tuple[str, ...]] = {}
-    for tensor in view:
-        if tensor.name in chosen:
-            key = fused_key(tensor)
-            found[key] = (*found.get(key, ()), tensor.name)
-    return found
 
 
 def _quantized(

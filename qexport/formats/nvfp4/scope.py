@@ -29,7 +29,6 @@ from qexport.formats.linears import (
     DELTA_ROLES,
     LINEAR_ROLES,
     MLP_ROLES,
-    fused_roles,
     given_types,
     kernel_of,
     modules_of,
@@ -58,11 +57,6 @@ _BY_ROLE: Mapping[str, Mapping[Role, str]] = {
         **dict.fromkeys(ATTENTION_ROLES | DELTA_ROLES, FP8),
     },
 }
-
-
-def fused_key(tensor: ModelTensor) -> tuple[int | None, frozenset[Role]]:
-    """The same for all tensors that share a global scale; experts share it one by one."""
-    return tensor.layer, fused_roles(tensor.role)
 
 
 def choose(
