@@ -88,13 +88,14 @@ def test_a_watcher_is_told_of_everything(zoo, tmp_path):
 
 
 def test_what_is_not_proven_is_raised_or_told(zoo, tmp_path):
-    """ModelOpt's layout has no runtime here."""
-    asked = (zoo("qwen3_5"), [qexport.Nvfp4()])
-    outcome = qexport.export(*asked, out=tmp_path, check=False)
+    """ModelOpt's layout has no runtime here, but for a twin."""
+    alone = qexport.VerifyOptions(twin=False)
+    asked = qexport.recipe_for(zoo("qwen3_5"), [qexport.Nvfp4()], verification=alone)
+    outcome = qexport.export(asked, out=tmp_path, check=False)
     assert isinstance(outcome.problem, qexport.Unproven)
     assert [item.state for item in outcome.artifacts] == [State.NOT_RUN]
     with pytest.raises(qexport.Unproven):
-        qexport.export(*asked, out=tmp_path)
+        qexport.export(asked, out=tmp_path)
 
 
 def test_a_recipe_says_itself_what_a_model_is_given_with(tmp_path):

@@ -1,9 +1,9 @@
 """Folders that nothing here loads, run as a GGUF with the same numbers (:mod:`qexport.formats.gguf.twin`).
 
 What runs is llama.cpp, and what it runs is a file that is made for it and removed afterwards; the receipt
-says so (``runtime``: ``xllamacpp by GGUF twin``). What that proves is the folder's weights, its tokenizer and its
-head, by text and by drafts. What it does not is how a loader reads the folder: that is asked of the config
-(``stored_form``), and of the runtimes that serve it, where there are some.
+says so (``runtime``: ``xllamacpp by GGUF twin``). What that proves is the folder's weights, its tokenizer and
+its head, by text and by drafts. What it does not is how a loader reads the folder: that is asked of the
+config (``stored_form``), and of the runtimes that serve it, where there are some.
 """
 
 from __future__ import annotations

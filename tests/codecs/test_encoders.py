@@ -14,7 +14,17 @@ from codec_strategies import golden_rows, make_rows
 from encoding import make_encoder
 
 from qexport.codecs import contract, ggml
-from qexport.codecs.contract import Blocks, Float, Fp8Tiles, Matrices, MlxAffine, MlxFloat, Nvfp4, Nvfp4Blocks, ggml_stored
+from qexport.codecs.contract import (
+    Blocks,
+    Float,
+    Fp8Tiles,
+    Matrices,
+    MlxAffine,
+    MlxFloat,
+    Nvfp4,
+    Nvfp4Blocks,
+    ggml_stored,
+)
 from qexport.codecs.engines import GGML, NUMBA, engine_of
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.codecs.native import KERNELS
@@ -100,7 +110,15 @@ def test_importance_shapes() -> None:
 def test_types_are_values() -> None:
     assert ggml_stored("q5_k") == Blocks("Q5_K")
     assert repr(ggml_stored("iq4_nl")) == "Blocks(name='IQ4_NL')"
-    for stored in (Blocks("Q4_K"), Float("BF16"), MlxAffine(4, 64), MlxFloat("mxfp4"), Fp8Tiles(), Nvfp4(), Nvfp4Blocks()):
+    for stored in (
+        Blocks("Q4_K"),
+        Float("BF16"),
+        MlxAffine(4, 64),
+        MlxFloat("mxfp4"),
+        Fp8Tiles(),
+        Nvfp4(),
+        Nvfp4Blocks(),
+    ):
         assert pickle.loads(pickle.dumps(stored)) == stored
         assert eval(repr(stored)) == stored
         assert engine_of(stored)[0].name == "numba"

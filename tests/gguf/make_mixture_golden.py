@@ -38,7 +38,19 @@ FILE_TYPES = [
         "Q3_K_S",
         "Q3_K_M",
     ),
-    *("Q3_K_L", "Q4_K", "Q4_K_S", "Q4_K_M", "Q5_K", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4_MOE"),
+    *(
+        "Q3_K_L",
+        "Q4_K",
+        "Q4_K_S",
+        "Q4_K_M",
+        "Q5_K",
+        "Q5_K_S",
+        "Q5_K_M",
+        "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+        "MXFP4_MOE",
+    ),
 ]
 LINE = re.compile(r"^\[ *\d+/ *\d+\] +(\S+) .*type = +(\S+), size = [^(]*(?:\((\S+)\))?\s*$")
 Tensors = list[tuple[str, list[int], list[int]]]  # name inside the block, torch shape, blocks ([] = outside)

@@ -58,7 +58,9 @@ def llama_finds(paths: list[str], tag: str) -> str | None:
 
 def hub_label(name: str) -> str:
     """parseGGUFQuantLabel: the last words that look like a type."""
-    kinds = "F32|F16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|Q8_1|Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|Q8_K|IQ4_NL|IQ4_XS|BF16|MXFP4|NVFP4"
+    kinds = (
+        "F32|F16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|Q8_1|Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|Q8_K|IQ4_NL|IQ4_XS|BF16|MXFP4|NVFP4"
+    )
     return [m[0] for m in re.finditer(f"({kinds})(_([A-Z]+))?", name.upper())][-1]
 
 

@@ -1,4 +1,4 @@
-"""NVFP4 in GGUF: blocks and scales as llama.cpp's converter makes them of folders, and folders run by them."""
+"""NVFP4 in GGUF: what llama.cpp's converter makes of folders, to the byte, and folders that are run by it."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_everything_checked_and_passed(folders):
 
 
 def test_a_folder_that_no_runtime_ran_is_never_verified(folders):
-    report = verify(folders / "qwen3_5-modelopt-nvfp4", view=None)
+    report = verify(folders / "qwen3_5-modelopt-nvfp4", view=None, options=VerifyOptions(twin=False))
     assert report.verdict == "not run"
     assert not report.passed
     assert report.engine.name == "none"

@@ -2,8 +2,9 @@
 
 NVFP4 keeps its codes and scales, moved into ggml's blocks (:mod:`qexport.codecs.nvfp4_blocks`), where rows
 are whole blocks of 64 and llama.cpp knows of scales; matrices that are packed otherwise are decoded to F32,
-which holds every product of a code and its scales; floats keep their dtype. So nothing is rounded a second time,
-and what the file says is what the folder says. llama.cpp's converter reads NVFP4 folders to the same bytes.
+which holds every product of a code and its scales; floats keep their dtype. So nothing is rounded a second
+time, and what the file says is what the folder says. llama.cpp's converter reads NVFP4 folders to the same
+bytes.
 
 The exact size is known before anything is written, as that of every plan.
 """
