@@ -97,7 +97,7 @@ def test_the_demo_model_fits_the_package():
 
 
 def test_what_nothing_here_can_run_is_the_same_everywhere(demo, tmp_path):
-    """ModelOpt's NVFP4 without a twin: said before it is written; export, verify, push, card and report agree."""
+    """ModelOpt's NVFP4, no twin: said before it is written; export, verify, push, card and report agree."""
     out, _ = demo
     folder = tmp_path / "Demo-NVFP4"
     words = ("nvfp4", out / "Demo-Tuned", "--mtp", "graft", "--mtp-from", MODEL, "-o", folder, "--no-twin")
