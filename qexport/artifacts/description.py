@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.artifacts.packed import PackedMatrix, folder_matrices
 from qexport.artifacts.words import Numbers, folder_numbers
 from qexport.checkpoint.chat_templates import DEFAULT, read_templates
 from qexport.families.names import VISION_NAMES
@@ -46,6 +47,7 @@ class Description:
         fault: why it is wrong by its own account.
         facts: of the layout, for programs.
         numbers: every stored number, for a look at whether it is one.
+        packed: its packed matrices, for libraries that read such.
         artifact: the same opened, where that needs no model to compare with.
     """
 
@@ -69,6 +71,7 @@ class Description:
     fault: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: Callable[[], Iterable[Numbers]] = field(default=tuple, repr=False)
+    packed: Callable[[], Iterable[PackedMatrix]] = field(default=tuple, repr=False)
     artifact: Opened | None = field(default=None, repr=False)
 
     @property
@@ -109,6 +112,7 @@ def describe_folder(found: OnDisk, artifact: Opened) -> Description:
             "head": artifact.has_head,
         },
         numbers=lambda: folder_numbers(artifact, stored),
+        packed=lambda: folder_matrices(artifact),
         artifact=artifact,
     )
 

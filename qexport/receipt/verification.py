@@ -29,6 +29,7 @@ class Check(StrEnum):
     DECLARED = "declared"
     FUSED = "fused"
     MTP_DECLARED = "mtp_declared"
+    READERS = "readers"
     TWIN = "twin"
     LOADS = "loads"
     USED = "used"

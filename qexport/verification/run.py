@@ -23,6 +23,7 @@ from qexport.verification.conversation import folder_ends, judge_ends, source_en
 from qexport.verification.judge import skipped
 from qexport.verification.memory import shortage
 from qexport.verification.options import VerifyOptions
+from qexport.verification.readers import check_readers
 from qexport.verification.runtimes import llama_cpp
 from qexport.verification.steps import Say, Steps
 from qexport.verification.stored_form import check_stored_form
@@ -126,6 +127,8 @@ def _read(steps: Steps, found: OnDisk) -> bool:
         steps.add(kept)
     for finding in () if about.artifact is None else check_stored_form(about.artifact):
         steps.add(finding)
+    if (read := check_readers(about.packed())) is not None:
+        steps.add(read)
     return True
 
 

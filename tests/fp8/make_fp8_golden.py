@@ -1,11 +1,9 @@
 """Regenerates tests/fp8/golden_fp8_block.json: what llm-compressor's model_free_ptq writes of zoo models.
 
-    pip install llmcompressor
     PYTHONPATH=tests python tests/fp8/make_fp8_golden.py
 
-In an environment of its own: llm-compressor holds other packages back. For each case the digest of all
-tensors and the quantization_config. The tests marked toolchain run it anew: QEXPORT_LLMC_PYTHON names that
-environment's python, which is called with cases to do and a folder to leave their files in.
+For each case the digest of all tensors and the quantization_config. A test runs it anew, in a child, with
+cases to do and a folder to leave their files in.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Regenerates tests/nvfp4/golden_PEER.json: what ModelOpt and llm-compressor write of zoo models.
 
-    pip install nvidia-modelopt requests transformers torch    (one environment)
     PYTHONPATH=tests python tests/nvfp4/make_nvfp4_golden.py modelopt
-    pip install llmcompressor                                  (another)
     PYTHONPATH=tests python tests/nvfp4/make_nvfp4_golden.py llmcompressor
 
 For each case the peer's declaration, and for each quantized module its global scale and a digest of its
 levels and block scales: modules can be compared where the peer does not share a global scale and we do. The
-tests marked toolchain run it anew: QEXPORT_MODELOPT_PYTHON and QEXPORT_LLMC_PYTHON name those environments'
-pythons, which are called with a peer, cases to do and a folder to leave their files in.
+tests run it anew, in a child: a folder, and for each thing to leave in it the peer and the case, as
+``modelopt/dense``.
 """
 
 from __future__ import annotations
@@ -116,12 +114,12 @@ def modelopt(source: Path, out: Path, peer: str) -> None:
 
 
 def main() -> None:
-    peer, *rest = sys.argv[1:]
-    if rest:
-        *cases, target = rest
-        for case in cases:
-            made = make(peer, case, Path(target) / case)
-            (Path(target) / f"{case}.json").write_text(json.dumps(made))
+    peer, *jobs = sys.argv[1:]
+    if jobs:
+        for job in jobs:
+            out = Path(peer) / job
+            made = make(*job.split("/"), out)
+            out.with_name(f"{out.name}.json").write_text(json.dumps(made))
         return
     for kind in (peer, f"{peer}-mixed"):
         cases = [case for case in CASES if kind != "modelopt-mixed" or "llama" not in case]

@@ -8,13 +8,17 @@ to become a config again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.artifacts.artifact import AnyWeight, Opened, skeleton
 from qexport.artifacts.description import Description
+from qexport.artifacts.forms import Form
 from qexport.artifacts.layout import ArtifactLayout, OnDisk
+from qexport.artifacts.packed import PackedMatrix, PackedRows
 from qexport.checkpoint.chat_templates import DEFAULT, ChatTemplates
 from qexport.checkpoint.source_file import SourceFile
 from qexport.checkpoint.tensors import StoredTensor, matrix_shape
@@ -57,10 +61,14 @@ class GgufRows:
         self._bytes = StoredTensor(name, "U8", (rows, width), "", tensor.start, tensor.stop)
         self._file = file
 
+    def packed(self, start: int, stop: int) -> torch.Tensor:
+        """Blocks, uint8 ``(rows, bytes)``."""
+        return self._file.rows(self._bytes, start, stop)
+
     def read(self, start: int, stop: int) -> torch.Tensor:
         import torch
 
-        packed = self._file.rows(self._bytes, start, stop)
+        packed = self.packed(start, stop)
         if self._type in _FLOATS:
             dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[self._type]
             return packed.view(dtype)
@@ -188,7 +196,22 @@ def describe_gguf(found: OnDisk) -> Description:
         fault=f"it declares {info.nextn_layers} MTP layer(s) and holds none of their tensors" if lost else "",
         facts={"architecture": info.architecture, "nextn_layers": info.nextn_layers},
         numbers=lambda: gguf_numbers(paths, info),
+        packed=lambda: _packed(paths[0], info),
     )
+
+
+def _packed(path: Path, info: GgufInfo) -> Iterator[PackedMatrix]:
+    """What is in blocks that are decoded here; the others are gguf-py's to read anyway."""
+    for name, (entry, rows) in _tensors(path, info).items():
+        if entry.type_name in GGML_TYPES and entry.type_name not in _FLOATS:
+            count, _ = matrix_shape(entry.shape)
+            form = Form(entry.type_name, 0, per="block")
+            height = entry.shape[-2] if len(entry.shape) > 1 else 1
+            yield PackedMatrix(name, form, count, height, rows.read, partial(_stored, rows, form))
+
+
+def _stored(rows: GgufRows, form: Form, start: int, stop: int) -> PackedRows:
+    return PackedRows(form, rows.packed(start, stop))
 
 
 def _towers(model: Path) -> tuple[Path, ...]:

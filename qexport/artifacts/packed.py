@@ -1,0 +1,109 @@
+"""Packed matrices a few rows at a time: what is stored of them, and the numbers that qexport reads there.
+
+Whoever wants to know whether another library reads the same numbers gets both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qexport.artifacts.forms import decoded
+from qexport.artifacts.weights import StoredWeight
+from qexport.checkpoint.tensors import matrix_shape
+from qexport.codecs.contract import FP8_TILE
+from qexport.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qexport.artifacts.artifact import Opened
+    from qexport.artifacts.forms import Form
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Some rows, as they lie there.
+
+    Attributes:
+        form: of the matrix; a block type of ggml has its name as ``kind``, and ``block`` as ``per``.
+        codes: ``(rows, bytes or words)``, scales and all where they are in blocks.
+        scales: of these rows: of their groups, tiles, or one for all.
+        biases: MLX's.
+        shared: the scale of scales.
+        divides: whether that one is divided by.
+        mlx: whether they are MLX's, which packs codes into words of 32 bits.
+    """
+
+    form: Form
+    codes: torch.Tensor
+    scales: torch.Tensor | None = None
+    biases: torch.Tensor | None = None
+    shared: torch.Tensor | None = None
+    divides: bool = False
+    mlx: bool = False
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A matrix, or a stack of them.
+
+    Attributes:
+        height: rows of one of them.
+        decode: the numbers of rows ``[start, stop)`` as qexport has them.
+        stored: the same rows as they lie there. They are of one matrix, and ``start`` begins a tile.
+    """
+
+    name: str
+    form: Form
+    rows: int
+    height: int
+    decode: Callable[[int, int], torch.Tensor] = field(repr=False)
+    stored: Callable[[int, int], PackedRows] = field(repr=False)
+
+
+def folder_matrices(artifact: Opened) -> Iterator[PackedMatrix]:
+    """The packed ones of a folder; what makes no sense is left out, and said where forms are judged."""
+    for weight in artifact.weights.values():
+        assert isinstance(weight, StoredWeight)
+        try:
+            form, numbers = weight.form, decoded(weight.name, weight.parts, weight.columns)
+        except InputError:
+            continue
+        if form.kind != "float":
+            rows, _ = matrix_shape(numbers.shape)
+            yield PackedMatrix(
+                weight.name, form, rows, numbers.shape[-2], numbers.read, _stored(weight, form, numbers.shape)
+            )
+
+
+def _stored(weight: StoredWeight, form: Form, shape: tuple[int, ...]) -> Callable[[int, int], PackedRows]:
+    parts = weight.parts
+    height = shape[-2]
+    codes = parts.get("weight_packed") or parts["weight"]
+    scales = parts.get("scales") or parts.get("scale_inv") or parts.get("weight_scale")
+    shared = parts.get("weight_global_scale") or parts.get("weight_scale_2") or parts.get("global_scale")
+    assert scales is not None
+
+    def read(start: int, stop: int) -> PackedRows:
+        if form.per == "group":
+            of_rows = scales.rows(start, stop)
+        elif form.per == "tile":
+            first = start // height * -(-height // FP8_TILE) + start % height // FP8_TILE
+            of_rows = scales.rows(first, first + -(-(stop - start) // FP8_TILE))
+        else:
+            whole = scales.whole().view(-1)
+            of_rows = whole[start:stop, None] if form.per == "row" else whole
+        one = None if shared is None else shared.whole().view(-1)
+        return PackedRows(
+            form,
+            codes.rows(start, stop),
+            of_rows,
+            parts["biases"].rows(start, stop) if "biases" in parts else None,
+            one if one is None or len(one) == 1 else one[start // height].view(1),
+            divides="weight_global_scale" in parts,
+            mlx="scales" in parts,
+        )
+
+    return read
