@@ -135,15 +135,16 @@ def _mlx(rows: PackedRows) -> torch.Tensor:
     assert rows.scales is not None
     with mx.stream(mx.cpu):
         words = mx.array(rows.codes.view(torch.uint8).numpy().view(np.uint32))
-        how = {"group_size": rows.form.group, "bits": rows.form.bits}
+        how: dict[str, Any] = {"group_size": rows.form.group, "bits": rows.form.bits}
         if rows.form.kind == "affine":
             assert rows.biases is not None
             scales, biases = (mx.array(part.float().numpy()) for part in (rows.scales, rows.biases))
             found = mx.dequantize(words, scales, biases, mode="affine", **how)
         else:
-            given = {} if rows.shared is None else {"global_scale": mx.array(rows.shared.float().numpy()[0])}
+            if rows.shared is not None:
+                how["global_scale"] = mx.array(rows.shared.float().numpy()[0])
             scales = mx.array(rows.scales.view(torch.uint8).numpy())
-            found = mx.dequantize(words, scales, mode=rows.form.kind, dtype=mx.float32, **how, **given)
+            found = mx.dequantize(words, scales, mode=rows.form.kind, dtype=mx.float32, **how)
         return torch.from_numpy(np.array(found))
 
 
