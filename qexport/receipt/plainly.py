@@ -112,6 +112,11 @@ _TOPICS = (
         (Check.FILE,),
     ),
     _Topic(
+        "other readers",
+        (Check.READERS,),
+        lambda _: "Other libraries that read such files find the same numbers in it.",
+    ),
+    _Topic(
         "running",
         (Check.LOADS, Check.GENERATES, Check.FINITE, Check.TEXT),
         _ran,
