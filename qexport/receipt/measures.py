@@ -29,6 +29,11 @@ class Estimate:
     value: float
     error: float | None = None
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Two standard errors to either side."""
+        return self.value - 2 * (self.error or 0.0), self.value + 2 * (self.error or 0.0)
+
 
 @dataclass(frozen=True)
 class Kld:

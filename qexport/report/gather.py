@@ -44,7 +44,13 @@ def gather(
     newest = max((artifact.written_at or 0.0 for artifact in found), default=0.0)
     return Report(
         models=tuple(
-            Model(title, tuple(sorted(artifacts, key=_place)), facts(artifacts), repairs(artifacts))
+            Model(
+                title,
+                tuple(sorted((each for each in artifacts if each.is_model), key=_place)),
+                facts([each for each in artifacts if each.is_model]),
+                repairs([each for each in artifacts if each.is_model]),
+                tuple(each for each in artifacts if not each.is_model),
+            )
             for title, artifacts in models
         ),
         gates=tuple(gates) or tuple(gate for artifact in found for gate in artifact.gates),
@@ -62,11 +68,15 @@ def _models(folders: Sequence[Path], say: Callable[[str], None]) -> list[tuple[s
             say(note)
         for artifact in known.artifacts:
             mark = (artifact.kind, artifact.label, *(file.sha256 for file in artifact.files))
-            if artifact.is_model and mark not in seen:
+            if mark not in seen:
                 seen.add(mark)
                 source = artifact.source
                 sources.setdefault(source.hub_id or source.label, []).append(artifact)
-    return [(_title(label, found), found) for label, found in sources.items()]
+    return [
+        (_title(label, found), found)
+        for label, found in sources.items()
+        if any(each.is_model for each in found)
+    ]
 
 
 def _title(label: str, found: Sequence[Artifact]) -> str:

@@ -98,12 +98,14 @@ class Model:
 
     Attributes:
         repairs: what was wrong with the source and was put right.
+        beside: files that artifacts are used with: towers, importance matrices.
     """
 
     title: str
     artifacts: tuple[Artifact, ...]
     facts: tuple[Fact, ...] = ()
     repairs: tuple[str, ...] = ()
+    beside: tuple[Artifact, ...] = ()
 
     @property
     def measured(self) -> tuple[Artifact, ...]:

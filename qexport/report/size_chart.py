@@ -1,8 +1,9 @@
 """Size against KL divergence: what a byte buys. The plot that publishers of quantizations show first.
 
-A mark for the mean, a thin line up to the 99th percentile; names beside the marks, formats told apart by
-shape and colour. Divergence is on a logarithmic scale, with a place for what is zero. Where types were chosen
-by what errors cost, a line shows what was predicted of all sizes.
+A mark for the mean with its error, a thin line up to the 99th percentile; names beside the marks, formats
+told apart by shape and colour. A line joins those that nothing smaller is as close as. Divergence is on a
+logarithmic scale, with a place for what is zero. Where types were chosen by what errors cost, a line shows
+what was predicted of all sizes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qexport.formats.registry import words_of
+from qexport.receipt.measures import Estimate
 from qexport.receipt.state import State
 from qexport.receipt.text import nats
 from qexport.report.labels import place
 from qexport.report.scale import Linear, Log
-from qexport.report.svg import Box, Chart, LegendEntry, drawing, element, group, line, mark, small, text
+from qexport.report.svg import Box, Chart, LegendEntry, drawing, element, group, key, line, mark, text
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -40,6 +42,17 @@ class _Point:
     tail: float | None
     other: bool
 
+    @property
+    def error(self) -> tuple[float, float] | None:
+        """Two standard errors to either side."""
+        kld = self.artifact.measures.kld
+        return None if kld is None or kld.error is None else Estimate(self.mean, kld.error).span
+
+    @property
+    def predicted(self) -> float | None:
+        """What it was predicted to be."""
+        return None if self.artifact.predicted is None else self.artifact.predicted.kld
+
 
 _Tail = tuple[_Point, float, float, float]
 
@@ -57,7 +70,9 @@ def size_chart(report: Report) -> Chart | None:
     return Chart(
         title="Size against KL divergence",
         reading="Further left is smaller, further down is closer to the unquantized model. The mark is the "
-        "mean, the thin line ends at the 99th percentile. Each step up is ten times more."
+        "mean, the bar on it two standard errors, the thin line ends at the 99th percentile. Each step up is "
+        "ten times more. The grey line joins what nothing smaller is as close as."
+        + (" A hollow ring is what was predicted." if any(p.predicted for p in points) else "")
         + (" A dashed line is what was predicted of types chosen for each size." if _curves(points) else ""),
         draw=lambda width: _draw(points, width),
         legend=tuple(_legend(report, points)),
@@ -65,14 +80,15 @@ def size_chart(report: Report) -> Chart | None:
 
 
 def _draw(points: Sequence[_Point], width: float) -> Markup:
-    height = min(420.0, 230.0 + 0.26 * width)
-    values = [value for p in points for value in (p.mean, p.tail) if value is not None]
+    height = min(520.0, 250.0 + 0.26 * width)
+    values = [value for p in points for value in (p.mean, p.tail, p.predicted) if value is not None]
     zero = any(value < FLOOR for value in values)
     frame = Box(_LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
     x = _sizes([p.artifact.size for p in points], frame)
     y = Log.over(values, frame.bottom - (_ZERO_GAP if zero else 0), frame.top, frame.bottom, floor=FLOOR)
     at = [(x(p.artifact.size), y(p.mean)) for p in points]
-    parts = [*_grid(x, y, frame, zero), *_foretold(points, x, y, frame), *_tails(points, at, y)]
+    parts = [*_grid(x, y, frame, zero), *_foretold(points, x, y, frame), *_pareto(points, at)]
+    parts += [*_tails(points, at, y), *_errors(points, at, y), *_guesses(points, at, y)]
     room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9)
     stems = [Box(px - 2, end, px + 2, py) for _, px, py, end in _tailed(points, at, y)]
     # The other model's mark of the same name is near, and hollow.
@@ -137,6 +153,33 @@ def _foretold(points: Sequence[_Point], x: Linear, y: Log, frame: Box) -> Iterat
         yield group(*parts, class_=f"tail {kind}")
 
 
+def _pareto(points: Sequence[_Point], at: Sequence[tuple[float, float]]) -> Iterator[Markup]:
+    """From each that nothing smaller is as close as to the next."""
+    ours = [(p.artifact.size, p.mean, where) for p, where in zip(points, at, strict=True) if not p.other]
+    best, closest = [], float("inf")
+    for _, mean, where in sorted(ours, key=lambda each: each[:2]):
+        if mean < closest:
+            closest = mean
+            best.append(where)
+    yield from (line(*one, *other, "pareto") for one, other in pairwise(best))
+
+
+def _errors(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) -> Iterator[Markup]:
+    for p, (px, _) in zip(points, at, strict=True):
+        if p.error is not None:
+            low, high = p.error
+            yield group(line(px, y(low), px, y(high), "error"), class_=f"tail {p.artifact.format}")
+
+
+def _guesses(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) -> Iterator[Markup]:
+    """What was predicted of each, joined to what it came to."""
+    for p, (px, py) in zip(points, at, strict=True):
+        if p.predicted is not None:
+            guess = y(p.predicted)
+            ring = element("circle", cx=px, cy=guess, r=5.0, class_="guess")
+            yield group(line(px, py, px, guess, "guess"), ring, class_=f"tail {p.artifact.format}")
+
+
 def _tails(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log) -> list[Markup]:
     parts: list[Markup] = []
     for p, px, py, end in _tailed(points, at, y):
@@ -154,18 +197,12 @@ def _tailed(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log)
 
 def _legend(report: Report, points: Sequence[_Point]) -> list[LegendEntry]:
     kinds = dict.fromkeys(p.artifact.format for p in points)
-    found = [LegendEntry(_key(kind), words_of(kind).name) for kind in kinds]
+    found = [LegendEntry(key(kind), words_of(kind).name) for kind in kinds]
     if len(report.models) > 1:
         ours, *others = report.models
-        found.append(LegendEntry(_key("gguf", "plain"), f"filled: {ours.title}"))
-        found.append(
-            LegendEntry(_key("gguf", "plain other"), "hollow: " + ", ".join(m.title for m in others))
-        )
+        found.append(LegendEntry(key("gguf", "plain"), f"filled: {ours.title}"))
+        found.append(LegendEntry(key("gguf", "plain other"), "hollow: " + ", ".join(m.title for m in others)))
     return found
-
-
-def _key(kind: str, state: str = "") -> Markup:
-    return small(group(mark(kind, state), class_="point", at=(7.0, 7.0)))
 
 
 def _name(p: _Point) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from qexport.formats.registry import words_of
 from qexport.receipt.safe_text import without_hidden
 
-WIDE = 720.0
+WIDE = 1040.0
 """The width of a picture on a page, in pixels."""
 NARROW = 350.0
 """On a phone, where a picture shrunk to fit could not be read."""
@@ -113,6 +113,11 @@ def mark(shape: str, class_: str = "") -> Markup:
     """The shape of a format: colour alone tells nothing to some, and nothing in print. Others are circles."""
     own = words_of(shape).mark
     return element("path", d=own or _CIRCLE, class_=f"mark {shape if own else 'other'} {class_}".strip())
+
+
+def key(shape: str, class_: str = "") -> Markup:
+    """The shape of a format beside its name."""
+    return small(group(mark(shape, class_), class_="point", at=(7.0, 7.0)))
 
 
 def text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qexport.receipt.measures import Estimate
+from qexport.receipt.measures import USUAL_DRAFTS, Estimate
 from qexport.receipt.tables import (
     ACCEPTANCE,
     BESIDE_PLAIN,
@@ -28,7 +28,7 @@ from qexport.report.words import gate_value, gate_words
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from qexport.receipt.measures import Kld, LayerFlips
+    from qexport.receipt.measures import Drafting, Kld, LayerFlips
     from qexport.receipt.types import Artifact
     from qexport.report.report import Model, Pair, Report
 
@@ -59,6 +59,27 @@ def flips_table(model: Model) -> TextTable:
     columns = [_numbers(title, partial(_flips_in, shares)) for title, shares in found.items()]
     note = "Shares of tokens that are sent to other experts than in the source; early flips make later ones."
     return TextTable.of("Routing flips by layer", (Column("Layer", str), *columns), layers, note)
+
+
+def ladder_table(model: Model) -> TextTable:
+    """What each head's drafts come to, by how far ahead and how many."""
+    rows = [(each.title, each.measures.head) for each in model.measured if each.measures.head]
+    source = next((each.measures.source_head for each in model.measured if each.measures.source_head), None)
+    rows += [("the source's own", source)] if source else []
+    depth = max((len(head.acceptance) for _, head in rows), default=0)
+    columns = (
+        Column("Head", lambda row: row[0]),
+        *(_numbers(f"Accepted, {at + 1} ahead", partial(_ahead, at)) for at in range(depth)),
+        _numbers(f"Tokens per verification, {USUAL_DRAFTS} drafts", lambda row: with_error(row[1].usual)),
+        _numbers("The same, drafts drawn", lambda row: with_error(row[1].usual_sampled)),
+    )
+    note = "Greedy drafts are llama.cpp's; vLLM and SGLang draw them and test them against the model."
+    return TextTable.of("Drafts", columns, rows, note)
+
+
+def _ahead(at: int, row: tuple[str, Drafting]) -> str:
+    found = row[1].acceptance
+    return with_error(found[at], share=True) if at < len(found) else ""
 
 
 def speed_table(model: Model) -> TextTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.receipt import words
+from qexport.receipt.plainly import outcome
 from qexport.receipt.state import State
 from qexport.receipt.text import nats, percent, speed, times
 from qexport.receipt.words import WAS_RUN
@@ -43,6 +44,11 @@ def glossary(report: Report) -> list[tuple[str, str]]:
     """The terms that occur, explained."""
     found = [artifact for model in report.models for artifact in model.artifacts]
     terms = {"Verified": f"The artifact {WAS_RUN}", **words.glossary(found)}
+    if any(artifact.measures.head for artifact in found):
+        terms["Tokens per verification"] = (
+            "How many tokens one pass through the model yields when the MTP head drafts: those that were "
+            "accepted and one more. Measured over text of several kinds, as runtimes draft, in chains."
+        )
     if any(artifact.bench for artifact in found):
         terms["n-max"] = "The most tokens that the MTP head drafts at a time; off is without MTP."
     return list(terms.items())
@@ -105,7 +111,7 @@ def _verdicts(artifacts: Sequence[Artifact]) -> str:
     parts = [f"{passed or 'None'} passed verification"]
     for state in (State.FAILED, State.UNCOMPARED, State.NOT_RUN):
         if of[state]:
-            named = (f"{r.title}: {r.verdict}" if state is State.FAILED else r.title for r in of[state])
+            named = (f"{r.title}: {outcome(r)}" if state is State.FAILED else r.title for r in of[state])
             parts.append(f"{len(of[state])} {state} ({', '.join(named)})")
     return f"{'; '.join(parts)}."
 

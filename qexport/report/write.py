@@ -18,9 +18,13 @@ from qexport.formats.registry import FORMATS
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import replace_file
 from qexport.receipt.safe_text import template
+from qexport.report.answers import Asked, asked
 from qexport.report.gather import gather
+from qexport.report.ladder_chart import ladder_chart, retuned_chart
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
+from qexport.report.overview import Overview, Taken, overviews, taken, verdict_of
 from qexport.report.size_chart import size_chart
+from qexport.report.svg import key
 from qexport.report.tables import (
     artifact_table,
     checksum_table,
@@ -28,6 +32,7 @@ from qexport.report.tables import (
     divergence_table,
     flips_table,
     gate_table,
+    ladder_table,
     speed_table,
 )
 from qexport.report.words import glossary, summary
@@ -113,7 +118,11 @@ class Page:
     """All of it."""
 
     report: Report
+    verdict: tuple[str, str]
     summary: tuple[str, ...]
+    taken: tuple[Taken, ...]
+    cards: tuple[Overview, ...]
+    asked: tuple[Asked, ...]
     gates: TextTable
     charts: tuple[Chart, ...]
     comparisons: tuple[SideBySide, ...]
@@ -123,17 +132,30 @@ class Page:
 
 def lay_out(report: Report) -> Page:
     """The page of a report."""
-    charts = (size_chart(report), acceptance_chart(report), speed_chart(report))
+    ladder = ladder_chart(report)
+    drafts = (ladder or acceptance_chart(report), retuned_chart(report))
+    charts = (size_chart(report), *drafts, speed_chart(report))
+    ours = report.models[0]
     return Page(
         report=report,
+        verdict=verdict_of(ours),
         summary=tuple(summary(report)),
+        taken=taken(ours),
+        cards=overviews(ours),
+        asked=asked(ours.measured),
         gates=gate_table(report),
         charts=tuple(chart for chart in charts if chart is not None),
         comparisons=tuple(_comparison(report.models[0], other, pairs) for other, pairs in report.pairs),
         parts=tuple(
             Section(
                 model,
-                (artifact_table(model), divergence_table(model), flips_table(model), speed_table(model)),
+                (
+                    artifact_table(model),
+                    divergence_table(model),
+                    flips_table(model),
+                    ladder_table(model),
+                    speed_table(model),
+                ),
                 checksum_table(model),
             )
             for model in report.models
@@ -156,7 +178,9 @@ def html(page: Page) -> str:
     """The text of report.html."""
     style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     style += _colours()
-    return template(__package__, "report.html.jinja", html=True).render(vars(page), style=Markup(style))
+    return template(__package__, "report.html.jinja", html=True).render(
+        vars(page), style=Markup(style), mark=key
+    )
 
 
 def _colours() -> str:

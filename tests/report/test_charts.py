@@ -97,7 +97,7 @@ def test_nothing_but_zeros(tmp_path):
 def test_one_artifact_is_a_chart(tmp_path):
     ((x, y),) = points(drawn(size_chart(ladder(tmp_path, 0.01)), WIDE)).values()
     assert 60 < x < WIDE - 20
-    assert 20 < y < 380
+    assert 20 < y < 480
 
 
 def test_without_measures_there_is_no_chart(tmp_path):

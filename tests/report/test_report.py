@@ -164,7 +164,7 @@ def test_verdicts_are_told_apart(tmp_path):
         "NVFP4": "not run",
     }
     assert summary(report) == [
-        "4 artifacts, 10 kB. 1 passed verification; 1 failed (Q4_0: failed: agreement); "
+        "4 artifacts, 10 kB. 1 passed verification; 1 failed (Q4_0: failed: comparing answers); "
         "2 not run (Q2_K, NVFP4)."
     ]
 
