@@ -27,7 +27,7 @@ _MOST = 3000
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What some artifacts answered alike.
 
     Attributes:
@@ -42,7 +42,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question and its answers, the one that the others are compared with first.
 
     Attributes:
@@ -50,7 +50,7 @@ class Asked:
     """
 
     prompt: str
-    answers: tuple[Answer, ...]
+    answers: tuple[Reply, ...]
     from_source: bool
 
 
@@ -61,7 +61,7 @@ class _Said:
     as_source: bool
 
 
-def asked(artifacts: Sequence[Artifact], sources: dict[str, str] | None = None) -> tuple[Asked, ...]:
+def asked(artifacts: Sequence[Artifact], sources: dict[str, str] | None = None) -> tuple[Question, ...]:
     """Every question that two of the artifacts answered, or one and the source.
 
     Args:
@@ -78,14 +78,14 @@ def asked(artifacts: Sequence[Artifact], sources: dict[str, str] | None = None) 
     return tuple(found for found in compared if sum(len(answer.who) for answer in found.answers) > 1)
 
 
-def _compared(prompt: str, said: Sequence[_Said], source: str | None) -> Asked:
+def _compared(prompt: str, said: Sequence[_Said], source: str | None) -> Question:
     own = source.strip()[:_MOST] if source else next((each.text for each in said if each.as_source), None)
     first = own if own is not None else min(said, key=_distance).text
     texts: dict[str, list[str]] = {first: ["the source"] if own is not None else []}
     for each in said:
         texts.setdefault(each.text, []).append(each.artifact.title)
-    answers = tuple(Answer(tuple(who), marked(text, first), text == first) for text, who in texts.items())
-    return Asked(prompt, answers, own is not None)
+    answers = tuple(Reply(tuple(who), marked(text, first), text == first) for text, who in texts.items())
+    return Question(prompt, answers, own is not None)
 
 
 def _distance(said: _Said) -> float:

@@ -28,7 +28,7 @@ _LOOKS = {State.PASSED: "good", State.FAILED: "bad"}
 
 
 @dataclass(frozen=True)
-class Fit:
+class Room:
     """How much text goes into a memory beside an artifact; empty: it does not fit."""
 
     gib: int
@@ -52,7 +52,7 @@ class Overview:
     size: str
     close: str
     figures: tuple[tuple[str, str], ...]
-    fits: tuple[Fit, ...]
+    fits: tuple[Room, ...]
     sees: str
     command: str
 
@@ -124,9 +124,9 @@ def _overview(artifact: Artifact, option: Option | None, model: Model) -> Overvi
     )
 
 
-def _fit(option: Option, gib: int) -> Fit:
+def _fit(option: Option, gib: int) -> Room:
     longest = option.load.longest(gib)
-    return Fit(gib, tokens_text(longest) if longest else "")
+    return Room(gib, tokens_text(longest) if longest else "")
 
 
 def _figures(artifact: Artifact) -> Iterator[tuple[str, str]]:

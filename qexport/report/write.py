@@ -18,7 +18,7 @@ from qexport.formats.registry import FORMATS
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import replace_file
 from qexport.receipt.safe_text import template
-from qexport.report.answers import Asked, asked
+from qexport.report.answers import Question, asked
 from qexport.report.gather import gather
 from qexport.report.ladder_chart import ladder_chart, retuned_chart
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
@@ -122,7 +122,7 @@ class Page:
     summary: tuple[str, ...]
     taken: tuple[Taken, ...]
     cards: tuple[Overview, ...]
-    asked: tuple[Asked, ...]
+    asked: tuple[Question, ...]
     gates: TextTable
     charts: tuple[Chart, ...]
     comparisons: tuple[SideBySide, ...]

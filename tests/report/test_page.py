@@ -1,4 +1,4 @@
-"""What the page shows beside tables: what to pick, a card for each, answers side by side, what drafts bring."""
+"""What the page shows beside tables: what to pick, a card for each, answers side by side, drafts."""
 
 from __future__ import annotations
 
