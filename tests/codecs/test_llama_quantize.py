@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 from pathlib import Path
@@ -13,16 +12,14 @@ import pytest
 import torch
 from codec_strategies import make_rows
 from encoding import make_encoder
+from oracle import toolchain
 
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.evidence.imatrix_file import read_imatrix
 
-BIN = os.environ.get("QEXPORT_LLAMA_BIN")
-pytestmark = [
-    pytest.mark.toolchain,
-    pytest.mark.skipif(not BIN, reason="QEXPORT_LLAMA_BIN is not set"),
-]
-TYPES = [name for name in GGML_TYPES if name not in ("F32", "BF16")]
+pytestmark = toolchain.needs_quantizer
+# NVFP4's scale of a whole matrix is in a tensor of its own, which llama-quantize does not write.
+TYPES = [name for name in GGML_TYPES if name not in ("F32", "BF16", "NVFP4")]
 SHAPES = {"ffn_up": (5, 512), "ffn_gate_exps": (3, 4, 512)}
 EXPERTS = 3
 
@@ -102,7 +99,7 @@ def write_imatrix(path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["none", "gguf", "legacy"])
 def test_bytes(form: str, model: Path, tmp_path: Path) -> None:
-    arguments = [str(Path(BIN or "") / "llama-quantize")]
+    arguments = toolchain.quantizer()
     matrix = None
     if form != "none":
         write_imatrix(tmp_path / "imatrix", form)

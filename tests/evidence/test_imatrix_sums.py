@@ -239,9 +239,9 @@ def test_statistics_are_llama_imatrixs(tmp_path: Path) -> None:
         assert (mine.similarity or 0.0) == pytest.approx(cosine, abs=6e-4)
 
 
-@pytest.mark.toolchain
-@pytest.mark.skipif(not toolchain.available(), reason="QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set")
 class TestToolchain:
+    pytestmark = toolchain.needs_imatrix
+
     def test_the_sum_is_llama_imatrixs_byte_for_byte(self, files: tuple[Path, Path], tmp_path: Path) -> None:
         words = ("--in-file", "one.gguf,two.gguf", "-o", "both.gguf", "-c", golden.CHUNK)
         said = llama_imatrix(*words, cwd=tmp_path)

@@ -6,7 +6,6 @@ that matrix are a fingerprint of the tokens it ran: they are computed here from 
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -23,13 +22,7 @@ from qexport.evidence.corpus import read_corpus
 from qexport.evidence.imatrix_file import read_imatrix
 from qexport.evidence.tokens import tokenize
 
-pytestmark = [
-    pytest.mark.toolchain,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (os.environ.get("QEXPORT_LLAMA_BIN") and toolchain.available()), reason="no toolchain"
-    ),
-]
+pytestmark = [pytest.mark.slow, *toolchain.needs_imatrix]
 SIZE = 64
 # Special tokens as text, a diaeresis, blanks; first, so that it is not in the part that is dropped.
 ODD = "\nIt said <s> and </s> and <|im_start|>user and <|eot_id|> and <bos>, naïve  as   it was.\n"

@@ -31,13 +31,6 @@ from qexport.run.model import examine
 sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 import make_imatrix_golden as golden
 
-needs_toolchain = [
-    pytest.mark.toolchain,
-    pytest.mark.skipif(
-        not toolchain.available(), reason="QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set"
-    ),
-]
-
 
 def view_of(folder: Path, **choice: Any) -> ModelView:
     return examine(ModelChoice(str(folder), **choice), download=False).repaired.view()
@@ -258,8 +251,10 @@ def test_details_for_the_receipt(zoo: Any) -> None:
 class TestToolchain:
     """llama-imatrix and llama-quantize, run here."""
 
-    pytestmark = needs_toolchain
+    pytestmark = pytest.mark.toolchain
+    needs_imatrix = pytest.mark.skipif(not toolchain.can_collect(), reason=toolchain.NO_IMATRIX)
 
+    @needs_imatrix
     @pytest.mark.parametrize("name", ["qwen3_5", "gemma3", "qwen2", "mistral"])
     def test_live_comparison(self, zoo: Any, tmp_path: Path, name: str) -> None:
         """From the file that qexport makes, where the goldens take the converter's."""
@@ -269,6 +264,7 @@ class TestToolchain:
         theirs = read_imatrix(golden.collect(tmp_path / plan.files[0].name, tmp_path))
         agree(collected(view, tmp_path), theirs, view)
 
+    @needs_imatrix
     @pytest.mark.parametrize("case", golden.CASES)
     def test_goldens_are_what_llama_imatrix_makes(self, tmp_path: Path, case: str) -> None:
         """Within threads' order of adding up."""
@@ -277,6 +273,7 @@ class TestToolchain:
         for name, means in read_imatrix(kept).entries.items():
             np.testing.assert_allclose(again.entries[name], means, rtol=0.02, atol=0.02 * means.mean())
 
+    @pytest.mark.skipif(not toolchain.can_quantize(), reason=toolchain.NO_QUANTIZER)
     @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe", "smollm"])
     @pytest.mark.parametrize("kind", ["Q4_K_M", "IQ4_XS", "Q2_K_S"])
     def test_llama_quantize_makes_our_file_of_our_matrix(

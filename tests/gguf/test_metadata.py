@@ -14,6 +14,7 @@ import pytest
 from gguf import GGUFValueType
 from make_metadata_golden import GOLDEN, plain
 from metadata_cases import CASES, view_of
+from oracle import toolchain
 from zoo_types import Zoo, ZooCopy
 
 from qexport.container.gguf_write import KV, ValueType
@@ -104,10 +105,9 @@ def test_counts_as_gguf_py() -> None:
 
 
 @pytest.mark.toolchain
+@pytest.mark.skipif(not toolchain.has_tree(), reason=toolchain.NO_TREE)
 @pytest.mark.slow
 def test_golden_is_what_the_tree_writes(tmp_path: Path) -> None:
-    if "QEXPORT_LLAMA_CPP" not in os.environ:
-        pytest.skip("QEXPORT_LLAMA_CPP names no llama.cpp tree")
     out = tmp_path / "metadata.json"
     script = Path(__file__).with_name("make_metadata_golden.py")
     env = {**os.environ, "QEXPORT_GOLDEN_OUT": str(out)}

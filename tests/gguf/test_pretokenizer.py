@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import zoo_tokenizers
+from oracle import toolchain
 from tokenizers import Regex as Pattern
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -171,19 +170,17 @@ def test_names() -> None:
 
 
 @pytest.mark.toolchain
+@pytest.mark.skipif(not toolchain.has_tree(), reason=toolchain.NO_TREE)
 def test_names_are_llama_cpps() -> None:
-    if "QEXPORT_LLAMA_CPP" not in os.environ:
-        pytest.skip("QEXPORT_LLAMA_CPP names no llama.cpp tree")
-    source = (Path(os.environ["QEXPORT_LLAMA_CPP"]) / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")
+    source = (toolchain.tree() / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")
     assert set(re.findall(r'tokenizer_pre == "([^"]+)"', source)) == set(KNOWN_NAMES)
 
 
 @pytest.mark.toolchain
+@pytest.mark.skipif(not toolchain.has_tree(), reason=toolchain.NO_TREE)
 def test_deepseek_llm_has_llama_cpps_letters() -> None:
     """The one regex that names its letters one by one."""
-    if "QEXPORT_LLAMA_CPP" not in os.environ:
-        pytest.skip("QEXPORT_LLAMA_CPP names no llama.cpp tree")
-    source = (Path(os.environ["QEXPORT_LLAMA_CPP"]) / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")
+    source = (toolchain.tree() / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")
     (rule,) = (rule for rule in RULES if rule.candidates[0].name == "deepseek-llm")
     assert rule.spellings[0][1].replace("\\", "\\\\") in source
     assert name_of(*map(split, rule.spellings[0][:-1]), DIGITS, byte_level()) == "deepseek-llm"

@@ -18,13 +18,7 @@ from qexport.formats.gguf.plan import plan_gguf
 from qexport.formats.merged.plan import plan_merged
 from qexport.onepass.execute import execute
 
-pytestmark = [
-    pytest.mark.toolchain,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not toolchain.available(), reason="QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set"
-    ),
-]
+pytestmark = [pytest.mark.slow, *toolchain.needs_both]
 
 
 REFUSED = {

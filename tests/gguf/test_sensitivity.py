@@ -169,7 +169,7 @@ def test_without_sensitivity_nothing_is_said() -> None:
 
 
 @pytest.mark.toolchain
-@pytest.mark.skipif(not toolchain.available(), reason="QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN are not set")
+@pytest.mark.skipif(not toolchain.can_quantize(), reason=toolchain.NO_QUANTIZER)
 def test_llama_quantize_reads_past_them(zoo: Any, tmp_path: Path) -> None:
     view = view_of(zoo("qwen3_5"))
     matrix = collected(view, some_ids(), at_most=48)

@@ -1,6 +1,7 @@
 """Running llama.cpp's own converter and quantizer.
 
-`QEXPORT_LLAMA_CPP` names a llama.cpp tree, `QEXPORT_LLAMA_BIN` the folder with llama-quantize. The converter
+`QEXPORT_LLAMA_CPP` names a llama.cpp tree, `QEXPORT_LLAMA_BIN` a folder with its tools, or with libllama,
+which quantizes as well (`llama_quantize.py`); `make test-toolchain` fetches both (`fetch.py`). The converter
 recognises a BPE pre-tokenizer by hashing what it does to one long string, which a vocabulary of 400 tokens
 can never match; so it runs from a copy, outside the repository, whose last resort is the environment
 variable QEXPORT_ORACLE_PRE instead of an exception. Nothing else in the copy differs.
@@ -16,8 +17,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 REFUSAL = 'raise NotImplementedError("BPE pre-tokenizer was not recognized - update get_vocab_base_pre()")'
 FALLBACK = 'res = os.environ["QEXPORT_ORACLE_PRE"]'
+NO_TREE = "no llama.cpp tree (make test-toolchain)"
+NO_QUANTIZER = "neither llama-quantize nor libllama (make test-toolchain)"
+NO_IMATRIX = "llama-imatrix has not been built (in QEXPORT_LLAMA_BIN)"
+NEITHER = "no llama.cpp tree and library (make test-toolchain)"
 COPIED = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
 
 
@@ -25,12 +32,33 @@ class ToolchainError(RuntimeError):
     """A tool of llama.cpp refused; the text is the end of what it printed."""
 
 
+def has_tree() -> bool:
+    """Whether there is a tree, and so the converter."""
+    return bool(os.environ.get("QEXPORT_LLAMA_CPP")) and tree().is_dir()
+
+
+def has_tool(name: str) -> bool:
+    """Whether the program has been built."""
+    return bool(os.environ.get("QEXPORT_LLAMA_BIN")) and tool(name).is_file()
+
+
+def can_quantize() -> bool:
+    """Whether there is llama-quantize, or the library that it calls."""
+    return has_tool("llama-quantize") or _library() is not None
+
+
+def can_collect() -> bool:
+    """Whether there are converter and llama-imatrix."""
+    return has_tree() and has_tool("llama-imatrix")
+
+
 def available() -> bool:
-    """Whether both variables are set and point at something."""
-    try:
-        return tree().is_dir() and tool("llama-quantize").is_file()
-    except ToolchainError:
-        return False
+    """Whether there are converter and quantizer."""
+    return has_tree() and can_quantize()
+
+
+def _marks(there: bool, reason: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.toolchain, pytest.mark.skipif(not there, reason=reason)]
 
 
 def _from_env(name: str) -> Path:
@@ -48,6 +76,19 @@ def tree() -> Path:
 def tool(name: str) -> Path:
     """One of the built programs."""
     return _from_env("QEXPORT_LLAMA_BIN") / name
+
+
+def _library() -> Path | None:
+    folder = os.environ.get("QEXPORT_LLAMA_BIN")
+    return next(iter(sorted(Path(folder).glob("libllama.*"))), None) if folder else None
+
+
+def quantizer() -> list[str]:
+    """The command that takes llama-quantize's words."""
+    library = _library()
+    if library is None or has_tool("llama-quantize"):
+        return [str(tool("llama-quantize"))]
+    return [sys.executable, str(Path(__file__).with_name("llama_quantize.py")), str(library)]
 
 
 def commit() -> str:
@@ -118,8 +159,13 @@ def quantize(
 
     The imatrix is named relative to its own folder, because its path goes into the metadata.
     """
-    command = [str(tool("llama-quantize")), *flags]
+    command = [*quantizer(), *flags]
     if imatrix is not None:
         command += ["--imatrix", imatrix.name]
     command += [str(source.resolve()), str(out.resolve()), kind, "2"]
     return _run(command, cwd=imatrix.parent if imatrix else None)
+
+
+needs_quantizer = _marks(can_quantize(), NO_QUANTIZER)
+needs_both = _marks(available(), NEITHER)
+needs_imatrix = _marks(can_collect(), NO_IMATRIX)

@@ -74,17 +74,19 @@ class GgufRows:
             return packed.view(dtype)
         if self._type in GGML_TYPES:
             values = torch.from_numpy(decode_rows(self._type, packed.numpy(), self._columns))
-            return values if self._scales is None else values.mul_(self._scales_of(start, stop))
+            scales = self.scales_of(start, stop)
+            return values if scales is None else values.mul_(scales)
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
         return torch.from_numpy(dequantize(packed.numpy(), GGMLQuantizationType[self._type]))
 
-    def _scales_of(self, start: int, stop: int) -> torch.Tensor:
-        """Of each row: that of its matrix."""
+    def scales_of(self, start: int, stop: int) -> torch.Tensor | None:
+        """Of each row: that of its matrix, where the type has one in a tensor of its own."""
         import torch
 
-        assert self._scales is not None
+        if self._scales is None:
+            return None
         all_of_them = self._scales.read(0, 1).view(-1)
         return all_of_them[torch.arange(start, stop) // self.shape[-2] % len(all_of_them)][:, None]
 
@@ -211,7 +213,7 @@ def _packed(path: Path, info: GgufInfo) -> Iterator[PackedMatrix]:
 
 
 def _stored(rows: GgufRows, form: Form, start: int, stop: int) -> PackedRows:
-    return PackedRows(form, rows.packed(start, stop))
+    return PackedRows(form, rows.packed(start, stop), shared=rows.scales_of(start, stop))
 
 
 def _towers(model: Path) -> tuple[Path, ...]:
