@@ -276,6 +276,8 @@ def verify(
     *,
     against: str | Path | None = None,
     revision: str | None = None,
+    mtp_from: str | Path | None = None,
+    mtp_from_revision: str | None = None,
     options: VerifyOptions | None = None,
     measure: int = 2048,
     watcher: Watcher | None = None,
@@ -284,6 +286,7 @@ def verify(
 
     Args:
         against: the source it is compared with: a folder or a Hub id (and its ``revision``).
+        mtp_from: the model whose MTP head it was given, where that is not the source's own.
         measure: held-out tokens on which it is compared, layer by layer; 0 for none.
 
     Returns:
@@ -296,7 +299,16 @@ def verify(
     from qexport.run.watcher import Watcher
     from qexport.verification.options import VerifyOptions
 
-    view = None if against is None else view_to_compare(str(against), revision)
+    view = None
+    if against is not None:
+        base = None if mtp_from is None else str(mtp_from)
+        view = view_to_compare(
+            str(against),
+            revision,
+            mtp_from=base,
+            mtp_from_revision=mtp_from_revision,
+            artifact=Path(artifact),
+        )
     say = (watcher or Watcher()).say
     return verify_artifact(
         Path(artifact), view=view, options=options or VerifyOptions(), say=say, measure=measure

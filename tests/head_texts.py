@@ -11,6 +11,7 @@ import torch
 from zoo_types import Zoo
 
 from qexport.evidence.chained import HeadStream
+from qexport.evidence.observe import Observer
 from qexport.evidence.options import StreamOptions
 from qexport.families.view import ModelView
 from qexport.recipe.choice import ModelChoice
@@ -44,7 +45,7 @@ def final_of(stream: HeadStream, ids: np.ndarray) -> torch.Tensor:
     def keep(start: int, hidden: torch.Tensor) -> None:
         final[start : start + len(hidden)] = hidden
 
-    stream.trunk(ids, keep)
+    stream.trunk(ids, Observer(), final=keep)
     return final
 
 

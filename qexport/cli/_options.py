@@ -159,6 +159,11 @@ def _of_base(flag: str, words: str) -> tuple[Callable[..., Any], Callable[..., A
     )
 
 
+def head_base(words: str) -> Callable[..., Any]:
+    """``--mtp-from BASE`` and its revision."""
+    return together(*_of_base("--mtp-from", words))
+
+
 _TOWER_MODE = click.Choice(["auto", "keep", "graft", "drop"])
 tower_options = together(  # "mtp" alone is a field of MLX's options
     *_of_base(
@@ -175,7 +180,7 @@ tower_options = together(  # "mtp" alone is a field of MLX's options
         help="What becomes of the vision tower. auto keeps one that is there, and grafts where there is a "
         "base with one that fits; drop writes the text-only form.",
     ),
-    *_of_base("--mtp-from", "The base model whose MTP head is grafted: a folder or a Hub id."),
+    head_base("The base model whose MTP head is grafted: a folder or a Hub id."),
     click.option(
         "--mtp",
         "mtp_mode",

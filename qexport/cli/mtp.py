@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import chosen
-from qexport.cli._options import COUNT, FILE, JSON, Finite, model_argument, together
+from qexport.cli._options import COUNT, FILE, JSON, Finite, head_base, model_argument, together
 from qexport.cli._output import Output
 from qexport.errors import UsageProblem
 
@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 
 
 _head_options = together(
-    click.option("--mtp-from-revision", help="Branch, tag or commit of that BASE on the Hub."),
-    click.option(
-        "--mtp-from",
-        metavar="BASE",
-        help="Take the head of this model, a folder or a Hub id, also where MODEL has one.  [default: "
-        "MODEL's own]",
+    head_base(
+        "Take the head of this model, a folder or a Hub id, also where MODEL has one.  [default: MODEL's own]"
     ),
     model_argument,
 )

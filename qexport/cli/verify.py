@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.cli._options import JSON, THREADS, measure_option, runtime_options, twin_option, verify_options
+from qexport.cli._options import (
+    JSON,
+    THREADS,
+    head_base,
+    measure_option,
+    runtime_options,
+    twin_option,
+    verify_options,
+)
 from qexport.cli._output import Output
+from qexport.errors import UsageProblem
 
 if TYPE_CHECKING:
     from qexport.run.verify import Verified
@@ -22,6 +31,10 @@ if TYPE_CHECKING:
     help="The bf16 source (folder or Hub id): tokens and log-probabilities are compared with it.",
 )
 @click.option("--revision", help="Branch, tag or commit of a MODEL on the Hub.")
+@head_base(
+    "The model whose MTP head the artifact was given, also where MODEL has one: its head is compared with "
+    "that. With --against."
+)
 @verify_options
 @measure_option
 @runtime_options
@@ -34,7 +47,14 @@ if TYPE_CHECKING:
 @THREADS
 @JSON
 def command(
-    artifact: Path, against: str | None, revision: str | None, again: bool, as_json: bool, **given: Any
+    artifact: Path,
+    against: str | None,
+    revision: str | None,
+    mtp_from: str | None,
+    mtp_from_revision: str | None,
+    again: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Load ARTIFACT in a runtime that its users use, let it write, and judge it.
 
@@ -49,6 +69,7 @@ def command(
       qexport verify Model-MLX-6bit --against ./merged
       qexport verify Model-NVFP4 --against ./merged --runtime vllm --runtime-python ~/vllm/bin/python
       qexport verify Model-Q4_K_M.gguf --against ./merged
+      qexport verify Model-Q4_K_M.gguf --against ./merged --mtp-from Qwen/Qwen3.5-9B
       qexport verify Model-GGUF
       qexport verify Model-Q8_0.gguf --llama-server ~/llama.cpp/build/bin/llama-server
     """
@@ -57,7 +78,15 @@ def command(
     from qexport.run.verify import verify_all, view_to_compare
 
     output = Output(as_json=as_json)
-    view = view_to_compare(against, revision) if against else None
+    view = None
+    if against:
+        head = {"mtp_from": mtp_from, "mtp_from_revision": mtp_from_revision}
+        view = view_to_compare(against, revision, **head, artifact=artifact)
+    elif mtp_from is not None:
+        raise UsageProblem(
+            "--mtp-from says whose head an artifact was given, and there is nothing to compare it with",
+            hint="Name its source, too: --against MODEL.",
+        )
     found = verify_all(
         artifact,
         view=view,

@@ -11,11 +11,13 @@ import errno
 import math
 import os
 import tempfile
-from typing import TYPE_CHECKING, BinaryIO
+from copy import copy
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from qexport.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -67,6 +69,17 @@ class HiddenStates:
         self._file.seek(self._offset(start))
         if self._file.readinto(part.view(-1).view(torch.uint8).numpy().data) != part.nbytes:  # type: ignore[attr-defined]
             raise EnvironmentProblem("the file with spilled activations ended early")
+        return part
+
+    def of(self, chunks: Sequence[int], device: Any = "cpu") -> torch.Tensor:
+        """These chunks, which follow one another, on a device."""
+        return self.read(chunks[0], chunks[-1] + 1).to(device)
+
+    def front(self, chunks: int) -> HiddenStates:
+        """The first so many chunks, where they are; nothing to be closed."""
+        part = copy(self)
+        part.shape = (chunks, *self.shape[1:])
+        part._memory = None if self._memory is None else self._memory[:chunks]
         return part
 
     def write(self, start: int, states: torch.Tensor) -> None:

@@ -15,7 +15,6 @@ functions. So at depth ``k`` anchor ``t`` sees depth 1's keys of anchors up to `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +23,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.modules import OUTSIDE_HEAD, fill, state_of
-from qexport.evidence.observe import Observer
 from qexport.evidence.quiet import quiet_transformers
 from qexport.evidence.stream import LayerStream, only
 from qexport.families.known import FAMILIES
 from qexport.families.roles import Block, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
 
     from qexport.families.view import ModelTensor
-    from qexport.progress import Progress
 
 
 FIXED_ROLES = frozenset({Role.ROUTER, Role.ROUTER_BIAS, Role.SHARED_EXPERT_ROUTER})
@@ -87,23 +82,6 @@ class HeadStream(LayerStream):
     def width(self) -> int:
         """Of hidden states."""
         return int(self._model.config.hidden_size)
-
-    def trunk(
-        self,
-        tokens: np.ndarray,
-        final: Callable[[int, torch.Tensor], None],
-        progress: Progress | None = None,
-    ) -> None:
-        """Send ``tokens`` through the trunk alone; ``final`` is called as by :meth:`stages`."""
-        stages = self.stages(tokens, Observer(), final=final, progress=progress)
-        with closing(stages):  # type: ignore[type-var]
-            for stage in stages:
-                if stage.block is Block.HEAD:
-                    return
-
-    def trunk_units(self, tokens: np.ndarray) -> int:
-        """What the trunk's progress counts to."""
-        return self.units(tokens) - len(self._batches(*tokens.shape))
 
     def embedded(self, tokens: np.ndarray) -> Embedded:
         """The embeddings that the head takes for ``tokens``, ``(chunks, chunk)``."""

@@ -135,7 +135,18 @@ class LayerStream:
 
     def units(self, tokens: np.ndarray) -> int:
         """What progress counts to: batches times layers, with embedding, final norm and MTP block."""
-        return len(self._batches(*tokens.shape)) * (self.view.layers + 2 + bool(self._mtp))
+        return self.trunk_units(tokens) + bool(self._mtp) * len(self._batches(*tokens.shape))
+
+    def trunk_units(self, tokens: np.ndarray) -> int:
+        """Likewise, of the trunk alone."""
+        return len(self._batches(*tokens.shape)) * (self.view.layers + 2)
+
+    def trunk(self, tokens: np.ndarray, observer: Observer, **told: Any) -> None:
+        """Send ``tokens`` through the trunk alone; else as :meth:`run`."""
+        with closing(self.stages(tokens, observer, **told)) as stages:  # type: ignore[type-var]
+            for stage in stages:
+                if stage.block is Block.HEAD:
+                    return
 
     def run(self, tokens: np.ndarray, observer: Observer, **told: Any) -> None:
         """Send ``tokens`` through the model: all of :meth:`stages`, which has the arguments and errors."""

@@ -17,16 +17,21 @@ independent, and two heads are compared document by document.
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qexport.receipt.measures import Estimate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy as np
+    import torch
 
     from qexport.evidence.chained import Embedded, HeadChain
     from qexport.headtune.logits import Logits
-    from qexport.headtune.states import States
     from qexport.headtune.text import Chunked
     from qexport.progress import Progress
 
@@ -35,6 +40,7 @@ DEPTH = 4
 """How far ahead drafts are judged."""
 _CHUNK_TOKENS = 4096  # that go through the head at once
 _CONTEXT = 8  # one part in so many of a chunk is read before anything is judged
+_BLOCK = 64  # neighbouring anchors that are taken for one where there are few documents
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Ratio:
         there = (self.below > 0) | (before.below > 0)
         return self.value - before.value, _error(self.influence - before.influence, there)
 
+    @property
+    def estimate(self) -> Estimate:
+        """Both."""
+        return Estimate(self.value, self.error)
+
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "error": self.error}
 
@@ -88,6 +99,7 @@ class HeadDrafts:
     Attributes:
         fine: bool ``(chunks, anchors)``: those that count.
         document: int likewise.
+        chosen: int likewise: the token that the trunk chooses where the head's first draft is for.
         greedy: bool ``(chunks, anchors, depth)``: the head's first choice is the trunk's.
         own: likewise, the text's next token.
         overlap: float32 likewise, the sum of min(p, q).
@@ -96,6 +108,7 @@ class HeadDrafts:
 
     fine: np.ndarray = field(repr=False)
     document: np.ndarray = field(repr=False)
+    chosen: np.ndarray = field(repr=False)
     greedy: np.ndarray = field(repr=False)
     own: np.ndarray = field(repr=False)
     overlap: np.ndarray = field(repr=False)
@@ -106,8 +119,22 @@ class HeadDrafts:
         import numpy as np
 
         wanted = np.array([domain in domains for domain in self.domains], bool)
-        fine = self.fine & wanted[self.document]
-        return HeadDrafts(fine, self.document, self.greedy, self.own, self.overlap, self.domains)
+        return replace(self, fine=self.fine & wanted[self.document])
+
+    def by_blocks(self) -> HeadDrafts:
+        """The same with documents cut into blocks of about 64 anchors, from which errors come then: of few
+        documents the spread is not known."""
+        import numpy as np
+
+        blocks = np.zeros(self.document.shape, int)
+        domains: list[str] = []
+        for row, documents in enumerate(self.document):
+            edges = [0, *(np.flatnonzero(np.diff(documents)) + 1).tolist(), len(documents)]
+            for start, stop in itertools.pairwise(edges):
+                for part in np.array_split(np.arange(start, stop), max(1, round((stop - start) / _BLOCK))):
+                    blocks[row, part] = len(domains)
+                    domains.append(self.domains[documents[start]])
+        return replace(self, document=blocks, domains=tuple(domains))
 
     @property
     def positions(self) -> int:
@@ -120,6 +147,14 @@ class HeadDrafts:
         import numpy as np
 
         return len(np.unique(self.document[self.fine]))
+
+    @property
+    def chance(self) -> float:
+        """Acceptance of always drafting the one token that the trunk says most often."""
+        import numpy as np
+
+        counts = np.unique(self.chosen[self.fine], return_counts=True)[1]
+        return int(counts.max(initial=0)) / max(1, self.positions)
 
     def acceptance(self, ahead: int) -> Ratio:
         """Share of drafts at a depth, from 1, that are the trunk's first choice."""
@@ -166,23 +201,33 @@ def _walk(fine: np.ndarray, accepted: np.ndarray) -> list[int]:
     return anchors
 
 
+class StatesOf(Protocol):
+    """A trunk's states after its final norm, wherever they are."""
+
+    def of(self, chunks: Sequence[int], device: Any = ...) -> torch.Tensor:
+        """Float32 ``(chunks, chunk, width)``."""
+
+
 def drafts_of(
     chain: HeadChain,
     vocabulary: Logits,
     text: Chunked,
-    states: States,
+    states: StatesOf,
     embedded: Embedded,
     *,
     part: slice,
     depth: int = DEPTH,
     temperature: float = 1.0,
     progress: Progress | None = None,
+    first: Callable[[int, torch.Tensor], None] = lambda *_: None,
 ) -> HeadDrafts:
     """Run the head over the chunks of ``part``.
 
     Args:
         temperature: of both distributions, for :attr:`HeadDrafts.overlap`.
         progress: counts chunks.
+        first: called with the number of a chunk and, of it and those behind it, what the head gives for the
+            drafts one token ahead, ``(chunks, chunk - depth, width)``.
     """
     import numpy as np
     import torch
@@ -195,6 +240,7 @@ def drafts_of(
     prompted = ~text.counts[part].all(axis=1)
     fine[~prompted, : size // _CONTEXT] = False
     shape = (len(chunks), anchors, depth)
+    chosen = np.zeros(shape[:2], np.int64)
     greedy, own = np.zeros(shape, bool), np.zeros(shape, bool)
     overlap = np.zeros(shape, np.float32)
     step = max(1, _CHUNK_TOKENS // size)
@@ -203,6 +249,7 @@ def drafts_of(
         final = states.of(batch, chain.device)
         with torch.no_grad():
             heads = list(chain.unrolled(final, embedded.of(batch), depth))
+            first(batch[0], heads[0])
             for row, chunk in enumerate(batch):
                 if not fine[begin + row].any():
                     continue
@@ -211,15 +258,16 @@ def drafts_of(
                     trunk = vocabulary.logits(final[row, start + 1 : stop + depth])
                     likely = (trunk / temperature).softmax(-1)
                     choice = trunk.argmax(-1)
+                    chosen[begin + row, start:stop] = choice[: stop - start].cpu().numpy()
                     for ahead, head in enumerate(heads):
                         said = vocabulary.logits(head[row, start:stop], head=True)
-                        first, span = said.argmax(-1), slice(ahead, ahead + stop - start)
+                        draft, span = said.argmax(-1), slice(ahead, ahead + stop - start)
                         actual = following[start + ahead + 2 : stop + ahead + 2]
                         under = torch.minimum(likely[span], (said / temperature).softmax(-1)).sum(-1)
                         place = (begin + row, slice(start, stop), ahead)
-                        greedy[place] = (first == choice[span]).cpu().numpy()
-                        own[place] = (first == actual).cpu().numpy()
+                        greedy[place] = (draft == choice[span]).cpu().numpy()
+                        own[place] = (draft == actual).cpu().numpy()
                         overlap[place] = under.cpu().numpy()
         if progress is not None:
             progress.advance(len(batch))
-    return HeadDrafts(fine, text.document[part][:, :anchors], greedy, own, overlap, text.domains)
+    return HeadDrafts(fine, text.document[part][:, :anchors], chosen, greedy, own, overlap, text.domains)

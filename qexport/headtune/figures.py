@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qexport.headtune.drafts import DEPTH
+from qexport.receipt.measures import Drafting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,6 +53,25 @@ def _figures(drafts: HeadDrafts, depth: int) -> dict[str, Any]:
             "sampled": drafts.drawn(depth).to_json(),
         },
     }
+
+
+def drafting_of(drafts: HeadDrafts) -> Drafting:
+    """As receipts of artifacts have them: for every depth, of all documents and of each domain."""
+    every = sorted(set(drafts.domains))
+    parts = ((domain, drafts.of(domain)) for domain in every)
+    return replace(
+        _drafting(drafts), domains={domain: _drafting(part) for domain, part in parts if part.positions}
+    )
+
+
+def _drafting(drafts: HeadDrafts) -> Drafting:
+    ahead = range(1, drafts.greedy.shape[2] + 1)
+    return Drafting(
+        drafts.positions,
+        acceptance=tuple(drafts.acceptance(each).estimate for each in ahead),
+        argmax=tuple(drafts.walked(each).estimate for each in ahead),
+        sampled=tuple(drafts.drawn(each).estimate for each in ahead),
+    )
 
 
 Way = Literal["argmax", "sampled"]

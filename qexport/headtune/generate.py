@@ -32,7 +32,6 @@ from qexport.onepass.files import temporary_name
 
 if TYPE_CHECKING:
     from qexport.progress import Progress
-    from qexport.verification.client import HttpSession
 
 
 _TEMPERATURE = 0.7
@@ -103,21 +102,6 @@ Ask = Callable[[Prompt, int], Answer]
 """One answer to a prompt, with this seed."""
 
 
-def asks_llama(session: HttpSession, sampling: Sampling, most: int) -> Ask:
-    """A running llama.cpp."""
-
-    def ask(prompt: Prompt, seed: int) -> Answer:
-        ids = prompt.ids
-        if prompt.messages:
-            said = session.render_chat([_plain(turn) for turn in prompt.messages])
-            ids = session.tokenize(said, add_special=False)
-        found = session.sample(ids, n_predict=most, how={**sampling.llama(), "seed": seed})
-        row = {"input_ids": [*ids, *found.tokens], "prompt_tokens": len(ids), "answer": found.text}
-        return Answer(row, len(found.tokens))
-
-    return ask
-
-
 def asks_server(
     url: str, model: str | None, key: str | None, tokenizer: TextTokenizer, sampling: Sampling, most: int
 ) -> Ask:
@@ -128,7 +112,7 @@ def asks_server(
     def ask(prompt: Prompt, seed: int) -> Answer:
         body = {"model": name, "max_tokens": most, "seed": seed, **sampling.openai()}
         if prompt.messages:
-            given = [_plain(turn) for turn in prompt.messages]
+            given = prompt.turns
             choice = _called(f"{base}/chat/completions", key, {**body, "messages": given})["choices"][0]
             said = choice["message"]
             answer = {"role": "assistant", "content": said.get("content") or ""}
@@ -233,10 +217,6 @@ def _rows(part: Path) -> list[dict[str, Any]]:
         rows.append(row)
     part.write_text("".join(f"{line}\n" for line in good), encoding="utf-8")
     return rows
-
-
-def _plain(turn: Mapping[str, Any]) -> dict[str, str]:
-    return {"role": str(turn["role"]), "content": str(turn["content"])}
 
 
 def _called(url: str, key: str | None, body: Mapping[str, Any] | None = None) -> Any:

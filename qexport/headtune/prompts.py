@@ -33,6 +33,11 @@ class Prompt:
     ids: tuple[int, ...] = field(default=(), repr=False)
     text: str = field(default="", repr=False)
 
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The messages, with nothing but who says what."""
+        return [{key: str(turn[key]) for key in ("role", "content")} for turn in self.messages]
+
 
 def prompts_of(corpus: Corpus, view: ModelView, *, chats: bool) -> list[Prompt]:
     """The prompts of a corpus.

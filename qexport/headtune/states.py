@@ -73,6 +73,8 @@ def states_of(stream: HeadStream, ids: np.ndarray, folder: Path, progress: Progr
     """
     import torch
 
+    from qexport.evidence.observe import Observer
+
     key = key_of(stream.view, ids, stream.precision, stream.options.device)
     path = folder / f"states-{key[:32]}.bf16"
     shape = (*ids.shape, stream.width)
@@ -96,7 +98,7 @@ def states_of(stream: HeadStream, ids: np.ndarray, folder: Path, progress: Progr
                 file.seek(2 * start * shape[1] * shape[2])
                 file.write(rounded.view(-1).view(torch.uint8).numpy().data)
 
-            stream.trunk(ids, keep, progress)
+            stream.trunk(ids, Observer(), final=keep, progress=progress)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -12,7 +12,7 @@ no runtime drafts it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ _LONGEST = 2048  # tokens of a plain text that are one document
 _REPEATED = 6  # tokens in a row that count as the same again
 _LOOP = 0.5  # share of them in a document that is a loop
 _TOO_SHORT = 64  # tokens, of which nothing can be said
+_EXCERPT = 192  # tokens of a document where it has to be short, a quarter of them of its prompt
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Chunked:
         return np.asarray(self.counted(depth).all(axis=1))
 
     def part(self, split: str) -> slice:
-        """The chunks of a split."""
-        return slice(*self.splits[split])
+        """The chunks of a split; none where it is not there."""
+        return slice(*self.splits.get(split, (0, 0)))
 
 
 def documents_of(corpus: Corpus, view: ModelView, *, at_most: int | None = None) -> list[Document]:
@@ -200,6 +201,31 @@ def divided(documents: Sequence[Document], seed: int = 0) -> dict[str, list[Docu
             at += taken
         found["train"] += [each for key in order[at:] for each in groups[key]]
     return found
+
+
+def excerpts(documents: Sequence[Document], tokens: int) -> list[Document]:
+    """Beginnings of documents, of so many tokens together, the domain with the fewest so far first."""
+    short = []
+    for each in documents:
+        begin = max(0, each.prompt - _EXCERPT // 4)
+        ids = each.ids[begin : begin + _EXCERPT]
+        short.append(replace(each, ids=ids, prompt=each.prompt - begin))
+    return list(balanced(short, tokens))
+
+
+def balanced(documents: Iterable[Document], tokens: float) -> Iterator[Document]:
+    """So many tokens of them, the domain that has the fewest so far first."""
+    waiting: dict[str, list[Document]] = {}
+    for document in documents:
+        waiting.setdefault(document.domain, []).append(document)
+    taken = dict.fromkeys(waiting, 0)
+    while waiting and sum(taken.values()) < tokens:
+        domain = min(waiting, key=lambda name: (taken[name], name))
+        document = waiting[domain].pop(0)
+        taken[domain] += len(document.ids)
+        if not waiting[domain]:
+            del waiting[domain]
+        yield document
 
 
 def chunked(splits: Mapping[str, Sequence[Document]], size: int) -> Chunked:

@@ -12,7 +12,7 @@ it, and text that the trunk would never write.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from qexport.errors import InputError
 from qexport.evidence.corpus import builtin_corpus
 from qexport.evidence.options import StreamOptions
 from qexport.headtune.drafts import DEPTH
-from qexport.headtune.text import SPLITS, Chunked, Document, chunked, divided, documents_of
+from qexport.headtune.text import SPLITS, Chunked, balanced, chunked, divided, documents_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,25 +137,10 @@ def prepare(corpus: Corpus, view: ModelView, options: TuneOptions) -> DividedTex
         generic = divided(documents_of(builtin_corpus(), view), options.train.seed)
         # Each domain is judged alone, so it takes more to judge by than its share of what is trained on.
         shares = {"train": 0.7 * wanted, "select": 0.1 * wanted, "judge": wanted}
-        splits = {split: [*splits[split], *_balanced(generic[split], shares[split])] for split in SPLITS}
+        splits = {split: [*splits[split], *balanced(generic[split], shares[split])] for split in SPLITS}
     documents = {split: len(splits[split]) for split in SPLITS}
     text = chunked(splits, options.chunk)
     return DividedText(corpus.label, corpus.sha256, text, own, loops, documents, tokens)
-
-
-def _balanced(documents: Iterable[Document], tokens: float) -> Iterator[Document]:
-    """So many tokens of them, the domain that has the fewest so far first."""
-    waiting: dict[str, list[Document]] = {}
-    for document in documents:
-        waiting.setdefault(document.domain, []).append(document)
-    taken = dict.fromkeys(waiting, 0)
-    while waiting and sum(taken.values()) < tokens:
-        domain = min(waiting, key=lambda name: (taken[name], name))
-        document = waiting[domain].pop(0)
-        taken[domain] += len(document.ids)
-        if not waiting[domain]:
-            del waiting[domain]
-        yield document
 
 
 def tune(

@@ -20,12 +20,10 @@ from qexport.verification.comparison import compare
 from qexport.verification.divergence import NotFinite
 from qexport.verification.judge import skipped
 from qexport.verification.options import MEASURED_TOKENS
-from qexport.verification.text_run import heldout_tokens, run_text, scored
+from qexport.verification.text_run import COMPARED, DRAFTED, heldout_text, run_text, scored
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
     from qexport.families.view import ModelView
     from qexport.receipt.verification import Verification
@@ -55,7 +53,7 @@ class Measure:
             artifact = open_artifact(path, like=self._view)
             run = self._source()
             self._say(f"{report.artifact}: measuring against the source, layer by layer")
-            found = compare(run, artifact.view(), run.tokens)
+            found = compare(run, artifact.view(), run.text)
         except NotFinite as error:
             return _with(report, Verdict(Check.DIVERGENCE, Status.FAIL, error.message))
         except (EnvironmentProblem, InputError) as error:
@@ -68,24 +66,27 @@ class Measure:
 
     def _source(self) -> TextRun:
         if self._run is None:
-            tokens = self._tokens()
+            chunk = min(_CHUNK, self._count, int(self._view.text.get("max_position_embeddings") or _CHUNK))
+            text = heldout_text(self._view, tokens=self._count, chunk=chunk)
+            tokens, more = (text.ids[text.part(each)] for each in (COMPARED, DRAFTED))
+            of_heads = f"; {more.size} more for the MTP head" if more.size else ""
             self._say(
-                f"measuring: {tokens.size} held-out tokens ({scored(tokens)} positions are scored) through "
-                f"{self._view.label}, layer by layer"
+                f"measuring: {tokens.size} held-out tokens ({scored(tokens)} positions are scored{of_heads}) "
+                f"through {self._view.label}, layer by layer"
             )
-            self._run = self._stack.enter_context(run_text(self._view, tokens))
+            self._run = self._stack.enter_context(run_text(self._view, text))
         return self._run
-
-    def _tokens(self) -> np.ndarray:
-        chunk = min(_CHUNK, self._count, int(self._view.text.get("max_position_embeddings") or _CHUNK))
-        return heldout_tokens(self._view, tokens=self._count, chunk=chunk)
 
 
 def head_report(report: Verification, trunk: Verification) -> Verification:
     """The report on a head in a folder of its own: what was found of the head when its trunk was measured."""
     found, shown = trunk.finding(Check.MTP_HEAD), trunk.measures
     mine = Measures(
-        drafts=shown.drafts, acceptance=shown.acceptance, source_acceptance=shown.source_acceptance
+        head=shown.head,
+        source_head=shown.source_head,
+        drafts=shown.drafts,
+        acceptance=shown.acceptance,
+        source_acceptance=shown.source_acceptance,
     )
     return replace(report, findings=() if found is None else (found,), measures=mine)
 

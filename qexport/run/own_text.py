@@ -15,7 +15,7 @@ from qexport.errors import UsageProblem
 from qexport.evidence.corpus import builtin_corpus, read_corpus
 from qexport.evidence.tokenizer import model_tokenizer
 from qexport.formats.gguf.options import GgufOptions
-from qexport.headtune.generate import Sampling, asks_llama, asks_server, generate, recommended
+from qexport.headtune.generate import Answer, Sampling, asks_server, generate, recommended
 from qexport.headtune.prompts import prompts_of
 from qexport.run.model import examine, sources_of
 from qexport.run.watcher import Phase, Watcher
@@ -26,6 +26,7 @@ from qexport.verification.runtimes import llama_cpp
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from qexport.headtune.generate import Ask
     from qexport.headtune.prompts import Prompt
     from qexport.recipe.choice import ModelChoice
 
@@ -102,6 +103,20 @@ def own_text(choice: ModelChoice, request: TextRequest, watcher: Watcher) -> dic
             assert isinstance(session, HttpSession)
             ask = asks_llama(session, sampling, request.answer)
             return _written(prompts, ask, request, watcher, sampling, who)
+
+
+def asks_llama(session: HttpSession, sampling: Sampling, most: int) -> Ask:
+    """A running llama.cpp."""
+
+    def ask(prompt: Prompt, seed: int) -> Answer:
+        ids = prompt.ids
+        if prompt.messages:
+            ids = session.tokenize(session.render_chat(prompt.turns), add_special=False)
+        found = session.sample(ids, n_predict=most, how={**sampling.llama(), "seed": seed})
+        row = {"input_ids": [*ids, *found.tokens], "prompt_tokens": len(ids), "answer": found.text}
+        return Answer(row, len(found.tokens))
+
+    return ask
 
 
 def _written(

@@ -16,6 +16,7 @@ from qexport.errors import (
     UsageProblem,
     VerificationError,
 )
+from qexport.receipt.folder import known_in
 from qexport.receipt.state import State, problem, worst
 from qexport.recipe.choice import ModelChoice
 from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact, refuse_tower
@@ -134,12 +135,43 @@ def _named(name: str, words: str) -> str:
     return words if words.startswith(name) else f"{name}: {words}"
 
 
-def view_to_compare(model: str, revision: str | None) -> ModelView:
-    """The model that an artifact is compared with: with its MTP head, unless something is wrong with that."""
+def view_to_compare(
+    model: str,
+    revision: str | None,
+    *,
+    mtp_from: str | None = None,
+    mtp_from_revision: str | None = None,
+    artifact: Path | None = None,
+) -> ModelView:
+    """The model that an artifact is compared with: with its MTP head, unless something is wrong with that.
+
+    Args:
+        mtp_from: whose head the artifact was given, in place of the model's own: then that is compared with.
+        artifact: whose receipt may say that it was given another's, which is not compared with the model's.
+
+    Raises:
+        InputError, UsageProblem, EnvironmentProblem: the model cannot be opened, or that head does not fit.
+    """
+    if mtp_from is not None:
+        choice = ModelChoice(model, revision, "graft", mtp_from, mtp_from_revision)
+        return examine(choice, download=True).repaired.view()
+    headless = ModelChoice(model, revision, mtp="drop")
+    if artifact is not None and _grafted(artifact):
+        return examine(headless, download=True).repaired.view()
     try:
         return examine(ModelChoice(model, revision), download=True).repaired.view()
     except (InputError, UsageProblem):
-        return examine(ModelChoice(model, revision, mtp="drop"), download=True).repaired.view()
+        return examine(headless, download=True).repaired.view()
+
+
+def _grafted(path: Path) -> bool:
+    """Whether a receipt says that the head of what lies here is another model's."""
+    try:
+        known = known_in(path.parent if path.is_file() else path).artifacts
+    except InputError:
+        return False
+    mine = (each for each in known if not path.is_file() or any(f.name == path.name for f in each.files))
+    return any(each.source.head == "grafted" for each in mine)
 
 
 def verify_artifact(

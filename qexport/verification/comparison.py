@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from qexport.evidence.options import StreamOptions
     from qexport.families.view import ModelView
+    from qexport.headtune.text import Chunked
     from qexport.progress import Progress
 
 
@@ -90,43 +91,48 @@ class Comparison:
             same_top1=Estimate(trunk.same_top, trunk.same_top_error),
             perplexity_ratio=trunk.perplexity,
             routing_flips=self.flips,
+            head=None if score is None else score.drafting,
+            source_head=None if source is None else source.drafting,
             drafts=None if score is None else score.positions,
-            acceptance=None if score is None else Estimate(score.acceptance, score.error),
-            source_acceptance=None if source is None else Estimate(source.acceptance, source.error),
+            acceptance=None if score is None else score.estimate,
+            source_acceptance=None if source is None else source.estimate,
         )
 
 
 def compare(
     source: ModelView | TextRun,
     artifact: ModelView,
-    tokens: np.ndarray,
+    text: np.ndarray | Chunked,
     options: StreamOptions | None = None,
     *,
     first: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run the artifact (and the source, if it is not a run already) over ``tokens`` and compare.
+    """Run the artifact (and the source, if it is not a run already) over a text and compare.
 
     Args:
-        source: the bf16 model, or :func:`~qexport.verification.text_run.run_text` of it over the same tokens:
+        source: the bf16 model, or :func:`~qexport.verification.text_run.run_text` of it over the same text:
             keep that for all artifacts of one model.
         artifact: an artifact's view.
-        tokens: ids, integers ``(chunks, chunk)``; ``heldout_tokens`` gives some.
-        first: the first position of a chunk that counts; half of the chunk by default.
+        text: as for ``run_text``; ``heldout_text`` gives some.
+        first: the first position of a chunk that counts; half of the chunk by default. Heads are judged on
+            all of it.
 
     Raises:
         InputError, EnvironmentProblem: as ``run_text``.
     """
     if not isinstance(source, TextRun):
-        with run_text(source, tokens, options, progress) as run:
-            return compare(run, artifact, tokens, options, first=first, progress=progress)
-    with run_text(artifact, tokens, options, progress) as run:
-        both = source.draft is not None and run.draft is not None
+        with run_text(source, text, options, progress) as run:
+            return compare(run, artifact, text, options, first=first, progress=progress)
+    with run_text(artifact, text, options, progress) as run:
+        trunk = compare_runs(source, run, first=first)
+        one, other = (score_head(each) if each.view.mtp_layers else None for each in (run, source))
+        both = one is not None and other is not None
         return Comparison(
-            trunk=compare_runs(source, run, first=first),
+            trunk=trunk,
             heads=compare_runs(source, run, first=first, head=True) if both else None,
-            score=score_head(run, first=first) if run.draft is not None else None,
-            source_score=score_head(source, first=first) if source.draft is not None else None,
+            score=one,
+            source_score=other,
             flips=routing_flips(source, run, first=first),
         )
 
@@ -171,7 +177,7 @@ def judge_head(
         return Verdict(check, Status.FAIL, "the source has an MTP head, the artifact has none")
     if broken := _not_finite(score, heads):
         return Verdict(check, Status.FAIL, f"the head's {broken} is not finite: a weight is damaged")
-    share = with_error(Estimate(score.acceptance, score.error), share=True)
+    share = with_error(score.estimate, share=True)
     words = f"{share} of {score.positions} drafts are the model's own choice"
     data: dict[str, Any] = {**score.to_json(), "source": source.to_json() if source else None}
     if source is None:
@@ -180,11 +186,14 @@ def judge_head(
         if not score.acceptance >= least:
             words += f"; at least {least:.0%} expected: so much is right if the same word is always drafted"
             return Verdict(check, Status.FAIL, words, data)
-        return Verdict(check, Status.PASS, f"{words}; no source to compare with", data)
+        words += "; no source to compare with (--mtp-from BASE names the model that it was taken from)"
+        return Verdict(check, Status.PASS, words, data)
     moved = trunk.mean if trunk is not None else 0.0
     least = source.acceptance - _LOSS - _PER_NAT * moved - 2 * score.error
     data["least"] = least
-    words += f" ({with_error(Estimate(source.acceptance, source.error), share=True)} in the source)"
+    words += f" ({with_error(source.estimate, share=True)} in the source), "
+    tokens, beside = (with_error(each.drafting.usual) for each in (score, source))
+    words += f"{tokens} tokens per verification ({beside})"
     faults = [] if score.acceptance >= least else [f"at least {least:.1%} expected"]
     if heads is not None and trunk is not None:
         most = _HEAD_SLACK + _HEAD_FACTOR * trunk.mean

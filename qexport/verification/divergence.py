@@ -137,12 +137,13 @@ def compare_runs(
     from qexport.evidence.output import output_of, output_rows
     from qexport.verification.logits import Tally, batches, logits, picked, slices, vocabulary
 
-    if source.tokens.shape != artifact.tokens.shape or (source.tokens != artifact.tokens).any():
+    if source.text.ids.shape != artifact.text.ids.shape or (source.text.ids != artifact.text.ids).any():
         raise InputError(f"{source.view.label} and {artifact.view.label} were run over different texts")
-    chunks, chunk = source.tokens.shape
+    tokens, ours = _over(source, head)
+    _, theirs = _over(artifact, head)
+    chunks, chunk = tokens.shape
     first = chunk // 2 if first is None else first
     device, rows = source.device, min(vocabulary(source.view), vocabulary(artifact.view))
-    ours, theirs = (_states(run, head) for run in (source, artifact))
     # The last position predicts a token that the text does not have; it is run along and not counted.
     count = chunks * (ours.shape[1] - first)
     one, other = Tally(count), Tally(count)
@@ -162,8 +163,8 @@ def compare_runs(
         for run, tally in ((source, one), (artifact, other)):
             require_finite(run.view.label, "sums of logits", tally.log_sum)
         found = excess / one.mass - one.log_sum + other.log_sum
-        text = torch.from_numpy(source.tokens.astype("int64")).clamp(max=rows - 1)
-        targets = text[:, int(head) :][:, first:].roll(-1, dims=1).reshape(-1)
+        text = torch.from_numpy(tokens.astype("int64")).clamp(max=rows - 1)
+        targets = text[:, int(head) :][:, first : ours.shape[1]].roll(-1, dims=1).reshape(-1)
         losses = [
             (tally.log_sum - picked(run.view, states, first, targets, device)).view(chunks, -1)[:, :-1]
             for run, states, tally in ((source, ours, one), (artifact, theirs, other))
@@ -176,12 +177,13 @@ def compare_runs(
     return _summary(inside, same, losses, rows)
 
 
-def _states(run: TextRun, head: bool) -> HiddenStates:
+def _over(run: TextRun, head: bool) -> tuple[np.ndarray, HiddenStates]:
+    """Ids, and the states behind them."""
     if not head:
-        return run.final
-    if run.draft is None:
+        return run.tokens, run.final
+    if run.head is None:
         raise InputError(f"{run.view.label} has no MTP head")
-    return run.draft
+    return run.head.tokens, run.head.draft
 
 
 def _summary(found: torch.Tensor, same: torch.Tensor, losses: list[torch.Tensor], rows: int) -> Divergence:

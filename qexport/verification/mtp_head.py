@@ -1,30 +1,25 @@
 """The MTP head judged by running it: how often it guesses what the model says next.
 
 A head that is broken loads like one that works: norms shifted twice, the two halves of its input exchanged,
-a matrix that was never filled. What shows it is use. Over a held-out text the head is given what it gets in a
-runtime (the trunk's own hidden state behind the final norm, the embedding of the next token), and its first
-choice for the token after next is compared with the trunk's own first choice there: this is the share of
-drafts that greedy decoding would accept at depth one. The log-probability that it gives to the trunk's choice
-is the finer measure.
+a matrix that was never filled. What shows it is use. Over a held-out text the head drafts behind every token,
+in chains, as a runtime has it (:mod:`qexport.headtune.drafts`); the trunk's own first choices and
+distributions are what drafts are held against.
 
-Acceptance depends on model and text, so the same numbers of the bf16 source stand beside those of an
-artifact, from the same code. Left out: chained drafts (depth two and more), sampling, and the runtime's
-arithmetic.
+What is accepted depends on model and text, so the same figures of the bf16 source stand beside those of an
+artifact, from the same code. Left out: the runtime's arithmetic.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
-from qexport.verification.blocks import block_error
+from qexport.receipt.measures import Drafting, Estimate
 from qexport.verification.divergence import require_finite
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from qexport.verification.text_run import TextRun
 
 
@@ -33,73 +28,60 @@ class HeadScore:
     """What was measured.
 
     Attributes:
-        positions: drafts that were judged.
-        acceptance: share of them that are the trunk's own first choice.
-        logprob: mean log-probability, in nats, that the head gives to that choice.
         chance: acceptance of always drafting the one token that the trunk says most often.
-        error: standard error of the acceptance.
     """
 
-    positions: int
-    acceptance: float
-    logprob: float
+    drafting: Drafting
     chance: float
-    error: float
+
+    @property
+    def positions(self) -> int:
+        """Places behind which it drafted."""
+        return self.drafting.positions
+
+    @property
+    def acceptance(self) -> float:
+        """Share of drafts one token ahead that are the trunk's own first choice."""
+        return self.drafting.acceptance[0].value
+
+    @property
+    def error(self) -> float:
+        """Its standard error, at least that of independent drafts: of few, all may be accepted."""
+        count = self.positions
+        share = min(max(self.acceptance, 1 / count), 1 - 1 / count) if count > 1 else 0.5
+        return max(math.sqrt(share * (1 - share) / max(1, count)), self.drafting.acceptance[0].error or 0.0)
+
+    @property
+    def estimate(self) -> Estimate:
+        """Acceptance one token ahead."""
+        return Estimate(self.acceptance, self.error)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            "positions": self.positions,
+            "acceptance": self.acceptance,
+            "error": self.error,
+            "chance": self.chance,
+            "tokens_per_verification": self.drafting.usual.value,
+        }
 
 
-def score_head(run: TextRun, *, first: int | None = None) -> HeadScore:
+def score_head(run: TextRun) -> HeadScore:
     """The head's score from a run of the model over a text.
 
-    Args:
-        first: the first position of a chunk that counts; half of the chunk by default.
-
     Raises:
-        InputError: the model has no head.
+        InputError: the model has no head, or the text is too short to judge it on.
         NotFinite: a logit of trunk or head is NaN or infinite.
     """
     import torch
 
-    from qexport.evidence.output import output_of, output_rows
-    from qexport.verification.logits import Tally, batches, logits, picked, slices, vocabulary
+    from qexport.headtune.figures import drafting_of
 
-    if run.draft is None:
+    found = run.head
+    if found is None:
         raise InputError(f"{run.view.label} has no MTP head")
-    view, device = run.view, run.device
-    chunks, chunk = run.tokens.shape
-    first = chunk // 2 if first is None else first
-    count = chunks * (chunk - 1 - first)
-    # The draft at a position and the trunk's choice at the next are for the same token.
-    trunk, head = Tally(count), Tally(count)
-    with torch.no_grad():
-        whole, own = output_of(view), output_of(view, head=True)
-        for start, stop in slices(vocabulary(view)):
-            shared = output_rows(whole, start, stop, device)
-            its = shared if own is whole else output_rows(own, start, stop, device)
-            for tally, states, begin, rows in (
-                (trunk, run.final, first + 1, shared),
-                (head, run.draft, first, its),
-            ):
-                for at, part in batches(states, begin, device):
-                    tally.add(at, logits(view, part, rows), start)
-        given = picked(view, run.draft, first, trunk.token, device, head=True) - head.log_sum
-    for what, values in (("trunk", trunk.log_sum), ("head", head.log_sum), ("drafts", given)):
-        require_finite(view.label, f"sums of the {what}'s logits", values)
-    hits = (trunk.token == head.token).view(chunks, -1).numpy()
-    commonest = int(torch.bincount(trunk.token).max())
-    return HeadScore(
-        positions=count,
-        acceptance=float(hits.mean()),
-        logprob=float(given.mean()),
-        chance=commonest / count,
-        error=_error(hits),
-    )
-
-
-def _error(hits: np.ndarray) -> float:
-    """By blocks, and at least that of independent drafts: of few, all may be accepted."""
-    count = hits.size
-    share = min(max(float(hits.mean()), 1 / count), 1 - 1 / count)
-    return max(math.sqrt(share * (1 - share) / count), block_error(hits) or 0.0)
+    drafts = found.drafts
+    if not drafts.positions:
+        raise InputError("the text is too short to judge an MTP head on")
+    require_finite(run.view.label, "drafts", torch.from_numpy(drafts.overlap[drafts.fine]))
+    return HeadScore(drafting_of(drafts), drafts.chance)

@@ -78,7 +78,9 @@ def test_files_and_readme() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_have_one_form(name: str) -> None:
     for row in rows(name):
-        assert set(row) - {"tools"} in ({"lang", "topic", "text"}, {"lang", "topic", "messages"}), row
+        fields = {"lang", "topic"} | ({"domain"} if name == "heldout" else set())
+        assert set(row) - {"tools"} in (fields | {"text"}, fields | {"messages"}), row
+        assert row.get("domain", name) in NAMES, row
         assert row["topic"]
         assert re.fullmatch(r"[a-z]{2,3}(-[A-Z][a-z]{3})?", str(row["lang"]))
 

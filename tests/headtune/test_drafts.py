@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ def drafts(accepted: list[int], overlap: float = 0.5, fine: list[int] | None = N
     right = np.array([[[ahead < count for ahead in range(3)] for count in accepted]])
     where = np.ones((1, len(accepted)), bool) if fine is None else np.array([fine], bool)
     document = np.zeros((1, len(accepted)), int)
-    return HeadDrafts(where, document, right, ~right, np.full(right.shape, overlap, np.float32), ("a",))
+    shared = np.full(right.shape, overlap, np.float32)
+    return HeadDrafts(where, document, document, right, ~right, shared, ("a",))
 
 
 def test_a_decoder_walks() -> None:
@@ -57,7 +59,8 @@ def of_documents(shares: list[float], before: float = 0.0) -> tuple[HeadDrafts, 
         document = np.repeat(np.arange(len(shares))[:, None], 100, axis=1)
         domains = tuple("code" if number % 2 else "prose" for number in range(len(shares)))
         overlap = right.astype(np.float32)
-        found.append(HeadDrafts(np.ones(right.shape[:2], bool), document, right, right, overlap, domains))
+        every = np.ones(right.shape[:2], bool)
+        found.append(HeadDrafts(every, document, document, right, right, overlap, domains))
     return found[0], found[1]
 
 
@@ -88,14 +91,8 @@ def test_a_head_that_gains_is_taken_and_one_that_does_not_is_not() -> None:
 
 def test_a_head_that_loses_a_domain_is_not_taken() -> None:
     after, before = of_documents([0.5, 0.4, 0.6, 0.5], before=0.1)
-    lost = HeadDrafts(
-        after.fine,
-        after.document,
-        np.where(after.document[..., None] % 2, after.greedy, before.greedy & False),
-        after.own,
-        after.overlap,
-        after.domains,
-    )
+    greedy = np.where(after.document[..., None] % 2, after.greedy, before.greedy & False)
+    lost = replace(after, greedy=greedy)
     verdict = judged(before, lost, "argmax", 3, ("code",))
     assert not verdict.accepted
     assert "prose" in verdict.reason

@@ -18,13 +18,14 @@ from qexport.doctor import diagnose
 from qexport.errors import InputError
 from qexport.families.roles import NORM_ROLES, Block, Role
 from qexport.families.view import ModelTensor, ModelView
+from qexport.headtune.text import Chunked
 from qexport.onepass.rows import read_rows
-from qexport.receipt.measures import Estimate, Measures
+from qexport.receipt.measures import Drafting, Estimate, Measures
 from qexport.receipt.verification import Check, Status
 from qexport.verification.comparison import Comparison, compare, judge_divergence, judge_head
 from qexport.verification.divergence import Divergence
 from qexport.verification.mtp_head import HeadScore, score_head
-from qexport.verification.text_run import TextRun, heldout_tokens, run_text
+from qexport.verification.text_run import COMPARED, DRAFTED, TextRun, heldout_text, heldout_tokens, run_text
 
 MODEL = Path(qexport.demo.__file__).parent / "model"
 Change = Callable[[ModelTensor, torch.Tensor], torch.Tensor | None]
@@ -49,14 +50,35 @@ def changed(view: ModelView, change: Change, block: Block = Block.MTP) -> ModelV
 
 
 @pytest.fixture(scope="module")
-def tokens() -> np.ndarray:
-    return heldout_tokens(_view(), tokens=2048)
+def text() -> Chunked:
+    return heldout_text(_view(), tokens=2048)
 
 
 @pytest.fixture(scope="module")
-def source(tokens: np.ndarray) -> Iterator[TextRun]:
-    with run_text(_view(), tokens) as run:
+def source(text: Chunked) -> Iterator[TextRun]:
+    with run_text(_view(), text) as run:
         yield run
+
+
+def scored(acceptance: float, positions: int = 4000, error: float | None = None) -> HeadScore:
+    """A score one token ahead; further ahead it is half as good."""
+    shares = (Estimate(acceptance, error), Estimate(acceptance / 2, error))
+    tokens = (Estimate(1.5, 0.1), Estimate(1.75, 0.1))
+    return HeadScore(Drafting(positions, shares, tokens, tokens), chance=0.2)
+
+
+def test_the_text_is_that_of_divergence_and_excerpts_of_every_domain(text: Chunked) -> None:
+    compared, drafted = text.part(COMPARED), text.part(DRAFTED)
+    assert (text.ids[compared] == heldout_tokens(_view(), tokens=2048)).all()
+    assert text.ids.shape == (8, 512)
+    ours, theirs = (set(np.unique(text.document[part])) for part in (compared, drafted))
+    assert not ours & theirs
+    assert len(theirs) > 8
+    domains = {text.domains[each] for each in theirs}
+    assert domains == {"code", "reasoning", "chat", "tools", "prose", "multilingual"}
+    assert not text.counts[drafted].all()  # prompts are read
+    headless = heldout_text(_view("drop"), tokens=1024)
+    assert headless.ids.shape == (2, 512)
 
 
 def _shifted(tensor: ModelTensor, values: torch.Tensor) -> torch.Tensor | None:
@@ -95,15 +117,22 @@ def _rounded(levels: int) -> Change:
     return change
 
 
-def test_the_source_beside_itself(source: TextRun, tokens: np.ndarray) -> None:
-    found = compare(source, _view(), tokens)
+def test_the_source_beside_itself(source: TextRun, text: Chunked) -> None:
+    found = compare(source, _view(), text)
     assert found.score == found.source_score == score_head(source)
     assert found.score is not None
-    assert found.score.positions == 4 * 255
-    # The demo's head was trained with it; the one word it says most often is right half as often.
+    assert 1500 < found.score.positions < 2048
+    # The demo's head was trained with it; the one word it says most often is right about half as often.
     assert 0.35 < found.score.acceptance < 0.6
     assert found.score.chance < 0.6 * found.score.acceptance
-    assert -4 < found.score.logprob < -1
+    drafting = found.score.drafting
+    assert len(drafting.acceptance) == 4
+    for way in (drafting.argmax, drafting.sampled):
+        assert [each.value for each in way] == sorted(each.value for each in way)
+        assert 1 + drafting.acceptance[0].value == pytest.approx(drafting.argmax[0].value, abs=0.03)
+        assert all(each.error and each.error < 0.1 for each in way)
+    assert set(drafting.domains) == {"code", "reasoning", "chat", "tools", "prose", "multilingual"}
+    assert sum(each.positions for each in drafting.domains.values()) == drafting.positions
     assert found.heads is not None
     assert found.heads.mean == found.trunk.mean == 0
     divergence, head = found.findings()
@@ -116,42 +145,40 @@ def test_the_source_beside_itself(source: TextRun, tokens: np.ndarray) -> None:
     "change", [_shifted, _raw, _swapped, _zeroed, _no_attention, _query_shifted], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("bits", [None, 5])
-def test_a_broken_head_is_caught(
-    source: TextRun, tokens: np.ndarray, change: Change, bits: int | None
-) -> None:
+def test_a_broken_head_is_caught(source: TextRun, text: Chunked, change: Change, bits: int | None) -> None:
     """On the exact trunk, and on one that is quantized as well."""
     view = _view() if bits is None else changed(_view(), _rounded(2 ** (bits - 1)), Block.TRUNK)
-    found = compare(source, changed(view, change), tokens)
+    found = compare(source, changed(view, change), text)
     assert found.findings()[1].status is Status.FAIL
 
 
 @pytest.mark.parametrize("bits", [8, 5])
-def test_a_rounded_head_is_not(source: TextRun, tokens: np.ndarray, bits: int) -> None:
+def test_a_rounded_head_is_not(source: TextRun, text: Chunked, bits: int) -> None:
     """Trunk and head in so many bits; and the head alone."""
     rounded = _rounded(2 ** (bits - 1))
     for view in (
         changed(_view(), rounded),
         changed(changed(_view(), rounded), rounded, Block.TRUNK),
     ):
-        finding = compare(source, view, tokens).findings()[1]
+        finding = compare(source, view, text).findings()[1]
         assert finding.status is Status.PASS, finding.summary
 
 
-def test_a_head_that_is_missing(source: TextRun, tokens: np.ndarray) -> None:
-    found = compare(source, _view("drop"), tokens)
+def test_a_head_that_is_missing(source: TextRun, text: Chunked) -> None:
+    found = compare(source, _view("drop"), text)
     assert found.score is None
     assert found.heads is None
     assert found.trunk.mean == 0
     finding = found.findings()[1]
     assert finding.status is Status.FAIL
     assert finding.summary == "the source has an MTP head, the artifact has none"
-    with run_text(_view("drop"), tokens) as run, pytest.raises(InputError, match="has no MTP head"):
+    with run_text(_view("drop"), text) as run, pytest.raises(InputError, match="has no MTP head"):
         score_head(run)
 
 
 @pytest.mark.parametrize("change", [_raw, _swapped, _zeroed], ids=lambda f: f.__name__)
-def test_without_a_source_the_worst_is_caught(tokens: np.ndarray, change: Change) -> None:
-    with run_text(_view(), tokens) as sound, run_text(changed(_view(), change), tokens) as broken:
+def test_without_a_source_the_worst_is_caught(text: Chunked, change: Change) -> None:
+    with run_text(_view(), text) as sound, run_text(changed(_view(), change), text) as broken:
         assert judge_head(score_head(sound), None).status is Status.PASS
         finding = judge_head(score_head(broken), None)
     assert finding.status is Status.FAIL
@@ -164,7 +191,7 @@ def test_no_head_anywhere_is_no_finding() -> None:
 
 
 def test_a_head_that_was_left_out_as_asked_for_is_no_finding() -> None:
-    best = HeadScore(positions=4000, acceptance=0.6, logprob=-1.0, chance=0.2, error=0.01)
+    best = scored(0.6)
     found = Comparison(_number(0.0), None, None, best)
     assert len(found.findings(headless=True)) == 1
     assert found.findings()[1].status is Status.FAIL
@@ -172,9 +199,9 @@ def test_a_head_that_was_left_out_as_asked_for_is_no_finding() -> None:
 
 def test_every_mean_has_its_error() -> None:
     trunk = replace(_number(0.01), error=0.002, same_top=0.95, same_top_error=0.01)
-    score = HeadScore(positions=400, acceptance=0.6, logprob=-1.0, chance=0.2, error=0.03)
+    score = scored(0.6, 400, 0.03)
     heads = replace(_number(0.003), error=0.0004)
-    found = Comparison(trunk, heads, score, replace(score, acceptance=0.61, error=0.02))
+    found = Comparison(trunk, heads, score, scored(0.61, 2000, 0.02))
     measured = found.measures(Measures(agreement=0.9))
     assert measured.kld is not None
     assert measured.kld.estimate == Estimate(0.01, 0.002)
@@ -184,7 +211,11 @@ def test_every_mean_has_its_error() -> None:
     assert "0.0100 ± 0.0020 nats in the mean over 100 positions" in words[0]
     assert "95.0 ± 1.0 % of first choices the same" in words[0]
     assert "60.0 ± 3.0 % of 400 drafts" in words[1]
-    assert "(61.0 ± 2.0 % in the source), 0.00300 ± 0.00040 nats from the source's head" in words[1]
+    assert "(61.0 ± 2.0 % in the source), 1.75 ± 0.10 tokens per verification (1.75 ± 0.10)" in words[1]
+    assert ", 0.00300 ± 0.00040 nats from the source's head" in words[1]
+    assert measured.head == score.drafting
+    assert measured.source_head is not None
+    assert measured.source_head.acceptance[0].value == 0.61
 
 
 def _number(mean: float) -> Divergence:
@@ -209,8 +240,8 @@ def _number(mean: float) -> Divergence:
     ],
 )
 def test_limits(acceptance: float, trunk: float, heads: float, status: Status) -> None:
-    best = HeadScore(positions=4000, acceptance=0.6, logprob=-1.0, chance=0.2, error=0.0077)
-    found = Comparison(_number(trunk), _number(heads), replace(best, acceptance=acceptance), best)
+    best = scored(0.6)
+    found = Comparison(_number(trunk), _number(heads), scored(acceptance), best)
     assert found.findings()[1].status is status
 
 
