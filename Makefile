@@ -56,6 +56,24 @@ $(TOOLCHAIN)/.fetched: tests/oracle/fetch.py
 	$(PYTHON) tests/oracle/fetch.py $(TOOLCHAIN)
 	touch $@
 
+# The newest of every peer, in an environment of its own (2 GB), asked what the pinned ones were. Both lists run to
+# their end; what fails has moved.
+NEWEST := $(CURDIR)/.venv-newest
+PARITY := tests/nvfp4/test_nvfp4_peers.py tests/fp8/test_fp8_block_peer.py tests/mlx/test_convert_parity.py \
+	tests/artifacts/test_readers.py tests/codecs/test_nvfp4.py tests/codecs/test_fp8_block.py \
+	tests/codecs/test_mlx_affine.py tests/codecs/test_mlx_float.py tests/codecs/test_decoders.py
+
+.PHONY: drift
+drift:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[all,dev]'
+	$(NEWEST)/bin/python tests/oracle/fetch.py $(NEWEST)/toolchain --newest
+	export QEXPORT_LLAMA_CPP=$(NEWEST)/toolchain/llama.cpp QEXPORT_LLAMA_BIN=$(NEWEST)/toolchain/bin; \
+	run="$(NEWEST)/bin/python -m pytest -n auto --dist loadfile --tb=short"; \
+	$$run $(PARITY) || failed=1; $$run -m toolchain || failed=1; \
+	$(NEWEST)/bin/python -m pip list | grep -iE "^(gguf|mlx|torch|transformers|llmcompressor|compressed|nvidia-modelopt|xllama)"; \
+	exit $${failed:-0}
+
 # vLLM's own loaders on FP8 and NVFP4 folders, outside the default suite: an environment of its own (4 GB), unless
 # QEXPORT_VLLM_PYTHON names one, then about 20 s for each of 53 loads.
 VLLM := .venv-vllm

@@ -119,6 +119,17 @@ def test_publishing_is_the_recipes_own_push(tmp_path, code):
     assert set(step["env"]) == {"HF_TOKEN"}
 
 
+def test_only_what_opens_the_issue_may_write_it():
+    """And it runs nothing that the peers brought."""
+    jobs = yaml.safe_load((FOLDER / "drift.yml").read_text())["jobs"]
+    assert {name: job.get("permissions") for name, job in jobs.items()} == {
+        "newest": None,
+        "tell": {"issues": "write"},
+    }
+    assert jobs["tell"]["if"] == "failure()"
+    assert "make" not in str(jobs["tell"]["steps"])
+
+
 def test_commands_of_the_export_workflow_exist():
     import click
 
