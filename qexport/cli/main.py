@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, str] = {
     "init": "Write a first recipe for a model, from its headers.",
     "run": "Every artifact of a recipe from one read, here or on Hugging Face Jobs.",
     "matrix": "Print recipes as jobs for CI.",
+    "adopt": "Make a folder whole that somebody else quantized: head, tower, lists, proof, receipt.",
     "verify": "Load and run an artifact in a runtime its users use, and judge what comes out.",
     "bench": "Measure tokens a second in the real runtime, bare and with the MTP head.",
     "report": "Put receipts into one report: plots, tables, provenance, as HTML, Markdown and JSON.",

@@ -1,0 +1,112 @@
+"""``qexport adopt``: the second half for a folder that somebody else quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qexport.cli._options import (
+    DRY_RUN,
+    JSON,
+    OUT,
+    THREADS,
+    measure_option,
+    runtime_options,
+    twin_option,
+    verify_options,
+)
+from qexport.cli._output import Output
+from qexport.errors import UsageProblem
+from qexport.sizes import size_text
+
+if TYPE_CHECKING:
+    from qexport.run.adopt import Adoption
+
+
+@click.command("adopt")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--base", metavar="BASE", help="Whose MTP head and vision tower it takes: a folder or a Hub id."
+)
+@click.option("--base-revision", help="Branch, tag or commit of that BASE on the Hub.")
+@click.option(
+    "--mtp",
+    type=click.Choice(["auto", "keep", "graft", "drop"]),
+    default="auto",
+    show_default=True,
+    help="What becomes of the head: auto takes the base's where there is none, graft always.",
+)
+@OUT
+@click.option("--link", is_flag=True, help="Hard links to its shards, not copies: they take no room.")
+@click.option("--against", metavar="MODEL", help="The bf16 model that it was made from, to compare it with.")
+@click.option("--revision", help="Branch, tag or commit of a MODEL on the Hub.")
+@DRY_RUN
+@verify_options
+@measure_option
+@runtime_options
+@twin_option
+@click.option("--no-verify", is_flag=True, help="Do not run the folder. The receipt says so.")
+@THREADS
+@JSON
+def command(folder: Path, out: Path | None, as_json: bool, **given: Any) -> None:
+    """Make FOLDER, which llm-compressor or ModelOpt wrote, whole, prove it, and give it a receipt.
+
+    Such libraries leave the MTP head behind, and loaders say nothing when modules are listed wrongly. A new
+    folder gets FOLDER's shards as they are, the base's head and tower in a shard of their own, lists that
+    every reader understands, and is verified as an export is. FOLDER is not touched.
+
+    \b
+    Examples:
+      qexport adopt ./Tuned-W4A4 --base Qwen/Qwen3.5-9B --against ./merged
+      qexport adopt ./Tuned-W4A4 --base Qwen/Qwen3.5-9B --link -o ./Tuned-NVFP4 --dry-run
+    """
+    from qexport.run.adopt import Adoption
+
+    wanted = Adoption(
+        folder,
+        out or folder.absolute().with_name(f"{folder.absolute().name}-adopted"),
+        given["base"],
+        given["base_revision"],
+        link=given["link"],
+        mtp=given["mtp"],
+    )
+    if given["base_revision"] is not None and given["base"] is None:
+        raise UsageProblem("--base-revision is of a --base, and none is named")
+    adopt(wanted, Output(as_json=as_json), given)
+
+
+def adopt(wanted: Adoption, output: Output, given: dict[str, Any]) -> None:
+    """Say, write and prove; raises what :meth:`Verified.check` does."""
+    from qexport.cli._export import verify_options_from
+    from qexport.run.adopt import prove_adopted, write_adopted
+    from qexport.run.verify import Verified, view_to_compare
+    from qexport.verification.table import COLUMNS, describe, rows
+
+    view = view_to_compare(given["against"], given["revision"]) if given["against"] else None
+    output.diagnosed(wanted.diagnosis)
+    plan = wanted.planned.plan
+    details = plan.details
+    output.say(
+        f"{plan.label}, {size_text(wanted.size)} ({size_text(wanted.new_bytes)} new), into {wanted.out}"
+    )
+    output.say(f"  MTP head: {details['mtp']['origin']}; vision tower: {details['vision']}")
+    if details["listed"]:
+        output.say(f"  newly listed as not quantized: {', '.join(details['listed'][:6])}")
+    if given["dry_run"]:
+        output.document(wanted.to_json())
+        return
+    entry = write_adopted(wanted, threads=given["threads"], say=output.detail)
+    if given["no_verify"]:
+        output.document({**wanted.to_json(), "verification": None})
+        output.next("verify", wanted.out)
+        return
+    options = verify_options_from(given)
+    report = prove_adopted(wanted, entry, view, options, measure=given["measure"], say=output.detail)
+    output.document({**wanted.to_json(), "verification": report.to_json()})
+    for line in describe(report):
+        output.text(line)
+    output.table(COLUMNS, rows((report,)))
+    Verified((report,)).check(allow_unverified=given["allow_unverified"])
+    output.next("push", wanted.out, f"you/{wanted.out.resolve().name}", "--dry-run")
