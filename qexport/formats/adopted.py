@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.artifacts.forms import Form
 from qexport.artifacts.layout import Asked
 from qexport.artifacts.weights import StoredWeight
-from qexport.checkpoint.shards import INDEX_NAME
+from qexport.checkpoint.layout import INDEX_NAME
 from qexport.doctor.draft import dump_json
 from qexport.errors import InputError, some
 from qexport.families.names import published_name
