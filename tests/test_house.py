@@ -13,6 +13,7 @@ PACKAGE = ROOT / "qexport"
 # Lowest first. A module may import from its own floor and from those before it.
 FLOORS = (
     "errors",
+    "optional",
     "sizes",
     "progress",
     "search_path",

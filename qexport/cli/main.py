@@ -32,6 +32,7 @@ from qexport.cli._terminal import (
 )
 from qexport.errors import EnvironmentProblem, ExitCode, QexportError, UsageProblem
 from qexport.evidence.ranks import here
+from qexport.optional import missing_from
 from qexport.search_path import without_current_folder
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "Put receipts into one report: plots, tables, provenance, as HTML, Markdown and JSON.",
     "push": "Publish what was exported: model card, checksums, one commit on the Hub.",
     "demo": "All of it on the tiny model inside the package.",
-    "completion": "Print the shell completion script.",
+    "completion": "Print or install the shell completion script.",
 }
 
 
@@ -189,6 +190,8 @@ def of_the_machine(error: Exception) -> QexportError | None:
             "there is not enough memory",
             hint="Fewer --threads, or a machine with more; what is written stays.",
         )
+    if (absent := missing_from(error)) is not None:
+        return absent
     if isinstance(error, OSError):
         if stdout_fails():
             return not_written(error)

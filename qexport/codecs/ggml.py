@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from qexport.codecs.contract import Blocks, Known, Packed, chunk_rows
 from qexport.codecs.ggml_types import GgmlType, ggml_type
 from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.optional import command_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 
 _PATTERNS = ("xllamacpp*.so", "xllamacpp*.dylib", "xllamacpp*.pyd")
-_INSTALL = "pip install 'qexport[llama]'"
 
 
 def find_library() -> Path:
@@ -39,7 +39,9 @@ def find_library() -> Path:
         for pattern in _PATTERNS:
             for path in sorted(Path(folder).glob(pattern)):
                 return path
-    raise EnvironmentProblem("ggml's encoders come with xllamacpp, which is not installed", hint=_INSTALL)
+    raise EnvironmentProblem(
+        "ggml's encoders come with xllamacpp, which is not installed", hint=command_for("xllamacpp")
+    )
 
 
 def is_available() -> bool:
@@ -66,7 +68,8 @@ def _library() -> ctypes.CDLL:
         library.ggml_validate_row_data.restype = ctypes.c_bool
     except (OSError, AttributeError) as error:
         raise EnvironmentProblem(
-            f"{path.name} does not offer ggml's encoders here: {error}", hint=f"{_INSTALL}, on Linux or macOS"
+            f"{path.name} does not offer ggml's encoders here: {error}",
+            hint=f"{command_for('xllamacpp')}, on Linux or macOS",
         ) from error
     return library
 

@@ -20,6 +20,7 @@ from qexport.evidence.quiet import quiet_transformers
 from qexport.families.known import FAMILIES
 from qexport.families.roles import EXPERT_ROLES, Role
 from qexport.families.vision import image_tokens
+from qexport.optional import command_for
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def import_transformers() -> Any:
     except ImportError as error:
         raise EnvironmentProblem(
             "running the model needs transformers, which is not installed",
-            hint="pip install 'qexport[reference]'",
+            hint=command_for("transformers"),
         ) from error
     return transformers
 

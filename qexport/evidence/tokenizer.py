@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.evidence.chat import json_file, special_words
+from qexport.optional import command_for
 
 WINDOW = 1 << 18
 """Characters that are tokenized at a time, where all of a text is wanted."""
@@ -146,7 +147,7 @@ class _SentencePiece(TextTokenizer):
         except ImportError:
             raise EnvironmentProblem(
                 f"{label} has only a tokenizer.model, which needs sentencepiece",
-                hint="pip install 'qexport[reference]'",
+                hint=command_for("sentencepiece"),
             ) from None
         try:
             self._pieces: Any = SentencePieceProcessor(model_proto=files["tokenizer.model"])

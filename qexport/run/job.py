@@ -21,6 +21,7 @@ from qexport.evidence.options import StreamOptions
 from qexport.evidence.ranks import here
 from qexport.formats.gguf.file_name import model_stem
 from qexport.onepass.sources import Sources
+from qexport.optional import WEIGHTS, require
 from qexport.recipe.asked import asked_sha256
 from qexport.recipe.publication import destinations, pushes
 from qexport.recipe.select import Unit, units_of
@@ -130,6 +131,7 @@ def run(
             f"an export is one process, and torchrun has started {count}",
             hint="Collect the matrix with torchrun -m qexport imatrix, then export with --imatrix FILE.",
         )
+    require(*WEIGHTS)
     watcher = watcher or Watcher()
     units = units_of(recipe) if units is None else units
     if local.pushing is not None:

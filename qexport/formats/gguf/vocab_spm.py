@@ -16,6 +16,7 @@ from qexport.errors import EnvironmentProblem, InputError
 from qexport.families.tokenizer import TokenizerJson
 from qexport.formats.gguf.vocab_bpe import added_tokens, merges_of, named_tokens, texts_by_id
 from qexport.formats.gguf.vocabulary import TokenType, Vocabulary, looks_special
+from qexport.optional import command_for
 
 _ADDED_SCORE = -1000.0
 _HOLE_SCORE = -10000.0
@@ -34,7 +35,7 @@ def sentencepiece_vocabulary(
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise EnvironmentProblem(
-            "tokenizer.model needs the sentencepiece package", hint="pip install 'qexport[reference]'"
+            "tokenizer.model needs the sentencepiece package", hint=command_for("sentencepiece")
         ) from None
     try:
         pieces = SentencePieceProcessor(model_proto=model)

@@ -1,0 +1,102 @@
+"""A plain `pip install qexport`: looking, planning, reporting and publishing need no extra."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "publish"))
+from exported_folders import export, gguf
+
+from qexport.optional import EXTRAS, WEIGHTS
+
+_PROGRAM = f"""
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sorted([*EXTRAS, "llvmlite"])}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from click.testing import CliRunner
+from qexport.cli.main import cli, of_the_machine
+
+for line in sys.stdin:
+    ran = CliRunner().invoke(cli, json.loads(line), catch_exceptions=True)
+    error = ran.exception
+    known = error if hasattr(error, "hint") else error and of_the_machine(error)
+    said = None if known is None else [known.message, known.hint, int(known.exit_code)]
+    print(json.dumps([ran.exit_code, ran.output[-300:], said, repr(error)]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Commands run in one process that finds no extra; each answers (exit code, output, error)."""
+    folder = tmp_path_factory.mktemp("plain")
+    child = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM], cwd=folder, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+    def call(*words):
+        child.stdin.write(json.dumps([*map(str, words)]) + "\n")
+        child.stdin.flush()
+        return json.loads(child.stdout.readline())
+
+    yield call
+    child.stdin.close()
+    child.wait()
+    child.stdout.close()
+
+
+def test_what_needs_no_weights(plain, zoo, tmp_path):
+    model = zoo("qwen3_5")
+    folder = export(tmp_path / "Tuned-GGUF", [gguf("Q8_0")])
+    recipe = tmp_path / "r.yaml"
+    for words in (
+        ["inspect", model],
+        ["init", model, "-o", recipe],
+        ["run", recipe, "--dry-run"],
+        ["matrix", recipe, "demo", "--format", "github"],
+        ["gguf", model, "-q", "Q4_K_M", "--dry-run"],
+        ["mlx", model, "--bits", "6", "--dry-run"],
+        ["fp8", model, "--dry-run"],
+        ["report", folder, "-o", tmp_path / "report"],
+        ["push", folder, "me/x", "--dry-run"],
+    ):
+        code, output, said, error = plain(*words)
+        assert code == 0, (words, output, said, error)
+
+
+@pytest.mark.parametrize("command", ["gguf", "mlx", "fp8", "nvfp4", "run", "imatrix", "fix", "demo"])
+def test_what_needs_them_says_what_to_install(plain, zoo, tmp_path, command):
+    model = zoo("llama")
+    words = {"gguf": [model, "-q", "Q8_0"], "run": ["demo", "--only", "merged"], "demo": []}.get(
+        command, [model]
+    )
+    _, _, said, error = plain(command, *words, "-o", tmp_path / "out")
+    assert said is not None, error
+    message, hint, code = said
+    assert code == 6
+    assert message.split()[0] in {name.replace("_", "-") for name in EXTRAS} or "not installed" in message
+    assert "pip install 'qexport[" in hint
+    assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_extras_are_those_of_the_package():
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for module, extra in EXTRAS.items():
+        name = module.replace("_", "-")
+        assert any(each.startswith(name) for each in extras[extra]), module
+        assert not any(each.startswith(name) for each in project["dependencies"]), module
+    for extra in ("llama", "reference", "mlx"):
+        assert "qexport[torch]" in extras[extra]
+    assert set(WEIGHTS) < set(EXTRAS)
