@@ -16,6 +16,7 @@ from qexport.cli._options import (
     DRY_RUN,
     FILE,
     JSON,
+    NO_VERIFY,
     OUT,
     OVERWRITE,
     THREADS,
@@ -65,7 +66,7 @@ folder_options = together(
     measure_option,
     runtime_options,
     twin_option,
-    click.option("--no-verify", is_flag=True, help="Do not run the folder. The receipt says so."),
+    NO_VERIFY,
 )
 """Everything about verification and output."""
 

@@ -79,7 +79,7 @@ JSON = together(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
 )
 """How much is said, and to whom."""
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace files that are already there.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is already there.")
 OUT = click.option(
     "-o",
     "--out",
@@ -91,6 +91,25 @@ DRY_RUN = click.option(
 )
 THREADS = click.option(
     "--threads", type=click.IntRange(1, 4096), help="Worker threads.  [default: every processor]"
+)
+
+NO_VERIFY = click.option("--no-verify", is_flag=True, help="Do not run what was written. Receipts say so.")
+ALLOW_UNVERIFIED = click.option(
+    "--allow-unverified",
+    is_flag=True,
+    help="Exit with 0 where nothing is wrong, but something was not run, or not compared with its source.",
+)
+LLAMA_SERVER = click.option(
+    "--llama-server",
+    metavar="PATH",
+    type=FILE,
+    help="Run GGUF files with this llama-server instead of the llama.cpp inside xllamacpp.",
+)
+DEVICE = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where text goes through the model, layer by layer: cpu, cuda or cuda:N.",
 )
 
 TYPES_FROM = click.option(
@@ -227,12 +246,7 @@ calibration_options = together(
         help="Arithmetic of the collecting pass. mixed is llama.cpp's (bf16 in, float32 out), bfloat16 "
         "faster on CPUs that have it; auto is one of these for a bf16 checkpoint.",
     ),
-    click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        help="Where the collecting pass runs: cpu, cuda or cuda:N.",
-    ),
+    DEVICE,
     click.option(
         "--calib-seed", type=int, default=0, show_default=True, help="Order of the corpus's records."
     ),
@@ -283,12 +297,7 @@ verify_options = together(
         type=Finite(1, 1e7),
         help="Seconds that loading and generating may take.",
     ),
-    click.option(
-        "--allow-unverified",
-        is_flag=True,
-        help="Exit with 0 where nothing is wrong, but no runtime here could run it, or nothing was "
-        "compared with the source.",
-    ),
+    ALLOW_UNVERIFIED,
     click.option(
         "--draft-max",
         type=click.IntRange(1, 16),
@@ -299,13 +308,8 @@ verify_options = together(
     click.option(
         "--tokens", "n_predict", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."
     ),
-    click.option("--prompt", "prompts", multiple=True, help="Prompt to run instead of the built-in ones."),
-    click.option(
-        "--llama-server",
-        metavar="PATH",
-        type=FILE,
-        help="Verify with this llama-server instead of the one inside xllamacpp.",
-    ),
+    click.option("--prompt", "prompts", multiple=True, help="Prompt to answer instead of the built-in ones."),
+    LLAMA_SERVER,
 )
 """How artifacts are run and judged."""
 

@@ -10,6 +10,7 @@ import click
 from qexport.cli._options import (
     DRY_RUN,
     JSON,
+    NO_VERIFY,
     OUT,
     THREADS,
     measure_option,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 @measure_option
 @runtime_options
 @twin_option
-@click.option("--no-verify", is_flag=True, help="Do not run the folder. The receipt says so.")
+@NO_VERIFY
 @THREADS
 @JSON
 def command(folder: Path, out: Path | None, as_json: bool, **given: Any) -> None:

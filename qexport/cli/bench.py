@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import chosen
-from qexport.cli._options import FILE, JSON, Finite, runtime_options
+from qexport.cli._options import JSON, LLAMA_SERVER, Finite, runtime_options
 from qexport.cli._output import Output
 from qexport.verification.bench import BenchOptions
 
@@ -65,12 +65,7 @@ _ABSENT = "-"
     show_default=True,
     help="Seconds for each setting, loading included.",
 )
-@click.option(
-    "--llama-server",
-    metavar="PATH",
-    type=FILE,
-    help="Measure this llama-server instead of the llama.cpp inside xllamacpp.",
-)
+@LLAMA_SERVER
 @runtime_options
 @click.option("--no-receipt", is_flag=True, help="Leave the receipt beside the artifact as it is.")
 @JSON

@@ -10,6 +10,7 @@ from qexport.cli._export import BUILT_IN, export_format
 from qexport.cli._options import (
     DRY_RUN,
     JSON,
+    NO_VERIFY,
     OUT,
     OVERWRITE,
     SIZE,
@@ -108,7 +109,7 @@ def _types(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tup
     "F16, BF16, Q8_0. Repeatable.  [default: BF16 where there is a tower]",
 )
 @click.option("--no-mmproj", is_flag=True, help="Leave the vision tower out: the files take text alone.")
-@click.option("--no-verify", is_flag=True, help="Do not run the files. The receipt says so.")
+@NO_VERIFY
 @verify_options
 @measure_option
 @DRY_RUN

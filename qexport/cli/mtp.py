@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import chosen
-from qexport.cli._options import COUNT, FILE, JSON, Finite, head_base, model_argument, together
+from qexport.cli._options import (
+    COUNT,
+    DEVICE,
+    FILE,
+    JSON,
+    LLAMA_SERVER,
+    OVERWRITE,
+    THREADS,
+    Finite,
+    head_base,
+    model_argument,
+    together,
+)
 from qexport.cli._output import Output
 from qexport.errors import UsageProblem
 
@@ -25,9 +37,8 @@ _head_options = together(
     ),
     model_argument,
 )
-_PROCESSORS = click.option("--threads", type=click.IntRange(1, 4096), help="Processors.  [default: all]")
 _stream_options = together(
-    _PROCESSORS,
+    THREADS,
     click.option(
         "--precision",
         type=click.Choice(["auto", "mixed", "bfloat16", "float32"]),
@@ -35,9 +46,7 @@ _stream_options = together(
         show_default=True,
         help="Arithmetic of the trunk's pass, as for `qexport imatrix`.",
     ),
-    click.option(
-        "--device", default="cpu", show_default=True, help="Where it computes: cpu, cuda or cuda:N."
-    ),
+    DEVICE,
 )
 _CHUNK = click.option(
     "--chunk",
@@ -213,12 +222,7 @@ def _stream(given: dict[str, Any]) -> StreamOptions:
     "OPENAI_API_KEY.",
 )
 @click.option("--server-model", metavar="NAME", help="What the server calls MODEL.  [default: its first one]")
-@click.option(
-    "--llama-server",
-    metavar="PATH",
-    type=FILE,
-    help="Run this llama-server instead of the llama.cpp inside xllamacpp.",
-)
+@LLAMA_SERVER
 @click.option(
     "--tokens",
     type=click.IntRange(1, COUNT),
@@ -245,8 +249,8 @@ def _stream(given: dict[str, Any]) -> StreamOptions:
     show_default=True,
     help="Answers that are written at a time.",
 )
-@_PROCESSORS
-@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+@THREADS
+@OVERWRITE
 @JSON
 def generate(**given: Any) -> None:
     """Have MODEL write text of its own, for `qexport mtp tune`.
@@ -345,7 +349,7 @@ def generate(**given: Any) -> None:
     "the end]",
 )
 @_stream_options
-@click.option("--overwrite", is_flag=True, help="Replace a head that is already there.")
+@OVERWRITE
 @_DRY_RUN
 @JSON
 def tune(**given: Any) -> None:

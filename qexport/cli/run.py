@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._hf_jobs import hf_job_options, send
-from qexport.cli._options import FILE, JSON, OUT, OVERWRITE, THREADS
+from qexport.cli._options import (
+    ALLOW_UNVERIFIED,
+    DEVICE,
+    JSON,
+    LLAMA_SERVER,
+    NO_VERIFY,
+    OUT,
+    OVERWRITE,
+    THREADS,
+)
 from qexport.cli._output import Output
 from qexport.cli._recipe import limit_options, plan_all, recipe_options, show_jobs
 from qexport.cli._several import run_all
@@ -21,13 +30,8 @@ if TYPE_CHECKING:
 @click.command("run")
 @recipe_options
 @OUT
-@click.option("--no-verify", is_flag=True, help="Do not run what was written. Receipts say so.")
-@click.option(
-    "--llama-server",
-    metavar="PATH",
-    type=FILE,
-    help="Verify GGUF files with this llama-server instead of the one inside xllamacpp.",
-)
+@NO_VERIFY
+@LLAMA_SERVER
 @click.option(
     "--runtime-python",
     "pythons",
@@ -35,15 +39,11 @@ if TYPE_CHECKING:
     metavar="RUNTIME=PATH",
     help="The Python that has a runtime which the recipe asks for, e.g. vllm=~/vllm/bin/python.",
 )
-@click.option(
-    "--allow-unverified",
-    is_flag=True,
-    help="Exit with 0 where nothing is wrong, but something was not run, or not compared with its source.",
-)
+@ALLOW_UNVERIFIED
 @click.option(
     "--measure", type=click.IntRange(0, 1 << 30), metavar="TOKENS", help="Instead of the recipe's number."
 )
-@click.option("--device", default="cpu", show_default=True, help="Where importance is collected.")
+@DEVICE
 @click.option("--push", "pushing", flag_value="push", help="Publish what has passed, as the recipe says.")
 @click.option("--push-dry-run", "pushing", flag_value="rehearse", help="Show what --push would publish.")
 @click.option("--dry-run", is_flag=True, help="Print sizes, disk and a time estimate; write nothing.")
