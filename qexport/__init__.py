@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from qexport.publishing.push import Pushed, Rehearsal
     from qexport.receipt.verification import Verification
     from qexport.recipe.recipe import Calibration, Recipe
-    from qexport.run.job import Local
+    from qexport.run.local import Local
     from qexport.run.outcome import Outcome
     from qexport.run.target import Item
     from qexport.run.watcher import Phase, Watcher
@@ -149,7 +149,8 @@ def export(
     from dataclasses import replace
 
     from qexport.recipe.select import select
-    from qexport.run.job import Local, run
+    from qexport.run.job import run
+    from qexport.run.local import Local
 
     recipe = _recipe(what, formats, mtp_from, base, calibration)
     local = local or Local()
@@ -179,7 +180,8 @@ def plan(
         InputError, UsageProblem, EnvironmentProblem: what is in the way.
     """
     from qexport.recipe.select import select
-    from qexport.run.job import Local, plan_model
+    from qexport.run.job import plan_model
+    from qexport.run.local import Local
     from qexport.run.watcher import Watcher
 
     recipe = _recipe(what, formats, mtp_from, base, calibration)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from qexport.recipe.choice import ModelChoice
     from qexport.recipe.recipe import Calibration, Recipe
-    from qexport.run.job import Local
+    from qexport.run.local import Local
     from qexport.verification.options import VerifyOptions
 
 
@@ -147,7 +147,8 @@ def export_format(
     from qexport.evidence.options import StreamOptions
     from qexport.formats.registry import FORMATS
     from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel, apart
-    from qexport.run.job import Local, run
+    from qexport.run.job import run
+    from qexport.run.local import Local
 
     output = output or Output(as_json=given["as_json"])
     kind = FORMATS[word]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qexport.cli._output import Output
     from qexport.recipe.several import Chosen
     from qexport.run.changed import HubState
-    from qexport.run.job import Local
+    from qexport.run.local import Local
     from qexport.run.outcome import Outcome
 
 

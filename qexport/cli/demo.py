@@ -77,7 +77,8 @@ def command(
     from qexport.receipt.state import problem
     from qexport.recipe.choice import ModelChoice
     from qexport.recipe.recipe import Recipe, RecipeModel
-    from qexport.run.job import Local, run
+    from qexport.run.job import run
+    from qexport.run.local import Local
     from qexport.run.model import examine
 
     try:

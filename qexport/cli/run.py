@@ -24,7 +24,7 @@ from qexport.cli._several import run_all
 from qexport.evidence.options import StreamOptions
 
 if TYPE_CHECKING:
-    from qexport.run.job import Local
+    from qexport.run.local import Local
 
 
 @click.command("run")
@@ -104,7 +104,7 @@ def _rehearse(output: Output, given: dict[str, Any]) -> None:
 
 
 def _local(given: dict[str, Any]) -> Local:
-    from qexport.run.job import Local, Runtimes
+    from qexport.run.local import Local, Runtimes
 
     pythons: dict[str, Path] = {}
     for text in given["pythons"]:

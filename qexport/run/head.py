@@ -17,6 +17,7 @@ from qexport.headtune.options import TuneOptions
 from qexport.onepass.files import read_plain
 from qexport.onepass.sources import Sources
 from qexport.run.model import bases_of, examine, fetched, sources_of
+from qexport.run.own_text import TextRequest, own_text
 from qexport.run.watcher import Phase
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from qexport.headtune.tune import DividedText
     from qexport.recipe.choice import ModelChoice
     from qexport.recipe.recipe import Recipe, RecipeModel
-    from qexport.run.job import Local
+    from qexport.run.local import Local
     from qexport.run.watcher import Watcher
 
 
@@ -128,7 +129,6 @@ def with_tuned_heads(recipe: Recipe, local: Local, watcher: Watcher, keys: Set[s
 
 def _with_tuned_head(subject: RecipeModel, recipe: Recipe, local: Local, watcher: Watcher) -> RecipeModel:
     from qexport.headtune.folder import RECEIPT
-    from qexport.run.own_text import TextRequest, own_text
 
     tuning, out = subject.tuning, local.out or Path()
     assert tuning is not None

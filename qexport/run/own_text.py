@@ -17,8 +17,10 @@ from qexport.evidence.tokenizer import model_tokenizer
 from qexport.formats.gguf.options import GgufOptions
 from qexport.headtune.generate import Answer, Sampling, asks_server, generate, recommended
 from qexport.headtune.prompts import prompts_of
-from qexport.run.model import examine, sources_of
-from qexport.run.watcher import Phase, Watcher
+from qexport.run import steps
+from qexport.run.model import examine, fetched, sources_of
+from qexport.run.target import Target, plan
+from qexport.run.watcher import Phase
 from qexport.verification.client import HttpSession
 from qexport.verification.runtime import Settings
 from qexport.verification.runtimes import llama_cpp
@@ -26,9 +28,11 @@ from qexport.verification.runtimes import llama_cpp
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from qexport.doctor.diagnose import Diagnosis
     from qexport.headtune.generate import Ask
     from qexport.headtune.prompts import Prompt
     from qexport.recipe.choice import ModelChoice
+    from qexport.run.watcher import Watcher
 
 
 _CONTEXT_BESIDE = 4096  # tokens of a prompt that there is room for
@@ -93,7 +97,7 @@ def own_text(choice: ModelChoice, request: TextRequest, watcher: Watcher) -> dic
         key = os.environ.get(_KEY)
         ask = asks_server(request.server, request.server_model, key, tokenizer, sampling, request.answer)
         return _written(prompts, ask, request, watcher, sampling, who)
-    with _gguf(choice, request, watcher) as file:
+    with _gguf(choice, diagnosis, request, watcher) as file:
         longest = max((len(prompt.ids) for prompt in prompts), default=0)
         context = max(longest, _CONTEXT_BESIDE) + request.answer
         limit = int(view.text.get("max_position_embeddings") or context)
@@ -142,31 +146,23 @@ def _written(
 
 
 @contextmanager
-def _gguf(choice: ModelChoice, request: TextRequest, watcher: Watcher) -> Iterator[Path]:
+def _gguf(
+    choice: ModelChoice, diagnosis: Diagnosis, request: TextRequest, watcher: Watcher
+) -> Iterator[Path]:
     """The file that is named, or one that is gone afterwards."""
-    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
-    from qexport.run.job import Local, run
-
     if request.gguf is not None:
         yield request.gguf
         return
+    diagnosis = fetched(choice, diagnosis)
     with tempfile.TemporaryDirectory(prefix="qexport-") as folder:
-        subject = RecipeModel("model", choice)
-        asked = AskedArtifact("gguf", GgufOptions(("Q8_0",)), ".", None)
-        local = Local(out=Path(folder), threads=request.threads)
+        items = plan([Target(GgufOptions(("Q8_0",)), Path(folder), verify=None)], diagnosis)
+        plans = [item.plan for item in items]
         watcher.say("writing a Q8_0 for llama.cpp, for the time being")
-        run(Recipe((subject,), (asked,), measure=0), local, _Silent(watcher))
-        yield next(Path(folder).glob("*.gguf"))
-
-
-class _Silent(Watcher):
-    """Of a file that will be gone, only the progress is of interest."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-
-    def phase(self, phase: Phase, total: int) -> Any:
-        return self._watcher.phase(phase, total)
+        steps.check(items, overwrite=False)
+        steps.ready_kernels(plans, watcher.say)
+        with watcher.phase(Phase.WRITING, sum(each.size for each in plans)) as progress:
+            (item,) = steps.write(items, diagnosis, threads=request.threads, progress=progress)
+        yield item.path
 
 
 def _words(sampling: Sampling) -> str:

@@ -18,7 +18,8 @@ from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.registry import FORMATS
 from qexport.run.allocation import open_aim
 from qexport.run.feedback import uses_feedback
-from qexport.run.job import Local, targets_of, uses_matrix
+from qexport.run.job import targets_of, uses_matrix
+from qexport.run.local import Local
 from qexport.run.matrix import Matrix, matrix_label
 from qexport.run.model import taken
 from qexport.run.rates import assay_core_seconds, core_seconds, guessed_core_seconds

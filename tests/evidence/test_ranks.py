@@ -18,7 +18,8 @@ from qexport.evidence.imatrix_file import ImportanceMatrix, read_imatrix
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.ranks import ALONE, Ranks, here
 from qexport.recipe.recipe import Recipe
-from qexport.run.job import Local, run
+from qexport.run.job import run
+from qexport.run.local import Local
 
 ROOT = Path(__file__).parents[2]
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")

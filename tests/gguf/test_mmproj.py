@@ -22,7 +22,8 @@ from qexport.formats.gguf.options import GgufOptions
 from qexport.onepass.execute import execute
 from qexport.recipe.select import units_of
 from qexport.run.in_folder import artifacts_in, refuse_tower
-from qexport.run.job import Local, plan_run, run
+from qexport.run.job import plan_run, run
+from qexport.run.local import Local
 from qexport.run.watcher import Watcher
 
 

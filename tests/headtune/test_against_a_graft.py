@@ -16,7 +16,8 @@ from qexport.formats.gguf.options import GgufOptions
 from qexport.receipt.verification import Check, Status, Verification
 from qexport.recipe.choice import ModelChoice
 from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
-from qexport.run.job import Local, run
+from qexport.run.job import run
+from qexport.run.local import Local
 from qexport.run.measure import measuring
 from qexport.run.verify import view_to_compare
 

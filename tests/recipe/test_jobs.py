@@ -10,8 +10,9 @@ from qexport.errors import UsageProblem
 from qexport.formats.gguf.options import GgufOptions
 from qexport.recipe.choice import ModelChoice
 from qexport.recipe.select import Unit, select, units_of, words_for
-from qexport.run.job import Local, Runtimes, targets_of
+from qexport.run.job import targets_of
 from qexport.run.jobs import MachineLimits, plan_jobs
+from qexport.run.local import Local, Runtimes
 from qexport.run.model import examine
 from qexport.run.rates import calibration_seconds, core_seconds, pass_seconds
 from qexport.run.target import Target

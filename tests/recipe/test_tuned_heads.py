@@ -13,7 +13,7 @@ from qexport.headtune.folder import RECEIPT
 from qexport.recipe.load import load_recipe
 from qexport.run import head
 from qexport.run.head import with_tuned_heads
-from qexport.run.job import Local
+from qexport.run.local import Local
 from qexport.run.watcher import Watcher
 
 RECIPE = """
