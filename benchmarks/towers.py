@@ -57,7 +57,7 @@ TOWERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"form": "wrapper", "vision": True, "hidden": 2560},
         {
             "hidden_size": 1152,
-            "image_size": 224,
+            "image_size": 224,  # of 896
             "intermediate_size": 4304,
             "num_attention_heads": 16,
             "num_hidden_layers": 27,

@@ -58,7 +58,8 @@ class Options:
     experts: int = 0
     experts_per_token: int = 2
     expert_layout: str = "each"
-    """"fused" (`experts.gate_up_proj`) or "each" (`experts.0.gate_proj.weight`)."""
+    """"fused" (`experts.gate_up_proj`), "turned" (the same as [experts, in, out], as Qwen3-VL's) or "each"
+    (`experts.0.gate_proj.weight`)."""
     # Gated DeltaNet hybrids
     key_heads: int = 2
     value_heads: int = 4
@@ -267,7 +268,7 @@ VISION = {
 }
 
 
-SIGLIP = {
+SIGLIP: dict[str, Any] = {
     "hidden_size": 64,
     "image_size": 64,
     "intermediate_size": 128,
@@ -281,15 +282,13 @@ SIGLIP = {
 
 def _siglip(o: Options) -> Rows:
     """Gemma's tower and its projector."""
-    wide, inner, patch = SIGLIP["hidden_size"], SIGLIP["intermediate_size"], SIGLIP["patch_size"]
-    assert isinstance(wide, int)
-    assert isinstance(inner, int)
-    assert isinstance(patch, int)
+    keys = ("hidden_size", "intermediate_size", "patch_size", "image_size", "num_hidden_layers")
+    wide, inner, patch, side, blocks = (int(SIGLIP[key]) for key in keys)
     tower = "vision_tower.vision_model"
     yield f"{tower}.embeddings.patch_embedding.weight", (wide, 3, patch, patch)
     yield f"{tower}.embeddings.patch_embedding.bias", (wide,)
-    yield f"{tower}.embeddings.position_embedding.weight", (64, wide)
-    for n in range(2):
+    yield f"{tower}.embeddings.position_embedding.weight", ((side // patch) ** 2, wide)
+    for n in range(blocks):
         block = f"{tower}.encoder.layers.{n}"
         linear = {f"self_attn.{part}_proj": (wide, wide) for part in ("q", "k", "v", "out")}
         for name, shape in {**linear, "mlp.fc1": (inner, wide), "mlp.fc2": (wide, inner)}.items():
@@ -390,8 +389,10 @@ def tensors_of(o: Options, vocab: int) -> dict[str, torch.Tensor]:
         wide = o.float32_ssm and name.endswith(("linear_attn.A_log", "linear_attn.norm.weight"))
         wide = wide or name.endswith("e_score_correction_bias")
         out[name] = _weight(o.seed, name, shape, centred).to(torch.float32 if wide else dtype)
-    if o.experts and o.expert_layout == "fused":
+    if o.experts and o.expert_layout in ("fused", "turned"):
         out = fuse_experts(out, "model.")
+    if o.expert_layout == "turned":
+        out = {n: t.mT.contiguous() if ".mlp.experts." in n else t for n, t in out.items()}
     if o.experts and o.mtp_expert_layout == "fused":
         out = fuse_experts(out, "mtp.")
     if o.form == "wrapper":
@@ -673,11 +674,22 @@ def _qwen3_vl_config(o: Options, vocab: int, ids: TokenizerInfo) -> dict[str, An
         "use_cache": True,
         "vocab_size": vocab,
     }
-    around = _qwen3_5_config(replace(o, style="published"), vocab, ids)
-    around["vision_config"]["model_type"] = "qwen3_vl"
+    around = _qwen3_5_config(replace(o, style="published", experts=0), vocab, ids)
+    name, word = ("Qwen3VLMoe", "qwen3_vl_moe") if o.experts else ("Qwen3VL", "qwen3_vl")
+    if o.experts:
+        text |= {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_vl_moe_text",
+            "moe_intermediate_size": o.intermediate,
+            "norm_topk_prob": True,
+            "num_experts": o.experts,
+            "num_experts_per_tok": o.experts_per_token,
+        }
+    around["vision_config"]["model_type"] = word
     own = {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": word,
         "text_config": text,
     }
     return {**around, **own}
@@ -904,6 +916,20 @@ ZOO: dict[str, Entry] = {
         ),
         pre="qwen2",
         note="a tower of four blocks, the output of two of which goes into the language model (deepstack)",
+    ),
+    "qwen3_vl_moe": Entry(
+        Options(
+            family="qwen3_vl",
+            tokenizer="qwen2",
+            form="wrapper",
+            vocab=416,
+            experts=4,
+            expert_layout="turned",
+            vision=True,
+            deepstack=(0,),
+        ),
+        pre="qwen2",
+        note="its experts transposed, as published",
     ),
     "gemma3": Entry(
         Options(family="gemma3", tokenizer="gemma", layers=6, tied=True),

@@ -97,7 +97,11 @@ CHAT_TEMPLATE = """\
         {{- message.content }}
     {%- else %}
         {%- for part in message.content %}
-            {{- part.text }}
+            {%- if part.type in ('image', 'image_url') %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- else %}
+                {{- part.text }}
+            {%- endif %}
         {%- endfor %}
     {%- endif %}
     {{- '<|im_end|>\\n' }}

@@ -86,11 +86,13 @@ class Traits:
         experts: it is a mixture of experts.
         mixed: its linear layers are in several formats.
         odd: the first FP8 matrix with a dimension that is no multiple of the block's.
+        apart: its experts are one by one, and its family's class in transformers takes them together alone.
     """
 
     experts: bool = False
     mixed: bool = False
     odd: str | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from qexport.checkpoint.config import text_config
 from qexport.doctor.subject import Subject
 from qexport.families.family import Family
+from qexport.families.known import FAMILIES
 
 _BOTH = ("tie_word_embeddings", "dtype", "torch_dtype", "transformers_version")
 # Keys of the multimodal model itself; everything else in a flat config belongs to the language model.
@@ -45,6 +46,10 @@ def flat_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         flat |= {key: config[key] for key in _SHARED if key in config and flat.get(key) is None}
     else:
         flat = {key: value for key, value in config.items() if not key.startswith(_ROOT_STARTS)}
+    if family.alone_model_type:  # where the config is silent, that family's class takes its own defaults
+        theirs = FAMILIES[family.alone_model_type].defaults
+        silent = (key for key, value in family.defaults.items() if value is not None and key not in flat)
+        flat |= {key: family.defaults[key] for key in silent if theirs.get(key) != family.defaults[key]}
     return flat | {"architectures": [architecture], "model_type": model_type}
 
 

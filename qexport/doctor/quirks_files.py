@@ -9,7 +9,6 @@ from qexport.checkpoint.chat_templates import PROCESSOR, TEMPLATE_FILE
 from qexport.checkpoint.front_matter import read_front_matter
 from qexport.checkpoint.special_tokens import as_ids
 from qexport.doctor.draft import PROCESSOR_FILES, Draft
-from qexport.doctor.mlx_saved import underneath
 from qexport.doctor.quirk import Quirk
 from qexport.doctor.subject import GENERATION_CONFIG, TOKENIZER_CONFIG, Subject
 from qexport.doctor.tokenizer_class import class_differs
@@ -21,6 +20,7 @@ from qexport.doctor.tokens import (
     tokenizer_kind,
     turn_ends,
 )
+from qexport.doctor.turned import underneath
 
 _TOKENIZER = "tokenizer.json"
 # What Qwen3.5's split rule has and Qwen2's has not: letters with their combining marks.

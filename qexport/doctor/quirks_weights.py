@@ -10,9 +10,9 @@ from qexport.checkpoint.layout import INDEX_NAME
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.draft import Draft
 from qexport.doctor.layout import ExpertLayout, convert_experts, expert_layouts, trunk_layout
-from qexport.doctor.mlx_saved import MlxSaved, underneath
 from qexport.doctor.quirk import Quirk, as_read
 from qexport.doctor.subject import Subject
+from qexport.doctor.turned import MlxSaved, underneath
 
 # In float32 on purpose, or too small to matter: decay rates, norms, the short convolution.
 _MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias)$")

@@ -11,7 +11,7 @@ from typing import Any
 from qexport.checkpoint.chat_templates import ChatTemplates, read_templates, template_files
 from qexport.checkpoint.config import TEXT_KEYS, read_json, text_config
 from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, LogicalTensor
-from qexport.doctor.mlx_saved import turned_back
+from qexport.doctor.turned import experts_turned, turned_back
 from qexport.errors import InputError
 from qexport.families.family import Family
 from qexport.families.known import family_of
@@ -193,7 +193,11 @@ def examine(
     for name, spelled in spellings.items():
         if spelled.vision and (own := family.own_tower_name(spelled.canonical)) != spelled.canonical:
             spellings[name] = replace(spelled, canonical=own)
-    checkpoint = turned_back(checkpoint, {name: spelled.canonical for name, spelled in spellings.items()})
+    canonical = {name: spelled.canonical for name, spelled in spellings.items()}
+    checkpoint = turned_back(checkpoint, canonical)
+    if family.turned_experts:
+        width = text.get("moe_intermediate_size", family.defaults["moe_intermediate_size"])
+        checkpoint = experts_turned(checkpoint, canonical, width)
     tensors: dict[str, LogicalTensor] = {}
     twins: list[Twins] = []
     for name, spelled in spellings.items():

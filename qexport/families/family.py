@@ -223,6 +223,7 @@ class Dialect:
         norms_plus_one: roles of norms that are stored with the 1 added.
         keeps_float32: roles that are never cast.
         gates: roles of routers, quantized with 8 bits in groups of 64 whatever the rest has.
+        gates_seeing: those of them that mlx-vlm quantizes so beside a tower; ``None``: all.
         plain: roles of matrices that belong to no module which can be quantized.
         biases: roles of biases that its layers have.
         reads: config keys of the family that mlx-lm reads beyond those of all.
@@ -240,6 +241,7 @@ class Dialect:
     norms_plus_one: frozenset[Role] = frozenset()
     keeps_float32: frozenset[Role] = frozenset()
     gates: frozenset[Role] = frozenset()
+    gates_seeing: frozenset[Role] | None = None
     plain: frozenset[Role] = frozenset()
     biases: frozenset[Role] = frozenset()
     reads: frozenset[str] = frozenset()
@@ -277,6 +279,7 @@ class Family:
         heads_divide: its config class wants hidden_size to be a multiple of the number of heads, and so do
             all readers where ``head_dim`` cannot be said (``no_head_dim``).
         multimodal: always published with a vision tower, RoPE in the newer spelling alone, experts fused.
+        turned_experts: fused experts are published as ``[experts, in, out]``.
         wrapper_prefix, wrapper_head, vision_prefix: what published multimodal checkpoints write in front of
             the language model's tensors, ``lm_head.`` and the vision tower.
     """
@@ -303,6 +306,7 @@ class Family:
     heads_divide: bool = False
     no_head_dim: bool = False
     multimodal: bool = False
+    turned_experts: bool = False
     wrapper_arch: str | None = None
     wrapper_model_type: str | None = None
     wrapper_prefix: str = "model.language_model."

@@ -8,7 +8,7 @@ from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.checkpoint.tensors import Checkpoint
 from qexport.doctor.diagnose import Diagnosis, diagnose
-from qexport.doctor.mlx_saved import underneath
+from qexport.doctor.turned import underneath
 from qexport.onepass.sources import Sources, paths_in
 from qexport.recipe.choice import ModelChoice, Place
 

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexport.artifacts.layout import Traits
 from qexport.assign.aim import aim_of
 from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import EnvironmentProblem
@@ -22,7 +21,7 @@ from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.state import State
 from qexport.recipe.gates import Gates
 from qexport.run.model import sources_of
-from qexport.verification.choose import has_experts, unjudged
+from qexport.verification.choose import traits_of, unjudged
 from qexport.verification.options import VerifyOptions
 from qexport.verification.twin import has_twins
 
@@ -147,7 +146,7 @@ class Target:
             return None
         packed = (tensor for tensor in plan.tensors if len(tensor.streams) > 1)
         odd = next((each.name for each in packed if any(size % 128 for size in each.shape[-2:])), None)
-        traits = Traits(has_experts(diagnosis.repaired.view().text), odd=odd)
+        traits = traits_of(diagnosis.repaired.family, diagnosis.repaired.text, odd=odd)
         return (
             None
             if has_twins(self.verify)

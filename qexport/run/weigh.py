@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qexport.assign.aim import wants_best
 from qexport.checkpoint.hub import HubCheckpoint
-from qexport.doctor.mlx_saved import underneath
+from qexport.doctor.turned import underneath
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.format import ATTACHED
 from qexport.formats.gguf.importance import gguf_importance, uncollected

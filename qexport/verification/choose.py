@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from qexport.artifacts.artifact import Opened
     from qexport.artifacts.layout import ArtifactLayout
+    from qexport.families.family import Family
     from qexport.verification.options import VerifyOptions
     from qexport.verification.runtime import Runtime
 
@@ -25,9 +26,12 @@ _EXPERTS = ("num_experts", "num_local_experts")
 _NAME_ONE = "name one with --runtime vllm --runtime-python PATH"
 
 
-def has_experts(text: Mapping[str, Any]) -> bool:
-    """Whether a language model's config has experts."""
-    return any(text.get(key) for key in _EXPERTS)
+def traits_of(
+    family: Family, text: Mapping[str, Any], *, mixed: bool = False, odd: str | None = None
+) -> Traits:
+    """Those of a folder whose experts are one by one, as ours and published ones are."""
+    experts = any(text.get(key) for key in _EXPERTS)
+    return Traits(experts, mixed, odd, apart=experts and family.turned_experts)
 
 
 def why_not(runtime: str, layout: ArtifactLayout, folder: Traits) -> str | None:
@@ -71,7 +75,7 @@ def _traits(artifact: Opened) -> Traits:
     quantization = artifact.details.get("quantization") or {}
     formats = {str(group.get("format")) for group in (quantization.get("config_groups") or {}).values()}
     mixed = len(formats) > 1 and "nvfp4" in str(quantization)
-    return Traits(has_experts(artifact.text), mixed, _odd(artifact))
+    return traits_of(artifact.family, artifact.text, mixed=mixed, odd=_odd(artifact))
 
 
 def _odd(artifact: Opened) -> str | None:

@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from qexport.verification.runtime import Generation, Predicted, Runtime, Session, Settings
 
 
-# By the tower's stored type, times the root of its blocks, whose errors add up: twice what was measured.
+# By the tower's stored type, times the root of its blocks, whose errors add up at first, and no more behind
+# the sixth. At least 1.6 times what was measured (docs/vision.md, benchmarks/towers.py).
 _LIMITS: Mapping[str, float] = {"F32": 0.003, "F16": 0.003, "BF16": 0.01, "Q8_0": 0.03}
+_MOST_BLOCKS = 6
 _SAME_NUMBERS = 0.001  # a folder's tower, computed in float32 like the source's
 _FRAMES = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 _HALF = 2e-3  # what float16 may cost
@@ -168,7 +170,7 @@ class Images:
             per_block = _LIMITS.get(read_gguf(tower).file_type, max(_LIMITS.values()))
         except InputError:
             per_block = max(_LIMITS.values())
-        return float(per_block * self.view.vision.layers**0.5)
+        return float(per_block * min(self.view.vision.layers, _MOST_BLOCKS) ** 0.5)
 
     def _judge_text(self, sight: SourceSight, reference: Reference | None) -> Verdict:
         if not isinstance(reference, TransformersReference):

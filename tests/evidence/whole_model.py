@@ -62,7 +62,7 @@ def run_whole(
 
     logging.disable_progress_bar()  # tests want none at any time
     # It has no class for the language model of Qwen3-VL alone.
-    alone = AutoConfig.from_pretrained(folder).model_type != "qwen3_vl"
+    alone = AutoConfig.from_pretrained(folder).model_type not in ("qwen3_vl", "qwen3_vl_moe")
     auto = AutoModelForCausalLM if alone else AutoModelForImageTextToText
     whole = auto.from_pretrained(folder, dtype=torch.float32).eval()
     model = whole.model if alone else whole.model.language_model

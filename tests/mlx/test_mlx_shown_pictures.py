@@ -46,7 +46,7 @@ def test_without_mlx_vlm_text_is_proven_and_pictures_are_not_run(zoo: Zoo, tmp_p
 
 
 @needs_mlx_vlm
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_vl", "qwen3_vl_moe"])
 def test_mlx_vlm_is_shown_pictures(zoo: Zoo, tmp_path: Path, name: str) -> None:
     """What its tower makes of them, and the text that follows; text alone with mlx-vlm as well."""
     model = repaired(zoo(name))
@@ -64,7 +64,7 @@ def test_mlx_vlm_is_shown_pictures(zoo: Zoo, tmp_path: Path, name: str) -> None:
     assert (report.images, report.passed, report.engine.name) == ("passed", True, "mlx-lm")
 
     tensors = tensors_of(folder)
-    stem = "deepstack_merger_list.1.linear_fc2" if name == "qwen3_vl" else "blocks.1.attn.proj"
+    stem = "blocks.1.attn.proj" if name == "qwen3_5" else "deepstack_merger_list.0.linear_fc2"
     broken = {f"vision_tower.{stem}.{kind}": torch.zeros(1) for kind in ("weight", "bias")}
     assert tensors.keys() >= broken.keys()
     save_file(

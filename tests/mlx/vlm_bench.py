@@ -39,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_5": {},
     "qwen3_5_moe": {},
     "qwen3_vl": {},
+    "qwen3_vl_moe": {},
     "gemma3": {"form": "wrapper", "vision": True},
 }
 """Models with a tower, and what they are built with."""

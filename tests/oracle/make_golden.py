@@ -30,6 +30,7 @@ MMPROJ: dict[str, dict[str, Any]] = {
     "qwen3_5": {"vision_intermediate": 72},  # no whole number of Q8_0 blocks
     "qwen3_5_moe": {},
     "qwen3_vl": {},
+    "qwen3_vl_moe": {},
     "gemma3": {"form": "wrapper", "vision": True},
 }
 """Towers that the converter writes with --mmproj, each in four types."""

@@ -350,9 +350,11 @@ def test_a_file_and_its_towers_are_verified_with_pictures(seeing, tmp_path):
 
 
 @pytest.mark.slow
-def test_deepstack_goes_through_the_whole_proof(deepstacked):
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"])
+def test_deepstack_goes_through_the_whole_proof(zoo, tmp_path, name):
     """The reference of text is Qwen3, which is lent to Qwen3-VL for pictures."""
-    view, folder, _ = deepstacked
+    folder = tmp_path
+    view, _, _ = made_of(zoo(name), folder, "BF16")
     found = found_of(verify(model_of(folder), view=view, options=CHEAP))
     assert set(found) == {check for check in OF_IMAGES if check is not Check.IMAGE_MTP}
     assert {each.status for each in found.values()} == {Status.PASS}

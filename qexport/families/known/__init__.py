@@ -21,6 +21,7 @@ FAMILIES: dict[str, Family] = {
         qwen3.QWEN3,
         qwen3.QWEN3_MOE,
         qwen3_vl.QWEN3_VL,
+        qwen3_vl.QWEN3_VL_MOE,
         gemma3.GEMMA3,
         glm4_moe.GLM4_MOE,
     )

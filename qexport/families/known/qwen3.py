@@ -31,16 +31,19 @@ _DEFAULTS: dict[str, Any] = {
 }
 _DENSE = {**_DEFAULTS, "intermediate_size": 22016, "max_window_layers": 28}
 ATTENTION_LAYER = (*PRE_NORMS, *ATTENTION, *ATTENTION_BIAS, *QK_NORM)
+MOE_READS = MOE_KEYS | {"decoder_sparse_step", "mlp_only_layers", "norm_topk_prob"}
 _WORDS = ("full_attention", "sliding_attention")
 
 
-def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
+def moe_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """``dense`` where a layer has no experts."""
     dense, step = config["mlp_only_layers"], config["decoder_sparse_step"]
     count = config["num_hidden_layers"]
     return tuple("dense" if i in dense or (i + 1) % step else "full" for i in range(count))
 
 
-def _keys(hyper: Hyper, _: int) -> dict[str, int | None]:
+def moe_keys(hyper: Hyper, _: int) -> dict[str, int | None]:
+    """Those of llama.cpp that mixtures have beyond the common ones."""
     return {"expert_feed_forward_length": hyper.experts.inner if hyper.experts else None}
 
 
@@ -72,12 +75,12 @@ QWEN3_MOE = Family(
     causal_arch="Qwen3MoeForCausalLM",
     text_model_type="qwen3_moe",
     layers={"full": (*ATTENTION_LAYER, *EXPERTS), "dense": (*ATTENTION_LAYER, *MLP)},
-    kinds=_kinds,
+    kinds=moe_kinds,
     aliases={"num_local_experts": "num_experts"},
-    arch=Arch("qwen3moe", keys=_keys, scaled=True),
+    arch=Arch("qwen3moe", keys=moe_keys, scaled=True),
     dialect=Dialect(
         gates=frozenset({Role.ROUTER}),
-        reads=MOE_KEYS | {"decoder_sparse_step", "mlp_only_layers", "norm_topk_prob"},
+        reads=MOE_READS,
     ),
     defaults={
         **_DEFAULTS,

@@ -35,6 +35,8 @@ def _promises(artifact: Opened) -> Rule:
 
 
 def _unfit(folder: Traits) -> str | None:
+    if folder.apart:
+        return "transformers reads the experts of this family together alone, and in FP8 they are one by one"
     if folder.odd is None:
         return None
     return f"transformers dequantizes FP8 of other sizes than multiples of 128 wrongly ({folder.odd})"

@@ -14,6 +14,8 @@ from qexport.checkpoint.shards import TensorSpec, group_like, plan_shards
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.codecs.contract import Float
 from qexport.doctor import Finding, Repaired
+from qexport.doctor.layout import ExpertLayout, convert_experts
+from qexport.doctor.turned import as_published, underneath
 from qexport.errors import InputError
 from qexport.families.names import published_name
 from qexport.formats.gguf.file_name import model_stem
@@ -67,11 +69,25 @@ def _in_order(repaired: Repaired) -> Iterable[LogicalTensor]:
     places = {name: place for place, name in enumerate(repaired.source.tensors)}
 
     def place(tensor: LogicalTensor) -> tuple[bool, int]:
-        first = tensor.pieces[0]
-        mine = first.checkpoint is repaired.source
-        return not mine, places[first.name] if mine else 0
+        mine = _is_own(repaired, tensor)
+        return not mine, places[tensor.pieces[0].name] if mine else 0
 
-    return sorted(repaired.tensors.values(), key=place)
+    return sorted(_published(repaired), key=place)
+
+
+def _published(repaired: Repaired) -> Iterable[LogicalTensor]:
+    """Experts as readers of the family's multimodal form know them, or of the text model's own family."""
+    tensors = repaired.tensors
+    if not repaired.family.turned_experts:
+        return tensors.values()
+    if not repaired.wrapper:
+        return convert_experts(tensors, ExpertLayout.SINGLE).values()
+    fused = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+    return [as_published(t) if name.endswith(fused) else t for name, t in tensors.items()]
+
+
+def _is_own(repaired: Repaired, tensor: LogicalTensor) -> bool:
+    return underneath(tensor.pieces[0].checkpoint) is underneath(repaired.source)
 
 
 def _origins(repaired: Repaired, named: dict[str, LogicalTensor]) -> dict[str, str]:
@@ -80,7 +96,7 @@ def _origins(repaired: Repaired, named: dict[str, LogicalTensor]) -> dict[str, s
     origins: dict[str, str] = {}
     for name, tensor in named.items():
         first = tensor.pieces[0]
-        if first.checkpoint is repaired.source:
+        if _is_own(repaired, tensor):
             if first.name not in stored:
                 raise InputError(f"{repaired.label} has no tensor {first.name!r} any more.")
             origins[name] = stored[first.name].file

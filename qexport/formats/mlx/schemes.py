@@ -66,6 +66,8 @@ def choose(
     Raises:
         InputError: a given type is for what cannot be quantized.
     """
+    seeing = dialect.gates_seeing if view.vision is not None and not options.text_only else None
+    gates = dialect.gates if seeing is None else seeing
     schemes: dict[str, Scheme | None] = {}
     overrides: set[str] = set()
     misfits: list[str] = []
@@ -81,7 +83,7 @@ def choose(
         scheme = options.scheme
         if options.recipe is not None:
             scheme = _mixed(tensor, view.layers, options)
-        elif tensor.role in dialect.gates:
+        elif tensor.role in gates:
             scheme = GATE_SCHEME
         columns = tensor.shape[-1]
         if wanted is not None:
@@ -93,7 +95,7 @@ def choose(
             misfits.append(tensor.name)
             continue
         schemes[tensor.name] = scheme
-        if options.recipe is not None or tensor.role in dialect.gates or scheme != options.scheme:
+        if options.recipe is not None or tensor.role in gates or scheme != options.scheme:
             overrides.add(tensor.name)
     return Choices(schemes, frozenset(overrides), tuple(misfits))
 
