@@ -19,11 +19,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from qexport.checkpoint.tensors import Checkpoint, LogicalTensor, StoredTensor, matrix_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     import torch
 
 _CONVOLUTION = "linear_attn.conv1d.weight"
@@ -68,7 +70,7 @@ class Turned:
         if last - first > 1:
             turned = _outputs(self.inner, name, first, last)
         else:  # an expert is more than is read at a time
-            turned = _expert(self.inner, name, first)
+            turned = _expert(cast("Hashable", self.inner), name, first)
         return turned[start - first * rows : stop - first * rows]
 
     def identity(self) -> list[object]:
@@ -90,7 +92,7 @@ def _outputs(inner: Checkpoint, name: str, first: int, last: int) -> torch.Tenso
 
 
 @lru_cache(maxsize=4)
-def _expert(inner: Checkpoint, name: str, number: int) -> torch.Tensor:
+def _expert(inner: Any, name: str, number: int) -> torch.Tensor:
     return _outputs(inner, name, number, number + 1)
 
 

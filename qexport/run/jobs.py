@@ -111,7 +111,12 @@ def _fits(burden: Burden, units: Sequence[Weighed], limits: MachineLimits) -> bo
 
 def _disk(burden: Burden, units: Sequence[Weighed]) -> int:
     spilled = burden.states if any(each.weighted for each in units) else 0
-    return burden.source + spilled + sum(each.nbytes for each in units)
+    return burden.source + spilled + _output(units)
+
+
+def _output(units: Sequence[Weighed]) -> int:
+    beside = {each.unit.artifact: each.beside for each in units}
+    return sum(each.nbytes for each in units) + sum(beside.values())
 
 
 def _beyond(burden: Burden, unit: Weighed, limits: MachineLimits) -> str:
@@ -128,7 +133,7 @@ def _beyond(burden: Burden, unit: Weighed, limits: MachineLimits) -> str:
 
 
 def _job(recipe: Recipe, burden: Burden, units: Sequence[Weighed], name: str, limits: MachineLimits) -> Job:
-    output = sum(each.nbytes for each in units)
+    output = _output(units)
     seconds = pass_seconds(sum(each.core_seconds for each in units), output, limits.cores)
     if any(each.weighted for each in units):
         seconds += calibration_seconds(burden.calibration, 1, limits.cores)

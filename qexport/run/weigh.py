@@ -43,13 +43,18 @@ _NO_MATRIX = ("F32", "F16", "BF16", "Q8_0")
 
 @dataclass(frozen=True)
 class Weighed:
-    """One unit: bytes on disk, seconds of one core, whether it waits for an importance matrix."""
+    """One unit: bytes on disk, seconds of one core, whether it waits for an importance matrix.
+
+    Attributes:
+        beside: bytes of what every run of its artifact writes beside it, once: a vision tower.
+    """
 
     unit: Unit
     nbytes: int
     core_seconds: float
     weighted: bool
     verified: bool
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,12 @@ def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Seq
         parts = [[plan] for plan in plans] if artifact.types else [plans] * bool(mine)
         # Of several types the best files are chosen by one assay.
         assay = max((assay_seconds(target, diagnosis) for target in targets), default=0.0)
-        # What is attached is written once, with the first.
-        attached = {plan.label: plan for plan in made if plan.kind in ATTACHED}
-        parts = [[*part, *(attached.values() if part is parts[0] else ())] for part in parts]
+        attached = {plan.label: plan.size for plan in made if plan.kind in ATTACHED}
         for unit, part in zip(mine, parts, strict=True):
             uses = artifact.importance and (not artifact.types or uses_matrix(part))
             nbytes = sum(plan.size for plan in part)
             seconds = core_seconds(part) + assay / len(parts)
-            weighed.append(Weighed(unit, nbytes, seconds, uses, verified))
+            weighed.append(Weighed(unit, nbytes, seconds, uses, verified, sum(attached.values())))
     tokens, back, fed = _tokens(recipe), _way_back(recipe), _fed(recipe)
     return Burden(
         subject=subject.key,

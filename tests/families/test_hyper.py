@@ -107,7 +107,7 @@ def test_null_is_what_the_class_makes_of_it(name: str) -> None:
 def test_a_null_base_is_the_family_s() -> None:
     for name, family in FAMILIES.items():
         rope = resolve(family, {"rope_theta": None, "rope_scaling": None}).rope
-        assert rope.theta == {"gemma3": 1e6, "qwen3_vl": 5e5}.get(name, 1e4)
+        assert rope.theta == {"gemma3": 1e6, "qwen3_vl": 5e5, "qwen3_vl_moe": 5e5}.get(name, 1e4)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -123,6 +123,17 @@ def test_two_models_never_share_a_job(tmp_path):
     assert not any(job.exact for job in jobs)
 
 
+def test_each_job_of_a_split_artifact_has_room_for_the_tower(tmp_path):
+    """Pictures are proven with every type, so that its file is beside each."""
+    recipe = load(tmp_path, SMALL)
+    given = burden(recipe, [17 * G, 29 * G, 22 * G])
+    units = [replace(each, beside=G if each.unit.artifact == "gguf" else 0) for each in given.units]
+    (job,) = plan_jobs(recipe, [replace(given, units=tuple(units))], MachineLimits())
+    assert job.output == 69 * G
+    jobs = plan_jobs(recipe, [replace(given, units=tuple(units))], MachineLimits(disk=82 * G))
+    assert sorted(each.output for each in jobs) == [18 * G, 22 * G, 30 * G]
+
+
 def test_sizes_come_from_plans_and_are_near_the_guess(tmp_path, zoo):
     folder = zoo("qwen3_5")
     recipe = load(
@@ -147,6 +158,9 @@ def test_sizes_come_from_plans_and_are_near_the_guess(tmp_path, zoo):
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert weights <= sizes["merged"] < 1.5 * weights + 10**6
     assert sizes["gguf:Q4_K_M"] < sizes["gguf:Q8_0"] < sizes["gguf:BF16"]
+    assert {each.unit.short for each in found.units if each.beside} == {
+        f"gguf:{t}" for t in ("Q8_0", "BF16", "Q4_K_M")
+    }
     view = diagnosis.repaired.view()
     assert 0 < active_weights(view) < view.parameters
 
