@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from json_page import json_page
 from qexport.cli.main import COMMANDS, cli
 from qexport.doctor.quirks import QUIRKS
 from receipt_schema import schema_text
@@ -61,6 +62,7 @@ def pages() -> Mapping[str, str]:
     return {
         "cli.md": command_line(),
         "quirks.md": quirks(),
+        "json.md": json_page(),
         "recipe.schema.json": schema,
         "receipt.schema.json": schema_text(),
     }

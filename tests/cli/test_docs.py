@@ -13,7 +13,7 @@ from qexport.cli.main import COMMANDS, cli
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["cli.md", "quirks.md", "recipe.schema.json"])
+@pytest.mark.parametrize("name", ["cli.md", "quirks.md", "json.md", "recipe.schema.json"])
 def test_pages_made_from_the_program_are_current(name):
     assert (ROOT / "docs" / name).read_text() == make_docs.pages()[name], "run `make docs`"
 
