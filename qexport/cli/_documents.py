@@ -190,6 +190,7 @@ class PushDocument(TypedDict):
     not_hashed: list[str]
     left_out: list[Mapping[str, str]]
     branch: NotRequired[str | None]
+    collection: NotRequired[Annotated[str | None, "title or slug"]]
     repository: NotRequired[Mapping[str, Any]]
     not_asked: NotRequired[Annotated[str | None, "why the Hub could not be asked"]]
     card: NotRequired[str]

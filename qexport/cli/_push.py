@@ -31,6 +31,7 @@ def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
             "dry_run": True,
             **plan.to_json(),
             "branch": options.branch,
+            "collection": options.collection,
             "repository": {"exists": remote.exists, "private": remote.private, "commit": remote.sha},
             "not_asked": rehearsal.asked,
             "card": plan.card,
@@ -49,6 +50,8 @@ def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
             f"{len(plan.unread)} files were not read, their hashes are the receipt's: a push reads them and "
             "refuses what differs (--rehash does it now)."
         )
+    if options.collection is not None:
+        output.text(f"Would be added to the collection {options.collection}.")
     for artifact in plan.earlier:
         output.text(f"Already there and kept: {artifact.label} ({artifact.files[0].name})")
     for left in plan.left_out:

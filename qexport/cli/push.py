@@ -46,6 +46,12 @@ from qexport.errors import UsageProblem
 )
 @click.option("--branch", "--revision", metavar="NAME", help="Branch to commit to; made if it is not there.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option(
+    "--collection",
+    metavar="TITLE",
+    help="Add the repository to this collection of its owner, made (private) where there is none; or the "
+    "slug of one that is there.",
+)
 @click.option("-m", "--message", help="Message of the commit.")
 @click.option("--base-model", metavar="ID", help="Hub id of the exported model, for the card.")
 @click.option("--quantized-by", metavar="NAME", help="Whom the card names.  [default: REPO's owner]")

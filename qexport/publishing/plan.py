@@ -52,6 +52,8 @@ class PushOptions:
         front_matter: keys of the card that outrank the source's own: license, language, tags.
         message: of the commit.
         create_pr: offer the files as a pull request.
+        collection: that the repository is added to: a title, whose collection is made where the owner has
+            none of it, or the slug of one that is there (``org/title-0123abcd``).
         workers: files sent at a time.
         timeout: seconds without an answer before a request counts as broken.
     """
@@ -71,6 +73,7 @@ class PushOptions:
     front_matter: Mapping[str, Any] = field(default_factory=dict)
     message: str | None = None
     create_pr: bool = False
+    collection: str | None = None
     workers: int = 5
     timeout: float = 120.0
 

@@ -111,6 +111,8 @@ def push(
         if options.public and private:
             _publish(api, options, say)
             private = False
+        if options.collection is not None and done.pull_request is None:
+            _collect(api, options, options.collection, say)
     return Pushed(
         plan,
         f"{api.endpoint}/{options.repo}",
@@ -160,6 +162,20 @@ def _publish(api: HfApi, options: PushOptions, say: Callable[[str], None]) -> No
     with reported(options.repo, "making it public", invisible=False, done=done):
         show = partial(api.update_repo_settings, options.repo, private=False)
         retried(show, say, "the change of visibility")
+
+
+def _collect(api: HfApi, options: PushOptions, collection: str, say: Callable[[str], None]) -> None:
+    """Add the repository to a collection; a new one is private, and one that is there stays as it is."""
+    done = "Everything has been pushed, and is in no collection yet."
+    with reported(options.repo, "adding it to the collection", invisible=False, done=done):
+        slug = collection
+        if "/" not in collection:
+            owner = options.repo.partition("/")[0]
+            make = partial(api.create_collection, collection, namespace=owner, private=True, exists_ok=True)
+            slug = retried(make, say, "making the collection").slug
+        add = partial(api.add_collection_item, slug, options.repo, "model", exists_ok=True)
+        found = retried(add, say, "adding it to the collection")
+    say(f"in the collection {found.title}: {found.url}")
 
 
 def _tried(options: PushOptions, say: Callable[[str], None], doing: str, call: Callable[[], _T]) -> _T:

@@ -25,11 +25,13 @@ class Destination:
     """A folder of a run, and the repository that the recipe has for it.
 
     Attributes:
+        collection: that the repository is added to.
         allow_unverified: what nothing could run, or compare with its source, is published all the same.
     """
 
     folder: str
     repo: str
+    collection: str | None = None
     allow_unverified: bool = False
 
 
@@ -50,7 +52,8 @@ def destinations(recipe: Recipe, units: Iterable[Unit]) -> list[Destination]:
         # What shares a folder is pushed together: what one of them refuses, none is given.
         if folder in found:
             allowed = allowed and found[folder].allow_unverified
-        found[folder] = Destination(folder, repo, allowed)
+        collection = recipe.publish.collection and recipe.publish.collection.replace("{name}", subject.name)
+        found[folder] = Destination(folder, repo, collection, allowed)
     return list(found.values())
 
 
@@ -89,5 +92,6 @@ def _options(publish: Publication, folder: Path, repo: str, where: Destination) 
         quantized_by=card.quantized_by,
         front_matter=card.front_matter(),
         public=not publish.private,
+        collection=where.collection,
         allow_unverified=where.allow_unverified,
     )

@@ -98,11 +98,13 @@ class Publication(Part):
     Attributes:
         repo: a template: {folder} is the folder's name, {name} the model's, {artifact} the entry's.
         private: leave the repositories private when everything has passed.
+        collection: that they are added to, by its title or its slug; {name} is the model's.
         card: what the model cards say besides.
     """
 
     repo: Text
     private: Flag = True
+    collection: Text | None = None
     card: Card = Card()
 
 

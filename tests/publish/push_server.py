@@ -80,6 +80,7 @@ class PushHub(HubServer):
     puts: list[tuple[str, int]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     tokens: set[str] = field(default_factory=lambda: {TOKEN})
+    collections: dict[str, dict[str, Any]] = field(default_factory=dict)
     lfs_over: int = 16384
     part_size: int = 1 << 16
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -313,6 +314,32 @@ class _PushHandler(HubHandler):
             repo.private = json.loads(self.body)["visibility"] == "private"
             self._json({})
 
+    def _collection(self):
+        asked = json.loads(self.body)
+        slug = f"{asked['namespace']}/{asked['title'].lower().replace(' ', '-')}-0123abcd"
+        there = slug in self.hub.collections
+        made = {
+            "slug": slug, "title": asked["title"], "owner": {"name": asked["namespace"]}, "items": [],
+            "lastUpdated": "2026-11-29T00:00:00.000Z", "position": 0, "private": asked["private"],
+            "theme": "blue", "upvotes": 0,
+        }  # fmt: skip
+        answer = self.hub.collections.setdefault(slug, made)
+        self._send(json.dumps(answer).encode(), "application/json", 409 if there else 200)
+
+    def _get_collection(self, slug):
+        self._json(self.hub.collections[slug])
+
+    def _add_item(self, slug):
+        item = json.loads(self.body)["item"]
+        if slug not in self.hub.collections:
+            self._error(404, None, "no such collection")
+            return
+        found = self.hub.collections[slug]
+        there = any(each["id"] == item["id"] for each in found["items"])
+        if not there:
+            found["items"].append({"_id": "0", "position": len(found["items"]), **item})
+        self._send(json.dumps(found).encode(), "application/json", 409 if there else 200)
+
     def _yaml(self):
         front = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)
         if front is None:
@@ -369,6 +396,9 @@ _REPO, _REV = r"([^/]+/[^/]+)", r"([^/]+)"
 _ROUTES = (
     ("POST", "/api/repos/create", _PushHandler._create),
     ("POST", "/api/validate-yaml", _PushHandler._yaml),
+    ("POST", "/api/collections", _PushHandler._collection),
+    ("GET", f"/api/collections/{_REPO}", _PushHandler._get_collection),
+    ("POST", f"/api/collections/{_REPO}/items", _PushHandler._add_item),
     ("GET", f"/api/models/{_REPO}", _PushHandler._info),
     ("GET", f"/api/models/{_REPO}/revision/{_REV}", _PushHandler._info),
     ("POST", f"/api/models/{_REPO}/preupload/{_REV}", _PushHandler._preupload),
