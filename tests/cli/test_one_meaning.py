@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import click
+from click.testing import CliRunner
 
 from qexport.cli.main import COMMANDS, cli
 
@@ -49,3 +50,21 @@ def test_an_option_has_one_help_text_or_a_reason():
             texts[flag].add(words)
     assert {flag for flag, words in texts.items() if len(words) > 1} == set(DIFFERENT)
     assert [flag for flag, words in texts.items() if not all(words)] == []
+
+
+def commands():
+    yield []
+    for name in COMMANDS:
+        yield [name]
+        inner = getattr(cli.get_command(click.Context(cli), name), "commands", {})
+        yield from ([name, one] for one in inner)
+
+
+def test_help_fits_80_columns_without_a_terminal():
+    """But for commands to copy, which no line end may break."""
+    for words in commands():
+        shown = CliRunner(env={"NO_COLOR": "1"}).invoke(cli, [*words, "--help"], terminal_width=80)
+        assert shown.exit_code == 0
+        assert "\033" not in shown.output
+        for line in shown.output.splitlines():
+            assert len(line) <= 80 or line.startswith("    qexport "), (words, line)
