@@ -47,6 +47,11 @@ from qexport.errors import UsageProblem
 @click.option("--branch", "--revision", metavar="NAME", help="Branch to commit to; made if it is not there.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option(
+    "--ollama",
+    is_flag=True,
+    help="Send along, as Ollama reads it (params), what the model's own settings recommend for sampling.",
+)
+@click.option(
     "--collection",
     metavar="TITLE",
     help="Add the repository to this collection of its owner, made (private) where there is none; or the "

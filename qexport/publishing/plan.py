@@ -13,6 +13,7 @@ from qexport.publishing.folder import LeftOut, survey
 from qexport.publishing.gate import check_labels, check_proofs, unproven
 from qexport.publishing.kept import KEEP_START, Kept, read_kept
 from qexport.publishing.leaks import check_text, is_small_file
+from qexport.publishing.ollama import PARAMS_NAME, ollama_params
 from qexport.publishing.remote import still_there
 from qexport.publishing.sums import check_stamps, stamp, sums_text, to_hash
 from qexport.receipt.folder import known_in, select
@@ -54,6 +55,7 @@ class PushOptions:
         create_pr: offer the files as a pull request.
         collection: that the repository is added to: a title, whose collection is made where the owner has
             none of it, or the slug of one that is there (``org/title-0123abcd``).
+        ollama: what the model's own settings recommend for sampling goes along as Ollama reads it.
         workers: files sent at a time.
         timeout: seconds without an answer before a request counts as broken.
     """
@@ -74,6 +76,7 @@ class PushOptions:
     message: str | None = None
     create_pr: bool = False
     collection: str | None = None
+    ollama: bool = False
     workers: int = 5
     timeout: float = 120.0
 
@@ -185,6 +188,8 @@ def plan_push(
     together = (*earlier, *chosen)
     receipt = receipt_bytes(Receipt(together))
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
+    extra = {PARAMS_NAME: data} if options.ollama and (data := ollama_params(together)) else {}
+    named |= {name: _sha256(data) for name, data in extra.items()}
     sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
     kept, unused = _kept(options, remote)
     said = (options.base_model, options.quantized_by, kept, found.included, options.front_matter)
@@ -194,7 +199,7 @@ def plan_push(
     uploads = [
         Upload(name, sizes[name], sha256, path=folder / name) for name, sha256 in sorted(hashes.items())
     ]
-    made = ((CARD_NAME, card), (SUMS_NAME, sums), (RECEIPT_NAME, receipt))
+    made = (*extra.items(), (CARD_NAME, card), (SUMS_NAME, sums), (RECEIPT_NAME, receipt))
     uploads += [Upload(name, len(data), _sha256(data), data=data) for name, data in made]
     unread = tuple(sorted(set(hashes) - set(doubtful) - set(found.included)))
     left_out = (*found.left_out, *unused)

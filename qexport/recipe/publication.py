@@ -93,5 +93,6 @@ def _options(publish: Publication, folder: Path, repo: str, where: Destination) 
         front_matter=card.front_matter(),
         public=not publish.private,
         collection=where.collection,
+        ollama=publish.ollama,
         allow_unverified=where.allow_unverified,
     )

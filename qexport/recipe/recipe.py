@@ -99,12 +99,14 @@ class Publication(Part):
         repo: a template: {folder} is the folder's name, {name} the model's, {artifact} the entry's.
         private: leave the repositories private when everything has passed.
         collection: that they are added to, by its title or its slug; {name} is the model's.
+        ollama: send along, as Ollama reads it, what the model's settings recommend for sampling.
         card: what the model cards say besides.
     """
 
     repo: Text
     private: Flag = True
     collection: Text | None = None
+    ollama: Flag = False
     card: Card = Card()
 
 
