@@ -5,7 +5,8 @@ errors with it. A stacked expert tensor has one row of numbers per expert. Two f
 
 * GGUF, ``general.type = imatrix``: tensors ``NAME.in_sum2`` (sums of squares, a row per expert) and
   ``NAME.counts`` (tokens seen, one per expert). The value is sum / count; an expert that saw no token gets
-  ones, which means "no preference".
+  ones, which means "no preference". Newer files (b11434) have ``NAME.in_sum`` (sums of the inputs themselves)
+  as well, and what describes both (:mod:`qexport.evidence.imatrix_stats`).
   Beside them may lie sensitivities (``evidence.sensitivity``), under suffixes that llama.cpp reads past, and
   ``qexport.sensitivity.*`` that say what they were summed over.
 * legacy ``.dat``: per name a call count and sums already scaled by it; the value is sum / calls. All experts
@@ -69,6 +70,8 @@ class ImportanceMatrix:
         form: which of the two forms the file had.
         label: the file's name, without its folder.
         sha256: of the file.
+        totals: by tensor name, sums of the inputs themselves, shaped like ``sums``, where they were kept.
+        nextn_layers: how many of the uppermost blocks are an MTP head's, as the file says.
         sensitivity: sums of gradients, where they were collected, too; only in the GGUF form.
         path: the file, where it was read from one: nothing is written over it.
     """
@@ -81,6 +84,8 @@ class ImportanceMatrix:
     form: Literal["gguf", "legacy"]
     label: str
     sha256: str
+    totals: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    nextn_layers: int = 0
     sensitivity: Sensitivity | None = None
     path: Path | None = field(default=None, repr=False, compare=False)
 
@@ -215,6 +220,7 @@ def _read_gguf(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
         raise cursor.bad("imatrix.datasets, imatrix.chunk_count or imatrix.chunk_size is missing")
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
+    totals: dict[str, np.ndarray] = {}
     for name in names:
         found, seen = (_floats(cursor, header, f"{name}.{suffix}") for suffix in ("in_sum2", "counts"))
         if not seen.size or not found.size or found.size % seen.size:
@@ -224,9 +230,27 @@ def _read_gguf(cursor: _Cursor, sha256: str) -> ImportanceMatrix:
         whole = np.floor(seen.astype(np.float64) + 0.5).astype(np.int64)  # lround: halves away from zero
         sums[name] = found.reshape(len(whole), -1)
         counts[name] = whole
+        if f"{name}.in_sum" in header.tensors:
+            inputs = _floats(cursor, header, f"{name}.in_sum")
+            if inputs.size != found.size or not np.isfinite(inputs).all():
+                raise cursor.bad(
+                    f"{name}.in_sum has {inputs.size} values beside {found.size} sums of squares"
+                )
+            totals[name] = inputs.reshape(len(whole), -1)
+    nextn = metadata.get("imatrix.n_layer_nextn", 0)
     sensitivity = _read_sensitivity(cursor, header)
     return ImportanceMatrix(
-        sums, counts, datasets, chunks, size, "gguf", cursor.label, sha256, sensitivity=sensitivity
+        sums,
+        counts,
+        datasets,
+        chunks,
+        size,
+        "gguf",
+        cursor.label,
+        sha256,
+        totals,
+        nextn if isinstance(nextn, int) else 0,
+        sensitivity,
     )
 
 
@@ -263,21 +287,34 @@ def sealed(matrix: ImportanceMatrix) -> ImportanceMatrix:
     return replace(matrix, sha256=hashlib.sha256(imatrix_bytes(matrix)).hexdigest())
 
 
-def imatrix_bytes(matrix: ImportanceMatrix) -> bytes:
+def imatrix_bytes(matrix: ImportanceMatrix, *, described: bool = True) -> bytes:
     """The whole file, as llama-imatrix would write it (``save_imatrix`` in
     https://github.com/ggml-org/llama.cpp/blob/master/tools/imatrix/imatrix.cpp): sums and counts in float32,
     names sorted by their bytes, means left to the reader.
+
+    Args:
+        described: with its statistics of each tensor, as from b11434 on.
     """
     import numpy as np
+
+    from qexport.evidence.imatrix_stats import SCHEMA
+    from qexport.evidence.imatrix_stats import described as described_of
 
     metadata: dict[str, KV] = {"general.type": string("imatrix")}
     if matrix.datasets:
         metadata["imatrix.datasets"] = array(ValueType.STRING, matrix.datasets)
     metadata["imatrix.chunk_count"] = u32(matrix.chunk_count)
     metadata["imatrix.chunk_size"] = u32(matrix.chunk_size)
+    if matrix.nextn_layers:
+        metadata["imatrix.n_layer_nextn"] = u32(matrix.nextn_layers)
+    if described:
+        metadata["imatrix.stats_schema"] = array(ValueType.STRING, SCHEMA)
+    figures = described_of(matrix) if described else {}
     tensors: list[tuple[str, np.ndarray]] = []
     for name in sorted(matrix.sums, key=str.encode):
         tensors += [(f"{name}.in_sum2", matrix.sums[name]), (f"{name}.counts", matrix.counts[name][:, None])]
+        tensors += [(f"{name}.in_sum", matrix.totals[name])] if name in matrix.totals else []
+        tensors += [(f"{name}.stats", figures[name][None])] if described else []
     if (beside := matrix.sensitivity) is not None:
         metadata[f"{_SENSITIVITY}tokens"] = u32(beside.tokens)
         metadata[f"{_SENSITIVITY}draft_tokens"] = u32(beside.draft_tokens)

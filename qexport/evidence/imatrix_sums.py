@@ -35,6 +35,7 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
 
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
+    totals: dict[str, np.ndarray] = {}
     for matrix in matrices:
         scale = chunk_size if matrix.form == "legacy" else 1
         for name in matrix.sums:
@@ -51,6 +52,12 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
             total = sums.get(name, np.zeros(found.size)).reshape(-1) + found.reshape(-1)
             sums[name] = total.reshape(rows, -1)
             counts[name] = _spread(counts.get(name, np.zeros(rows, np.int64)), rows) + _spread(seen, rows)
+    for name, whole in sums.items():
+        of_inputs = [each.totals.get(name) for each in matrices if name in each.sums]
+        kept = [inputs for inputs in of_inputs if inputs is not None]
+        if len(kept) == len(of_inputs):  # a sum of some of them is the sum of nothing
+            total = sum((inputs.reshape(-1).astype(np.float64) for inputs in kept), np.zeros(whole.size))
+            totals[name] = total.astype(np.float32).reshape(whole.shape)
     sensitive = [(each.label, each.sensitivity) for each in matrices if each.sensitivity is not None]
     datasets = tuple(dict.fromkeys(name for matrix in matrices for name in matrix.datasets))
     most = max(int(seen.max()) for seen in counts.values())
@@ -63,6 +70,8 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
         form="gguf",
         label=label,
         sha256="",
+        totals=totals,
+        nextn_layers=next((each.nextn_layers for each in matrices if each.nextn_layers), 0),
         sensitivity=added(sensitive),
     )
 

@@ -37,6 +37,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "moe": ("qwen3_moe", {"hidden": 128, "intermediate": 96}),
 }
 
+DESCRIBED = "described"
+"""The file of `hybrid_moe` by a newer llama-imatrix (b11434): with sums of inputs, and statistics of tensors."""
+
 _WORDS = """
 the model reads this text in chunks of tokens and def return import for while x = y + 1 ; { } ( )
 12 365 2026 naïve größer 模型 Привет select from where not true false , . : I you it's We'll
@@ -101,9 +104,9 @@ def load(case: str) -> bytes:
 def main() -> None:
     """Make all of them."""
     GOLDEN.mkdir(exist_ok=True)
-    for case in sys.argv[1:] or CASES:
+    for case in sys.argv[1:] or (*CASES, DESCRIBED):
         with tempfile.TemporaryDirectory(prefix="qexport-imatrix-") as work:
-            data = make(case, Path(work)).read_bytes()
+            data = make("hybrid_moe" if case == DESCRIBED else case, Path(work)).read_bytes()
         path = GOLDEN / f"{case}.gguf.gz"
         path.write_bytes(gzip.compress(data, 9, mtime=0))
         if case == STATISTICS:
