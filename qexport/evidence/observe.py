@@ -279,9 +279,26 @@ class Squares(Observer):
         self._totals = {}
 
 
-class InputSquares(Squares):
-    """What enters: sums of squares of each input column."""
+class Inputs(Squares):
+    """What enters, as it is: sums of each input column."""
 
+    _damage = "what enters {} is not finite; the weights before it are damaged"
+
+    def saw(self, names: tuple[str, ...], matrix: int, matrices: int, inputs: torch.Tensor) -> None:
+        sums = self._squares.of(inputs, lambda: inputs.float().sum(0))
+        for name in names:
+            self.add(name, matrix, matrices, sums, len(inputs))
+
+
+@dataclass
+class InputSquares(Squares):
+    """What enters: sums of squares of each input column.
+
+    Attributes:
+        inputs: the sums without the squares, where they are wanted.
+    """
+
+    inputs: Inputs | None = None
     _damage = "what enters {} is not finite; the weights before it are damaged"
 
     def saw(self, names: tuple[str, ...], matrix: int, matrices: int, inputs: torch.Tensor) -> None:
@@ -289,6 +306,13 @@ class InputSquares(Squares):
         squares = self._squares.of(inputs, lambda: inputs.float().square().sum(0))
         for name in names:
             self.add(name, matrix, matrices, squares, len(inputs))
+        if self.inputs is not None:
+            self.inputs.saw(names, matrix, matrices, inputs)
+
+    def settle(self, label: str) -> None:
+        super().settle(label)
+        if self.inputs is not None:
+            self.inputs.settle(label)
 
 
 @dataclass

@@ -92,7 +92,7 @@ class Wanted:
         felt = None
         if self.how.sensitivity:
             felt = unfelt(view, 1, 1, (f"{self.chunks.sha256} seed {self.how.seed}",))
-        return Matrix(_matrix(self, view, sums, counts, felt))
+        return Matrix(_matrix(self, view, sums, counts, sums, felt))
 
     def key(self, view: ModelView) -> str:
         """What the collected matrix follows from, as a hash: weights, text, precision, matrices merged."""
@@ -188,10 +188,11 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher, ranks: Ranks = AL
         EnvironmentProblem: no room for activations.
     """
     from qexport.evidence.backward import TwoWayStream  # brings torch
-    from qexport.evidence.observe import InputSquares, Meeting
+    from qexport.evidence.observe import Inputs, InputSquares, Meeting
     from qexport.evidence.stream import LayerStream
 
-    how, squares, chunks = wanted.how, InputSquares(), wanted.chunks
+    how, inputs, chunks = wanted.how, Inputs(), wanted.chunks
+    squares = InputSquares(inputs=inputs)
     if len(chunks.ids) < ranks.count:
         raise UsageProblem(
             f"{len(chunks.ids)} chunks cannot be divided over {ranks.count} processes",
@@ -224,6 +225,7 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher, ranks: Ranks = AL
             felt = back.run_both(ids, told, text=chunks.sha256, progress=progress).sensitivity
     sums = ranks.added(squares.sums, options.device)
     seen = ranks.added(squares.counts, options.device)
+    totals = ranks.added(inputs.sums, options.device)
     seconds = monotonic() - begun
     facts = {
         **chunk_facts(chunks),
@@ -235,7 +237,7 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher, ranks: Ranks = AL
         **({} if ranks.count == 1 else {"processes": ranks.count}),
     }
     watcher.say(f"  collected in {facts['seconds']} s, {facts['tokens_per_second']} tokens/s")
-    return Matrix(_matrix(wanted, view, sums, seen, felt), facts)
+    return Matrix(_matrix(wanted, view, sums, seen, totals, felt), facts)
 
 
 def write_matrix(
@@ -269,6 +271,7 @@ def _matrix(
     view: ModelView,
     sums: Mapping[str, np.ndarray],
     counts: Mapping[str, np.ndarray],
+    totals: Mapping[str, np.ndarray],
     sensitivity: Sensitivity | None,
 ) -> ImportanceMatrix:
     chunks = wanted.chunks
@@ -280,6 +283,7 @@ def _matrix(
         chunk_count=len(chunks.ids),
         chunk_size=chunks.size,
         label=wanted.name,
+        totals=totals,
         sensitivity=sensitivity,
     )
     if not wanted.how.merge:

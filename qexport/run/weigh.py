@@ -147,7 +147,7 @@ def stand_in(view: ModelView, name: str | None) -> ImportanceMatrix:
     sums, counts = uncollected(view)
     label = matrix_label(view, name)
     return gguf_importance(
-        view, sums, counts, datasets=["calibration"], chunk_count=1, chunk_size=512, label=label
+        view, sums, counts, datasets=["calibration"], chunk_count=1, chunk_size=512, label=label, totals=sums
     )
 
 

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 DESCRIBED = "described"
-"""The file of `hybrid_moe` by a newer llama-imatrix (b11434): with sums of inputs, and statistics of tensors."""
+"""`hybrid_moe` by a newer llama-imatrix (b11434): with sums of inputs, and statistics of tensors."""
 
 _WORDS = """
 the model reads this text in chunks of tokens and def return import for while x = y + 1 ; { } ( )

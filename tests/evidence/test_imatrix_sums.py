@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from oracle import toolchain
 
 from qexport.errors import InputError
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix
+from qexport.evidence.imatrix_stats import described
 from qexport.evidence.imatrix_sums import merged, statistics
 
 
@@ -55,6 +57,36 @@ def test_means_weigh_by_tokens() -> None:
     """Three tokens' worth and one token's worth: not the mean of means."""
     both = merged([matrix({A: ([[3.0]], [3])}), matrix({A: ([[9.0]], [1])})], "both", 4)
     assert both.entries[A].tolist() == [[3.0]]
+
+
+def test_sums_of_inputs_are_added_where_every_matrix_has_them() -> None:
+    one = replace(matrix({A: ([[1, 2]], [8])}), totals={A: np.array([[-1, 2]], np.float32)}, nextn_layers=1)
+    two = replace(matrix({A: ([[3, 4]], [8])}), totals={A: np.array([[-3, 1]], np.float32)})
+    both = merged([one, two], "both", 8)
+    assert both.totals[A].tolist() == [[-4, 3]]
+    assert both.nextn_layers == 1
+    assert merged([one, two, matrix({A: ([[1, 1]], [8])})], "three", 8).totals == {}
+
+
+def test_sums_of_inputs_come_back_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    """What describes a tensor is worked out by hand: inputs of two tokens, with means -1 and 3."""
+    one = replace(
+        matrix({A: ([[4, 20]], [2]), "blk.1.attn_q.weight": ([[4, 20]], [2])}, datasets=["x"]),
+        totals={A: np.array([[-2, 6]], np.float32), "blk.1.attn_q.weight": np.array([[-2, 2]], np.float32)},
+    )
+    (tmp_path / "m.gguf").write_bytes(imatrix_bytes(one))
+    assert read_imatrix(tmp_path / "m.gguf").totals[A].tolist() == [[-2, 6]]
+    below, above = (described(one)[name] for name in one.sums)
+    mean_squares, entropy = 12, -(1 / 6 * np.log2(1 / 6) + 5 / 6 * np.log2(5 / 6))
+    np.testing.assert_allclose(below[:6], [mean_squares, 1, 2, 2, 0, -2], atol=1e-6)
+    np.testing.assert_allclose(below[7], 100 * entropy, rtol=1e-6)
+    assert np.isnan(below[[6, 8, 9, 10, 11]]).all()  # nothing is before the first layer
+    # Means -1 and 1 against -1 and 3: as far as 2 is, cosine 4 / sqrt(2 * 10), covariance 4 / 2.
+    np.testing.assert_allclose(above[[6, 8, 9, 10, 11]], [1, 2, 4 / 20**0.5, 1, 2], rtol=1e-6)
+    bad = replace(one, totals={A: np.array([[1, np.inf]], np.float32)})
+    (tmp_path / "bad.gguf").write_bytes(imatrix_bytes(bad, described=False))
+    with pytest.raises(InputError, match=r"blk\.0\.attn_q\.weight\.in_sum has 2 values"):
+        read_imatrix(tmp_path / "bad.gguf")
 
 
 def test_order_does_not_matter() -> None:

@@ -15,7 +15,7 @@ from zoo import ZOO
 
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix, sealed
-from qexport.evidence.observe import InputSquares
+from qexport.evidence.observe import Inputs, InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream
 from qexport.evidence.tokens import tokenize
@@ -43,7 +43,7 @@ def collected(view: ModelView, work: Path, **options: Any) -> ImportanceMatrix:
     chunks = tokenize(
         read_corpus(corpus), view.files, tokens=golden.CHUNK * golden.CHUNKS, chunk=golden.CHUNK
     )
-    squares = InputSquares()
+    squares = InputSquares(inputs=(inputs := Inputs()))
     LayerStream(view, StreamOptions(**options)).run(chunks.ids, squares)
     return gguf_importance(
         view,
@@ -53,6 +53,7 @@ def collected(view: ModelView, work: Path, **options: Any) -> ImportanceMatrix:
         chunk_count=len(chunks.ids),
         chunk_size=chunks.size,
         label="ours.gguf",
+        totals=inputs.sums,
     )
 
 
@@ -90,6 +91,18 @@ def test_the_numbers_are_llama_imatrixs(zoo: Any, tmp_path: Path, case: str, pre
     (tmp_path / "theirs.gguf").write_bytes(golden.load(case))
     theirs = read_imatrix(tmp_path / "theirs.gguf")
     agree(collected(view, tmp_path, precision=precision), theirs, view)
+
+
+def test_sums_of_inputs_are_llama_imatrixs(zoo: Any, tmp_path: Path) -> None:
+    """Signs cancel in them, so that bfloat16 shows more: over a tensor, a correlation above 0.99."""
+    name, options = golden.CASES["hybrid_moe"]
+    view = view_of(zoo(name, **options))
+    (tmp_path / "theirs.gguf").write_bytes(golden.load(golden.DESCRIBED))
+    theirs, ours = read_imatrix(tmp_path / "theirs.gguf"), collected(view, tmp_path)
+    assert ours.totals.keys() == ours.sums.keys()
+    for name, inputs in theirs.totals.items():
+        assert ours.totals[name].shape == inputs.shape
+        assert np.corrcoef(ours.totals[name].ravel(), inputs.ravel())[0, 1] > 0.99, name
 
 
 def test_columns_in_the_checkpoints_order_would_show(zoo: Any, tmp_path: Path) -> None:
@@ -133,7 +146,9 @@ def test_so_is_a_newer_one_with_statistics(tmp_path: Path) -> None:
 
 
 def test_every_golden_is_compared() -> None:
-    assert {path.name for path in golden.GOLDEN.glob("*.gz")} == {f"{case}.gguf.gz" for case in golden.CASES}
+    assert {path.name for path in golden.GOLDEN.glob("*.gz")} == {
+        f"{case}.gguf.gz" for case in (*golden.CASES, golden.DESCRIBED)
+    }
 
 
 # --- names, orders, files --------------------------------------------------------------------------------
@@ -231,7 +246,7 @@ def test_write_and_read(zoo: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(values[0], matrix.sums["blk.2.ffn_gate_exps.weight"][0] / 5, rtol=1e-6)
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     assert {t.name for t in reader.tensors} == {
-        f"{n}.{s}" for n in matrix.sums for s in ("in_sum2", "counts")
+        f"{n}.{s}" for n in matrix.sums for s in ("in_sum2", "counts", "stats")
     }
     shapes = {t.name: t.shape.tolist() for t in reader.tensors}
     assert shapes["blk.2.ffn_gate_exps.weight.in_sum2"] == [256, 4]

@@ -49,6 +49,7 @@ def gguf_importance(
     chunk_count: int,
     chunk_size: int,
     label: str,
+    totals: Mapping[str, np.ndarray] | None = None,
     sensitivity: Sensitivity | None = None,
 ) -> ImportanceMatrix:
     """Statistics of canonical tensors as an importance matrix of the GGUF file.
@@ -56,18 +57,24 @@ def gguf_importance(
     Args:
         sums: sums of squared inputs, ``(matrices, columns)`` by canonical name.
         counts: tokens seen, ``(matrices,)`` by canonical name.
+        totals: sums of inputs, shaped like ``sums``, where they were collected.
         sensitivity: sums of gradients by canonical name, rows in the order of the checkpoint.
     """
     import numpy as np
 
     arch = arch_of(view)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    inputs: dict[str, np.ndarray] = {}
     for tensor in _products(view):
         if tensor.name not in sums:
             continue
         order = arrangement_of(arch, view, tensor).column_order
+        name = gguf_name(arch, view, tensor)
         rows = sums[tensor.name] if order is None else sums[tensor.name][:, order]
-        found[gguf_name(arch, view, tensor)] = (rows.astype(np.float32), counts[tensor.name])
+        found[name] = (rows.astype(np.float32), counts[tensor.name])
+        if totals is not None:
+            entered = totals[tensor.name] if order is None else totals[tensor.name][:, order]
+            inputs[name] = entered.astype(np.float32)
     matrix = ImportanceMatrix(
         sums={name: found[name][0] for name in sorted(found, key=str.encode)},
         counts={name: found[name][1] for name in sorted(found, key=str.encode)},
@@ -77,6 +84,7 @@ def gguf_importance(
         form="gguf",
         label=label,
         sha256="",
+        totals={name: inputs[name] for name in sorted(inputs, key=str.encode)},
         sensitivity=None if sensitivity is None else _outward(view, sensitivity),
     )
     return sealed(matrix)
