@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.headtune.options import TrainOptions, TuneOptions
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import replace_file
 from qexport.onepass.sources import Sources
@@ -42,7 +44,12 @@ _PROMPTS = (
 )
 
 
-_MADE = ("GGUF", "MLX-6bit", "MLX-6bit-MTP", "FP8", "NVFP4A16")
+_MADE = ("GGUF", "MLX-6bit", "MLX-6bit-MTP", "FP8", "NVFP4A16", "head")
+# What it is asked to write so that its head can be tuned: stories, the longest that it knows.
+_ANIMALS = ("fox", "rabbit", "bear", "cat", "dog", "duck", "horse", "mouse")
+_NAMES = ("Mia", "Tom", "Lily", "Ben", "Anna", "Max", "Lucy", "Sam", "Nora", "Leo", "Emma", "Jack")
+_OWN_TOKENS = 16384
+_TUNED = TuneOptions(TrainOptions(steps=40), chunk=256)
 _MARK = ".qexport-demo"
 
 
@@ -58,11 +65,22 @@ _MARK = ".qexport-demo"
     metavar="TYPE",
     help="GGUF types to write.",
 )
+@click.option(
+    "--tune-head",
+    is_flag=True,
+    help="Also have the merged model write text of its own and tune the head to it; it is taken if it is "
+    "better.",
+)
 @THREADS
 @OVERWRITE
 @JSON
 def command(
-    out: Path | None, types: tuple[str, ...], threads: int | None, overwrite: bool, as_json: bool
+    out: Path | None,
+    types: tuple[str, ...],
+    tune_head: bool,
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Show everything on a model of a few million weights: it is merged as a fine-tune is (and so loses its
     MTP head), inspected, given the head back, written as GGUF, MLX, FP8 and NVFP4 from one read, and proven
@@ -71,12 +89,15 @@ def command(
     \b
     Example:
       qexport demo -o demo-out
+      qexport demo -o demo-out --tune-head
     """
     from qexport.cli._report import say_findings
+    from qexport.cli.mtp import show_tuned
     from qexport.formats.gguf.file_types import file_type
+    from qexport.headtune.folder import RECEIPT
     from qexport.receipt.state import problem
     from qexport.recipe.choice import ModelChoice
-    from qexport.recipe.recipe import Recipe, RecipeModel
+    from qexport.recipe.recipe import HeadTuning, Recipe, RecipeModel
     from qexport.run.job import run
     from qexport.run.local import Local
     from qexport.run.model import examine
@@ -104,14 +125,35 @@ def command(
     lost = examine(ModelChoice(str(merged)), download=False)
     say_findings(output, lost, details=True)
 
-    output.title("3. The base's MTP head grafted; every format from one read")
-    tuned = RecipeModel("model", ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL)))
-    recipe = Recipe((tuned,), _artifacts(types))
+    given = "tuned to the merged trunk" if tune_head else "grafted"
+    output.title(f"3. The base's MTP head {given}; every format from one read")
+    tuning = HeadTuning(_own_text(merged, threads, output), options=_TUNED) if tune_head else None
+    choice = ModelChoice(str(merged), mtp="graft", mtp_from=str(MODEL))
+    recipe = Recipe((RecipeModel("model", choice, tuning=tuning),), _artifacts(types))
     outcome = run(recipe, Local(out=folder, threads=threads, report=True), output)
     if kind := problem(result.state for result in outcome.artifacts if not result.attached):
         assert outcome.report is not None
         raise kind("the demo was not proven as a whole", hint=f"{outcome.report.html} says what.")
+    if tune_head:
+        head = folder / f"{merged.name}-head"
+        show_tuned(output, json.loads((head / RECEIPT).read_bytes()), head)
     output.next("inspect", "YOUR-MERGED-MODEL")
+
+
+def _own_text(merged: Path, threads: int | None, output: Output) -> Path:
+    """What the merged model writes when it is asked for stories."""
+    from qexport.recipe.choice import ModelChoice
+    from qexport.run.own_text import TextRequest, own_text
+
+    asked = [f"Tell me a story about a {animal} named {name}." for animal in _ANIMALS for name in _NAMES]
+    lines = [json.dumps({"messages": [{"role": "user", "content": words}]}) for words in asked]
+    prompts, written = (merged.with_name(f"{merged.name}-{name}.jsonl") for name in ("asked", "own"))
+    replace_file(prompts, "\n".join(lines).encode())
+    how = TextRequest(
+        written, prompts, tokens=_OWN_TOKENS, answer=160, parallel=16, threads=threads, overwrite=True
+    )
+    own_text(ModelChoice(str(merged), mtp="drop"), how, output)
+    return written
 
 
 class _Demo(Output):

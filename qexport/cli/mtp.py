@@ -25,6 +25,8 @@ from qexport.cli._output import Output
 from qexport.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qexport.doctor.diagnose import Diagnosis
     from qexport.evidence.corpus import Corpus
     from qexport.evidence.options import StreamOptions
@@ -381,12 +383,13 @@ def tune(**given: Any) -> None:
         return
     document = tuned_head(choice, diagnosis, request, output)
     output.document(document)
-    _show_tuned(output, document, given["out"])
+    show_tuned(output, document, given["out"])
     if document["result"] == "tuned":
         output.next("gguf", given["model"], "--mtp-from", given["out"], "-q", "Q4_K_M")
 
 
-def _show_tuned(output: Output, document: dict[str, Any], out: Path) -> None:
+def show_tuned(output: Output, document: Mapping[str, Any], out: Path) -> None:
+    """Both heads by domain, and which of them was written, by the folder's receipt."""
     from qexport.headtune.figures import table
 
     for words, key in (("before", "before"), ("after", "after")):
