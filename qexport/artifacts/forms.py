@@ -8,6 +8,7 @@ fp8, native            ``weight_scale_inv``              code * scale of its 128
 fp8, others            ``weight_scale``                  code * scale of its tile, its row, or the matrix
 nvfp4, ModelOpt        ``weight_scale``, ``_scale_2``    level * scale of 16 * global scale
 nvfp4, c.-tensors      ``weight_scale``, ``_global_..``  level * scale of 16 / global scale
+integers, c.-tensors   ``weight_scale``, ``_shape``      (code - zero point) * scale of its group, its row
 MLX affine             ``scales``, ``biases``            code * scale + bias of its group
 MLX mxfp4, mxfp8       ``scales`` (E8M0)                 code * scale of 32
 MLX nvfp4              ``scales`` (E4M3)                 level * scale of 16 (* ``global_scale``)
@@ -40,7 +41,7 @@ class Form:
     """How a matrix is stored.
 
     Attributes:
-        kind: ``float``, ``fp8``, ``nvfp4``, ``affine``, ``mxfp4`` or ``mxfp8``.
+        kind: ``float``, ``fp8``, ``nvfp4``, ``int``, ``affine``, ``mxfp4`` or ``mxfp8``.
         bits: of one code.
         group: columns that share a scale; 0 where a scale is a row's, a tile's or the matrix's.
         per: what a scale is for: ``value``, ``tile``, ``row``, ``matrix`` or ``group``.
@@ -54,7 +55,7 @@ class Form:
     def __str__(self) -> str:
         if self.kind == "float":
             return f"{self.bits}-bit floats"
-        what = f"{self.kind} of {self.bits} bits" if self.kind == "affine" else self.kind
+        what = f"{self.kind} of {self.bits} bits" if self.kind in ("affine", "int") else self.kind
         return (
             f"{what} in groups of {self.group}" if self.per == "group" else f"{what}, a scale per {self.per}"
         )
@@ -78,6 +79,8 @@ def decoded(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
         return Plain(codes)
     if form.kind == "fp8":
         return Fp8(codes, parts.get("scale_inv") or parts["weight_scale"], form)
+    if form.kind == "int":
+        return Integers(codes, parts, form)
     width = packed * (32 if codes.dtype == "U32" else 8) // form.bits
     shape = (*codes.shape[:-1], width)
     if form.kind == "affine":
@@ -105,6 +108,8 @@ def form_of(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
         raise InputError(f"{name} is {codes.dtype} and has no scale")
     if codes.dtype == "F8_E4M3":
         return Form("fp8", 8, per=_fp8_per(name, codes, scale))
+    if codes.dtype == "I32" and "weight_shape" in parts:
+        return _int_form(name, codes, scale, parts["weight_shape"])
     if codes.dtype == "U8" and scale.dtype == "F8_E4M3":
         if "weight_global_scale" not in parts and "weight_scale_2" not in parts:
             raise InputError(f"{name} is packed in 4 bits and has no global scale")
@@ -128,6 +133,18 @@ def _fp8_per(name: str, codes: StoredPart, scale: StoredPart) -> str:
     if scale.shape in (codes.shape[:-1], (*codes.shape[:-1], 1)):
         return "row"
     raise _misfit(name, scale, f"{tiles}")
+
+
+def _int_form(name: str, codes: StoredPart, scale: StoredPart, shape: StoredPart) -> Form:
+    """Of ``pack-quantized``: as many codes in a word of 32 bits as fit."""
+    rows, columns = map(int, shape.whole().view(-1).tolist())
+    words, groups = codes.shape[-1], scale.shape[-1]
+    bits = words * 32 // columns if columns else 0
+    if codes.shape[0] != rows or bits not in (4, 8) or words * 32 != bits * columns:
+        raise _misfit(name, codes, f"words of 4 or 8 bits for ({rows}, {columns})")
+    if scale.shape[0] != rows or not groups or columns % groups or scale.dtype not in FLOAT_DTYPES:
+        raise _misfit(name, scale, f"({rows}, groups)")
+    return Form("int", bits, per="row") if groups == 1 else Form("int", bits, columns // groups)
 
 
 def _mlx_form(name: str, codes: StoredPart, parts: Mapping[str, StoredPart], columns: int | None) -> Form:
@@ -218,6 +235,40 @@ class Affine(_Coded):
         packed = self.codes.rows(start, stop).view(torch.uint8).numpy()
         scales, biases = (part.rows(start, stop).float() for part in (self._scales, self._biases))
         return dequantize(packed, scales, biases, self._bits)
+
+
+class Integers(_Coded):
+    """compressed-tensors' ``pack-quantized``: codes above zero in words, with a scale for a group or a row.
+
+    Zero points, where there are some, are packed down the rows; ``weight_g_idx`` says whose group a column
+    is in, where columns were quantized in another order.
+    """
+
+    def __init__(self, codes: StoredPart, parts: Mapping[str, StoredPart], form: Form) -> None:
+        super().__init__(codes, (codes.shape[0], codes.shape[-1] * 32 // form.bits))
+        self._parts, self._bits = parts, form.bits
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        scale = self._parts["weight_scale"].rows(start, stop).float()
+        groups, columns = scale.shape[-1], self.shape[-1]
+        place = torch.arange(columns) // (columns // groups)
+        if "weight_g_idx" in self._parts:
+            place = self._parts["weight_g_idx"].whole().view(-1).long()
+        values = self._unpacked(self.codes.rows(start, stop)).float()
+        if "weight_zero_point" in self._parts:
+            points = self._unpacked(self._parts["weight_zero_point"].whole().T.contiguous()).T[start:stop]
+            values -= points.float()[:, place]
+        return values.mul_(scale[:, place])
+
+    def _unpacked(self, words: torch.Tensor) -> torch.Tensor:
+        """int32 ``(n, words)`` as signed codes, the lowest bits first."""
+        import torch
+
+        shifts = torch.arange(0, 32, self._bits, dtype=torch.int32)
+        codes = (words[..., None] >> shifts) & ((1 << self._bits) - 1)
+        return codes.flatten(-2) - (1 << self._bits - 1)
 
 
 class Microscaled(_Coded):

@@ -9,6 +9,7 @@ import click
 
 from qexport.cli._options import (
     DRY_RUN,
+    FILE,
     JSON,
     NO_VERIFY,
     OUT,
@@ -43,6 +44,32 @@ if TYPE_CHECKING:
 @click.option("--link", is_flag=True, help="Hard links to its shards, not copies: they take no room.")
 @click.option("--against", metavar="MODEL", help="The bf16 model that it was made from, to compare it with.")
 @click.option("--revision", help="Branch, tag or commit of a MODEL on the Hub.")
+@click.option(
+    "--engine",
+    type=click.Choice(["llm-compressor", "modelopt"]),
+    help="FOLDER is a bf16 model: this library quantizes it first, with text going through it.",
+)
+@click.option("--recipe", metavar="FILE", type=FILE, help="What llm-compressor is to do: its own YAML.")
+@click.option(
+    "--config", metavar="NAME", help="What ModelOpt is to do: a name of its own, such as NVFP4_DEFAULT_CFG."
+)
+@click.option("--engine-python", metavar="PATH", type=FILE, help="The Python that has the library.")
+@click.option("--corpus", metavar="FILE", type=FILE, help="Text for it.  [default: the built-in corpus]")
+@click.option(
+    "--calib-tokens",
+    type=click.IntRange(2, 1 << 30),
+    default=16384,
+    show_default=True,
+    metavar="TOKENS",
+    help="How much text.",
+)
+@click.option(
+    "--calib-chunk",
+    type=click.IntRange(2, 1 << 20),
+    default=512,
+    show_default=True,
+    help="Tokens of a sample.",
+)
 @DRY_RUN
 @verify_options
 @measure_option
@@ -62,9 +89,20 @@ def command(folder: Path, out: Path | None, as_json: bool, **given: Any) -> None
     Examples:
       qexport adopt ./Tuned-W4A4 --base Qwen/Qwen3.5-9B --against ./merged
       qexport adopt ./Tuned-W4A4 --base Qwen/Qwen3.5-9B --link -o ./Tuned-NVFP4 --dry-run
+      qexport adopt ./merged --engine llm-compressor --recipe w4a16-awq.yaml --base Qwen/Qwen3.5-9B
     """
     from qexport.run.adopt import Adoption
 
+    if given["base_revision"] is not None and given["base"] is None:
+        raise UsageProblem("--base-revision is of a --base, and none is named")
+    output = Output(as_json=as_json)
+    if given["engine"] is not None:
+        _quantize_first(folder, out, output, given)
+        return
+    if given["recipe"] is not None or given["config"] is not None:
+        raise UsageProblem(
+            "--recipe and --config are for an --engine", hint="Name it: --engine llm-compressor."
+        )
     wanted = Adoption(
         folder,
         out or folder.absolute().with_name(f"{folder.absolute().name}-adopted"),
@@ -73,9 +111,39 @@ def command(folder: Path, out: Path | None, as_json: bool, **given: Any) -> None
         link=given["link"],
         mtp=given["mtp"],
     )
-    if given["base_revision"] is not None and given["base"] is None:
-        raise UsageProblem("--base-revision is of a --base, and none is named")
-    adopt(wanted, Output(as_json=as_json), given)
+    adopt(wanted, output, given)
+
+
+def _quantize_first(folder: Path, out: Path | None, output: Output, given: dict[str, Any]) -> None:
+    """FOLDER is the model; what the library makes of it is adopted, compared with it."""
+    from qexport.recipe.choice import ModelChoice
+    from qexport.run.adopt import Adoption
+    from qexport.run.model import examine
+    from qexport.run.quantizers import Quantizer, quantized_by
+
+    wanted = Quantizer(
+        given["engine"],
+        given["recipe"],
+        given["config"],
+        given["engine_python"],
+        given["corpus"],
+        given["calib_tokens"],
+        given["calib_chunk"],
+    )
+    if given["dry_run"]:
+        raise UsageProblem(
+            "what a library makes of a model is not known before it has", hint="Leave out --dry-run."
+        )
+    choice = ModelChoice(
+        str(folder), mtp=given["mtp"], base=given["base"], base_revision=given["base_revision"]
+    )
+    target = out or folder.absolute().with_name(f"{folder.absolute().name}-{given['engine']}")
+    with quantized_by(
+        wanted, examine(choice, download=True), threads=given["threads"], say=output.say
+    ) as made:
+        quantized, whole, told = made
+        adoption = Adoption(quantized, target, str(whole), link=False, mtp="auto", engine=told)
+        adopt(adoption, output, {**given, "against": given["against"] or str(whole), "base": str(whole)})
 
 
 def adopt(wanted: Adoption, output: Output, given: dict[str, Any]) -> None:

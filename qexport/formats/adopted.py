@@ -107,7 +107,7 @@ def plan_adopted(artifact: Opened, repaired: Repaired, label: str) -> Adopted:
         "listed": list(listed),
         "changed_files": sorted({*repaired.files.changed, "config.json"}),
     }
-    kind = "fp8" if "FP8" in label and "NVFP4" not in label else "nvfp4"
+    kind = "nvfp4" if "NVFP4" in label or label == "MIXED_PRECISION" else "fp8" if "FP8" in label else "int"
     if tensors:
         plan = plan_folder(kind, label, tensors, small, max_shard=1 << 62, details=details)
         plan = replace(plan, files=(replace(plan.files[0], name=joined), *plan.files[1:]))

@@ -61,6 +61,9 @@ def _form(weights: Mapping[str, Any]) -> Form:
     kind, bits, strategy = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
     if kind == "float" and bits == 8 and strategy in _FP8_PER:
         return Form("fp8", 8, per=_FP8_PER[strategy])
+    if kind == "int" and bits in (4, 8) and strategy in ("group", "channel"):
+        group = int(weights.get("group_size") or 0)
+        return Form("int", bits, group) if strategy == "group" else Form("int", bits, per="row")
     if kind == "float" and bits == 4 and strategy == "tensor_group":
         return Form("nvfp4", 4, int(weights.get("group_size") or 16))
     raise InputError(
@@ -78,10 +81,21 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _stored_type(artifact: Opened) -> str:
     """llm-compressor's name for its scheme; of several, theirs for that: the least bits first."""
     groups = (artifact.details["quantization"].get("config_groups") or {}).values()
+    if (integers := _integers(groups)) is not None:
+        return integers
     bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
-    return (
-        "+".join(word for width, word in ((4, "NVFP4A16"), (8, "FP8_BLOCK")) if width in bits) or "FP8_BLOCK"
-    )
+    inputs = {(group.get("input_activations") or {}).get("num_bits") for group in groups}
+    four = "W4A4_NVFP4" if 4 in inputs else "NVFP4A16"
+    return "+".join(word for width, word in ((4, four), (8, "FP8_BLOCK")) if width in bits) or "FP8_BLOCK"
+
+
+def _integers(groups: Iterable[Mapping[str, Any]]) -> str | None:
+    """llm-compressor's name for a scheme of integers, such as ``W4A16``; ``None``: there is none."""
+    for group in groups:
+        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+        if weights.get("type") == "int":
+            return f"W{weights.get('num_bits')}A{inputs.get('num_bits') or 16}"
+    return None
 
 
 def _unfit(folder: Traits) -> str | None:

@@ -72,7 +72,11 @@ NVFP4 = Format(
     proof=Proof("transformers", "reference"),
     layouts=_layouts,
     layout_word=lambda options: str(options.layout),
-    tolerances={".*NVFP4.*|MIXED_PRECISION": tolerance.FOUR_BITS},
+    tolerances={
+        "W4A4_NVFP4": tolerance.ALL_FOUR_BITS,  # its activations, too
+        ".*NVFP4.*|MIXED_PRECISION|W4A16": tolerance.FOUR_BITS,
+        "W8A16": tolerance.EIGHT_BITS,
+    },
     words=Words(
         name="NVFP4",
         readers="NVFP4, for vLLM and SGLang",
