@@ -41,7 +41,7 @@ def _promises(artifact: Opened) -> Rule:
             return "in different groups under the name that transformers asks with and under vLLM's"
         (named,) = names
         group = groups.get(named or "") or _by_class(groups)
-        return None if group is None else _form(group.get("weights") or {})
+        return None if group is None else _form(group.get("weights") or {}, asked.form)
 
     return promise
 
@@ -57,13 +57,15 @@ def _by_class(groups: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((group for group in groups.values() if "Linear" in (group.get("targets") or ())), None)
 
 
-def _form(weights: Mapping[str, Any]) -> Form:
+def _form(weights: Mapping[str, Any], stored: Form) -> Form:
+    """Of rows that are one group the stored form cannot say that they are."""
     kind, bits, strategy = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
     if kind == "float" and bits == 8 and strategy in _FP8_PER:
         return Form("fp8", 8, per=_FP8_PER[strategy])
     if kind == "int" and bits in (4, 8) and strategy in ("group", "channel"):
-        group = int(weights.get("group_size") or 0)
-        return Form("int", bits, group) if strategy == "group" else Form("int", bits, per="row")
+        if strategy == "channel" or stored == Form("int", bits, per="row"):
+            return Form("int", bits, per="row")
+        return Form("int", bits, int(weights.get("group_size") or 0))
     if kind == "float" and bits == 4 and strategy == "tensor_group":
         return Form("nvfp4", 4, int(weights.get("group_size") or 16))
     raise InputError(
