@@ -60,7 +60,7 @@ def test_mlx_vlm_is_shown_pictures(zoo: Zoo, tmp_path: Path, name: str) -> None:
         Check.IMAGE_TEXT: Status.PASS,
     }
     assert found[Check.IMAGE_LOADS].data["runtime"] == "mlx-vlm"
-    assert found[Check.IMAGE_EMBEDDINGS].data["towers"]["out"]["error"] < 1e-4
+    assert found[Check.IMAGE_EMBEDDINGS].data["towers"]["out"]["error"] < 5e-4
     assert (report.images, report.passed, report.engine.name) == ("passed", True, "mlx-lm")
 
     tensors = tensors_of(folder)
