@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,16 @@ def test_a_head_among_the_tensors_blinds_omlx(zoo: Zoo) -> None:
     for text_only in (False, True):
         (plan,) = plan_mlx(model, MlxOptions(mtp=("embedded",), text_only=text_only))
         assert any("oMLX takes the model for one of text alone" in note for note in plan.notes) != text_only
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"])
+def test_mlx_vlm_takes_the_published_word_for_a_tower_alone(zoo: Zoo, tmp_path: Path, name: str) -> None:
+    """transformers saves another: ``qwen3_vl_vision``."""
+    model = repaired(zoo(name))
+    vision = {**model.config["vision_config"], "model_type": f"{name}_vision"}
+    saved = replace(model, config={**model.config, "vision_config": vision})
+    (folder,), _ = written(saved, MlxOptions(), tmp_path / "out")
+    assert config_of(folder)["vision_config"]["model_type"] == name
 
 
 def test_config_says_what_mlx_vlm_would_guess_wrongly(zoo: Zoo, tmp_path: Path) -> None:

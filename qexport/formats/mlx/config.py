@@ -140,8 +140,9 @@ def _complete_sight(config: dict[str, Any], text: dict[str, Any], view: ModelVie
         config.setdefault("hidden_size", text["hidden_size"])
         text.setdefault("mm_tokens_per_image", config.get("mm_tokens_per_image", 256))
         text.setdefault("rope_global_base_freq", view.hyper.rope.theta)
-        if view.hyper.rope.sections:  # its Qwen3-VL knows the older spelling alone
+        if view.hyper.rope.sections:  # its Qwen3-VL knows the older spelling alone, and the published word
             text.setdefault("rope_scaling", dict(view.hyper.text["rope_parameters"]))
+            config["vision_config"]["model_type"] = FAMILIES[view.family].wrapper_model_type
 
 
 def _interval(view: ModelView) -> int:
