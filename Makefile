@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: venv
-	$(BIN)/qexport demo --out demo-out --overwrite
+	$(BIN)/qexport demo --out demo-out
 
 lint: venv
 	$(BIN)/ruff check .

@@ -27,8 +27,15 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the report; made if it is not there.  [default: ./report]",
 )
+@click.option(
+    "--png",
+    is_flag=True,
+    help="Write report.png, too: the size chart for a card or a link's preview. Needs Pillow.",
+)
 @JSON
-def command(folders: tuple[Path, ...], compare: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+def command(
+    folders: tuple[Path, ...], compare: tuple[Path, ...], out: Path | None, png: bool, as_json: bool
+) -> None:
     """Write report.html, report.md and report.json about the artifacts in DIR.
 
     Everything comes from the receipts (qexport.json) beside the artifacts: size against KL divergence, MTP
@@ -46,10 +53,10 @@ def command(folders: tuple[Path, ...], compare: tuple[Path, ...], out: Path | No
 
     output = Output(as_json=as_json)
     report = gather(folders, compare=compare, say=output.say)
-    paths = save_report(report, out or Path("report"))
+    paths = save_report(report, out or Path("report"), png=png)
     output.document(report.to_json())
     for line in summary(report):
         output.text(line)
-    for path in (paths.html, paths.markdown, paths.json):
+    for path in paths.all:
         output.text(str(path))
     output.next("push", folders[0], f"you/{folders[0].resolve().name}", "--dry-run")

@@ -90,7 +90,8 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         legend=_legend(figures, models),
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
         towers=towers,
-        included=options.included,
+        included=[name for name in options.included if name != _PICTURE],
+        picture=_PICTURE in options.included,
         repo=options.repo,
         **named,
         **_pulled(named["llama_cpp"], options.repo),
@@ -130,6 +131,7 @@ def _blind(models: Sequence[Artifact], towers: bool) -> str:
     return f"in the {' and '.join(without)} files"
 
 
+_PICTURE = "report.png"  # of `qexport report --png`
 _MARKS = {Status.PASS: "✓", Status.FAIL: "✗ failed:", Status.SKIPPED: "– not checked:"}
 _MLX_FLAGS = {"temperature": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p"}
 

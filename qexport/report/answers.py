@@ -32,13 +32,27 @@ class Reply:
 
     Attributes:
         who: their titles; ``the source`` comes first.
-        text: lines, words that differ marked.
-        same: none does.
+        words: with what is between them; each with whether it differs.
     """
 
     who: tuple[str, ...]
-    text: Markup
-    same: bool
+    words: tuple[tuple[str, bool], ...]
+
+    @property
+    def same(self) -> bool:
+        """Nothing differs."""
+        return not any(differs for _, differs in self.words)
+
+    @property
+    def text(self) -> Markup:
+        """HTML, what differs in ``<mark>``."""
+        return marked(self.words)
+
+    def plain(self, mark: str) -> str:
+        """Text, what differs between marks."""
+        return "".join(
+            f"{mark}{word}{mark}" if differs and not word.isspace() else word for word, differs in self.words
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ def _compared(prompt: str, said: Sequence[_Said], source: str | None) -> Questio
     texts: dict[str, list[str]] = {first: ["the source"] if own is not None else []}
     for each in said:
         texts.setdefault(each.text, []).append(each.artifact.title)
-    answers = tuple(Reply(tuple(who), marked(text, first), text == first) for text, who in texts.items())
+    answers = tuple(Reply(tuple(who), tuple(pieces(text, first))) for text, who in texts.items())
     return Question(prompt, answers, own is not None)
 
 
@@ -106,10 +120,10 @@ def pieces(text: str, beside: str) -> list[tuple[str, bool]]:
     return found
 
 
-def marked(text: str, beside: str) -> Markup:
-    """HTML of a text with its lines, what differs in ``<mark>``."""
+def marked(words: Sequence[tuple[str, bool]]) -> Markup:
+    """HTML of words with their lines, what differs in ``<mark>``."""
     parts: list[Markup] = []
-    for word, differs in pieces(text, beside):
+    for word, differs in words:
         if word.isspace():
             # The indentation of a line is what stands behind the last line end.
             parts.append(Markup("\n" * word.count("\n") + " " * len(word.rpartition("\n")[2].expandtabs(4))))

@@ -6,13 +6,14 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.families.parts import PARTS
 from qexport.formats.registry import words_of
 from qexport.receipt.choosing import Pick, closeness, options_of, pick, tokens_text
 from qexport.receipt.measures import USUAL_DRAFTS
 from qexport.receipt.memory import MEMORIES
 from qexport.receipt.plainly import outcome
 from qexport.receipt.state import State
-from qexport.receipt.text import nats, speed, times, with_error
+from qexport.receipt.text import listed, nats, speed, times, with_error
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qexport.report.report import Model
 
 
+_WHOLE = frozenset(("F32", "F16", "BF16"))
 _SIGHTS = {"passed": "sees pictures, proven", "failed": "sees pictures wrongly"}
 _LOOKS = {State.PASSED: "good", State.FAILED: "bad"}
 
@@ -43,6 +45,7 @@ class Overview:
         look: ``good``, ``bad`` or ``open``: of the verdict.
         figures: names and values, the most important first.
         sees: whether it takes pictures, in words; empty where the source does not either.
+        whole: the parts that are stored in 16 bits or more, where others are not.
         command: how it is run, from beside it.
     """
 
@@ -54,6 +57,7 @@ class Overview:
     figures: tuple[tuple[str, str], ...]
     fits: tuple[Room, ...]
     sees: str
+    whole: str
     command: str
 
 
@@ -120,6 +124,7 @@ def _overview(artifact: Artifact, option: Option | None, model: Model) -> Overvi
         tuple(_figures(artifact)),
         () if option is None else tuple(_fit(option, gib) for gib in MEMORIES),
         _sight(artifact, model),
+        _whole(artifact),
         _command(artifact, model),
     )
 
@@ -132,9 +137,9 @@ def _fit(option: Option, gib: int) -> Room:
 def _figures(artifact: Artifact) -> Iterator[tuple[str, str]]:
     found = artifact.measures
     if found.kld:
-        yield "KL divergence", f"{with_error(found.kld.estimate)} nats"
+        yield "KL divergence", with_error(found.kld.estimate)
     elif artifact.predicted:
-        yield "Predicted divergence", f"{nats(artifact.predicted.kld)} nats"
+        yield "Predicted divergence", nats(artifact.predicted.kld)
     if found.same_top1:
         yield "Same first choice", with_error(found.same_top1, share=True)
     if found.head:
@@ -155,6 +160,12 @@ def _sight(artifact: Artifact, model: Model) -> str:
         seen = artifact.verification.images if artifact.verification else ""
         return _SIGHTS.get(seen, "sees pictures")
     return "text alone"
+
+
+def _whole(artifact: Artifact) -> str:
+    known = [part for part in PARTS if artifact.parts.get(part) and part != "router"]
+    whole = [part for part in known if _WHOLE.issuperset(artifact.parts[part])]
+    return f"in 16 bits: {listed(whole)}" if whole and len(whole) < len(known) else ""
 
 
 def _command(artifact: Artifact, model: Model) -> str:

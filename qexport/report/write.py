@@ -23,6 +23,7 @@ from qexport.report.gather import gather
 from qexport.report.ladder_chart import ladder_chart, retuned_chart
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
 from qexport.report.overview import Overview, Taken, overviews, taken, verdict_of
+from qexport.report.preview import PREVIEW_NAME, preview
 from qexport.report.size_chart import size_chart
 from qexport.report.svg import key
 from qexport.report.tables import (
@@ -52,11 +53,17 @@ REPORT_NAMES = ("report.html", "report.md", "report.json")
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """``report.html``, ``report.md`` and ``report.json``."""
+    """``report.html``, ``report.md`` and ``report.json``; ``report.png``, where it was asked for."""
 
     html: Path
     markdown: Path
     json: Path
+    png: Path | None = None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Those that there are."""
+        return (self.html, self.markdown, self.json, *(() if self.png is None else (self.png,)))
 
 
 def write_report(
@@ -76,14 +83,20 @@ def write_report(
     return save_report(gather(folders, gates=gates, compare=compare), out)
 
 
-def save_report(report: Report, out: Path) -> ReportPaths:
+def save_report(report: Report, out: Path, *, png: bool = False) -> ReportPaths:
     """Write a report that is there already; earlier ones of the same names are replaced.
 
+    Args:
+        png: the picture, too.
+
     Raises:
-        EnvironmentProblem: the files cannot be written.
+        EnvironmentProblem: the files cannot be written, or a picture is asked for and Pillow is not there.
+        InputError: there is nothing to draw a picture of.
     """
     page = lay_out(report)
-    paths = ReportPaths(*(out / name for name in REPORT_NAMES))
+    picture = preview(report) if png else None
+    page_file, words, data = (out / name for name in REPORT_NAMES)
+    paths = ReportPaths(page_file, words, data, out / PREVIEW_NAME if png else None)
     texts = (
         (paths.html, html(page)),
         (paths.markdown, markdown(page)),
@@ -92,6 +105,8 @@ def save_report(report: Report, out: Path) -> ReportPaths:
     make_folder(out)
     for path, content in texts:
         replace_file(path, content.encode())
+    if paths.png is not None and picture is not None:
+        replace_file(paths.png, picture)
     return paths
 
 

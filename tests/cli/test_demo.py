@@ -68,6 +68,44 @@ def test_the_demo_ends_green_with_the_head_at_work(demo):
         assert (out / "Demo-Tuned-GGUF" / artifact["files"][0]["name"]).is_file()
 
 
+def test_a_second_demo_makes_nothing_again_and_says_what_is_proven(demo):
+    out, document = demo
+    weights = [path for path in out.rglob("*") if path.suffix in (".gguf", ".safetensors")]
+    before = {path: path.stat().st_mtime_ns for path in weights}
+    result = run("demo", "-o", out, "--json")
+    assert result.returncode == 0, result.stderr
+    again = json.loads(result.stdout)["artifacts"]
+    assert [(a["label"], a["state"]) for a in again] == [
+        (a["label"], a["state"]) for a in document["artifacts"]
+    ]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert result.stderr.count("is there, from the same source and options") == 7
+    assert "Merged by an earlier demo" in result.stderr
+    assert "Proven by llama.cpp" not in result.stderr
+
+
+def test_the_source_and_every_format_answer_side_by_side(demo):
+    out, _ = demo
+    told = run("demo", "-o", out).stderr.split("The same questions, answered by")[1]
+    assert "What is the capital of Japan?" in told
+    answered = told.split("What is the capital of Japan?")[1].split("Write a Python")[0]
+    assert "the source" in answered.splitlines()[1]
+    for title in ("Q4_K_M", "Q8_0", "MLX 6bit", "FP8", "NVFP4"):
+        assert title in answered
+    assert "The capital of Japan is Tokyo." in answered
+    assert "      def add(a, b):\n          return a + b\n" in told
+    assert "NVFP4 is the largest file here" in told
+    assert max(map(len, told.splitlines()[1:])) <= 80
+
+
+def test_a_folder_that_no_demo_has_made_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    result = run("demo", "-o", tmp_path / "mine")
+    assert result.returncode == 2
+    assert "mine is already there" in result.stderr
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_the_merge_really_lost_its_head(demo):
     out, _ = demo
     found = json.loads(run("inspect", out / "Demo-Tuned", "--json").stdout)["findings"]

@@ -144,6 +144,14 @@ def test_a_prompt_cannot_leave_its_block():
     assert "\u202e" not in shown
 
 
+def test_the_reports_picture_stands_at_the_top():
+    text = card(included=("report.png", "notes.txt"))
+    assert text.index("(./report.png)") < text.index("## Which one?")
+    assert text.count("report.png") == 1
+    assert "- `notes.txt`" in text
+    assert "report.png" not in card()
+
+
 def test_closeness_is_in_the_order_of_divergence():
     words = [closeness(value) for value in (0.0, 0.0005, 0.005, 0.02, 0.05, 0.1, 3.0)]
     assert len(dict.fromkeys(words)) == 6

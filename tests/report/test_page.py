@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from dataclasses import replace
@@ -15,15 +16,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "publish"))
 from large_publication import ANSWER, CODE, PROMPTS, ROUGH, SOURCE, folders, gguf_files
 
+from qexport.errors import EnvironmentProblem, InputError
+from qexport.formats.registry import FORMATS
 from qexport.receipt.measures import Drafting, Estimate
 from qexport.receipt.types import Forecast, Gate, TunedHead
 from qexport.report.answers import asked, marked, pieces
 from qexport.report.ladder_chart import ladder_chart, retuned_chart
 from qexport.report.overview import overviews, taken, verdict_of
+from qexport.report.preview import preview
 from qexport.report.report import Model, Report
 from qexport.report.size_chart import size_chart
 from qexport.report.svg import NARROW, WIDE
-from qexport.report.write import html, lay_out, markdown
+from qexport.report.write import html, lay_out, markdown, save_report
 
 FILES = [each for each in gguf_files() if each.is_model]
 BESIDE = tuple(each for each in gguf_files() if not each.is_model)
@@ -123,7 +127,7 @@ def test_where_the_source_is_not_known_the_closest_is_compared_with():
     found = asked([unknown(each) for each in FILES])[0]
     assert not found.from_source
     assert found.answers[0].who[0] == "IQ4_XS"  # the first of those that say what Q8_0 says
-    assert found.answers[0].text == marked(ANSWER, ANSWER)
+    assert found.answers[0].text == ANSWER
     assert asked([unknown(FILES[0])]) == ()
 
 
@@ -145,7 +149,7 @@ class Shown(HTMLParser):
 )
 def test_answers_are_text(text):
     parser = Shown()
-    parser.feed(str(marked(text, "something else")))
+    parser.feed(str(marked(pieces(text, "something else"))))
     assert set(parser.tags) <= {"mark"}
     assert parser.words.split() == text.replace("\u202e", "").split()
     assert "".join(word for word, _ in pieces(text, "x")) == text
@@ -208,6 +212,51 @@ def test_what_was_predicted_is_a_ring():
     assert "hollow ring is what was predicted" in chart.reading
 
 
+def test_the_picture_has_its_marks_where_the_chart_has_them():
+    image = pytest.importorskip("PIL.Image")
+    data = preview(Report((model(*FILES, *folders()),)))
+    assert data == preview(Report((model(*FILES, *folders()),)))
+    drawn = image.open(io.BytesIO(data)).convert("RGB")
+    assert drawn.size == (1200, 630)
+    root = ElementTree.fromstring(str(size_chart(Report((model(*FILES, *folders()),))).draw(1040.0)))
+    marks = [node for node in root.iter("g") if node.get("class") == "point"]
+    assert len(marks) == 11
+    for node in marks:
+        across, down = map(float, re.fullmatch(r"translate\((.*),(.*)\)", node.get("transform")).groups())
+        kind = next(iter(node)).get("class").split()[1]
+        wanted = bytes.fromhex(FORMATS[kind].words.colours[0][1:])
+        found = drawn.getpixel((round(80 + across), round(104 + down)))
+        assert max(abs(one - other) for one, other in zip(found, wanted, strict=True)) < 40
+
+
+@pytest.mark.parametrize("title", ["<script>\u202e" * 40, "模型", ""])
+def test_any_title_can_be_drawn(title):
+    pytest.importorskip("PIL")
+    assert preview(Report((replace(model(*FILES), title=title),))).startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_drawn_is_said(tmp_path, monkeypatch):
+    unmeasured = Report((model(replace(FILES[0], verification=None)),))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(EnvironmentProblem, match="a picture needs Pillow"):
+        save_report(unmeasured, tmp_path / "out", png=True)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    pytest.importorskip("PIL")
+    with pytest.raises(InputError, match="there is nothing to draw"):
+        save_report(unmeasured, tmp_path / "out", png=True)
+    paths = save_report(Report((model(*FILES),)), tmp_path / "out", png=True)
+    assert [path.name for path in paths.all] == ["report.html", "report.md", "report.json", "report.png"]
+    assert paths.all[3].read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_kept_in_16_bits_is_said():
+    parts = {"embeddings": {"BF16": 9}, "attention": {"BF16": 9, "F32": 1}, "MLP": {"NVFP4": 9, "F32": 1}}
+    (card,) = overviews(model(replace(FILES[0], parts=parts)))
+    assert card.whole == "in 16 bits: embeddings and attention"
+    assert {each.whole for each in overviews(model(*FILES))} == {""}
+
+
 def test_answers_of_code_keep_their_lines():
-    assert marked(CODE, CODE) == CODE
-    assert str(marked(ROUGH, ROUGH)) == ROUGH
+    assert marked(pieces(CODE, CODE)) == CODE
+    assert str(marked(pieces(ROUGH, ROUGH))) == ROUGH
