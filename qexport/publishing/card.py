@@ -15,7 +15,14 @@ from qexport.publishing.commands import Named, commands
 from qexport.publishing.front_matter import front_matter, front_matter_text
 from qexport.publishing.gate import unproven
 from qexport.publishing.kept import KEEP_END, KEEP_START, Kept
-from qexport.publishing.tables import choice_table, figure_table, file_table, part_table, speed_table
+from qexport.publishing.tables import (
+    choice_table,
+    draft_table,
+    figure_table,
+    file_table,
+    part_table,
+    speed_table,
+)
 from qexport.receipt.about import SAMPLING
 from qexport.receipt.choosing import contexts, options_of, tokens_text
 from qexport.receipt.plainly import outcome, plainly
@@ -99,6 +106,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         trunk=_trunk(options.repo) if named["drafter"] else "",
         mlx_flags=_flags(about.sampling if about else {}),
         notes=[note for name in formats if (note := words_of(name).note)],
+        drafts=draft_table(models),
         speeds=speed_table(models),
         machine=next((str(a.bench.machine) for a in models if a.bench), ""),
         sampling=_sampling(about.sampling) if about else "",

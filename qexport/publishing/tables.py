@@ -25,12 +25,14 @@ from qexport.receipt.tables import (
     Column,
     TextTable,
 )
+from qexport.receipt.text import with_error
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qexport.receipt.choosing import Option, Pick
+    from qexport.receipt.measures import Drafting
     from qexport.receipt.types import Artifact
 
 
@@ -97,6 +99,19 @@ def speed_table(models: Sequence[Artifact]) -> TextTable:
     """Of artifacts that were benched with their head."""
     timed = [(each, each.bench) for each in models if each.bench and each.has_mtp]
     return TextTable.of("Speed", SPEED, [(a, bench, each) for a, bench in timed for each in bench.speeds])
+
+
+def draft_table(models: Sequence[Artifact]) -> TextTable:
+    """What each head's drafts come to, by how many at a time."""
+    heads = [(each, each.measures.head) for each in models if each.measures.head and not each.is_drafter]
+    depth = max((len(head.argmax) for _, head in heads), default=0)
+    columns = (Column(f"n-max {at + 1}", partial(_drafted, at), number=True) for at in range(depth))
+    return TextTable.of("Drafts", (Column("Type", lambda row: row[0].label), *columns), heads)
+
+
+def _drafted(at: int, row: tuple[Artifact, Drafting]) -> str:
+    found = row[1].argmax
+    return with_error(found[at]) if at < len(found) else ""
 
 
 def part_table(models: Sequence[Artifact]) -> TextTable:

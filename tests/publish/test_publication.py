@@ -11,6 +11,7 @@ from large_publication import ABOUT, SOURCE, folders, gguf_files
 
 from qexport.publishing.card import CardOptions, render_card
 from qexport.receipt.choosing import closeness
+from qexport.receipt.measures import Drafting, Estimate
 from qexport.receipt.plainly import plainly
 from qexport.receipt.safe_text import fenced
 from qexport.receipt.types import Artifact
@@ -142,6 +143,23 @@ def test_a_prompt_cannot_leave_its_block():
     assert shown.startswith("`````\na\n")
     assert "<!--" not in shown
     assert "\u202e" not in shown
+
+
+def test_what_a_heads_drafts_come_to_is_there_without_a_bench():
+    def of_head(*values: float) -> tuple[Estimate, ...]:
+        return tuple(Estimate(value, 0.01) for value in values)
+
+    (made,) = (each for each in gguf_files() if each.label == "Q6_K")
+    assert made.verification is not None
+    head = Drafting(4080, of_head(0.7, 0.6), of_head(1.7, 2.1), of_head(1.8, 2.2))
+    proof = replace(made.verification, measures=replace(made.verification.measures, head=head))
+    text = card(replace(made, verification=proof))
+    assert rows(text, "How many drafts?") == [
+        ["Type", "n-max 1", "n-max 2"],
+        ["Q6_K", "1.70 ± 0.010", "2.10 ± 0.010"],
+    ]
+    assert "`--spec-draft-p-min 0.75`" in text
+    assert "How many drafts?" not in card(made)
 
 
 def test_the_reports_picture_stands_at_the_top():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import takewhile
 
 import pytest
 from receipts_made import FULL, PASSED, artifact, found, report
@@ -29,10 +30,10 @@ def texts(folder, *made: Artifact) -> tuple[str, str, str]:
 
 def column(markdown: str, title: str) -> list[str]:
     """Of the first table that has it."""
-    lines = [line.strip("|").split("|") for line in markdown.splitlines() if line.startswith("|")]
-    at, head = next((n, line) for n, line in enumerate(lines) if f" {title} " in line)
-    rows = [line for line in lines[at + 2 :] if len(line) == len(head)]
-    return [line[head.index(f" {title} ")].strip() for line in rows]
+    lines = markdown.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("|") and f"| {title} |" in line)
+    rows = [line.strip("|").split("|") for line in takewhile(lambda line: line.startswith("|"), lines[at:])]
+    return [row[rows[0].index(f" {title} ")].strip() for row in rows[2:]]
 
 
 @pytest.mark.parametrize(

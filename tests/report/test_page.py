@@ -155,6 +155,22 @@ def test_answers_are_text(text):
     assert "".join(word for word, _ in pieces(text, "x")) == text
 
 
+def test_questions_answers_and_parts_of_anybody_are_text():
+    nasty = "<script>alert(1)</script>\n\n</div></section><img src=x onerror=y>"
+    planted = []
+    for made in FILES[:2]:
+        proof = replace(
+            made.verification, prompts=(nasty,), texts=(f"{made.label} {nasty}",), as_source=(False,)
+        )
+        planted.append(replace(made, verification=proof, parts={"embeddings": {nasty: 1}, "MLP": {"F16": 1}}))
+    text = page(*planted)
+    assert "<script" not in text
+    assert "<img" not in text
+    assert text.count("&lt;/div&gt;&lt;/section&gt;&lt;img") == 3
+    assert text.count("<section") == text.count("</section>")
+    assert text.count("<div") == text.count("</div>")
+
+
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_the_ladder_is_inside_its_picture_and_names_stand_apart(width):
     rows = [followed(each, 1 - at / 100) for at, each in enumerate(FILES)]
