@@ -14,7 +14,7 @@ def source_answers(folder: Path, prompts: Sequence[str], tokens: int) -> dict[st
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return {prompt: _answer(model, tokenizer, prompt, tokens) for prompt in prompts}
+        return {prompt: _answer(model, tokenizer, prompt, tokens) for prompt in prompts}
 
 
 def _answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int) -> str:
