@@ -241,9 +241,12 @@ def _compare(story: _Story) -> None:
 
     assert story.outcome is not None
     output = story.output
+    folders = [folder for model in story.outcome.models for folder in model.folders]
+    if not folders:
+        return
     output.step("The same questions, answered by the source and by every format")
     sources = source_answers(story.merged, _PROMPTS, VerifyOptions().n_predict)
-    made = gather([folder for model in story.outcome.models for folder in model.folders]).models[0]
+    made = gather(folders).models[0]
     for question in asked(made.measured, sources):
         output.say()
         output.title(f"  {question.prompt}")

@@ -40,7 +40,7 @@ def test_the_head_is_tuned_where_that_is_asked_for(
         recipes.append(recipe)
         (local.out / "Demo-Tuned-head").mkdir()
         (local.out / "Demo-Tuned-head" / RECEIPT).write_text(json.dumps(document))
-        return type("Outcome", (), {"artifacts": [Artifact()], "report": None})()
+        return type("Outcome", (), {"artifacts": [Artifact()], "report": None, "models": ()})()
 
     monkeypatch.setattr(own_text, "own_text", written)
     monkeypatch.setattr(job, "run", ran)
