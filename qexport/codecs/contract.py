@@ -129,6 +129,22 @@ class Fp8Tiles(StoredType):
         """The stored dtype of scales for a tensor of dtype ``source``, both as safetensors spells them."""
         return "BF16" if self.style == "native" else source
 
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        return rows // FP8_TILE, columns // FP8_TILE
+
+
+@dataclass(frozen=True)
+class Fp8Rows(StoredType):
+    """E4M3 with a scale for a row, as llm-compressor rounds: codes, and the scales in the source's dtype."""
+
+    name: str = "F8_E4M3"
+
+    def scale_dtype(self, source: str) -> str:
+        return source
+
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        return rows, 1
+
 
 @dataclass(frozen=True)
 class Fp8Matrix(StoredType):

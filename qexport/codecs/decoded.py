@@ -25,6 +25,7 @@ from qexport.codecs.contract import (
     Blocks,
     Float,
     Fp8Matrix,
+    Fp8Rows,
     Fp8Tiles,
     MlxAffine,
     MlxFloat,
@@ -85,6 +86,8 @@ def decode(
         case Fp8Tiles():
             of_tiles = scales[0].view(torch_dtype(stored.scale_dtype(source)))
             return tiled(codes, of_tiles.repeat_interleave(FP8_TILE, dim=0))
+        case Fp8Rows():
+            return e4m3(codes).mul_(scales[0].view(torch_dtype(stored.scale_dtype(source))).float())
         case Fp8Matrix():
             return e4m3(codes).mul_(_shared(stored, scales[0], known, source))
         case Nvfp4():

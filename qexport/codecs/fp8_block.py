@@ -1,4 +1,6 @@
-"""FP8 E4M3 in tiles of 128 by 128 with a scale each: Qwen's own FP8 files, and llm-compressor's FP8_BLOCK.
+"""FP8 E4M3 in tiles with a scale each: Qwen's own FP8 files, and llm-compressor's FP8_BLOCK and FP8_DYNAMIC.
+
+A tile is 128 by 128, of FP8_DYNAMIC a whole row.
 
 A value is ``code * scale``. Two ways to get there (:class:`Style`):
 
@@ -14,8 +16,8 @@ left below, and some readers none at all.
 model's dtype: scales have it, and the quotient is rounded to it before it is rounded to E4M3, which makes 3 %
 of the codes of bfloat16 weights the other neighbour. A scale of zero becomes the dtype's epsilon.
 
-Left out: matrices whose sides are not multiples of 128, which readers disagree about; values that are not
-finite, whose tiles are counted.
+Left out: tiles of 128 in matrices whose sides are not multiples of it, which readers disagree about; values
+that are not finite, whose tiles are counted.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from enum import StrEnum
 import numpy as np
 import torch
 
-from qexport.codecs.contract import FP8_TILE, Fp8Tiles, Known, Packed
+from qexport.codecs.contract import FP8_TILE, Fp8Rows, Fp8Tiles, Known, Packed
 from qexport.codecs.jit import compiled, float_of
 from qexport.codecs.small_floats import AS_BFLOAT16, AS_IT_IS, E4M3_MAX, e4m3_bits, narrow, rounding_of
 from qexport.codecs.source_bits import source_bits
@@ -47,12 +49,13 @@ class Style(StrEnum):
 
 
 @dataclass(frozen=True)
-class Fp8Rows:
+class Quantized:
     """Quantized rows.
 
     Attributes:
         codes: E4M3 as uint8 ``(n, columns)``.
-        scales: ``(n / 128, columns / 128)`` in bfloat16, or in the rows' dtype for compressed-tensors.
+        scales: one for each tile, ``(down, across)``: in bfloat16, or in the rows' dtype for
+            compressed-tensors.
         bad: how many tiles hold a NaN or infinity.
     """
 
@@ -61,31 +64,45 @@ class Fp8Rows:
     bad: int
 
 
-def quantize(rows: torch.Tensor, style: Style = Style.NATIVE) -> Fp8Rows:
-    """Quantize ``(n, columns)`` rows in bfloat16, float16 or float32; both sides multiples of 128.
+def quantize(
+    rows: torch.Tensor, style: Style = Style.NATIVE, tile: tuple[int, int] = (TILE, TILE)
+) -> Quantized:
+    """Quantize ``(n, columns)`` rows in bfloat16, float16 or float32.
+
+    Args:
+        tile: rows and columns that share a scale.
 
     Raises:
         UsageProblem: the rows do not divide into tiles.
     """
     source, shift = source_bits(rows)
-    n, columns = source.shape
-    if n % TILE or columns % TILE:
-        raise UsageProblem(f"a matrix of {n} by {columns} does not divide into tiles of {TILE} by {TILE}")
+    (n, columns), (height, width) = source.shape, tile
+    if n % height or columns % width:
+        raise UsageProblem(f"a matrix of {n} by {columns} does not divide into tiles of {height} by {width}")
     codes = np.empty((n, columns), np.uint8)
-    scales = np.empty((n // TILE, columns // TILE), np.float32)
+    scales = np.empty((n // height, columns // width), np.float32)
     if style is Style.NATIVE:
         dtype, of_zeros, least = torch.bfloat16, _ONE, _SMALLEST
         scale_rounding, rounding = AS_BFLOAT16, AS_IT_IS
     else:
         dtype, of_zeros, least = rows.dtype, np.float32(torch.finfo(rows.dtype).eps), _ZERO
         scale_rounding = rounding = rounding_of(rows.dtype)
-    bad = int(_quantize(source, shift, scale_rounding, rounding, of_zeros, least, codes, scales))
-    return Fp8Rows(codes, torch.from_numpy(scales).to(dtype), bad)
+    how = (scale_rounding, rounding, of_zeros, least, height, width)
+    bad = int(_quantize(source, shift, *how, codes, scales))
+    return Quantized(codes, torch.from_numpy(scales).to(dtype), bad)
 
 
 def encode(stored: Fp8Tiles, rows: torch.Tensor, known: Known) -> Packed:
     """Codes, and scales as bytes ``(n / 128, columns / 128 * size)``."""
-    made = quantize(rows, Style(stored.style))
+    return _packed(quantize(rows, Style(stored.style)))
+
+
+def encode_rows(stored: Fp8Rows, rows: torch.Tensor, known: Known) -> Packed:
+    """Codes, and scales as bytes ``(n, size)``."""
+    return _packed(quantize(rows, Style.COMPRESSED_TENSORS, (1, rows.shape[1])))
+
+
+def _packed(made: Quantized) -> Packed:
     return Packed((made.codes, made.scales.view(torch.uint8).numpy()), made.bad)
 
 
@@ -104,25 +121,27 @@ def _quantize(
     rounding: np.uint32,
     of_zeros: np.float32,
     least: np.float32,
+    height: int,
+    width: int,
     codes: np.ndarray,
     scales: np.ndarray,
 ) -> int:
     bad = 0
     for down in range(scales.shape[0]):
         for across in range(scales.shape[1]):
-            left, right = across * TILE, (across + 1) * TILE
+            left, right = across * width, (across + 1) * width
             top = np.uint32(0)
-            for row in range(down * TILE, (down + 1) * TILE):
+            for row in range(down * height, (down + 1) * height):
                 values = source[row, left:right]
-                for i in range(TILE):
+                for i in range(width):
                     top = max(top, np.uint32((np.uint32(values[i]) << shift) & _MAGNITUDE))
             bad += int(top >= _INFINITY)
             divisor = _scale(top, scale_rounding, of_zeros, least)
             scales[down, across] = divisor
-            for row in range(down * TILE, (down + 1) * TILE):
+            for row in range(down * height, (down + 1) * height):
                 # Slices in one piece, so that the compiler works on many values at once.
                 values, found = source[row, left:right], codes[row, left:right]
-                for i in range(TILE):
+                for i in range(width):
                     bits = np.uint32(np.uint32(values[i]) << shift)
                     # Beyond 448 by the rounding of the scale, and far beyond where float16 has few bits left.
                     level = narrow(float_of(np.uint32(bits & _MAGNITUDE)) / divisor, rounding)

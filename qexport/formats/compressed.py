@@ -88,7 +88,9 @@ def _stored_type(artifact: Opened) -> str:
     bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
     inputs = {(group.get("input_activations") or {}).get("num_bits") for group in groups}
     four = "W4A4_NVFP4" if 4 in inputs else "NVFP4A16"
-    return "+".join(word for width, word in ((4, four), (8, "FP8_BLOCK")) if width in bits) or "FP8_BLOCK"
+    rows = any((group.get("weights") or {}).get("strategy") == "channel" for group in groups)
+    eight = "FP8_DYNAMIC" if rows else "FP8_BLOCK"
+    return "+".join(word for width, word in ((4, four), (8, eight)) if width in bits) or eight
 
 
 def _integers(groups: Iterable[Mapping[str, Any]]) -> str | None:

@@ -27,6 +27,7 @@ _COMMON = {
     "observer_kwargs": {},
     "zp_dtype": None,
 }
+_FLOAT8 = {**_COMMON, "num_bits": 8, "group_size": None, "block_structure": None, "scale_dtype": None}
 SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "NVFP4A16": {
         "format": "nvfp4-pack-quantized",
@@ -44,23 +45,22 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "FP8_BLOCK": {
         "format": "float-quantized",
         "weights": {
-            **_COMMON,
-            "num_bits": 8,
+            **_FLOAT8,
             "strategy": "block",
-            "group_size": None,
             "block_structure": [FP8_TILE, FP8_TILE],
             "dynamic": False,
-            "scale_dtype": None,
         },
         "input_activations": {
-            **_COMMON,
-            "num_bits": 8,
+            **_FLOAT8,
             "strategy": "group",
             "group_size": FP8_TILE,
-            "block_structure": None,
             "dynamic": True,
-            "scale_dtype": None,
         },
+    },
+    "FP8_DYNAMIC": {
+        "format": "float-quantized",
+        "weights": {**_FLOAT8, "strategy": "channel", "dynamic": False},
+        "input_activations": {**_FLOAT8, "strategy": "token", "dynamic": True},
     },
 }
 """llm-compressor's, by its names."""

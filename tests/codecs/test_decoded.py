@@ -19,6 +19,7 @@ from qexport.checkpoint.tensors import torch_dtype
 from qexport.codecs.contract import (
     Float,
     Fp8Matrix,
+    Fp8Rows,
     Fp8Tiles,
     Known,
     MlxAffine,
@@ -50,6 +51,8 @@ CASES: dict[str, Case] = {
     "fp8 compressed": (Fp8Tiles("compressed-tensors"), _CT_TILES, "BF16"),
     "fp8 compressed half": (Fp8Tiles("compressed-tensors"), _CT_TILES, "F16"),
     "fp8 compressed wide": (Fp8Tiles("compressed-tensors"), _CT_TILES, "F32"),
+    "fp8 rows": (Fp8Rows(), _CT_TILES, "BF16"),
+    "fp8 rows half": (Fp8Rows(), _CT_TILES, "F16"),
     "fp8 matrix": (Fp8Matrix(), _MATRIX, "BF16"),
     "nvfp4": (Nvfp4(), _NVFP4, "BF16"),
     "nvfp4 searched": (Nvfp4(scales="mse"), _NVFP4, "BF16"),

@@ -17,6 +17,7 @@ from qexport.codecs import contract, ggml
 from qexport.codecs.contract import (
     Blocks,
     Float,
+    Fp8Rows,
     Fp8Tiles,
     Matrices,
     MlxAffine,
@@ -115,6 +116,7 @@ def test_types_are_values() -> None:
         Float("BF16"),
         MlxAffine(4, 64),
         MlxFloat("mxfp4"),
+        Fp8Rows(),
         Fp8Tiles(),
         Nvfp4(),
         Nvfp4Blocks(),

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, digest, rows_in
 
-from qexport.codecs.contract import FP8_TILE, Fp8Tiles
-from qexport.codecs.fp8_block import TILE, Fp8Rows, Style, quantize
+from qexport.codecs.contract import FP8_TILE, Fp8Rows, Fp8Tiles, Known
+from qexport.codecs.fp8_block import TILE, Quantized, Style, encode_rows, quantize
 from qexport.codecs.small_floats import e4m3_bits, e4m3_value
 from qexport.errors import InputError, UsageProblem
 
@@ -29,7 +29,7 @@ matrices = st.builds(
 )
 
 
-def everything(made: Fp8Rows) -> bytes:
+def everything(made: Quantized) -> bytes:
     return made.codes.tobytes() + oracles.raw(made.scales)
 
 
@@ -70,6 +70,19 @@ def test_compressed_tensors_formula(rows: np.ndarray, dtype: torch.dtype) -> Non
     expected = levels.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
     assert oracles.raw(made.scales) == oracles.raw(scales)
     assert np.array_equal(made.codes, expected)
+
+
+@given(rows=st.builds(make_rows, st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.just(5), st.just(48)))
+@settings(max_examples=50, deadline=None)
+def test_a_scale_for_each_row(rows: np.ndarray) -> None:
+    for dtype in DTYPES:
+        source = oracles.finite(rows, dtype)
+        codes, scales = encode_rows(Fp8Rows(), source, Known()).streams
+        wanted = source.abs().amax(1, keepdim=True) / 448  # in the dtype of the rows
+        wanted = torch.where(wanted == 0, torch.finfo(dtype).eps, wanted)
+        levels = (source / wanted).clamp(-448, 448).to(torch.float8_e4m3fn)
+        assert scales.tobytes() == oracles.raw(wanted)
+        assert np.array_equal(codes, levels.view(torch.uint8).numpy())
 
 
 @given(rows=matrices, dtype=st.sampled_from(DTYPES))

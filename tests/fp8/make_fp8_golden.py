@@ -26,15 +26,21 @@ DELTA = [*PLAIN, *(rf"re:.*linear_attn\.{part}$" for part in ("in_proj_a", "in_p
 ROUTED = [*DELTA, r"re:.*mlp\.gate$", r"re:.*mlp\.shared_expert_gate$"]
 WHOLE = ["re:.*visual.*", "re:.*mtp.*"]
 
-CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
-    "dense": ("qwen3_5", {}, [*DELTA, *WHOLE]),
-    "fused experts": ("qwen3_5_moe", {}, [*ROUTED, *WHOLE]),
-    "single experts": ("qwen3_5_moe_text", {"experts": 3}, ROUTED),
-    "llama": ("llama", {"dtype": "bf16"}, PLAIN),
-    "llama float16": ("llama", {}, PLAIN),
-    "qwen2 float32": ("qwen2", {}, PLAIN),
+BLOCK, DYNAMIC = "FP8_BLOCK", "FP8_DYNAMIC"
+CASES: dict[str, tuple[str, dict[str, Any], list[str], str]] = {
+    "dense": ("qwen3_5", {}, [*DELTA, *WHOLE], BLOCK),
+    "fused experts": ("qwen3_5_moe", {}, [*ROUTED, *WHOLE], BLOCK),
+    "single experts": ("qwen3_5_moe_text", {"experts": 3}, ROUTED, BLOCK),
+    "llama": ("llama", {"dtype": "bf16"}, PLAIN, BLOCK),
+    "llama float16": ("llama", {}, PLAIN, BLOCK),
+    "qwen2 float32": ("qwen2", {}, PLAIN, BLOCK),
+    "dynamic dense": ("qwen3_5", {}, [*DELTA, *WHOLE], DYNAMIC),
+    "dynamic fused experts": ("qwen3_5_moe", {}, [*ROUTED, *WHOLE], DYNAMIC),
+    "dynamic odd sizes": ("llama3", {}, PLAIN, DYNAMIC),
+    "dynamic float16": ("llama", {}, PLAIN, DYNAMIC),
+    "dynamic float32": ("qwen2", {}, PLAIN, DYNAMIC),
 }
-"""Zoo model, its options, and what is not to be quantized."""
+"""Zoo model, its options, what is not to be quantized, and the scheme."""
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -50,10 +56,10 @@ def make(case: str, out: Path) -> dict[str, Any]:
     """Build the case's model, quantize it into ``out``, and say what came out."""
     from llmcompressor import model_free_ptq
 
-    name, options, ignore = CASES[case]
+    name, options, ignore, scheme = CASES[case]
     with tempfile.TemporaryDirectory() as work:
         source = zoo.build(name, Path(work), **options)
-        model_free_ptq(source, out, scheme="FP8_BLOCK", ignore=ignore, max_workers=1, device="cpu")
+        model_free_ptq(source, out, scheme=scheme, ignore=ignore, max_workers=1, device="cpu")
     tensors: dict[str, torch.Tensor] = {}
     for file in out.glob("*.safetensors"):
         tensors |= load_file(file)

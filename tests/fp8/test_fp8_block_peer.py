@@ -21,8 +21,8 @@ TESTS = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(zoo: Zoo, tmp_path: Path, case: str) -> None:
-    name, options, _ = CASES[case]
-    write_fp8(zoo(name, **options), tmp_path / "out", mtp="auto", layout="compressed-tensors")
+    name, options, _, scheme = CASES[case]
+    write_fp8(zoo(name, **options), tmp_path / "out", mtp="auto", scheme=scheme)
     tensors = tensors_in(tmp_path / "out")
     assert len(tensors) == KNOWN[case]["tensors"]
     assert digest(tensors) == KNOWN[case]["sha256"]
@@ -39,8 +39,8 @@ def test_equals_model_free_ptq(zoo: Zoo, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", maker, *CASES, str(tmp_path / "peer")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    for case, (name, options, _) in CASES.items():
-        write_fp8(zoo(name, **options), tmp_path / case, layout="compressed-tensors")
+    for case, (name, options, _, scheme) in CASES.items():
+        write_fp8(zoo(name, **options), tmp_path / case, scheme=scheme)
         ours, theirs = tensors_in(tmp_path / case), tensors_in(tmp_path / "peer" / case)
         assert ours.keys() == theirs.keys()
         assert [key for key in ours if not same(ours[key], theirs[key])] == []

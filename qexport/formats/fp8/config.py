@@ -21,7 +21,7 @@ def fp8_config(repaired: Repaired, view: ModelView, scope: Scope, options: Fp8Op
     if options.native:
         return declaring(repaired, view, _native(listed_modules(repaired, view, scope)))
     return declaring(
-        repaired, view, compressed_tensors({"FP8_BLOCK": ()}, ignored_patterns(repaired, view, scope))
+        repaired, view, compressed_tensors({options.label: ()}, ignored_patterns(repaired, view, scope))
     )
 
 

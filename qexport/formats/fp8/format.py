@@ -20,6 +20,10 @@ def _plan(diagnosis: Diagnosis, options: Fp8Options) -> tuple[ArtifactPlan, ...]
     return (plan_fp8(diagnosis.repaired, options),)
 
 
+def _folder(options: Fp8Options) -> str:
+    return "{name}-FP8" if options.native else "{name}-FP8-dynamic" if options.dynamic else "{name}-FP8-CT"
+
+
 def _layouts() -> tuple[ArtifactLayout, ...]:
     from qexport.formats.compressed import COMPRESSED
     from qexport.formats.fp8.reading import NATIVE_FP8
@@ -31,7 +35,7 @@ FP8 = Format(
     word="fp8",
     options=Fp8Options,
     plan=_plan,
-    folder=lambda options: "{name}-FP8" if options.native else "{name}-FP8-CT",
+    folder=_folder,
     bits=lambda _, __: 9.2,
     guess="F8_E4M3",
     proof=Proof("transformers", "reference"),

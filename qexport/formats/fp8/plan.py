@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.shards import TensorSpec
-from qexport.codecs.contract import FP8_TILE, Fp8Tiles
+from qexport.codecs.contract import FP8_TILE, Fp8Rows, Fp8Tiles
 from qexport.doctor.draft import dump_json
 from qexport.errors import InputError
 from qexport.formats.folder import FolderTensor, plan_folder
 from qexport.formats.fp8.config import fp8_config
-from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.fp8.options import DYNAMIC, Fp8Options
 from qexport.formats.fp8.scope import scope_of
 from qexport.formats.limits import config_notes
 from qexport.formats.linears import as_it_is, by_role, modules_of
@@ -40,14 +40,14 @@ def plan_fp8(repaired: Repaired, options: Fp8Options | None = None) -> ArtifactP
         why = "; ".join(dict.fromkeys(scope.kept.values())) or "it has no linear layers that qexport knows"
         raise InputError(
             f"no matrix of {repaired.label} can become FP8: {why}",
-            hint=f"Both sides of a matrix have to be multiples of {FP8_TILE}.",
+            hint=f"Both sides of a matrix have to be multiples of {FP8_TILE}; --scheme {DYNAMIC} takes any.",
         )
     tensors = [_folder_tensor(repaired, tensor, scope, options) for tensor in pass_order(view)]
     config = fp8_config(repaired, view, scope, options)
     listed = config["quantization_config"]["modules_to_not_convert" if options.native else "ignore"]
     return plan_folder(
         kind="fp8",
-        label="FP8" if options.native else "FP8_BLOCK",
+        label=options.label,
         tensors=tensors,
         small={**repaired.files, "config.json": dump_json(config)},
         max_shard=options.max_shard,
@@ -60,7 +60,8 @@ def plan_fp8(repaired: Repaired, options: Fp8Options | None = None) -> ArtifactP
         ],
         assignment=scope.types,
         details={
-            "layout": options.layout,
+            "layout": "native" if options.native else "compressed-tensors",
+            "scheme": None if options.native else options.label,
             "quantized": by_role(view, scope.names, tensors),
             "not_converted": listed,
             "mtp": {
@@ -78,20 +79,19 @@ def _folder_tensor(
 ) -> FolderTensor:
     if tensor.name not in scope.names:
         return as_it_is(repaired, tensor, tensor.data.dtype)
-    return in_tiles(repaired, tensor, options.layout)
+    return as_fp8(repaired, tensor, options)
 
 
-def in_tiles(repaired: Repaired, tensor: ModelTensor, layout: str) -> FolderTensor:
-    """A matrix, or experts one by one, as codes and scales of tiles in the names of ``layout``."""
-    names, (rows, columns) = (
-        [f"{module}.weight" for module in modules_of(repaired, tensor)],
-        tensor.shape[-2:],
-    )
-    stored, dtype = Fp8Tiles(layout), tensor.data.dtype
-    suffix = "_scale_inv" if layout == "native" else "_scale"
-    tiles = rows // FP8_TILE, columns // FP8_TILE
+def as_fp8(repaired: Repaired, tensor: ModelTensor, options: Fp8Options) -> FolderTensor:
+    """A matrix, or experts one by one, as codes and scales in the names of the layout."""
+    names = [f"{module}.weight" for module in modules_of(repaired, tensor)]
+    (rows, columns), dtype = tensor.shape[-2:], tensor.data.dtype
+    tiles = Fp8Tiles("native" if options.native else "compressed-tensors")
+    stored = Fp8Rows() if options.dynamic else tiles
+    shape, dtype = stored.scale_shape(rows, columns), stored.scale_dtype(dtype)
+    suffix = "_scale_inv" if options.native else "_scale"
     codes = tuple(TensorSpec(name, stored.name, (rows, columns)) for name in names)
-    scales = tuple(TensorSpec(name + suffix, stored.scale_dtype(dtype), tiles) for name in names)
+    scales = tuple(TensorSpec(name + suffix, dtype, shape) for name in names)
     return FolderTensor(tensor.name, tensor.shape, tensor.data, stored, (codes, scales))
 
 

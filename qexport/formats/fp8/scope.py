@@ -1,8 +1,9 @@
 """Which matrices become FP8: the large linear layers, all or nothing where runtimes fuse them.
 
-Both sides of a matrix have to be multiples of 128: readers disagree about what a partial tile is
-(transformers divides the rows evenly, vLLM refuses merged matrices that have one). The parts that a runtime
-merges into one matrix have to be, too: Gated DeltaNet's ``in_proj_qkv`` is query, key and value to vLLM
+Rows with a scale each may have any length. For tiles, both sides of a matrix have to be multiples of 128:
+readers disagree about what a partial tile is (transformers divides the rows evenly, vLLM refuses merged
+matrices that have one). The parts that a runtime merges into one matrix have to be, too: Gated DeltaNet's
+``in_proj_qkv`` is query, key and value to vLLM
 (https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/layers/quantization/utils/fp8_utils.py,
 ``validate_fp8_block_shape``). What does not fit stays as it is, with everything that is fused with it: one
 kernel has one format. All experts of a layer are one module.
@@ -49,7 +50,8 @@ def scope_of(repaired: Repaired, view: ModelView, options: Fp8Options) -> Scope:
     own = {tensor.name: FP8 for tensor in linear}
     given, notes = given_types(options.types_from, "fp8", view, (FP8, PLAIN), own)
     wanted = [tensor for tensor in linear if given.types[tensor.name] == FP8]
-    misfits = {kernel_of(tensor): why for tensor in wanted if (why := misfit(tensor, dims))}
+    tiled = [] if options.dynamic else wanted
+    misfits = {kernel_of(tensor): why for tensor in tiled if (why := misfit(tensor, dims))}
     kept = {t.role: misfits[kernel_of(t)] for t in wanted if kernel_of(t) in misfits}
     names = frozenset(t.name for t in wanted if kernel_of(t) not in misfits)
     types = {tensor.name: FP8 if tensor.name in names else PLAIN for tensor in linear}

@@ -21,7 +21,8 @@ from qexport.evidence.store import Evidence, Kind, Need
 from qexport.families.roles import Role
 from qexport.formats.feedback import feedback_notes, with_feedback
 from qexport.formats.folder import FolderTensor, plan_folder
-from qexport.formats.fp8.plan import in_tiles
+from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.fp8.plan import as_fp8
 from qexport.formats.fp8.scope import FP8
 from qexport.formats.gguf.importance import evidence_of
 from qexport.formats.limits import config_notes
@@ -128,7 +129,7 @@ class _Makers:
             return as_it_is(self.repaired, tensor, "BF16" if rounded else tensor.data.dtype)
         modules, (rows, columns) = modules_of(self.repaired, tensor), tensor.shape[-2:]
         if algo == FP8 and self.options.layout != "modelopt":
-            return in_tiles(self.repaired, tensor, self.options.layout)
+            return as_fp8(self.repaired, tensor, Fp8Options(self.options.layout))
         stored: StoredType
         needs = [Need(Kind.LARGEST, self.fused[tensor.name])]
         if algo == FP8 or self.options.scale_search == "importance":
