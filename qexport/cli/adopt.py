@@ -54,7 +54,11 @@ if TYPE_CHECKING:
     "--config", metavar="NAME", help="What ModelOpt is to do: a name of its own, such as NVFP4_DEFAULT_CFG."
 )
 @click.option("--engine-python", metavar="PATH", type=FILE, help="The Python that has the library.")
-@click.option("--corpus", metavar="FILE", type=FILE, help="Text for it.  [default: the built-in corpus]")
+@click.option(
+    "--corpus",
+    type=FILE,
+    help="Text, or JSON lines with messages, text or input_ids.  [default: the corpus inside the package]",
+)
 @click.option(
     "--calib-tokens",
     type=click.IntRange(2, 1 << 30),
@@ -68,7 +72,7 @@ if TYPE_CHECKING:
     type=click.IntRange(2, 1 << 20),
     default=512,
     show_default=True,
-    help="Tokens of a sample.",
+    help="Tokens in a chunk; every chunk is read as a text of its own.",
 )
 @DRY_RUN
 @verify_options

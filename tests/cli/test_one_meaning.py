@@ -12,6 +12,7 @@ DIFFERENT = {
     "--base": "whose lost parts are taken; of others' folders all of it",
     "--mtp": "a checkpoint's head; that of others' folders, which is never dropped",
     "--allow-unverified": "ends a run with 0; publishes",
+    "--calib-tokens": "of a collecting pass; of a library, which holds the whole model meanwhile",
     "--dry-run": "says what this command would do",
     "--imatrix": "collected or used; what a curve is drawn with",
     "--importance": "says what this format's encoder does with it",

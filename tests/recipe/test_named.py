@@ -98,7 +98,9 @@ def test_the_wheel_holds_recipes_and_corpus_and_reads_them_by_name(wheel, tmp_pa
 
 
 def test_what_trained_the_demo_stays_out_of_the_wheel(wheel):
-    assert {path.name for path in (wheel / "qexport/demo").iterdir()} == {"__init__.py", "merge.py", "model"}
+    assert {path.name for path in (wheel / "qexport/demo").iterdir()} == {
+        *("__init__.py", "answers.py", "merge.py", "model")
+    }
     assert {path.name for path in wheel.iterdir() if path.is_dir() and path.suffix != ".dist-info"} == {
         "qexport"
     }

@@ -7,6 +7,7 @@ import pytest
 
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.recipe.load import load_recipe
+from qexport.recipe.named import shipped_recipes
 from qexport.recipe.select import units_of
 from qexport.run.hf_jobs import check_portable
 from qexport.run.jobs import MachineLimits, plan_jobs
@@ -27,7 +28,11 @@ def test_the_example_of_the_documentation_is_right(tmp_path):
 
 
 def test_they_are_all_here():
-    assert NAMES == ["demo.yaml", "llama.yaml", "qwen3.5-9b.yaml", "qwen3.6-27b.yaml", "qwen3.6-35b-a3b.yaml"]
+    assert sorted(f"{name}.yaml" for name in shipped_recipes()) == NAMES
+    assert {name.partition(".")[0].partition("-")[0] for name in NAMES} == {
+        *("demo", "llama", "mistral", "gemma3", "glm"),
+        *("qwen2", "qwen3"),
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +68,8 @@ def test_the_demo_has_every_kind_and_its_model_is_here():
 def test_the_commands_at_the_head_of_a_recipe_work(name, zoo):
     """With a folder in the place of the model, as the comments say."""
     text = (FOLDER / name).read_text()
-    assert f"qexport run recipes/{name}" in text
+    path, word = re.escape(f"recipes/{name}"), re.escape(name.removesuffix(".yaml"))
+    assert re.search(rf"qexport run ({path}|{word})[ `]", text)
     recipe = load_recipe(FOLDER / name, [f"source.model={zoo('qwen3_5')}", "source.name=Mine"])
     model = recipe.subject("model")
     assert open_checkpoint(model.choice.model, revision=model.choice.revision).tensors
