@@ -23,6 +23,7 @@ compressed_tensors/, modelopt.py) and https://github.com/ml-explore/mlx-lm/blob/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.artifacts.weights import gather
 from qexport.checkpoint.config import text_config
 from qexport.doctor.draft import SmallFiles
-from qexport.errors import UsageProblem
+from qexport.errors import InputError, UsageProblem
 from qexport.families.hyper import resolve
 from qexport.families.known import FAMILIES, family_of
 from qexport.families.roles import VISION_LINEARS, Role
@@ -80,6 +81,9 @@ def hf_layout(
 
 def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> Opened:
     folder, config = found.folder, found.config
+    outer = details.get("modelopt")
+    for declared in (found.quantization, outer and outer.get("quantization")):
+        refuse_odd(folder.label, declared)
     if found.head is not None:
         raise UsageProblem(
             f"{folder.label}: the MTP head of such a folder is inside it, not in {found.head.name}"
@@ -96,6 +100,44 @@ def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> 
         declared_mtp=declared_mtp(text),
         details={"quantization": found.quantization, **details},
     )
+
+
+_LISTS = ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "targets")
+_TABLES = ("config_groups", "quantized_layers", "weights", "input_activations")
+
+
+def refuse_odd(label: str, declared: Any) -> None:
+    """Raise InputError where a declaration is not of the shape that every reader takes it to have."""
+    if declared is None:
+        return
+    if not isinstance(declared, Mapping):
+        raise InputError(f"{label}: in its quantization stands {declared!r:.60} in place of a table")
+    for key in _LISTS:
+        listed = declared.get(key) or []
+        odd = [each for each in listed if not isinstance(each, str)] if isinstance(listed, list) else [listed]
+        if odd:
+            raise InputError(f"{label}: {key} of its quantization is no list of names: {odd[0]!r:.60}")
+        for each in listed:
+            _refuse_expression(label, key, each)
+    for key in ("num_bits", "group_size"):
+        number = declared.get(key)
+        if number is not None and not isinstance(number, int):
+            raise InputError(f"{label}: {key} of its quantization is no whole number: {number!r:.60}")
+    for key in _TABLES:
+        table = declared.get(key)
+        refuse_odd(label, table)
+        for inner in table.values() if key in _TABLES[:2] and table else ():
+            refuse_odd(label, inner)
+
+
+def _refuse_expression(label: str, key: str, entry: str) -> None:
+    if entry.startswith("re:"):
+        try:
+            re.compile(entry[3:])
+        except re.error as error:
+            raise InputError(
+                f"{label}: {key} of its quantization holds {entry!r:.60}, which is no expression: {error}"
+            ) from error
 
 
 def declared_mtp(text: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -103,10 +104,23 @@ def _about(explained: Explanation) -> list[str]:
 
 def _source(choice: ModelChoice, model: str, base: str | None) -> list[str]:
     lines = _place("source:", model, choice.revision)
+    name = model_stem(model)
+    if (plain := _for_the_hub(name)) != name:
+        lines.append(f'  name: "{plain}" # of {name}, what the Hub takes in the name of a repository')
     if base is not None:
         taken = "base: # head and tower are taken of it where the model has lost them"
         lines += ["", *_place(taken, base, choice.base_revision)]
     return lines
+
+
+def _for_the_hub(name: str) -> str:
+    """A name that may stand in a repository's, with what formats put behind it.
+
+    >>> _for_the_hub("tunéd--9B+"), _for_the_hub("模型")
+    ('tuned-9B', 'model')
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^\w.-]+|[-.]{2,}", "-", plain).strip("-._")[:64].rstrip("-.") or "model"
 
 
 def _place(key: str, model: str, revision: str | None) -> list[str]:
@@ -189,7 +203,7 @@ def _fp8(_: Sequence[str], sizes: Sequence[str]) -> list[str]:
 def _nvfp4(_: Sequence[str], sizes: Sequence[str]) -> list[str]:
     return [
         f"  - nvfp4: # {sizes[0]}",
-        "    unverified: allow # no runtime for processors reads it: qexport verify --runtime vllm proves it",
+        "    unverified: allow # run here by a GGUF twin, where the disk has room",
     ]
 
 

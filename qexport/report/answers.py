@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST = 3000
 """Characters that are compared: answers are a few sentences."""
+_WORDS = re.compile(r"\s+|\S+")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Question:
     answers: tuple[Reply, ...]
     from_source: bool
 
+    @property
+    def title(self) -> Markup:
+        """The question as HTML, with its lines."""
+        return marked([(word, False) for word in _WORDS.findall(_lines(self.prompt))])
+
 
 @dataclass(frozen=True)
 class _Said:
@@ -87,19 +93,24 @@ def asked(artifacts: Sequence[Artifact], sources: dict[str, str] | None = None) 
         if found is not None:
             same = (*found.as_source, *(False for _ in found.texts))
             for prompt, text, own in zip(found.prompts, found.texts, same, strict=False):
-                said.setdefault(prompt, []).append(_Said(artifact, text.strip()[:_MOST], own))
+                said.setdefault(prompt, []).append(_Said(artifact, _lines(text), own))
     compared = (_compared(prompt, each, (sources or {}).get(prompt)) for prompt, each in said.items())
     return tuple(found for found in compared if sum(len(answer.who) for answer in found.answers) > 1)
 
 
 def _compared(prompt: str, said: Sequence[_Said], source: str | None) -> Question:
-    own = source.strip()[:_MOST] if source else next((each.text for each in said if each.as_source), None)
+    own = _lines(source) if source else next((each.text for each in said if each.as_source), None)
     first = own if own is not None else min(said, key=_distance).text
     texts: dict[str, list[str]] = {first: ["the source"] if own is not None else []}
     for each in said:
         texts.setdefault(each.text, []).append(each.artifact.title)
     answers = tuple(Reply(tuple(who), tuple(pieces(text, first))) for text, who in texts.items())
     return Question(prompt, answers, own is not None)
+
+
+def _lines(text: str) -> str:
+    """Without empty lines around it; the first one's indentation is part of it."""
+    return re.sub(r"\A(\s*\n)+", "", text).rstrip()[:_MOST]
 
 
 def _distance(said: _Said) -> float:
@@ -113,7 +124,7 @@ def pieces(text: str, beside: str) -> list[tuple[str, bool]]:
     >>> pieces("a red fox", "a blue fox")
     [('a', False), (' ', False), ('red', True), (' ', False), ('fox', False)]
     """
-    words, others = (re.findall(r"\s+|[^\s]+", each) for each in (text, beside))
+    words, others = (_WORDS.findall(each) for each in (text, beside))
     found: list[tuple[str, bool]] = []
     for kind, start, end, _, _ in SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
         found += [(word, kind != "equal") for word in words[start:end]]

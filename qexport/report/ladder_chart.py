@@ -20,6 +20,7 @@ from qexport.report.svg import (
     group,
     line,
     mark,
+    short,
     small,
     text,
     text_width,
@@ -93,8 +94,9 @@ def _draw(rows: Sequence[Artifact], source: Drafting | None, width: float, label
     heads = [each.measures.head for each in rows]
     known = [each for each in (*heads, source) if each is not None]
     most = max(each.value for head in known for each in head.argmax)
-    right = width - 20 - max(text_width(each.title) for each in rows)
-    frame = Box(_LEFT, _TOP, right, _HEIGHT - _BOTTOM)
+    right = width - 20 - max(text_width(short(each.title)) for each in rows)
+    height = max(_HEIGHT, _TOP + _LINE * len(rows) + _BOTTOM)
+    frame = Box(_LEFT, _TOP, right, height - _BOTTOM)
     depth = max(len(head.argmax) for head in known)
     x = Linear(0.0, float(depth), frame.left, frame.right)
     y = Linear(1.0, max(1.0 + 1.08 * (most - 1.0), 1.2), frame.bottom, frame.top)
@@ -105,9 +107,9 @@ def _draw(rows: Sequence[Artifact], source: Drafting | None, width: float, label
     for row, head in zip(rows, heads, strict=True):
         if head is not None:
             parts.append(_line(row, head, x, y))
-            ends.append((_places(head, x, y)[-1], row.title))
+            ends.append((_places(head, x, y)[-1], short(row.title)))
     parts += _names(ends, frame)
-    return drawing(width, _HEIGHT, label, parts)
+    return drawing(width, height, label, parts)
 
 
 def _places(head: Drafting, x: Linear, y: Linear) -> list[tuple[float, float]]:

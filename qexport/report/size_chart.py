@@ -19,7 +19,7 @@ from qexport.receipt.state import State
 from qexport.receipt.text import nats
 from qexport.report.labels import place
 from qexport.report.scale import Linear, Log
-from qexport.report.svg import Box, Chart, LegendEntry, drawing, element, group, key, line, mark, text
+from qexport.report.svg import Box, Chart, LegendEntry, drawing, element, group, key, line, mark, short, text
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _draw(points: Sequence[_Point], width: float) -> Markup:
     stems = [Box(px - 2, end, px + 2, py) for _, px, py, end in _tailed(points, at, y)]
     # The other model's mark of the same name is near, and hollow.
     ours = {p.artifact.title for p in points if not p.other}
-    names = ["" if p.other and p.artifact.title in ours else _name(p) for p in points]
+    names = ["" if p.other and p.artifact.title in ours else short(_name(p)) for p in points]
     labels = place(at, names, room, stems)
     for (px, py), label in zip(at, labels, strict=True):
         if label.far:

@@ -21,6 +21,7 @@ NARROW = 350.0
 
 
 _CHARACTER = 0.62  # mean advance of a sans-serif digit or letter, in ems
+_LONGEST = 32
 _CIRCLE = "M-5.0,0a5.0,5.0 0 1,0 10.0,0a5.0,5.0 0 1,0 -10.0,0Z"
 
 
@@ -126,6 +127,11 @@ def text(
     """``anchor``: ``middle`` or ``end``; y is the baseline; ``turned``: it reads upwards."""
     turn = f"rotate(-90 {_value(x)} {y:.1f})" if turned else None
     return element("text", words, x=x, y=y, class_=class_ or None, text_anchor=anchor, transform=turn)
+
+
+def short(words: str) -> str:
+    """A name that leaves a picture room; those of exports are shorter."""
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 
 
 def text_width(words: str, size: float = 12.0) -> float:

@@ -140,6 +140,35 @@ def test_what_cannot_be_decoded_is_named(
         _opened(packed, tmp_path / "out").view()
 
 
+@pytest.mark.parametrize(
+    ("case", "place", "planted"),
+    [
+        ("modelopt", ("ignore",), [3]),
+        ("modelopt", ("ignore",), "lm_head"),
+        ("modelopt", ("quantized_layers",), ["lm_head"]),
+        ("modelopt mixed", ("quantized_layers", "lm_head"), "FP8"),
+        ("fp8", ("modules_to_not_convert",), [None]),
+        ("compressed fp8", ("ignore",), ["re:(["]),
+        ("compressed fp8", ("ignore",), {"a": 1}),
+        ("compressed fp8", ("config_groups",), [{}]),
+        ("compressed fp8", ("config_groups", "group_0"), []),
+        ("compressed fp8", ("config_groups", "group_0", "targets"), [["Linear"]]),
+        ("compressed nvfp4", ("config_groups", "group_0", "weights", "group_size"), "16 or so"),
+    ],
+)
+def test_a_declaration_of_another_shape_is_said(
+    source: Source, tmp_path: Path, case: str, place: tuple[str, ...], planted: object
+) -> None:
+    make, _ = CASES[case]
+    folder = make(source("qwen3_5"))
+    table = folder.config["quantization_config"]
+    for key in place[:-1]:
+        table = table.setdefault(key, {})
+    table[place[-1]] = planted
+    with pytest.raises(InputError, match="its quantization"):
+        open_artifact(folder.write(tmp_path / "out"))
+
+
 def test_scales_of_another_shape(source: Source, tmp_path: Path) -> None:
     packed = folders.fp8_folder(source("qwen3_5"))
     name = "model.language_model.layers.0.mlp.up_proj.weight_scale_inv"

@@ -63,6 +63,14 @@ def test_what_is_lost_is_dropped_with_the_way_out_beside_it(zoo, tmp_path):
     ok("run", path, "--dry-run")
 
 
+@pytest.mark.parametrize("name", ["tunéd 模型", "a+b", "two--dashes", "it's #1", "x" * 120])
+def test_a_model_of_any_name_has_a_recipe(zoo, tmp_path, name):
+    model, path = tmp_path / name, tmp_path / "first.yaml"
+    shutil.copytree(zoo("llama3"), model)
+    ok("init", model, "-o", path)
+    ok("run", path, "--dry-run")
+
+
 def test_every_family_has_a_recipe():
     assert set(OF) == set(shipped_recipes())
 

@@ -192,6 +192,24 @@ def test_the_ladder_is_inside_its_picture_and_names_stand_apart(width):
     assert len([node for node in root.iter("line") if node.get("class") == "own"]) == 4
 
 
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_thirty_names_and_long_ones_stand_apart_too(width):
+    rows = [
+        followed(replace(FILES[0], label=f"{at}-{'long' * (at % 2) * 40}"), 1 - at / 1000) for at in range(30)
+    ]
+    root = ElementTree.fromstring(str(ladder_chart(Report((model(*rows),))).draw(width)))
+    names = [node for node in root.iter("text") if node.get("class") == "name"]
+    places = sorted(float(node.get("y")) for node in names)
+    assert len(places) == 30
+    assert all(below - above >= 15 for above, below in pairwise(places))
+    assert 0 < places[0] < places[-1] < float(root.get("height"))
+    marks = [node.get("transform") for node in root.iter("g") if node.get("class") == "point"]
+    assert all(58 < float(re.match(r"translate\(([^,]*),", each)[1]) < width for each in marks)
+    root = ElementTree.fromstring(str(size_chart(Report((model(*rows),))).draw(width)))
+    names = [node for node in root.iter("text") if node.get("class") == "name"]
+    assert all(len(node.text) <= 32 for node in names)
+
+
 def test_drafts_are_told_in_a_table_too():
     text = markdown(lay_out(Report((model(followed(FILES[4])),))))
     assert "| Head | Accepted, 1 ahead | Accepted, 2 ahead | Accepted, 3 ahead | Accepted, 4 ahead |" in text
@@ -274,5 +292,10 @@ def test_what_is_kept_in_16_bits_is_said():
 
 
 def test_answers_of_code_keep_their_lines():
+    asks, says = "Go on:\n\n    def f(x):", "\n    y = x\n\treturn y\n"
+    proof = replace(FILES[0].verification, prompts=(asks,), texts=(says,), as_source=(True,))
+    shown = page(replace(FILES[0], verification=proof))
+    assert f"<h3>{asks}</h3>" in shown
+    assert '<div class="said">    y = x\n    return y</div>' in shown
     assert marked(pieces(CODE, CODE)) == CODE
     assert str(marked(pieces(ROUGH, ROUGH))) == ROUGH
