@@ -56,8 +56,8 @@ def _types(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tup
     metavar="TYPE,...",
     callback=_types,
     help="File types, each a file from the same read: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, "
-    "Q4_K_S, Q3_K_L, Q3_K_M, Q3_K_S, Q2_K, Q2_K_S, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, IQ4_XS, "
-    "NVFP4, MXFP4_MOE; or standard "
+    "Q4_K_S, Q3_K_L, Q3_K_M, Q3_K_S, Q2_K, Q2_K_S, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, IQ4_XS, IQ3_M, IQ3_S, "
+    "IQ3_XS, IQ3_XXS, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, NVFP4, MXFP4_MOE; or standard "
     "(Q4_K_M to Q8_0), small (Q2_K, Q3_K_M, IQ4_XS), wide (ten of them). Repeatable.",
 )
 @aim_options

@@ -4,6 +4,9 @@ Verification runs the numbers that a file stands for through the original model,
 with them. Decoding is arithmetic on blocks that do not depend on each other: a plain loop per type is nearly
 as fast as memory is. The kernels release the GIL and each call uses one thread.
 
+What only ggml encodes (:data:`qexport.codecs.ggml.ONLY_GGML`) it decodes as well, or gguf-py where
+xllamacpp is not installed, which is slower.
+
 Left out: bfloat16 and other results, which are a ``torch.Tensor.to`` away.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from qexport.codecs import ggml
 from qexport.codecs.ggml_types import ggml_type
 from qexport.errors import UsageProblem
 
@@ -47,7 +51,15 @@ def decode_rows(type_name: str, packed: np.ndarray, columns: int) -> np.ndarray:
     if kind.name == "BF16":
         return (packed.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     out = np.empty((len(packed), columns), np.float32)
-    _kernel(kind.name)(packed.reshape(-1, kind.nbytes), out.reshape(-1, kind.block))
+    if kind.name not in ggml.ONLY_GGML:
+        _kernel(kind.name)(packed.reshape(-1, kind.nbytes), out.reshape(-1, kind.block))
+    elif ggml.is_available():
+        ggml.dequantize_into(kind.name, packed, out)
+    else:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        out[:] = dequantize(packed, GGMLQuantizationType[kind.name])
     return out
 
 

@@ -2,7 +2,8 @@
 
 The plan names the type, the run chooses the engine: the first of those it is given that knows the type. All
 engines write the same bytes; what they differ in is speed and what has to be installed. Ours is numba (floats
-go through torch), and knows all types; ggml's reference encoders are its oracle.
+go through torch), and knows all types but ggml's below IQ4; ggml's encoders make those, and are the oracle of
+the others.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _at(place: str) -> Encode:
 
 NUMBA = Engine("numba", _ours)
 GGML = Engine("ggml", _ggmls)
-ENGINES = (NUMBA,)
+ENGINES = (NUMBA, GGML)
 
 
 def engine_of(stored: StoredType, engines: Sequence[Engine] = ENGINES) -> tuple[Engine, Encode]:

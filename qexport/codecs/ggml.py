@@ -1,13 +1,15 @@
 """ggml's own encoders, called in the shared object that the xllamacpp wheel carries.
 
 llama-quantize ends in one C function per type; ``ggml_quantize_chunk`` is their door. Calling it writes the
-very bytes that llama-quantize writes, for every type, before any kernel of ours exists, and it is the oracle
-for those. ctypes releases the GIL during the call, so threads run in parallel.
+very bytes that llama-quantize writes: it makes the types that no kernel of ours makes (:data:`ONLY_GGML`),
+and is the oracle of the others. The tables of those types are built when one is first used, once a process:
+0.3 s (IQ3) to 10 s (IQ1). ctypes releases the GIL during the call, so threads run in parallel.
 
 The library is found without importing xllamacpp (its import starts a server engine's worth of code). Only
 the C symbols are used: https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h
 
-A wrong argument makes ggml abort the process, so every shape and dtype is checked here first.
+A wrong argument makes ggml abort the process, so every shape and dtype is checked here first, and so are the
+values: some of those types abort at numbers whose squares overflow, and without importance.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     import torch
 
 
+ONLY_GGML = frozenset(("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"))
+"""The types that are made and read through ggml."""
+ABORTS_WITHOUT_IMPORTANCE = frozenset(("IQ2_XS", "IQ2_XXS", "IQ1_S"))
+_LARGEST = 65504.0  # of those types: their scales are float16, and squares of squares stay within float32
 _PATTERNS = ("xllamacpp*.so", "xllamacpp*.dylib", "xllamacpp*.pyd")
 
 
@@ -115,10 +121,20 @@ def quantize_rows(type_name: str, rows: np.ndarray, importance: np.ndarray | Non
             )
         importance = np.ascontiguousarray(importance)
         weights = importance.ctypes.data
+    elif kind.name in ABORTS_WITHOUT_IMPORTANCE:
+        raise UsageProblem(f"{kind.name} needs importance", hint="Give --imatrix, or choose a larger type.")
     if n:
         library = _ready(kind)
         library.ggml_quantize_chunk(kind.id, rows.ctypes.data, out.ctypes.data, 0, n, columns, weights)
     return out
+
+
+def dequantize_into(type_name: str, packed: np.ndarray, out: np.ndarray) -> None:
+    """Fill float32 ``out`` with the numbers of ``packed``, whole blocks, both C-contiguous."""
+    decode = getattr(_library(), f"dequantize_row_{type_name.lower()}")
+    decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    decode.restype = None
+    decode(packed.ctypes.data, out.ctypes.data, out.size)
 
 
 def rows_are_valid(type_name: str, packed: np.ndarray) -> bool:
@@ -136,7 +152,8 @@ def encode(stored: Blocks, rows: torch.Tensor, known: Known) -> Packed:
     step = chunk_rows(rows)
     for start in range(0, n, step):
         wide = rows[start : start + step].to(torch.float32).contiguous().numpy()
-        if not np.isfinite(wide).all():  # a search for the best scale passes over NaN in silence
+        # A search for the best scale passes over NaN in silence.
+        if not np.isfinite(wide).all() or (stored.name in ONLY_GGML and np.abs(wide).max() > _LARGEST):
             return Packed((packed,), 1)
         packed[start : start + step] = quantize_rows(stored.name, wide, known.importance)
     return Packed((packed,), int(n > 0 and not rows_are_valid(stored.name, packed)))

@@ -8,8 +8,7 @@ https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h (enum ggml
 NVFP4 is a block type with a companion: the float32 scale of a whole matrix stands in a tensor of its own
 (:mod:`qexport.codecs.nvfp4_blocks`).
 
-Left out: types that need an importance matrix to make sense (IQ1, IQ2, IQ3), ternary types, and what no
-reader supports any more.
+Left out: ternary types, and what no reader supports any more.
 """
 
 from __future__ import annotations
@@ -69,6 +68,13 @@ GGML_TYPES: Mapping[str, GgmlType] = {
         GgmlType("Q6_K", 14, 256, 210),
         GgmlType("IQ4_NL", 20, 32, 18),
         GgmlType("IQ4_XS", 23, 256, 136),
+        GgmlType("IQ3_S", 21, 256, 110),
+        GgmlType("IQ3_XXS", 18, 256, 98),
+        GgmlType("IQ2_S", 22, 256, 82),
+        GgmlType("IQ2_XS", 17, 256, 74),
+        GgmlType("IQ2_XXS", 16, 256, 66),
+        GgmlType("IQ1_M", 29, 256, 56),
+        GgmlType("IQ1_S", 19, 256, 50),
         GgmlType("MXFP4", 39, 32, 17),
         GgmlType("NVFP4", 40, 64, 36),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qexport.checkpoint.tensors import torch_dtype
-from qexport.codecs import warmup
+from qexport.codecs import ggml, warmup
 from qexport.evidence.store import Kind
 from qexport.onepass.disk import check_collisions, check_space, make_folder
 from qexport.onepass.execute import execute
@@ -90,6 +90,8 @@ def check(
         check_collisions(names, folder, overwrite=overwrite, mine=mine)
     for disk in _by_disk(wanted):
         check_space([each for folder in disk for each in wanted[folder]], disk[0])
+    if any(tensor.stored.name in ggml.ONLY_GGML for item in items for tensor in item.plan.tensors):
+        ggml.find_library()
     for target in {id(item.target): item.target for item in items}.values():
         target.check_runtime()
 

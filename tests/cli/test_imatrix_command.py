@@ -17,6 +17,8 @@ import torch
 from in_process import names, ok, run
 from safetensors.torch import load_file, save_file
 
+from qexport.codecs import ggml
+from qexport.errors import EnvironmentProblem
 from qexport.evidence.corpus import builtin_corpus
 from qexport.evidence.imatrix_file import read_imatrix
 
@@ -497,3 +499,33 @@ def test_imatrix_before_model_takes_the_model_for_a_file(zoo: Any) -> None:
     ran = run("gguf", "-q", "Q4_K_M", "--imatrix", zoo("smollm"))
     assert ran.code == 2
     assert "MODEL" in ran.stderr
+
+
+def test_types_that_ggml_makes(zoo: Any, out: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """IQ3 and IQ2 need importance and ggml; both are said before anything is written or collected."""
+    words = ("gguf", zoo("qwen3_5"), "-q", "IQ3_S,IQ2_XXS", "--no-mmproj", "-o", out)
+    assert "IQ2_XXS needs an importance matrix" in refused(*words)
+    weighed = (*words, "--imatrix", corpus, *SMALL, "--no-verify")
+    with monkeypatch.context() as patch:
+        patch.setattr(ggml, "find_library", absent)
+        assert "ggml is not here" in refused(*weighed)
+    assert not out.exists()
+    ok(*weighed)
+    source = {k: v for path in zoo("qwen3_5").glob("*.safetensors") for k, v in load_file(path).items()}
+    wanted = next(v for k, v in source.items() if k.endswith("layers.1.mlp.up_proj.weight")).float().numpy()
+    for name, most in (("IQ3_S", 0.25), ("IQ2_XXS", 0.65)):
+        stored = gguf.GGUFReader(out / f"qwen3_5-{name}.gguf").tensors
+        made = next(each for each in stored if each.name == "blk.1.ffn_up.weight")
+        assert made.tensor_type.name == name
+        error = gguf.quants.dequantize(made.data, made.tensor_type) - wanted
+        assert 0 < np.square(error).sum() / np.square(wanted).sum() < most**2
+
+
+def absent() -> Path:
+    raise EnvironmentProblem("ggml is not here")
+
+
+def refused(*words: Any) -> str:
+    ran = run(*words)
+    assert ran.code != 0
+    return ran.stderr

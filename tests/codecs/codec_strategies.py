@@ -13,6 +13,8 @@ IMPORTANCE_KINDS = [
     *("none", "squares", "zeros", "tiny", "huge", "one-hot", "few", "blocks of 32", "blocks of 16"),
     *("mostly zero", "heavy", "any scale", "negative", "overflowing"),
 ]
+LONG_TABLES = ("IQ2_S", "IQ2_XS", "IQ1_M", "IQ1_S")
+"""Types whose tables ggml builds for 3 to 13 seconds: encoded only where llama-quantize is compared with."""
 
 
 def make_rows(kind: str, seed: int, n: int, columns: int) -> np.ndarray:

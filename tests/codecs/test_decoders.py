@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from codec_strategies import golden_rows
+from codec_strategies import LONG_TABLES, golden_rows
 from encoding import make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +56,7 @@ def test_equals_ggml_on_any_bytes(type_name: str, seed: int, n: int) -> None:
     assert same_bits(decode_rows(type_name, packed, columns), ggml_decode(type_name, packed, columns))
 
 
-@pytest.mark.parametrize("type_name", [name for name in GGML_TYPES if name != "NVFP4"])
+@pytest.mark.parametrize("type_name", [name for name in GGML_TYPES if name not in ("NVFP4", *LONG_TABLES)])
 def test_equals_gguf_py_on_encoded_rows(type_name: str) -> None:
     if type_name.startswith("IQ") and not ggml.is_available():
         pytest.skip("needs ggml's encoders")
@@ -66,6 +66,18 @@ def test_equals_gguf_py_on_encoded_rows(type_name: str) -> None:
     assert decoded.dtype == np.float32
     expected = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[type_name])
     assert same_bits(decoded, expected.reshape(rows.shape).astype(np.float32))
+
+
+@needs_ggml
+@pytest.mark.parametrize("type_name", sorted(ggml.ONLY_GGML))
+def test_without_ggml_it_is_gguf_py(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = GGML_TYPES[type_name].row_bytes(512)
+    packed = np.random.default_rng(3).integers(0, 60, (3, width), np.uint8)  # no NaN among the scales
+    there = decode_rows(type_name, packed, 512)
+    monkeypatch.setattr(ggml, "is_available", lambda: False)
+    monkeypatch.setattr(ggml, "dequantize_into", None)
+    assert same_bits(decode_rows(type_name, packed, 512), there)
+    assert np.abs(there).max() > 0
 
 
 def test_blocks_by_hand() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from codec_strategies import golden_rows, make_rows
+from codec_strategies import LONG_TABLES, golden_rows, make_rows
 from encoding import make_encoder
 
 from qexport.codecs import contract, ggml
@@ -38,10 +38,12 @@ needs_ggml = pytest.mark.skipif(not ggml.is_available(), reason="xllamacpp is no
 
 
 @needs_ggml
-@pytest.mark.parametrize("type_name", _ONE_STREAM)
+@pytest.mark.parametrize("type_name", [name for name in _ONE_STREAM if name not in LONG_TABLES])
 def test_golden(type_name: str) -> None:
     rows, importance = golden_rows()
     for label, weights in (("plain", None), ("importance", importance)):
+        if weights is None and type_name in ggml.ABORTS_WITHOUT_IMPORTANCE:
+            continue
         encoder = make_encoder(type_name, weights)
         packed = encoder.encode(torch.from_numpy(rows), 0)
         assert isinstance(packed, np.ndarray)
@@ -54,7 +56,7 @@ def test_golden_says_which_types_use_importance() -> None:
     for name in _ONE_STREAM:
         stored = ggml_stored(name)
         uses = isinstance(stored, Blocks) and stored.uses_importance
-        assert uses == (GOLDEN[f"{name} plain"] != GOLDEN[f"{name} importance"])
+        assert uses == (GOLDEN.get(f"{name} plain") != GOLDEN[f"{name} importance"])
 
 
 @needs_ggml
@@ -91,7 +93,7 @@ def test_values_that_cannot_be_stored() -> None:
     for value in (float("nan"), float("inf"), 1e9):
         rows = torch.zeros(2, 256)
         rows[1, 3] = value
-        for name in ("Q4_K", "Q4_0", "IQ4_NL"):
+        for name in ("Q4_K", "Q4_0", "IQ4_NL", "IQ3_S"):  # ggml would abort in the last
             with pytest.raises(InputError, match=f"rows 4 to 5 .* {name}"):
                 make_encoder(name).encode(rows, 4)
 
@@ -124,7 +126,8 @@ def test_types_are_values() -> None:
         assert pickle.loads(pickle.dumps(stored)) == stored
         assert eval(repr(stored)) == stored
         assert engine_of(stored)[0].name == "numba"
-    assert set(KERNELS) == {name for name in _ONE_STREAM if GGML_TYPES[name].block > 1}
+    assert set(KERNELS) == {name for name in _ONE_STREAM if GGML_TYPES[name].block > 1} - ggml.ONLY_GGML
+    assert {engine_of(Blocks(name))[0].name for name in ggml.ONLY_GGML} == {"ggml"}
     assert ggml_stored("nvfp4") == Nvfp4Blocks()
 
 

@@ -23,6 +23,8 @@ needs_ggml = pytest.mark.skipif(not ggml.is_available(), reason="xllamacpp is no
 ERRORS = {
     "Q2_K": 0.35,
     "Q3_K": 0.18,
+    "IQ3_S": 0.19,
+    "IQ3_XXS": 0.27,
     "Q4_0": 0.11,
     "IQ4_XS": 0.09,
     "IQ4_NL": 0.09,
@@ -95,8 +97,11 @@ def test_wrong_arguments_do_not_reach_c() -> None:
         ggml.quantize_rows("Q4_K", np.zeros((2, 128), np.float32))
     with pytest.raises(UsageProblem, match="importance of 256 columns"):
         ggml.quantize_rows("Q4_K", rows, np.zeros(128, np.float32))
-    with pytest.raises(UsageProblem, match="IQ1_S"):
-        ggml.quantize_rows("IQ1_S", rows)
+    with pytest.raises(UsageProblem, match="TQ1_0"):
+        ggml.quantize_rows("TQ1_0", rows)
+    for name in ggml.ABORTS_WITHOUT_IMPORTANCE:
+        with pytest.raises(UsageProblem, match=f"{name} needs importance"):
+            ggml.quantize_rows(name, rows)
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,18 @@ FILE_TYPES = [
         "IQ4_XS",
         "MXFP4_MOE",
     ),
+    *(
+        "IQ3_M",
+        "IQ3_S",
+        "IQ3_XS",
+        "IQ3_XXS",
+        "IQ2_M",
+        "IQ2_S",
+        "IQ2_XS",
+        "IQ2_XXS",
+        "IQ1_M",
+        "IQ1_S",
+    ),
 ]
 LINE = re.compile(r"^\[ *\d+/ *\d+\] +(\S+) .*type = +(\S+), size = [^(]*(?:\((\S+)\))?\s*$")
 Tensors = list[tuple[str, list[int], list[int]]]  # name inside the block, torch shape, blocks ([] = outside)

@@ -114,8 +114,8 @@ def test_file_type_numbers_are_ggufs() -> None:
 def test_aliases_and_case() -> None:
     assert file_type("q4_k") is FILE_TYPES["Q4_K_M"]
     assert file_type("Q3_K") is FILE_TYPES["Q3_K_M"]
-    with pytest.raises(UsageProblem, match="IQ2_XS") as caught:
-        file_type("IQ2_XS")
+    with pytest.raises(UsageProblem, match="TQ2_0") as caught:
+        file_type("TQ2_0")
     assert "Q4_K_M" in str(caught.value)
 
 
@@ -221,8 +221,12 @@ def test_no_mtp_block_no_change() -> None:
     assert protect_mtp(plain, tensors, model, "Q8_0") == plain
 
 
-def test_only_q2_k_s_needs_an_imatrix() -> None:
+def test_what_needs_an_imatrix() -> None:
     assert requires_importance("blk.0.attn_q.weight", "Q2_K", "Q2_K_S")
     assert not requires_importance("token_embd.weight", "Q2_K", "Q2_K_S")
     assert not requires_importance("blk.0.attn_q.weight", "Q2_K", "Q2_K")
     assert not requires_importance("blk.0.attn_v.weight", "Q4_K", "Q2_K_S")
+    assert requires_importance("blk.0.attn_q.weight", "IQ2_S", "IQ3_XXS")
+    assert not requires_importance("blk.0.attn_q.weight", "IQ3_S", "IQ3_S")
+    assert not requires_importance("token_embd.weight", "IQ2_S", "IQ2_M")
+    assert requires_importance("token_embd.weight", "IQ2_XXS", "IQ2_XXS")  # ggml would abort

@@ -24,14 +24,17 @@ _BITS = {
     "Q5_K_M": 6.0, "Q5_K_S": 5.8, "Q5_1": 6.2, "Q5_0": 5.8,
     "Q4_1": 5.3, "Q4_0": 4.9, "Q4_K_M": 5.2, "Q4_K_S": 4.95, "IQ4_NL": 4.8, "IQ4_XS": 4.7,
     "MXFP4_MOE": 4.6, "NVFP4": 5.6, "Q3_K_L": 4.6, "Q3_K_M": 4.3, "Q3_K_S": 3.8, "Q2_K": 3.6, "Q2_K_S": 3.4,
+    "IQ3_M": 4.0, "IQ3_S": 3.8, "IQ3_XS": 3.6, "IQ3_XXS": 3.4, "IQ2_M": 3.1, "IQ2_S": 2.9, "IQ2_XS": 2.8,
+    "IQ2_XXS": 2.6, "IQ1_M": 2.3, "IQ1_S": 2.2,
 }  # fmt: skip
 
-# docs/measurements.md (2026-11-24, benchmarks/encoders.py; IQ4 2026-11-29, beside Q4_K).
+# docs/measurements.md (2026-11-24, benchmarks/encoders.py; IQ4 2026-11-29, beside Q4_K; below it ggml's own).
 _RATES: dict[str, tuple[float, float]] = {
     "Q8_0": (2900, 2900), "Q6_K": (660, 670), "Q5_K": (430, 210), "Q4_K": (350, 213), "Q3_K": (620, 607),
     "Q2_K": (380, 180), "Q4_0": (3300, 690), "Q4_1": (3300, 200), "Q5_0": (2900, 700), "Q5_1": (3200, 200),
     "IQ4_NL": (270, 250), "IQ4_XS": (270, 250), "F16": (350, 350),
     "MXFP4": (50, 50), "NVFP4": (600, 26),
+    "IQ3": (2.5, 2.8), "IQ3_XXS": (1.5, 1.9), "IQ2": (2.6, 2.6), "IQ2_XS": (1.1, 1.1), "IQ1": (4.3, 4.3),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ projection the base type, which costs accepted drafts below 5 bits; a floor of Q
 NVFP4 is no recipe of llama-quantize's: ours has the MLPs in NVFP4, as our folders have by default, and the
 rest in Q8_0, as its ``MXFP4_MOE`` has it around experts.
 
-Left out: IQ1-IQ3 and ternary files, ``--pure``, ``--prune-layers``, the special rules of Falcon and
+Left out: ternary files, ``--pure``, ``--prune-layers``, the special rules of Falcon and
 GLM5-next.
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from qexport.codecs.ggml import ABORTS_WITHOUT_IMPORTANCE, ONLY_GGML
 from qexport.codecs.ggml_types import GGML_TYPES, ggml_type
 from qexport.errors import InputError
 from qexport.formats.gguf.file_types import FileType, file_type
@@ -130,8 +131,14 @@ def follow(
 
 
 def requires_importance(tensor: str, type_name: str, file: str) -> bool:
-    """Whether llama-quantize refuses this tensor without importance data: Q2_K inside a Q2_K_S file."""
-    return type_name == "Q2_K" and file_type(file).name == "Q2_K_S" and tensor not in (*EMBEDDINGS, OUTPUT)
+    """Whether llama-quantize refuses this tensor without importance data: the smallest types, Q2_K inside a
+    Q2_K_S file. It lets embeddings and the output through, and aborts where ggml has no way without."""
+    if type_name in ABORTS_WITHOUT_IMPORTANCE:
+        return True
+    if tensor in (*EMBEDDINGS, OUTPUT):
+        return False
+    of_file = type_name == "Q2_K" and file_type(file).name == "Q2_K_S"
+    return of_file or (type_name in ONLY_GGML and type_name != "IQ3_S")
 
 
 # Small and sensitive. The converter writes these as float32 (conversion/base.py, prepare_tensors) ...
@@ -179,7 +186,7 @@ def _explicit(tensor: TensorShape, overrides: Overrides, *, named: bool) -> str 
 
 # A type of larger blocks has a stand-in of 32-value blocks; what does not fit there either becomes F16.
 _STAND_IN = {
-    "IQ4_XS": "IQ4_NL",
+    **dict.fromkeys((*ONLY_GGML, "IQ4_XS"), "IQ4_NL"),
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
     "Q4_K": "Q5_0",

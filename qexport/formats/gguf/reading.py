@@ -1,7 +1,7 @@
 """Reading a GGUF back: the family's tensors under llama.cpp's names, their arrangement undone.
 
 Sizes and conventions come from the model that the file is compared with, not from its metadata: a file of
-another model is then one whose shapes do not fit. Types that qexport does not write (IQ1 to IQ3) are
+another model is then one whose shapes do not fit. Types that qexport does not write (ternary ones) are
 decoded by gguf-py, which is slower. Left out: files that are compared with nothing; their metadata would have
 to become a config again.
 """

@@ -8,6 +8,7 @@ with what it answers.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from qexport.formats.gguf.mixture_terms import (
     TensorShape,
 )
 
+_BELOW_3_BITS = frozenset(("IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"))
 _MLP = re.compile(r"^blk\.\d+\.ffn_(gate|up|down)(_exps|_shexp)?\.weight$")
 
 
@@ -46,7 +48,7 @@ def _more_bits(index: int, count: int) -> bool:
 
 @dataclass
 class Walk:
-    """One walk over the tensors; counts ``attn_v``-like and ``ffn_down`` tensors on the way."""
+    """One walk over the tensors; counts ``attn_v``-like and feed-forward tensors on the way."""
 
     file: FileType
     model: MixtureModel
@@ -55,7 +57,7 @@ class Walk:
     tied: bool
     attn_v_count: int
     attn_v_seen: int = field(default=0, init=False)
-    ffn_down_seen: int = field(default=0, init=False)
+    ffn_seen: Counter[str] = field(default_factory=Counter, init=False)
 
     def choose(self, tensor: TensorShape) -> Choice:
         name = tensor.name
@@ -67,21 +69,22 @@ class Walk:
                 return Choice(ggml_type(self.overrides.output).name, Reason.OVERRIDE)
             special = self._output(tensor)
         elif name in EMBEDDINGS:
-            pass
+            special = self._embedding()
+        elif self.file.name in _BELOW_3_BITS:
+            special = self._below_3_bits(name)
         elif _is_attn_v(name):
             special = self._attn_v()
             self.attn_v_seen += 1
         elif "attn_k.weight" in name:
-            special = "Q8_0" if self.model.experts == 8 else None
+            special = "Q8_0" if self.model.experts == 8 else self._attn_q_or_k()
         elif "attn_q.weight" in name:
-            pass
+            special = self._attn_q_or_k()
         elif "attn_output.weight" in name:
             special = self._attn_output()
-        elif "ffn_up" in name or "ffn_gate" in name:
-            self._layer(tensor, 0)
-        elif "ffn_down" in name:
-            special = self._ffn_down(self._layer(tensor, self.ffn_down_seen))
-            self.ffn_down_seen += 1
+        elif part := next((part for part in ("ffn_up", "ffn_gate", "ffn_down") if part in name), None):
+            layer = self._layer(tensor, self.ffn_seen[part])
+            special = self._ffn_down(layer) if part == "ffn_down" else self._ffn_up_or_gate(layer)
+            self.ffn_seen[part] += 1
         if special is None or special == self.file.default:
             return Choice(self.file.default, Reason.DEFAULT)
         return Choice(special, Reason.MIXTURE)
@@ -108,7 +111,39 @@ class Walk:
     def _output(self, tensor: TensorShape) -> str:
         if not GGML_TYPES[self.file.default].fits(tensor.columns):
             return "Q8_0"
+        if self.file.name in _BELOW_3_BITS or self.file.name == "IQ3_XXS":
+            return "Q5_K"
         return "Q8_0" if self.file.default == "Q8_0" else "Q6_K"
+
+    def _embedding(self) -> str | None:
+        if self.file.name in ("IQ3_XXS", "IQ2_M", "IQ2_S"):
+            return "IQ3_S"
+        return "Q2_K" if self.file.name in _BELOW_3_BITS else None
+
+    def _below_3_bits(self, name: str) -> str | None:
+        experts, raised = self.model.experts, "IQ3_S" if self.file.name in ("IQ2_M", "IQ2_S") else "Q2_K"
+        if _is_attn_v(name):
+            return "Q4_K" if self.model.gqa >= 4 or experts >= 4 else raised
+        if "attn_k.weight" in name:
+            return "Q4_K" if experts == 8 else None
+        if "attn_output.weight" in name:
+            if experts == 8:
+                return "Q5_K"
+            return {"IQ1_M": "IQ2_XXS", "IQ1_S": "IQ2_XXS", "IQ2_M": raised, "IQ2_S": raised}.get(
+                self.file.name
+            )
+        if "ffn_down" in name:
+            self.ffn_seen["ffn_down"] += 1
+            return raised if self.ffn_seen["ffn_down"] <= self.model.layers // 8 else None
+        return None
+
+    def _attn_q_or_k(self) -> str | None:
+        return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(self.file.name)
+
+    def _ffn_up_or_gate(self, layer: int) -> str | None:
+        layers = self.model.layers
+        inner = layers // 8 <= layer < 7 * layers // 8
+        return "IQ3_XXS" if self.file.name == "IQ3_XS" and inner else None
 
     def _attn_v(self) -> str | None:
         index, grouped = self.attn_v_seen, self.model.gqa >= 4
@@ -122,6 +157,12 @@ class Walk:
                 chosen = "Q5_K" if index < 2 else "Q4_K"
             case "Q3_K_L":
                 chosen = "Q5_K"
+            case "IQ3_XXS" | "IQ3_XS" | "IQ3_S" if grouped:
+                chosen = "Q4_K"
+            case "IQ3_XXS" if not self.has_imatrix:
+                chosen = "IQ3_S"
+            case "IQ3_M":
+                chosen = "Q4_K"
             case "IQ4_NL" | "IQ4_XS" if grouped:
                 chosen = "Q5_K"
             case "Q4_K_S" if index < 4:
@@ -136,8 +177,9 @@ class Walk:
     def _attn_output(self) -> str | None:
         if self.model.experts == 8:
             raised = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ4_XS")
-            return "Q5_K" if self.file.name in raised else None
-        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(self.file.name)
+            return "Q5_K" if self.file.name in raised or self.file.name.startswith("IQ3") else None
+        raised_to = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K"}
+        return raised_to.get(self.file.name)
 
     def _ffn_down(self, layer: int) -> str | None:
         layers, first_eighth = self.model.layers, layer < self.model.layers // 8
@@ -145,6 +187,10 @@ class Walk:
             case "Q2_K":
                 return "Q3_K"
             case "Q2_K_S" if first_eighth:
+                return "Q4_K"
+            case "IQ3_XXS" if not self.has_imatrix:
+                return "Q4_K" if first_eighth else "Q3_K"
+            case "IQ3_M" if first_eighth or (self.model.experts == 8 and _more_bits(layer, layers)):
                 return "Q4_K"
             case "Q3_K_M":
                 return "Q5_K" if layer < layers // 16 else "Q4_K"
