@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from in_process import run
 
 from qexport.demo import MODEL
 
@@ -20,15 +21,12 @@ SECRETS = {
 }
 
 
-def run(*words):
-    command = [sys.executable, "-m", "qexport", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SECRETS})
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """As a user runs it: a process of its own, with secrets about."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    result = run("demo", "-o", out, "--json")
+    command = [sys.executable, "-m", "qexport", "demo", "-o", str(out), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SECRETS})
     assert result.returncode == 0, result.stderr
     return out, json.loads(result.stdout)
 
@@ -68,13 +66,13 @@ def test_the_demo_ends_green_with_the_head_at_work(demo):
         assert (out / "Demo-Tuned-GGUF" / artifact["files"][0]["name"]).is_file()
 
 
-def test_a_second_demo_makes_nothing_again_and_says_what_is_proven(demo):
+def test_a_second_demo_makes_nothing_again_and_all_answer_side_by_side(demo):
     out, document = demo
     weights = [path for path in out.rglob("*") if path.suffix in (".gguf", ".safetensors")]
     before = {path: path.stat().st_mtime_ns for path in weights}
     result = run("demo", "-o", out, "--json")
-    assert result.returncode == 0, result.stderr
-    again = json.loads(result.stdout)["artifacts"]
+    assert result.code == 0, result.stderr
+    again = result.json()["artifacts"]
     assert [(a["label"], a["state"]) for a in again] == [
         (a["label"], a["state"]) for a in document["artifacts"]
     ]
@@ -83,10 +81,7 @@ def test_a_second_demo_makes_nothing_again_and_says_what_is_proven(demo):
     assert "Merged by an earlier demo" in result.stderr
     assert "Proven by llama.cpp" not in result.stderr
 
-
-def test_the_source_and_every_format_answer_side_by_side(demo):
-    out, _ = demo
-    told = run("demo", "-o", out).stderr.split("The same questions, answered by")[1]
+    told = result.stderr.split("The same questions, answered by")[1]
     assert "What is the capital of Japan?" in told
     answered = told.split("What is the capital of Japan?")[1].split("Write a Python")[0]
     assert "the source" in answered.splitlines()[1]
@@ -101,18 +96,18 @@ def test_the_source_and_every_format_answer_side_by_side(demo):
 def test_a_folder_that_no_demo_has_made_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     result = run("demo", "-o", tmp_path / "mine")
-    assert result.returncode == 2
+    assert result.code == 2
     assert "mine is already there" in result.stderr
     assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_the_merge_really_lost_its_head(demo):
     out, _ = demo
-    found = json.loads(run("inspect", out / "Demo-Tuned", "--json").stdout)["findings"]
+    found = run("inspect", out / "Demo-Tuned", "--json").json()["findings"]
     assert found[0]["id"] == "mtp.lost"
     assert found[0]["severity"] == "error"
     refused = run("gguf", out / "Demo-Tuned", "-q", "Q8_0", "-o", out / "refused")
-    assert refused.returncode == 3
+    assert refused.code == 3
     assert "--mtp graft --mtp-from BASE" in refused.stderr
     assert "--mtp drop" in refused.stderr
     assert not (out / "refused").exists()
@@ -140,38 +135,38 @@ def test_what_nothing_here_can_run_is_the_same_everywhere(demo, tmp_path):
     folder = tmp_path / "Demo-NVFP4"
     words = ("nvfp4", out / "Demo-Tuned", "--mtp", "graft", "--mtp-from", MODEL, "-o", folder, "--no-twin")
     made = run(*words, "--measure", "0", "--json")
-    assert made.returncode == 6
+    assert made.code == 6
     before, _, _ = made.stderr.partition("1 artifact(s)")
     assert "nothing here can prove" in before
     assert "--runtime vllm --runtime-python" in before
-    (artifact,) = json.loads(made.stdout)["artifacts"]  # one document, though an error follows it
+    (artifact,) = made.json()["artifacts"]  # one document, though an error follows it
     assert artifact["state"] == "not run"
     assert json.loads((folder / "qexport.json").read_text())["artifacts"][0]["state"] == "not run"
-    assert run("verify", folder, "--no-twin").returncode == 6
-    assert run("push", folder, "a/b", "--dry-run").returncode == 6
+    assert run("verify", folder, "--no-twin").code == 6
+    assert run("push", folder, "a/b", "--dry-run").code == 6
     shown = run("push", folder, "a/b", "--dry-run", "--allow-unverified", "--json")
-    assert shown.returncode == 0, shown.stderr
-    card = json.loads(shown.stdout)["card"]
+    assert shown.code == 0, shown.stderr
+    card = shown.json()["card"]
     assert "**This has not passed verification.**" in card
     assert "failed" not in card
     assert "| not run |" in card
     report = run("report", folder, "-o", tmp_path / "report")
     assert "1 not run (NVFP4)" in report.stdout
     assert "Closest" not in report.stdout
-    assert run(*words, "--measure", "0", "--allow-unverified").returncode == 0
+    assert run(*words, "--measure", "0", "--allow-unverified").code == 0
 
 
 def test_verify_judges_any_file(demo, tmp_path):
     out, _ = demo
     (good,) = (out / "Demo-Tuned-GGUF").glob("*Q8_0.gguf")
     result = run("verify", good, "--against", out / "Demo-Tuned", "--json")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["state"] == "passed"
+    assert result.code == 0, result.stderr
+    assert result.json()["state"] == "passed"
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     result = run("verify", broken, "--json")
-    assert result.returncode == 4
-    assert json.loads(result.stdout)["state"] == "failed"
+    assert result.code == 4
+    assert result.json()["state"] == "failed"
 
 
 def test_another_models_file_is_caught(demo, zoo):
@@ -179,6 +174,6 @@ def test_another_models_file_is_caught(demo, zoo):
     out, _ = demo
     (good,) = (out / "Demo-Tuned-GGUF").glob("*Q8_0.gguf")
     result = run("verify", good, "--against", zoo("qwen3_5"), "--json")
-    assert result.returncode == 4
-    failed = {f["check"] for f in json.loads(result.stdout)["findings"] if f["status"] == "fail"}
+    assert result.code == 4
+    failed = {f["check"] for f in result.json()["findings"] if f["status"] == "fail"}
     assert failed & {"tokens", "agreement"}
