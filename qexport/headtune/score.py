@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexport.errors import InputError
 from qexport.evidence.options import StreamOptions
 from qexport.headtune.drafts import DEPTH
 from qexport.headtune.figures import figures
@@ -69,9 +70,11 @@ def score(
         documents: those of the corpus, where they are known already.
 
     Raises:
-        InputError: there is no head, or the text cannot be used.
+        InputError: there is no head, what it gives is not finite, or the text cannot be used.
         EnvironmentProblem: no transformers, no memory, no disk.
     """
+    import numpy as np
+
     from qexport.evidence.chained import HeadStream
     from qexport.evidence.stream import threads
     from qexport.headtune.drafts import drafts_of
@@ -102,6 +105,11 @@ def score(
             depth=max(DEPTH, options.depth),
             temperature=options.temperature,
             progress=progress,
+        )
+    if not np.isfinite(drafts.overlap[drafts.fine]).all():
+        raise InputError(
+            f"{view.label}: what leaves its MTP head is not finite; the head's weights are damaged",
+            hint="Take the base's: `--mtp graft --mtp-from BASE`.",
         )
     return HeadFigures(
         corpus.label, corpus.sha256, int(text.ids.size), len(text.domains), drafts, options.depth

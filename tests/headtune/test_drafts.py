@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from head_texts import EXACT, ids_file, tiny, view_of
+from safetensors.torch import load_file, save_file
 from zoo_types import Zoo
 
+from qexport.errors import InputError
 from qexport.evidence.chained import HeadStream
 from qexport.evidence.corpus import read_corpus
 from qexport.headtune.drafts import HeadDrafts, drafts_of
@@ -140,3 +143,16 @@ def test_a_score_by_domain(zoo: Zoo, tmp_path: Path, name: str) -> None:
     per = rows["all"]["tokens_per_verification"]
     assert all(1 <= per[way]["value"] <= 4 for way in ("argmax", "own", "sampled"))
     assert math.isfinite(per["sampled"]["error"])
+
+
+def test_a_head_with_a_damaged_weight_gets_no_figures(zoo: Zoo, tmp_path: Path) -> None:
+    shutil.copytree(tiny(zoo), tmp_path / "damaged")
+    (file,) = [
+        each for each in (tmp_path / "damaged").glob("*.safetensors") if "mtp.fc.weight" in load_file(each)
+    ]
+    tensors = load_file(file)
+    tensors["mtp.fc.weight"][0, 0] = math.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    corpus = read_corpus(ids_file(tmp_path / "a.jsonl", 2, 70, 200, domain="ids"))
+    with pytest.raises(InputError, match="what leaves its MTP head is not finite"):
+        score(view_of(tmp_path / "damaged"), corpus, ScoreOptions(chunk=32), EXACT)
