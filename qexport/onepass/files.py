@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from qexport.errors import EnvironmentProblem, UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 # A link is not followed; a pipe without a reader does not make us wait. Windows has neither word.
@@ -62,7 +62,12 @@ def read_plain(path: Path, limit: int) -> bytes | None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Make ``path`` a file with these bytes, durably; what has that name until then stays until the end.
+    """Make ``path`` a file with these bytes; see :func:`replace_with`."""
+    replace_with(path, (data,))
+
+
+def replace_with(path: Path, pieces: Iterable[bytes]) -> None:
+    """Make ``path`` a file of these pieces, durably; what has that name until then stays until the end.
 
     Raises:
         UsageProblem: it lies in the Hub's cache.
@@ -76,7 +81,8 @@ def replace_file(path: Path, data: bytes) -> None:
         fd = open_plain(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(fd, "wb") as file:
-                file.write(data)
+                for piece in pieces:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,12 +19,12 @@ from qexport.checkpoint.hub import HubCheckpoint
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
-from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.formats.adopted import plan_adopted
 from qexport.formats.opening import layout_of
 from qexport.onepass.disk import free_bytes, make_folder
 from qexport.onepass.execute import execute
-from qexport.onepass.files import silent, write_problem
+from qexport.onepass.files import replace_with, silent
 from qexport.onepass.sink import WrittenFile
 from qexport.receipt.store import write_receipt
 from qexport.run.model import sources_of, taken
@@ -200,24 +199,27 @@ def _keep(wanted: Adoption, name: str, old: str, say: Callable[[str], None]) -> 
     """One shard in its new place, and what is in it."""
     source, target = (wanted.source / old).resolve(), wanted.out / name
     say(f"{'linking' if wanted.link else 'copying'} {old}")
-    try:
-        if wanted.link:
-            os.link(source, target)
-        else:
-            shutil.copyfile(source, target)
-    except OSError as error:
-        if wanted.link:
-            raise EnvironmentProblem(
-                f"{old} cannot be linked: {error.strerror or error}", hint="Leave out --link: it is copied."
-            ) from error
-        raise write_problem(error, name) from error
     digest = hashlib.sha256()
-    for piece in _pieces(target):
-        digest.update(piece)
+    if not wanted.link:
+        replace_with(target, _hashed(source, digest))
+        return WrittenFile(name, target.stat().st_size, digest.hexdigest())
+    for _ in _hashed(source, digest):
+        pass
+    try:
+        os.link(source, target)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{old} cannot be linked: {error.strerror or error}", hint="Leave out --link: it is copied."
+        ) from error
     return WrittenFile(name, target.stat().st_size, digest.hexdigest())
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_AT_ONCE):
-            yield piece
+def _hashed(path: Path, digest: hashlib._Hash) -> Iterator[bytes]:
+    """The pieces of a file, each taken into ``digest`` as it passes. Raises InputError: it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_AT_ONCE):
+                digest.update(piece)
+                yield piece
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -118,6 +119,23 @@ def test_links_take_no_room_and_are_the_same_files(
     with pytest.raises(EnvironmentProblem, match="only 1,000 are free"):
         write_adopted(Adoption(folder, tmp_path / "again", str(base)))
     assert not (tmp_path / "again").exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, folder = lost(zoo, tmp_path, "modelopt")
+    seen: list[set[str]] = []
+
+    def full(_: int) -> None:
+        seen.append({file.name for file in (tmp_path / "out").iterdir()})
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qexport.onepass.files.os.fsync", full)
+    with pytest.raises(EnvironmentProblem, match=r"model-00001-of-00002\.safetensors"):
+        write_adopted(Adoption(folder, tmp_path / "out", str(base)))
+    assert seen == [{".model-00001-of-00002.safetensors.part"}]  # never half of it under its name
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_does_not_fit_is_refused(zoo: Zoo, tmp_path: Path) -> None:
