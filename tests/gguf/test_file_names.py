@@ -57,9 +57,11 @@ def llama_finds(paths: list[str], tag: str) -> str | None:
 
 
 def hub_label(name: str) -> str:
-    """parseGGUFQuantLabel: the last words that look like a type."""
+    """parseGGUFQuantLabel of @huggingface/tasks 0.21: what looks like a type last, in their order."""
     kinds = (
-        "F32|F16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|Q8_1|Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|Q8_K|IQ4_NL|IQ4_XS|BF16|MXFP4|NVFP4"
+        "F32|F16|Q4_0|Q4_1|Q8_0|Q5_0|Q5_1|Q2_K|Q3_K_S|Q3_K_M|Q3_K_L|Q4_K_S|Q4_K_M|Q5_K_S|Q5_K_M|Q6_K|IQ2_XXS|"
+        "IQ2_XS|Q2_K_S|IQ3_XS|IQ3_XXS|IQ1_S|IQ4_NL|IQ3_S|IQ3_M|IQ2_S|IQ2_M|IQ4_XS|IQ1_M|BF16|TQ1_0|TQ2_0|MXFP4_MOE|"
+        "NVFP4|Q1_0|Q2_0|Q2_K_XL|Q3_K_XL|Q4_K_XL|Q5_K_XL|Q6_K_XL|Q8_K_XL|MXFP4"
     )
     return [m[0] for m in re.finditer(f"({kinds})(_([A-Z]+))?", name.upper())][-1]
 
