@@ -218,6 +218,18 @@ tower_options = together(  # "mtp" alone is a field of MLX's options
 """What becomes of MTP head and vision tower, and the bases that they are taken of."""
 
 
+CORPUS = click.option(
+    "--corpus",
+    type=FILE,
+    help="Text, or JSON lines with messages, text or input_ids.  [default: the corpus inside the package]",
+)
+CALIB_CHUNK = click.option(
+    "--calib-chunk",
+    type=click.IntRange(2, 1 << 20),
+    default=512,
+    show_default=True,
+    help="Tokens in a chunk; every chunk is read as a text of its own.",
+)
 calibration_options = together(
     click.option(
         "--sensitivity-tokens",
@@ -250,13 +262,7 @@ calibration_options = together(
     click.option(
         "--calib-seed", type=int, default=0, show_default=True, help="Order of the corpus's records."
     ),
-    click.option(
-        "--calib-chunk",
-        type=click.IntRange(2, 1 << 20),
-        default=512,
-        show_default=True,
-        help="Tokens in a chunk; every chunk is read as a text of its own.",
-    ),
+    CALIB_CHUNK,
     click.option(
         "--calib-tokens",
         type=click.IntRange(2, COUNT),

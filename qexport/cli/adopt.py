@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._options import (
+    CALIB_CHUNK,
+    CORPUS,
     DRY_RUN,
     FILE,
     JSON,
@@ -54,11 +56,7 @@ if TYPE_CHECKING:
     "--config", metavar="NAME", help="What ModelOpt is to do: a name of its own, such as NVFP4_DEFAULT_CFG."
 )
 @click.option("--engine-python", metavar="PATH", type=FILE, help="The Python that has the library.")
-@click.option(
-    "--corpus",
-    type=FILE,
-    help="Text, or JSON lines with messages, text or input_ids.  [default: the corpus inside the package]",
-)
+@CORPUS
 @click.option(
     "--calib-tokens",
     type=click.IntRange(2, 1 << 30),
@@ -67,13 +65,7 @@ if TYPE_CHECKING:
     metavar="TOKENS",
     help="How much text.",
 )
-@click.option(
-    "--calib-chunk",
-    type=click.IntRange(2, 1 << 20),
-    default=512,
-    show_default=True,
-    help="Tokens in a chunk; every chunk is read as a text of its own.",
-)
+@CALIB_CHUNK
 @DRY_RUN
 @verify_options
 @measure_option

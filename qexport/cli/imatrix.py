@@ -10,6 +10,7 @@ import click
 
 from qexport.cli._export import calibration_from, chosen, model_choice, source_words
 from qexport.cli._options import (
+    CORPUS,
     FILE,
     JSON,
     OVERWRITE,
@@ -53,11 +54,7 @@ _KEYS = {
     type=click.Path(dir_okay=False, path_type=Path),
     help="The file to write.  [default: NAME-imatrix.gguf_file here]",
 )
-@click.option(
-    "--corpus",
-    type=FILE,
-    help="Text, or JSON lines with messages, text or input_ids.  [default: the corpus inside the package]",
-)
+@CORPUS
 @click.option("--merge", type=FILE, multiple=True, help="A matrix that is added to the result. Repeatable.")
 @tower_options
 @calibration_options

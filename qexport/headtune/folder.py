@@ -91,7 +91,7 @@ def receipt_of(
     """What was done, what from, and what came of it."""
     from dataclasses import asdict
 
-    from qexport.headtune.train import sha256_of
+    from qexport.headtune.train import head_sha256_of
 
     trained = tuned.trained
     depth = options.train.depth
@@ -109,7 +109,7 @@ def receipt_of(
         "text": tuned.prepared.to_json(),
         "base_head_sha256": tuned.base_sha256,
         "states_sha256": tuned.states_sha256,
-        "head_sha256": sha256_of(tuned.weights),
+        "head_sha256": head_sha256_of(tuned.weights),
         "training": None
         if trained is None
         else {

@@ -122,7 +122,7 @@ class Trainer:
         self._counts = text.counted(options.depth)
         self._batch = max(1, options.batch_tokens // int(text.ids.shape[1]))
         self._base = chain.weights()
-        self.base_sha256 = sha256_of(self._base)
+        self.base_sha256 = head_sha256_of(self._base)
         known = {"options": asdict(options), "text": text.sha256, "states": states.path.name}
         known["base"] = self.base_sha256
         self._key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
@@ -308,7 +308,7 @@ class _Run:
         self.curve = [Point(**point) for point in state["curve"]]
 
 
-def sha256_of(weights: Mapping[str, torch.Tensor]) -> str:
+def head_sha256_of(weights: Mapping[str, torch.Tensor]) -> str:
     """Of the values in float32, by name; so the same head has one hash however it is stored."""
     digest = hashlib.sha256()
     for name, values in sorted(weights.items()):

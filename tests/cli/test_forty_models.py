@@ -9,7 +9,7 @@ import pytest
 from in_process import names, ok, run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "publish"))
-from push_server import TOKEN, PushHub
+from push_server import PushHub
 
 from qexport import __version__
 from qexport.run import changed
@@ -32,13 +32,8 @@ def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     with PushHub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        server.serve_client(monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield server
 
 

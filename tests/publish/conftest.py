@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 from exported_folders import export, gguf
-from push_server import TOKEN, PushHub
+from push_server import PushHub
 
 
 @pytest.fixture
@@ -25,18 +25,12 @@ def folder(tmp_path):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub that this process's client talks to, over plain LFS, with a token, without waiting."""
-    from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
     from qexport.publishing import send
 
     with PushHub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        server.serve_client(monkeypatch)
         naps = SimpleNamespace(sleep=lambda seconds: time.sleep(0.001))
         monkeypatch.setattr(_http, "time", naps)
         monkeypatch.setattr(send, "time", naps)

@@ -89,6 +89,17 @@ class PushHub(HubServer):
     def handler(self):
         return _PushHandler
 
+    def serve_client(self, monkeypatch):
+        """What this process's client talks to, over plain LFS, with a token."""
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
     def make(self, name: str, files: dict[str, bytes] | None = None, *, private: bool = False) -> PushRepo:
         """A repository with one commit."""
         repo = PushRepo(private, {"0" * 40: {}}, {"main": "0" * 40})
