@@ -44,3 +44,12 @@ def count_text(number: int) -> str:
         if number >= size:
             return f"{number / size:.2f}{unit}"
     return str(number)
+
+
+def counted(number: int, word: str) -> str:
+    """So many of them.
+
+    >>> counted(1, "recipe"), counted(40, "recipe")
+    ('1 recipe', '40 recipes')
+    """
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

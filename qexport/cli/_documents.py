@@ -124,7 +124,7 @@ class WrittenDocument(TypedDict):
 
 
 class ExportDocument(TypedDict):
-    """`gguf`, `mlx`, `fp8`, `nvfp4`; `run` prints a list of them, one for each model."""
+    """`gguf`, `mlx`, `fp8`, `nvfp4`, `demo`; `run` prints a list of them, one for each model."""
 
     receipt: Annotated[str, "name of its file"]
     artifacts: list[WrittenDocument]
@@ -212,16 +212,127 @@ class FixDocument(TypedDict):
     vision: str
 
 
+class GraftedDocument(TypedDict):
+    """What a folder is given of its base."""
+
+    tensors: int
+    bytes: int
+
+
+class KnownFileDocument(TypedDict):
+    """A file that would be written."""
+
+    name: str
+    bytes: int
+
+
+class AdoptDocument(TypedDict):
+    """`adopt`; of `--dry-run` without `verification`."""
+
+    out: str
+    label: Annotated[str, "what its weights are stored as"]
+    layout: Annotated[str, "compressed-tensors; modelopt; fp8"]
+    adopted: Annotated[str, "the folder that it is made of"]
+    bytes: int
+    new_bytes: Annotated[int, "of them written: what is linked takes none"]
+    files: Annotated[list[KnownFileDocument], "that are new"]
+    kept: Annotated[Mapping[str, str], "shards taken as they are: the new name to the old one"]
+    link: bool
+    mtp: Annotated[Mapping[str, Any], "layers, origin"]
+    vision: Annotated[str, "own, none, dropped, or whence it was grafted"]
+    grafted: GraftedDocument
+    listed: Annotated[list[str], "newly declared as not quantized"]
+    changed_files: list[str]
+    verification: NotRequired[Annotated[Receipts | None, "null with --no-verify"]]
+
+
+class TextDocument(TypedDict):
+    """The text that a head is judged by or tuned to."""
+
+    label: str
+    sha256: str
+    tokens: int
+    documents: Annotated[int | Mapping[str, int], "of a tuning by split"]
+    chunks_sha256: NotRequired[str]
+    own_tokens: NotRequired[Annotated[Mapping[str, int], "tokens of answers by split"]]
+    loops_left_out: NotRequired[Annotated[int, "documents that repeat themselves"]]
+
+
+class PerVerificationDocument(TypedDict):
+    """Tokens per verification, each with `value` and `error`."""
+
+    n_max: Annotated[int, "drafts at a time"]
+    argmax: Annotated[Mapping[str, float | None], "of the head's first choices"]
+    own: Annotated[Mapping[str, float | None], "of those on the text itself"]
+    sampled: Annotated[Mapping[str, float | None], "of drafts that are sampled and tested"]
+
+
+class HeadFiguresDocument(TypedDict):
+    """A head over documents."""
+
+    documents: int
+    positions: int
+    acceptance: Annotated[list[Mapping[str, float | None]], "value and error, for each token ahead"]
+    overlap: Annotated[list[Mapping[str, float | None]], "of the distributions, likewise"]
+    tokens_per_verification: PerVerificationDocument
+
+
+class ScoreDocument(TypedDict):
+    """`mtp score`; with `--dry-run`, and of `mtp tune --dry-run`, `text` and `head` alone."""
+
+    text: TextDocument
+    head: Annotated[str, "own, or whence it was grafted"]
+    domains: NotRequired[Annotated[Mapping[str, HeadFiguresDocument], "all, and by domain"]]
+
+
+class OwnTextDocument(TypedDict):
+    """`mtp generate`."""
+
+    file: str
+    answers: int
+    tokens: Annotated[int, "of answers"]
+    domains: Annotated[Mapping[str, int], "tokens of answers by domain"]
+    left_out: Annotated[int, "answers that were empty"]
+    sampling: Annotated[Mapping[str, float], "temperature, top_p, top_k, min_p, repeat_penalty"]
+
+
+class TunedDocument(TypedDict):
+    """`mtp tune`: also the receipt (`mtp-head.json`) beside the head."""
+
+    schema: int
+    qexport: Annotated[str, "version"]
+    result: Annotated[str, "tuned; kept"]
+    reason: Annotated[str, "why the old head was kept; empty where it was not"]
+    model: str
+    base: Annotated[str, "whose head it was"]
+    made_of: Annotated[str | None, "a hash of all that it follows from, in recipes"]
+    mode: Annotated[str, "argmax; sampling; both"]
+    options: Mapping[str, Any]
+    seed: int
+    text: TextDocument
+    base_head_sha256: str
+    states_sha256: str
+    head_sha256: str
+    training: Annotated[Mapping[str, Any] | None, "learning rate, probes, steps, curve"]
+    before: Annotated[Mapping[str, HeadFiguresDocument], "of the old head, by domain"]
+    after: Annotated[Mapping[str, HeadFiguresDocument] | None, "of the new one, on the same documents"]
+    verdict: Annotated[Mapping[str, Any] | None, "accepted, reason, gains, change"]
+
+
 DOCUMENTS: Mapping[str, type] = {
     "an error": ErrorDocument,
     "inspect": InspectDocument,
     "init": InitDocument,
     "--dry-run": PlansDocument,
-    "gguf, mlx, fp8, nvfp4": ExportDocument,
+    "gguf, mlx, fp8, nvfp4, demo": ExportDocument,
     "run with several recipes": RecipeDocument,
     "matrix": JobDocument,
     "matrix --check": ArrivedDocument,
     "push": PushDocument,
     "fix": FixDocument,
+    "adopt": AdoptDocument,
+    "mtp score": ScoreDocument,
+    "mtp generate": OwnTextDocument,
+    "mtp tune": TunedDocument,
 }
 """By what prints them. Those of `verify`, `report` and `bench` are parts of receipts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from qexport.cli._output import Output
@@ -44,7 +44,7 @@ def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
         [[upload.name, size_text(upload.size), upload.sha256] for upload in plan.uploads],
         title=f"{plan.repo} ({state if remote.exists else 'new, private'})",
     )
-    output.text(f"{len(plan.uploads)} files, {size_text(plan.size)}; nothing has been sent.")
+    output.text(f"{counted(len(plan.uploads), 'file')}, {size_text(plan.size)}; nothing has been sent.")
     if plan.unread:
         output.text(
             f"{len(plan.unread)} files were not read, their hashes are the receipt's: a push reads them and "
@@ -79,5 +79,5 @@ def _tell(output: Output, pushed: Pushed) -> None:
         output.text(f"Offered as a pull request: {pushed.pull_request}")
         return
     seen = "private" if pushed.private else "public"
-    output.text(f"Pushed {len(plan.uploads)} files, {size_text(plan.size)}: {pushed.url} ({seen})")
+    output.text(f"Pushed {counted(len(plan.uploads), 'file')}, {size_text(plan.size)}: {pushed.url} ({seen})")
     output.text(f"Commit {pushed.commit}")

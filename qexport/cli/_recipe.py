@@ -13,7 +13,7 @@ import click
 from qexport.cli._options import SIZE, together
 from qexport.cli._output import Output
 from qexport.errors import EnvironmentProblem, InputError, QexportError, SeveralProblems, some
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -315,9 +315,10 @@ def in_markdown(planned: Planned) -> str:
 
 def _show_shared(output: Output, planned: Planned) -> None:
     openings, fetched = planned.openings, sum(job.download for job in planned.jobs)
+    looked = "1 model" if openings.opened == 1 else f"{openings.opened} models and bases"
     output.text(
-        f"{len(planned.of)} recipes, {len(planned.jobs)} jobs; {openings.opened} models and bases looked at "
-        f"for {openings.asked} uses."
+        f"{counted(len(planned.of), 'recipe')}, {counted(len(planned.jobs), 'job')}; {looked} looked at for "
+        f"{counted(openings.asked, 'use')}."
     )
     if fetched:
         once = sum(planned.downloads.values())

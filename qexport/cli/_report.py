@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from qexport.cli._output import Output
+from qexport.cli._own_words import own_words
 from qexport.onepass.disk import free_bytes
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 from qexport.verification.table import COLUMNS, describe, rows
 
 if TYPE_CHECKING:
@@ -27,7 +30,8 @@ def say_findings(output: Output, diagnosis: Diagnosis, *, details: bool = False)
             for breaks in finding.breaks:
                 output.say(f"              breaks {breaks.reader}: {breaks.message}")
             if finding.severity == "error":
-                output.say(f"              ways out: {finding.repair}")
+                ways = own_words(finding.repair, click.get_current_context().command)
+                output.say(f"              ways out: {ways}")
 
 
 def plan_json(plan: ArtifactPlan) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def say_plans(output: Output, items: Sequence[Item]) -> None:
     total = sum(item.plan.size for item in items)
     names = ", ".join(item.plan.label for item in items)
     folders = ", ".join(dict.fromkeys(str(item.folder) for item in items))
-    output.say(f"{len(items)} artifact(s) ({names}), {size_text(total)}, into {folders}")
+    output.say(f"{counted(len(items), 'artifact')} ({names}), {size_text(total)}, into {folders}")
     for item in items:
         for note in item.plan.notes:
             output.say(f"  {item.plan.label}: {note}")

@@ -54,11 +54,16 @@ def command(
     """
     from qexport.doctor.explain import explain
     from qexport.formats.gguf.file_name import model_stem
+    from qexport.recipe.across import is_repository
     from qexport.recipe.choice import ModelChoice
     from qexport.recipe.first import first_recipe, look_at
-    from qexport.recipe.load import load_recipe
+    from qexport.recipe.load import recipe_of
     from qexport.run.model import Openings, examine
 
+    if not is_repository(f"{owner}/x"):
+        raise UsageProblem(
+            f"--owner: {owner!r} is no name on the Hub", hint="Name a user or an organization: --owner you."
+        )
     output = Output(as_json=as_json)
     opened = Openings()
     choice = ModelChoice(model, revision, base=base, base_revision=base_revision)
@@ -74,9 +79,9 @@ def command(
         None if base is None else _from(path.parent, base),
         owner,
     )
+    recipe = recipe_of(text, path)  # before it is written: a file that does not load is of no use
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    recipe = load_recipe(path)
     output.document(
         {"recipe": str(path), "artifacts": [each.name for each in recipe.artifacts], "text": text}
     )

@@ -21,6 +21,7 @@ import click
 
 from qexport import __version__
 from qexport.cli._output import Output
+from qexport.cli._own_words import own_words
 from qexport.cli._terminal import (
     ReaderGone,
     not_written,
@@ -83,6 +84,12 @@ class _LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except QexportError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            if command is not None:
+                error.message = own_words(error.message, command)
+                error.hint = error.hint and own_words(error.hint, command)
+            raise
         except BrokenPipeError as error:  # click would end here without a word, whichever pipe it was
             if stdout_fails():
                 raise ReaderGone from error

@@ -23,6 +23,7 @@ from qexport.cli._options import (
 )
 from qexport.cli._output import Output
 from qexport.errors import UsageProblem
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,9 +139,8 @@ def score(**given: Any) -> None:
     if given["dry_run"]:
         known = {"label": corpus.label, "sha256": corpus.sha256, "documents": len(documents)}
         output.document({"text": {**known, "tokens": tokens}, "head": diagnosis.repaired.mtp_origin})
-        output.text(
-            f"{len(documents)} documents of {corpus.label}, {tokens} tokens; {_head_words(diagnosis)}"
-        )
+        said = counted(len(documents), "document")
+        output.text(f"{said} of {corpus.label}, {tokens} tokens; {_head_words(diagnosis)}")
         return
     view = fetched(choice, diagnosis).repaired.view()
     found = judge(
@@ -160,7 +160,8 @@ def score(**given: Any) -> None:
 
 
 def _examined(output: Output, given: dict[str, Any]) -> tuple[ModelChoice, Diagnosis]:
-    """The model with the head that was asked for."""
+    """The model with the head that was asked for; refused without one, before any text is read."""
+    from qexport.families.view import needs_head
     from qexport.recipe.choice import ModelChoice
     from qexport.run.model import examine
 
@@ -175,6 +176,7 @@ def _examined(output: Output, given: dict[str, Any]) -> tuple[ModelChoice, Diagn
     )
     diagnosis = examine(choice, download=False)
     output.diagnosed(diagnosis)
+    needs_head(diagnosis.repaired.view())
     return choice, diagnosis
 
 
@@ -280,7 +282,8 @@ def generate(**given: Any) -> None:
     document = own_text(choice, request, output)
     output.document(document)
     domains = ", ".join(f"{domain} {count}" for domain, count in sorted(document["domains"].items()))
-    output.text(f"{given['out']}: {document['answers']} answers, {document['tokens']} tokens ({domains})")
+    answers = counted(document["answers"], "answer")
+    output.text(f"{given['out']}: {answers}, {document['tokens']} tokens ({domains})")
     output.next(
         "mtp", "tune", given["model"], "--mtp-from", "BASE", "--text", given["out"], "-o", "tuned-head"
     )

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from qexport.errors import InputError, UsageProblem
 from qexport.evidence.modules import OUTSIDE_HEAD, fill, state_of
 from qexport.evidence.quiet import quiet_transformers
 from qexport.evidence.stream import LayerStream, only
-from qexport.families.known import FAMILIES
 from qexport.families.roles import Block, Role
+from qexport.families.view import needs_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,12 +64,7 @@ class HeadStream(LayerStream):
     """
 
     def __init__(self, view: Any, options: Any = None) -> None:
-        if FAMILIES[view.family].head is None:
-            raise UsageProblem(f"the family {view.family} has no MTP head: there is nothing to draft with")
-        if not view.mtp_layers:
-            raise InputError(
-                f"{view.label} has no MTP head", hint="`--mtp-from BASE` takes the base model's."
-            )
+        needs_head(view)
         super().__init__(view, options)
 
     @property

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from qexport.checkpoint.tensors import LogicalTensor
+from qexport.errors import InputError, UsageProblem
 from qexport.families.hyper import Hyper, resolve
 from qexport.families.known import FAMILIES
 from qexport.families.roles import Block, Role
@@ -95,3 +96,16 @@ class ModelView:
     def parameters(self) -> int:
         """Number of values in all tensors."""
         return sum(tensor.data.numel for tensor in self.tensors)
+
+
+def needs_head(view: ModelView) -> None:
+    """Refuse a model that has no MTP head.
+
+    Raises:
+        InputError: it has none.
+        UsageProblem: nor has any of its family.
+    """
+    if FAMILIES[view.family].head is None:
+        raise UsageProblem(f"the family {view.family} has no MTP head: there is nothing to draft with")
+    if not view.mtp_layers:
+        raise InputError(f"{view.label} has no MTP head", hint="`--mtp-from BASE` takes the base model's.")

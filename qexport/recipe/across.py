@@ -83,13 +83,22 @@ def _folders(recipe: Recipe, numbers: Sequence[int], problems: Problems) -> None
                 )
 
 
+def is_repository(name: str) -> bool:
+    """Whether the Hub takes it.
+
+    >>> is_repository("you/Model-GGUF"), is_repository("a/b c/Model")
+    (True, False)
+    """
+    return _REPO.fullmatch(name) is not None
+
+
 def _repos(recipe: Recipe, problems: Problems) -> None:
     folders: dict[str, str] = {}
     for subject in recipe.subjects if recipe.publish is not None else ():
         for artifact in recipe.artifacts:
             repo, folder = recipe.repo(subject, artifact), recipe.folder(subject, artifact)
             assert repo is not None
-            if _REPO.fullmatch(repo) is None:
+            if not is_repository(repo):
                 problems.at(
                     ("publish", "repo"),
                     f"{repo!r} is no repository (org/name; {{folder}}, {{name}}, {{artifact}})",

@@ -34,8 +34,13 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UsageProblem: the file cannot be read, or things are wrong in it: all of them, each with its place.
     """
+    return recipe_of(read_recipe_text(path), path, overrides)
+
+
+def recipe_of(text: str, path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe that ``text`` is, lying at ``path`` or yet to be written there. As :func:`load_recipe`."""
     problems = Problems(str(path))
-    problems.root = parse_yaml(read_recipe_text(path), str(path), problems.add)
+    problems.root = parse_yaml(text, str(path), problems.add)
     if problems.root is None and not problems:
         problems.at((), "the file is empty")
     problems.root = with_overrides(problems.root, overrides, problems)

@@ -9,7 +9,7 @@ from qexport.receipt.plainly import outcome
 from qexport.receipt.state import State
 from qexport.receipt.text import nats, percent, speed, times
 from qexport.receipt.words import WAS_RUN
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -83,7 +83,7 @@ def gate_value(name: str, value: float | None) -> str:
 
 
 def _of_model(model: Model, several: bool) -> Iterator[str]:
-    count = "1 artifact" if len(model.artifacts) == 1 else f"{len(model.artifacts)} artifacts"
+    count = counted(len(model.artifacts), "artifact")
     size = size_text(sum(each.size for each in model.artifacts))
     yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.artifacts)}"
     # What has not passed may be close by accident.

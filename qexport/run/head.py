@@ -13,6 +13,7 @@ from qexport import __version__
 from qexport.errors import InputError
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.options import StreamOptions
+from qexport.families.view import needs_head
 from qexport.headtune.options import TuneOptions
 from qexport.onepass.files import read_plain
 from qexport.onepass.sources import Sources
@@ -56,9 +57,10 @@ class HeadRequest:
         return self.spill or self.out.with_name(f".{self.out.name}.work")
 
     def prepare(self, view: ModelView) -> DividedText:
-        """The text, divided; see :func:`qexport.headtune.tune.prepare`."""
+        """The text, divided; see :func:`qexport.headtune.tune.prepare`. Raises also as :func:`needs_head`."""
         from qexport.headtune.tune import prepare
 
+        needs_head(view)
         return prepare(read_corpus(self.text), view, self.options)
 
 

@@ -186,7 +186,7 @@ def judge_head(
         if not score.acceptance >= least:
             words += f"; at least {least:.0%} expected: so much is right if the same word is always drafted"
             return Verdict(check, Status.FAIL, words, data)
-        words += "; no source to compare with (--mtp-from BASE names the model that it was taken from)"
+        words += "; no head to compare with: the source has none, and whence it was taken is not named"
         return Verdict(check, Status.PASS, words, data)
     moved = trunk.mean if trunk is not None else 0.0
     least = source.acceptance - _LOSS - _PER_NAT * moved - 2 * score.error

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from document_types import misfits
 from in_process import run
 
+from qexport.cli._documents import ExportDocument
 from qexport.demo import MODEL
 
 pytestmark = pytest.mark.slow
@@ -33,6 +35,7 @@ def demo(tmp_path_factory):
 
 def test_the_demo_ends_green_with_the_head_at_work(demo):
     out, document = demo
+    assert misfits(ExportDocument, document) == []
     *every, tower = sorted(document["artifacts"], key=lambda artifact: artifact["kind"] == "mmproj")
     assert tower["label"] == "mmproj-BF16"
     assert [a["label"] for a in every] == ["Q4_K_M", "Q8_0", "6bit", "6bit-MTP", "FP8", "NVFP4"]
@@ -136,7 +139,7 @@ def test_what_nothing_here_can_run_is_the_same_everywhere(demo, tmp_path):
     words = ("nvfp4", out / "Demo-Tuned", "--mtp", "graft", "--mtp-from", MODEL, "-o", folder, "--no-twin")
     made = run(*words, "--measure", "0", "--json")
     assert made.code == 6
-    before, _, _ = made.stderr.partition("1 artifact(s)")
+    before, _, _ = made.stderr.partition("1 artifact (")
     assert "nothing here can prove" in before
     assert "--runtime vllm --runtime-python" in before
     (artifact,) = made.json()["artifacts"]  # one document, though an error follows it

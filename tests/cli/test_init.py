@@ -71,6 +71,21 @@ def test_a_model_of_any_name_has_a_recipe(zoo, tmp_path, name):
     ok("run", path, "--dry-run")
 
 
+@pytest.mark.parametrize("owner", ["a/b c", "a/b", "", "-x", "é"])
+def test_an_owner_that_the_hub_does_not_take_is_refused_before_anything_is_written(zoo, tmp_path, owner):
+    path = tmp_path / "sub" / "first.yaml"
+    refused = run("init", zoo("llama3"), "-o", path, f"--owner={owner}")
+    assert refused.code == 2
+    assert "--owner" in refused.stderr
+    assert not path.parent.exists()
+
+
+def test_a_recipe_that_would_not_load_is_not_written(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("qexport.recipe.first.first_recipe", lambda *_: "publish: {repo: nobody}\n")
+    assert run("init", zoo("llama3"), "-o", tmp_path / "first.yaml").code == 2
+    assert not (tmp_path / "first.yaml").exists()
+
+
 def test_every_family_has_a_recipe():
     assert set(OF) == set(shipped_recipes())
 

@@ -52,7 +52,7 @@ def test_the_graft_is_the_reference_where_it_is_named(zoo: Zoo, exported: Path, 
 def test_without_its_name_it_is_judged_by_itself(zoo: Zoo, exported: Path) -> None:
     """The receipt says that it is not the source's own, which would be compared with in vain."""
     found, measures = judged(exported, tiny(zoo, seed=5))
-    assert "--mtp-from BASE" in found.summary or found.status is Status.FAIL
+    assert "whence it was taken is not named" in found.summary or found.status is Status.FAIL
     assert found.data["source"] is None
     assert measures.head is not None
     assert measures.source_head is None

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from document_types import misfits
 from head_texts import tiny, view_of
 from zoo_types import Zoo
 
+from qexport.cli._documents import OwnTextDocument
+from qexport.cli.main import cli
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.evidence.corpus import builtin_corpus, read_corpus
 from qexport.evidence.tokenizer import model_tokenizer
@@ -159,6 +163,18 @@ def test_any_server_can_be_asked(zoo: Zoo, tmp_path: Path) -> None:
     documents = documents_of(read_corpus(out), view)
     assert {document.domain for document in documents} == {"chat", "prose"}
     assert all(0 < document.prompt < len(document.ids) for document in documents)
+
+
+def test_the_command_says_what_was_written(zoo: Zoo, tmp_path: Path) -> None:
+    out = tmp_path / "own.jsonl"
+    with server() as (url, _):
+        words = ["mtp", "generate", str(tiny(zoo)), "--server", url, "--tokens", "900", "--json"]
+        done = CliRunner().invoke(cli, [*words, "-o", str(out)])
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert misfits(OwnTextDocument, document) == []
+    assert document["answers"] == len(rows(out))
+    assert document["tokens"] == sum(document["domains"].values()) >= 900
 
 
 def test_a_server_that_refuses_is_quoted(zoo: Zoo) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from document_types import misfits
 from head_texts import EXACT, ids_file, tiny, view_of
 from safetensors.torch import load_file
 from zoo_types import Zoo
 
+from qexport.cli._documents import TunedDocument
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.corpus import read_corpus
 from qexport.headtune.folder import RECEIPT, check_out
@@ -67,6 +69,7 @@ def test_a_head_that_gains_is_written_and_goes_wherever_a_head_goes(
     assert document["result"] == "tuned", document["reason"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["head"]
     assert json.loads((out / RECEIPT).read_text()) == document
+    assert misfits(TunedDocument, document) == []
     sampled = [document[when]["ids"]["tokens_per_verification"]["sampled"] for when in ("before", "after")]
     gain = document["verdict"]["gains"]["sampled"]
     assert sampled[1]["value"] - sampled[0]["value"] == pytest.approx(gain["value"])
@@ -98,6 +101,7 @@ def test_a_head_that_gains_is_written_and_goes_wherever_a_head_goes(
 def test_a_head_that_does_not_gain_is_kept_bit_for_bit(zoo: Zoo, text: Path, tmp_path: Path) -> None:
     base, out = tiny(zoo), tmp_path / "head"
     document = tuned(base, None, request_of(text, out, rate=1e-9, steps=2))
+    assert misfits(TunedDocument, document) == []
     assert document["result"] == "kept"
     assert "standard errors" in document["reason"]
     old, new = head_of(base), head_of(out)
@@ -109,6 +113,7 @@ def test_a_head_that_does_not_gain_is_kept_bit_for_bit(zoo: Zoo, text: Path, tmp
 def test_a_head_that_is_lost_in_training_is_kept(zoo: Zoo, text: Path, tmp_path: Path) -> None:
     base, out = tiny(zoo), tmp_path / "head"
     document = tuned(base, None, request_of(text, out, rate=1e30, steps=30))
+    assert misfits(TunedDocument, document) == []
     assert document["result"] == "kept"
     assert all(same(values, head_of(out)[name]) for name, values in head_of(base).items())
 

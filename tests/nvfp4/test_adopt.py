@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from document_types import misfits
 from nvfp4_folders import repaired, write
 from nvfp4_reading import raw, tensors_in
 from safetensors.torch import load_file, save_file
 from stripped import strip
 from zoo_types import Zoo
 
+from qexport.cli._documents import AdoptDocument
 from qexport.cli.main import cli
 from qexport.errors import EnvironmentProblem, InputError, UsageProblem
 from qexport.formats.fp8.plan import plan_fp8
@@ -153,10 +155,12 @@ def test_the_command_proves_what_it_wrote_and_finds_a_wrong_scale(zoo: Zoo, tmp_
     words = [str(folder), "--base", str(base), "--against", str(base), "--measure", "256", "--json"]
     planned = CliRunner().invoke(cli, ["adopt", *words, "-o", str(tmp_path / "out"), "--dry-run"])
     assert planned.exit_code == 0, planned.stderr
+    assert misfits(AdoptDocument, json.loads(planned.stdout)) == []
     assert json.loads(planned.stdout)["mtp"] == {"layers": 1, "origin": f"grafted from {base.name}"}
     assert not (tmp_path / "out").exists()
     made = CliRunner().invoke(cli, ["adopt", *words, "-o", str(tmp_path / "out"), "--threads", "1"])
     assert made.exit_code == 0, made.stderr
+    assert misfits(AdoptDocument, json.loads(made.stdout)) == []
     report = json.loads(made.stdout)["verification"]
     assert report["runtime"]["name"] == "xllamacpp by GGUF twin"
     assert {"twin", "agreement", "mtp_text", "mtp_head", "divergence"} <= set(report["verified"])
