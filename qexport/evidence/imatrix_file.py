@@ -69,11 +69,12 @@ class ImportanceMatrix:
         chunk_size: tokens in a chunk, 0 if the file does not say.
         form: which of the two forms the file had.
         label: the file's name, without its folder.
-        sha256: of the file.
+        file_sha256: of the file that it was read from, empty where it was made here.
         totals: by tensor name, sums of the inputs themselves, shaped like ``sums``, where they were kept.
         nextn_layers: how many of the uppermost blocks are an MTP head's, as the file says.
         sensitivity: sums of gradients, where they were collected, too; only in the GGUF form.
         path: the file, where it was read from one: nothing is written over it.
+        to_come: names and sizes only, for planning: the numbers stand for those of a pass that has not run.
     """
 
     sums: Mapping[str, np.ndarray] = field(repr=False)
@@ -83,11 +84,24 @@ class ImportanceMatrix:
     chunk_size: int
     form: Literal["gguf", "legacy"]
     label: str
-    sha256: str
+    file_sha256: str = ""
     totals: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     nextn_layers: int = 0
     sensitivity: Sensitivity | None = None
     path: Path | None = field(default=None, repr=False, compare=False)
+    to_come: bool = False
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file that it was read from, or that :func:`imatrix_bytes` makes of it."""
+        return self.file_sha256 or hashlib.sha256(imatrix_bytes(self)).hexdigest()
+
+    @cached_property
+    def described(self) -> Mapping[str, np.ndarray]:
+        """What the newest files say of each tensor: float32 ``(12,)``."""
+        from qexport.evidence.imatrix_stats import described
+
+        return described(self)
 
     @cached_property
     def entries(self) -> Mapping[str, np.ndarray]:
@@ -282,11 +296,6 @@ def _floats(cursor: _Cursor, header: GgufHeader, name: str) -> np.ndarray:
     return cursor.floats(0 if tensor is None else math.prod(tensor.shape))
 
 
-def sealed(matrix: ImportanceMatrix) -> ImportanceMatrix:
-    """The matrix with the hash of the file that :func:`imatrix_bytes` makes of it."""
-    return replace(matrix, sha256=hashlib.sha256(imatrix_bytes(matrix)).hexdigest())
-
-
 def imatrix_bytes(matrix: ImportanceMatrix, *, described: bool = True) -> bytes:
     """The whole file, as llama-imatrix would write it (``save_imatrix`` in
     https://github.com/ggml-org/llama.cpp/blob/master/tools/imatrix/imatrix.cpp): sums and counts in float32,
@@ -297,8 +306,25 @@ def imatrix_bytes(matrix: ImportanceMatrix, *, described: bool = True) -> bytes:
     """
     import numpy as np
 
+    header, tensors = _laid_out(matrix, described)
+    data = [header]
+    for values in tensors.values():
+        raw = np.ascontiguousarray(values, "<f4").tobytes()
+        data += [raw, bytes(padded(len(raw)) - len(raw))]
+    return b"".join(data)
+
+
+def imatrix_size(matrix: ImportanceMatrix) -> int:
+    """Bytes of :func:`imatrix_bytes`, without a number of the matrix being looked at."""
+    header, tensors = _laid_out(matrix, described=True)
+    return len(header) + sum(padded(4 * values.size) for values in tensors.values())
+
+
+def _laid_out(matrix: ImportanceMatrix, described: bool) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The header of its file, and the values behind it in their order."""
+    import numpy as np
+
     from qexport.evidence.imatrix_stats import SCHEMA
-    from qexport.evidence.imatrix_stats import described as described_of
 
     metadata: dict[str, KV] = {"general.type": string("imatrix")}
     if matrix.datasets:
@@ -309,26 +335,26 @@ def imatrix_bytes(matrix: ImportanceMatrix, *, described: bool = True) -> bytes:
         metadata["imatrix.n_layer_nextn"] = u32(matrix.nextn_layers)
     if described:
         metadata["imatrix.stats_schema"] = array(ValueType.STRING, SCHEMA)
-    figures = described_of(matrix) if described else {}
-    tensors: list[tuple[str, np.ndarray]] = []
+    unknown = np.zeros(len(SCHEMA), np.float32)
+    tensors: dict[str, np.ndarray] = {}
     for name in sorted(matrix.sums, key=str.encode):
-        tensors += [(f"{name}.in_sum2", matrix.sums[name]), (f"{name}.counts", matrix.counts[name][:, None])]
-        tensors += [(f"{name}.in_sum", matrix.totals[name])] if name in matrix.totals else []
-        tensors += [(f"{name}.stats", figures[name][None])] if described else []
+        tensors[f"{name}.in_sum2"] = matrix.sums[name]
+        tensors[f"{name}.counts"] = matrix.counts[name][:, None]
+        if name in matrix.totals:
+            tensors[f"{name}.in_sum"] = matrix.totals[name]
+        if described:
+            tensors[f"{name}.stats"] = (unknown if matrix.to_come else matrix.described[name])[None]
     if (beside := matrix.sensitivity) is not None:
         metadata[f"{_SENSITIVITY}tokens"] = u32(beside.tokens)
         metadata[f"{_SENSITIVITY}draft_tokens"] = u32(beside.draft_tokens)
         metadata[f"{_SENSITIVITY}texts"] = array(ValueType.STRING, beside.texts)
         for table in Summed:
             rows = beside.tables.get(table, {})
-            tensors += [(f"{name}.{table}", rows[name]) for name in sorted(rows, key=str.encode)]
+            tensors |= {f"{name}.{table}": rows[name] for name in sorted(rows, key=str.encode)}
     infos: list[TensorInfo] = []
-    data: list[bytes] = []
     at = 0
-    for name, values in tensors:
-        raw = np.ascontiguousarray(values, "<f4").tobytes()
+    for name, values in tensors.items():
         shape = values.shape if len(values) > 1 else values.shape[1:]  # ggml leaves outer ones out
         infos.append(TensorInfo(name, shape, _F32, at))
-        data += [raw, bytes(padded(len(raw)) - len(raw))]
-        at = padded(at + len(raw))
-    return b"".join([header_bytes(metadata, infos), *data])
+        at = padded(at + 4 * values.size)
+    return header_bytes(metadata, infos), tensors

@@ -69,8 +69,8 @@ def merged(matrices: Sequence[ImportanceMatrix], label: str, chunk_size: int) ->
         chunk_size=chunk_size,
         form="gguf",
         label=label,
-        sha256="",
         totals=totals,
+        to_come=any(each.to_come for each in matrices),
         nextn_layers=next((each.nextn_layers for each in matrices if each.nextn_layers), 0),
         sensitivity=added(sensitive),
     )

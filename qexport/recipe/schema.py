@@ -247,13 +247,21 @@ def note(error: ValidationError, problems: Problems) -> list[Steps]:
     return paths
 
 
+def _outside(path: Steps) -> str:
+    """``; it stands beside 'nvfp4', not in it``; empty where nothing around has the key."""
+    for depth in reversed(range(len(path) - 1)):
+        if path[-1] in fields_of(File, path[:depth]):
+            return f"; it stands beside {str(path[depth])!r}, not in it"
+    return ""
+
+
 def _said(kind: str, path: Steps, error: Any) -> str:
     last = str(path[-1]) if path else ""
     limits = error.get("ctx") or {}
     if kind in ("missing", "too_short"):
         return f"{last!r} is missing{_MISSING.get(last, '')}"
     if kind == "extra_forbidden":
-        return f"unknown key {last!r}{closest(last, fields_of(File, path[:-1]))}"
+        return f"unknown key {last!r}{_outside(path) or closest(last, fields_of(File, path[:-1]))}"
     if kind in ("model_type", "dict_type"):
         keys = ", ".join(fields_of(File, path))
         return "a mapping is expected here" + (f", with keys such as {keys}" if keys else "")

@@ -16,7 +16,7 @@ from qexport import __version__
 from qexport.checkpoint.tensors import checkpoints_of
 from qexport.errors import InputError, QexportError, UsageProblem
 from qexport.evidence.corpus import builtin_corpus, read_corpus
-from qexport.evidence.imatrix_file import read_imatrix, sealed
+from qexport.evidence.imatrix_file import read_imatrix
 from qexport.evidence.imatrix_sums import merged
 from qexport.evidence.kinds import kind_of
 from qexport.evidence.modules import import_transformers
@@ -92,7 +92,7 @@ class Wanted:
         felt = None
         if self.how.sensitivity:
             felt = unfelt(view, 1, 1, (f"{self.chunks.sha256} seed {self.how.seed}",))
-        return Matrix(_matrix(self, view, sums, counts, sums, felt))
+        return Matrix(replace(_matrix(self, view, sums, counts, sums, felt), to_come=True))
 
     def key(self, view: ModelView) -> str:
         """What the collected matrix follows from, as a hash: weights, text, precision, matrices merged."""
@@ -295,7 +295,7 @@ def _matrix(
                 f"{other.label} names none of this model's tensors: it was made for another model",
                 hint="Leave it out of --merge.",
             )
-    return sealed(merged([fresh, *others], wanted.name, chunks.size))
+    return merged([fresh, *others], wanted.name, chunks.size)
 
 
 def chunk_facts(chunks: Chunks) -> dict[str, Any]:

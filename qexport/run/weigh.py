@@ -5,7 +5,7 @@ Plans are exact to a few bytes: the importance matrix that is not there yet is s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,9 +146,10 @@ def stand_in(view: ModelView, name: str | None) -> ImportanceMatrix:
     """A matrix of ones with the names and sizes of the one to come."""
     sums, counts = uncollected(view)
     label = matrix_label(view, name)
-    return gguf_importance(
+    made = gguf_importance(
         view, sums, counts, datasets=["calibration"], chunk_count=1, chunk_size=512, label=label, totals=sums
     )
+    return replace(made, to_come=True)
 
 
 def assay_seconds(target: Target, diagnosis: Diagnosis) -> float:

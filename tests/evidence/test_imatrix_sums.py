@@ -31,7 +31,6 @@ def matrix(
         chunk_size=0,
         form=form,
         label=label,
-        sha256="",
     )
 
 

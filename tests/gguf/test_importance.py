@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from oracle.summary import compare, summarize
 from zoo import ZOO
 
 from qexport.evidence.corpus import read_corpus
-from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix, sealed
+from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix
 from qexport.evidence.observe import Inputs, InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.stream import LayerStream
 from qexport.evidence.tokens import tokenize
 from qexport.families.roles import Role
 from qexport.families.view import ModelView
-from qexport.formats.gguf.importance import cold_experts, gguf_importance, plan_imatrix, uncollected
+from qexport.formats.gguf.importance import cold_experts, gguf_importance, plan_imatrix, uncollected, unfelt
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
 from qexport.onepass.execute import execute
@@ -142,7 +143,7 @@ def test_so_is_a_newer_one_with_statistics(tmp_path: Path) -> None:
         else:
             assert one.data.tobytes() == there.data.tobytes(), one.name
     read = read_imatrix(tmp_path / "ours.gguf")
-    assert sealed(read).sha256 == read.sha256
+    assert replace(read, file_sha256="").sha256 == read.sha256
 
 
 def test_every_golden_is_compared() -> None:
@@ -263,6 +264,24 @@ def test_cold_experts_are_reported(zoo: Any) -> None:
     assert cold_experts(matrix, ["blk.0.ffn_down_exps.weight", "no.such"]) == {}
     (note,) = plan_imatrix(matrix, "m.gguf").notes
     assert "blk.1.ffn_down_exps.weight: 3 of 8 experts saw no token" in note
+
+
+def test_a_matrix_to_come_is_sized_and_its_numbers_not_looked_at(
+    zoo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = view_of(zoo("qwen3_moe"))
+    sums, counts = uncollected(view)
+    felt = unfelt(view, 1, 1, ("text",))
+    whole = made(view, sums, counts)
+    whole = replace(whole, totals=whole.sums, sensitivity=felt)
+    size = len(imatrix_bytes(whole))
+
+    def never(*_: object) -> None:
+        raise AssertionError("statistics of numbers that are not there")
+
+    monkeypatch.setattr("qexport.evidence.imatrix_stats.described", never)
+    (file,) = plan_imatrix(replace(whole, to_come=True), "m.gguf").files
+    assert (file.size, file.header) == (size, b"")
 
 
 def test_details_for_the_receipt(zoo: Any) -> None:

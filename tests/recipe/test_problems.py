@@ -67,6 +67,8 @@ GGUF = LIST + " - gguf: "
             "r.yaml:4: 'Q4_K_M' is no type of this artifact; known: Q8_0",
         ),
         (FP8 + "   verify: 7\n", "r.yaml:4: true or false is expected here"),
+        (LIST + " - fp8: {unverified: allow}\n", "r.yaml:3: unknown key 'unverified'; it stands beside"),
+        ("source: {model: a/b, gates: {}}\n", "r.yaml:1: unknown key 'gates'; it stands beside 'source'"),
         (FP8 + "   verify: {prompt: [a]}\n", "r.yaml:4: unknown key 'prompt'; did"),
         (GOOD + "measure: -1\nartifacts:\n - fp8:\n", "r.yaml:2: measure must not be negative"),
         (GOOD + "publish: {repo: here}\nartifacts:\n - fp8:\n", "r.yaml:2: 'here' is no repository"),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
-from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, sealed
+from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, imatrix_size
 from qexport.evidence.output import output_of
 from qexport.evidence.sensitivity import Sensitivity, Summed
 from qexport.evidence.store import NOTHING, Evidence, Kind
@@ -71,11 +71,11 @@ def gguf_importance(
         order = arrangement_of(arch, view, tensor).column_order
         name = gguf_name(arch, view, tensor)
         rows = sums[tensor.name] if order is None else sums[tensor.name][:, order]
-        found[name] = (rows.astype(np.float32), counts[tensor.name])
+        found[name] = (rows.astype(np.float32, copy=False), counts[tensor.name])
         if totals is not None:
             entered = totals[tensor.name] if order is None else totals[tensor.name][:, order]
-            inputs[name] = entered.astype(np.float32)
-    matrix = ImportanceMatrix(
+            inputs[name] = entered.astype(np.float32, copy=False)
+    return ImportanceMatrix(
         sums={name: found[name][0] for name in sorted(found, key=str.encode)},
         counts={name: found[name][1] for name in sorted(found, key=str.encode)},
         datasets=tuple(datasets),
@@ -83,11 +83,9 @@ def gguf_importance(
         chunk_size=chunk_size,
         form="gguf",
         label=label,
-        sha256="",
         totals={name: inputs[name] for name in sorted(inputs, key=str.encode)},
         sensitivity=None if sensitivity is None else _outward(view, sensitivity),
     )
-    return sealed(matrix)
 
 
 def _outward(view: ModelView, sensitivity: Sensitivity) -> Sensitivity:
@@ -199,7 +197,7 @@ def uncollected(view: ModelView) -> tuple[dict[str, np.ndarray], dict[str, np.nd
     sums, counts = {}, {}
     for tensor in _products(view):
         matrices = _matrices(tensor)
-        sums[tensor.name] = np.ones((matrices, tensor.shape[-1]), np.float32)
+        sums[tensor.name] = np.broadcast_to(np.float32(1), (matrices, tensor.shape[-1]))
         counts[tensor.name] = np.ones(matrices, np.int64)
     return sums, counts
 
@@ -210,15 +208,16 @@ def unfelt(view: ModelView, tokens: int, draft_tokens: int, texts: tuple[str, ..
 
     embedding, output = view.find(Role.TOKEN_EMBD), output_of(view)
     assert embedding is not None
+    one = np.float32(1)
     tables: dict[Summed, dict[str, np.ndarray]] = {table: {} for table in Summed}
     for tensor in (*_products(view), output):
         matrices = _matrices(tensor)
-        tables[Summed.GRADIENTS][tensor.name] = np.ones((matrices, tensor.shape[-2]), np.float32)
-        tables[Summed.TOKENS][tensor.name] = np.ones((matrices, 1), np.float32)
-        tables[Summed.JOINT][tensor.name] = np.ones((matrices, 2), np.float32)
-    tables[Summed.HEAD_INPUTS][output.name] = np.ones((1, output.shape[1]), np.float32)
-    tables[Summed.LOOKUP_GRADIENTS][embedding.name] = np.ones((1, embedding.shape[1]), np.float32)
-    tables[Summed.LOOKUPS][embedding.name] = np.ones((1, embedding.shape[0]), np.float32)
+        tables[Summed.GRADIENTS][tensor.name] = np.broadcast_to(one, (matrices, tensor.shape[-2]))
+        tables[Summed.TOKENS][tensor.name] = np.broadcast_to(one, (matrices, 1))
+        tables[Summed.JOINT][tensor.name] = np.broadcast_to(one, (matrices, 2))
+    tables[Summed.HEAD_INPUTS][output.name] = np.broadcast_to(one, (1, output.shape[1]))
+    tables[Summed.LOOKUP_GRADIENTS][embedding.name] = np.broadcast_to(one, (1, embedding.shape[1]))
+    tables[Summed.LOOKUPS][embedding.name] = np.broadcast_to(one, (1, embedding.shape[0]))
     return Sensitivity(tables, tokens, draft_tokens, texts)
 
 
@@ -243,13 +242,13 @@ def cold_experts(matrix: ImportanceMatrix, names: Iterable[str]) -> dict[str, tu
 def plan_imatrix(
     matrix: ImportanceMatrix, name: str, details: Mapping[str, Any] | None = None
 ) -> ArtifactPlan:
-    """The matrix as an artifact of one file; its bytes are known, so they are its header.
+    """The matrix as an artifact of one file; its bytes are its header. Of one to come, the size is known.
 
     Args:
         name: of the file.
         details: where it came from, for the receipt.
     """
-    data = imatrix_bytes(matrix)
+    data = b"" if matrix.to_come else imatrix_bytes(matrix)
     cold = cold_experts(matrix, matrix.sums)
     notes = [
         f"{name}: {few} of {many} experts saw no token; they are quantized as if all columns mattered alike"
@@ -258,7 +257,7 @@ def plan_imatrix(
     return ArtifactPlan(
         kind="imatrix",
         label="imatrix",
-        files=(PlannedFile(name, len(data), data),),
+        files=(PlannedFile(name, len(data) or imatrix_size(matrix), data),),
         tensors=(),
         notes=tuple(notes),
         details={
