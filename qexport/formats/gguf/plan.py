@@ -271,7 +271,7 @@ def _weighted(
         if needy:
             raise InputError(
                 f"{file.name} needs an importance matrix ({some(needy, 4)})",
-                hint="Give one with --imatrix FILE, or choose Q2_K or a larger type.",
+                hint="--imatrix collects one, --imatrix FILE gives one; or choose Q2_K or a larger type.",
             )
         return set()
     if not quantized:
