@@ -52,16 +52,17 @@ def preview(report: Report) -> bytes:
     chart = size_chart(report)
     if chart is None:
         raise InputError("no KL divergence was measured: there is nothing to draw", hint="Leave --png out.")
-    picture = Image.new("RGB", (_WIDE * _SCALE, _HIGH * _SCALE), _GROUND)
+    root = ElementTree.fromstring(str(chart.draw(_CHART)))
+    high = max(_HIGH, int(_TOP + float(root.attrib["height"])))  # a key makes it longer
+    picture = Image.new("RGB", (_WIDE * _SCALE, high * _SCALE), _GROUND)
     pen = _Pen(ImageDraw.Draw(picture), picture)
     look, verdict = verdict_of(report.models[0])
     pen.text(_MARGIN, 66, _shortened(report.title), _TEXT, 38)
     pen.text(_WIDE - _MARGIN, 64, verdict, _VERDICTS[look], 24, anchor="end")
-    root = ElementTree.fromstring(str(chart.draw(_CHART)))
     for node in root:
         pen.draw(node, _MARGIN, _TOP, _TEXT)
     file = io.BytesIO()
-    picture.resize((_WIDE, _HIGH), Image.Resampling.LANCZOS).save(file, "PNG", optimize=True)
+    picture.resize((_WIDE, high), Image.Resampling.LANCZOS).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

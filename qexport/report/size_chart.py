@@ -8,6 +8,7 @@ what was predicted of all sizes.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,9 +18,22 @@ from qexport.formats.registry import words_of
 from qexport.receipt.measures import Estimate
 from qexport.receipt.state import State
 from qexport.receipt.text import nats
-from qexport.report.labels import place
+from qexport.report.labels import Labels, place
 from qexport.report.scale import Linear, Log
-from qexport.report.svg import Box, Chart, LegendEntry, drawing, element, group, key, line, mark, short, text
+from qexport.report.svg import (
+    Box,
+    Chart,
+    LegendEntry,
+    drawing,
+    element,
+    group,
+    key,
+    line,
+    mark,
+    short,
+    text,
+    text_width,
+)
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -31,8 +45,9 @@ if TYPE_CHECKING:
 
 FLOOR = 1e-6
 """Nats below which float32 arithmetic is all that is measured: drawn as zero."""
-_TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 46.0, 58.0, 14.0
+_TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 46.0, 24.0, 14.0
 _ZERO_GAP = 26.0
+_LINE = 17.0
 
 
 @dataclass(frozen=True)
@@ -80,30 +95,47 @@ def size_chart(report: Report) -> Chart | None:
 
 
 def _draw(points: Sequence[_Point], width: float) -> Markup:
-    height = min(520.0, 250.0 + 0.26 * width)
     values = [value for p in points for value in (p.mean, p.tail, p.predicted) if value is not None]
     zero = any(value < FLOOR for value in values)
-    frame = Box(_LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
+    bottom = min(520.0, 250.0 + 0.26 * width) - _BOTTOM
+    y = Log.over(values, bottom - (_ZERO_GAP if zero else 0), _TOP, bottom, floor=FLOOR)
+    frame = Box(_LEFT + max(text_width(_plain(tick)) for tick in y.ticks()), _TOP, width - _RIGHT, bottom)
     x = _sizes([p.artifact.size for p in points], frame)
-    y = Log.over(values, frame.bottom - (_ZERO_GAP if zero else 0), frame.top, frame.bottom, floor=FLOOR)
     at = [(x(p.artifact.size), y(p.mean)) for p in points]
     parts = [*_grid(x, y, frame, zero), *_foretold(points, x, y, frame), *_pareto(points, at)]
     parts += [*_tails(points, at, y), *_errors(points, at, y), *_guesses(points, at, y)]
-    room = Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9)
-    stems = [Box(px - 2, end, px + 2, py) for _, px, py, end in _tailed(points, at, y)]
-    # The other model's mark of the same name is near, and hollow.
-    ours = {p.artifact.title for p in points if not p.other}
-    names = ["" if p.other and p.artifact.title in ours else short(_name(p)) for p in points]
-    labels = place(at, names, room, stems)
-    for (px, py), label in zip(at, labels, strict=True):
-        if label.far:
-            parts.append(line(px, py, label.x, label.y - 4, "leader"))
+    labels = _labels(points, at, y, Box(frame.left + 2, frame.top - 8, width - 2, frame.bottom + 9))
+    parts += [line(*label.leader, "leader") for label in labels.placed if label.far]
     for p, where in zip(points, at, strict=True):
         shape = mark(p.artifact.format, "other" if p.other else "")
         parts.append(group(shape, element("title", _says(p)), class_="point", at=where))
-    parts += [text(each.x, each.y, each.words, "name", each.anchor) for each in labels if each.words]
+    parts += [text(each.x, each.y, each.words, "name", each.anchor) for each in labels.placed]
+    lines = [said for number, names in labels.key for said in _keyed(number, names, width)]
+    height = frame.bottom + _BOTTOM
+    parts += [text(0.0, height + _LINE * (at + 1), said, "key") for at, said in enumerate(lines)]
     said = "; ".join(_says(p) for p in points)
-    return drawing(width, height, f"Size against KL divergence. {said}.", parts)
+    below = _LINE * (len(lines) + 1) if lines else 0.0
+    return drawing(width, height + below, f"Size against KL divergence. {said}.", parts)
+
+
+def _labels(points: Sequence[_Point], at: Sequence[tuple[float, float]], y: Log, room: Box) -> Labels:
+    bars = [Box(px - 2, end, px + 2, py) for _, px, py, end in _tailed(points, at, y)]
+    bars += [
+        Box(px - 3, y(p.error[1]), px + 3, y(p.error[0]))
+        for p, (px, _) in zip(points, at, strict=True)
+        if p.error
+    ]
+    # The other model's mark of the same name is near, and hollow.
+    ours = {p.artifact.title for p in points if not p.other}
+    names = ["" if p.other and p.artifact.title in ours else short(_name(p)) for p in points]
+    return place(at, names, room, bars)
+
+
+def _keyed(number: str, names: Sequence[str], width: float) -> list[str]:
+    """Lines of the key."""
+    words, indent = f"{number}  {', '.join(names)}", " " * (len(number) + 2)
+    most = int(width / max(map(text_width, words)))
+    return textwrap.wrap(words, most, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _sizes(sizes: Sequence[int], frame: Box) -> Linear:
@@ -154,8 +186,12 @@ def _foretold(points: Sequence[_Point], x: Linear, y: Log, frame: Box) -> Iterat
 
 
 def _pareto(points: Sequence[_Point], at: Sequence[tuple[float, float]]) -> Iterator[Markup]:
-    """From each that nothing smaller is as close as to the next."""
-    ours = [(p.artifact.size, p.mean, where) for p, where in zip(points, at, strict=True) if not p.other]
+    """From each that nothing smaller is as close as to the next; what failed is none to choose."""
+    ours = [
+        (p.artifact.size, p.mean, where)
+        for p, where in zip(points, at, strict=True)
+        if not p.other and p.artifact.state is not State.FAILED
+    ]
     best, closest = [], float("inf")
     for _, mean, where in sorted(ours, key=lambda each: each[:2]):
         if mean < closest:

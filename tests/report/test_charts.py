@@ -182,19 +182,56 @@ def meet(one: Box, other: Box) -> bool:
     return across and one.top < other.bottom and other.top < one.bottom
 
 
-def test_names_cover_neither_points_nor_each_other():
+def crowds():
+    """Where marks lie: apart, around a place, all on it, along a curve, in a corner, everywhere."""
+    yield "apart", [(60.0 + 90 * at, 40.0 + 50 * at) for at in range(5)]
+    yield "around", [(300 + 14 * math.cos(at), 150 + 14 * math.sin(at)) for at in range(6)]
+    yield "one place", [(300.0 + 0.1 * at, 150.0) for at in range(40)]
+    yield "curve", [(20.0 + 14 * at, 30 + 7000 / (30 + 14 * at)) for at in range(40)]
+    yield "corner", [(595.0 - at % 5, 295.0 - at // 5) for at in range(25)]
+    yield "everywhere", [((37 * at) % 599 + 0.5, (61 * at) % 299 + 0.5) for at in range(400)]
+
+
+@pytest.mark.parametrize("name", ["Q4_K_M", "long" * 8, "模型" * 6])
+@pytest.mark.parametrize("crowd", [pytest.param(each, id=name) for name, each in crowds()])
+def test_names_cover_neither_points_nor_each_other(crowd, name):
     frame = Box(0, 0, 600, 300)
-    crowd = [(300 + 14 * math.cos(at), 150 + 14 * math.sin(at)) for at in range(6)]
-    labels = place(crowd, [f"Q{at}_K_M" for at in range(6)], frame)
-    boxes = []
-    for label in labels:
-        wide = text_width(label.words)
-        left = label.x - {"start": 0, "middle": wide / 2, "end": wide}[label.anchor]
-        boxes.append(Box(left, label.y - 9, left + wide, label.y + 3.6))
+    names = [f"{name}{at}" for at in range(len(crowd))]
+    labels = place(crowd, names, frame)
+    boxes = [label.box for label in labels.placed]
     assert not any(meet(one, other) for one, other in combinations(boxes, 2))
     assert all(box.inside(frame) for box in boxes)
     for x, y in crowd:
         assert not any(meet(box, Box(x - 5, y - 5, x + 5, y + 5)) for box in boxes)
+    # Each name is in the picture or in the key, and once.
+    numbers = dict(labels.key)
+    said = [label.words for label in labels.placed if label.words not in numbers]
+    assert sorted([*said, *(each for number in numbers.values() for each in number)]) == sorted(names)
+    assert len(crowd) > 100 or {label.words for label in labels.placed} >= set(numbers)
+
+
+@WIDTHS
+@pytest.mark.parametrize("far", [1.0, 1.000001])
+def test_forty_files_of_one_size_and_closeness_have_their_names(tmp_path, width, far):
+    made = [gguf(f"T{at}-XL", int(10**10 * far**at), measures=measures(0.01, 0.1)) for at in range(40)]
+    root = drawn(size_chart(gather([receipt(tmp_path, *made)])), width)
+    assert [node.text for node in root.iter("text") if node.get("class") == "name"] == ["1"]
+    lines = [node for node in root.iter("text") if node.get("class") == "key"]
+    named = re.findall(r"T\d+-XL", " ".join(node.text for node in lines))
+    assert sorted(named) == sorted(f"T{at}-XL" for at in range(40))
+    assert all(
+        text_width(node.text) <= width and float(node.get("y")) < float(root.get("height")) for node in lines
+    )
+
+
+def test_what_failed_is_not_on_the_line_of_what_is_worth_taking(tmp_path):
+    made = [gguf(f"T{at}", 10**9 * at, measures=measures(0.1**at, 1.0)) for at in (1, 2, 3)]
+    made[1]["verification"] = {**made[1]["verification"], "verdict": "fail: agreement", "passed": False}
+    root = drawn(size_chart(gather([receipt(tmp_path, *made)])), WIDE)
+    at = points(root)
+    (joined,) = (node for node in root.iter("line") if node.get("class") == "pareto")
+    ends = [tuple(float(joined.get(key)) for key in pair) for pair in (("x1", "y1"), ("x2", "y2"))]
+    assert sorted(ends) == sorted(where for name, where in at.items() if "failed" not in name)
 
 
 def test_elements_are_escaped():
