@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qexport.cli._options import JSON
 from qexport.cli._output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -59,4 +63,24 @@ def command(
         output.text(line)
     for path in paths.all:
         output.text(str(path))
-    output.next("push", folders[0], f"you/{folders[0].resolve().name}", "--dry-run")
+    _follow(output, folders)
+
+
+def _follow(output: Output, folders: Sequence[Path]) -> None:
+    """What failed is looked at, what is not proven is proven; only what passed is published."""
+    from qexport.receipt.folder import known_in
+    from qexport.receipt.state import State
+
+    found = [(folder, made) for folder in folders for made in known_in(folder).artifacts if made.is_model]
+    failed = [
+        folder / (made.name if made.is_file else made.top)
+        for folder, made in found
+        if made.state is State.FAILED
+    ]
+    unproven = [folder for folder, made in found if made.state is not State.PASSED]
+    if failed:
+        output.next("verify", failed[0])
+    elif unproven:
+        output.next("verify", unproven[0])
+    elif not any(made.broken_gates for _, made in found):
+        output.next("push", folders[0], f"you/{folders[0].resolve().name}", "--dry-run")

@@ -6,8 +6,8 @@ import json
 
 import pytest
 from in_process import names, ok, run
+from receipts_by_hand import FAILED, UNRUN, entry, gguf, large_ladder, measures, of_base, receipt
 from receipts_by_hand import bench as figures
-from receipts_by_hand import gguf, large_ladder, measures, of_base, receipt
 from verify_fakes import write_llama
 
 from qexport.children.failure import Failure, RuntimeFailure
@@ -144,3 +144,28 @@ def test_a_folder_without_receipts_is_3(tmp_path):
     assert ran.code == 3
     assert "holds no qexport.json" in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+LIMIT = {"artifact": "Q8_0", "gate": "max_mean_kld", "limit": 0.1, "value": 0.2, "passed": False}
+
+
+@pytest.mark.parametrize(
+    ("made", "following"),
+    [
+        ([gguf("Q8_0", 9)], "push {here} you/x --dry-run"),
+        ([gguf("Q8_0", 9), gguf("Q2_K", 9, verification=UNRUN)], "verify {here}"),
+        ([gguf("Q8_0", 9, verification=None)], "verify {here}"),
+        (
+            [gguf("Q8_0", 9, verification=UNRUN), gguf("Q2_K", 9, verification=FAILED)],
+            "verify {here}/Tuned-Q2_K.gguf",
+        ),
+        ([entry("fp8", "FP8", {"F/model.safetensors": 9}, verification=FAILED)], "verify {here}/F"),
+        ([entry("fp8", "FP8", {"model.safetensors": 9}, verification=FAILED)], "verify {here}"),
+        ([gguf("Q8_0", 9, gates=[LIMIT])], None),
+    ],
+)
+def test_what_is_proposed_is_what_is_missing(tmp_path, made, following):
+    folder = receipt(tmp_path / "x", *made)
+    ran = ok("report", folder, "-o", tmp_path / "out")
+    found = [line for line in ran.stderr.splitlines() if line.startswith("Next: ")]
+    assert found == ([] if following is None else [f"Next: qexport {following.format(here=folder)}"])
