@@ -46,10 +46,10 @@ def count_text(number: int) -> str:
     return str(number)
 
 
-def counted(number: int, word: str) -> str:
-    """So many of them.
+def counted(number: int, one: str, more: str = "") -> str:
+    """So many of them, ``more`` where an ``s`` is not enough.
 
-    >>> counted(1, "recipe"), counted(40, "recipe")
-    ('1 recipe', '40 recipes')
+    >>> counted(1, "recipe"), counted(40, "recipe"), counted(0, "matrix has", "matrices have")
+    ('1 recipe', '40 recipes', '0 matrices have')
     """
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    return f"{number} {one if number == 1 else more or f'{one}s'}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.checkpoint.paths import read_small
 from qexport.errors import InputError, UsageProblem, closest, some
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,8 +96,8 @@ class Assignment:
         if strangers:
             guess = closest(strangers[0], tensors) if len(strangers) < len(self.types) else ""
             raise InputError(
-                f"{self.label} has types for {len(strangers)} tensors that this model does not have: "
-                f"{some(strangers, 3)}{guess}",
+                f"{self.label} has types for {counted(len(strangers), 'tensor')} that this model does not "
+                f"have: {some(strangers, 3)}{guess}",
                 hint="It was made for another model.",
             )
         for word in dict.fromkeys(self.types.values()):
@@ -107,7 +108,10 @@ class Assignment:
         found = [name for name in tensors if name not in self.types]
         if not found:
             return []
-        return [f"{self.label} has no type for {len(found)} tensors, which get the usual: {some(found, 4)}"]
+        return [
+            f"{self.label} has no type for {counted(len(found), 'tensor')}, and takes the usual: "
+            f"{some(found, 4)}"
+        ]
 
 
 def one_of(known: Collection[str]) -> Callable[[str], object]:

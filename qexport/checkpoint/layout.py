@@ -25,6 +25,7 @@ from qexport.checkpoint.refusals import (
 )
 from qexport.checkpoint.tensors import StoredTensor
 from qexport.errors import InputError, some
+from qexport.sizes import counted
 
 INDEX_NAME = "model.safetensors.index.json"
 _AGAIN = "Save the checkpoint again with save_pretrained, which writes index and shards together."
@@ -90,7 +91,10 @@ def read_layout(
             # Left over from an earlier save, into which another was written.
             stale = f"it names {missing[0]}, which is not there"
             if len(missing) > 1:
-                stale = f"it names {len(missing)} files that are not there, such as {missing[0]}"
+                stale = (
+                    f"it names {counted(len(missing), 'file')} that "
+                    f"{'is' if len(missing) == 1 else 'are'} not there, such as {missing[0]}"
+                )
             weights, owners = complete[0], None
         elif missing:
             raise _missing(label, missing, len(weights))

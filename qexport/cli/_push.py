@@ -47,7 +47,8 @@ def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
     output.text(f"{counted(len(plan.uploads), 'file')}, {size_text(plan.size)}; nothing has been sent.")
     if plan.unread:
         output.text(
-            f"{len(plan.unread)} files were not read, their hashes are the receipt's: a push reads them and "
+            f"{counted(len(plan.unread), 'file was', 'files were')} not read, the receipt's hashes "
+            "stand: a push reads them and "
             "refuses what differs (--rehash does it now)."
         )
     if options.collection is not None:

@@ -75,7 +75,7 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
     if output.as_json:
         return
     for plan in plans:
-        output.text(f"{plan.label}: {len(plan.tensors)} tensors, {size_text(plan.size)}")
+        output.text(f"{plan.label}: {counted(len(plan.tensors), 'tensor')}, {size_text(plan.size)}")
         for file in plan.files:
             output.text(f"  {file.name}  {file.size} bytes, header {len(file.header)}")
         for tensor in plan.tensors:

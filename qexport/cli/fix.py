@@ -10,7 +10,7 @@ from qexport.cli._export import export_format
 from qexport.cli._options import DRY_RUN, JSON, OUT, OVERWRITE, THREADS, model_argument, tower_options
 from qexport.cli._output import Output
 from qexport.errors import UsageProblem
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,7 @@ class _Fixing(Output):
             }
         )
         self.text(
-            f"Wrote {item.folder} ({len(item.written)} files; MTP head: {head}; vision tower: {tower})."
+            f"Wrote {item.folder} ({counted(len(item.written), 'file')}; MTP head: {head}; vision "
+            f"tower: {tower})."
         )
         self.text(f"Receipt: {item.receipt}")

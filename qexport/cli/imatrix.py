@@ -21,7 +21,7 @@ from qexport.cli._options import (
 )
 from qexport.cli._output import Output
 from qexport.errors import InputError
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
@@ -99,7 +99,7 @@ def command(**given: Any) -> None:
         known = {"file": job.wanted.name, "bytes": size, "tokens": chunks.tokens}
         output.document({**known, **_json(job.expected)})
         output.text(
-            f"{job.wanted.name}: {len(job.expected.sums)} tensors from {chunks.tokens} tokens "
+            f"{job.wanted.name}: {counted(len(job.expected.sums), 'tensor')} from {chunks.tokens} tokens "
             f"({chunks.dataset}), {size_text(size)}"
         )
         return
@@ -121,7 +121,9 @@ def command(**given: Any) -> None:
     output.document({**document, **_json(values), "notes": notes, "receipt": made.receipt.name})
     if given["show_statistics"]:
         _show_statistics(output, values)
-    output.text(f"{job.wanted.out / written.name}: {len(values.sums)} tensors, {size_text(written.size)}")
+    output.text(
+        f"{job.wanted.out / written.name}: {counted(len(values.sums), 'tensor')}, {size_text(written.size)}"
+    )
     output.text(f"Receipt: {made.receipt}")
     made_file = job.wanted.out / written.name
     output.next("gguf", *source_words(given), "-q", "standard", "--imatrix", made_file)

@@ -32,6 +32,7 @@ from qexport.errors import UsageProblem
 from qexport.families.family import Tower
 from qexport.families.hyper import resolve
 from qexport.families.roles import Block
+from qexport.sizes import counted
 
 MtpMode = TowerMode
 _WAYS_OUT = "`--mtp graft --mtp-from BASE` takes the base model's head, `--mtp drop` exports without one."
@@ -118,10 +119,13 @@ def _keep(draft: Draft, tower: Tower, head: Mapping[str, int]) -> MtpResult:
         findings.append(_finding("mtp.own_embeddings", "error", what, (), _WAYS_OUT))
     hyper = resolve(subject.family, draft.text)
     if problems := tower_problems(hyper, draft.tensors, draft.config, Block.MTP):
-        what = f"the MTP head is incomplete or does not fit ({len(head)} tensors): " + "; ".join(problems)
+        what = f"the MTP head is incomplete or does not fit ({counted(len(head), 'tensor')}): " + "; ".join(
+            problems
+        )
         findings.append(_finding("mtp.incomplete", "error", what, _LOST, _WAYS_OUT))
     if not findings and declared != layers:
-        what = f"there is an MTP head ({len(head)} tensors), but {tower.count} is {_raw(draft, tower)!r}"
+        there = counted(len(head), "tensor")
+        what = f"there is an MTP head ({there}), but {tower.count} is {_raw(draft, tower)!r}"
         breaks = (Breaks("vLLM, SGLang, oMLX", "the head is ignored: no speculative decoding"),)
         findings.append(
             _finding("mtp.undeclared", "repaired", what, breaks, f"{tower.count}: {layers} is written.")
@@ -176,7 +180,7 @@ def _graft(draft: Draft, tower: Tower, base: Subject, old: Mapping[str, int]) ->
     draft.tensors = {name: tensor for name, tensor in draft.tensors.items() if name not in old} | head
     _declare(draft, tower, 1, {key: base.text[key] for key in tower.beside if key in base.text})
     instead = "in place of the one that is there" if old else "the checkpoint has none"
-    what = f"the MTP head of {label} is grafted ({len(head)} tensors; {instead})"
+    what = f"the MTP head of {label} is grafted ({counted(len(head), 'tensor')}; {instead})"
     repair = "Copied bit for bit. Measure what is accepted: a head fits its own trunk best."
     found = [_finding("mtp.grafted", "repaired", what, () if old else _LOST, repair, _LOST_REFERENCE)]
     found += [_finding("mtp.vocabulary", "note", note) for note in vocabulary_notes(subject, base)]

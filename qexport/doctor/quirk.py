@@ -55,9 +55,21 @@ class Quirk:
         if not found:
             return None
         names = list(found) if isinstance(found, Collection) and not isinstance(found, str) else [str(found)]
-        what = self.what.format(found=", ".join(names), count=len(names), first=names[0], s=subject)
+        known = {"found": ", ".join(names), "count": len(names), "first": names[0], "s": subject}
+        what = _in_number(self.what, len(names)).format(**known)
         breaks = tuple(Breaks(*pair) for pair in self.breaks.items())
         return Finding(self.id, self.severity, what, breaks, self.repair, self.reference)
+
+
+_OF_ONE = (("tensors have", "tensor has"), ("tensors are", "tensor is"), ("tensors carry", "tensor carries"))
+
+
+def _in_number(what: str, count: int) -> str:
+    """A sentence about ``{count} tensors``, which may be one."""
+    if count == 1:
+        for more, one in (*_OF_ONE, ("tensors", "tensor")):
+            what = what.replace(f"{{count}} {more}", f"{{count}} {one}")
+    return what
 
 
 def as_read(_: Draft) -> None:

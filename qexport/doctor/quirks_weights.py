@@ -13,6 +13,7 @@ from qexport.doctor.layout import ExpertLayout, convert_experts, expert_layouts,
 from qexport.doctor.quirk import Quirk, as_read
 from qexport.doctor.subject import Subject
 from qexport.doctor.turned import MlxSaved, underneath
+from qexport.sizes import counted
 
 # In float32 on purpose, or too small to matter: decay rates, norms, the short convolution.
 _MAY_BE_WIDE = re.compile(r"(A_log|dt_bias|conv1d\.weight|norm\d?\.weight|\.bias)$")
@@ -101,7 +102,7 @@ def _a_log(subject: Subject) -> str | None:
     if not narrow:
         return None
     dtype = subject.tensors[narrow[0]].dtype
-    return f"A_log is {dtype} in {len(narrow)} layers; the published models keep float32"
+    return f"A_log is {dtype} in {counted(len(narrow), 'layer')}; the published models keep float32"
 
 
 # --- experts ------------------------------------------------------------------------------------------------

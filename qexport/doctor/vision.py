@@ -33,6 +33,7 @@ from qexport.families.hyper import resolve
 from qexport.families.names import SpelledName
 from qexport.families.roles import Block
 from qexport.families.vision import image_tokens
+from qexport.sizes import counted
 
 VisionMode = TowerMode
 _WAYS_OUT = "`--vision-from BASE` takes the base model's tower, `--vision drop` exports without one."
@@ -101,7 +102,11 @@ def _drop(subject: Subject) -> VisionResult:
         return VisionResult(subject, "dropped")
     count = len(subject.vision)
     bare = _with(subject, flat_config(subject.config, subject.family), {}, {})
-    what = f"the vision tower is left out ({count} tensors)" if count else "the text-only form is asked for"
+    what = (
+        f"the vision tower is left out ({counted(count, 'tensor')})"
+        if count
+        else "the text-only form is asked for"
+    )
     repair = "The text-only form is written: flat config, text names, no processor files."
     files = {name: None for name in PROCESSOR_FILES if name in subject.checkpoint.files}
     found = Finding("vision.dropped", "repaired", what, (), repair)
@@ -129,7 +134,7 @@ def _graft(subject: Subject, base: Subject, *, keep: bool, named: bool) -> Visio
     tower = {name: base.tensors[name] for name in base.vision}
     spelled = {stored: each for stored, each in base.spellings.items() if each.vision}
     instead = "in place of the one that is there" if own else "the checkpoint has none"
-    what = f"the vision tower of {label} is grafted ({len(tower)} tensors; {instead})"
+    what = f"the vision tower of {label} is grafted ({counted(len(tower), 'tensor')}; {instead})"
     repair = "Copied bit for bit, with its config; it is right if tuning left the tower alone."
     found = Finding("vision.grafted", "repaired", what, () if own else _GRAFTED, repair)
     files, notes = _template(subject, base)

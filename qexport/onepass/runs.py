@@ -12,6 +12,7 @@ from qexport.checkpoint.finite import nonfinite_count
 from qexport.codecs.engines import encode_rows, engine_of
 from qexport.errors import InputError
 from qexport.onepass.rows import arranged_rows
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -127,12 +128,11 @@ def encode_run(run: Run, engines: Sequence[Engine], *, scan_only: bool) -> tuple
 
 def nonfinite_error(bad: Mapping[str, int]) -> InputError:
     """What is said of values that are not finite, counted by tensor."""
-    lines = [f"{name}: {count} values" for name, count in list(bad.items())[:10]]
+    lines = [f"{name}: {counted(count, 'value')}" for name, count in list(bad.items())[:10]]
     more = f"\n  ... and {len(bad) - 10} more tensors" if len(bad) > 10 else ""
     return InputError(
-        f"{sum(bad.values())} weights are NaN or infinite, in {len(bad)} tensors:\n  "
-        + "\n  ".join(lines)
-        + more,
+        f"{counted(sum(bad.values()), 'weight is', 'weights are')} NaN or infinite, in "
+        f"{counted(len(bad), 'tensor')}:\n  " + "\n  ".join(lines) + more,
         hint="The merge or the training broke them. Merge again in float32, or from an earlier checkpoint.",
     )
 

@@ -20,6 +20,7 @@ from qexport.publishing.problems import reported
 from qexport.publishing.remote import Remote, look
 from qexport.publishing.send import commit, operations, retried, upload
 from qexport.publishing.sums import check_stamps
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -101,7 +102,7 @@ def push(
         if remote.private is False and unproven(plan.artifacts):
             say(f"{options.repo} is public: what is not verified will be seen, with the card's warning.")
         made = operations(plan.uploads)
-        say(f"uploading {len(made)} files to {options.repo}")
+        say(f"uploading {counted(len(made), 'file')} to {options.repo}")
         with reported(options.repo, "uploading"):
             upload(api, options, made, say)
         check_stamps(options.folder, plan.stamps)

@@ -35,8 +35,12 @@ def summary(report: Report) -> list[str]:
     lines = [line for model in report.models for line in _of_model(model, len(report.models) > 1)]
     if report.gates:
         failed, count = len(report.failed_gates), len(report.gates)
-        broken = f"Gates: {failed} of {count} limits were not kept."
-        lines.append(broken if failed else f"Gates: all {count} limits were kept.")
+        broken = f"Gates: {failed} of {counted(count, 'limit was', 'limits were')} not kept."
+        lines.append(
+            broken
+            if failed
+            else f"Gates: {'all ' if count > 1 else ''}{counted(count, 'limit was', 'limits were')} kept."
+        )
     return lines
 
 

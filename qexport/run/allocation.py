@@ -30,7 +30,7 @@ from qexport.receipt.store import read_receipt
 from qexport.run.receipts import entry_of, plain_entry_of
 from qexport.run.steps import ready_kernels
 from qexport.run.watcher import Phase
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from qexport.doctor.diagnose import Diagnosis
@@ -357,7 +357,7 @@ class Offer:
         if not left:
             return []
         return [
-            f"no sensitivity is known of {len(left)} tensors; they keep what {self.base.label} gives them, "
+            f"no sensitivity is known of {counted(len(left), 'tensor')}: as in {self.base.label}, "
             f"and the prediction is without them: {some(left, 4)}"
         ]
 
@@ -379,7 +379,8 @@ def _cold(plan: ArtifactPlan, names: Mapping[str, float]) -> list[str]:
         return []
     unseen, experts = (sum(counts) for counts in zip(*cold.values(), strict=True))
     return [
-        f"{unseen} of {experts} experts in {len(cold)} tensors have no sensitivity; each counts as the mean "
+        f"{unseen} of {experts} experts in {counted(len(cold), 'tensor')} have no sensitivity; each "
+        "counts as the mean "
         f"of those of its tensor that have one: {some(list(cold), 4)}"
     ]
 

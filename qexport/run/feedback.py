@@ -13,6 +13,7 @@ from qexport.codecs.feedback import DAMPING
 from qexport.errors import UsageProblem
 from qexport.evidence.store import Kind
 from qexport.run.matrix import chunk_facts, chunks_of, corpus_of
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,7 +101,8 @@ def told(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
     if few:
         missed, every = (sum(counts) for counts in zip(*few.values(), strict=True))
         notes.append(
-            f"{missed} of {every} matrices in {len(few)} tensors saw fewer than {products.floor:g} tokens a "
+            f"{missed} of {every} matrices in {counted(len(few), 'tensor')} saw fewer than "
+            f"{products.floor:g} tokens a "
             "column and are rounded without error feedback"
         )
     return replace(plan, notes=tuple(notes), details={**plan.details, "feedback": details})

@@ -20,6 +20,7 @@ from qexport.onepass.sources import Sources
 from qexport.run.model import bases_of, examine, fetched, sources_of
 from qexport.run.own_text import TextRequest, own_text
 from qexport.run.watcher import Phase
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from collections.abc import Set
@@ -91,7 +92,7 @@ def tuned_head(
     prepared = request.prepare(diagnosis.repaired.view())
     watcher.say(
         f"{prepared.label}: {prepared.text.ids.size} tokens with those of the package; "
-        + ", ".join(f"{count} documents to {split}" for split, count in prepared.documents.items())
+        + ", ".join(f"{counted(count, 'document')} to {split}" for split, count in prepared.documents.items())
     )
     view = fetched(choice, diagnosis).repaired.view()
     request.work.mkdir(parents=True, exist_ok=True)

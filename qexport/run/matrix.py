@@ -30,7 +30,7 @@ from qexport.receipt.store import write_receipt
 from qexport.run.model import sources_of
 from qexport.run.receipts import entry_for, entry_of
 from qexport.run.watcher import Phase
-from qexport.sizes import size_text
+from qexport.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -207,7 +207,7 @@ def collect(wanted: Wanted, view: ModelView, watcher: Watcher, ranks: Ranks = AL
         )
         states += back.kept_bytes(ids)
     watcher.say(
-        f"importance matrix: {chunks.dataset}, {len(chunks.ids)} chunks of {chunks.size}, "
+        f"importance matrix: {chunks.dataset}, {counted(len(chunks.ids), 'chunk')} of {chunks.size}, "
         f"{stream.precision} on {wanted.stream.device}, {size_text(states)} of hidden states"
         f"{' in a temporary file' if states > stream.state_limit else ''}"
         f"{f' in each of {ranks.count} processes' if ranks.count > 1 else ''}"

@@ -21,6 +21,7 @@ from qexport.run import steps
 from qexport.run.model import examine, fetched, sources_of
 from qexport.run.target import Target, plan
 from qexport.run.watcher import Phase
+from qexport.sizes import counted
 from qexport.verification.client import HttpSession
 from qexport.verification.runtime import Settings
 from qexport.verification.runtimes import llama_cpp
@@ -90,7 +91,7 @@ def own_text(choice: ModelChoice, request: TextRequest, watcher: Watcher) -> dic
     prompts = prompts_of(corpus, view, chats=chats)
     sampling = replace(recommended(view.files, view.label), **(request.sampling or {}))
     request.out.parent.mkdir(parents=True, exist_ok=True)
-    watcher.say(f"{len(prompts)} prompts of {corpus.label}; {_words(sampling)}")
+    watcher.say(f"{counted(len(prompts), 'prompt')} of {corpus.label}; {_words(sampling)}")
     who: list[object] = [view.label, request.server, *diagnosis.subject.checkpoint.identity()]
     if request.server is not None:
         tokenizer = model_tokenizer(view.files, view.label)

@@ -18,6 +18,7 @@ from qexport.children.failure import Failure, RuntimeFailure
 from qexport.children.process import ChildProcess, engine_command
 from qexport.children.redact import folders_of, redact
 from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.sizes import counted
 from qexport.verification.lines import LineSession
 from qexport.verification.memory import memory_limit
 from qexport.verification.runtime import Runtime, Session, Settings, request_of
@@ -134,7 +135,8 @@ class FolderRuntime(Runtime):
         if self._engine.passed_over is not None:
             left = [line for line in process.log_lines() if self._engine.passed_over.search(line)]
             if left:
-                words = f"{self.name} left {len(left)} tensors out, the first: {redact(left[0].strip())}"
+                lost = counted(len(left), "tensor")
+                words = f"{self.name} left {lost} out, the first: {redact(left[0].strip())}"
                 raise RuntimeFailure(Failure.REFUSED, words, log=left[:12])
         return session
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.children.failure import Failure
 from qexport.receipt.verification import Check, Status, Verdict
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from qexport.children.failure import RuntimeFailure
@@ -100,7 +101,7 @@ def judge_text(
         return Verdict(Check.TEXT, Status.FAIL, "; ".join(faults), data)
     if excused:
         return Verdict(Check.TEXT, Status.PASS, "the source says the same: " + "; ".join(excused), data)
-    return Verdict(Check.TEXT, Status.PASS, f"{len(generations)} answers, none degenerate", data)
+    return Verdict(Check.TEXT, Status.PASS, f"{counted(len(generations), 'answer')}, none degenerate", data)
 
 
 def _degenerate(generation: Generation) -> str | None:
@@ -209,7 +210,9 @@ def judge_mtp_text(
         return skipped(Check.MTP_TEXT, words, **data)
     if differences:
         widest = max(one["gap"] for one in differences)
-        words = f"same text with MTP up to {len(differences)} near-tie(s) of at most {widest:.3f} nat"
+        words = (
+            f"same text with MTP up to {counted(len(differences), 'near-tie')} of at most {widest:.3f} nat"
+        )
         return Verdict(Check.MTP_TEXT, Status.PASS, words, data)
     return Verdict(Check.MTP_TEXT, Status.PASS, "the same text with and without MTP", data)
 
@@ -235,7 +238,8 @@ def judge_acceptance(generations: Sequence[Generation]) -> Verdict:
     data: dict[str, Any] = {"drafted": drafted, "accepted": accepted, "prompts": len(generations)}
     if drafted == 0:
         return Verdict(Check.MTP_ACCEPTANCE, Status.FAIL, "the MTP head drafted nothing", data)
-    words = f"it drafts; {accepted} of {drafted} drafted tokens accepted over {len(generations)} prompt(s)"
+    over = counted(len(generations), "prompt")
+    words = f"it drafts; {accepted} of {drafted} drafted tokens accepted over {over}"
     return Verdict(Check.MTP_ACCEPTANCE, Status.PASS, words, data)
 
 
@@ -255,4 +259,6 @@ def judge_tokens(probes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> 
     if wrong:
         words = f"{len(wrong)} of {len(probes)} strings are tokenized differently, the first {wrong[0][0]!r}"
         return Verdict(Check.TOKENS, Status.FAIL, words, data)
-    return Verdict(Check.TOKENS, Status.PASS, f"{len(probes)} strings tokenized as by the source", data)
+    return Verdict(
+        Check.TOKENS, Status.PASS, f"{counted(len(probes), 'string')} tokenized as by the source", data
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from qexport.codecs.contract import FP8_TILE
 from qexport.errors import InputError
 from qexport.receipt.verification import Check, Status, Verdict
+from qexport.sizes import counted
 from qexport.verification.judge import skipped
 from qexport.verification.libraries import LIBRARIES, Library
 
@@ -102,7 +103,9 @@ class _Told:
             return Verdict(Check.READERS, Status.FAIL, "; ".join(self._faults[:2]) + more, data)
         if not read:
             return skipped(Check.READERS, self._why_not(unread), **data)
-        words = " and ".join(read) + f": the same numbers in a sample of {count} matrices"
+        words = (
+            " and ".join(read) + f": the same numbers in a sample of {counted(count, 'matrix', 'matrices')}"
+        )
         left = f"; {', '.join(unread)}: {self._why_not(unread)}" if unread else ""
         return Verdict(Check.READERS, Status.PASS, words + left, data)
 

@@ -18,6 +18,7 @@ from qexport.receipt.measures import Drafts, Measures
 from qexport.receipt.names import is_made_here
 from qexport.receipt.speeds import RuntimeVersion
 from qexport.receipt.verification import Check, Status, Verdict, Verification
+from qexport.sizes import counted
 from qexport.verification.conversation import judge_ends, source_ends
 from qexport.verification.images import Images, images_for
 from qexport.verification.judge import (
@@ -153,7 +154,7 @@ class Steps:
                 for ids in self._prompts(session):
                     self.answers.append(self._generate(session, ids, n_probs=self.options.n_probs))
                 count = sum(len(answer.tokens) for answer in self.answers)
-                words = f"{count} tokens for {len(self.answers)} prompts"
+                words = f"{counted(count, 'token')} for {counted(len(self.answers), 'prompt')}"
                 self.add(
                     Verdict(stage, Status.PASS, words, {"prompts": [len(a.prompt_ids) for a in self.answers]})
                 )

@@ -36,6 +36,7 @@ from qexport.families.roles import EXPERT_ROLES, VISION_LINEARS, Role
 from qexport.families.vision import VisionHyper, resolve_vision
 from qexport.formats.linears import FUSED_ROLES
 from qexport.receipt.verification import Check, Status, Verdict
+from qexport.sizes import counted
 from qexport.verification.judge import skipped
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def _mtp(artifact: Opened) -> Verdict | None:
     if artifact.family.head is None:
         return None
     if declared and not artifact.has_head:
-        words = f"the config declares {declared} MTP layer(s), and none of their tensors are there"
+        words = f"the config declares {counted(declared, 'MTP layer')}, and no tensors of it are there"
         return Verdict(check, Status.FAIL, words, data)
     # MLX keeps a head outside of the trunk, whose config then need not know of it.
     if artifact.has_head and not declared and not artifact.details.get("head_outside"):

@@ -152,7 +152,7 @@ def test_what_is_not_named_gets_the_usual_and_that_is_said(zoo, tmp_path):
     path.write_text(json.dumps(Assignment("gguf", "x", types).to_json()))
     other = plan_of("gguf", zoo("llama"), path)
     assert {t.name: t.stored.name for t in other.tensors}["output.weight"] == removed
-    assert "types.json has no type for 1 tensors, which get the usual: lm_head.weight" in other.notes
+    assert "types.json has no type for 1 tensor, and takes the usual: lm_head.weight" in other.notes
 
 
 def test_rows_that_are_no_whole_blocks_fall_back_and_that_is_said(zoo, tmp_path):
@@ -183,7 +183,7 @@ def test_faults(zoo, tmp_path):
     up, gate = (f"model.layers.0.mlp.{part}_proj.weight" for part in ("up", "gate"))
     saved(mine, path, **{"model.layers.0.mlp.up_prj.weight": "Q4_K"})
     said = refusal("gguf", llama, path)
-    assert "1 tensors that this model does not have" in said
+    assert "1 tensor that this model does not have" in said
     assert f"did you mean '{up}'" in said
     saved(mine, path, **{up: "Q4_KM"})
     assert "unknown tensor type 'Q4_KM'" in refusal("gguf", llama, path)

@@ -175,7 +175,7 @@ def test_tensors_named_by_the_user_or_unknown_to_the_matrix_are_left(
     assert types["model.layers.0.mlp.down_proj.weight"] == "Q5_0"
     assert {kind for name, kind in types.items() if name.startswith("mtp.")} == {"Q8_0", "F32"}
     assert any(
-        "no sensitivity is known of 1 tensors; they keep what QX-Q4_K_M gives them" in note
+        "no sensitivity is known of 1 tensor: as in QX-Q4_K_M" in note
         and "model.layers.1.mlp.up_proj.weight" in note
         for note in sized.notes
     )

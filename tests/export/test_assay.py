@@ -219,7 +219,7 @@ def test_weights_that_are_no_numbers_are_named():
     values = normal(64, 256)
     values[3, 7] = torch.nan
     plans, _ = one(values, ["Q4_K"], ones(1, 64), ones(1, 256))
-    with pytest.raises(InputError, match="1 weights are NaN or infinite, in 1 tensors:\n  w: 1 values"):
+    with pytest.raises(InputError, match="1 weight is NaN or infinite, in 1 tensor:\n  w: 1 value"):
         assay(plans)
 
 

@@ -128,7 +128,7 @@ def test_nan_and_infinity_are_named_counted_and_leave_nothing(tmp_path, monkeypa
         execute([plan], tmp_path, run_values=8)
     assert "3 weights" in str(caught.value)
     assert "first: 2 values" in str(caught.value)
-    assert "second: 1 values" in str(caught.value)
+    assert "second: 1 value" in str(caught.value)
     assert names(tmp_path) == []
 
 

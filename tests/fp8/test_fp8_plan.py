@@ -181,6 +181,6 @@ def test_weights_that_are_not_finite(zoo_copy: ZooCopy, tmp_path: Path) -> None:
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][130, 7] = float("nan")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: 1 values"):
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: 1 value"):
         write_fp8(source, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

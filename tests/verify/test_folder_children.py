@@ -101,7 +101,7 @@ def test_tensors_that_sglang_only_warns_of_refuse_the_folder(tmp_path):
     code += says(READY) + "time.sleep(60)"
     failure = fails(child(code, "sglang"), tmp_path)
     assert failure.kind is Failure.REFUSED
-    assert "left 1 tensors out" in failure.message
+    assert "left 1 tensor out" in failure.message
     with child(code, "vllm").open(tmp_path, SETTINGS) as session:  # which raises where that matters
         assert session.facts == {"strict": True}
 

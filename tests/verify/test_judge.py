@@ -169,7 +169,7 @@ def test_a_difference_that_cannot_be_weighed_is_not_verified():
     ("drafted", "accepted", "status", "words"),
     [
         (99, 60, Status.PASS, "60 of 99"),
-        (258, 4, Status.PASS, "4 of 258 drafted tokens accepted over 1 prompt(s)"),
+        (258, 4, Status.PASS, "4 of 258 drafted tokens accepted over 1 prompt"),
         (0, 0, Status.FAIL, "drafted nothing"),
     ],
 )

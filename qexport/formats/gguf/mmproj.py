@@ -35,6 +35,7 @@ from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.general import GeneralOptions, ParameterCounts, general_metadata
 from qexport.formats.gguf.metadata import QUANTIZATION_VERSION
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
@@ -127,11 +128,15 @@ def sight_notes(view: ModelView, options: GgufOptions) -> list[str]:
     if view.vision is None:
         return []
     count = sum(tensor.block is Block.VISION for tensor in view)
-    alone = f"the vision tower is left out ({count} tensors): the file takes text alone"
+    alone = f"the vision tower is left out ({counted(count, 'tensor')}): the file takes text alone"
     if (why := _unfit(view, view.vision)) is not None:
         return [f"{alone}; no mmproj file can be written: {why}"]
     names = " and ".join(_file_name(name) for name in projector_types(options))
-    return [f"the vision tower ({count} tensors) goes into {names}, beside the file"] if names else [alone]
+    return (
+        [f"the vision tower ({counted(count, 'tensor')}) goes into {names}, beside the file"]
+        if names
+        else [alone]
+    )
 
 
 def _file_name(type_name: str) -> str:

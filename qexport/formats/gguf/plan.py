@@ -46,6 +46,7 @@ from qexport.formats.gguf.scaled import Untyped, inputs_as_they_are, scale_name,
 from qexport.formats.gguf.tokenizer import token_embedding_rows
 from qexport.formats.limits import check_limits
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from qexport.families.family import Arch
@@ -225,7 +226,8 @@ def choices_of(
     for wanted, got in sorted({(c.fallback_from or "", c.type) for _, c in fallen}):
         names = [name for name, c in fallen if (c.fallback_from, c.type) == (wanted, got)]
         notes.append(
-            f"{len(names)} tensors have rows that are no whole number of {wanted} blocks and become {got}, "
+            f"{counted(len(names), 'tensor has', 'tensors have')} rows that are no whole number of "
+            f"{wanted} blocks and become {got}, "
             f"as llama-quantize does: {some(names, 4)}"
         )
     return chosen
@@ -289,7 +291,8 @@ def _weighted(
     if cold:
         unseen, experts = (sum(counts) for counts in zip(*cold.values(), strict=True))
         notes.append(
-            f"{unseen} of {experts} experts in {len(cold)} tensors saw no token; they are quantized as if "
+            f"{unseen} of {experts} experts in {counted(len(cold), 'tensor')} saw no token; they are "
+            "quantized as if "
             f"all columns mattered alike: {some(list(cold), 4)}"
         )
     if missing:

@@ -34,6 +34,7 @@ from qexport.formats.gguf.numbers import gguf_numbers
 from qexport.formats.gguf.scaled import NVFP4, scale_name
 from qexport.formats.plan import Arrangement
 from qexport.formats.turned import turned
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     import torch
@@ -195,7 +196,9 @@ def describe_gguf(found: OnDisk) -> Description:
         has_head=bool(info.nextn_layers),
         alone=info.head_only,
         towers=_towers(paths[0]),
-        fault=f"it declares {info.nextn_layers} MTP layer(s) and holds none of their tensors" if lost else "",
+        fault=f"it declares {counted(info.nextn_layers, 'MTP layer')} and holds no tensors of it"
+        if lost
+        else "",
         facts={"architecture": info.architecture, "nextn_layers": info.nextn_layers},
         numbers=lambda: gguf_numbers(paths, info),
         packed=lambda: _packed(paths[0], info),

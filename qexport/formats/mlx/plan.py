@@ -38,6 +38,7 @@ from qexport.formats.mlx.options import DTYPES
 from qexport.formats.mlx.schemes import choose, is_matrix, override
 from qexport.formats.mlx.tensors import plain, quantized
 from qexport.formats.order import pass_order
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from qexport.doctor.repaired import Repaired
@@ -302,8 +303,9 @@ def _say(job: _Job) -> None:
     if job.choices.misfits:
         names, group = job.choices.misfits, job.options.scheme.group_size
         job.notes.append(
-            f"{len(names)} matrices have rows that do not divide into groups of {group}; they stay as they "
-            f"are, as in mlx-lm: {some(names, 4)}"
+            f"{counted(len(names), 'matrix has', 'matrices have')} rows that do not divide into groups "
+            f"of {group}: "
+            f"not quantized, as in mlx-lm: {some(names, 4)}"
         )
     if job.view.vision is not None and not job.tower:
         count = sum(tensor.block is Block.VISION for tensor in job.view)
