@@ -19,6 +19,7 @@ from qexport.onepass.disk import make_folder
 from qexport.onepass.files import replace_file
 from qexport.receipt.safe_text import template
 from qexport.report.answers import Question, asked
+from qexport.report.beside import Beside, beside, short_names
 from qexport.report.gather import gather
 from qexport.report.ladder_chart import ladder_chart, retuned_chart
 from qexport.report.mtp_charts import acceptance_chart, speed_chart
@@ -121,10 +122,18 @@ class Section:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two models side by side; ``differences`` says what was not made alike."""
+    """Two models side by side; ``differences`` says what was not made alike.
 
-    table: TextTable
+    Attributes:
+        names: of both, as short as they can be told apart.
+        cards: one for each type that both have.
+        table: the same in one.
+    """
+
+    names: tuple[str, str]
     words: str
+    cards: tuple[Beside, ...]
+    table: TextTable
     differences: tuple[str, ...]
 
 
@@ -186,7 +195,8 @@ def _comparison(ours: Model, theirs: Model, pairs: Sequence[Pair]) -> SideBySide
         words = "They have no type in common."
     elif not differing:
         words = f"The same types, made with the same settings. {words}"
-    return SideBySide(comparison_table(ours, theirs, pairs), words, differing)
+    names = short_names(ours.title, theirs.title)
+    return SideBySide(names, words, beside(pairs), comparison_table(ours, theirs, pairs), differing)
 
 
 def html(page: Page) -> str:

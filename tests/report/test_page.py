@@ -299,3 +299,49 @@ def test_answers_of_code_keep_their_lines():
     assert '<div class="said">    y = x\n    return y</div>' in shown
     assert marked(pieces(CODE, CODE)) == CODE
     assert str(marked(pieces(ROUGH, ROUGH))) == ROUGH
+
+
+def of_base(made):
+    """The same of the base model, whose head is better by more than noise, and whose divergence is not."""
+    found = made.verification.measures
+    better = Estimate(found.acceptance.value + 0.03, found.acceptance.error)
+    nearly = replace(found.kld, mean=found.kld.mean + found.kld.error)
+    proof = replace(made.verification, measures=replace(found, acceptance=better, kld=nearly))
+    return replace(made, verification=proof, source=replace(SOURCE, label="Qwen/Qwen3.6-27B@89abcdef"))
+
+
+def test_tuned_and_base_stand_beside_each_other_for_each_type():
+    base = Model("Qwen/Qwen3.6-27B", tuple(of_base(each) for each in FILES[3:6]))
+    laid = lay_out(Report((model(*FILES), base)))
+    (side,) = laid.comparisons
+    assert side.names == ("Tuned-27B", "Qwen3.6-27B")
+    assert [card.artifact.label for card in side.cards] == ["IQ4_XS", "Q4_K_M", "Q5_K_M"]
+    lines = {line.what: (line.ours, line.theirs, line.ahead) for line in side.cards[1].lines}
+    assert lines["Drafts accepted"] == ("78.2 ± 0.7 %", "81.2 ± 0.7 %", "theirs")
+    assert lines["KL divergence"] == ("0.0171 ± 0.00061", "0.0177 ± 0.00061", "")
+    assert (lines["Tokens/s"], lines["Tokens/s, drafting"]) == (("37.4", "37.4", ""), ("58.0", "58.0", ""))
+    assert [card.differing for card in side.cards] == [()] * 3
+    shown = html(laid)
+    assert '<td class="ahead">81.2 ± 0.7 %</td>' in shown
+    # What is only said by one is no lead.
+    unsaid = replace(base, artifacts=(replace(base.artifacts[0], verification=None),))
+    ((card,),) = (each.cards for each in lay_out(Report((model(*FILES), unsaid))).comparisons)
+    assert {line.ahead for line in card.lines} == {""}
+    assert ("Drafts accepted", "–") in [(line.what, line.theirs) for line in card.lines]
+
+
+def test_names_of_models_beside_each_other_are_text():
+    nasty = "<img src=x onerror=y>"
+    base = Model(nasty, (replace(of_base(FILES[4]), options={nasty: nasty}),))
+    shown = html(lay_out(Report((model(FILES[4]), base))))
+    assert "<img" not in shown
+    assert "Not made alike" in shown
+
+
+def test_paper_is_light_and_unfolded():
+    text = page(*FILES)
+    (print_,) = re.findall(r"@media print \{.*?\n\}", text, re.S)[:1]
+    ground = re.findall(r"--ground: (#\w+)", text)
+    assert (ground[0], ground[-1]) == ("#fbfbf9", "#ffffff")
+    assert "details::details-content { content-visibility: visible;" in print_
+    assert text.index("@media print") > text.index("prefers-color-scheme: dark")
