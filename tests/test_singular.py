@@ -35,9 +35,8 @@ def test_commands_count_in_words(command: Path) -> None:
     ("names", "what"), [(["a"], "1 tensor has x, such as a"), (["a", "b"], "2 tensors have x, such as a")]
 )
 def test_a_quirk_of_one_tensor(names: list[str], what: str) -> None:
-    quirk = Quirk(
-        "a.b", "title", "repair", see=lambda _: names, what="{count} tensors have x, such as {first}"
-    )
+    said = "{count} tensors have x, such as {first}"
+    quirk = Quirk("a.b", title="", see=lambda _: names, repair="", what=said)
     found = quirk.detect(None)  # type: ignore[arg-type]
     assert found is not None
     assert found.what == what
