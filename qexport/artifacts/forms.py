@@ -9,10 +9,13 @@ fp8, others            ``weight_scale``                  code * scale of its til
 nvfp4, ModelOpt        ``weight_scale``, ``_scale_2``    level * scale of 16 * global scale
 nvfp4, c.-tensors      ``weight_scale``, ``_global_..``  level * scale of 16 / global scale
 integers, c.-tensors   ``weight_scale``, ``_shape``      (code - zero point) * scale of its group, its row
+integers, ModelOpt     ``weight_scale``                  code * scale of its group; two rows share a byte
 MLX affine             ``scales``, ``biases``            code * scale + bias of its group
 MLX mxfp4, mxfp8       ``scales`` (E8M0)                 code * scale of 32
 MLX nvfp4              ``scales`` (E4M3)                 level * scale of 16 (* ``global_scale``)
 =====================  ================================  =================================================
+
+ModelOpt's AWQ multiplies inputs by ``pre_quant_scale``, which is to multiply the columns.
 
 A config is not asked: what a loader would make of it is a question of its own
 (``verification/stored_form.py``). Stacks of experts are one matrix after the other; MLX and fused experts
@@ -72,6 +75,9 @@ def decoded(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
     Raises:
         InputError: parts are missing, or their dtypes and shapes do not fit together.
     """
+    if "pre_quant_scale" in parts:
+        inner = {word: part for word, part in parts.items() if word != "pre_quant_scale"}
+        return Smoothed(name, decoded(name, inner, columns), parts["pre_quant_scale"])
     form, codes = form_of(name, parts, columns), _codes(parts)
     assert codes is not None
     rows, packed = matrix_shape(codes.shape)
@@ -80,7 +86,7 @@ def decoded(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
     if form.kind == "fp8":
         return Fp8(codes, parts.get("scale_inv") or parts["weight_scale"], form)
     if form.kind == "int":
-        return Integers(codes, parts, form)
+        return (Integers if "weight_shape" in parts else PairedRows)(codes, parts, form)
     width = packed * (32 if codes.dtype == "U32" else 8) // form.bits
     shape = (*codes.shape[:-1], width)
     if form.kind == "affine":
@@ -114,6 +120,8 @@ def form_of(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
         if "weight_global_scale" not in parts and "weight_scale_2" not in parts:
             raise InputError(f"{name} is packed in 4 bits and has no global scale")
         return Form("nvfp4", 4, 16)
+    if codes.dtype == "U8" and scale.dtype in FLOAT_DTYPES and len(codes.shape) == 2:
+        return _paired_form(name, codes, scale)
     raise InputError(f"{name}: {codes.dtype} with scales of {scale.dtype} is no form that qexport knows")
 
 
@@ -139,12 +147,21 @@ def _int_form(name: str, codes: StoredPart, scale: StoredPart, shape: StoredPart
     """Of ``pack-quantized``: as many codes in a word of 32 bits as fit."""
     rows, columns = map(int, shape.whole().view(-1).tolist())
     words, groups = codes.shape[-1], scale.shape[-1]
-    bits = words * 32 // columns if columns else 0
-    if codes.shape[0] != rows or bits not in (4, 8) or words * 32 != bits * columns:
+    bits = next((bits for bits in (4, 8) if columns and words == -(-columns * bits // 32)), 0)
+    if codes.shape[0] != rows or not bits:
         raise _misfit(name, codes, f"words of 4 or 8 bits for ({rows}, {columns})")
     if scale.shape[0] != rows or not groups or columns % groups or scale.dtype not in FLOAT_DTYPES:
         raise _misfit(name, scale, f"({rows}, groups)")
     return Form("int", bits, per="row") if groups == 1 else Form("int", bits, columns // groups)
+
+
+def _paired_form(name: str, codes: StoredPart, scale: StoredPart) -> Form:
+    """Of ModelOpt's ``W4A16_AWQ``."""
+    rows, columns = 2 * codes.shape[0], codes.shape[1]
+    groups = scale.shape[-1] if scale.shape else 0
+    if scale.shape != (rows, groups) or not groups or columns % groups:
+        raise _misfit(name, scale, f"({rows}, groups)")
+    return Form("int", 4, columns // groups)
 
 
 def _mlx_form(name: str, codes: StoredPart, parts: Mapping[str, StoredPart], columns: int | None) -> Form:
@@ -245,7 +262,7 @@ class Integers(_Coded):
     """
 
     def __init__(self, codes: StoredPart, parts: Mapping[str, StoredPart], form: Form) -> None:
-        super().__init__(codes, (codes.shape[0], codes.shape[-1] * 32 // form.bits))
+        super().__init__(codes, (codes.shape[0], int(parts["weight_shape"].whole().view(-1)[-1])))
         self._parts, self._bits = parts, form.bits
 
     def read(self, start: int, stop: int) -> torch.Tensor:
@@ -256,7 +273,7 @@ class Integers(_Coded):
         place = torch.arange(columns) // (columns // groups)
         if "weight_g_idx" in self._parts:
             place = self._parts["weight_g_idx"].whole().view(-1).long()
-        values = self._unpacked(self.codes.rows(start, stop)).float()
+        values = self._unpacked(self.codes.rows(start, stop))[:, :columns].float()
         if "weight_zero_point" in self._parts:
             points = self._unpacked(self._parts["weight_zero_point"].whole().T.contiguous()).T[start:stop]
             values -= points.float()[:, place]
@@ -269,6 +286,45 @@ class Integers(_Coded):
         shifts = torch.arange(0, 32, self._bits, dtype=torch.int32)
         codes = (words[..., None] >> shifts) & ((1 << self._bits) - 1)
         return codes.flatten(-2) - (1 << self._bits - 1)
+
+
+class PairedRows(_Coded):
+    """ModelOpt's integers of 4 bits: a byte is one column of two rows, the lower bits the first one's.
+
+    ``pack_int4_in_uint8`` of modelopt/torch/export/quant_utils.py.
+    """
+
+    def __init__(self, codes: StoredPart, parts: Mapping[str, StoredPart], form: Form) -> None:
+        super().__init__(codes, (2 * codes.shape[0], codes.shape[1]))
+        self._scale, self._group = parts["weight_scale"], form.group
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        pairs = self.codes.rows(start // 2, -(-stop // 2)).view(torch.int8)
+        both = torch.stack((pairs << 4 >> 4, pairs >> 4), 1).flatten(0, 1)  # with their signs
+        values = both[start % 2 : start % 2 + stop - start].float()
+        scale = self._scale.rows(start, stop).float()
+        return values.mul_(scale.repeat_interleave(self._group, 1))
+
+
+class Smoothed:
+    """A matrix whose inputs are multiplied by numbers that its other form does not have.
+
+    Raises:
+        InputError: there is not one for each column.
+    """
+
+    dtype = "F32"
+
+    def __init__(self, name: str, inner: Decoded, factors: StoredPart) -> None:
+        self.shape = inner.shape
+        if factors.shape != inner.shape[-1:] or factors.dtype not in FLOAT_DTYPES:
+            raise _misfit(name, factors, f"{inner.shape[-1:]}")
+        self._inner, self._factors = inner, factors
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        return self._inner.read(start, stop).float() * self._factors.whole().float()
 
 
 class Microscaled(_Coded):

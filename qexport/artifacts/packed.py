@@ -32,6 +32,8 @@ class PackedRows:
         scales: of these rows: of their groups, tiles, or one for all.
         biases: MLX's.
         shared: the scale of scales; of ggml's blocks one for each row.
+        points: zero points of packed integers, themselves packed down the rows.
+        columns: of packed integers whose groups are in their order.
         divides: whether that one is divided by.
         mlx: whether they are MLX's, which packs codes into words of 32 bits.
     """
@@ -41,6 +43,8 @@ class PackedRows:
     scales: torch.Tensor | None = None
     biases: torch.Tensor | None = None
     shared: torch.Tensor | None = None
+    points: torch.Tensor | None = None
+    columns: int | None = None
     divides: bool = False
     mlx: bool = False
 
@@ -68,7 +72,9 @@ def folder_matrices(artifact: Opened) -> Iterator[PackedMatrix]:
     for weight in artifact.weights.values():
         assert isinstance(weight, StoredWeight)
         try:
-            form, numbers = weight.form, decoded(weight.name, weight.parts, weight.columns)
+            # Of the codes alone: other libraries know nothing of what inputs are multiplied by.
+            parts = {word: part for word, part in weight.parts.items() if word != "pre_quant_scale"}
+            form, numbers = weight.form, decoded(weight.name, parts, weight.columns)
         except InputError:
             continue
         if form.kind != "float":
@@ -84,7 +90,9 @@ def _stored(weight: StoredWeight, form: Form, shape: tuple[int, ...]) -> Callabl
     codes = parts.get("weight_packed") or parts["weight"]
     scales = parts.get("scales") or parts.get("scale_inv") or parts.get("weight_scale")
     shared = parts.get("weight_global_scale") or parts.get("weight_scale_2") or parts.get("global_scale")
+    points = parts["weight_zero_point"].whole() if "weight_zero_point" in parts else None
     assert scales is not None
+    in_pairs = form.kind == "int" and "weight_shape" not in parts
 
     def read(start: int, stop: int) -> PackedRows:
         if form.per == "group":
@@ -98,10 +106,12 @@ def _stored(weight: StoredWeight, form: Form, shape: tuple[int, ...]) -> Callabl
         one = None if shared is None else shared.whole().view(-1)
         return PackedRows(
             form,
-            codes.rows(start, stop),
+            codes.rows(start // 2, -(-stop // 2)) if in_pairs else codes.rows(start, stop),
             of_rows,
             parts["biases"].rows(start, stop) if "biases" in parts else None,
             one if one is None or len(one) == 1 else one[start // height].view(1),
+            points if points is None else points[start * form.bits // 32 : -(-stop * form.bits // 32)],
+            shape[-1] if "weight_shape" in parts and "weight_g_idx" not in parts else None,
             divides="weight_global_scale" in parts,
             mlx="scales" in parts,
         )

@@ -27,6 +27,7 @@ _SUFFIXES = (
     (".weight_g_idx", "weight_g_idx"),
     (".weight_shape", "weight_shape"),
     (".weight_packed", "weight_packed"),
+    (".pre_quant_scale", "pre_quant_scale"),
     (".global_scale", "global_scale"),
     (".input_scale", "input_scale"),
     (".scales", "scales"),

@@ -149,8 +149,14 @@ def adopt(wanted: Adoption, output: Output, given: dict[str, Any]) -> None:
     from qexport.run.verify import Verified, view_to_compare
     from qexport.verification.table import COLUMNS, describe, rows
 
-    view = view_to_compare(given["against"], given["revision"]) if given["against"] else None
     output.diagnosed(wanted.diagnosis)
+    grafted = wanted.diagnosis.repaired.mtp_origin not in ("own", "none", "dropped")
+    of_base = (wanted.base, wanted.base_revision) if grafted else (None, None)
+    view = None
+    if given["against"]:
+        view = view_to_compare(
+            given["against"], given["revision"], mtp_from=of_base[0], mtp_from_revision=of_base[1]
+        )
     plan = wanted.planned.plan
     details = plan.details
     output.say(

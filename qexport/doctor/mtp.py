@@ -27,6 +27,7 @@ from qexport.doctor.graft import (
     tower_problems,
     vocabulary_notes,
 )
+from qexport.doctor.kinship import strangers
 from qexport.doctor.subject import Subject
 from qexport.errors import UsageProblem
 from qexport.families.family import Tower
@@ -184,6 +185,7 @@ def _graft(draft: Draft, tower: Tower, base: Subject, old: Mapping[str, int]) ->
     repair = "Copied bit for bit. Measure what is accepted: a head fits its own trunk best."
     found = [_finding("mtp.grafted", "repaired", what, () if old else _LOST, repair, _LOST_REFERENCE)]
     found += [_finding("mtp.vocabulary", "note", note) for note in vocabulary_notes(subject, base)]
+    found += strangers(subject, base, "mtp")
     return MtpResult(tuple(found), 1, f"grafted from {label}", replaced=bool(old))
 
 

@@ -26,6 +26,7 @@ from qexport.doctor.draft import PROCESSOR_FILES
 from qexport.doctor.finding import Breaks, Finding
 from qexport.doctor.form import flat_config, seeing_config
 from qexport.doctor.graft import TowerMode, setting_reasons, tower_problems
+from qexport.doctor.kinship import strangers
 from qexport.doctor.subject import EMBEDDING, Subject
 from qexport.doctor.tokens import token_ids
 from qexport.errors import UsageProblem
@@ -138,6 +139,7 @@ def _graft(subject: Subject, base: Subject, *, keep: bool, named: bool) -> Visio
     repair = "Copied bit for bit, with its config; it is right if tuning left the tower alone."
     found = Finding("vision.grafted", "repaired", what, () if own else _GRAFTED, repair)
     files, notes = _template(subject, base)
+    notes += strangers(subject, base, "vision")
     return VisionResult(
         _with(subject, config, tower, spelled), f"grafted from {label}", (found, *notes), files
     )

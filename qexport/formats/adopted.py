@@ -30,8 +30,8 @@ from qexport.artifacts.layout import Asked
 from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.layout import INDEX_NAME
 from qexport.doctor.draft import dump_json
-from qexport.errors import InputError, some
-from qexport.families.names import published_name
+from qexport.errors import InputError, UsageProblem, some
+from qexport.families.names import VISION_NAMES, published_name
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.folder import plan_folder
 from qexport.formats.hf import stack_of, vllm_name
@@ -79,9 +79,11 @@ def plan_adopted(artifact: Opened, repaired: Repaired, label: str) -> Adopted:
 
     Raises:
         InputError: names would have to change, or the config declares what qexport does not know.
+        UsageProblem: a head or tower that is there is to go, or to be another.
     """
     view = repaired.view()
     _refuse_renames(repaired)
+    _refuse_replaced(artifact, repaired)
     mine = {id(repaired.source)}
     grafted = [t for t in view if not any(id(p.checkpoint) in mine for p in t.data.pieces)]
     tensors = [as_it_is(repaired, t, t.data.dtype) for t in pass_order(view) if t in grafted]
@@ -91,7 +93,9 @@ def plan_adopted(artifact: Opened, repaired: Repaired, label: str) -> Adopted:
     if outer:
         outer = copy.deepcopy(dict(outer))
         inner = outer.setdefault("quantization", {})
-        inner["exclude_modules"] = [*(inner.get("exclude_modules") or ()), *listed]
+        # One list for both: which of them is read depends on the reader.
+        excluded = declared["quantization_config"]["ignore"] if declared else None
+        inner["exclude_modules"] = excluded or [*(inner.get("exclude_modules") or ()), *listed]
         small[_MODELOPT] = json.dumps(outer, indent=4).encode()
     names = sorted({tensor.file for tensor in repaired.source.tensors.values()})
     kept = {_beside(name, alone=names == [_ALONE] and bool(tensors)): name for name in names}
@@ -137,6 +141,20 @@ def _refuse_renames(repaired: Repaired) -> None:
             f"{repaired.label}: tensors have other names than readers look for: {some(renamed, 2)}",
             hint="Write the model with `qexport fix` first, and quantize that.",
         )
+
+
+def _refuse_replaced(artifact: Opened, repaired: Repaired) -> None:
+    """Raise UsageProblem where a head or tower would stay in the shards and not be the model's any more."""
+    seeing = any(name.startswith(VISION_NAMES) for name in artifact.weights)
+    for there, origin, what in (
+        (artifact.has_head, repaired.mtp_origin, "an MTP head"),
+        (seeing, repaired.vision_origin, "a vision tower"),
+    ):
+        if there and origin != "own":
+            raise UsageProblem(
+                f"{repaired.label} has {what} of its own, and its shards are taken as they are",
+                hint="Leave --mtp out, or name no --base: what is there is kept. Or quantize it without.",
+            )
 
 
 def _config(repaired: Repaired, view: ModelView) -> dict[str, Any]:
@@ -185,7 +203,7 @@ def _missing(artifact: Opened, repaired: Repaired, view: ModelView) -> Iterator[
     weights = (weight for weight in artifact.weights.values() if isinstance(weight, StoredWeight))
     packed = {f"{weight.module}.weight" for weight in weights if weight.form.kind != "float"}
     for tensor in view:
-        if any(piece.name in packed for piece in tensor.data.pieces):
+        if tensor.name.endswith(".bias") or any(piece.name in packed for piece in tensor.data.pieces):
             continue
         for module in modules_of(repaired, tensor):
             if promise(Asked(module, tensor.role, _FLOAT)) is not None:

@@ -27,16 +27,20 @@ def _promises(artifact: Opened) -> Rule:
     quantization = artifact.details["quantization"]
     ignore = quantization.get("ignore") or []
     groups = quantization.get("config_groups") or {}
+    targets = {name: group.get("targets") or () for name, group in groups.items()}
+    # vLLM takes its own names for paths that are written out, and leaves expressions as they are.
+    mapped = [vllm_name(entry) for entry in ignore]
+    renamed = {name: [vllm_name(entry) for entry in each] for name, each in targets.items()}
 
     def promise(asked: Asked) -> Promise:
         if asked.role not in ASKED | {Role.OUTPUT}:
             return None
-        answers = {_matches(name, ignore) for name in (asked.module, vllm_name(asked.module))}
+        answers = {_matches(asked.module, ignore), _matches(vllm_name(asked.module), mapped)}
         if len(answers) > 1:
             return "ignored under the name that transformers asks with and not under vLLM's, or the other way"
         if answers == {True}:
             return None
-        names = {_named(name, groups) for name in (asked.module, vllm_name(asked.module))}
+        names = {_named(asked.module, targets), _named(vllm_name(asked.module), renamed)}
         if len(names) > 1:
             return "in different groups under the name that transformers asks with and under vLLM's"
         (named,) = names
@@ -46,11 +50,9 @@ def _promises(artifact: Opened) -> Rule:
     return promise
 
 
-def _named(module: str, groups: Mapping[str, Any]) -> str | None:
+def _named(module: str, targets: Mapping[str, Iterable[str]]) -> str | None:
     """The group that names the module: asked before any that takes a class, by vLLM."""
-    return next(
-        (name for name, group in groups.items() if _matches(module, group.get("targets") or ())), None
-    )
+    return next((name for name, each in targets.items() if _matches(module, each)), None)
 
 
 def _by_class(groups: Mapping[str, Any]) -> Mapping[str, Any] | None:

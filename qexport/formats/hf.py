@@ -11,7 +11,8 @@ config promises, asked the way the reader asks it:
 native FP8          vLLM: a linear layer is FP8 unless its full path is listed; a listed name that contains
                     the experts' path keeps all of them
 compressed-tensors  ``ignore`` by exact name or ``re:`` (matched from the start), else the first group whose
-                    target fits; transformers asks with the names in the file, vLLM with its own
+                    target fits; transformers asks with the names in the file, vLLM with its own, to which
+                    it turns paths that are written out, and no expressions
 ModelOpt            vLLM: excluded by exact name, by containing the entry (!), or by glob, with fused layers
                     asked under their fused names; MIXED_PRECISION quantizes what it lists and nothing else
 MLX                 overrides by path, else the settings for all

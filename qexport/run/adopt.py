@@ -74,7 +74,12 @@ class Adoption:
         """Raises InputError: it cannot be read, or its weights are not packed."""
         found = OnDisk(self.source)
         layout = layout_of(found)
-        if layout.plain or layout.here == "mlx-lm":
+        if layout.here == "mlx-lm":
+            raise UsageProblem(
+                f"{self.source.name} is MLX's, whose readers look for the head in a folder of its own",
+                hint="`qexport mlx MODEL --base BASE` writes both, equal to mlx_lm's conversion.",
+            )
+        if layout.plain:
             raise UsageProblem(
                 f"{self.source.name} is not quantized by llm-compressor or ModelOpt, nor native FP8",
                 hint="A model of floats takes its base's head with `qexport fix MODEL --base BASE`.",

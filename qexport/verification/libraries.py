@@ -70,6 +70,38 @@ def _compressed_tensors(rows: PackedRows) -> torch.Tensor:
     return _tensor(dequantize(levels.float(), scales, args=args, dtype=torch.float32, global_scale=divisor))
 
 
+def _integers(rows: PackedRows) -> torch.Tensor:
+    """As compressed-tensors decompresses a module."""
+    import torch
+
+    decompress, scheme = _of_integers()
+    assert rows.scales is not None
+    assert rows.columns is not None
+    stored = {
+        "weight_packed": rows.codes,
+        "weight_scale": rows.scales.float(),
+        "weight_shape": torch.tensor([len(rows.codes), rows.columns]),
+    }
+    if rows.points is not None:
+        stored["weight_zero_point"] = rows.points
+    return _tensor(decompress(stored, scheme(rows.form, symmetric=rows.points is None))["weight"])
+
+
+@cache
+def _of_integers() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    def scheme(form: Form, *, symmetric: bool) -> Any:
+        how = {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
+        weights = QuantizationArgs(num_bits=form.bits, type="int", symmetric=symmetric, **how)
+        return QuantizationScheme(targets=["Linear"], weights=weights)
+
+    return PackedQuantizationCompressor.decompress, scheme
+
+
 def _tensor(made: Any) -> torch.Tensor:
     """The libraries are not typed."""
     found: torch.Tensor = made
@@ -167,6 +199,13 @@ LIBRARIES = (
         "reference",
         lambda rows: not rows.mlx and rows.form.kind in ("fp8", "nvfp4"),
         _compressed_tensors,
+    ),
+    Library(
+        "compressed-tensors",
+        "compressed_tensors",
+        "reference",
+        lambda rows: rows.form.kind == "int" and rows.columns is not None,
+        _integers,
     ),
     Library(
         "nvidia-modelopt",

@@ -181,6 +181,36 @@ def nvfp4(tensors: Tensors, *, inverse: bool) -> Callable[[str, torch.Tensor], t
     return pack
 
 
+def integers(
+    bits: int, group: int, *, points: bool
+) -> Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]:
+    """compressed-tensors' ``pack-quantized``; ``points``: with zero points, packed down the rows."""
+
+    def pack(_: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        blocks, least = values.view(len(values), -1, group), -(1 << bits - 1)
+        low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
+        if not points:
+            high = torch.maximum(high, -low)
+            low = -high
+        scale = ((high - low) / (2**bits - 1)).clamp(min=1e-7).bfloat16()
+        wide = scale.float()[..., None]
+        zero = (least - low / wide[..., 0]).round().clamp(least, -least - 1) if points else 0 * low
+        codes = ((blocks / wide).round() + zero[..., None]).clamp(least, -least - 1)
+        stored = {
+            "weight_packed": bits_of((codes - least).view(values.shape).to(torch.int64), bits),
+            "weight_scale": scale,
+            "weight_shape": torch.tensor(values.shape),
+        }
+        if points:
+            stored["weight_zero_point"] = bits_of((zero - least).T.to(torch.int64), bits).T
+        parts = {
+            k: part.view(torch.int32) if part.dtype == torch.uint32 else part for k, part in stored.items()
+        }
+        return parts, ((codes - zero[..., None]) * wide).view(values.shape)
+
+    return pack
+
+
 # --- folders ---------------------------------------------------------------------------------------------
 
 
@@ -232,6 +262,18 @@ def compressed_nvfp4(source: Path) -> Packed:
     return folder
 
 
+def compressed_int(source: Path, *, points: bool = False) -> Packed:
+    folder = Packed(source)
+    pack = integers(4, 32, points=points)
+    folder.pack(lambda name: bool(LINEAR.search(name)) and not name.startswith("mtp."), pack)
+    folder.config["quantization_config"] = compressed_config(
+        "W4A16",
+        {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": not points},
+    )
+    folder.config["quantization_config"]["ignore"] += ROUTERS
+    return folder
+
+
 def modelopt(source: Path, *, mixed: bool = False) -> Packed:
     """``W4A16_NVFP4`` for the MLP; ``mixed``: FP8 attention as well, as NVIDIA publishes it."""
     folder = Packed(source)
@@ -261,6 +303,36 @@ def modelopt(source: Path, *, mixed: bool = False) -> Packed:
             **declared,
         },
     }
+    return folder
+
+
+def modelopt_awq(source: Path) -> Packed:
+    """``W4A16_AWQ``: two rows in a byte, and what inputs are multiplied by where no norm can take it."""
+
+    def pack(name: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        factors = torch.linspace(0.5, 2, values.shape[1]).bfloat16()
+        smooth = name.endswith(("down_proj.weight", "o_proj.weight", "out_proj.weight"))
+        blocks = (values / factors.float() if smooth else values).view(len(values), -1, 32)
+        scale = blocks.abs().amax(-1) / 7
+        codes = (blocks / scale[..., None]).round().clamp(-8, 7)
+        four = (codes.to(torch.int16) & 15).view(len(values) // 2, 2, -1)
+        parts = {"weight": (four[:, 0] | four[:, 1] << 4).to(torch.uint8), "weight_scale": scale}
+        value = (codes * scale[..., None]).view(values.shape)
+        if not smooth:
+            return parts, value
+        return {**parts, "pre_quant_scale": factors}, value * factors.float()
+
+    folder = Packed(source)
+    folder.pack(lambda name: bool(LINEAR.search(name)) and not name.startswith("mtp."), pack)
+    exclude = ["lm_head", "mtp*", "model.visual*"]
+    exclude += [name.removesuffix(".weight") for name in folder.tensors if re.search(r"in_proj_[ab]\.", name)]
+    folder.config["quantization_config"] = {
+        "quant_method": "modelopt",
+        "quant_algo": "W4A16_AWQ",
+        "ignore": exclude,
+    }
+    inner = {"quant_algo": "W4A16_AWQ", "group_size": 32, "pre_quant_scale": True, "exclude_modules": exclude}
+    folder.small["hf_quant_config.json"] = {"quantization": inner}
     return folder
 
 

@@ -24,7 +24,10 @@ CASES: dict[str, tuple[Make, str]] = {
     "compressed fp8": (folders.compressed_fp8, "compressed-tensors"),
     "compressed fp8 rows": (lambda s: folders.compressed_fp8(s, "channel"), "compressed-tensors"),
     "compressed nvfp4": (folders.compressed_nvfp4, "compressed-tensors"),
+    "compressed int": (folders.compressed_int, "compressed-tensors"),
+    "compressed int, points": (lambda s: folders.compressed_int(s, points=True), "compressed-tensors"),
     "modelopt": (folders.modelopt, "modelopt"),
+    "modelopt awq": (folders.modelopt_awq, "modelopt"),
     "modelopt mixed": (lambda s: folders.modelopt(s, mixed=True), "modelopt"),
 }
 

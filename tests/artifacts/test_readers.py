@@ -109,6 +109,12 @@ def test_libraries_read_what_is_written(zoo: Zoo, tmp_path: Path, case: str) -> 
             "compressed-tensors",
             marks=needs["compressed-tensors"],
         ),
+        pytest.param(packing.compressed_int, "compressed-tensors", marks=needs["compressed-tensors"]),
+        pytest.param(
+            lambda source: packing.compressed_int(source, points=True),
+            "compressed-tensors",
+            marks=needs["compressed-tensors"],
+        ),
     ],
 )
 def test_and_what_others_write(zoo: Zoo, tmp_path: Path, make: Any, library: str) -> None:

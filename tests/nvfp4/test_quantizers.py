@@ -34,7 +34,7 @@ quant_stage:
     QuantizationModifier:
       targets: [Linear]
       scheme: {scheme}
-      ignore: ["lm_head", "re:.*visual.*", "re:.*linear_attn.*"]
+      ignore: ["lm_head", "re:.*visual.*", "re:.*linear_attn.in_proj_[ab]$"]
 """
 SIZES = {"layers": 4, "hidden": 128, "intermediate": 256, "float32_ssm": False}
 

@@ -37,7 +37,14 @@ class Loaded:
         return self.version
 
 
+_RUN_AS_ONE = (("in_proj_qkv", "in_proj_z"), ("in_proj_b", "in_proj_a"))
+"""Of linear attention: vLLM has one kernel for both with room for one global scale, as for q, k and v.
+llm-compressor 0.14 knows those alone, and of two scales vLLM takes the larger for both matrices."""
+
+
 def _llm_compressor(model: Any, tokenizer: Any, request: dict[str, Any]) -> None:
+    fused = import_module("llmcompressor.observers.helpers").FUSED_LAYER_NAMES
+    fused.extend(names for names in _RUN_AS_ONE if names not in fused)
     ids = request["ids"]
     texts = import_module("datasets").Dataset.from_dict(
         {"input_ids": ids, "attention_mask": [[1] * len(each) for each in ids]}

@@ -89,7 +89,7 @@ def _moves(output: Untyped, weights: Sequence[StoredWeight]) -> bool:
 
 
 def _is_nvfp4(weight: StoredWeight) -> bool:
-    if weight.form.kind != "nvfp4" or "scales" in weight.parts:
+    if weight.form.kind != "nvfp4" or {"scales", "pre_quant_scale"} & weight.parts.keys():
         return False
     return _shared_part(weight).shape in ((), (1,))
 

@@ -69,9 +69,11 @@ def _promises(artifact: Opened) -> Rule:
             if entry is None:
                 return None
             algo = entry.get("quant_algo")
+        if algo == "W4A16_AWQ":
+            return Form("int", 4, int(inner.get("group_size") or 128))
         if algo not in _ALGORITHMS:
             raise InputError(
-                f"quant_algo {algo!r} is not known here", hint=f"Known: {', '.join(_ALGORITHMS)}."
+                f"quant_algo {algo!r} is not known here", hint=f"Known: {', '.join(_ALGORITHMS)}, W4A16_AWQ."
             )
         return _ALGORITHMS[algo]
 
