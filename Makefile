@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-smollm2 lint types fast docs clean
+.PHONY: venv demo test suite costs test-smollm2 lint types fast docs clean
 
 venv: $(STAMP)
 
@@ -25,8 +25,16 @@ lint: venv
 types: venv
 	$(BIN)/mypy
 
-test: lint types
+# Types are checked beside the tests: one process more than there are workers, while these begin.
+test: lint
+	$(MAKE) --jobs=2 types suite
+
+suite: venv
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# What each file and test takes of processors, with all the processes that they start.
+costs: venv
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --costs
 
 fast: venv
 	$(BIN)/python -m pytest -m "not slow"

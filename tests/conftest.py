@@ -20,8 +20,44 @@ if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))) and hasattr(
     mine = every[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(every) :: workers]
     os.sched_setaffinity(0, mine)
 
+from costs import Costs
 from zoo import build
 from zoo_types import Zoo, ZooCopy
+
+# Files are synced for power that fails, which no test lets fail: thousands of times in a run, waiting for the
+# disk.
+os.fsync = lambda fd: None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--costs", action="store_true", help="show the processor time of files and tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--costs"):
+        config.pluginmanager.register(Costs())
+
+
+# First, so that no worker is alone with one of them at the end (`make costs` tells).
+LONGEST = (
+    "cli/test_demo.py",
+    "cli/test_sized.py",
+    "gguf/test_sensitivity.py",
+    "evidence/test_stream_memory.py",
+    "evidence/test_ranks.py",
+    "nvfp4/test_nvfp4_peers.py",
+    "pipeline/test_feedback_pass.py",
+    "pipeline/test_planted_quirks.py",
+    "verify/test_comparison.py",
+    "mlx/test_convert_parity.py",
+    "cli/test_best.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others in the order of their names."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def entry_for(
         fingerprint=fingerprint,
         asked=asked,
         tool=__version__,
-        libraries=_versions(),
+        libraries=dict(_versions()),
         written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -151,7 +152,9 @@ def forecast(assignment: Assignment | None) -> Forecast | None:
     return Forecast(found.kld, found.draft_kld, found.aim, types, found.key, curve)
 
 
+@cache
 def _versions() -> dict[str, str]:
+    """Each is a file of metadata to be parsed: once, not for every artifact."""
     versions: dict[str, str] = {}
     for library in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,7 +1,10 @@
-"""The command line run in this process: as `python -m qexport`, without loading torch anew for each call."""
+"""The command line run as `python -m qexport`, without loading torch anew for each call.
+
+In this process, or in one that is forked for the call."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import json
@@ -9,8 +12,12 @@ import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
+
+from forked import Forked
 
 from qexport.cli.main import main
 
@@ -51,6 +58,30 @@ def ok(*words: Any) -> Ran:
     ran = run(*words)
     assert ran.code == 0, ran.stderr
     return ran
+
+
+# The libraries that take long to import; not the Hub's client, which looks at the environment then.
+_APART = """
+import json, os, sys
+import numba, torch
+import qexport.cli.main
+def main(environment, *words):
+    os.environ.update(json.loads(environment))
+    sys.argv = ["qexport", *words]
+    qexport.cli.main.main()
+"""
+
+
+def apart(*words: Any, environment: dict[str, str] | None = None) -> CompletedProcess[str]:
+    """In a process of its own, with this in its environment besides; for 30 seconds at most."""
+    return _apart()(json.dumps(environment or {}), *words)
+
+
+@cache
+def _apart() -> Forked:
+    started = Forked(_APART, timeout=30)
+    atexit.register(started.__exit__)
+    return started
 
 
 def names(folder: Path) -> set[str]:

@@ -1,12 +1,11 @@
 """MODEL as a Hub id: planned from headers, downloaded for an export, the same bytes as from a folder."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from in_process import apart
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 from hub_server import HubServer
@@ -18,11 +17,10 @@ def served(zoo, tmp_path):
     folder = zoo("qwen3_5")
     with HubServer() as server:
         server.add("org/Tuned-4B", folder)
-        environment = {**os.environ, **server.environment(tmp_path / "home")}
+        environment = server.environment(tmp_path / "home")
 
         def run(*words):
-            command = [sys.executable, "-m", "qexport", *map(str, words)]
-            return subprocess.run(command, capture_output=True, text=True, env=environment)
+            return apart(*words, environment=environment)
 
         yield run, server, folder
 

@@ -1,14 +1,12 @@
 """`qexport matrix` and `qexport run` as a user meets them."""
 
 import json
-import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from in_process import names, ok, run
+from in_process import apart, names, ok, run
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
@@ -188,14 +186,8 @@ def test_sizes_of_a_model_on_the_hub_need_its_headers_only(recipe, zoo, tmp_path
     folder = zoo("qwen3_5")
     with HubServer() as server:
         server.add("org/Zoo", folder)
-        environment = {**os.environ, **server.environment(tmp_path / "home")}
         words = ["matrix", recipe, "--set", "source.model=org/Zoo", "--format", "json"]
-        ran = subprocess.run(
-            [sys.executable, "-m", "qexport", *map(str, words)],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
+        ran = apart(*words, environment=server.environment(tmp_path / "home"))
         assert ran.returncode == 0, ran.stderr
         sent = sum(each.sent for each in server.requests if each.path.endswith(".safetensors"))
     (job,) = json.loads(ran.stdout)

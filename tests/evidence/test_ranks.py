@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_stream import damaged
-from zoo_types import Zoo, ZooCopy
+from zoo_types import Zoo
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
+from in_process import ok
 
 from qexport.errors import UsageProblem
 from qexport.evidence.imatrix_file import ImportanceMatrix, read_imatrix
@@ -22,21 +30,95 @@ from qexport.run.job import run
 from qexport.run.local import Local
 
 ROOT = Path(__file__).parents[2]
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 # Float32 sums in another order.
 TOLERANCE = 1e-5
+WORDS: dict[str, tuple[str, ...]] = {"plain": (), "felt": ("--sensitivity", "--sensitivity-tokens", "96")}
+NAMES = ("qwen3_5", "qwen3_5_moe")
+
+# What torchrun starts: one thing after the other, each with output and exit code of its own. They meet where
+# torchrun says, then at ports of their own: its store remembers where they met. It leaves with the last code.
+CHILD = """
+import json, os, sys
+from pathlib import Path
+
+from qexport.cli.main import main
+from qexport.errors import InputError
+from qexport.evidence.ranks import here
+
+folder = Path(__file__).parent
 
 
-def imatrix(
-    folder: Path, out: Path, *words: str, start: tuple[str, ...] = ("-m",)
-) -> subprocess.CompletedProcess[str]:
+def meet(broken):
+    ranks = here()
+    try:
+        with ranks.together():
+            ranks.meet()
+            if ranks.rank == int(broken):
+                raise InputError("it is broken", hint="mend it")
+            ranks.meet()
+            print("nobody comes here")
+    except InputError as error:
+        print(error.message)
+
+
+ports = sys.argv
+for number, (name, words) in enumerate(json.loads((folder / "jobs.json").read_text()).items()):
+    if number:
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": ports[number]}
+    for fd, kind in ((1, "out"), (2, "err")):
+        file = folder / f"{name}.{os.environ['RANK']}.{kind}"
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), fd)
+    sys.argv, code = ["qexport", *words], 0
+    try:
+        meet(*words[1:]) if words[0] == "meet" else main()
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    (folder / f"{name}.{os.environ['RANK']}.code").write_text(str(code))
+sys.exit(code)
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What torchrun's two processes did: the folder of their files, and what torchrun itself said."""
+
+    folder: Path
+    said: str
+
+    def of(self, name: str, kind: str) -> list[str]:
+        """What each printed (``out``, ``err``), or its exit code (``code``)."""
+        return [(self.folder / f"{name}.{rank}.{kind}").read_text() for rank in range(2)]
+
+
+def imatrix(folder: Path, out: Path, *words: str) -> list[str]:
     corpus = out.parent / "corpus.jsonl"
     ids = np.random.default_rng(0).integers(0, 300, (5, 32)).tolist()
     corpus.write_text("\n".join(json.dumps({"input_ids": row}) for row in ids))
     words = (str(folder), "--corpus", str(corpus), "-o", str(out), "--calib-chunk", "32", *words)
-    command = [sys.executable, *start, "qexport", "imatrix", *words, "--precision", "float32"]
+    return ["imatrix", *words, "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def together(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """All that two processes do: torchrun and both of them take seconds to begin."""
+    folder = tmp_path_factory.mktemp("together")
+    jobs = {
+        f"{name} {word}": imatrix(zoo(name), folder / f"{name} {word}", *more, "--json")
+        for name, (word, more) in product(NAMES, WORDS.items())
+    }
+    jobs |= {f"broken {rank}": ["meet", str(rank)] for rank in range(2)}
+    whole = shutil.copytree(zoo("qwen3_5"), folder / "damaged", copy_function=shutil.copyfile)
+    jobs["damaged"] = imatrix(damaged(whole, "model.layers.1.mlp.up_proj.weight"), folder / "none")
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "child.py").write_text(CHILD)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "child.py")]
+    with ExitStack() as taken:
+        found = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in jobs]
+        start += [str(each.getsockname()[1]) for each in found]
     known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=known, capture_output=True, text=True, check=False)
+    ran = subprocess.run([sys.executable, *start], env=known, capture_output=True, text=True, check=False)
+    return Done(folder, f"{ran.returncode}: {ran.stdout}{ran.stderr}")
 
 
 def tables(matrix: ImportanceMatrix) -> dict[str, np.ndarray]:
@@ -49,77 +131,44 @@ def tables(matrix: ImportanceMatrix) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words", [(), ("--sensitivity", "--sensitivity-tokens", "96")], ids=["plain", "felt"]
-)
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_give_the_matrix_of_one(
-    zoo: Zoo, tmp_path: Path, name: str, words: tuple[str, ...]
+    zoo: Zoo, tmp_path: Path, together: Done, name: str, word: str
 ) -> None:
     """Five chunks: three and two. Of the three that go back, two and one."""
-    one, both = tmp_path / "one.gguf_file", tmp_path / "both.gguf_file"
-    alone = imatrix(zoo(name), one, *words, "--json")
-    assert alone.returncode == 0, alone.stderr
-    together = imatrix(zoo(name), both, *words, "--json", start=TWO)
-    assert together.returncode == 0, together.stderr
-    said = json.loads(together.stdout)  # one document: the others are silent
-    assert together.stderr.count("collected in") == 1
+    alone = ok(*imatrix(zoo(name), tmp_path / "one", *WORDS[word], "--json"))
+    both = f"{name} {word}"
+    assert together.of(both, "code") == ["0", "0"], together.of(both, "err")
+    document, nothing = together.of(both, "out")  # one document: the others are silent
+    assert nothing == ""
+    said = json.loads(document)
+    assert "".join(together.of(both, "err")).count("collected in") == 1
     assert said["processes"] == 2
-    assert {**said, "processes": None}.keys() == {**json.loads(alone.stdout), "processes": None}.keys()
-    expected, found = (tables(read_imatrix(path)) for path in (one, both))
+    assert {**said, "processes": None}.keys() == {**alone.json(), "processes": None}.keys()
+    expected, found = (tables(read_imatrix(path)) for path in (tmp_path / "one", together.folder / both))
     assert expected.keys() == found.keys()
     for key, table in expected.items():
         scale = np.abs(table) + np.abs(table).mean(axis=-1, keepdims=True) + 1e-30
         assert (np.abs(found[key] - table) / scale).max() < TOLERANCE, key
-    assert expected["amounts"].tolist() == [96, 93] if words else "amounts" not in expected
+    assert expected["amounts"].tolist() == [96, 93] if word == "felt" else "amounts" not in expected
 
 
 @pytest.mark.slow
-def test_an_error_ends_all_with_one_message(zoo_copy: ZooCopy, tmp_path: Path) -> None:
-    out = tmp_path / "both.gguf_file"
-    done = imatrix(damaged(zoo_copy("qwen3_5"), "model.layers.1.mlp.up_proj.weight"), out, start=TWO)
-    assert done.returncode != 0
-    assert [line[:7] for line in done.stderr.splitlines()].count("Error: ") == 1
-    assert "not finite" in done.stderr
-    assert "exitcode  : 3" in done.stderr  # torchrun's summary has ours
-    assert not out.exists()
-
-
-CHILD = """
-import sys
-from pathlib import Path
-
-from qexport.errors import InputError
-from qexport.evidence.ranks import here
-
-said = Path(__file__).parent
-ranks = here()
-try:
-    with ranks.together():
-        ranks.meet()
-        if ranks.rank == int(sys.argv[1]):
-            raise InputError("it is broken", hint="mend it")
-        ranks.meet()
-        (said / f"{ranks.rank}.txt").write_text("nobody comes here")
-except InputError as error:
-    (said / f"{ranks.rank}.txt").write_text(error.message)
-"""
+def test_an_error_ends_all_with_one_message(together: Done) -> None:
+    said = "".join(together.of("damaged", "err"))
+    assert [line[:7] for line in said.splitlines()].count("Error: ") == 1
+    assert "not finite" in said
+    assert together.of("damaged", "code") == ["3", "3"]
+    assert "exitcode  : 3" in together.said  # torchrun's summary has ours
+    assert not (together.folder / "none").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("broken", "words"), [(0, "it is broken"), (1, "process 2 of 2: it is broken")])
-def test_what_is_wrong_with_one_is_wrong_with_all(tmp_path: Path, broken: int, words: str) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(CHILD)
-    done = subprocess.run(
-        [sys.executable, *TWO[:-1], str(child), str(broken)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [words, words]
+def test_what_is_wrong_with_one_is_wrong_with_all(together: Done, broken: int, words: str) -> None:
+    assert together.of(f"broken {broken}", "code") == ["0", "0"], together.of(f"broken {broken}", "err")
+    assert together.of(f"broken {broken}", "out") == [f"{words}\n"] * 2
 
 
 def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,9 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
+from forked import Forked
 
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
@@ -22,7 +21,7 @@ from qexport.onepass.locks import LOCK_NAME, locked
 from qexport.run import steps
 from qexport.run.target import Target, plan
 
-KILLS = int(os.environ.get("QEXPORT_KILLS", "4"))  # each takes two more runs of a few seconds
+KILLS = int(os.environ.get("QEXPORT_KILLS", "4"))  # each takes two more runs
 
 # Arguments: model, folder, the number of the event to die at (0: none; below 0: counted from where all bytes
 # are on disk and only names are missing). Prints how many events there were before and after that. How often
@@ -30,7 +29,6 @@ KILLS = int(os.environ.get("QEXPORT_KILLS", "4"))  # each takes two more runs of
 CHILD = """
 import os, signal, sys, threading
 from pathlib import Path
-model, out, die_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 from qexport.checkpoint.opening import open_checkpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.codecs.engines import NUMBA
@@ -44,42 +42,40 @@ from qexport.run import steps
 from qexport.run.target import Target, plan
 object.__setattr__(NUMBA, "run_values", 1 << 14)
 Ledger.due = lambda self: True  # an entry after every step
-counts, phase, lock = [0, 0], 0, threading.Lock()
-def counted(function):
-    def call(*args, **kwargs):
-        with lock:
-            counts[phase] += 1
-            if die_at and (sum(counts) == die_at or (phase and counts[1] == -die_at)):
-                os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return call
-finished = Resume.finished
-def complete(*args, **kwargs):
-    global phase
-    finished(*args, **kwargs)
-    phase = 1
-Resume.finished = complete
-os.pwrite, os.fsync = counted(os.pwrite), counted(os.fsync)
-Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
-diagnosis = diagnose(open_checkpoint(model))
-targets = [
-    Target(GgufOptions(("Q4_0", "BF16")), out / "a", verify=None),
-    Target(MlxOptions(bits=6), out / "b", verify=None),
-    Target(Fp8Options(), out / "c", verify=None),
-    Target(Nvfp4Options(), out / "d", verify=None),
-]
-items = plan(targets, diagnosis)
-done, todo = steps.finished(items, home=out)
-if todo:
-    steps.check(todo, overwrite=False, home=out)
-    steps.write(todo, diagnosis, home=out, threads=2)
-print(*counts)
+def export(model, out):
+    diagnosis = diagnose(open_checkpoint(model))
+    targets = [
+        Target(GgufOptions(("Q4_0", "BF16")), out / "a", verify=None),
+        Target(MlxOptions(bits=6), out / "b", verify=None),
+        Target(Fp8Options(), out / "c", verify=None),
+        Target(Nvfp4Options(), out / "d", verify=None),
+    ]
+    items = plan(targets, diagnosis)
+    done, todo = steps.finished(items, home=out)
+    if todo:
+        steps.check(todo, overwrite=False, home=out)
+        steps.write(todo, diagnosis, home=out, threads=2)
+def main(model, out, die_at):
+    out, die_at = Path(out), int(die_at)
+    counts, after, lock = [0, 0], [], threading.Lock()
+    def counted(function):
+        def call(*args, **kwargs):
+            with lock:
+                counts[bool(after)] += 1
+                if die_at and (sum(counts) == die_at or (after and counts[1] == -die_at)):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+    finished = Resume.finished
+    def complete(*args, **kwargs):
+        finished(*args, **kwargs)
+        after.append(True)
+    Resume.finished = complete
+    os.pwrite, os.fsync = counted(os.pwrite), counted(lambda fd: None)  # which is for lost power
+    Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
+    export(model, out)
+    print(*counts)
 """
-
-
-def child(model, out, die_at=0):
-    command = [sys.executable, "-c", CHILD, str(model), str(out), str(die_at)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def contents(folder):
@@ -100,7 +96,15 @@ def files_of(folder):
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_bytes(zoo, tmp_path):
     model = zoo("qwen3_5")
-    whole = child(model, tmp_path / "whole")
+    # Kernels, and all that is imported late.
+    ready = f"export({str(model)!r}, Path({str(tmp_path / 'first')!r}))"
+    with Forked(CHILD + ready) as child:
+        kill_anywhere(child, model, tmp_path)
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "whole")
+
+
+def kill_anywhere(child, model, tmp_path):
+    whole = child(model, tmp_path / "whole", 0)
     assert whole.returncode == 0, whole.stderr
     writing, naming = map(int, whole.stdout.split())
     expected = files_of(tmp_path / "whole")
@@ -115,7 +119,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(zoo, tmp_path):
         assert killed.returncode == -signal.SIGKILL, (die_at, killed.stderr)
         if number % 2:
             child(model, out, luck.randrange(1, writing))  # perhaps killed once more
-        done = child(model, out)
+        done = child(model, out, 0)
         assert done.returncode == 0, (die_at, done.stderr)
         assert files_of(out) == expected, die_at
 

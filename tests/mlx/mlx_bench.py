@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from child_jobs import ask
 from safetensors.torch import load_file
 
 from qexport.checkpoint.local import LocalCheckpoint
@@ -52,16 +52,8 @@ def fixed(model: Repaired, out: Path) -> Path:
 
 
 def mlx_lm(work: str, jobs: Iterable[list[Any]]) -> list[dict[str, Any]]:
-    """Results of jobs in one child process."""
-    run = subprocess.run(
-        [sys.executable, str(CHILD), work],
-        input=json.dumps(list(jobs)),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    """Results of jobs in a child process."""
+    return ask(sys.executable, CHILD, work, jobs)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """Runs mlx-lm in a process of its own: importing it lowers the limit on open files, and errors may end it.
 
-    python mlx_child.py convert < jobs    [[source, out, options of mlx_lm.convert], ...]; ``by_path`` is
-                                          what its predicate says of each module
-    python mlx_child.py load < jobs       [[folder, prompt, tokens], ...]
-    python mlx_child.py logits < jobs     [[folder, tokens], ...]
-
-One line of JSON on stdout: the result of each job, or {"error": ...}.
+convert    [source, out, options of mlx_lm.convert]; ``by_path`` is what its predicate says of each module
+load       [folder, prompt, tokens]
+logits     [folder, tokens]
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,4 +47,5 @@ def logits(folder: str, tokens: list[int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment]  # as in engine_mlx.py
     answer({"convert": convert, "load": load, "logits": logits})

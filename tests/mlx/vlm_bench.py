@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from child_jobs import ask
 from mlx_bench import config_of, fixed, repaired, tensors_of
 from oracle.summary import source_digest
 from zoo import build
@@ -47,18 +48,8 @@ FORMS: dict[str, dict[str, Any]] = {"4-bit": {"quantize": True, "q_bits": 4}, "b
 
 
 def mlx_vlm(work: str, jobs: Iterable[list[Any]]) -> list[dict[str, Any]]:
-    """Results of jobs in one child process."""
-    child = Path(__file__).with_name("vlm_child.py")
-    run = subprocess.run(
-        [PYTHON, str(child), work],
-        input=json.dumps(list(jobs)),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr
-    found: list[dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    """Results of jobs in a child process."""
+    return ask(PYTHON, Path(__file__).with_name("vlm_child.py"), work, jobs)
 
 
 def converted(model: Repaired, work: Path) -> dict[str, Path]:

@@ -1,13 +1,12 @@
 """Runs mlx-vlm in an interpreter that has it.
 
-    python vlm_child.py convert < jobs    [[source, out, options of mlx_vlm.convert], ...]
-    python vlm_child.py see < jobs        [[folder, tokens before, tokens behind], ...]
-
-One line of JSON on stdout: the result of each job, or {"error": ...}.
+convert    [source, out, options of mlx_vlm.convert]
+see        [folder, tokens before, tokens behind]
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,4 +66,5 @@ def see(folder: str, before: list[int], behind: list[int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment]  # as in engine_mlx_vlm.py
     answer({"convert": convert, "see": see})

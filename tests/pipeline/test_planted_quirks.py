@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,9 @@ import torch
 from quirks_planted import PLANTS, change_config
 from safetensors import safe_open
 from zoo_types import Zoo
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "mlx"))
+from mlx_bench import mlx_lm, needs_mlx_lm
 
 from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.local import LocalCheckpoint
@@ -247,16 +248,12 @@ def test_the_same_tensors_and_a_sound_config(name: str, zoo: Zoo, clean: Exports
 
 def _logits(folders: list[Path]) -> list[list[float]]:
     """mlx-lm's, in a process of its own."""
-    child = Path(__file__).parents[1] / "mlx" / "mlx_child.py"
-    jobs = json.dumps([[str(folder), [5, 17, 200, 33, 8, 300, 21, 90]] for folder in folders])
-    ran = subprocess.run([sys.executable, child, "logits"], input=jobs, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    results = json.loads(ran.stdout)
+    results = mlx_lm("logits", ([str(folder), [5, 17, 200, 33, 8, 300, 21, 90]] for folder in folders))
     assert all("logits" in result for result in results), results
     return [result["logits"] for result in results]
 
 
-@pytest.mark.skipif(find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
+@needs_mlx_lm
 def test_mlx_lm_says_the_same_of_all(zoo: Zoo, clean: Exports, tmp_path: Path) -> None:
     """All in one process: mlx-lm is imported once. Another base of the rope says something else."""
     folders = {name: _export_case(zoo, name, tmp_path / str(n), "mlx")["mlx"] for n, name in enumerate(CASES)}

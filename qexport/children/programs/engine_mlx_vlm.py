@@ -10,9 +10,15 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+if "torch" not in sys.modules:
+    # transformers imports torch where it finds it, for three quarters of the time that all of this takes; MLX
+    # needs none of it.
+    sys.modules["torch"] = None  # type: ignore[assignment]
 
 import mlx.core as mx
 import mlx_vlm
