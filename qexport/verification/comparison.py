@@ -101,19 +101,19 @@ class Comparison:
 
 def compare(
     source: ModelView | TextRun,
-    artifact: ModelView,
+    artifact: ModelView | TextRun,
     text: np.ndarray | Chunked,
     options: StreamOptions | None = None,
     *,
     first: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run the artifact (and the source, if it is not a run already) over a text and compare.
+    """Run the source and the artifact, where they are no runs already, over a text and compare.
 
     Args:
         source: the bf16 model, or :func:`~qexport.verification.text_run.run_text` of it over the same text:
             keep that for all artifacts of one model.
-        artifact: an artifact's view.
+        artifact: an artifact's view; or a run of it.
         text: as for ``run_text``; ``heldout_text`` gives some.
         first: the first position of a chunk that counts; half of the chunk by default. Heads are judged on
             all of it.
@@ -124,17 +124,19 @@ def compare(
     if not isinstance(source, TextRun):
         with run_text(source, text, options, progress) as run:
             return compare(run, artifact, text, options, first=first, progress=progress)
-    with run_text(artifact, text, options, progress) as run:
-        trunk = compare_runs(source, run, first=first)
-        one, other = (score_head(each) if each.view.mtp_layers else None for each in (run, source))
-        both = one is not None and other is not None
-        return Comparison(
-            trunk=trunk,
-            heads=compare_runs(source, run, first=first, head=True) if both else None,
-            score=one,
-            source_score=other,
-            flips=routing_flips(source, run, first=first),
-        )
+    if not isinstance(artifact, TextRun):
+        with run_text(artifact, text, options, progress) as run:
+            return compare(source, run, text, options, first=first, progress=progress)
+    trunk = compare_runs(source, artifact, first=first)
+    one, other = (score_head(each) if each.view.mtp_layers else None for each in (artifact, source))
+    both = one is not None and other is not None
+    return Comparison(
+        trunk=trunk,
+        heads=compare_runs(source, artifact, first=first, head=True) if both else None,
+        score=one,
+        source_score=other,
+        flips=routing_flips(source, artifact, first=first),
+    )
 
 
 def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Verdict:

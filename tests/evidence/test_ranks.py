@@ -61,7 +61,7 @@ def meet(broken):
         print(error.message)
 
 
-ports = sys.argv
+ports, leave, os._exit = sys.argv, os._exit, sys.exit  # which main() would leave by
 for number, (name, words) in enumerate(json.loads((folder / "jobs.json").read_text()).items()):
     if number:
         os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": ports[number]}
@@ -75,7 +75,7 @@ for number, (name, words) in enumerate(json.loads((folder / "jobs.json").read_te
         code = end.code
     sys.stdout.flush()
     (folder / f"{name}.{os.environ['RANK']}.code").write_text(str(code))
-sys.exit(code)
+leave(code)
 """
 
 
