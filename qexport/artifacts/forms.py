@@ -9,6 +9,7 @@ fp8, others            ``weight_scale``                  code * scale of its til
 nvfp4, ModelOpt        ``weight_scale``, ``_scale_2``    level * scale of 16 * global scale
 nvfp4, c.-tensors      ``weight_scale``, ``_global_..``  level * scale of 16 / global scale
 integers, c.-tensors   ``weight_scale``, ``_shape``      (code - zero point) * scale of its group, its row
+integers, a byte each  ``weight_scale``                  (code - zero point) * scale of its group, its row
 integers, ModelOpt     ``weight_scale``                  code * scale of its group; two rows share a byte
 MLX affine             ``scales``, ``biases``            code * scale + bias of its group
 MLX mxfp4, mxfp8       ``scales`` (E8M0)                 code * scale of 32
@@ -86,6 +87,8 @@ def decoded(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
     if form.kind == "fp8":
         return Fp8(codes, parts.get("scale_inv") or parts["weight_scale"], form)
     if form.kind == "int":
+        if codes.dtype == "I8":
+            return Bytes(codes, parts, form)
         return (Integers if "weight_shape" in parts else PairedRows)(codes, parts, form)
     width = packed * (32 if codes.dtype == "U32" else 8) // form.bits
     shape = (*codes.shape[:-1], width)
@@ -120,6 +123,8 @@ def form_of(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
         if "weight_global_scale" not in parts and "weight_scale_2" not in parts:
             raise InputError(f"{name} is packed in 4 bits and has no global scale")
         return Form("nvfp4", 4, 16)
+    if codes.dtype == "I8" and scale.dtype in FLOAT_DTYPES and len(codes.shape) == 2:
+        return _byte_form(name, codes, scale)
     if codes.dtype == "U8" and scale.dtype in FLOAT_DTYPES and len(codes.shape) == 2:
         return _paired_form(name, codes, scale)
     raise InputError(f"{name}: {codes.dtype} with scales of {scale.dtype} is no form that qexport knows")
@@ -153,6 +158,15 @@ def _int_form(name: str, codes: StoredPart, scale: StoredPart, shape: StoredPart
     if scale.shape[0] != rows or not groups or columns % groups or scale.dtype not in FLOAT_DTYPES:
         raise _misfit(name, scale, f"({rows}, groups)")
     return Form("int", bits, per="row") if groups == 1 else Form("int", bits, columns // groups)
+
+
+def _byte_form(name: str, codes: StoredPart, scale: StoredPart) -> Form:
+    """Of ``int-quantized``."""
+    rows, columns = codes.shape
+    groups = scale.shape[-1] if len(scale.shape) == 2 else 1
+    if scale.shape not in ((rows,), (rows, groups)) or not groups or columns % groups:
+        raise _misfit(name, scale, f"({rows}, groups)")
+    return Form("int", 8, per="row") if groups == 1 else Form("int", 8, columns // groups)
 
 
 def _paired_form(name: str, codes: StoredPart, scale: StoredPart) -> Form:
@@ -286,6 +300,25 @@ class Integers(_Coded):
         shifts = torch.arange(0, 32, self._bits, dtype=torch.int32)
         codes = (words[..., None] >> shifts) & ((1 << self._bits) - 1)
         return codes.flatten(-2) - (1 << self._bits - 1)
+
+
+class Bytes(_Coded):
+    """compressed-tensors' ``int-quantized``: signed bytes."""
+
+    def __init__(self, codes: StoredPart, parts: Mapping[str, StoredPart], form: Form) -> None:
+        super().__init__(codes, codes.shape)
+        self._scale, self._points = parts["weight_scale"], parts.get("weight_zero_point")
+        self._group = form.group or codes.shape[1]
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        values = self.codes.rows(start, stop).float()
+        if self._points is not None:
+            values -= self._wide(self._points, start, stop)
+        return values.mul_(self._wide(self._scale, start, stop))
+
+    def _wide(self, part: StoredPart, start: int, stop: int) -> torch.Tensor:
+        of_rows = part.whole().float().view(self.shape[0], -1)[start:stop]
+        return of_rows.repeat_interleave(self._group, 1)
 
 
 class PairedRows(_Coded):

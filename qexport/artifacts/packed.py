@@ -92,7 +92,7 @@ def _stored(weight: StoredWeight, form: Form, shape: tuple[int, ...]) -> Callabl
     shared = parts.get("weight_global_scale") or parts.get("weight_scale_2") or parts.get("global_scale")
     points = parts["weight_zero_point"].whole() if "weight_zero_point" in parts else None
     assert scales is not None
-    in_pairs = form.kind == "int" and "weight_shape" not in parts
+    in_pairs = form.kind == "int" and codes.dtype == "U8"
 
     def read(start: int, stop: int) -> PackedRows:
         if form.per == "group":

@@ -47,6 +47,7 @@ def torch_dtype(name: str) -> torch.dtype:
         "F8_E4M3": torch.float8_e4m3fn,
         "F8_E8M0": torch.float8_e8m0fnu,
         "U8": torch.uint8,
+        "I8": torch.int8,
         "I32": torch.int32,
         "I64": torch.int64,
         "U32": torch.uint32,

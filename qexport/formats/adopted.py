@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _ALONE = "model.safetensors"
 _GRAFTED = "model-grafted.safetensors"
 _MODELOPT = "hf_quant_config.json"
+_STACKS = (".experts.gate_up_proj", ".experts.down_proj")
 _FLOAT = Form("float", 16, per="value")
 
 
@@ -134,7 +135,10 @@ def _refuse_renames(repaired: Repaired) -> None:
     for name, tensor in repaired.tensors.items():
         published = published_name(name, repaired.family, wrapper=repaired.wrapper)
         first = tensor.pieces[0]
-        if first.checkpoint is repaired.source and first.name not in (published, f"{published}.weight"):
+        if first.checkpoint is not repaired.source or first.name in (published, f"{published}.weight"):
+            continue
+        # A layer's experts in one stack are a published form, too: llm-compressor copies such heads.
+        if not (stack_of(first.name) == stack_of(published) and first.name.endswith(_STACKS)):
             renamed.append(f"{first.name} as {published}")
     if renamed:
         raise InputError(

@@ -133,7 +133,9 @@ def quantized_by(
         except RuntimeFailure as failure:
             words = f"{failure.message}: {failure.log[-1]}" if failure.log else failure.message
             kind = EnvironmentProblem if failure.kind in (Failure.LACKING, Failure.TIMEOUT) else InputError
-            raise kind(words, hint=f"Does {wanted.engine} do the same by itself?") from failure
+            gpu = any(word in words for word in ("CUDA", "accelerator"))
+            hint = "does this on a GPU alone." if gpu else "says so; its documentation has what it takes."
+            raise kind(words, hint=f"{wanted.engine} {hint}") from failure
         finally:
             process.kill()
         yield made, whole, f"{wanted.told} ({version})"

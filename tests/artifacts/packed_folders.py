@@ -262,6 +262,24 @@ def compressed_nvfp4(source: Path) -> Packed:
     return folder
 
 
+def signed_bytes(_: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    scale = (values.abs().amax(1, keepdim=True) / 127).bfloat16()
+    codes = (values / scale.float()).round().clamp(-128, 127)
+    return {"weight": codes.to(torch.int8), "weight_scale": scale}, codes * scale.float()
+
+
+def compressed_bytes(source: Path) -> Packed:
+    """``W8A8``: a signed byte each, a scale a row."""
+    folder = Packed(source)
+    folder.pack(lambda name: bool(LINEAR.search(name)) and not name.startswith("mtp."), signed_bytes)
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    declared = compressed_config("W8A8", weights)
+    declared["config_groups"]["W8A8"]["input_activations"] = {"num_bits": 8, "type": "int", "dynamic": True}
+    declared["ignore"] += ROUTERS
+    folder.config["quantization_config"] = declared
+    return folder
+
+
 def compressed_int(source: Path, *, points: bool = False) -> Packed:
     folder = Packed(source)
     pack = integers(4, 32, points=points)

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "compressed fp8": (folders.compressed_fp8, "compressed-tensors"),
     "compressed fp8 rows": (lambda s: folders.compressed_fp8(s, "channel"), "compressed-tensors"),
     "compressed nvfp4": (folders.compressed_nvfp4, "compressed-tensors"),
+    "compressed bytes": (folders.compressed_bytes, "compressed-tensors"),
     "compressed int": (folders.compressed_int, "compressed-tensors"),
     "compressed int, points": (lambda s: folders.compressed_int(s, points=True), "compressed-tensors"),
     "modelopt": (folders.modelopt, "modelopt"),

@@ -29,6 +29,7 @@ MAKERS: dict[str, Make] = {
     "compressed fp8": folders.compressed_fp8,
     "compressed fp8 rows": lambda source: folders.compressed_fp8(source, "channel"),
     "compressed nvfp4": folders.compressed_nvfp4,
+    "compressed bytes": folders.compressed_bytes,
     "compressed int": lambda source: folders.compressed_int(source, points=True),
     "modelopt": folders.modelopt,
     "modelopt awq": folders.modelopt_awq,

@@ -189,3 +189,17 @@ def test_an_mlx_folder_is_told_where_its_head_goes(base: Path, tmp_path: Path) -
     with pytest.raises(UsageProblem, match="a folder of its own") as refused:
         _ = Adoption(folder.write(tmp_path / "mlx"), tmp_path / "out", str(base)).planned
     assert "qexport mlx MODEL --base BASE" in str(refused.value.hint)
+
+
+def test_a_head_whose_experts_are_one_stack_stays_so(zoo: Zoo, tmp_path: Path) -> None:
+    """llm-compressor copies it as it lies in the model, beside a trunk with experts one by one."""
+    source = zoo("qwen3_5_moe", layers=4)
+    write(source, tmp_path / "lost", layout="compressed-tensors", scope="all-linear")
+    folder = strip(tmp_path / "lost", tower=False)
+    head = {name: tensor for name, tensor in tensors_in(source).items() if name.startswith("mtp.")}
+    assert "mtp.layers.0.mlp.experts.gate_up_proj" in head
+    save_file(tensors_in(folder) | head, folder / "model.safetensors")
+    wanted = whole(folder, source, tmp_path / "out")
+    assert wanted.planned.plan.details["mtp"] == {"layers": 1, "origin": "own"}
+    assert "re:.*mtp.*" in wanted.planned.listed
+    assert json_of(tmp_path / "out")["text_config"]["mtp_num_hidden_layers"] == 1

@@ -6,7 +6,10 @@ dequantizing ones (`cpu_kernels.py`); the loaders are vLLM's own, and strict.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +25,13 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.onepass.execute import execute
 from qexport.recipe.choice import ModelChoice
+from qexport.run.adopt import Adoption, write_adopted
 from qexport.run.model import examine
 from qexport.verification.folder_runtimes import ENGINES, FolderRuntime
 from qexport.verification.runtime import Settings
+
+sys.path.append(str(Path(__file__).parents[1] / "artifacts"))
+import packed_folders as packing
 
 PYTHON = os.environ.get("QEXPORT_VLLM_PYTHON")
 pytestmark = [
@@ -125,6 +132,47 @@ def test_it_loads_with_its_head_and_has_the_formats_numbers(made, runtime, name,
             mean = mean_gap(given, session.score(IDS, 1))
         print(f"{name} {kind}: mean {mean:.6f} to itself")
         assert mean < SAME
+
+
+ADOPTED = {
+    "native FP8": packing.fp8_folder,
+    "compressed-tensors, rows of FP8": lambda source: packing.compressed_fp8(source, "channel"),
+    "compressed-tensors, integers": lambda source: packing.compressed_int(source, points=True),
+    "ModelOpt": packing.modelopt,
+}
+
+
+@pytest.mark.parametrize("kind", ADOPTED)
+def test_an_adopted_folder_loads_with_head_and_tower_counted(tmp_path, kind):
+    """Of a folder that has lost both; and not without a tensor of either."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    zoo.build("qwen3_5", base, **SIZES)
+    packed = ADOPTED[kind](base)
+    packed.drop(r"^mtp\.|^model\.visual\.")
+    del packed.config["vision_config"]
+    write_adopted(Adoption(packed.write(tmp_path / "lost"), out, str(base)))
+    assert load_whole(out).keys() >= {"tower", "Qwen3_5MTP"}
+    if kind != "ModelOpt":
+        return
+    grafted = out / "model-00002-of-00002.safetensors"
+    tensors = load_file(grafted)
+    for name in ("mtp.fc.weight", "model.visual.blocks.0.attn.proj.weight"):
+        save_file({other: tensor for other, tensor in tensors.items() if other != name}, grafted)
+        index = out / "model.safetensors.index.json"
+        found = json.loads(index.read_text())
+        missing = {other: file for other, file in found["weight_map"].items() if other != name}
+        index.write_text(json.dumps({**found, "weight_map": missing}))
+        with pytest.raises(AssertionError, match="not initialized from checkpoint"):
+            load_whole(out)
+        index.write_text(json.dumps(found))
+
+
+def load_whole(folder):
+    """Parameters that vLLM took out of it, by part."""
+    words = [str(PYTHON), str(Path(__file__).with_name("load_whole.py")), str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("break_it", ["missing", "scales", "unlisted"])

@@ -45,6 +45,8 @@ llm-compressor 0.14 knows those alone, and of two scales vLLM takes the larger f
 def _llm_compressor(model: Any, tokenizer: Any, request: dict[str, Any]) -> None:
     fused = import_module("llmcompressor.observers.helpers").FUSED_LAYER_NAMES
     fused.extend(names for names in _RUN_AS_ONE if names not in fused)
+    if not torch.accelerator.is_available():  # AWQ pins memory for one, whatever there is
+        import_module("llmcompressor.pipelines.cache").IntermediatesCache.pin_memory = lambda *_, **__: None
     ids = request["ids"]
     texts = import_module("datasets").Dataset.from_dict(
         {"input_ids": ids, "attention_mask": [[1] * len(each) for each in ids]}
