@@ -44,6 +44,8 @@ class Description:
         alone: it is a head alone, which cannot answer.
         sees: it has a vision tower in itself.
         towers: files beside it that hold one for it.
+        drafter: the file beside it that holds its head, where that is not in itself.
+        strange_head: why a head that lies beside it is not its.
         fault: why it is wrong by its own account.
         facts: of the layout, for programs.
         numbers: every stored number, for a look at whether it is one.
@@ -68,6 +70,8 @@ class Description:
     alone: bool = False
     sees: bool = False
     towers: tuple[Path, ...] = ()
+    drafter: Path | None = None
+    strange_head: str = ""
     fault: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: Callable[[], Iterable[Numbers]] = field(default=tuple, repr=False)

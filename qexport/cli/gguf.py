@@ -24,6 +24,7 @@ from qexport.cli._options import (
     tower_options,
     verify_options,
 )
+from qexport.formats.gguf.options import MTP_LAYOUTS
 
 
 class _Pair(click.ParamType[tuple[str, str]]):
@@ -86,9 +87,19 @@ def _types(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tup
 @click.option("--token-embedding-type", "embedding_type", metavar="TYPE", help="Type for token_embd.weight.")
 @TYPES_FROM
 @click.option(
+    "--mtp-layout",
+    "mtp",
+    type=click.Choice(list(MTP_LAYOUTS)),
+    default="embedded",
+    show_default=True,
+    help="Where the MTP head goes: embedded among the model's tensors, or as drafter into a file of its own "
+    "beside them (mtp-NAME-Q8_0.gguf), one for all types.",
+)
+@click.option(
     "--mtp-type",
     metavar="TYPE|mixture",
-    help="Type for the MTP block; mixture is llama.cpp's own choice.  [default: never below Q6_K]",
+    help="Type for the MTP block; mixture is llama.cpp's own choice. Of a drafter the file's type.  "
+    "[default: never below Q6_K; of a drafter Q8_0]",
 )
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the BPE pre-tokenizer.")
 @click.option("--split-max-size", type=SIZE, metavar="SIZE", help="Largest shard, e.g. 2G or 500M.")

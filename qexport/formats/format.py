@@ -26,8 +26,8 @@ CALIBRATED: Any = _Calibrated()
 """In options, the matrix of the run: not there yet, but options that need one can be made and checked."""
 
 
-ATTACHED = frozenset({"imatrix", "mmproj"})
-"""Kinds of what is no model by itself: importance matrices, and llama.cpp's files of vision towers."""
+ATTACHED = frozenset({"imatrix", "mmproj", "mtp"})
+"""Kinds of what is no model by itself: importance matrices, llama.cpp's files of towers and MTP heads."""
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,10 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
     matter = front_matter(artifacts, options)
     formats = dict.fromkeys(artifact.format for artifact in models)
     towers = [file for a in others if models and a.kind == "mmproj" for file in a.files]
+    heads = [file for a in others if models and a.kind == "mtp" for file in a.files]
     found = options_of(artifacts)
-    named = commands(models, [file.name for file in towers], options.repo)
+    beside = [[file.name for file in files] for files in (towers, heads)]
+    named = commands(models, beside[0], beside[1], options.repo)
     figures = figure_table(models)
     proven = [artifact for artifact in models if artifact.verification]
     about = next((a.source.about for a in models), None)
@@ -81,7 +83,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         base=about.base if about and options.base_model != about.base else "",
         description=about.description if about else "",
         formats="; ".join(cell(words_of(name).readers) for name in formats),
-        has_mtp=any(artifact.has_mtp for artifact in models),
+        has_mtp=bool(heads) or any(artifact.has_mtp for artifact in models),
         blind=_blind(models, any(a.sees for a in others)),
         models=models,
         unproven=unproven(models),
@@ -97,6 +99,7 @@ def render_card(artifacts: Sequence[Artifact], options: CardOptions) -> str:
         legend=_legend(figures, models),
         matrices=[file for a in others if models and a.kind == "imatrix" for file in a.files],
         towers=towers,
+        heads=heads,
         included=[name for name in options.included if name != _PICTURE],
         picture=_PICTURE in options.included,
         repo=options.repo,

@@ -117,6 +117,6 @@ def _tags(artifacts: Sequence[Artifact], known: Sequence[Words]) -> list[str]:
     tags = ["quantized", "qexport", *(tag for each in known for tag in each.tags)]
     if any(artifact.format == "imatrix" or artifact.matrix is not None for artifact in artifacts):
         tags.append("imatrix")
-    if any(artifact.has_mtp for artifact in artifacts):
+    if any(artifact.has_mtp or artifact.kind == "mtp" for artifact in artifacts):
         tags += ["mtp", "speculative-decoding"]
     return tags

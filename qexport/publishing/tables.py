@@ -97,7 +97,7 @@ def _picked(column: Sequence[Pick | None], at: int) -> str:
 
 def speed_table(models: Sequence[Artifact]) -> TextTable:
     """Of artifacts that were benched with their head."""
-    timed = [(each, each.bench) for each in models if each.bench and each.has_mtp]
+    timed = [(each, each.bench) for each in models if each.bench and each.drafts]
     return TextTable.of("Speed", SPEED, [(a, bench, each) for a, bench in timed for each in bench.speeds])
 
 

@@ -65,16 +65,19 @@ class Pick:
 def options_of(artifacts: Sequence[Artifact]) -> list[Option]:
     """Every model among them whose needs are known: not heads alone, and nothing that has failed.
 
-    A GGUF is counted with the smallest tower file beside it, and whatever can draft as if it did.
+    A GGUF is counted with the smallest tower file beside it, and whatever can draft as if it did, with a file
+    of its head.
     """
     towers = [each.size for each in artifacts if each.kind == "mmproj"]
+    heads = {each.name.rpartition("/")[2]: each.size for each in artifacts if each.kind == "mtp"}
     found = []
     for each in artifacts:
         cache = each.source.about.cache
         if each.is_model and not each.is_drafter and cache.keys and each.state is not State.FAILED:
             beside = min(towers, default=0) if each.format == "gguf" else 0
-            drafts = USUAL_DRAFTS if each.has_mtp else 0
-            found.append(Option(each, Load(each.size + beside, cache, drafts)))
+            head = heads.get(each.head_file, 0)
+            drafts = USUAL_DRAFTS if each.has_mtp or head else 0
+            found.append(Option(each, Load(each.size + beside + head, cache, drafts)))
     return found
 
 

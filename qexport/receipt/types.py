@@ -232,7 +232,8 @@ class Artifact:
     """One artifact.
 
     Attributes:
-        kind: ``gguf``, ``mlx``, ``mlx-drafter``, ``fp8``, ``nvfp4``, ``merged``, ``imatrix`` or ``mmproj``.
+        kind: ``gguf``, ``mlx``, ``mlx-drafter``, ``fp8``, ``nvfp4``, ``merged``, ``imatrix``, ``mmproj`` or
+            ``mtp``.
         label: its type, such as ``Q4_K_M``.
         details: facts of the format, for people and programs that know it.
         parts: for each part of the model as what it is stored, and how many bytes of that.
@@ -243,7 +244,7 @@ class Artifact:
         options: what was asked for.
         predicted: what it was predicted to cost; ``None`` where sensitivities were not looked at.
         model_name: what was asked for as the model's name.
-        mtp_layouts: where an MLX export has put the head.
+        mtp_layouts: where the head was put, if that is not said by the format.
         findings: of the doctor, about the source.
         fingerprint: what its bytes follow from, so that they are not made again.
         asked: what its recipe asked for, as a hash; empty where no recipe's file did.
@@ -283,7 +284,7 @@ class Artifact:
 
     @property
     def format(self) -> str:
-        """``gguf``, ``mlx``, ``fp8``, ``nvfp4``, ``merged``, ``imatrix`` or ``mmproj``."""
+        """The kind; of a head in a folder of its own the trunk's."""
         return self.kind.partition("-")[0]
 
     @property
@@ -323,9 +324,20 @@ class Artifact:
     def has_mtp(self) -> bool:
         """Whether an MTP head is inside."""
         inside = FORMATS[self.kind].inside if self.kind in FORMATS else None
-        if inside is not None:
-            return not inside.isdisjoint(self.mtp_layouts)
+        if inside is not None or self.mtp_layouts:
+            return not (inside or frozenset()).isdisjoint(self.mtp_layouts)
         return self.is_model and self.source.head in ("own", "grafted")
+
+    @property
+    def head_file(self) -> str:
+        """The name of the file beside it that its MTP head is in; empty where it has none there."""
+        said = str(self.details.get("mtp_file", "")) if "drafter" in self.mtp_layouts else ""
+        return said.rpartition("/")[2]
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is an MTP head for it, in itself or in a file beside it."""
+        return self.has_mtp or bool(self.head_file)
 
     @property
     def sees(self) -> bool:

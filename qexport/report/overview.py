@@ -168,13 +168,19 @@ def _whole(artifact: Artifact) -> str:
     return f"in 16 bits: {listed(whole)}" if whole and len(whole) < len(known) else ""
 
 
+def _is_head(beside: Artifact, artifact: Artifact) -> bool:
+    return beside.kind == "mtp" and beside.name.rpartition("/")[2] == artifact.head_file
+
+
 def _command(artifact: Artifact, model: Model) -> str:
     name = shlex.quote(artifact.name.rstrip("/"))
     program = words_of(artifact.format).program
     if program == "llama_cpp":
         tower = next((each.name for each in model.beside if each.kind == "mmproj"), "")
         more = f" --mmproj {shlex.quote(tower)}" if tower else ""
-        return f"llama-server -m {name}{more}{' --spec-type draft-mtp' if artifact.has_mtp else ''}"
+        if head := next((each.name for each in model.beside if _is_head(each, artifact)), ""):
+            more += f" -md {shlex.quote(head)}"
+        return f"llama-server -m {name}{more}{' --spec-type draft-mtp' if head or artifact.has_mtp else ''}"
     if program == "mlx_lm":
         return f"mlx_lm.chat --model {name}"
     return f"vllm serve {name}" if program == "served" else ""

@@ -19,7 +19,7 @@ from qexport.receipt.on_disk import check_hashes, check_sizes
 from qexport.receipt.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from qexport.receipt.types import Artifact
 
@@ -35,11 +35,13 @@ class Found:
     Attributes:
         home: the folder that the entry's file names are relative to.
         entry: what a receipt says of it; ``None`` where no receipt knows it.
+        heads: what receipts say of the file that its MTP head is in.
     """
 
     path: Path
     home: Path
     entry: Artifact | None = None
+    heads: tuple[Artifact, ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ def artifacts_in(folder: Path) -> list[Found]:
         for artifact in known
         if artifact.is_model and not artifact.is_drafter
     }
-    result = [Found(path, folder, artifact) for path, artifact in found.items()]
+    result = [Found(path, folder, each, head_of(each, known)) for path, each in found.items()]
     for path in _models(folder):
         inside = path.relative_to(folder).as_posix()
         if inside not in of_receipts and not any(name.startswith(f"{inside}/") for name in of_receipts):
@@ -102,20 +104,38 @@ def artifacts_in(folder: Path) -> list[Found]:
 
 
 def check_files(found: Found) -> None:
-    """Compare with the receipt, hashes included.
+    """Compare with the receipt, hashes included; with those of an MTP head in a file beside it, too.
 
     Raises:
         InputError: a file is not there, or is not the one that was written.
     """
     check_file_sizes(found)
-    if found.entry is not None:
-        check_hashes(found.home, {file.name: file.sha256 for file in found.entry.files})
+    for entry in () if found.entry is None else (found.entry, *found.heads):
+        check_hashes(found.home, {file.name: file.sha256 for file in entry.files})
 
 
 def check_file_sizes(found: Found) -> None:
     """As :func:`check_files`, without reading."""
-    if found.entry is not None:
-        check_sizes(found.home, found.entry)
+    for entry in () if found.entry is None else (found.entry, *found.heads):
+        check_sizes(found.home, entry)
+
+
+def head_of(artifact: Artifact, known: Iterable[Artifact]) -> tuple[Artifact, ...]:
+    """The artifact beside this one that is its MTP head, where it says so itself."""
+    name = artifact.head_file
+    return tuple(each for each in known if each.kind == "mtp" and each.name.rpartition("/")[2] == name)
+
+
+def lost_head(path: Path) -> str:
+    """The file that the MTP head of the one at ``path`` is in by its receipt, if that file is not there."""
+    try:
+        known = known_in(path.parent).artifacts if path.is_file() else ()
+    except InputError:
+        return ""
+    mine = (each.head_file for each in known if any(file.name == path.name for file in each.files))
+    name = next(filter(None, mine), "")
+    there = (folder / name for folder in (path.parent, path.absolute().parent.parent))
+    return name if name and not any(each.is_file() for each in there) else ""
 
 
 def _place(folder: Path, artifact: Artifact) -> Path:

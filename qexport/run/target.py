@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.assign.aim import aim_of
 from qexport.assign.assignment import Assignment, Prediction
 from qexport.errors import EnvironmentProblem
+from qexport.evidence.store import Kind
 from qexport.formats.format import ATTACHED
 from qexport.formats.registry import format_of
 from qexport.onepass.fingerprint import fingerprint
@@ -121,8 +122,13 @@ class Target:
         return found
 
     def fingerprint(self, plan: ArtifactPlan) -> str:
-        """What the bytes of one of its plans follow from, as a hash; of what is attached, no options."""
-        return fingerprint(plan, {} if plan.kind in ATTACHED else _without_timings(self.chosen()))
+        """What the bytes of one of its plans follow from, as a hash; of what is attached, of options only the
+        importance matrix, where it uses one."""
+        chosen = _without_timings(self.chosen())
+        if plan.kind in ATTACHED:
+            used = any(tensor.need(Kind.INPUT_SQUARES) for tensor in plan.tensors)
+            chosen = {key: value for key, value in chosen.items() if used and key == self.format.matrix}
+        return fingerprint(plan, chosen)
 
     def check_runtime(self) -> None:
         """Raises EnvironmentProblem when what is to prove the artifacts here is not installed."""

@@ -18,8 +18,9 @@ from qexport.errors import (
 )
 from qexport.receipt.folder import known_in
 from qexport.receipt.state import State, problem, worst
+from qexport.receipt.verification import Check, Status, Verdict
 from qexport.recipe.choice import ModelChoice
-from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact, refuse_tower
+from qexport.run.in_folder import Found, artifacts_in, check_files, is_one_artifact, lost_head, refuse_tower
 from qexport.run.measure import measuring
 from qexport.run.model import examine
 from qexport.verification.memory import fit
@@ -189,13 +190,22 @@ def verify_artifact(
         measure: tokens on which the artifact is compared with the source (0: none); or what compares
             others with it, too.
     """
-    report = verify(path, view=view, options=options, progress=say)
+    report = _with_its_head(verify(path, view=view, options=options, progress=say), path)
     if view is None or not measure or report.failures:
         return report
     if not isinstance(measure, int):
         return measure.add_to(report, path)
     with measuring(view, say, tokens=measure) as measured:
         return measured.add_to(report, path)
+
+
+def _with_its_head(report: Verification, path: Path) -> Verification:
+    """A head that its receipt knows and that is gone is a fault of what is here."""
+    if not (name := lost_head(path)):
+        return report
+    lost = Verdict(Check.MTP_LOADS, Status.FAIL, f"its MTP head is in {name}, which is not here")
+    others = tuple(each for each in report.findings if each.check is not Check.MTP_LOADS)
+    return replace(report, findings=(*others, lost))
 
 
 def shared_reference(view: ModelView, options: VerifyOptions) -> Reference | None:

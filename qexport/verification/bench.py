@@ -120,7 +120,8 @@ class _Run:
         options = self._options
         how = f"n-max {n_max}" if n_max else "without MTP"
         self._say(f"{self._about.path.name}: {how}: loading into {self._runtime.name}")
-        settings = Settings(n_max, self._context(), options.threads, options.time_limit)
+        drafter = self._about.drafter if n_max else None
+        settings = Settings(n_max, self._context(), options.threads, options.time_limit, drafter=drafter)
         with self._runtime.open(self._about.path, settings) as session:
             self.version = session.version
             if n_max and (reason := session.facts.get("no_drafts")):

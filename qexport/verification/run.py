@@ -94,7 +94,11 @@ def verify(
         steps.add(_ends(view, artifact))
     if readable and view is not None and view.mtp_layers and not about.has_head:
         here = "the file" if found.is_file else "the folder"
-        steps.add(skipped(Check.MTP_LOADS, f"the source has an MTP head, {here} has none"))
+        words = f"the source has an MTP head, {here} has none"
+        if about.strange_head:
+            steps.add(Verdict(Check.MTP_LOADS, Status.FAIL, f"{words}; {redact(about.strange_head)}"))
+        else:
+            steps.add(skipped(Check.MTP_LOADS, words))
     steps.judge(reference)
     return steps.report()
 

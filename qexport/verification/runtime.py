@@ -36,6 +36,7 @@ class Settings:
         memory_limit: bytes that it may write to, on Linux; 0: what is free when it is started.
         parallel: answers at a time; each has the whole context.
         projector: llama.cpp's file of the vision tower, where pictures are to be shown.
+        drafter: llama.cpp's file of the MTP head, where it is not in the model's.
     """
 
     draft_max: int = 0
@@ -45,6 +46,7 @@ class Settings:
     memory_limit: int = 0
     parallel: int = 1
     projector: Path | None = None
+    drafter: Path | None = None
 
 
 def request_of(model: Path, settings: Settings) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def request_of(model: Path, settings: Settings) -> dict[str, Any]:
         "draft_max": settings.draft_max,
         "parallel": settings.parallel,
         "projector": "" if settings.projector is None else str(settings.projector.resolve()),
+        "drafter": "" if settings.drafter is None else str(settings.drafter.resolve()),
     }
 
 

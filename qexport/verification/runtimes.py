@@ -131,6 +131,8 @@ def _server_options(model: Path, settings: Settings, port: int) -> list[str]:
         options += ["-t", str(settings.threads)]
     if settings.draft_max:
         options += ["--spec-type", "draft-mtp", "--spec-draft-n-max", str(settings.draft_max)]
+        if settings.drafter is not None:
+            options += ["-md", str(settings.drafter.resolve())]
     if settings.projector is not None:
         options += ["--mmproj", str(settings.projector.resolve())]
     return options

@@ -248,7 +248,8 @@ class Steps:
 
     def _settings(self, draft_max: int) -> Settings:
         options = self.options
-        return Settings(draft_max, self._context(), options.threads, options.time_limit)
+        drafter = self.about.drafter if draft_max else None
+        return Settings(draft_max, self._context(), options.threads, options.time_limit, drafter=drafter)
 
     def _context(self) -> int:
         """Tokens of context: as asked for, more where the prompts may need it and the model has it."""

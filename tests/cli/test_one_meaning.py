@@ -18,6 +18,8 @@ DIFFERENT = {
     "--importance": "says what this format's encoder does with it",
     "--layout": "each format has its own layouts",
     "--measure": "the number itself; in place of the recipe's",
+    "--mtp-layout": "each format has its own places for a head",
+    "--mtp-layout": "each format has its own places for a head",
     "--mtp-from": "where a head is lost; in place of the model's own",
     "--only": "artifacts of a recipe; of a folder",
     "--out": "says what is written there",

@@ -48,17 +48,20 @@ WEIGHTED = (
     "Q5_0.imatrix", "Q5_1.imatrix", "Q5_K_M.imatrix", "Q6_K.imatrix", "Q8_0.imatrix", "IQ4_NL.imatrix",
     "IQ4_XS.imatrix",
 )  # fmt: skip
+HEADS = ("BF16.mtp", "F16.mtp", "Q8_0.mtp", "Q4_K_M.mtp")
 EXTRA: dict[str, tuple[str, ...]] = {
-    "qwen3_5": (*RICH, *WEIGHTED, "BF16.no-mtp", "BF16.mtp", "Q4_K_M.no-mtp"),
-    "qwen3_5_moe": ("Q2_K", "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_XS", *WEIGHTED),
-    "qwen3_5_tied": ("Q2_K", "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_M.imatrix"),
+    "qwen3_5": (*RICH, *WEIGHTED, "BF16.no-mtp", "Q4_K_M.no-mtp", *HEADS),
+    "qwen3_5_moe": ("Q2_K", "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_XS", *WEIGHTED, *HEADS[2:3]),
+    "qwen3_5_tied": ("Q2_K", "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_M.imatrix", *HEADS[2:3]),
     "smollm": (*RICH, "Q4_K_M.imatrix"),
     "qwen3_moe": ("Q2_K", "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_XS"),
     "llama3": (*RICH, "Q2_K_S.imatrix-full", "Q4_K_M.imatrix"),
     "mistral": ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q5_K_S", "Q5_K_M", "IQ4_XS"),
     "gemma3": ("Q3_K_L", "Q5_K_M"),
-    "glm4_moe": ("F32", "Q2_K", "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_XS", "Q4_K_M.imatrix", "BF16.no-mtp"),
-}
+    "glm4_moe": (
+        *RICH[:2], "Q3_K_M", "Q4_K_S", "Q5_K_M", "IQ4_XS", "Q4_K_M.imatrix", "BF16.no-mtp", *HEADS[::2],
+    ),
+}  # fmt: skip
 
 
 def variants_of(name: str) -> tuple[str, ...]:

@@ -35,5 +35,6 @@ def _params(request: dict[str, Any]) -> Any:
     if request["draft_max"]:
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_MTP]
         params.speculative.draft.n_max = request["draft_max"]
+        params.speculative.draft.mparams.path = request.get("drafter", "")
         params.load_mtp = True
     return params

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MATRIX_SUFFIX = ".gguf_file"
 """Of importance matrices: GGUF inside, but no reader lists them among the models."""
+HEAD_PREFIX = "mtp-"
+"""Of MTP heads that are files of their own."""
 _ANYWHERE = ("mmproj", "imatrix")
 _BEFORE_DASH = ("mtp", "eagle3", "dflash", "dspark")
 _TYPES = "|".join(sorted(FILE_TYPES, key=len, reverse=True))

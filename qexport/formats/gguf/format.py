@@ -10,11 +10,12 @@ from qexport.formats.format import Format, Proof, Sizing, Words
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.mixture_terms import Overrides
 from qexport.formats.gguf.mmproj import projector_types
-from qexport.formats.gguf.options import GgufOptions
+from qexport.formats.gguf.options import GgufOptions, head_type
 
 if TYPE_CHECKING:
     from qexport.artifacts.layout import ArtifactLayout
     from qexport.doctor.diagnose import Diagnosis
+    from qexport.families.view import ModelView
     from qexport.formats.format import Candidates
     from qexport.formats.plan import ArtifactPlan
 
@@ -41,24 +42,35 @@ _RATES: dict[str, tuple[float, float]] = {
 _SHOWN = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 
+def _trunk(diagnosis: Diagnosis, options: GgufOptions) -> ModelView:
+    """What the files of the model hold."""
+    from qexport.formats.gguf.head_file import trunk_of
+
+    return trunk_of(diagnosis.repaired.view(), options)
+
+
 def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
+    from qexport.formats.gguf.head_file import with_head
     from qexport.formats.gguf.plan import plan_gguf
     from qexport.formats.gguf.sized import plan_sized
 
-    view = diagnosis.repaired.view()
-    return plan_gguf(view, options.types, options) if options.aim is None else plan_sized(view, options)
+    trunk = _trunk(diagnosis, options)
+    plans = plan_gguf(trunk, options.types, options) if options.aim is None else plan_sized(trunk, options)
+    return with_head(plans, diagnosis.repaired.view(), options)
 
 
 def _alongside(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
+    from qexport.formats.gguf.head_file import plan_head
     from qexport.formats.gguf.mmproj import plan_mmproj
 
-    return plan_mmproj(diagnosis.repaired.view(), options)
+    view = diagnosis.repaired.view()
+    return (*plan_mmproj(view, options), *plan_head(view, options))
 
 
 def _candidates(diagnosis: Diagnosis, options: GgufOptions) -> Candidates:
     from qexport.formats.gguf.sized import candidates
 
-    return candidates(diagnosis.repaired.view(), options)
+    return candidates(_trunk(diagnosis, options), options)
 
 
 def _plain(options: GgufOptions, like: str) -> GgufOptions:
@@ -70,7 +82,7 @@ def _plain(options: GgufOptions, like: str) -> GgufOptions:
 def _label(diagnosis: Diagnosis, options: GgufOptions, nbytes: int) -> str:
     from qexport.formats.gguf.sized import name_for
 
-    return name_for(diagnosis.repaired.view(), options, nbytes)
+    return name_for(_trunk(diagnosis, options), options, nbytes)
 
 
 def _best(options: GgufOptions) -> tuple[GgufOptions, ...]:
@@ -89,6 +101,7 @@ def _bits(options: GgufOptions, type_name: str) -> float:
 def _check(options: GgufOptions) -> None:
     Overrides(options.tensor_types, options.output_type, options.embedding_type)
     projector_types(options)
+    head_type(options)
     if not options.types and options.aim is None:
         raise UsageProblem(
             "no type is named to write", hint="Give -q Q4_K_M, or one of --size, --bpw, --like, --max-kld."

@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.assign.aim import Aimed
+from qexport.errors import UsageProblem
+from qexport.formats.gguf.file_types import file_type
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.assign.assignment import Assignment
     from qexport.evidence.imatrix_file import ImportanceMatrix
+
+
+DRAFTER = "drafter"
+MTP_LAYOUTS = ("embedded", DRAFTER)
+_HEAD_TYPE = "Q8_0"
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,10 @@ class GgufOptions(Aimed):
         types: file types, such as ``Q4_K_M``, each a file of its own.
         tensor_types: (regular expression, type) pairs; the first that matches a GGUF tensor name wins.
         output_type, embedding_type: types of ``output.weight`` and ``token_embd.weight``.
+        mtp: where the MTP head goes: ``embedded`` among the model's tensors, or ``drafter``: a file of its
+            own beside them, one for all types.
         mtp_type: type of the MTP block: ``None`` for the mixture's own but never below Q6_K, ``mixture``
-            for llama.cpp's own choice, or a type name.
+            for llama.cpp's own choice, or a type name. Of a file of its own its type, Q8_0 for ``None``.
         imatrix: an importance matrix, or ``None``.
         feedback: let later columns make up for what rounding earlier ones got wrong; needs a text.
         pre_tokenizer: llama.cpp's name of the BPE pre-tokenizer, to override what was recognised.
@@ -44,6 +53,7 @@ class GgufOptions(Aimed):
     tensor_types: tuple[tuple[str, str], ...] = ()
     output_type: str | None = None
     embedding_type: str | None = None
+    mtp: str = "embedded"
     mtp_type: str | None = None
     imatrix: ImportanceMatrix | None = None
     feedback: bool = False
@@ -55,3 +65,25 @@ class GgufOptions(Aimed):
     mmproj: tuple[str, ...] = ()
     no_mmproj: bool = False
     types_from: Path | Assignment | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mtp not in MTP_LAYOUTS:
+            raise UsageProblem(f"--mtp-layout is {self.mtp}; it may be {', '.join(MTP_LAYOUTS)}")
+
+
+def head_type(options: GgufOptions) -> str:
+    """The type of the head's own file; empty where it has none.
+
+    Raises:
+        UsageProblem: there is no such type of files.
+    """
+    if options.mtp != DRAFTER:
+        return ""
+    named = options.mtp_type or _HEAD_TYPE
+    if named.lower() == "mixture":
+        raise UsageProblem(
+            "--mtp-type mixture is of a head among the model's tensors",
+            hint=f"Of a file of its own name the type, or leave it out ({_HEAD_TYPE}).",
+        )
+    return file_type(named).name

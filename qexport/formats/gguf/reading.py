@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,76 +21,26 @@ from qexport.artifacts.forms import Form
 from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.artifacts.packed import PackedMatrix, PackedRows
 from qexport.checkpoint.chat_templates import DEFAULT, ChatTemplates
-from qexport.checkpoint.source_file import SourceFile
-from qexport.checkpoint.tensors import StoredTensor, matrix_shape
-from qexport.codecs.decoders import decode_rows
+from qexport.checkpoint.tensors import matrix_shape
 from qexport.codecs.ggml_types import GGML_TYPES
 from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
-from qexport.container.gguf_read import GgufTensor
 from qexport.errors import InputError
 from qexport.families.known import FAMILIES
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
 from qexport.formats.gguf.chat_template import key_of
+from qexport.formats.gguf.head_beside import head_beside
 from qexport.formats.gguf.numbers import gguf_numbers
-from qexport.formats.gguf.scaled import NVFP4, scale_name
+from qexport.formats.gguf.rows import FLOATS, GgufRows, stored_rows
 from qexport.formats.plan import Arrangement
 from qexport.formats.turned import turned
 from qexport.sizes import counted
 
 if TYPE_CHECKING:
-    import torch
-
     from qexport.artifacts.rows import Decoded
 
 
-_FLOATS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 # Made of the config, not of the checkpoint.
 _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-class GgufRows:
-    """The rows of one tensor as they are in the file."""
-
-    def __init__(
-        self, name: str, tensor: GgufTensor, file: SourceFile, scales: GgufRows | None = None
-    ) -> None:
-        self.shape = tensor.shape
-        self._scales = scales
-        self.dtype = _FLOATS.get(tensor.type_name, "F32")
-        rows, self._columns = matrix_shape(tensor.shape)
-        self._type = tensor.type_name
-        width = (tensor.stop - tensor.start) // max(1, rows)
-        self._bytes = StoredTensor(name, "U8", (rows, width), "", tensor.start, tensor.stop)
-        self._file = file
-
-    def packed(self, start: int, stop: int) -> torch.Tensor:
-        """Blocks, uint8 ``(rows, bytes)``."""
-        return self._file.rows(self._bytes, start, stop)
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        import torch
-
-        packed = self.packed(start, stop)
-        if self._type in _FLOATS:
-            dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[self._type]
-            return packed.view(dtype)
-        if self._type in GGML_TYPES:
-            values = torch.from_numpy(decode_rows(self._type, packed.numpy(), self._columns))
-            scales = self.scales_of(start, stop)
-            return values if scales is None else values.mul_(scales)
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        return torch.from_numpy(dequantize(packed.numpy(), GGMLQuantizationType[self._type]))
-
-    def scales_of(self, start: int, stop: int) -> torch.Tensor | None:
-        """Of each row: that of its matrix, where the type has one in a tensor of its own."""
-        import torch
-
-        if self._scales is None:
-            return None
-        all_of_them = self._scales.read(0, 1).view(-1)
-        return all_of_them[torch.arange(start, stop) // self.shape[-2] % len(all_of_them)][:, None]
 
 
 @dataclass(frozen=True)
@@ -123,9 +74,10 @@ def open_gguf(found: OnDisk) -> Opened:
         raise InputError(
             f"{path.name} is an MTP head alone", hint="Name the file of its model, and this one as the head."
         )
-    stored = _tensors(path, info)
-    if found.head is not None:
-        extra = _tensors(found.head, read_gguf(found.head))
+    stored = stored_rows(path, info)
+    beside = found.head or head_beside(shard_paths(path)[0], info)[0]
+    if beside is not None:
+        extra = stored_rows(beside, read_gguf(beside))
         stored |= {name: more for name, more in extra.items() if name not in stored}
     family = FAMILIES[like.family]
     text = dict(like.text)
@@ -163,23 +115,13 @@ def open_gguf(found: OnDisk) -> Opened:
     )
 
 
-def _tensors(path: Path, info: GgufInfo) -> dict[str, tuple[GgufTensor, GgufRows]]:
-    files = [SourceFile(part, part.name, part.stat().st_size) for part in shard_paths(path)]
-    made: dict[str, tuple[GgufTensor, GgufRows]] = {}
-    for name, entry in info.entries.items():
-        scales = None
-        if entry.type_name == NVFP4 and (beside := info.entries.get(scale_name(name))):
-            scales = GgufRows(scale_name(name), beside, files[beside.shard])
-        made[name] = entry, GgufRows(name, entry, files[entry.shard], scales)
-    used = {scale_name(name) for name, (entry, _) in made.items() if entry.type_name == NVFP4}
-    return {name: pair for name, pair in made.items() if name not in used}
-
-
 def describe_gguf(found: OnDisk) -> Description:
     """What the file says of itself, whatever model it is of. Raises InputError where it is damaged."""
     info = read_gguf(found.path)
     paths = shard_paths(found.path)
     lost = info.nextn_layers and not info.head_tensors
+    head, strange = head_beside(paths[0], info)
+    parts = [(paths, info), *([] if head is None else [([head], read_gguf(head))])]
     return Description(
         path=paths[0],
         model=info.architecture,
@@ -192,23 +134,25 @@ def describe_gguf(found: OnDisk) -> Description:
         templates=lambda source: _templates(info, source),
         chats=info.chat_template,
         context=info.context_length,
-        drafts=bool(info.nextn_layers),
-        has_head=bool(info.nextn_layers),
+        drafts=bool(info.nextn_layers) or head is not None,
+        has_head=bool(info.nextn_layers) or head is not None,
+        drafter=head,
+        strange_head=strange,
         alone=info.head_only,
         towers=_towers(paths[0]),
         fault=f"it declares {counted(info.nextn_layers, 'MTP layer')} and holds no tensors of it"
         if lost
         else "",
         facts={"architecture": info.architecture, "nextn_layers": info.nextn_layers},
-        numbers=lambda: gguf_numbers(paths, info),
-        packed=lambda: _packed(paths[0], info),
+        numbers=lambda: chain.from_iterable(gguf_numbers(files, each) for files, each in parts),
+        packed=lambda: chain.from_iterable(_packed(files[0], each) for files, each in parts),
     )
 
 
 def _packed(path: Path, info: GgufInfo) -> Iterator[PackedMatrix]:
     """What is in blocks that are decoded here; the others are gguf-py's to read anyway."""
-    for name, (entry, rows) in _tensors(path, info).items():
-        if entry.type_name in GGML_TYPES and entry.type_name not in _FLOATS:
+    for name, (entry, rows) in stored_rows(path, info).items():
+        if entry.type_name in GGML_TYPES and entry.type_name not in FLOATS:
             count, _ = matrix_shape(entry.shape)
             form = Form(entry.type_name, 0, per="block")
             height = entry.shape[-2] if len(entry.shape) > 1 else 1

@@ -1,0 +1,98 @@
+"""The MTP head as a file of its own, ``mtp-Name-Q8_0.gguf``, and the trunk without it.
+
+llama.cpp's converter writes both (``--mtp``, ``--no-mtp``): the head's file has the MTP block, and what it
+drafts with, the embedding, the final norm and the output matrix; every key of the whole model is in it. The
+trunk's file is that of a model without a head. ``llama-server -hf repo:TAG --spec-type draft-mtp`` fetches,
+beside the file with the tag, the one whose name has ``mtp-`` in it (``common/download.cpp``,
+``find_best_mtp``); ``-md`` names it. One serves the files of all types.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qexport.errors import UsageProblem
+from qexport.families.roles import Block, Role
+from qexport.formats.gguf.file_name import HEAD_PREFIX, file_stem
+from qexport.formats.gguf.options import DRAFTER, head_type
+from qexport.formats.gguf.plan import plan_gguf
+
+if TYPE_CHECKING:
+    from qexport.families.view import ModelView
+    from qexport.formats.gguf.options import GgufOptions
+    from qexport.formats.plan import ArtifactPlan
+
+
+_WITH_IT = frozenset((Role.TOKEN_EMBD, Role.OUTPUT_NORM, Role.OUTPUT))
+
+
+def trunk_of(view: ModelView, options: GgufOptions) -> ModelView:
+    """What the model's own files hold: all of it, or all but the head."""
+    if options.mtp != DRAFTER or not view.mtp_layers:
+        return view
+    kept = tuple(tensor for tensor in view if tensor.block is not Block.MTP)
+    return replace(view, tensors=kept, mtp_layers=0)
+
+
+def with_head(
+    plans: tuple[ArtifactPlan, ...], view: ModelView, options: GgufOptions
+) -> tuple[ArtifactPlan, ...]:
+    """The trunk's plans, which say where the head is."""
+    if options.mtp != DRAFTER or not view.mtp_layers:
+        return plans
+    name, kind = _file_name(view, options), head_type(options)
+    count = sum(tensor.block is Block.MTP for tensor in view)
+    note = f"the MTP head ({count} tensors) goes into {name}, beside the file"
+    told = {"mtp_layouts": [DRAFTER], "mtp_type": kind, "mtp_file": name}
+    return tuple(replace(each, notes=(*each.notes, note), details={**each.details, **told}) for each in plans)
+
+
+def plan_head(view: ModelView, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
+    """The head's file, where it is to have one; types that are named for tensors are the trunk's.
+
+    Raises:
+        UsageProblem: a file is asked for, and there is no head.
+    """
+    kind = head_type(options)
+    if not kind:
+        return ()
+    if not view.mtp_layers:
+        raise UsageProblem(
+            f"--mtp-layout {DRAFTER}, but {view.label} has no MTP head",
+            hint="--mtp-from BASE takes that of the model that was fine-tuned.",
+        )
+    tensors = tuple(each for each in view if each.block is Block.MTP or each.role in _WITH_IT)
+    alone = replace(view, tensors=tensors, vision=None)
+    (plan,) = plan_gguf(alone, [kind], _of_head(options))
+    (file,) = plan.files
+    return (
+        replace(
+            plan,
+            kind="mtp",
+            label=f"{HEAD_PREFIX}{kind}",
+            files=(replace(file, name=_file_name(view, options)),),
+            assignment=None,
+        ),
+    )
+
+
+def _of_head(options: GgufOptions) -> GgufOptions:
+    """Nothing but what holds for every file of the folder, so that all of its targets have the same head."""
+    return replace(
+        options.without_aim(),
+        tensor_types=(),
+        output_type=None,
+        embedding_type=None,
+        mtp_type="mixture",
+        types_from=None,
+        feedback=False,
+        split_max_size=None,
+        mmproj=(),
+        no_mmproj=True,
+    )
+
+
+def _file_name(view: ModelView, options: GgufOptions) -> str:
+    stem, _ = file_stem(view, head_type(options), options)
+    return f"{HEAD_PREFIX}{stem}.gguf"
