@@ -19,9 +19,14 @@ class _Size(click.ParamType[int]):
 
     name = "size"
 
+    def __init__(self, *, none: bool = False) -> None:
+        self._none = none
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
+        if self._none and str(value).strip() == "0":
+            return 0
         size = parse_size(str(value))
         if size is None:
             self.fail(f"{value!r} is not a size such as 2G or 500M", param, ctx)
@@ -50,6 +55,8 @@ def together(*declared: Callable[[Callable[..., Any]], Callable[..., Any]]) -> C
 
 
 SIZE = _Size()
+LIMIT = _Size(none=True)
+"""A size, or 0 for none."""
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COUNT = 1 << 40
 """More tokens than there are; numbers beyond it are typing errors that nothing downstream should meet."""

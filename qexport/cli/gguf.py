@@ -10,10 +10,10 @@ from qexport.cli._export import BUILT_IN, export_format
 from qexport.cli._options import (
     DRY_RUN,
     JSON,
+    LIMIT,
     NO_VERIFY,
     OUT,
     OVERWRITE,
-    SIZE,
     THREADS,
     TYPES_FROM,
     aim_options,
@@ -24,7 +24,7 @@ from qexport.cli._options import (
     tower_options,
     verify_options,
 )
-from qexport.formats.gguf.options import MTP_LAYOUTS
+from qexport.formats.gguf.options import FOLDERS, MTP_LAYOUTS
 
 
 class _Pair(click.ParamType[tuple[str, str]]):
@@ -102,7 +102,20 @@ def _types(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tup
     "[default: never below Q6_K; of a drafter Q8_0]",
 )
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the BPE pre-tokenizer.")
-@click.option("--split-max-size", type=SIZE, metavar="SIZE", help="Largest shard, e.g. 2G or 500M.")
+@click.option(
+    "--split-max-size",
+    type=LIMIT,
+    metavar="SIZE",
+    help="Largest shard, e.g. 2G or 500M; 0 for one file, however large.  [default: a file of more than "
+    "50 GB is divided]",
+)
+@click.option(
+    "--folders",
+    type=click.Choice(list(FOLDERS)),
+    default="split",
+    show_default=True,
+    help="Which files lie in a folder of their type (Q4_K_M/): those in several parts, all, or none.",
+)
 @click.option("--model-name", help="general.name, and the beginning of file names.")
 @click.option(
     "--file-name",

@@ -73,6 +73,14 @@ def shard_paths(path: Path) -> list[Path]:
     return [path.with_name(name) for name in shard_names(match["stem"], int(match["count"]))]
 
 
+def homes_of(path: Path) -> list[Path]:
+    """Where files lie that go with the one at ``path``, the nearest first: its folder, and the one above that
+    where it is in a folder of its type (``Q4_K_M/Name-Q4_K_M-00001-of-00002.gguf``)."""
+    folder = path.absolute().parent
+    inner = bool(folder.name) and folder.name in path.name
+    return [path.parent, *([folder.parent] if inner else [])]
+
+
 def read_gguf(path: Path) -> GgufInfo:
     """Read the header of ``path`` and of its other shards.
 

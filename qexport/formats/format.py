@@ -138,7 +138,7 @@ class Format:
         ladder: its options have ``types``, each a file of its own in one folder; otherwise it is one folder.
         matrix: the field that takes an importance matrix.
         weighted: whether importance is used where the user does not say, from the fields that were given.
-        sizes: fields that are bytes.
+        sizes: fields that are bytes; limits: such as may be 0, for none.
         shown: the options that ``inspect`` says the size of, by what it calls them.
         check: raises what the option class does not check itself.
         beside: by kind of a plan, what is added to the folder's name for it (MLX's drafter).
@@ -164,6 +164,7 @@ class Format:
     matrix: str | None = None
     weighted: Callable[[Mapping[str, Any]], bool] = lambda _: False
     sizes: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     shown: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any], object] = lambda _: None
     beside: Mapping[str, str] = field(default_factory=dict)

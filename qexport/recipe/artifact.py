@@ -18,6 +18,7 @@ from qexport.recipe.fields import (
     MAPPING,
     ONE,
     Flag,
+    Limit,
     Number,
     Part,
     Size,
@@ -86,6 +87,7 @@ _OPTIONS = {
         hidden=kind.hidden,
         own={
             **dict.fromkeys(kind.sizes, Size | None),
+            **dict.fromkeys(kind.limits, Limit | None),
             **({"types": _Types} if kind.ladder else {}),
         },
     )

@@ -113,6 +113,10 @@ def _size(word: Word) -> int | None:
     return parse_size(word.replace("_", ""))
 
 
+def _limit(word: Word) -> int | None:
+    return 0 if word.strip() == "0" else _size(word)
+
+
 def near(text: Any, info: ValidationInfo) -> Any:
     """A path from the file is relative to it (``folder`` of the context), an override's to the command."""
     if not isinstance(text, Word):
@@ -129,13 +133,11 @@ Text = Annotated[
 Whole = Annotated[int, _reader("a whole number", _whole, int)]
 Number = Annotated[float, _reader("a number", _number, float)]
 Flag = Annotated[bool, _reader("true or false", _flag, bool)]
-Size = Annotated[
-    int,
-    _reader("a size such as 2G or 500M", _size, int),
-    WithJsonSchema(
-        {"type": ["string", "integer"], "pattern": r"^[0-9_.]+ ?[KMGTkmgt]?[Bb]?$", "examples": ["2G"]}
-    ),
-]
+_SIZE_SCHEMA = WithJsonSchema(
+    {"type": ["string", "integer"], "pattern": r"^[0-9_.]+ ?[KMGTkmgt]?[Bb]?$", "examples": ["2G"]}
+)
+Size = Annotated[int, _reader("a size such as 2G or 500M", _size, int), _SIZE_SCHEMA]
+Limit = Annotated[int, _reader("a size such as 2G, or 0 for none", _limit, int), _SIZE_SCHEMA]
 Near = Annotated[Path, BeforeValidator(near), WithJsonSchema({"type": "string"})]
 _LEAVES: Mapping[Any, Any] = {str: Text, int: Whole, float: Number, bool: Flag, Path: Near}
 _MANY = {str: "texts", int: "whole numbers", float: "numbers", Path: "paths"}

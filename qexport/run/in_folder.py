@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qexport.container.gguf_file import read_gguf, shard_paths
+from qexport.container.gguf_file import homes_of, read_gguf, shard_paths
 from qexport.errors import InputError, QexportError, UsageProblem
 from qexport.receipt.folder import known_in
 from qexport.receipt.names import RECEIPT_NAME
@@ -134,8 +134,7 @@ def lost_head(path: Path) -> str:
         return ""
     mine = (each.head_file for each in known if any(file.name == path.name for file in each.files))
     name = next(filter(None, mine), "")
-    there = (folder / name for folder in (path.parent, path.absolute().parent.parent))
-    return name if name and not any(each.is_file() for each in there) else ""
+    return name if name and not any((each / name).is_file() for each in homes_of(path)) else ""
 
 
 def _place(folder: Path, artifact: Artifact) -> Path:

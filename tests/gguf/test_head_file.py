@@ -71,7 +71,7 @@ def sidecar(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, D
 
 
 def trunk(folder: Path) -> Path:
-    return next(iter(sorted(folder.glob("Model-BF16*.gguf"))))
+    return next(iter(sorted(folder.rglob("Model-BF16*.gguf"))))
 
 
 def test_one_head_serves_all_types(sidecar: tuple[Path, Diagnosis]) -> None:
@@ -80,7 +80,7 @@ def test_one_head_serves_all_types(sidecar: tuple[Path, Diagnosis]) -> None:
     assert head.head_only
     assert {name.split(".")[0] for name in head.tensors} == {"blk", "output", "output_norm", "token_embd"}
     for kind in ("BF16", "Q8_0"):
-        path = next(iter(sorted(out.glob(f"Model-{kind}*.gguf"))))
+        path = next(iter(sorted(out.glob(f"{kind}/Model-{kind}*.gguf"))))
         info = read_gguf(path)
         assert info.shards > 1
         assert (info.nextn_layers, info.head_tensors) == (0, False)
@@ -112,7 +112,7 @@ def test_receipt_and_card_link_trunk_and_head(sidecar: tuple[Path, Diagnosis]) -
     first = next(each for each in known if each.label == "Q8_0").name
     assert f"llama-server -m {first} -md mtp-Model-BF16.gguf --spec-type draft-mtp" in card
     assert "llama-server -hf alice/Model-GGUF:Q8_0 --spec-type draft-mtp" in card
-    assert "--include 'Model-Q8_0-*' --include mtp-Model-BF16.gguf" in card
+    assert "--include 'Q8_0/Model-Q8_0-*' --include mtp-Model-BF16.gguf" in card
     alone = render_card(known[:2], CardOptions("alice/Model-GGUF"))
     assert "draft-mtp" not in alone
 
@@ -144,15 +144,10 @@ def test_the_nearest_in_folders_then_in_bits(
     other = tmp_path / "Model" / "mtp-Model-Q8_0.gguf"
     shutil.copy(tmp_path / "Model" / "mtp-Model-BF16.gguf", other)
     assert describe_gguf(OnDisk(path)).drafter == tmp_path / "Model" / "mtp-Model-BF16.gguf"
-    eight = next(iter(sorted((tmp_path / "Model").glob("Model-Q8_0*.gguf"))))
+    eight = next(iter(sorted((tmp_path / "Model").glob("Q8_0/*.gguf"))))
     assert describe_gguf(OnDisk(eight)).drafter == other
-    inner = tmp_path / "Model" / "BF16"
-    inner.mkdir()
-    for shard in (tmp_path / "Model").glob("Model-BF16*"):
-        shard.rename(inner / shard.name)
-    assert describe_gguf(OnDisk(trunk(inner))).drafter == tmp_path / "Model" / "mtp-Model-BF16.gguf"
-    inner.rename(tmp_path / "Model" / "else")  # a folder with a name of its own is no part of the one above
-    assert describe_gguf(OnDisk(trunk(tmp_path / "Model" / "else"))).drafter is None
+    path.parent.rename(tmp_path / "Model" / "else")  # a folder of another name is no part of the one above
+    assert describe_gguf(OnDisk(trunk(tmp_path / "Model"))).drafter is None
 
 
 @pytest.mark.parametrize("fault", ["another seed", "another size", "another family", "cut", "a trunk"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
+from qexport.container.gguf_file import GgufInfo, homes_of, read_gguf, shard_paths
 from qexport.errors import InputError
 from qexport.formats.gguf.file_name import HEAD_PREFIX
 from qexport.formats.gguf.rows import GgufRows, stored_rows
@@ -48,10 +48,7 @@ def head_beside(model: Path, info: GgufInfo) -> tuple[Path | None, str]:
 
 
 def _candidates(model: Path, info: GgufInfo) -> list[Path]:
-    """In llama.cpp's order. A folder is of one type, and belongs to the one above, if files have its name."""
-    folders = [model.parent]
-    if model.parent.name and model.parent.name in model.name:
-        folders.append(model.parent.parent)
+    """In llama.cpp's order."""
     bits = _bits(info.file_type)
 
     def order(path: Path) -> tuple[int, str]:
@@ -59,7 +56,7 @@ def _candidates(model: Path, info: GgufInfo) -> list[Path]:
 
     found = (
         sorted((path for path in folder.glob("*.gguf") if HEAD_PREFIX in path.name), key=order)
-        for folder in folders
+        for folder in homes_of(model)
     )
     return [path for paths in found for path in paths if shard_paths(path)[0] == path]
 

@@ -87,7 +87,8 @@ def _of_head(options: GgufOptions) -> GgufOptions:
         mtp_type="mixture",
         types_from=None,
         feedback=False,
-        split_max_size=None,
+        split_max_size=0,
+        folders="none",
         mmproj=(),
         no_mmproj=True,
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DRAFTER = "drafter"
 MTP_LAYOUTS = ("embedded", DRAFTER)
+FOLDERS = ("split", "all", "none")
 _HEAD_TYPE = "Q8_0"
 
 
@@ -38,7 +39,10 @@ class GgufOptions(Aimed):
         imatrix: an importance matrix, or ``None``.
         feedback: let later columns make up for what rounding earlier ones got wrong; needs a text.
         pre_tokenizer: llama.cpp's name of the BPE pre-tokenizer, to override what was recognised.
-        split_max_size: bytes of tensors per shard; ``None`` for one file.
+        split_max_size: bytes of tensors per shard; 0 for one file. ``None``: a file of more than 50 GB is
+            divided into smaller ones (:data:`~qexport.formats.gguf.split.LARGEST`).
+        folders: which files lie in a folder that is called like their type: ``split`` ones, as publishers
+            have it, ``all``, or ``none``.
         model_name: ``general.name``, instead of what the folder or model card says.
         file_name: file names: ``{name}`` and ``{type}`` are filled in; what readers of GGUF files would take
             for something else is changed (``file_name.py``).
@@ -59,6 +63,7 @@ class GgufOptions(Aimed):
     feedback: bool = False
     pre_tokenizer: str | None = None
     split_max_size: int | None = None
+    folders: str = "split"
     model_name: str | None = None
     file_name: str = "{name}-{type}"
     quantized_by: str | None = None
@@ -68,8 +73,12 @@ class GgufOptions(Aimed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mtp not in MTP_LAYOUTS:
-            raise UsageProblem(f"--mtp-layout is {self.mtp}; it may be {', '.join(MTP_LAYOUTS)}")
+        for name, value, known in (
+            ("--mtp-layout", self.mtp, MTP_LAYOUTS),
+            ("--folders", self.folders, FOLDERS),
+        ):
+            if value not in known:
+                raise UsageProblem(f"{name} is {value}; it may be {', '.join(known)}")
 
 
 def head_type(options: GgufOptions) -> str:

@@ -18,7 +18,7 @@ from qexport.checkpoint.tensors import matrix_shape
 from qexport.codecs.contract import Blocks, Nvfp4Blocks, ggml_stored
 from qexport.codecs.ggml_types import ggml_type
 from qexport.container.gguf_file import read_gguf, shard_names
-from qexport.container.gguf_write import KV, TensorInfo, header_bytes, padded, shard_metadata, string, u32
+from qexport.container.gguf_write import KV, header_bytes, shard_metadata, string, u32
 from qexport.errors import InputError, UsageProblem, some
 from qexport.evidence.kinds import read_head
 from qexport.evidence.store import Evidence, Kind, Need
@@ -43,6 +43,7 @@ from qexport.formats.gguf.mixture_terms import (
 from qexport.formats.gguf.mmproj import sight_notes
 from qexport.formats.gguf.rope import llama3_rope_factors
 from qexport.formats.gguf.scaled import Untyped, inputs_as_they_are, scale_name, scaled, with_scales
+from qexport.formats.gguf.split import data_bytes, infos_of, parts_of
 from qexport.formats.gguf.tokenizer import token_embedding_rows
 from qexport.formats.limits import check_limits
 from qexport.formats.plan import Arrangement, ArtifactPlan, PlannedFile, PlannedTensor, Region
@@ -133,15 +134,17 @@ def _plan_one(
     metadata |= inputs_as_they_are(shared)
     notes += said
     tensors: list[PlannedTensor] = []
-    shards = _shards(file, with_scales(outputs, shared, choices), choices, options.split_max_size)
+    shards = parts_of(file, with_scales(outputs, shared, choices), choices, metadata, options.split_max_size)
     label = file.name if options.aim is None else f"{SIZED}{file.name}"
     stem, named = file_stem(view, label, options)
     notes += named
+    if options.folders == "all" or (options.folders == "split" and len(shards) > 1):
+        stem = f"{label}/{stem}"
     planned_files: list[PlannedFile] = []
     regions: dict[str, Region] = {}
     scales = {scale_name(name) for name in shared}
     for index, (names, members) in enumerate(zip(shard_names(stem, len(shards)), shards, strict=True)):
-        infos, size = _infos(file, members, choices)
+        infos, size = infos_of(file, members, choices)
         header = header_bytes(shard_metadata(metadata, index, len(shards), sum(map(len, shards))), infos)
         planned_files.append(PlannedFile(names, len(header) + size, header))
         for output, info in zip(members, infos, strict=True):
@@ -306,49 +309,6 @@ def _weighted(
 def _uses_importance(type_name: str) -> bool:
     stored = ggml_stored(type_name)
     return isinstance(stored, Blocks | Nvfp4Blocks) and stored.uses_importance
-
-
-def data_bytes(output: Untyped, choices: Mapping[str, Choice]) -> int:
-    """Bytes of a tensor's data."""
-    rows, columns = matrix_shape(output.shape)
-    return rows * ggml_type(choices[output.name].type).row_bytes(columns)
-
-
-def _shards(
-    file: FileType, outputs: Sequence[Untyped], choices: Mapping[str, Choice], limit: int | None
-) -> list[list[Untyped]]:
-    """Greedy, in order, by bytes of tensor data, as llama.cpp's converter splits."""
-    shards: list[list[Untyped]] = [[]]
-    size = 0
-    for output in outputs:
-        nbytes = data_bytes(output, choices)
-        if limit is not None and shards[-1] and size + nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(output)
-        size += nbytes
-    return shards
-
-
-def _infos(
-    file: FileType, members: Sequence[Untyped], choices: Mapping[str, Choice]
-) -> tuple[list[TensorInfo], int]:
-    """Tensor records with offsets from the start of the data, and the size of the data."""
-    infos: list[TensorInfo] = []
-    at = 0
-    for output in members:
-        kind = ggml_type(choices[output.name].type)
-        infos.append(TensorInfo(output.name, _stored_shape(file, output.shape), kind.id, at))
-        at = padded(at + data_bytes(output, choices))
-    return infos, at
-
-
-def _stored_shape(file: FileType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The converter keeps outer dimensions of 1 (``[1, n]``); llama-quantize writes a vector."""
-    if not file.is_quantized:
-        return shape
-    first = next((i for i, size in enumerate(shape[:-1]) if size > 1), len(shape) - 1)
-    return shape[first:]
 
 
 def _metadata_options(options: GgufOptions) -> MetadataOptions:

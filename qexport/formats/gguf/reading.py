@@ -23,7 +23,7 @@ from qexport.artifacts.packed import PackedMatrix, PackedRows
 from qexport.checkpoint.chat_templates import DEFAULT, ChatTemplates
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.codecs.ggml_types import GGML_TYPES
-from qexport.container.gguf_file import GgufInfo, read_gguf, shard_paths
+from qexport.container.gguf_file import GgufInfo, homes_of, read_gguf, shard_paths
 from qexport.errors import InputError
 from qexport.families.known import FAMILIES
 from qexport.formats.gguf.arch import arch_of, arrangement_of, gguf_name
@@ -165,7 +165,8 @@ def _stored(rows: GgufRows, form: Form, start: int, stop: int) -> PackedRows:
 
 def _towers(model: Path) -> tuple[Path, ...]:
     """Files of vision towers beside the model's, the largest first."""
-    named = (path for path in model.parent.glob("*.gguf") if "mmproj" in path.name.lower())
+    found = (path for folder in homes_of(model) for path in folder.glob("*.gguf"))
+    named = (path for path in found if "mmproj" in path.name.lower())
     return tuple(sorted(named, key=lambda path: (-path.stat().st_size, path.name)))
 
 

@@ -24,7 +24,8 @@ from qexport.formats.gguf.arch import arch_of
 from qexport.formats.gguf.file_types import file_type
 from qexport.formats.gguf.mixture import MTP_FLOOR
 from qexport.formats.gguf.mixture_terms import Reason
-from qexport.formats.gguf.plan import choices_of, data_bytes, outputs_of, plan_gguf
+from qexport.formats.gguf.plan import choices_of, outputs_of, plan_gguf
+from qexport.formats.gguf.split import data_bytes
 
 if TYPE_CHECKING:
     from qexport.families.view import ModelView
