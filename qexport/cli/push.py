@@ -52,6 +52,12 @@ from qexport.errors import UsageProblem
     help="Send along, as Ollama reads it (params), what the model's own settings recommend for sampling.",
 )
 @click.option(
+    "--presets",
+    is_flag=True,
+    help="Send along a models.ini: llama-server --models-preset serves every GGUF file from it, with its MTP "
+    "head drafting.",
+)
+@click.option(
     "--collection",
     metavar="TITLE",
     help="Add the repository to this collection of its owner, made (private) where there is none; or the "

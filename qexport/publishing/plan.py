@@ -14,6 +14,7 @@ from qexport.publishing.gate import check_labels, check_proofs, unproven
 from qexport.publishing.kept import KEEP_START, Kept, read_kept
 from qexport.publishing.leaks import check_text, is_small_file
 from qexport.publishing.ollama import PARAMS_NAME, ollama_params
+from qexport.publishing.presets import PRESETS_NAME, presets
 from qexport.publishing.remote import still_there
 from qexport.publishing.sums import check_stamps, stamp, sums_text, to_hash
 from qexport.receipt.folder import known_in, select
@@ -56,6 +57,7 @@ class PushOptions:
         collection: that the repository is added to: a title, whose collection is made where the owner has
             none of it, or the slug of one that is there (``org/title-0123abcd``).
         ollama: what the model's own settings recommend for sampling goes along as Ollama reads it.
+        presets: a file goes along from which llama.cpp's router serves every GGUF file.
         workers: files sent at a time.
         timeout: seconds without an answer before a request counts as broken.
     """
@@ -77,6 +79,7 @@ class PushOptions:
     create_pr: bool = False
     collection: str | None = None
     ollama: bool = False
+    presets: bool = False
     workers: int = 5
     timeout: float = 120.0
 
@@ -189,6 +192,8 @@ def plan_push(
     receipt = receipt_bytes(Receipt(together))
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
     extra = {PARAMS_NAME: data} if options.ollama and (data := ollama_params(together)) else {}
+    if options.presets and (data := presets(together, options.repo)):
+        extra[PRESETS_NAME] = data
     named |= {name: _sha256(data) for name, data in extra.items()}
     sums = sums_text(named | {RECEIPT_NAME: _sha256(receipt)}).encode()
     kept, unused = _kept(options, remote)

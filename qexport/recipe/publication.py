@@ -94,5 +94,6 @@ def _options(publish: Publication, folder: Path, repo: str, where: Destination) 
         public=not publish.private,
         collection=where.collection,
         ollama=publish.ollama,
+        presets=publish.presets,
         allow_unverified=where.allow_unverified,
     )

@@ -100,6 +100,7 @@ class Publication(Part):
         private: leave the repositories private when everything has passed.
         collection: that they are added to, by its title or its slug; {name} is the model's.
         ollama: send along, as Ollama reads it, what the model's settings recommend for sampling.
+        presets: send along a models.ini, from which llama.cpp's router serves every GGUF file.
         card: what the model cards say besides.
     """
 
@@ -107,6 +108,7 @@ class Publication(Part):
     private: Flag = True
     collection: Text | None = None
     ollama: Flag = False
+    presets: Flag = False
     card: Card = Card()
 
 
