@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from qexport.recipe.recipe import Unverified
 
 
+_HEAD = "mtp_head"
+
+
 @dataclass(frozen=True)
 class Target:
     """Files of several types in a folder, or a folder (MLX with its drafter in a second one beside it).
@@ -73,7 +76,8 @@ class Target:
             *self.format.plan(diagnosis, self.options),
             *self.format.alongside(diagnosis, self.options),
         )
-        return [(self._foretold(plan), self.folder_of(plan.kind)) for plan in made]
+        heads = [self.fingerprint(plan) for plan in made if plan.kind == "mtp"]
+        return [(self._foretold(_beside(plan, heads)), self.folder_of(plan.kind)) for plan in made]
 
     def folder_of(self, kind: str) -> Path:
         """Where its artifact of that kind goes."""
@@ -128,6 +132,8 @@ class Target:
         if plan.kind in ATTACHED:
             used = any(tensor.need(Kind.INPUT_SQUARES) for tensor in plan.tensors)
             chosen = {key: value for key, value in chosen.items() if used and key == self.format.matrix}
+        elif _HEAD in plan.details:  # with another head beside it a verdict is of something else
+            chosen[_HEAD] = plan.details[_HEAD]
         return fingerprint(plan, chosen)
 
     def check_runtime(self) -> None:
@@ -158,6 +164,13 @@ class Target:
             if has_twins(self.verify)
             else unjudged(self.format.layout(self.options), traits, self.verify)
         )
+
+
+def _beside(plan: ArtifactPlan, heads: Sequence[str]) -> ArtifactPlan:
+    """The plan with what the MTP head in a file beside it follows from, where it has one there."""
+    if not heads or "mtp_file" not in plan.details:
+        return plan
+    return replace(plan, details={**plan.details, _HEAD: heads[0]})
 
 
 def matrix_facts(matrix: ImportanceMatrix, collected: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -132,6 +132,17 @@ def test_the_same_head_is_not_written_again(zoo: Zoo, tmp_path: Path) -> None:
     assert head.stat().st_mtime_ns == before
 
 
+def test_with_another_head_a_trunk_is_proven_anew(zoo: Zoo, tmp_path: Path) -> None:
+    """Its bytes stay, but what was measured was measured with the other head."""
+    exported(zoo("qwen3_5"), tmp_path, "BF16", mtp="drafter")
+    target = Target(GgufOptions(("BF16",), mtp="drafter", no_mmproj=True), tmp_path, verify=None)
+    same = diagnose(LocalCheckpoint(zoo("qwen3_5")))
+    base = LocalCheckpoint(zoo("qwen3_5", seed=7))
+    grafted = diagnose(LocalCheckpoint(zoo("qwen3_5")), mtp="graft", mtp_from=base)
+    for diagnosis, left in ((same, 0), (grafted, 2)):
+        assert len(steps.finished(plan([target], diagnosis))[1]) == left
+
+
 def copied(sidecar: tuple[Path, Diagnosis], out: Path) -> Path:
     shutil.copytree(sidecar[0], out)
     return trunk(out)
