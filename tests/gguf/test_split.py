@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zoo_types import Zoo
 
@@ -24,7 +24,8 @@ from qexport.formats.plan import ArtifactPlan
 from qexport.onepass.execute import execute
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(0, 100))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(0, 100))
 def test_cuts(sizes: list[int], limit: int) -> None:
     """Everything once and in order; none too large that could be smaller; no two that fit into one."""
     parts = split.cuts(sizes, limit)

@@ -21,9 +21,10 @@ from qexport.run import steps
 from qexport.run.target import Target, plan
 
 
-def targets(root):
+def targets(root, mtp="embedded"):
     return [
         Target(GgufOptions(("Q4_K_M", "Q6_K", "Q8_0")), root / "gguf", verify=None),
+        Target(GgufOptions(("Q8_0",), mtp=mtp), root / "gguf-head", verify=None),
         Target(MlxOptions(bits=6), root / "mlx", verify=None),
         Target(Fp8Options(), root / "fp8", verify=None),
         Target(Fp8Options(layout="compressed-tensors"), root / "fp8-ct", verify=None),
@@ -69,7 +70,8 @@ def test_every_row_is_read_once_for_all_formats(zoo, tmp_path, name):
     source = diagnosis.subject.checkpoint
     reads = Reads(source)
     together = tmp_path / "together"
-    written = steps.write(plan(targets(together), diagnosis), diagnosis, threads=3)
+    mtp = "drafter" if diagnosis.repaired.view().mtp_layers else "embedded"
+    written = steps.write(plan(targets(together, mtp), diagnosis), diagnosis, threads=3)
     assert {item.plan.kind for item in written} >= {"gguf", "mlx", "fp8", "nvfp4"}
     expected = walks([item.plan for item in written])
     assert min(expected.values()) == 1
@@ -78,7 +80,7 @@ def test_every_row_is_read_once_for_all_formats(zoo, tmp_path, name):
         assert count.min(initial=1) >= (tensor in expected), tensor
 
     alone = tmp_path / "alone"
-    for target in targets(alone):
+    for target in targets(alone, mtp):
         steps.write(plan([target], diagnosis), diagnosis, threads=1)
     one, other = contents(together), contents(alone)
     assert set(one) == set(other)

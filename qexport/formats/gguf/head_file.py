@@ -17,6 +17,7 @@ from qexport.families.roles import Block, Role
 from qexport.formats.gguf.file_name import HEAD_PREFIX, file_stem
 from qexport.formats.gguf.options import DRAFTER, head_type
 from qexport.formats.gguf.plan import plan_gguf
+from qexport.sizes import counted
 
 if TYPE_CHECKING:
     from qexport.families.view import ModelView
@@ -43,7 +44,7 @@ def with_head(
         return plans
     name, kind = _file_name(view, options), head_type(options)
     count = sum(tensor.block is Block.MTP for tensor in view)
-    note = f"the MTP head ({count} tensors) goes into {name}, beside the file"
+    note = f"the MTP head ({counted(count, 'tensor')}) goes into {name}, beside the file"
     told = {"mtp_layouts": [DRAFTER], "mtp_type": kind, "mtp_file": name}
     return tuple(replace(each, notes=(*each.notes, note), details={**each.details, **told}) for each in plans)
 
