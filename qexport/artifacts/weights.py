@@ -36,6 +36,8 @@ _SUFFIXES = (
 )
 # Fused experts, which no tool calls ``.weight``.
 _FUSED = re.compile(r"(?P<stem>.*\.experts\.(?:gate_up|down)_proj)_scale_inv")
+_EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
+_FUSED_EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)(\.weight)?$")
 # Calibrated ranges of the KV cache: part of the runtime's state, not of a weight.
 _NOT_WEIGHTS = (".k_scale", ".v_scale", ".k_proj.output_scale", ".v_proj.output_scale")
 
@@ -64,6 +66,16 @@ class StoredWeight:
     def decode(self) -> Decoded:
         """The numbers. Raises InputError as :meth:`form` does."""
         return decoded(self.name, self.parts, self.columns)
+
+
+def home_of(name: str) -> tuple[str, int | None]:
+    """The stacked tensor that a weight belongs to, by canonical names, and which expert it is."""
+    if match := _EXPERT.search(name):
+        return name.replace(match[0], ".mlp.experts."), int(match[1])
+    if match := _FUSED_EXPERTS.search(name):
+        part = "gate_proj" if match[1] == "gate_up_proj" else "down_proj"
+        return f"{name[: match.start()]}.mlp.experts.{part}.weight", None
+    return name, None
 
 
 def gather(

@@ -125,8 +125,13 @@ def calibration_from(given: dict[str, Any], corpus: Path | None, merge: tuple[Pa
 
 
 def _text(given: dict[str, Any]) -> dict[str, Any]:
-    """What is said of texts besides the corpus, by commands that know any."""
-    return {name: given[name] for name in ("feedback_text", "feedback_tokens", "heldout") if name in given}
+    """What is said of texts besides the corpus of a matrix, by commands that know any; ``--corpus`` is the
+    text that goes along with the writing."""
+    names = ("feedback_text", "feedback_tokens", "heldout")
+    found: dict[str, Any] = {name: given[name] for name in names if name in given}
+    if found.get("feedback_text", "") is None:
+        found["feedback_text"] = given.get("corpus")
+    return found
 
 
 def export_format(
@@ -190,7 +195,7 @@ def _calibration(given: dict[str, Any], field: str | None) -> Calibration | None
     if source is None and given.get("quality") == "best" and "calib_tokens" in given:
         source = BUILT_IN
     if field is None or source is None:
-        return None
+        return Calibration(**_text(given)) if "corpus" in given else None
     given[field] = CALIBRATED
     if source == BUILT_IN:
         return calibration_from(given, None)

@@ -285,7 +285,7 @@ feedback_options = together(
         type=click.IntRange(2, COUNT),
         default=32768,
         show_default=True,
-        help="The most tokens that are sent along for --feedback.",
+        help="The most tokens that are sent along for --feedback, and for nvfp4 --scheme NVFP4.",
     ),
     click.option(
         "--feedback-text",

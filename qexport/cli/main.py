@@ -48,7 +48,7 @@ COMMANDS: Mapping[str, str] = {
     "gguf": "Write GGUF files, every type from one read, each proven by llama.cpp.",
     "mlx": "Write an MLX folder, the MTP head beside it, proven by mlx-lm.",
     "fp8": "Write block-wise FP8 as the official Qwen repositories have it.",
-    "nvfp4": "Write NVFP4 W4A16: 4-bit MLPs with scales that fused matrices share.",
+    "nvfp4": "Write NVFP4, W4A16 or W4A4: 4-bit MLPs with scales that fused matrices share.",
     "init": "Write a first recipe for a model, from its headers.",
     "run": "Every artifact of a recipe from one read, here or on Hugging Face Jobs.",
     "matrix": "Print recipes as jobs for CI.",

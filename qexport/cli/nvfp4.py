@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from qexport.cli._export import export_format, folder_options, importance_option, source_options
-from qexport.cli._options import SIZE, TYPES_FROM, aim_options, feedback_options
+from qexport.cli._options import CORPUS, DEVICE, SIZE, TYPES_FROM, aim_options, feedback_options
+from qexport.errors import UsageProblem
+from qexport.formats.nvfp4.options import SCHEMES, W4A4
 
 
 @click.command("nvfp4")
@@ -15,10 +17,14 @@ from qexport.cli._options import SIZE, TYPES_FROM, aim_options, feedback_options
 @click.option(
     "--layout",
     type=click.Choice(["modelopt", "compressed-tensors"]),
-    default="modelopt",
-    show_default=True,
-    help="modelopt: W4A16_NVFP4 with hf_quant_config.json; compressed-tensors: NVFP4A16. FP8 beside it: "
-    "MIXED_PRECISION, mixed-precision.",
+    help="modelopt: W4A16_NVFP4 with hf_quant_config.json; compressed-tensors: what llm-compressor writes. "
+    "FP8 beside it: MIXED_PRECISION, mixed-precision.  [default: modelopt; compressed-tensors with --scheme]",
+)
+@click.option(
+    "--scheme",
+    type=click.Choice(list(SCHEMES)),
+    help="Of compressed-tensors. NVFP4A16 (the default there): activations as they are; NVFP4: W4A4, "
+    "activations in 4 bits with a scale for each matrix, measured while a text goes through the model.",
 )
 @click.option(
     "--scope",
@@ -40,13 +46,16 @@ from qexport.cli._options import SIZE, TYPES_FROM, aim_options, feedback_options
 @importance_option("An importance matrix (qexport imatrix).")
 @click.option("--keep-head", is_flag=True, help="Scope nvidia: leave lm_head as it is.")
 @feedback_options
+@DEVICE
+@CORPUS
 @TYPES_FROM
 @click.option(
     "--max-shard-size", "max_shard", type=SIZE, metavar="SIZE", help="Largest file.  [default: 5 GiB]"
 )
 @folder_options
 def command(**given: Any) -> None:
-    """Write MODEL with its MLPs as NVFP4: 4 bits, a scale for 16 weights, activations as they are (W4A16).
+    """Write MODEL with its MLPs as NVFP4: 4 bits, a scale for 16 weights. Activations stay as they are
+    (W4A16), unless --scheme NVFP4 has them in 4 bits, too (W4A4).
 
     Matrices that runtimes fuse share one global scale: q, k and v; gate and up of every MLP and expert. The
     rest of the model, MTP head and vision tower stay as they are, and both configs say so.
@@ -57,5 +66,14 @@ def command(**given: Any) -> None:
       qexport nvfp4 ./merged --scale-search mse --scope mlp+attention
       qexport nvfp4 ./merged --like nvidia --importance imatrix.gguf_file
       qexport nvfp4 ./merged --layout compressed-tensors --runtime vllm --runtime-python ~/vllm/bin/python
+      qexport nvfp4 ./merged --scheme NVFP4 --corpus mine.jsonl
     """
+    if given["corpus"] is not None and given["feedback_text"] is not None:
+        raise UsageProblem(
+            "one text goes through the model while it is written", hint="Give --corpus or --feedback-text."
+        )
+    if given["corpus"] is not None and given["scheme"] != W4A4 and not given["feedback"]:
+        raise UsageProblem(
+            "nothing reads --corpus here", hint=f"It is the text of --scheme {W4A4} and of --feedback."
+        )
     export_format("nvfp4", given)

@@ -164,10 +164,13 @@ class Nvfp4(StoredType):
         divides: round as compressed-tensors does, and store the inverse of the global scale; else ModelOpt.
         scales: ``max`` for those libraries' own block scales, ``mse`` to search for better ones; importance
             weighs the errors of that search.
+        inputs: store the global scale of the matrix's inputs, too, as compressed-tensors does (W4A4). Needs
+            the largest magnitude of the inputs.
     """
 
     divides: bool = False
     scales: Literal["max", "mse"] = "max"
+    inputs: bool = False
     name: str = "NVFP4"
 
 
@@ -196,12 +199,14 @@ class Known:
         begins: whether the rows begin with its first.
         feedback: how its columns make up for each other's errors (:mod:`qexport.codecs.feedback`), for types
             that can use it.
+        inputs: the largest magnitude of what it is multiplied with.
     """
 
     importance: np.ndarray | None = None
     largest: float = 0.0
     begins: bool = True
     feedback: Feedback | None = None
+    inputs: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +218,7 @@ class Matrices:
         importance: mean squared inputs, float32 ``(matrices, columns)``; one row may stand for all.
         largest: largest magnitudes, ``(matrices,)``.
         feedback: one for each, made when it is asked for; ``None`` among them: none for that matrix.
+        inputs: largest magnitudes of their inputs, ``(matrices,)``.
 
     Raises:
         UsageProblem: tables of another form, or several matrices without a height.
@@ -222,6 +228,7 @@ class Matrices:
     importance: np.ndarray | None = None
     largest: np.ndarray | None = None
     feedback: Sequence[Feedback | None] | None = None
+    inputs: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         table = self.importance
@@ -241,7 +248,8 @@ class Matrices:
 
     @property
     def _tables(self) -> list[Sized]:
-        return [table for table in (self.importance, self.largest, self.feedback) if table is not None]
+        tables = (self.importance, self.largest, self.feedback, self.inputs)
+        return [table for table in tables if table is not None]
 
     def parts(self, first_row: int, rows: int) -> Iterator[tuple[Known, int, int]]:
         """What is known of ``rows`` rows from ``first_row`` of the tensor on, and of which; by matrix.
@@ -266,7 +274,9 @@ class Matrices:
         table = self.importance
         importance = None if table is None else table[min(matrix, len(table) - 1)]
         largest = 0.0 if self.largest is None else float(self.largest[matrix])
-        return Known(importance, largest, begins, None if self.feedback is None else self.feedback[matrix])
+        feedback = None if self.feedback is None else self.feedback[matrix]
+        inputs = 0.0 if self.inputs is None else float(self.inputs[matrix])
+        return Known(importance, largest, begins, feedback, inputs)
 
 
 @dataclass(frozen=True, eq=False)

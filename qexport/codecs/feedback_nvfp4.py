@@ -24,7 +24,7 @@ from qexport.codecs.feedback_columns import (
 )
 from qexport.codecs.jit import bits_of, compiled
 from qexport.codecs.lanes import LANES
-from qexport.codecs.nvfp4 import BLOCK, searched_scale, shared_scale, step_of
+from qexport.codecs.nvfp4 import BLOCK, searched_scale, shared_scale, step_of, stored_once
 from qexport.codecs.small_floats import AS_IT_IS, e2m1_code
 
 _TOP = 6.0
@@ -32,7 +32,7 @@ _AT_ONCE = 256  # columns whose wishes from those before are added up together
 
 
 def encode(stored: Nvfp4, rows: torch.Tensor, known: Known) -> Packed:
-    """Levels, block scales, and with the first rows the global scale; :mod:`qexport.codecs.contract`."""
+    """Levels, block scales, and what is stored once; :mod:`qexport.codecs.contract`."""
     feedback = given(known)
     n, columns = rows.shape
     shared = shared_scale(stored, rows.dtype, known.largest)
@@ -50,8 +50,7 @@ def encode(stored: Nvfp4, rows: torch.Tensor, known: Known) -> Packed:
     packed = np.empty((n, columns // 2), np.uint8)
     _pack(rows_of(work.levels, places, n).numpy(), packed)
     bad = int((~torch.isfinite(rows)).view(n, -1, BLOCK).any(-1).sum())
-    once = np.array([shared] if known.begins else [], np.float32)
-    return Packed((packed, scales, once), bad)
+    return Packed((packed, scales, *stored_once(stored, rows.dtype, known)), bad)
 
 
 @compiled

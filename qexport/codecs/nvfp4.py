@@ -67,12 +67,20 @@ _TINY = np.finfo(np.float32).tiny
 
 
 def encode(stored: Nvfp4, rows: torch.Tensor, known: Known) -> Packed:
-    """Levels, block scales, and with the first rows the float32 global scale."""
+    """Levels, block scales, and with the first rows what is stored once."""
     shared = shared_scale(stored, rows.dtype, known.largest)
     search = stored.scales != "max"
     made = quantize(rows, shared, divides=stored.divides, search=search, importance=known.importance)
-    once = np.array([shared] if known.begins else [], np.float32)
-    return Packed((made.packed, made.scales, once), made.bad)
+    return Packed((made.packed, made.scales, *stored_once(stored, rows.dtype, known)), made.bad)
+
+
+def stored_once(stored: Nvfp4, dtype: torch.dtype, known: Known) -> tuple[np.ndarray, ...]:
+    """Streams of float32 with one number for a matrix, which comes with its first rows: the global scale, and
+    that of its inputs where the type has one."""
+    scales = [shared_scale(stored, dtype, known.largest)]
+    if stored.inputs:
+        scales.append(divisor(known.inputs, dtype))
+    return tuple(np.array([scale] if known.begins else [], np.float32) for scale in scales)
 
 
 def shared_scale(stored: Nvfp4, dtype: torch.dtype, largest: float) -> np.float32:

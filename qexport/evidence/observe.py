@@ -21,6 +21,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from qexport.errors import InputError
+from qexport.evidence.rounded_inputs import rounded_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,9 @@ class Observer:
     def chose(self, experts: torch.Tensor) -> None:
         """The tokens of a batch are about to be sent to these experts, integers ``(tokens, chosen)``."""
 
+    def reached(self, stack: torch.nn.Module, states: torch.Tensor) -> None:
+        """These states, ``(tokens, width)``, are about to enter the stack of a layer's experts."""
+
     def settle(self, label: str) -> None:
         """All products of a layer, which is called ``label`` in messages, have been seen."""
 
@@ -65,8 +69,13 @@ def told_of_experts(modules: Iterable[torch.nn.Module], observer: Observer) -> I
 
     transformers calls the stack of a layer's experts with the states and with the experts of each.
     """
+
+    def tell(stack: torch.nn.Module, args: Any) -> None:
+        observer.chose(args[1])
+        observer.reached(stack, args[0])
+
     handles = [
-        part.register_forward_pre_hook(lambda _, args: observer.chose(args[1]))
+        part.register_forward_pre_hook(tell)
         for module in modules
         for name, part in module.named_modules()
         if name.rpartition(".")[2] == "experts"
@@ -103,15 +112,19 @@ class Products(TorchFunctionMode):
     Args:
         observer: who is told.
         wide: results in float32, whatever the weight's dtype.
+        inputs: canonical name -> ``(matrices,)`` scales of those whose inputs are rounded to NVFP4.
 
     :meth:`watch` names the weights of one layer; products with others are done and not told. Where inputs
     want gradients, those of the results are told, too. Weights are fixed: they get none.
     """
 
-    def __init__(self, observer: Observer, *, wide: bool) -> None:
+    def __init__(
+        self, observer: Observer, *, wide: bool, inputs: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         super().__init__()
         self._observer = observer
         self._wide = wide
+        self._inputs = inputs or {}
         self._names: Mapping[int, tuple[str, ...]] = {}
         self._weights: Mapping[str, torch.Tensor] = {}
         self._rounded = Latest()
@@ -144,6 +157,8 @@ class Products(TorchFunctionMode):
             matrix = weight.storage_offset() // (rows * columns)
             self._observer.saw(names, matrix, matrices, inputs)
             tell = partial(self._observer.sent_back, names, matrix, matrices)
+            if names[0] in self._inputs:
+                inputs = rounded_inputs(inputs, float(self._inputs[names[0]][matrix]))
         if inputs.requires_grad:
             out: torch.Tensor = _Differentiable.apply(inputs, weight, self, tell)  # type: ignore[no-untyped-call]
         else:

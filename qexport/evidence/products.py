@@ -1,4 +1,4 @@
-"""How the inputs of every product go together, known while a layer is written and then let go.
+"""How the inputs of every product go together and how large they are, known while a layer is written.
 
 Error feedback (:mod:`qexport.codecs.feedback`) wants ``E[x x^T]`` of each matrix. For a large model these are
 gigabytes a layer, so they are never stored: the layer-streamed pass stands still behind the pass that writes.
@@ -9,6 +9,8 @@ asks. With the next layer all of that is let go. Weights are read once more in a
 An expert's product is one of the tokens that were sent there. Where they are fewer than :data:`FLOOR` a
 column, feedback would learn the text by heart; such experts are encoded without, and counted
 (:attr:`InputProducts.left_out`).
+
+The largest magnitudes of inputs (:mod:`qexport.evidence.largest_inputs`) come of the same pass.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import torch
 
 from qexport.codecs.feedback import Feedback, prepare, shrunk
 from qexport.errors import InputError
+from qexport.evidence.largest_inputs import LargestInputs
 from qexport.evidence.observe import Latest, Observer
 from qexport.evidence.stream import LayerStream
-from qexport.families.roles import Block, Role
+from qexport.families.roles import EXPERT_ROLES, Block, Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +57,9 @@ class InputProducts:
         self._stream = LayerStream(view, options)
         output = view.find(Role.OUTPUT)
         self._moments = dict(_moments(view))
+        self._experts = {tensor.name for tensor in view if tensor.role in EXPERT_ROLES}
         self._held = _Held(torch.float32 if self._stream.precision == "float32" else torch.bfloat16)
+        self._largest = LargestInputs(self._held)
         self._tokens = tokens
         self._stages: Iterator[Any] | None = None
         self._now = -2  # nothing has run
@@ -88,9 +93,10 @@ class InputProducts:
             raise InputError(f"{name} takes part in no product whose inputs could be known")
         return self._moments[name]
 
-    def follow(self, names: Collection[str]) -> None:
-        """These tensors will be asked for; others are not held."""
+    def follow(self, names: Collection[str], largest: Collection[str] = ()) -> None:
+        """Products of these tensors will be asked for, and largest magnitudes; of others nothing is held."""
         self._held.wanted = set(names)
+        self._largest.follow(largest, experts=not self._experts.isdisjoint(largest))
 
     def reach(self, name: str) -> None:
         """Send the text as far as this tensor's layer; what was held before is let go."""
@@ -98,12 +104,19 @@ class InputProducts:
         if moment < self._now:
             raise ValueError(f"{name} is behind what is held now")
         if self._stages is None:
-            self._stages = self._stream.stages(self._tokens, self._held, final=self._final)
+            self._stages = self._stream.stages(self._tokens, self._largest, final=self._final)
         while self._now < moment:
             self._held.inputs.clear()
             self._made.clear()
             next(self._stages)
             self._now += 1
+
+    def largest(self, name: str) -> np.ndarray:
+        """The largest magnitude that entered a tensor that was reached and followed, float64 ``(matrices,)``.
+
+        It is kept: a few numbers.
+        """
+        return self._largest.tables[name]
 
     def of(self, name: str, unit: int, columns: np.ndarray | None) -> Sequence[Feedback | None]:
         """What the products of a tensor that was reached come to, for each of its matrices, made when asked.

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     LOOKUP_GRADIENTS = "mean squared gradients of what is looked up"  # float32 (1, columns)
     LARGEST = "largest magnitude"  # float64 (matrices,); found by the pass
     INPUT_PRODUCTS = "mean products of inputs"  # (matrices, columns, columns); held while a layer is written
+    INPUT_LARGEST = "largest magnitude of inputs"  # float64 (matrices,); found by the pass that goes along
 
 
 @dataclass(frozen=True)

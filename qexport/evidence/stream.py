@@ -89,13 +89,20 @@ class LayerStream:
 
     Args:
         view: the repaired model, its data at hand.
+        inputs: scales of those inputs that are rounded to NVFP4, as :class:`Products` takes them.
 
     Raises:
         EnvironmentProblem: transformers is missing or too old, or there is no such device.
     """
 
-    def __init__(self, view: ModelView, options: StreamOptions | None = None) -> None:
+    def __init__(
+        self,
+        view: ModelView,
+        options: StreamOptions | None = None,
+        inputs: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.view = view
+        self._inputs = inputs
         self.options = options or StreamOptions()
         self._device = device_of(self.options.device)
         self._moe = view.find(Role.ROUTER) is not None
@@ -241,7 +248,7 @@ class LayerStream:
 
     def products(self, observer: Observer) -> Products:
         """The arithmetic of the pass, told to ``observer``."""
-        return Products(observer, wide=self.precision != "bfloat16")
+        return Products(observer, wide=self.precision != "bfloat16", inputs=self._inputs)
 
     def _draft(
         self,

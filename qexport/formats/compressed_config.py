@@ -28,19 +28,25 @@ _COMMON = {
     "zp_dtype": None,
 }
 _FLOAT8 = {**_COMMON, "num_bits": 8, "group_size": None, "block_structure": None, "scale_dtype": None}
+_FLOAT4 = {
+    **_COMMON,
+    "num_bits": 4,
+    "strategy": "tensor_group",
+    "group_size": 16,
+    "block_structure": None,
+    "dynamic": False,
+    "scale_dtype": "torch.float8_e4m3fn",
+}
 SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "NVFP4A16": {
         "format": "nvfp4-pack-quantized",
-        "weights": {
-            **_COMMON,
-            "num_bits": 4,
-            "strategy": "tensor_group",
-            "group_size": 16,
-            "block_structure": None,
-            "dynamic": False,
-            "scale_dtype": "torch.float8_e4m3fn",
-        },
+        "weights": _FLOAT4,
         "input_activations": None,
+    },
+    "NVFP4": {
+        "format": "nvfp4-pack-quantized",
+        "weights": {**_FLOAT4, "observer": "memoryless_minmax"},
+        "input_activations": {**_FLOAT4, "dynamic": "local", "observer": "static_minmax"},
     },
     "FP8_BLOCK": {
         "format": "float-quantized",

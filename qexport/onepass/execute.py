@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.codecs.engines import ENGINES, Engine
 from qexport.errors import EnvironmentProblem, UsageProblem
+from qexport.evidence.store import Kind
 from qexport.onepass.crew import Crew
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import silent
 from qexport.onepass.locks import locked
-from qexport.onepass.needs import Needs, in_layers, products_of
+from qexport.onepass.needs import Needs, along, in_layers
 from qexport.onepass.resume import Resume
 from qexport.onepass.runs import Done, Landed, Pour, Run, encode_run, nonfinite_error, runs_of, spans_of
 from qexport.onepass.sink import Sink, WrittenFile
@@ -74,7 +75,7 @@ def execute(
         sources: what is read besides that which the plans show.
         wait: seconds to wait for another run in these folders, for who brings what took long to come by.
         engines: who encodes: of each type the first that knows it.
-        products: how inputs go together, for plans that need it.
+        products: how inputs go together and how large they are, for plans that need it.
 
     Returns:
         for each plan, its files with size and SHA-256.
@@ -96,8 +97,10 @@ def execute(
     steps = merge_steps(plans)
     if products is not None:
         steps = in_layers(steps, products.moment)
-    elif products_of(steps):
-        raise UsageProblem("error feedback needs a text that is sent through the model while it is written")
+    elif along(steps):
+        raise UsageProblem(
+            "error feedback and scales of inputs need a text that goes through the model while it is written"
+        )
     with ExitStack() as stack:
         if resume is None:
             stack.enter_context(locked(folders, say, wait=wait))
@@ -119,7 +122,8 @@ def execute(
             progress.advance(sum(region.nbytes for regions in there for region in regions))
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
         if products is not None:
-            products.follow(products_of(steps[start:]))
+            # Magnitudes of what was written before, too: the receipt has them all.
+            products.follow(along(steps[start:], Kind.INPUT_PRODUCTS), along(steps, Kind.INPUT_LARGEST))
         needs = Needs(plans, steps, products)
         walk = _Pass(steps, start, sinks, pool, threads, progress, resume, engines, needs)
         try:

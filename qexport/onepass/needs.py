@@ -3,8 +3,9 @@
 Mean squared inputs come from the plan's evidence, with their columns arranged as the output's are. The
 largest magnitude is found here: fused matrices share a scale, so all rows of all of them are looked at right
 before the first is encoded. Values that are not finite are passed over: the pass reports them, and a scale
-made of them would only hide where they are. Products of inputs come from a pass that goes along
-(:mod:`qexport.evidence.products`), layer by layer, so steps come in the order of layers (:func:`in_layers`).
+made of them would only hide where they are. Products of inputs and their largest magnitudes come from a pass
+that goes along (:mod:`qexport.evidence.products`), layer by layer, so steps come in the order of layers
+(:func:`in_layers`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from qexport.evidence.products import InputProducts
     from qexport.formats.plan import ArtifactPlan, PlannedTensor
     from qexport.onepass.steps import Lane, Output, Step
+
+
+ALONG = (Kind.INPUT_PRODUCTS, Kind.INPUT_LARGEST)
+"""What a pass that goes along provides."""
 
 
 class Needs:
@@ -58,7 +63,7 @@ class Needs:
     def survey(self, step: Step, spans: Callable[[Lane], Iterable[tuple[int, int]]], pool: Executor) -> None:
         """Find what the step needs and nobody has found yet."""
         if self._products is not None:
-            for name in _of_products(step):
+            for name in _along(step):
                 self._products.reach(name)
         watching = []
         for name in _names(step.outputs):
@@ -90,7 +95,10 @@ class Needs:
         if need and unit and self._products is not None:
             found = self._products.of(need.of[0], unit, tensor.arrangement.column_order)
             feedback = found if len(found) else None
-        return Matrices(shape[-2] if len(shape) == 3 else None, squares, largest, feedback)
+        inputs = None
+        if (need := tensor.need(Kind.INPUT_LARGEST)) and self._products is not None:
+            inputs = self._products.largest(need.of[0])
+        return Matrices(shape[-2] if len(shape) == 3 else None, squares, largest, feedback, inputs)
 
     def release(self, step: Step, number: int) -> None:
         """Let go of what no step after ``number`` needs."""
@@ -136,22 +144,23 @@ def in_layers(steps: Sequence[Step], moment: Callable[[str], int]) -> list[Step]
     keys: list[float] = []
     following = math.inf  # what needs no product stays before what came after it
     for step in reversed(steps):
-        mine = [moment(name) for name in _of_products(step)]
+        mine = [moment(name) for name in _along(step)]
         following = min([following, *mine])
         keys.append(max(mine, default=following))
     order = sorted(range(len(steps)), key=lambda number: keys[len(steps) - 1 - number])
     return [steps[number] for number in order]
 
 
-def products_of(steps: Iterable[Step]) -> set[str]:
-    """The tensors of whose inputs the products have to be known."""
-    return {name for step in steps for name in _of_products(step)}
+def along(steps: Iterable[Step], *kinds: Kind) -> set[str]:
+    """The tensors of whose inputs these kinds have to be known, which a pass that goes along provides."""
+    return {name for step in steps for name in _along(step, *kinds)}
 
 
-def _of_products(step: Step) -> Iterator[str]:
+def _along(step: Step, *kinds: Kind) -> Iterator[str]:
     for _, tensor in step.outputs:
-        if need := tensor.need(Kind.INPUT_PRODUCTS):
-            yield from need.of
+        for kind in kinds or ALONG:
+            if need := tensor.need(kind):
+                yield from need.of
 
 
 def _look(tensor: PlannedTensor, found: Largest, start: int, stop: int) -> None:

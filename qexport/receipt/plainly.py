@@ -107,7 +107,10 @@ def _drafted(found: Verification) -> str:
 _TOPICS = (
     _Topic(
         "the file",
-        (Check.FILE, Check.NUMBERS, Check.TENSORS, Check.STORED, Check.DECLARED, Check.FUSED, Check.USED),
+        (
+            *(Check.FILE, Check.NUMBERS, Check.TENSORS, Check.STORED, Check.DECLARED, Check.FUSED),
+            *(Check.INPUT_SCALES, Check.USED),
+        ),
         lambda _: "It is complete: stored as its reader expects it, and every number is finite.",
         (Check.FILE,),
     ),
@@ -125,7 +128,7 @@ _TOPICS = (
     _Topic("comparing answers", (Check.AGREEMENT,), _agreed),
     _Topic(
         "measuring divergence",
-        (Check.DIVERGENCE,),
+        (Check.DIVERGENCE, Check.INPUT_ROOM),
         lambda _: "Its probabilities were measured against the original's over text (see the table).",
     ),
     _Topic(

@@ -28,6 +28,7 @@ class Check(StrEnum):
     STORED = "stored"
     DECLARED = "declared"
     FUSED = "fused"
+    INPUT_SCALES = "input_scales"
     MTP_DECLARED = "mtp_declared"
     READERS = "readers"
     TWIN = "twin"
@@ -49,6 +50,7 @@ class Check(StrEnum):
     IMAGE_EMBEDDINGS = "image_embeddings"
     IMAGE_TEXT = "image_text"
     IMAGE_MTP = "image_mtp"
+    INPUT_ROOM = "input_room"
     MTP_HEAD = "mtp_head"
     DIVERGENCE = "divergence"
 

@@ -31,7 +31,8 @@ def check_across(recipe: Recipe, numbers: Sequence[int], problems: Problems) -> 
     ready = recipe.calibration is not None and recipe.calibration.imatrix is not None
     if ready and weighted and len(recipe.subjects) > 1:
         problems.at(("compare",), "a ready imatrix belongs to one model; to compare, give a corpus for both")
-    if recipe.calibration is not None and not problems and not weighted:
+    scaled = any(getattr(each.options, "input_scales", False) for each in recipe.artifacts)
+    if recipe.calibration is not None and not problems and not weighted and not scaled:
         problems.at(("calibration",), "no artifact uses this calibration")
 
 

@@ -38,8 +38,8 @@ def asked_sha256(recipe: Recipe, subject: RecipeModel, artifact: AskedArtifact) 
 
 
 def _reads(options: Any) -> bool:
-    """Whether a text is read for it besides: for error feedback, or to choose the best."""
-    return any(getattr(options, name, None) for name in ("feedback", "quality"))
+    """Whether a text is read for it besides: for error feedback, scales of inputs, or to choose the best."""
+    return any(getattr(options, name, None) for name in ("feedback", "input_scales", "quality"))
 
 
 def _plain(value: Any) -> Any:

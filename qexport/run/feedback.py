@@ -1,7 +1,7 @@
-"""The text of error feedback: what is sent through a model while its files are written.
+"""The text that is sent through a model while its files are written: for error feedback, scales of inputs.
 
 It is that of the importance matrix, or one of its own. A matrix that is ready has forgotten its text, so one
-has to be named then.
+has to be named then. Scales of inputs do without a matrix: their text is the corpus.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.codecs.feedback import DAMPING
 from qexport.errors import UsageProblem
 from qexport.evidence.store import Kind
+from qexport.receipt.names import LARGEST_INPUTS
 from qexport.run.matrix import chunk_facts, chunks_of, corpus_of
 from qexport.sizes import counted
 
@@ -48,6 +49,22 @@ def uses_feedback(options: Any) -> bool:
     return bool(getattr(options, "feedback", False))
 
 
+def uses_input_scales(options: Any) -> bool:
+    """Whether options of a format ask for scales of inputs."""
+    return bool(getattr(options, "input_scales", False))
+
+
+def refuse_forgotten(how: Calibration | None, artifact: AskedArtifact) -> None:
+    """Raise UsageProblem where scales of inputs would have to come of a matrix that is ready."""
+    if how is not None and how.imatrix is not None and how.feedback_text is None:
+        raise UsageProblem(
+            f"{artifact.name}: scales of inputs need a text, and {how.imatrix.name} holds sums of squares, "
+            "which do not say how large one input was",
+            hint="Name the text beside the matrix: --corpus FILE (in a recipe calibration: "
+            "{feedback_text: FILE}).",
+        )
+
+
 def refuse_unread(how: Calibration | None, artifact: AskedArtifact) -> None:
     """Raise UsageProblem where there is neither importance to search scales by, nor a text."""
     if how is None or not artifact.importance:
@@ -76,7 +93,7 @@ def feedback_text(
     if how.feedback_text is None and wanted is not None:
         chunks = wanted.chunks
     else:
-        how = replace(how, corpus=how.feedback_text, tokens=how.feedback_tokens)
+        how = replace(how, corpus=how.feedback_text or how.corpus, tokens=how.feedback_tokens)
         chunks = chunks_of(how, view, corpus_of(how))
     enough = max(1, how.feedback_tokens // chunks.size)
     chunks = replace(chunks, ids=chunks.ids[:enough])
@@ -84,13 +101,30 @@ def feedback_text(
     return FeedbackText(chunks.ids, replace(stream, precision=how.precision), facts)
 
 
-def needed(plans: Sequence[ArtifactPlan]) -> bool:
-    """Whether any tensor of any plan is rounded with error feedback."""
-    return any(tensor.need(Kind.INPUT_PRODUCTS) for each in plans for tensor in each.tensors)
+def needed(plans: Sequence[ArtifactPlan]) -> str:
+    """What the text is sent along for, in words; empty: for nothing."""
+    words = {Kind.INPUT_PRODUCTS: "error feedback", Kind.INPUT_LARGEST: "scales of inputs"}
+    tensors = [tensor for each in plans for tensor in each.tensors]
+    return " and ".join(words[kind] for kind in words if any(tensor.need(kind) for tensor in tensors))
 
 
 def told(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
-    """The plan of what was written, with those matrices that were left plain: too few tokens reached them."""
+    """The plan of what was written, with what was found of inputs on the way."""
+    return _fed(_scaled(plan, products), products)
+
+
+def _scaled(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
+    """With the largest magnitude of each tensor's inputs: one number where all matrices have the same."""
+    names = [need.of[0] for tensor in plan.tensors if (need := tensor.need(Kind.INPUT_LARGEST))]
+    if not names:
+        return plan
+    found = {name: products.largest(name).tolist() for name in names}
+    shown = {name: each[:1] if len(set(each)) == 1 else each for name, each in found.items()}
+    return replace(plan, details={**plan.details, LARGEST_INPUTS: shown})
+
+
+def _fed(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
+    """With those matrices that were left plain: too few tokens reached them."""
     fed = [need.of[0] for tensor in plan.tensors if (need := tensor.need(Kind.INPUT_PRODUCTS))]
     if not fed:
         return plan

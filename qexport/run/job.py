@@ -23,6 +23,7 @@ from qexport.onepass.sources import Sources
 from qexport.optional import WEIGHTS, require
 from qexport.recipe.asked import asked_sha256
 from qexport.recipe.publication import destinations, pushes
+from qexport.recipe.recipe import Calibration
 from qexport.recipe.select import Unit, units_of
 from qexport.report.write import REPORT_NAMES, write_report
 from qexport.run import feedback, steps
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from qexport.formats.plan import ArtifactPlan
     from qexport.publishing.plan import PushOptions
     from qexport.publishing.push import Pushed, Rehearsal
-    from qexport.recipe.recipe import AskedArtifact, Calibration, Recipe, RecipeModel
+    from qexport.recipe.recipe import AskedArtifact, Recipe, RecipeModel
     from qexport.run.feedback import FeedbackText
 
 
@@ -133,8 +134,10 @@ def plan_model(
             refuse_blind(aims[each.name], None)
         if feedback.uses_feedback(each.options):
             feedback.refuse_unread(how, each)
+        if feedback.uses_input_scales(each.options):
+            feedback.refuse_forgotten(how, each)
     if how is None or not any(each.importance for each in asked):
-        return work
+        return _with_text(work, how or Calibration(), watcher)
     if how.imatrix is not None:
         matrix = read_imatrix(how.imatrix)
         for aim in aims.values():
@@ -155,16 +158,18 @@ def plan_model(
         folder, own_name = work.folder(ladder), own_name or ladder.options.model_name
     wanted = want(how, local.stream, view, folder, matrix_label(view, own_name), corpus)
     work = replace(work, wanted=wanted, matrix=wanted.expected(view))
+    work = _with_text(work, how, watcher)
     if aims or uses_matrix([item.plan for item in work.items]):
-        return _with_text(work, how, watcher)
+        return work
     watcher.say("none of these types uses an importance matrix; none is collected")
     return replace(work, wanted=None, matrix=None)
 
 
 def _with_text(work: Work, how: Calibration, watcher: Watcher) -> Work:
-    """With the text of error feedback, where any artifact asks for it or is to be the best."""
+    """With the text that goes along, where any artifact asks for it or is to be the best."""
     asked = [work.recipe.artifact(unit.artifact).options for unit in work.units]
-    if not any(feedback.uses_feedback(each) or wants_best(each) for each in asked):
+    scaled = any(feedback.uses_input_scales(each) for each in asked)
+    if not scaled and not any(feedback.uses_feedback(each) or wants_best(each) for each in asked):
         return work
     if how.imatrix is not None and how.feedback_text is None:
         watcher.say("without error feedback: no text is given beside the matrix (--feedback-text)")

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qexport.artifacts.input_scales import input_scales
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.formats.opening import open_artifact
 from qexport.receipt.measures import Measures
@@ -53,7 +54,7 @@ class Measure:
             artifact = open_artifact(path, like=self._view)
             run = self._source()
             self._say(f"{report.artifact}: measuring against the source, layer by layer")
-            found = compare(run, artifact.view(), run.text)
+            found = compare(run, artifact.view(), run.text, inputs=input_scales(artifact))
         except NotFinite as error:
             return _with(report, Verdict(Check.DIVERGENCE, Status.FAIL, error.message))
         except (EnvironmentProblem, InputError) as error:

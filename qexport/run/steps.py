@@ -135,7 +135,7 @@ def write(
     Args:
         home: where the ledger lies; the first target's folder by default.
         say: is told what was none of ours and set aside.
-        text: that of error feedback.
+        text: that of error feedback and of scales of inputs.
     """
     home = home or _home(items)
     folders = [item.folder for item in items]
@@ -151,11 +151,9 @@ def write(
         resume = Resume(ledger, ledger.take(say), _together(items))
         plans = [item.plan for item in items]
         products = None
-        if text is not None and feedback.needed(plans):
+        if text is not None and (what := feedback.needed(plans)):
             products = stack.enter_context(closing(text.products(diagnosis.repaired.view())))
-            say(
-                f"  error feedback: {text.ids.size} tokens of {text.facts['corpus']} go along, layer by layer"
-            )
+            say(f"  {what}: {text.ids.size} tokens of {text.facts['corpus']} go along, layer by layer")
         done = execute(
             plans,
             folders,

@@ -50,7 +50,7 @@ class Target:
         facts: how the importance matrix was collected, where it was, for the receipt.
         gates: the limits that it has to keep.
         unverified: whether it is good enough where nothing could run it, or compare it with its source.
-        text: that of error feedback, where there is any: what the receipt says of it.
+        text: that of error feedback and scales of inputs, where there is any: what the receipt says of it.
         predicted: by label of its artifacts, what they are predicted to cost; where that was asked.
         asked: what the recipe asks for, as a hash (:mod:`qexport.recipe.asked`).
     """
@@ -123,6 +123,8 @@ class Target:
             elif isinstance(value, Assignment):
                 value = value.label if aim_of(self.options) is None else None  # chosen, not asked for
             found[each.name] = list(value) if isinstance(value, tuple) else value
+        if getattr(self.options, "input_scales", False) and self.text is not None:
+            found["input_scales"] = {key: fact for key, fact in self.text.items() if key != "damping"}
         return found
 
     def fingerprint(self, plan: ArtifactPlan) -> str:

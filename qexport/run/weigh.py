@@ -16,8 +16,9 @@ from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.format import ATTACHED
 from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.registry import FORMATS
+from qexport.recipe.recipe import Calibration
 from qexport.run.allocation import open_aim
-from qexport.run.feedback import uses_feedback
+from qexport.run.feedback import uses_feedback, uses_input_scales
 from qexport.run.job import targets_of, uses_matrix
 from qexport.run.local import Local
 from qexport.run.matrix import Matrix, matrix_label
@@ -64,7 +65,7 @@ class Burden:
     Attributes:
         source: bytes that have to be on this machine's disk and are not its own: what the Hub is asked for.
         layer: bytes of the largest layer, three of which the pass may hold.
-        calibration: weights times tokens of collecting importance, and of the text of error feedback.
+        calibration: weights times tokens of collecting importance, and of the text that goes along.
         states: bytes of hidden states that collecting may spill to disk.
         exact: from plans.
     """
@@ -108,12 +109,13 @@ def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Seq
             seconds = core_seconds(part) + assay / len(parts)
             weighed.append(Weighed(unit, nbytes, seconds, uses, verified, sum(attached.values())))
     tokens, back, fed = _tokens(recipe), _way_back(recipe), _fed(recipe)
+    active = active_weights(view)
     return Burden(
         subject=subject.key,
         units=tuple(weighed),
         source=_download(underneath(diagnosis.subject.checkpoint)) + _bases(diagnosis),
         layer=_largest_layer(view),
-        calibration=active_weights(view) * (tokens + 2 * back + fed),
+        calibration=active * (tokens + 2 * back) + (view.parameters if _scaled(recipe) else active) * fed,
         states=(tokens + back * (view.layers + 1)) * int(view.text["hidden_size"]) * 4,
         exact=True,
     )
@@ -188,12 +190,22 @@ def _way_back(recipe: Recipe) -> int:
 
 
 def _fed(recipe: Recipe) -> int:
-    """Tokens that are sent along for error feedback."""
+    """Tokens that are sent along for error feedback and scales of inputs."""
     how = recipe.calibration
-    if how is None or (how.imatrix is not None and how.feedback_text is None):
+    scaled = _scaled(recipe)
+    if how is None:
+        return Calibration().feedback_tokens if scaled else 0
+    if how.imatrix is not None and how.feedback_text is None:
         return 0
-    asked = any(uses_feedback(each.options) or wants_best(each.options) for each in recipe.artifacts)
+    asked = scaled or any(
+        uses_feedback(each.options) or wants_best(each.options) for each in recipe.artifacts
+    )
     return how.feedback_tokens if asked else 0
+
+
+def _scaled(recipe: Recipe) -> bool:
+    """Whether scales of inputs are measured: then every expert sees every token of that text."""
+    return any(uses_input_scales(each.options) for each in recipe.artifacts)
 
 
 def _largest_layer(view: ModelView) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qexport.receipt.measures import Estimate, Flips, Measures
@@ -32,6 +33,8 @@ from qexport.verification.routing import routing_flips
 from qexport.verification.text_run import TextRun, run_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     import numpy as np
 
     from qexport.evidence.options import StreamOptions
@@ -50,6 +53,8 @@ _PER_NAT = 0.5
 # Nats that a head may be further from the source's than rounding explains, and what it explains: a multiple
 # of the trunk's own divergence. A 4-bit head on an exact trunk is at 0.012.
 _HEAD_SLACK, _HEAD_FACTOR = 0.02, 3.0
+_TOP = 6.0 * 448.0  # an input as large as its scale leaves room for, times that scale
+_CROWDED = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Comparison:
         heads: divergence of what the heads say of the token after.
         score, source_score: acceptance of each head by its own trunk.
         flips: of a mixture of experts, tokens that are sent elsewhere.
+        room: where inputs were rounded to four bits: of each matrix, the largest that entered it as a share
+            of what its scale leaves room for.
     """
 
     trunk: Divergence
@@ -68,6 +75,7 @@ class Comparison:
     score: HeadScore | None
     source_score: HeadScore | None
     flips: Flips | None = None
+    room: tuple[float, ...] = ()
 
     def findings(self, *, limit: float = DAMAGED, headless: bool = False) -> tuple[Verdict, ...]:
         """Both judgements, of the head only where there is one to judge.
@@ -76,10 +84,11 @@ class Comparison:
             limit: as in :func:`judge_divergence`.
             headless: the artifact was asked for without the head that the source has.
         """
-        trunk = judge_divergence(self.trunk, limit=limit)
-        if self.score is None and (headless or self.source_score is None):
-            return (trunk,)
-        return trunk, judge_head(self.score, self.source_score, trunk=self.trunk, heads=self.heads)
+        trunk = judge_divergence(self.trunk, limit=limit, rounded=len(self.room))
+        found = [trunk, *([judge_room(self.room)] if self.room else [])]
+        if self.score is not None or not (headless or self.source_score is None):
+            found.append(judge_head(self.score, self.source_score, trunk=self.trunk, heads=self.heads))
+        return tuple(found)
 
     def measures(self, known: Measures) -> Measures:
         """The figures, with those that are known already."""
@@ -107,6 +116,7 @@ def compare(
     *,
     first: int | None = None,
     progress: Progress | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
 ) -> Comparison:
     """Run the source and the artifact, where they are no runs already, over a text and compare.
 
@@ -117,15 +127,16 @@ def compare(
         text: as for ``run_text``; ``heldout_text`` gives some.
         first: the first position of a chunk that counts; half of the chunk by default. Heads are judged on
             all of it.
+        inputs: of W4A4, the artifact's scales of inputs: those are rounded to four bits, as where it is run.
 
     Raises:
         InputError, EnvironmentProblem: as ``run_text``.
     """
     if not isinstance(source, TextRun):
         with run_text(source, text, options, progress) as run:
-            return compare(run, artifact, text, options, first=first, progress=progress)
+            return compare(run, artifact, text, options, first=first, progress=progress, inputs=inputs)
     if not isinstance(artifact, TextRun):
-        with run_text(artifact, text, options, progress) as run:
+        with run_text(artifact, text, options, progress, inputs) as run:
             return compare(source, run, text, options, first=first, progress=progress)
     trunk = compare_runs(source, artifact, first=first)
     one, other = (score_head(each) if each.view.mtp_layers else None for each in (artifact, source))
@@ -136,12 +147,15 @@ def compare(
         score=one,
         source_score=other,
         flips=routing_flips(source, artifact, first=first),
+        room=tuple(_room(artifact.largest, artifact.inputs)),
     )
 
 
-def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Verdict:
-    """The divergence against ``limit``, nats in the mean."""
+def judge_divergence(found: Divergence, *, limit: float = DAMAGED, rounded: int = 0) -> Verdict:
+    """The divergence against ``limit``, nats in the mean; ``rounded`` matrices had inputs of four bits."""
     data: dict[str, Any] = {**found.to_json(), "limit": limit}
+    if rounded:
+        data["inputs_rounded"] = rounded
     if broken := _not_finite(found):
         words = f"{broken} is not finite: a weight is damaged"
         return Verdict(Check.DIVERGENCE, Status.FAIL, words, data)
@@ -149,9 +163,34 @@ def judge_divergence(found: Divergence, *, limit: float = DAMAGED) -> Verdict:
     words = f"{with_error(mean)} nats in the mean over {found.positions} positions, "
     words += "" if found.p99 is None else f"{nats(found.p99)} at the 99th percentile, "
     words += f"{with_error(same, share=True)} of first choices the same"
+    words += f", inputs of {rounded} matrices rounded to four bits" if rounded else ""
     if not found.mean <= limit:
         return Verdict(Check.DIVERGENCE, Status.FAIL, f"{words}; at most {limit:g} expected", data)
     return Verdict(Check.DIVERGENCE, Status.PASS, words, data)
+
+
+def _room(largest: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> Iterator[float]:
+    """Of each matrix, experts that nothing was sent to left out."""
+    for name, scales in inputs.items():
+        for seen, scale in zip(largest.get(name, ()), scales, strict=False):
+            if seen:
+                yield float(seen) * float(scale) / _TOP
+
+
+def judge_room(shares: Sequence[float]) -> Verdict:
+    """Whether the scales of inputs leave room for those of a text that they were not measured on.
+
+    What is larger than its scale leaves room for is cut off. Single matrices meet larger inputs in another
+    text; that half of all should meet inputs of twice the size and more is no matter of the text.
+    """
+    middle, cut = median(shares), sum(share > 1 for share in shares)
+    data = {"matrices": len(shares), "cut_off": cut, "median": middle, "most": max(shares), "limit": _CROWDED}
+    words = f"inputs of {cut} of {len(shares)} matrices are cut off somewhere in the text, the largest at "
+    words += f"{max(shares):.2g} times its room; half take {middle:.2g} of it or less"
+    if not middle <= _CROWDED:
+        words += f"; at most {_CROWDED:g} expected: the scales of inputs are too large"
+        return Verdict(Check.INPUT_ROOM, Status.FAIL, words, data)
+    return Verdict(Check.INPUT_ROOM, Status.PASS, words, data)
 
 
 def _not_finite(*measured: Divergence | HeadScore | None) -> str:

@@ -20,6 +20,7 @@ from qexport.onepass.files import silent
 from qexport.receipt.verification import Check, Status, Verdict, Verification
 from qexport.verification.choose import choose_runtime
 from qexport.verification.conversation import folder_ends, judge_ends, source_ends, template_kept
+from qexport.verification.input_scales import check_input_scales, recorded
 from qexport.verification.judge import skipped
 from qexport.verification.memory import shortage
 from qexport.verification.options import VerifyOptions
@@ -131,6 +132,10 @@ def _read(steps: Steps, found: OnDisk) -> bool:
         steps.add(kept)
     for finding in () if about.artifact is None else check_stored_form(about.artifact):
         steps.add(finding)
+    if about.artifact is not None and not found.is_file:
+        scaled = check_input_scales(about.artifact, recorded(found.path))
+        if scaled is not None:
+            steps.add(scaled)
     if (read := check_readers(about.packed())) is not None:
         steps.add(read)
     return True

@@ -7,7 +7,7 @@ and drafts garbage. Five findings, from headers and a few scalars, with nothing 
 ``tensors``       the family's tensors are all there, of the right shape, and no others; tied as declared
 ``stored``        codes and scales fit together
 ``declared``      each module is in the form that the config promises (:mod:`qexport.formats.hf`)
-``fused``         what runtimes fuse is in one form, and NVFP4 partners share one global scale
+``fused``         what runtimes fuse is in one form, and NVFP4 partners share scales of weights and inputs
 ``mtp_declared``  a head is declared if and only if it is there
 ================  ====================================================================================
 
@@ -17,7 +17,6 @@ Left out: what scales and codes say. That a head was shifted twice shows when it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from qexport.artifacts.artifact import Opened, skeleton
 from qexport.artifacts.layout import Asked, Promise
-from qexport.artifacts.weights import StoredWeight
+from qexport.artifacts.weights import StoredWeight, home_of
 from qexport.checkpoint.tensors import LogicalTensor
 from qexport.doctor.subject import EMBEDDING, HEAD, same_bits
 from qexport.errors import InputError
@@ -45,9 +44,8 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor
 
 
-_EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
-_FUSED_EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)(\.weight)?$")
 # vLLM's in_proj_ba; stored as floats by everybody, but it has to be so for both.
+_ONCE = {"global scales": ("weight_global_scale", "weight_scale_2"), "scales of inputs": ("input_scale",)}
 _PARTNERS = (*FUSED_ROLES, frozenset({Role.LINEAR_A, Role.LINEAR_B}))
 
 
@@ -112,21 +110,11 @@ def _vision(artifact: Opened) -> VisionHyper | None:
     return resolve_vision(artifact.family, artifact.config, artifact.text["hidden_size"])
 
 
-def _home(name: str) -> tuple[str, int | None]:
-    """The stacked tensor that a weight belongs to, and which expert it is."""
-    if match := _EXPERT.search(name):
-        return name.replace(match[0], ".mlp.experts."), int(match[1])
-    if match := _FUSED_EXPERTS.search(name):
-        part = "gate_proj" if match[1] == "gate_up_proj" else "down_proj"
-        return f"{name[: match.start()]}.mlp.experts.{part}.weight", None
-    return name, None
-
-
 def _weights(artifact: Opened) -> Iterator[_Weight]:
     expected = _expected(artifact)
     for name, stored in artifact.weights.items():
         assert isinstance(stored, StoredWeight)
-        home, expert = _home(name)
+        home, expert = home_of(name)
         yield _Weight(name, stored, expected.get(home), expert)
 
 
@@ -154,7 +142,7 @@ def _missing(artifact: Opened) -> Iterator[str]:
 def _unknown(artifact: Opened) -> Iterator[str]:
     expected = _expected(artifact)
     for name, weight in artifact.weights.items():
-        home, expert = _home(name)
+        home, expert = home_of(name)
         tensor = expected.get(home)
         if tensor is None:
             yield f"{name} is not part of the {artifact.family.name} family"
@@ -251,13 +239,15 @@ def _unlike(weights: list[_Weight]) -> Iterator[str]:
             continue
         if "experts" in key:
             continue
-        scales = {value for weight in members for value in _shared(weight)}
-        if len(scales) > 1:
-            yield f"{first} and {last} are run as one and have global scales of their own: {sorted(scales)}"
+        for what, parts in _ONCE.items():
+            scales = {value for weight in members for value in _shared(weight, parts)}
+            if len(scales) > 1:
+                yield f"{first} and {last} are run as one and have {what} of their own: {sorted(scales)}"
 
 
-def _shared(weight: _Weight) -> Iterator[float]:
-    for part in ("weight_global_scale", "weight_scale_2"):
+def _shared(weight: _Weight, parts: tuple[str, ...]) -> Iterator[float]:
+    nvfp4 = weight.form is not None and weight.form.kind == "nvfp4"
+    for part in parts if nvfp4 else ():
         if part in weight.stored.parts:
             yield from weight.stored.parts[part].whole().float().view(-1).tolist()
 

@@ -67,6 +67,8 @@ class TextRun:
         states: float32 ``(chunks, chunk, width)``, after the trunk's final norm.
         routes: for each layer of experts, those that each token of what is compared is sent to,
             ``(chunks, chunk, chosen)``, in ascending order; empty where there are none.
+        inputs: scales of those inputs that were rounded, by canonical name, ``(matrices,)``.
+        largest: of these matrices, the largest that entered, likewise.
         options: how it was run.
         stack: what lasts as long as the run.
     """
@@ -75,6 +77,8 @@ class TextRun:
     text: Chunked
     states: HiddenStates
     routes: Mapping[int, np.ndarray] = field(repr=False)
+    inputs: Mapping[str, np.ndarray] = field(repr=False)
+    largest: Mapping[str, np.ndarray] = field(repr=False)
     options: StreamOptions
     stack: ExitStack = field(repr=False)
 
@@ -133,22 +137,25 @@ def run_text(
     text: np.ndarray | Chunked,
     options: StreamOptions | None = None,
     progress: Progress | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[TextRun]:
     """Send a text through the model; its states last as long as the context.
 
     Args:
         view: of a source or of an artifact.
         text: of :func:`heldout_text`; or ids, integers ``(chunks, chunk)``. Every chunk is a text of its own.
+        inputs: scales of those inputs that are rounded to NVFP4 (:func:`qexport.artifacts.input_scales`).
 
     Raises:
         InputError: ids beyond the vocabulary, weights that are missing or damaged.
         EnvironmentProblem: transformers is missing, or memory or disk are too small.
     """
+    from qexport.evidence.largest_inputs import LargestInputs
     from qexport.evidence.observe import Routes
     from qexport.evidence.stream import LayerStream
 
     options = options or EXACT
-    stream = LayerStream(view, options)
+    stream = LayerStream(view, options, inputs)
     text = text if isinstance(text, Chunked) else plain(text)
     chunks, chunk = text.ids.shape
     width = int(view.text["hidden_size"])
@@ -158,7 +165,9 @@ def run_text(
         ExitStack() as stack,
     ):
         seen = Routes()
-        stream.trunk(text.ids, seen, progress=progress, final=states.write)
+        entered = LargestInputs(seen)
+        entered.follow(inputs or (), experts=False)
+        stream.trunk(text.ids, entered, progress=progress, final=states.write)
         del stream
         compared = text.part(COMPARED)
         routes = {
@@ -166,7 +175,7 @@ def run_text(
             for layer, chosen in seen.layers.items()
             if layer < view.layers
         }
-        yield TextRun(view, text, states, routes, options, stack)
+        yield TextRun(view, text, states, routes, inputs or {}, entered.tables, options, stack)
 
 
 def plain(tokens: np.ndarray) -> Chunked:

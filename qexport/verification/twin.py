@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexport.artifacts.input_scales import stored_input_scales
 from qexport.errors import EnvironmentProblem, QexportError
 from qexport.formats.gguf.twin import plan_twin
 from qexport.onepass.disk import free_bytes
@@ -72,6 +73,8 @@ def twin_of(artifact: Opened, options: VerifyOptions, say: Say) -> Iterator[tupl
         types = plan.details["tensor_types"]
         words = ", ".join(f"{count} {kind}" for kind, count in types.items())
         made = f"a GGUF of the same numbers ({words}; {plan.size / 1e9:.2f} GB) stands for the folder"
+        if any(scale is not None for _, scale in stored_input_scales(artifact)):
+            made += "; its weights: activations, which the folder has in four bits, are not rounded there"
         data = {"tensor_types": types, "size": plan.size}
         twin = GgufTwin(Path(folder) / plan.files[0].name, llama_cpp(options.llama_server))
         yield twin, Verdict(Check.TWIN, Status.PASS, made, data)

@@ -28,6 +28,7 @@ DIFFERENT = {
     "--recipe": "mlx-lm's own word; a recipe of ours",
     "--revision": "what is read; what is written (--branch, by the Hub client's name)",
     "--runtime-python": "of the runtime that is asked for; of several",
+    "--scheme": "each format has its own of llm-compressor's",
     "--seed": "of answers; of training",
     "--temperature": "of drafts; of answers, where the model recommends one",
     "--text": "to judge on; to learn from",

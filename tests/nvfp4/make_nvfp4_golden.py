@@ -40,6 +40,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 SMALL = {"float32_ssm": False, "hidden": 128, "intermediate": 256, "layers": 4}
 MIXED_CASES = {"dense mixed": ("qwen3_5", SMALL), "MoE mixed": ("qwen3_5_moe", {**SMALL, "experts": 3})}
 """Of these one layer's MLP, attention and DeltaNet are FP8, the other MLPs NVFP4."""
+W4A4_CASES = {
+    **{case: CASES[case] for case in ("dense", "MoE")},
+    "MoE float32": ("qwen3_5_moe", {"experts": 3, "dtype": "fp32"}),
+}
+"""With scales of inputs: oneshot runs the model on :func:`w4a4_tokens`."""
 MIXED = {
     "NVFP4A16": [r"re:.*layers\.[023]\.mlp\.(.*\.)?(gate|up|down)_proj$"],
     "FP8_BLOCK": [
@@ -59,13 +64,15 @@ PACKAGES = {
 
 def make(peer: str, case: str, out: Path) -> dict[str, Any]:
     """Build the case's model, quantize it into ``out``, and say what came out."""
-    name, options = (CASES | MIXED_CASES)[case]
+    name, options = (CASES | MIXED_CASES | W4A4_CASES)[case]
     with tempfile.TemporaryDirectory() as work:
         source = zoo.build(name, Path(work) / "model", **options)
         if peer == "llmcompressor":
             llmcompressor(source, out, scheme="NVFP4A16")
         elif peer == "llmcompressor-mixed":
             llmcompressor(source, out, config=mixed())
+        elif peer == "llmcompressor-w4a4":
+            oneshot(source, out)
         else:
             modelopt(source, out, peer)
     declared = json.loads((out / "config.json").read_text())["quantization_config"]
@@ -79,6 +86,48 @@ def llmcompressor(source: Path, out: Path, **how: Any) -> None:
     from llmcompressor import model_free_ptq
 
     model_free_ptq(source, out, ignore=LEFT, max_workers=1, device="cpu", **how)
+
+
+def w4a4_tokens() -> torch.Tensor:
+    """What goes through the model for scales of inputs, ``(chunks, chunk)``: no text of any length."""
+    return torch.randint(0, 64, (3, 24), generator=torch.Generator().manual_seed(5))
+
+
+def oneshot(source: Path, out: Path) -> None:
+    """W4A4, and beside the folder the largest magnitude that each module's observer has seen."""
+    import transformers
+    from datasets import Dataset
+    from llmcompressor import oneshot as run
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.observers import Observer
+
+    warnings.simplefilter("ignore")
+    kind = getattr(transformers, json.loads((source / "config.json").read_text())["architectures"][0])
+    model = kind.from_pretrained(source, dtype="auto")
+    ids = w4a4_tokens().tolist()
+    seen: dict[str, float] = {}
+    plain = Observer.get_qparams
+
+    def noted(observer: Any) -> Any:
+        if observer.base_name == "input":
+            name = next(name for name, each in model.named_modules() if each is observer)
+            both = torch.stack([observer.min_vals.abs(), observer.max_vals.abs()])
+            seen[name.removesuffix(".input_observer")] = float(both.max())
+        return plain(observer)
+
+    Observer.get_qparams = noted
+    run(
+        model=model,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(source),
+        dataset=Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(ids[0])] * len(ids)}),
+        recipe=QuantizationModifier(targets=["Linear"], scheme="NVFP4", ignore=LEFT),
+        max_seq_length=len(ids[0]),
+        num_calibration_samples=len(ids),
+        shuffle_calibration_samples=False,
+    )
+    Observer.get_qparams = plain
+    model.save_pretrained(out, save_compressed=True)
+    out.with_name(f"{out.name}-inputs.json").write_text(json.dumps(seen))
 
 
 def mixed() -> Any:

@@ -60,6 +60,7 @@ def formats(matrix: ImportanceMatrix, *, feedback: bool = True) -> dict[str, Any
         "nvfp4": Nvfp4Options(
             scope="all-linear", scale_search="importance", importance=matrix, feedback=feedback
         ),
+        "w4a4": Nvfp4Options(scheme="NVFP4", importance=matrix, scale_search="importance", feedback=feedback),
     }
 
 

@@ -5,7 +5,7 @@ of its own paths (``language_model.model.layers...``), SGLang too, and both with
 fused layer. An expression names a projection in all layers, or in single ones where a choice divides them.
 The MTP head is one expression without a dot before it: runtime paths begin with ``mtp``, and a list of single
 modules has made SGLang skip fused ones (https://github.com/sgl-project/sglang/issues/35797). In a folder of
-NVFP4A16 and FP8_BLOCK each lists its modules in the same way; ``ignore`` goes first for all readers.
+NVFP4 and FP8_BLOCK each scheme lists its modules in the same way; ``ignore`` goes first for all readers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from qexport.formats.compressed_config import compressed_tensors
 from qexport.formats.fp8.scope import FP8
 from qexport.formats.linears import expressions_of, modules_of
 from qexport.formats.nvfp4.modelopt import MODULE_ROLES, vision_roots
+from qexport.formats.nvfp4.scope import NVFP4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor, ModelView
 
 
-_SCHEMES = {"NVFP4": "NVFP4A16", FP8: "FP8_BLOCK"}
-
-
-def compressed_config(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """``quantization_config``."""
+def compressed_config(
+    repaired: Repaired, view: ModelView, chosen: Mapping[str, str], scheme: str
+) -> dict[str, Any]:
+    """``quantization_config``; ``scheme``: llm-compressor's name for what is NVFP4."""
     targets = {
-        scheme: _expressions(repaired, view, {name for name in chosen if chosen[name] == algo}.__contains__)
-        for algo, scheme in _SCHEMES.items()
+        word: _expressions(repaired, view, {name for name in chosen if chosen[name] == algo}.__contains__)
+        for algo, word in {NVFP4: scheme, FP8: "FP8_BLOCK"}.items()
         if algo in chosen.values()
     }
     return compressed_tensors(targets, ignored(repaired, view, chosen))

@@ -45,7 +45,9 @@ def _best(options: Nvfp4Options) -> tuple[Nvfp4Options, ...]:
 
 def _folder(options: Nvfp4Options) -> str:
     """Under the name of the layout's own, and what the types were chosen for."""
-    usual = "{name}-NVFP4" if options.layout == "modelopt" else "{name}-NVFP4A16"
+    usual = "{name}-NVFP4" if options.form == "modelopt" else f"{{name}}-{options.scheme_word}"
+    if options.input_scales:
+        usual = "{name}-NVFP4-W4A4"  # NVFP4 alone is the other layout's
     return usual if options.aim is None else f"{usual}-{options.aim.label}"
 
 
@@ -71,7 +73,7 @@ NVFP4 = Format(
     guess="NVFP4",
     proof=Proof("transformers", "reference"),
     layouts=_layouts,
-    layout_word=lambda options: str(options.layout),
+    layout_word=lambda options: str(options.form),
     tolerances={
         "W4A4_NVFP4": tolerance.ALL_FOUR_BITS,  # its activations, too
         ".*NVFP4.*|MIXED_PRECISION|W4A16.*": tolerance.FOUR_BITS,

@@ -2,6 +2,7 @@
 
 ModelOpt's: ``weight`` (uint8), ``weight_scale`` (E4M3), ``weight_scale_2`` (a float32 number to multiply by).
 compressed-tensors': ``weight_packed``, ``weight_scale``, ``weight_global_scale`` (one float32 to divide by).
+Where inputs are in four bits, too (W4A4): ``input_global_scale``, one float32 for all inputs of the matrix.
 The levels and block scales are laid out alike. FP8 with one scale is ModelOpt's ``FP8``: ``weight``,
 ``weight_scale`` and ``input_scale``, the last two float32 numbers.
 """
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-Specs = tuple[TensorSpec, TensorSpec, TensorSpec]
+Specs = tuple[TensorSpec, ...]
+
+
+INPUT_SCALE = "input_global_scale"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ LAYOUTS: Mapping[Literal["modelopt", "compressed-tensors"], Spelling] = {
 }
 
 
-def nvfp4_specs(layout: Spelling, module: str, rows: int, columns: int) -> Specs:
-    """The stored tensors of one matrix, in the order of the encoder's streams."""
+def nvfp4_specs(layout: Spelling, module: str, rows: int, columns: int, *, inputs: bool = False) -> Specs:
+    """The stored tensors of one matrix, in the order of the encoder's streams; ``inputs``: and the scale of
+    what it is multiplied with, as compressed-tensors has it."""
+    once = [layout.shared, *([INPUT_SCALE] if inputs else [])]
     return (
         TensorSpec(f"{module}.{layout.packed}", "U8", (rows, columns // 2)),
         TensorSpec(f"{module}.{layout.scale}", "F8_E4M3", (rows, columns // 16)),
-        TensorSpec(f"{module}.{layout.shared}", "F32", layout.shared_shape),
+        *(TensorSpec(f"{module}.{name}", "F32", layout.shared_shape) for name in once),
     )
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from qexport.evidence.imatrix_file import ImportanceMatrix
 
 
+W4A4 = "NVFP4"
+SCHEMES = ("NVFP4A16", W4A4)
+"""llm-compressor's names: activations as they are, or in four bits as well."""
 NVIDIA = "nvidia"
 SCOPES = ("mlp", "mlp+attention", "all-linear", NVIDIA)
 """Scopes by name; anything else is a regular expression."""
@@ -31,7 +34,10 @@ class Nvfp4Options(Aimed):
     Attributes:
         layout: ``modelopt`` (``weight``, ``weight_scale``, ``weight_scale_2``, hf_quant_config.json) or
             ``compressed-tensors`` (``weight_packed``, ``weight_scale``, ``weight_global_scale``). FP8 has a
-            scale for a matrix in the one, for a tile of 128 by 128 in the other.
+            scale for a matrix in the one, for a tile of 128 by 128 in the other. By itself ``modelopt``; with
+            a scheme the other.
+        scheme: of compressed-tensors: ``NVFP4A16`` (by itself; W4A16), or ``NVFP4`` (W4A4): a scale for the
+            inputs of each matrix is stored, which is measured on a text.
         scope: what is quantized in the language model's layers: a name of :data:`SCOPES`, or a regular
             expression that is searched in published module paths.
         scale_search: how block scales are chosen: ``max`` as ModelOpt and llm-compressor do, ``mse`` for the
@@ -48,7 +54,8 @@ class Nvfp4Options(Aimed):
         UsageProblem: choices that contradict each other.
     """
 
-    layout: Literal["modelopt", "compressed-tensors"] = "modelopt"
+    layout: Literal["modelopt", "compressed-tensors"] | None = None
+    scheme: Literal["NVFP4A16", "NVFP4"] | None = None
     scope: str = "mlp"
     scale_search: Literal["max", "mse", "importance"] = "max"
     importance: ImportanceMatrix | None = None
@@ -71,8 +78,13 @@ class Nvfp4Options(Aimed):
                 hint="Leave --scale-search out.",
             )
         for name, known in _KNOWN.items():
-            if getattr(self, name) not in known:
-                raise UsageProblem(f"{name} is {getattr(self, name)!r}; there are {', '.join(known)}")
+            if (given := getattr(self, name)) is not None and given not in known:
+                raise UsageProblem(f"{name} is {given!r}; there are {', '.join(known)}")
+        if self.layout == "modelopt" and self.scheme is not None:
+            raise UsageProblem(
+                f"{self.scheme} is a scheme of compressed-tensors; ModelOpt's layout has W4A16 alone here",
+                hint="Leave out --layout or --scheme.",
+            )
         if self.keep_head and self.scope != NVIDIA:
             raise UsageProblem("only scope nvidia quantizes lm_head")
         if self.scale_search == "importance" and self.importance is None:
@@ -89,10 +101,29 @@ class Nvfp4Options(Aimed):
             )
 
     @property
+    def form(self) -> Literal["modelopt", "compressed-tensors"]:
+        """The layout."""
+        return self.layout or ("modelopt" if self.scheme is None else "compressed-tensors")
+
+    @property
+    def scheme_word(self) -> str:
+        """llm-compressor's name of what compressed-tensors is told."""
+        return self.scheme or SCHEMES[0]
+
+    @property
+    def input_scales(self) -> bool:
+        """Whether scales of inputs are stored, so that a text has to be sent through the model."""
+        return self.scheme == W4A4
+
+    @property
     def search(self) -> Literal["max", "mse", "importance"]:
         """How block scales are chosen."""
         chosen = needs_sensitivity(self) and self.importance is not None
         return "importance" if chosen else self.scale_search
 
 
-_KNOWN = {"layout": ("modelopt", "compressed-tensors"), "scale_search": ("max", "mse", "importance")}
+_KNOWN = {
+    "layout": ("modelopt", "compressed-tensors"),
+    "scheme": SCHEMES,
+    "scale_search": ("max", "mse", "importance"),
+}

@@ -1,11 +1,14 @@
-"""An NVFP4 W4A16 folder as an artifact: what is quantized, how it is stored, and what the config says of it.
+"""An NVFP4 folder as an artifact: what is quantized, how it is stored, and what the config says of it.
 
 Published names in the form that the repaired checkpoint has; experts one by one, as every loader takes them;
 everything that a scope leaves out in its own dtype. Global scales are shared by what runtimes fuse
 (:mod:`qexport.formats.nvfp4.scope`). Tensors come in the order of the pass.
 
-Left out: W4A4, whose activation scales need the model to run, and FP8 KV caches, which are a choice of
-whoever serves the model.
+W4A4 stores a scale for the inputs of each matrix, too: of the largest magnitude that enters it while a text
+goes through the model, which happens as the folder is written (:mod:`qexport.evidence.largest_inputs`). What
+is fused has the same inputs, so it has the same scale; all experts of a layer share that of gate and up.
+
+Left out: W4A4 in ModelOpt's layout, and FP8 KV caches, which are a choice of whoever serves the model.
 """
 
 from __future__ import annotations
@@ -69,16 +72,16 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options, *, sized: bool = False
     makers = _Makers(repaired, options, chosen, evidence, sharing(view, chosen))
     tensors = [makers.folder_tensor(tensor) for tensor in pass_order(view)]
     small: dict[str, bytes] = dict(repaired.files)
-    if options.layout == "modelopt":
+    if options.form == "modelopt":
         declared = modelopt_config(repaired, view, chosen)
         text = json.dumps(modelopt_file(repaired, view, chosen), indent=4)
         small["hf_quant_config.json"] = text.encode()
     else:
-        declared = compressed_config(repaired, view, chosen)
+        declared = compressed_config(repaired, view, chosen, options.scheme_word)
     small["config.json"] = dump_json(_config(repaired, view, declared))
     return plan_folder(
         "nvfp4",
-        "NVFP4",
+        "W4A4_NVFP4" if options.input_scales else "NVFP4",
         tensors,
         small,
         max_shard=options.max_shard,
@@ -91,7 +94,8 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options, *, sized: bool = False
             *(feedback_notes(tensors) if options.feedback else []),
         ],
         details={
-            "layout": options.layout,
+            "layout": options.form,
+            "scheme": None if options.form == "modelopt" else options.scheme_word,
             "scope": options.scope,
             "scale_search": options.scale_search,
             "importance_matrix": options.importance.label if options.importance else None,
@@ -128,8 +132,8 @@ class _Makers:
             rounded = self.repaired.view().wide and tensor.role not in _FLOAT32
             return as_it_is(self.repaired, tensor, "BF16" if rounded else tensor.data.dtype)
         modules, (rows, columns) = modules_of(self.repaired, tensor), tensor.shape[-2:]
-        if algo == FP8 and self.options.layout != "modelopt":
-            return as_fp8(self.repaired, tensor, Fp8Options(self.options.layout))
+        if algo == FP8 and self.options.form != "modelopt":
+            return as_fp8(self.repaired, tensor, Fp8Options(self.options.form))
         stored: StoredType
         needs = [Need(Kind.LARGEST, self.fused[tensor.name])]
         if algo == FP8 or self.options.scale_search == "importance":
@@ -138,9 +142,10 @@ class _Makers:
             specs = [fp8_specs(module, rows, columns) for module in modules]
             stored = Fp8Matrix()
         else:
-            layout = LAYOUTS[self.options.layout]
-            specs = [nvfp4_specs(layout, module, rows, columns) for module in modules]
-            stored = Nvfp4(layout.divides, "max" if self.options.scale_search == "max" else "mse")
+            layout, inputs = LAYOUTS[self.options.form], self.options.input_scales
+            specs = [nvfp4_specs(layout, module, rows, columns, inputs=inputs) for module in modules]
+            stored = Nvfp4(layout.divides, "max" if self.options.scale_search == "max" else "mse", inputs)
+            needs += [Need(Kind.INPUT_LARGEST, (tensor.name,))] if inputs else []
         streams = tuple(zip(*specs, strict=True))
         made = FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
         return with_feedback(made, tensor, self.evidence) if self.options.feedback else made
@@ -167,12 +172,14 @@ def _notes(
             f"the importance matrix has nothing for {len(without)} of {len(chosen)} tensors "
             f"({without[0]} and others), whose columns count alike"
         )
-    fp8 = [name for name, algo in chosen.items() if algo == FP8 and options.layout == "modelopt"]
+    fp8 = [name for name, algo in chosen.items() if algo == FP8 and options.form == "modelopt"]
     if fp8 and not any(name not in without for name in fp8):
         notes.append(
             "FP8 activations have the scale 1: no importance matrix says how large they are; "
             "with one they are fitted"
         )
+    if options.input_scales:
+        notes.append("W4A4: activations are rounded to 4 bits where it runs; scales of inputs from a text")
     if view.mtp_layers:
         notes.append("the MTP head is kept as it is and listed as not quantized")
     return notes

@@ -74,7 +74,7 @@ def choose(
     if by_role is None:
         chosen = _by_pattern(repaired, view, options.scope)
     else:
-        heads = () if options.keep_head or options.layout != "modelopt" else (Block.HEAD,)
+        heads = () if options.keep_head or options.form != "modelopt" else (Block.HEAD,)
         chosen = {
             tensor.name: by_role[tensor.role]
             for tensor in view
@@ -98,7 +98,7 @@ def choose(
 
 def choosable(view: ModelView, options: Nvfp4Options) -> list[ModelTensor]:
     """All tensors that may have another type than their own."""
-    head = Role.OUTPUT if options.layout == "modelopt" else None
+    head = Role.OUTPUT if options.form == "modelopt" else None
     return [
         tensor
         for tensor in view
@@ -110,7 +110,7 @@ def why_not(repaired: Repaired, tensor: ModelTensor, word: str, options: Nvfp4Op
     """Why the tensor cannot be stored so; ``None``: it can."""
     if word == NVFP4 and tensor.shape[-1] % _BLOCK:
         return f"has rows of {tensor.shape[-1]} values, which do not divide into NVFP4's blocks of {_BLOCK}"
-    if word == FP8 and options.layout != "modelopt" and (why := misfit(tensor, repaired.hyper.dims)):
+    if word == FP8 and options.form != "modelopt" and (why := misfit(tensor, repaired.hyper.dims)):
         return f"does not divide into FP8's tiles of {FP8_TILE}: {why}"
     return None
 

@@ -1,0 +1,89 @@
+"""Whether scales of inputs (W4A4) are there, and are those of what was measured.
+
+A receipt of ours says how large the inputs of each matrix were on the text; then every stored scale has to be
+2688 divided by that, within its rounding. What others measured nobody here knows: their scales are held to be
+there and positive. What a scale does is seen where the folder is compared with its source: inputs are rounded
+by it there. That what is fused has one is held with its form (``stored_form``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from qexport.artifacts.input_scales import stored_input_scales
+from qexport.artifacts.weights import home_of
+from qexport.errors import InputError
+from qexport.receipt.names import LARGEST_INPUTS
+from qexport.receipt.store import read_receipt
+from qexport.receipt.verification import Check, Status, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from qexport.artifacts.artifact import Opened
+
+
+_TOP = 6.0 * 448.0
+_LARGEST = 3e38  # beyond it no dtype has a number, and 1 is stored
+_ROUNDING = 2**-6  # of a quotient and its divisor, each in the activations' dtype: bfloat16 has 8 bits
+
+
+def recorded(folder: Path) -> Mapping[str, Sequence[float]] | None:
+    """The largest inputs that the receipt in the folder has of it; ``None``: it has none."""
+    try:
+        read = read_receipt(folder)
+    except InputError:
+        return None
+    artifacts = () if read.receipt is None else read.receipt.artifacts
+    return next((dict(found) for each in artifacts if (found := each.details.get(LARGEST_INPUTS))), None)
+
+
+def check_input_scales(
+    artifact: Opened, largest: Mapping[str, Sequence[float]] | None = None
+) -> Verdict | None:
+    """The finding; ``None``: neither the config nor a tensor speaks of activations in four bits.
+
+    Args:
+        largest: by canonical name of the tensor, the largest inputs of its matrices: one, or one for each.
+    """
+    scales = list(stored_input_scales(artifact))
+    count = sum(scale is not None for _, scale in scales)
+    if not count and not _declared(artifact):
+        return None
+    problems = [
+        f"{weight.module}: {why}" for weight, scale in scales if (why := _wrong(weight.name, scale, largest))
+    ]
+    data: dict[str, Any] = {"scales": count, "measured": largest is not None, "problems": problems[:50]}
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        return Verdict(Check.INPUT_SCALES, Status.FAIL, "; ".join(problems[:3]) + more, data)
+    told = "; no record of how large inputs were" if largest is None else ", each that of the largest input"
+    words = f"{count} scales of inputs{told}"
+    return Verdict(Check.INPUT_SCALES, Status.PASS, words, data)
+
+
+def _declared(artifact: Opened) -> bool:
+    groups = (artifact.details.get("quantization") or {}).get("config_groups") or {}
+    return any((group.get("input_activations") or {}).get("num_bits") == 4 for group in groups.values())
+
+
+def _wrong(name: str, scale: float | None, largest: Mapping[str, Sequence[float]] | None) -> str:
+    """What is wrong with the scale of the inputs of the weight with that name, in words; empty: nothing."""
+    if scale is None:
+        return "no scale of its inputs is there"
+    if not 0 < scale < math.inf:
+        return f"the scale of its inputs is {scale:g}"
+    if largest is None:
+        return ""
+    home, expert = home_of(name)
+    table = largest.get(home)
+    if not table:
+        return "there is no record of how large its inputs were"
+    seen = table[(expert or 0) % len(table)]
+    wanted = _TOP / seen if seen > 0 else math.inf
+    wanted = wanted if wanted < _LARGEST else 1.0
+    if abs(scale / wanted - 1) <= _ROUNDING:
+        return ""
+    return f"the scale of its inputs is {scale:g}, of the largest one ({seen:g}) {wanted:g}"
