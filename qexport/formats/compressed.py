@@ -82,6 +82,10 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     )
 
 
+# Of tensors with a scale each there is llm-compressor's FP8, which quantizes inputs so, too.
+_EIGHT = {"channel": "FP8_DYNAMIC", "tensor": "FP8"}
+
+
 def _stored_type(artifact: Opened) -> str:
     """llm-compressor's name for its scheme; of several, theirs for that: the least bits first."""
     groups = (artifact.details["quantization"].get("config_groups") or {}).values()
@@ -90,8 +94,8 @@ def _stored_type(artifact: Opened) -> str:
     bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
     inputs = {(group.get("input_activations") or {}).get("num_bits") for group in groups}
     four = "W4A4_NVFP4" if 4 in inputs else "NVFP4A16"
-    rows = any((group.get("weights") or {}).get("strategy") == "channel" for group in groups)
-    eight = "FP8_DYNAMIC" if rows else "FP8_BLOCK"
+    strategies = {(group.get("weights") or {}).get("strategy") for group in groups}
+    eight = next((word for strategy, word in _EIGHT.items() if strategy in strategies), "FP8_BLOCK")
     return "+".join(word for width, word in ((4, four), (8, eight)) if width in bits) or eight
 
 

@@ -151,10 +151,12 @@ def _next(drafts: HeadDrafts, mode: Mode) -> float:
 
 
 def table(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Columns and rows of :func:`figures`, for people."""
+    """Columns and rows of :func:`figures`, for people: one row of the user's text that is one domain."""
     columns = ("domain", "positions", *(f"ahead {each}" for each in range(1, DEPTH + 1)))
     rows = []
     for domain, row in found.items():
+        if domain not in (ALL, OWN) and row == found.get(OWN):
+            continue
         per = row["tokens_per_verification"]
         shares = [_text(each, share=True) for each in row["acceptance"]]
         tokens = [_text(per[way]) for way in ("argmax", "own", "sampled")]

@@ -212,7 +212,7 @@ def test_faults(zoo, tmp_path):
 def test_a_gguf_of_another_model(zoo, tmp_path):
     for name, message in (
         ("qwen3_5", "of architecture qwen35, the model is llama"),
-        ("smollm", "tensors that this model does not have"),
+        ("smollm", "tensor that this model does not have"),
     ):
         (plan,) = plan_gguf(repaired(zoo(name)).view(), ["Q4_0"], GgufOptions())
         execute([plan], tmp_path / name)

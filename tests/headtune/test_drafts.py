@@ -18,7 +18,7 @@ from qexport.errors import InputError
 from qexport.evidence.chained import HeadStream
 from qexport.evidence.corpus import read_corpus
 from qexport.headtune.drafts import HeadDrafts, drafts_of
-from qexport.headtune.figures import figures, judged
+from qexport.headtune.figures import OWN, figures, judged, table
 from qexport.headtune.logits import Logits
 from qexport.headtune.options import ScoreOptions
 from qexport.headtune.score import score
@@ -156,3 +156,11 @@ def test_a_head_with_a_damaged_weight_gets_no_figures(zoo: Zoo, tmp_path: Path) 
     corpus = read_corpus(ids_file(tmp_path / "a.jsonl", 2, 70, 200, domain="ids"))
     with pytest.raises(InputError, match="what leaves its MTP head is not finite"):
         score(view_of(tmp_path / "damaged"), corpus, ScoreOptions(chunk=32), EXACT)
+
+
+def test_one_text_is_one_row() -> None:
+    row = figures(drafts([1, 0, 2, 3]))["all"]
+    one = {"all": row, OWN: row, "text": row}
+    assert [cells[0] for cells in table(one)[1]] == ["all", OWN]
+    other = {**row, "positions": row["positions"] + 1}
+    assert [cells[0] for cells in table({**one, "text": other})[1]] == ["all", OWN, "text"]

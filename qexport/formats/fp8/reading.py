@@ -42,6 +42,9 @@ def _unfit(folder: Traits) -> str | None:
     return f"transformers dequantizes FP8 of other sizes than multiples of 128 wrongly ({folder.odd})"
 
 
-NATIVE_FP8 = hf_layout(
-    "fp8", methods=("fp8",), stored_type=lambda _: "FP8_BLOCK", promises=_promises, unfit=_unfit
-)
+def _stored_type(artifact: Opened) -> str:
+    """Without ``weight_block_size`` each tensor has one scale."""
+    return "FP8_BLOCK" if artifact.details["quantization"].get("weight_block_size") else "FP8"
+
+
+NATIVE_FP8 = hf_layout("fp8", methods=("fp8",), stored_type=_stored_type, promises=_promises, unfit=_unfit)
