@@ -14,12 +14,14 @@ import click
 from qexport.cli._board import Board
 from qexport.cli._options import WORDS
 from qexport.cli._table import drawn
-from qexport.cli._terminal import is_terminal, printable, put, visible
+from qexport.cli._terminal import colourless, folded, is_terminal, printable, put, visible
 from qexport.run.watcher import Phase, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from rich.console import Console
 
     from qexport.doctor.diagnose import Diagnosis
     from qexport.progress import Progress
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
     from qexport.publishing.push import Pushed, Rehearsal
     from qexport.report.write import ReportPaths
     from qexport.run.target import Item
+
+
+def _console() -> Console:
+    """Where bars and boards are drawn."""
+    from rich.console import Console
+
+    return Console(stderr=True, color_system=None if colourless() else "auto")
 
 
 class Saying(IntEnum):
@@ -77,12 +86,12 @@ class Output(Watcher):
     def say(self, words: str = "") -> None:
         """Words for the person watching: stderr, not part of the result; none with ``--quiet``."""
         if self._words > Saying.NONE:
-            put(words, err=True)
+            put(folded(words, sys.stderr), err=True)
 
     def detail(self, words: str) -> None:
         """Every check that was made, with ``-v``."""
         if self._words is Saying.ALL:
-            put(words, err=True)
+            put(folded(words, sys.stderr), err=True)
 
     def title(self, message: str) -> None:
         """A heading among the words."""
@@ -107,10 +116,10 @@ class Output(Watcher):
             Output.printed = True
             put(visible(json.dumps(value, indent=2, ensure_ascii=False)))
 
-    def text(self, message: str) -> None:
-        """The result in words (only without ``--json``): stdout."""
+    def text(self, message: str, *, as_is: bool = False) -> None:
+        """The result in words (only without ``--json``): stdout; ``as_is``: whatever the terminal's width."""
         if not self.as_json:
-            put(message)
+            put(message if as_is else folded(message, sys.stdout))
 
     def next(self, *words: str | Path) -> None:
         """What one would run now, to be copied: stderr, and not where a program reads."""
@@ -185,10 +194,9 @@ class Output(Watcher):
             if not self._drawn:
                 yield
                 return
-            from rich.console import Console
             from rich.live import Live
 
-            console = Console(stderr=True)
+            console = _console()
             with Live(console=console, get_renderable=board.drawn, refresh_per_second=4):
                 yield
         finally:
@@ -196,7 +204,6 @@ class Output(Watcher):
 
     @contextmanager
     def _bar(self, total: int, label: str, *, steps: bool) -> Iterator[Progress]:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -218,7 +225,7 @@ class Output(Watcher):
             TimeRemainingColumn(),
         )
         shown = is_terminal(sys.stderr) and self._words > Saying.NONE
-        with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        with Progress(*columns, console=_console(), disable=not shown) as bar:
             task = bar.add_task(printable(label), total=total)
 
             class Bar:

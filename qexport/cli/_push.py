@@ -57,7 +57,7 @@ def _show(output: Output, rehearsal: Rehearsal, options: PushOptions) -> None:
         output.text(f"Already there and kept: {artifact.label} ({artifact.files[0].name})")
     for left in plan.left_out:
         output.text(f"Stays here: {left.name} ({left.why})")
-    output.text(f"\n{plan.card}")
+    output.text(f"\n{plan.card}", as_is=True)
 
 
 def _tell(output: Output, pushed: Pushed) -> None:

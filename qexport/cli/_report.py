@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qexport.cli._output import Output
 from qexport.cli._own_words import own_words
+from qexport.cli._terminal import is_terminal
 from qexport.onepass.disk import free_bytes
 from qexport.sizes import counted, size_text
 from qexport.verification.table import COLUMNS, describe, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from qexport.doctor.diagnose import Diagnosis
@@ -78,11 +81,8 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
         output.text(f"{plan.label}: {counted(len(plan.tensors), 'tensor')}, {size_text(plan.size)}")
         for file in plan.files:
             output.text(f"  {file.name}  {file.size} bytes, header {len(file.header)}")
-        for tensor in plan.tensors:
-            shape = "x".join(map(str, tensor.shape))
-            first = tensor.streams[0][0]
-            where = f"{first.file}:{first.offset}"
-            output.text(f"    {tensor.name:<44} {shape:>16} {tensor.stored.name:>6} {where:>16}")
+        for line in _tensor_lines(plan):
+            output.text(line, as_is=True)
         for note in plan.notes:
             output.text(f"  note: {note}")
         if plan.assignment is not None and plan.assignment.predicted is not None:
@@ -90,6 +90,24 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
     _summary(output, plans)
     verdict = "fits" if total <= free else "DOES NOT FIT"
     output.text(f"{size_text(total)} to write, {size_text(free)} free: {verdict}.")
+
+
+def _tensor_lines(plan: ArtifactPlan) -> Iterator[str]:
+    """Name, shape, type and place of each tensor; in two lines where the terminal has no room for one."""
+    found = [
+        (
+            t.name,
+            "x".join(map(str, t.shape)),
+            t.stored.name,
+            f"{t.streams[0][0].file}:{t.streams[0][0].offset}",
+        )
+        for t in plan.tensors
+    ]
+    name, shape, kind, where = (max(map(len, column)) for column in zip(*found, strict=True))
+    apart = is_terminal(sys.stdout) and 10 + name + shape + kind + where > get_terminal_size().columns
+    for row in found:
+        known = f"{row[1]:>{shape}}  {row[2]:>{kind}}  {row[3]:>{where}}"
+        yield f"    {row[0]}\n      {known}" if apart else f"    {row[0]:<{name}}  {known}"
 
 
 def say_plans(output: Output, items: Sequence[Item]) -> None:

@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from qexport.cli._board import style_of
-from qexport.cli._terminal import printable
+from qexport.cli._terminal import colourless, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,15 +25,23 @@ def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
         screen: stdout is a terminal. NO_COLOR and FORCE_COLOR hold there and elsewhere.
     """
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     rows = [[printable(cell) for cell in row] for row in rows]
-    widest = sum(max(len(row[at]) for row in (columns, *rows)) + 3 for at in range(len(columns)))
+    widest = sum(max(cell_len(row[at]) for row in (columns, *rows)) + 3 for at in range(len(columns)))
     into = io.StringIO()
     width = None if screen else max(widest, 80)
-    console = Console(file=into, width=width, force_terminal=screen or None, markup=False, emoji=False)
+    console = Console(
+        file=into,
+        width=width,
+        force_terminal=screen or None,
+        color_system=None if colourless() else "auto",
+        markup=False,
+        emoji=False,
+    )
     heading = None if title is None else printable(title)
     if widest > console.width:
         return "".join(f"{line}\n" for line in _paragraphs(columns, rows, heading, console.width))
@@ -46,7 +54,7 @@ def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
         styled = zip(columns, row, strict=True)
         table.add_row(*(Text(cell, style_of(cell) if name == "verdict" else "") for name, cell in styled))
     console.print(table)
-    return into.getvalue()
+    return "".join(f"{line.rstrip()}\n" for line in into.getvalue().splitlines())
 
 
 def _paragraphs(
@@ -54,9 +62,9 @@ def _paragraphs(
 ) -> Iterator[str]:
     """Each row's first cell, and below it what is known of it."""
     if title is not None:
-        yield title
+        yield from textwrap.wrap(title, width)
     for first, *others in rows:
-        yield first
+        yield from textwrap.wrap(first, width, break_on_hyphens=False)
         named = zip(columns[1:], others, strict=True)
         known = "  ".join(f"{name} {cell}".replace(" ", _HELD) for name, cell in named if cell not in _EMPTY)
         for line in textwrap.wrap(known, width, initial_indent="  ", subsequent_indent="  "):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
+import textwrap
 import unicodedata
 from typing import Any
 
@@ -74,14 +76,45 @@ def put(text: str, *, err: bool = False, nl: bool = True, raw: bool = False, **s
     Raises:
         ReaderGone, EnvironmentProblem: it could not be written on stdout.
     """
+    look = {} if colourless() else style
     try:
-        click.secho(text if raw else printable(text), err=err, nl=nl, **style)
+        click.secho(text if raw else printable(text), err=err, nl=nl, reset=bool(look), **look)
     except OSError as error:
         if err:
             return
         if error.errno == errno.EPIPE:
             raise ReaderGone from None
         raise not_written(error) from None
+
+
+def colourless() -> bool:
+    """NO_COLOR is set: neither colours nor weights (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def folded(text: str, stream: Any) -> str:
+    """Lines that are wider than the terminal, ended between words; what is read by a program stays as it is.
+
+    Words that are wider themselves, such as paths, stay whole.
+    """
+    if not is_terminal(stream):
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(_fold(line, width) for line in text.split("\n"))
+
+
+def _fold(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    indent = line[: len(line) - len(line.lstrip())] + "  "
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
 
 
 def is_terminal(stream: Any) -> bool:

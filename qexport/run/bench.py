@@ -76,7 +76,9 @@ def check_timed(found: Sequence[Timed]) -> None:
     if failed or errors:
         words = [f"{each.name} runs without MTP and fails with it: {each.failed}" for each in failed]
         kind = VerificationError if failed else type(errors[0])
-        raise kind("; ".join([*words, *(error.message for error in errors)]))
+        # A runtime that is not there is not there for any.
+        said = dict.fromkeys([*words, *(error.message for error in errors)])
+        raise kind("; ".join(said), hint=errors[0].hint if errors and len(said) == 1 else None)
 
 
 def _timed(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "publish"))
 from exported_folders import export, gguf
 
+from qexport.errors import EnvironmentProblem
 from qexport.optional import EXTRAS, WEIGHTS
+from qexport.run.bench import Timed, check_timed
 
 _PROGRAM = f"""
 import json, sys
@@ -88,6 +91,20 @@ def test_what_needs_them_says_what_to_install(plain, zoo, tmp_path, command):
     assert not list(tmp_path.glob("out/*/*"))
 
 
+def test_a_bench_says_which_runtime_is_not_there(tmp_path):
+    made = [
+        EnvironmentProblem("llama.cpp cannot be imported", hint="pip install 'qexport[llama]'")
+        for _ in range(2)
+    ]
+    with pytest.raises(EnvironmentProblem) as caught:
+        check_timed([Timed(f"{at}.gguf", error=error) for at, error in enumerate(made)])
+    assert caught.value.message == "xllamacpp cannot be imported"
+    assert caught.value.hint == hint
+    other = Timed("2.gguf", error=EnvironmentProblem("another"))
+    with pytest.raises(EnvironmentProblem, match="xllamacpp cannot be imported; another"):
+        check_timed([Timed("0.gguf", error=made[0]), other])
+
+
 def test_extras_are_those_of_the_package():
     import tomllib
 
@@ -100,3 +117,17 @@ def test_extras_are_those_of_the_package():
     for extra in ("llama", "reference", "mlx"):
         assert "qexport[torch]" in extras[extra]
     assert set(WEIGHTS) < set(EXTRAS)
+
+
+def test_the_hubs_client_is_one_whose_errors_are_known():
+    """huggingface_hub 2 speaks through httpx2; what we catch is httpx's, which comes with those before."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (hub,) = (
+        found for each in project["dependencies"] if (found := Requirement(each)).name == "huggingface-hub"
+    )
+    assert not hub.specifier.contains("2.0.0")
+    assert any(Requirement(each).name == "httpx" for each in requires("huggingface_hub"))
