@@ -91,11 +91,9 @@ def test_what_needs_them_says_what_to_install(plain, zoo, tmp_path, command):
     assert not list(tmp_path.glob("out/*/*"))
 
 
-def test_a_bench_says_which_runtime_is_not_there(tmp_path):
-    made = [
-        EnvironmentProblem("llama.cpp cannot be imported", hint="pip install 'qexport[llama]'")
-        for _ in range(2)
-    ]
+def test_a_bench_says_which_runtime_is_not_there():
+    hint = "pip install 'qexport[llama]'"
+    made = [EnvironmentProblem("xllamacpp cannot be imported", hint=hint) for _ in range(2)]
     with pytest.raises(EnvironmentProblem) as caught:
         check_timed([Timed(f"{at}.gguf", error=error) for at, error in enumerate(made)])
     assert caught.value.message == "xllamacpp cannot be imported"
