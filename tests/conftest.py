@@ -42,15 +42,17 @@ def pytest_configure(config: pytest.Config) -> None:
 LONGEST = (
     "cli/test_demo.py",
     "cli/test_sized.py",
-    "gguf/test_sensitivity.py",
     "evidence/test_stream_memory.py",
-    "evidence/test_ranks.py",
-    "nvfp4/test_nvfp4_peers.py",
-    "pipeline/test_feedback_pass.py",
-    "pipeline/test_planted_quirks.py",
     "verify/test_comparison.py",
-    "mlx/test_convert_parity.py",
+    "nvfp4/test_nvfp4_peers.py",
+    "mlx/test_mlx_shown_pictures.py",
+    "gguf/test_sensitivity.py",
+    "pipeline/test_feedback_pass.py",
+    "verify/test_real_folders.py",
+    "evidence/test_ranks.py",
     "cli/test_best.py",
+    "mlx/test_convert_parity.py",
+    "pipeline/test_planted_quirks.py",
 )
 
 
