@@ -29,6 +29,11 @@ class AnyWeight(Protocol):
         """Canonical; of a tensor that the family does not have, its own."""
         ...
 
+    @property
+    def bits(self) -> int:
+        """Whole bits of a stored number, 4 of 4.5. Raises InputError as :meth:`decode`."""
+        ...
+
     def decode(self) -> Decoded:
         """The numbers, in the family's own order and conventions. Raises InputError if it cannot be."""
         ...

@@ -63,6 +63,11 @@ class StoredWeight:
         """How it is stored. Raises InputError where its parts make no sense together."""
         return form_of(self.name, self.parts, self.columns)
 
+    @property
+    def bits(self) -> int:
+        """Of a code. Raises InputError as :meth:`form` does."""
+        return self.form.bits
+
     def decode(self) -> Decoded:
         """The numbers. Raises InputError as :meth:`form` does."""
         return decoded(self.name, self.parts, self.columns)

@@ -336,9 +336,9 @@ runtime_options = together(
     ),
     click.option(
         "--runtime",
-        type=click.Choice(["mlx-lm", "mlx-vlm", "transformers", "vllm", "sglang"]),
-        help="What loads and runs the folder.  [default: mlx-lm for MLX, transformers for what it reads, "
-        "vllm where only --runtime-python is given]",
+        type=click.Choice(["mlx-lm", "mlx-vlm", "transformers", "vllm", "sglang", "twin"]),
+        help="What loads and runs the folder; twin: llama.cpp, as a GGUF with the same numbers.  [default: "
+        "mlx-lm for MLX, transformers for what it reads, vllm where only --runtime-python is given]",
     ),
 )
 """Which runtime proves a folder, and where it is installed."""

@@ -120,6 +120,11 @@ _TOPICS = (
         lambda _: "Other libraries that read such files find the same numbers in it.",
     ),
     _Topic(
+        "the weights",
+        (Check.WEIGHTS,),
+        lambda _: "Its weights are the original's, each matrix as near as rounding explains.",
+    ),
+    _Topic(
         "running",
         (Check.LOADS, Check.GENERATES, Check.FINITE, Check.TEXT),
         _ran,

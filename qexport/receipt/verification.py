@@ -31,6 +31,7 @@ class Check(StrEnum):
     INPUT_SCALES = "input_scales"
     MTP_DECLARED = "mtp_declared"
     READERS = "readers"
+    WEIGHTS = "weights"
     TWIN = "twin"
     LOADS = "loads"
     USED = "used"

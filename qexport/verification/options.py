@@ -30,8 +30,8 @@ class VerifyOptions:
         threads: threads of the runtime; 0 lets it choose.
         time_limit: seconds for each of the two runs.
         llama_server: the user's own llama-server instead of xllamacpp.
-        runtime: for folders: ``mlx-lm``, ``mlx-vlm``, ``transformers``, ``vllm`` or ``sglang``; empty:
-            by the format.
+        runtime: for folders: ``mlx-lm``, ``mlx-vlm``, ``transformers``, ``vllm``, ``sglang``, or ``twin``: as
+            a GGUF with the same numbers, head and tower included; empty: by the format.
         runtime_python: the Python that has it; ours if not given.
         twin: run a folder for which there is no runtime here as a GGUF with the same numbers.
     """

@@ -32,7 +32,7 @@ _NEAR = 1e-5  # of a row's largest number: products in float32, in whatever orde
 def check_readers(
     matrices: Iterable[PackedMatrix], libraries: Sequence[Library] = LIBRARIES
 ) -> Verdict | None:
-    """The finding; ``None`` where nothing is packed."""
+    """The finding; ``None`` where nothing is packed. Passed is what of every form somebody read."""
     sample = list(_sample(matrices))
     if not sample:
         return None
@@ -66,7 +66,7 @@ class _Told:
         self._absent: dict[str, Library] = {}
         self._broken: dict[str, str] = {}
         self._faults: list[str] = []
-        self._forms: set[str] = set()
+        self._unread: set[str] = set()
 
     def compare(self, matrix: PackedMatrix, start: int, stop: int) -> None:
         """The same rows by us and by everybody who knows the form."""
@@ -75,7 +75,7 @@ class _Told:
         except InputError:  # a file that cannot be read is a finding of its own
             return
         form = matrix.form.kind if matrix.form.per == "block" else str(matrix.form)
-        self._forms.add(form)
+        read = False
         for library in self._libraries:
             if not library.knows(rows):
                 continue
@@ -87,14 +87,17 @@ class _Told:
             except Exception as error:  # noqa: BLE001 another version may have moved anything
                 self._broken[library.name] = f"{type(error).__name__}: {error}"[:200]
                 continue
+            read = True
             self._read.setdefault(library.name, set()).add(form)
             if fault := _apart(ours, theirs):
                 self._faults.append(f"{library.name} reads {matrix.name} ({form}) otherwise: {fault}")
+        if not read:
+            self._unread.add(form)
 
     def finding(self, count: int) -> Verdict:
         by = {library.name: library for library in self._libraries}
         read = {f"{name} {by[name].version}": sorted(forms) for name, forms in self._read.items()}
-        unread = sorted(self._forms - {form for forms in self._read.values() for form in forms})
+        unread = sorted(self._unread)
         data = {"matrices": count, "read": read, "unread": unread, "faults": self._faults[:20]}
         if self._broken:
             data["broken"] = self._broken
@@ -103,11 +106,12 @@ class _Told:
             return Verdict(Check.READERS, Status.FAIL, "; ".join(self._faults[:2]) + more, data)
         if not read:
             return skipped(Check.READERS, self._why_not(unread), **data)
-        words = (
-            " and ".join(read) + f": the same numbers in a sample of {counted(count, 'matrix', 'matrices')}"
-        )
-        left = f"; {', '.join(unread)}: {self._why_not(unread)}" if unread else ""
-        return Verdict(Check.READERS, Status.PASS, words + left, data)
+        sample = counted(count, "matrix", "matrices")
+        words = " and ".join(read) + f": the same numbers in a sample of {sample}"
+        if unread:
+            left = f"{', '.join(unread)}: {self._why_not(unread)}; the rest: {words}"
+            return skipped(Check.READERS, left, **data)
+        return Verdict(Check.READERS, Status.PASS, words, data)
 
     def _why_not(self, unread: Sequence[str]) -> str:
         if self._broken:

@@ -8,6 +8,7 @@ measured apart, by one engine for all formats (:mod:`qexport.verification.compar
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from qexport.artifacts.description import Description
 from qexport.artifacts.layout import OnDisk
 from qexport.children.redact import redact
 from qexport.errors import EnvironmentProblem, InputError
-from qexport.formats.opening import layout_of
+from qexport.formats.opening import layout_of, open_artifact
 from qexport.onepass.files import silent
 from qexport.receipt.verification import Check, Status, Verdict, Verification
 from qexport.verification.choose import choose_runtime
@@ -26,10 +27,11 @@ from qexport.verification.memory import shortage
 from qexport.verification.options import VerifyOptions
 from qexport.verification.readers import check_readers
 from qexport.verification.runtimes import llama_cpp
+from qexport.verification.source_weights import check_weights
 from qexport.verification.steps import Say, Steps
 from qexport.verification.stored_form import check_stored_form
 from qexport.verification.stored_numbers import check_numbers
-from qexport.verification.twin import has_twins, twin_of
+from qexport.verification.twin import TWIN, has_twins, twin_of
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Opened
@@ -91,17 +93,19 @@ def verify(
                 if named or artifact is None:
                     raise
                 steps.add(skipped(Check.LOADS, f"{redact(problem.message)} ({problem.hint})"))
-    if artifact is not None and not any(each.check is Check.ENDS for each in steps.findings):
-        steps.add(_ends(view, artifact))
-    if readable and view is not None and view.mtp_layers and not about.has_head:
-        here = "the file" if found.is_file else "the folder"
-        words = f"the source has an MTP head, {here} has none"
-        if about.strange_head:
-            steps.add(Verdict(Check.MTP_LOADS, Status.FAIL, f"{words}; {redact(about.strange_head)}"))
-        else:
-            steps.add(skipped(Check.MTP_LOADS, words))
-    steps.judge(reference)
+        if artifact is not None and not any(each.check is Check.ENDS for each in steps.findings):
+            steps.add(_ends(view, artifact))
+        if readable and view is not None and view.mtp_layers and not about.has_head:
+            steps.add(_headless(about, "the file" if found.is_file else "the folder"))
+        steps.judge(reference)  # a twin's files are looked at, too
     return steps.report()
+
+
+def _headless(about: Description, here: str) -> Verdict:
+    words = f"the source has an MTP head, {here} has none"
+    if about.strange_head:
+        return Verdict(Check.MTP_LOADS, Status.FAIL, f"{words}; {redact(about.strange_head)}")
+    return skipped(Check.MTP_LOADS, words)
 
 
 def _read(steps: Steps, found: OnDisk) -> bool:
@@ -138,13 +142,26 @@ def _read(steps: Steps, found: OnDisk) -> bool:
             steps.add(scaled)
     if (read := check_readers(about.packed())) is not None:
         steps.add(read)
+    if steps.view is not None and not about.alone and (beside := _weights(found.path, about, steps.view)):
+        steps.add(beside)
     return True
+
+
+def _weights(path: Path, about: Description, source: ModelView) -> Verdict | None:
+    """What is stored beside the source's; of a file, whose tensors are told by the source's alone."""
+    try:
+        artifact = about.artifact or open_artifact(path, like=source)
+    except InputError as error:
+        return skipped(Check.WEIGHTS, redact(error.message))
+    return check_weights(artifact, source)
 
 
 def _chosen(artifact: Opened | None, found: OnDisk, options: VerifyOptions) -> Runtime | Verdict | str:
     """A runtime; or why there is none, as a text where a twin may stand in."""
     if artifact is None:
         return llama_cpp(options.llama_server)
+    if options.runtime == TWIN:
+        return "its GGUF twin was not run (llama.cpp comes with pip install 'qexport[llama]')"
     runtime = choose_runtime(artifact, options)
     if isinstance(runtime, str):
         return runtime
@@ -159,6 +176,8 @@ def _by_twin(steps: Steps, artifact: Opened, why: str, stack: ExitStack) -> Runt
         return why
     twin, finding = stack.enter_context(twin_of(artifact, steps.options, steps.progress))
     steps.add(finding)
+    if twin is not None:  # a format whose own runtimes do not draft may have a head
+        steps.about = replace(steps.about, drafts=steps.about.has_head)
     return twin or why
 
 

@@ -159,6 +159,7 @@ class Runtime(ABC):
     Attributes:
         drafts: whether it knows MTP heads at all.
         sees: whether the artifact's vision tower comes with it.
+        towers: files that hold one for it, made of the artifact's own.
         ends_by_text: tokens at which it ends a reply whatever the artifact says.
         seer: the one that is shown pictures of the same artifacts, where this one takes text alone.
     """
@@ -166,6 +167,7 @@ class Runtime(ABC):
     name: str
     drafts: bool
     sees: bool = True
+    towers: tuple[Path, ...] = ()
     ends_by_text: frozenset[str] = frozenset()
     seer: Runtime | None = None
 

@@ -84,7 +84,8 @@ class Steps:
     def run(self, runtime: Runtime) -> None:
         """Without MTP, then with it, pictures in both. Raises EnvironmentProblem where the runtime is not
         there."""
-        images = images_for(self.about, self.view, self.options)
+        about = replace(self.about, towers=runtime.towers or self.about.towers)
+        images = images_for(about, self.view, self.options)
         if isinstance(images, Images) and not runtime.sees:
             images = skipped(Check.IMAGE_LOADS, f"{runtime.name} has the language model alone")
         if isinstance(images, Verdict):

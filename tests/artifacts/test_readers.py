@@ -159,6 +159,27 @@ def test_without_the_library_it_is_not_run(zoo: Zoo, tmp_path: Path) -> None:
     assert judged(matrices, libraries=()).summary == "no library that is asked here knows the form"
 
 
+def test_a_form_that_nobody_reads_is_not_passed_by_another(zoo: Zoo, tmp_path: Path) -> None:
+    matrices = packed(written(zoo, tmp_path / "out", NVIDIA, "qwen3_5"))
+    absent = [
+        replace(
+            library,
+            module="of_nobody",
+            knows=lambda rows, knows=library.knows: rows.form.kind == "fp8" and knows(rows),
+        )
+        for library in LIBRARIES
+    ]
+    four = [
+        replace(each, knows=lambda rows: rows.form.kind == "nvfp4") for each in LIBRARIES if each.installed
+    ]
+    found = judged(matrices, libraries=[*four[:1], *absent])
+    assert found.status is Status.SKIPPED
+    assert found.data["unread"] == ["fp8, a scale per matrix"]
+    assert found.summary.startswith("fp8, a scale per matrix: ")
+    assert "is not installed" in found.summary
+    assert "; the rest: compressed-tensors" in found.summary
+
+
 def test_a_library_that_breaks_says_nothing_of_the_file(zoo: Zoo, tmp_path: Path) -> None:
     def moved(_: Any) -> Any:
         raise ImportError("cannot import name 'dequantize'")

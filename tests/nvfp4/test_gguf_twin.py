@@ -170,7 +170,33 @@ def test_a_folder_is_proven_by_its_twin_and_faults_are_found(
                 tensors |= dict(zip(names, moved[1:] + moved[:1], strict=True))
         save_file(tensors, tmp_path / fault / "model.safetensors", metadata={"format": "pt"})
         found = verify(tmp_path / fault, view=view, options=quick)
-        assert [each.check for each in found.failures] == [Check.AGREEMENT], (fault, found.verdict)
+        assert [each.check for each in found.failures] == [Check.WEIGHTS, Check.AGREEMENT], found.verdict
+
+
+@needs_llama
+def test_the_twin_is_shown_pictures(zoo: Zoo, tmp_path: Path) -> None:
+    """Of a folder that transformers would run, too: the twin was asked for."""
+    folder = tmp_path / "good"
+    execute([plan_fp8(repaired(zoo("qwen3_5", hidden=128, head_dim=128, linear_dim=128)))], folder, threads=1)
+    view = open_artifact(folder).view()
+    options = VerifyOptions(
+        threads=1, n_predict=8, context=512, limits=tolerance.EIGHT_BITS, mtp=False, runtime="twin"
+    )
+    report = verify(folder, view=view, options=options)
+    assert report.engine.name == "xllamacpp by GGUF twin"
+    assert report.passed, report.verdict
+    assert report.images == "passed", report.findings
+    twin_of = report.finding(Check.TWIN)
+    assert twin_of is not None
+    assert "its vision tower beside it" in twin_of.summary
+
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    (name,) = [each for each in tensors if each.endswith("patch_embed.proj.weight")]
+    tensors[name] = tensors[name].flip(1).contiguous()  # blue for red
+    save_file(tensors, file, metadata={"format": "pt"})
+    found = verify(folder, view=view, options=options)
+    assert {Check.WEIGHTS, Check.IMAGE_EMBEDDINGS} <= {each.check for each in found.failures}
 
 
 def test_without_room_or_when_not_wanted_it_is_not_run(

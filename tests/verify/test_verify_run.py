@@ -112,7 +112,7 @@ def test_a_source_that_does_not_fit_is_not_verified_with_the_numbers(plain_file,
     assert finding.status is Status.SKIPPED
     assert finding.summary == "the source needs about 70.2 GB in bf16, 16.0 GB are free"
     assert Check.AGREEMENT not in report.verified
-    assert "without tokens, ends, agreement" in report.verdict
+    assert "without weights, tokens, ends, agreement" in report.verdict
 
 
 def test_a_runtime_that_dies_while_loading_is_a_finding(plain_file):

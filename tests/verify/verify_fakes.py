@@ -81,6 +81,7 @@ class FakeRuntime:
     stops: frozenset | None = None
     ends_by_text: frozenset = frozenset()
     seer: FakeRuntime | None = None
+    towers: tuple[Path, ...] = ()
 
     def open(self, model: Path, settings: Settings) -> FakeSession:
         self.opened.append(settings)

@@ -54,6 +54,10 @@ class GgufWeight:
     rows: GgufRows = field(repr=False)
     arrangement: Arrangement = field(repr=False)
 
+    @property
+    def bits(self) -> int:
+        return self.rows.bits
+
     def decode(self) -> Decoded:
         try:
             return turned(self.rows, self.arrangement, self.shape)

@@ -37,6 +37,11 @@ class GgufRows:
         self._bytes = StoredTensor(name, "U8", (rows, width), "", tensor.start, tensor.stop)
         self._file = file
 
+    @property
+    def bits(self) -> int:
+        """Whole bits of a number, those of a block's scales among them."""
+        return 8 * self._bytes.shape[1] // self._columns
+
     def packed(self, start: int, stop: int) -> torch.Tensor:
         """Blocks, uint8 ``(rows, bytes)``."""
         return self._file.rows(self._bytes, start, stop)

@@ -22,6 +22,7 @@ from qexport.checkpoint.tensors import LogicalTensor, Piece
 from qexport.codecs.contract import Float, Moved, Nvfp4Blocks
 from qexport.codecs.ggml_types import ggml_type
 from qexport.formats.gguf.arch import arch_of
+from qexport.formats.gguf.mmproj import plan_mmproj
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import outputs_of, plan_gguf
 from qexport.formats.gguf.scaled import NVFP4, scale_name, takes_scales
@@ -66,6 +67,16 @@ def plan_twin(artifact: Opened) -> ArtifactPlan:
         moved = isinstance(tensor.stored, Nvfp4Blocks)
         tensors += _moved(tensor, _weights(artifact, tensor.source)) if moved else [tensor]
     return replace(plan, tensors=tuple(tensors))
+
+
+def plan_twin_tower(artifact: Opened) -> tuple[ArtifactPlan, ...]:
+    """The plan of its vision tower's file, in F32, which holds whatever the folder's says; none without one.
+
+    Raises:
+        InputError: llama.cpp could not read the tower.
+    """
+    view = artifact.view()
+    return () if view.vision is None else plan_mmproj(view, GgufOptions(mmproj=("F32",)))
 
 
 def _weights(artifact: Opened, source: LogicalTensor) -> list[StoredWeight]:

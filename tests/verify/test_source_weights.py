@@ -1,0 +1,206 @@
+"""What is stored beside the source's weights: what rounding explains passes, planted faults are named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from zoo_types import Zoo
+
+from qexport.checkpoint.local import LocalCheckpoint
+from qexport.doctor import Repaired, diagnose
+from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.fp8.plan import plan_fp8
+from qexport.formats.gguf.options import GgufOptions
+from qexport.formats.gguf.plan import plan_gguf
+from qexport.formats.mlx.options import MlxOptions
+from qexport.formats.mlx.plan import plan_mlx
+from qexport.formats.nvfp4.options import Nvfp4Options
+from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.formats.opening import open_artifact
+from qexport.onepass.execute import execute
+from qexport.receipt.verification import Status, Verdict
+from qexport.verification.options import VerifyOptions
+from qexport.verification.run import verify
+from qexport.verification.source_weights import Beside, check_weights, judge_weights
+
+SIZES = {"experts": 3, "layers": 4, "hidden": 256, "intermediate": 256, "head_dim": 128, "vision": False}
+OPTIONS: dict[str, Any] = {
+    "fp8": Fp8Options(),
+    "fp8 block": Fp8Options(layout="compressed-tensors"),
+    "fp8 dynamic": Fp8Options(scheme="FP8_DYNAMIC"),
+    "nvfp4": Nvfp4Options(),
+    "nvfp4 ct": Nvfp4Options(layout="compressed-tensors"),
+    "mlx 4": MlxOptions(bits=4),
+    "mlx 2": MlxOptions(bits=2),
+}
+TYPES = ("BF16", "Q8_0", "Q4_K_M", "MXFP4_MOE", "NVFP4", "Q2_K")
+LAYER = "model.layers.1.mlp"
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def source(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Repaired:
+    """A mixture whose matrices are louder in some tiles than in others, as those of trained ones are."""
+    folder = tmp_path_factory.mktemp("source") / "model"
+    shutil.copytree(zoo("qwen3_5_moe", **SIZES), folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            if tensor.ndim > 1 and tensor.shape[-1] >= 256 and tensor.shape[-2] >= 256:
+                tensor[..., :128, 128:] *= 3
+            elif name.endswith("norm.weight"):
+                tensor += 0.05 * torch.randn(tensor.shape)
+        save_file(tensors, file, metadata={"format": "pt"})
+    return diagnose(LocalCheckpoint(folder)).repaired
+
+
+@pytest.fixture(scope="module")
+def folder(source: Repaired, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    out = tmp_path_factory.mktemp("folders")
+
+    @cache
+    def written(case: str) -> Path:
+        options = OPTIONS[case]
+        planners = {Fp8Options: plan_fp8, Nvfp4Options: plan_nvfp4, MlxOptions: plan_mlx}
+        plans = planners[type(options)](source, options)
+        plans = list(plans) if isinstance(plans, tuple | list) else [plans]
+        execute(plans, [out / case, out / f"{case}-head"][: len(plans)], threads=1)
+        return out / case
+
+    return written
+
+
+def judged(path: Path, source: Repaired) -> Verdict:
+    view = source.view()
+    found = check_weights(open_artifact(path, like=view), view)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_rounding_is_no_fault(folder: Callable[[str], Path], source: Repaired, case: str) -> None:
+    found = judged(folder(case), source)
+    assert found.status is Status.PASS, found
+    assert "are the source's as far as rounding goes" in found.summary
+    assert found.data["compared"] > 3 * 4 * SIZES["experts"]  # each expert for itself
+
+
+def test_nor_is_it_in_files(source: Repaired, tmp_path: Path) -> None:
+    plans = plan_gguf(source.view(), TYPES, GgufOptions())
+    execute(plans, tmp_path, threads=1)
+    for plan in plans:
+        found = judged(tmp_path / plan.files[0].name, source)
+        assert found.status is Status.PASS, (plan.files[0].name, found)
+
+
+def of_expert(tensors: Tensors, number: int, part: str) -> list[str]:
+    return [name for name in tensors if f"{LAYER}.experts.{number}.{part}." in name]
+
+
+def quadrupled(tensors: Tensors) -> str:
+    (name,) = [each for each in of_expert(tensors, 2, "down_proj") if each.endswith("weight_scale_2")]
+    tensors[name] *= 4
+    return "model.layers.1.mlp.experts.down_proj.weight[2] is off by 30"
+
+
+def exchanged(tensors: Tensors) -> str:
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        for one, other in zip(of_expert(tensors, 0, part), of_expert(tensors, 1, part), strict=True):
+            tensors[one], tensors[other] = tensors[other], tensors[one]
+    return "model.layers.1.mlp.experts.gate_proj.weight[0] is off by 1"
+
+
+def permuted(tensors: Tensors) -> str:
+    tensors[f"{LAYER}.gate.weight"] = tensors[f"{LAYER}.gate.weight"].roll(1, 0).contiguous()
+    return "model.layers.1.mlp.gate.weight is off by"
+
+
+def silenced(tensors: Tensors) -> str:
+    tensors[f"{LAYER}.shared_expert_gate.weight"] *= 0
+    return "model.layers.1.mlp.shared_expert_gate.weight is off by 100.0%, 0.00 times the source's"
+
+
+def halves(tensors: Tensors) -> str:
+    left, right = tensors["mtp.fc.weight"].chunk(2, 1)
+    tensors["mtp.fc.weight"] = torch.cat([right, left], 1)
+    return "mtp.fc.weight is off by 14"
+
+
+def halved(tensors: Tensors) -> str:
+    for name in of_expert(tensors, 0, "up_proj"):
+        if name.endswith(("weight_scale_2", "weight_global_scale")):
+            tensors[name] *= 0.5 if name.endswith("_2") else 2
+    return "model.layers.1.mlp.experts.up_proj.weight[0] is off by 5"
+
+
+def transposed(tensors: Tensors) -> str:
+    (name,) = [each for each in of_expert(tensors, 1, "gate_proj") if "scale" in each]
+    tensors[name] = tensors[name].T.contiguous()
+    return "model.layers.1.mlp.experts.gate_proj.weight[1] is off by"
+
+
+def plain(tensors: Tensors) -> str:
+    tensors["model.norm.weight"] -= 1
+    return "model.norm.weight is off by"
+
+
+PLANTED = [
+    *[("nvfp4", plant) for plant in (quadrupled, exchanged, permuted, silenced, halves, halved, plain)],
+    *[("nvfp4 ct", plant) for plant in (exchanged, halved)],
+    *[("fp8", plant) for plant in (exchanged, transposed)],
+    ("fp8 block", transposed),
+    ("fp8 dynamic", exchanged),
+]
+
+
+@pytest.mark.parametrize(("case", "plant"), PLANTED, ids=lambda each: getattr(each, "__name__", each))
+def test_planted_faults_are_named(
+    folder: Callable[[str], Path],
+    source: Repaired,
+    tmp_path: Path,
+    case: str,
+    plant: Callable[[Tensors], str],
+) -> None:
+    shutil.copytree(folder(case), tmp_path / "out")
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    tensors = load_file(file)
+    words = plant(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    found = judged(tmp_path / "out", source)
+    assert found.status is Status.FAIL, found
+    assert found.summary.startswith(words), found.summary
+    parts = {fault.partition(" is off")[0].partition("[")[0] for fault in found.data["faults"]}
+    assert len(parts) <= 3  # and nothing else
+
+
+def test_a_rescaled_model_is_not_judged_by_its_weights() -> None:
+    """As AWQ leaves it: what a norm is multiplied by, the matrices behind it are divided by."""
+    sound = Beside("a", 4, norm=False, error=0.1, size=1.0)
+    norm, matrix = (Beside("b", 16, norm=is_norm, error=0.5, size=1.2) for is_norm in (True, False))
+    for found, status in (([sound, norm, matrix], Status.SKIPPED), ([sound, norm], Status.FAIL)):
+        verdict = judge_weights(found)
+        assert verdict is not None
+        assert verdict.status is status
+    assert judge_weights([]) is None
+
+
+def test_of_two_bits_the_size_is_judged() -> None:
+    assert Beside("a", 2, norm=False, error=0.5, size=0.8).sound
+    assert not Beside("a", 2, norm=False, error=0.55, size=0.5).sound
+    assert not Beside("a", 2, norm=False, error=float("inf"), size=float("nan")).sound
+
+
+def test_verification_says_it(folder: Callable[[str], Path], source: Repaired) -> None:
+    options = VerifyOptions(reference=False, twin=False)
+    found = verify(folder("nvfp4"), view=source.view(), options=options)
+    assert "weights" in [check.value for check in found.verified]
+    assert "weights" not in [
+        each.check.value for each in verify(folder("nvfp4"), view=None, options=options).findings
+    ]
