@@ -27,6 +27,7 @@ from qexport.formats.registry import tolerance
 from qexport.receipt.verification import Check, Status, Verdict
 from qexport.verification.judge import failed, judge_agreement, judge_mtp_text, skipped
 from qexport.verification.memory import F32_BYTES, HEADROOM
+from qexport.verification.own_numbers import Own, or_by_own_numbers
 from qexport.verification.reference import TransformersReference
 from qexport.verification.sight import PICTURES, QUESTION, Seen, SourceSight, ids_around, optics
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from qexport.artifacts.description import Description
     from qexport.families.view import ModelView
+    from qexport.formats.tolerance import Tolerance
     from qexport.verification.options import VerifyOptions
     from qexport.verification.reference import Reference
     from qexport.verification.runtime import Generation, Predicted, Runtime, Session, Settings
@@ -136,8 +138,8 @@ class Images:
                 return skipped(Check.IMAGE_EMBEDDINGS, f"{redact(problem.message)} ({problem.hint})")
         return None
 
-    def judge(self, reference: Reference | None) -> list[Verdict]:
-        """Everything that was seen against the source."""
+    def judge(self, reference: Reference | None, own: Own) -> list[Verdict]:
+        """Everything that was seen against the source; ``own`` as for :func:`or_by_own_numbers`."""
         found: list[Verdict] = []
         if self.drafted:
             text = judge_mtp_text(self.answers, self.drafted, tie=self.options.mtp_tie)
@@ -155,7 +157,7 @@ class Images:
         if sight.frames and self.towers:
             found.append(judge_frames(self.towers, sight.frames))
         if self.answers:
-            found.append(self._judge_text(sight, reference))
+            found.append(self._judge_text(sight, reference, own))
         return found
 
     @property
@@ -172,25 +174,24 @@ class Images:
             per_block = max(_LIMITS.values())
         return float(per_block * min(self.view.vision.layers, _MOST_BLOCKS) ** 0.5)
 
-    def _judge_text(self, sight: SourceSight, reference: Reference | None) -> Verdict:
+    def _judge_text(self, sight: SourceSight, reference: Reference | None, own: Own) -> Verdict:
         if not isinstance(reference, TransformersReference):
             return skipped(Check.IMAGE_TEXT, "the source was not loaded to compare with")
         answers = [
             replace(answer, steps=_until(answer.steps, seen.image_token))
             for seen, answer in zip(self.shown, self.answers, strict=True)
         ]
-        scores = [
-            sight.score(reference.model, seen, answer.tokens, top=self.options.n_probs)
-            for seen, answer in zip(self.shown, answers, strict=True)
-        ]
-        found = judge_agreement(
-            answers,
-            scores,
-            self.options.limits or tolerance(self.about.file_type),
-            file_type=self.about.file_type or "unknown type",
-            source=reference.label,
-            noise=reference.noise,
-        )
+
+        def judged(by: TransformersReference, limits: Tolerance) -> Verdict:
+            scores = [
+                sight.score(by.model, seen, answer.tokens, top=self.options.n_probs)
+                for seen, answer in zip(self.shown, answers, strict=True)
+            ]
+            stored = self.about.file_type or "unknown type"
+            return judge_agreement(answers, scores, limits, file_type=stored, source=by.label, noise=by.noise)
+
+        limits = self.options.limits or tolerance(self.about.file_type)
+        found = or_by_own_numbers(judged(reference, limits), limits, own, judged)
         texts = [answer.text for answer in self.answers]
         return replace(found, check=Check.IMAGE_TEXT, data={**found.data, "answers": texts})
 

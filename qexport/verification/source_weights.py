@@ -48,7 +48,7 @@ _NAMED = 20  # faults that a finding lists
 
 
 @dataclass(frozen=True)
-class Beside:
+class Compared:
     """One matrix, vector, or expert's matrix beside the source's.
 
     Attributes:
@@ -88,7 +88,7 @@ def check_weights(artifact: Opened, source: ModelView) -> Verdict | None:
     return judge_weights(found)
 
 
-def judge_weights(found: list[Beside]) -> Verdict | None:
+def judge_weights(found: list[Compared]) -> Verdict | None:
     """The judgement on what was compared."""
     if not found:
         return None
@@ -111,7 +111,7 @@ def judge_weights(found: list[Beside]) -> Verdict | None:
     return Verdict(Check.WEIGHTS, Status.PASS, words, data)
 
 
-def compare_weights(artifact: Opened, source: ModelView) -> Iterator[Beside]:
+def compare_weights(artifact: Opened, source: ModelView) -> Iterator[Compared]:
     """Every matrix that both have, each expert's alone. Raises InputError: one of them cannot be read."""
     theirs = {tensor.name: tensor.data for tensor in source}
     for tensor in artifact.view():
@@ -121,7 +121,7 @@ def compare_weights(artifact: Opened, source: ModelView) -> Iterator[Beside]:
         yield from _of_tensor(artifact, tensor, other)
 
 
-def _of_tensor(artifact: Opened, tensor: ModelTensor, other: LogicalTensor) -> Iterator[Beside]:
+def _of_tensor(artifact: Opened, tensor: ModelTensor, other: LogicalTensor) -> Iterator[Compared]:
     stack = tensor.role in EXPERT_ROLES and len(tensor.shape) == 3
     if stack and tensor.shape != other.shape:
         return
@@ -135,7 +135,7 @@ def _of_tensor(artifact: Opened, tensor: ModelTensor, other: LogicalTensor) -> I
         if weight is None:
             continue
         error, size = _apart(tensor.data, other, _places(start, height, tensor.shape, stack=stack))
-        yield Beside(name, weight.bits, tensor.role in NORM_ROLES, error, size)
+        yield Compared(name, weight.bits, tensor.role in NORM_ROLES, error, size)
 
 
 def _places(start: int, height: int, shape: tuple[int, ...], *, stack: bool) -> list[tuple[int, int]]:

@@ -32,14 +32,21 @@ from qexport.verification.judge import (
     skipped,
 )
 from qexport.verification.memory import fit
+from qexport.verification.own_numbers import or_by_own_numbers, own_reference
 from qexport.verification.prompts import CHAT_PROMPTS, RAW_PROMPTS, ids_by_file, probes
-from qexport.verification.reference import Reference, Scored, reference_from_view
+from qexport.verification.reference import (
+    Reference,
+    Scored,
+    TransformersReference,
+    reference_from_view,
+)
 from qexport.verification.runtime import Generation, Runtime, Session, Settings
 from qexport.verification.source_tokenizer import ids_by_class, ids_in_runtime
 
 if TYPE_CHECKING:
     from qexport.artifacts.description import Description
     from qexport.families.view import ModelView
+    from qexport.formats.tolerance import Tolerance
     from qexport.verification.options import VerifyOptions
 
 
@@ -65,6 +72,7 @@ class Steps:
     images: Images | None = None
     version: str = ""
     load_s: float = 0.0
+    _by_own: TransformersReference | None = None
 
     @property
     def name(self) -> str:
@@ -208,22 +216,33 @@ class Steps:
         else:
             reference = scored[0]
             self.as_source = tuple(all(token.gap == 0 for token in answer) for answer in scored[1])
-            self.add(
-                judge_agreement(
-                    self.answers,
-                    scored[1],
-                    limits,
-                    file_type=self.about.file_type or "unknown type",
-                    source=reference.label,
-                    noise=reference.noise,
-                )
-            )
+            found = self._agreement(reference, limits, scored[1])
+            self.add(or_by_own_numbers(found, limits, self._own, self._agreement))
         if self.mtp_answers:
             self.add(judge_mtp_text(self.answers, self.mtp_answers, tie=self.options.mtp_tie))
             self.add(judge_acceptance(self.mtp_answers))
-        for finding in self.images.judge(reference) if self.images is not None else ():
+        for finding in self.images.judge(reference, self._own) if self.images is not None else ():
             self.add(finding)
         return reference
+
+    def _agreement(
+        self, reference: Reference, limits: Tolerance, scores: Sequence[Sequence[Scored]] | None = None
+    ) -> Verdict:
+        return judge_agreement(
+            self.answers,
+            scores or self._scores(reference),
+            limits,
+            file_type=self.about.file_type or "unknown type",
+            source=reference.label,
+            noise=reference.noise,
+        )
+
+    def _own(self) -> TransformersReference | None:
+        """The artifact's own numbers to judge by, where its matrices are the source's."""
+        sound = any(each.check is Check.WEIGHTS and each.status is Status.PASS for each in self.findings)
+        if self._by_own is None and sound and self.view is not None:
+            self._by_own = own_reference(self.about, self.view)
+        return self._by_own
 
     def report(self) -> Verification:
         """All of it, frozen."""
@@ -358,10 +377,12 @@ class Steps:
         if rows is not None and highest >= rows:
             words = f"token {highest} is beyond the source's vocabulary of {rows}: a file of another model"
             return Verdict(Check.AGREEMENT, Status.FAIL, words, {"token": highest, "vocabulary": rows})
-        scores = [
+        return reference, self._scores(reference)
+
+    def _scores(self, reference: Reference) -> list[tuple[Scored, ...]]:
+        return [
             reference.score(
                 [*answer.prompt_ids, *answer.tokens], len(answer.prompt_ids), top=self.options.n_probs
             )
             for answer in self.answers
         ]
-        return reference, scores

@@ -28,7 +28,7 @@ from qexport.onepass.execute import execute
 from qexport.receipt.verification import Status, Verdict
 from qexport.verification.options import VerifyOptions
 from qexport.verification.run import verify
-from qexport.verification.source_weights import Beside, check_weights, judge_weights
+from qexport.verification.source_weights import Compared, check_weights, judge_weights
 
 SIZES = {"experts": 3, "layers": 4, "hidden": 256, "intermediate": 256, "head_dim": 128, "vision": False}
 OPTIONS: dict[str, Any] = {
@@ -182,8 +182,8 @@ def test_planted_faults_are_named(
 
 def test_a_rescaled_model_is_not_judged_by_its_weights() -> None:
     """As AWQ leaves it: what a norm is multiplied by, the matrices behind it are divided by."""
-    sound = Beside("a", 4, norm=False, error=0.1, size=1.0)
-    norm, matrix = (Beside("b", 16, norm=is_norm, error=0.5, size=1.2) for is_norm in (True, False))
+    sound = Compared("a", 4, norm=False, error=0.1, size=1.0)
+    norm, matrix = (Compared("b", 16, norm=is_norm, error=0.5, size=1.2) for is_norm in (True, False))
     for found, status in (([sound, norm, matrix], Status.SKIPPED), ([sound, norm], Status.FAIL)):
         verdict = judge_weights(found)
         assert verdict is not None
@@ -192,9 +192,9 @@ def test_a_rescaled_model_is_not_judged_by_its_weights() -> None:
 
 
 def test_of_two_bits_the_size_is_judged() -> None:
-    assert Beside("a", 2, norm=False, error=0.5, size=0.8).sound
-    assert not Beside("a", 2, norm=False, error=0.55, size=0.5).sound
-    assert not Beside("a", 2, norm=False, error=float("inf"), size=float("nan")).sound
+    assert Compared("a", 2, norm=False, error=0.5, size=0.8).sound
+    assert not Compared("a", 2, norm=False, error=0.55, size=0.5).sound
+    assert not Compared("a", 2, norm=False, error=float("inf"), size=float("nan")).sound
 
 
 def test_verification_says_it(folder: Callable[[str], Path], source: Repaired) -> None:
