@@ -107,14 +107,6 @@ def test_what_is_there_already_is_not_written_again(zoo_copy, tmp_path):
     assert path.stat().st_mtime_ns != made
 
 
-def test_split_files_carry_llama_cpps_names(zoo, tmp_path):
-    words = ("gguf", zoo("qwen3_5"), "-q", "Q8_0", "-o", tmp_path, "--no-verify", "--split-max-size", "1M")
-    assert run(*words).code == 0
-    names = sorted(path.name for path in tmp_path.glob("qwen3_5-*.gguf"))
-    assert names[0].startswith("qwen3_5-Q8_0-00001-of-0000")
-    assert len(names) > 1
-
-
 def test_fix_writes_a_checkpoint_that_needs_no_fixing(zoo_copy, tmp_path):
     source = zoo_copy("qwen3_5_text")
     before = contents(source)
