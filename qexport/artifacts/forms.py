@@ -139,7 +139,8 @@ def _fp8_per(name: str, codes: StoredPart, scale: StoredPart) -> str:
     tiles = (*codes.shape[:-2], -(-rows // FP8_TILE), -(-columns // FP8_TILE))
     if scale.dtype not in FLOAT_DTYPES:
         raise InputError(f"{scale.name}: scales of {scale.dtype} are no numbers")
-    if scale.shape == tiles:
+    # ModelOpt keeps the axes that it has reduced: [tiles, 1, tiles, 1].
+    if scale.shape in (tiles, (tiles[-2], 1, tiles[-1], 1)):
         return "tile"
     if scale.shape in ((), (1,), (1, 1)):
         return "matrix"
@@ -243,6 +244,7 @@ class Fp8(_Coded):
             return e4m3(codes).mul_(scale.view(()))
         if self._per == "row":
             return e4m3(codes).mul_(scale.view(-1)[start:stop, None])
+        scale = scale.view(-1, -(-self.shape[-1] // FP8_TILE))
         # Of a stack, every matrix begins a tile of its own.
         height = self.shape[-2]
         rows = torch.arange(start, stop)

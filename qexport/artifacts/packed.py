@@ -99,7 +99,8 @@ def _stored(weight: StoredWeight, form: Form, shape: tuple[int, ...]) -> Callabl
             of_rows = scales.rows(start, stop)
         elif form.per == "tile":
             first = start // height * -(-height // FP8_TILE) + start % height // FP8_TILE
-            of_rows = scales.rows(first, first + -(-(stop - start) // FP8_TILE))
+            tiles = scales.whole().view(-1, -(-shape[-1] // FP8_TILE))
+            of_rows = tiles[first : first + -(-(stop - start) // FP8_TILE)]
         else:
             whole = scales.whole().view(-1)
             of_rows = whole[start:stop, None] if form.per == "row" else whole

@@ -124,6 +124,12 @@ def fp8_tiles(word: str) -> Callable[[str, torch.Tensor], tuple[Tensors, torch.T
     return pack
 
 
+def fp8_kept(name: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """As ModelOpt's ``FP8_PB_WO``, which keeps the axes that it has reduced."""
+    parts, value = fp8_tiles("weight_scale")(name, values)
+    return {**parts, "weight_scale": parts["weight_scale"].float()[:, None, :, None]}, value
+
+
 def fp8_matrix(_: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     scale = values.abs().max() / 448
     codes = (values / scale).to(torch.float8_e4m3fn)
@@ -321,6 +327,17 @@ def modelopt(source: Path, *, mixed: bool = False) -> Packed:
             **declared,
         },
     }
+    return folder
+
+
+def modelopt_tiles(source: Path) -> Packed:
+    """``FP8_PB_WO``."""
+    folder = Packed(source)
+    left = folder.pack(lambda name: bool(LINEAR.search(name)) and not name.startswith("mtp."), fp8_kept)
+    exclude = ["mtp*", "model.visual*", *(n.removesuffix(".weight") for n in left if n.startswith("lm_head"))]
+    exclude += [name.removesuffix(".weight") for name in left if re.search(r"in_proj_[ab]\.", name)]
+    declared = {"quant_method": "modelopt", "quant_algo": "fp8_pb_wo", "ignore": exclude}
+    folder.config["quantization_config"] = declared
     return folder
 
 

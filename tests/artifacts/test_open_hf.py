@@ -28,6 +28,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "compressed int": (folders.compressed_int, "compressed-tensors"),
     "compressed int, points": (lambda s: folders.compressed_int(s, points=True), "compressed-tensors"),
     "modelopt": (folders.modelopt, "modelopt"),
+    "modelopt tiles": (folders.modelopt_tiles, "modelopt"),
     "modelopt awq": (folders.modelopt_awq, "modelopt"),
     "modelopt mixed": (lambda s: folders.modelopt(s, mixed=True), "modelopt"),
 }

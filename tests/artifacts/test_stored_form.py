@@ -32,6 +32,7 @@ MAKERS: dict[str, Make] = {
     "compressed bytes": folders.compressed_bytes,
     "compressed int": lambda source: folders.compressed_int(source, points=True),
     "modelopt": folders.modelopt,
+    "modelopt tiles": folders.modelopt_tiles,
     "modelopt awq": folders.modelopt_awq,
     "modelopt mixed": lambda source: folders.modelopt(source, mixed=True),
     "mlx": folders.mlx_folder,

@@ -163,6 +163,7 @@ def test_each_dialect_of_others_gets_head_and_lists(
     folder = packed.write(tmp_path / "lost")
     wanted = whole(folder, base, tmp_path / "out")
     assert any("mtp" in entry for entry in wanted.planned.listed)
+    assert all("mtp" in entry or "visual" in entry for entry in wanted.planned.listed)
     names = {name.split(".layers.")[0] for name in tensors_in(tmp_path / "out")}
     assert ("model" in names) == alone
     assert any(name.startswith("model.visual.") for name in names) == (not alone)

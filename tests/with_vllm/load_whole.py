@@ -1,33 +1,39 @@
 """Loads a folder in vLLM with its vision tower and its MTP head, strictly: `python load_whole.py FOLDER`.
 
-Prints, as JSON, how many parameters came out of the checkpoint, of the tower and of each model class; fails
-where any did not.
+Prints, as JSON, how many parameters of the tower and of each model class came out of the checkpoint, and ends
+once the head is there; fails where any parameter was left as it was.
 """
 
 import json
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
-os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="WARNING")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+sys.path.append(str(Path(__file__).parents[2] / "qexport" / "children" / "programs"))
 
 
 def main(folder):
     """Load it, and count."""
+    engine = import_module("engine_vllm")  # before vLLM: it says how that is to run
     import_module("cpu_kernels")
-    vllm = import_module("vllm")
-    loader = import_module("vllm.model_executor.model_loader.default_loader").DefaultModelLoader
-    counted, check = {}, loader.track_weights_loading
+    if engine._weight_only(json.loads((Path(folder) / "config.json").read_text())):
+        engine._let_off_input_scales()
+    loader, counted = engine.DefaultModelLoader, {}
+    check = loader.track_weights_loading
 
     def counting(self, model, loaded, *rest, **options):
-        for name in loaded or ():
-            part = "tower" if "visual." in name else type(model).__name__
+        name = type(model).__name__
+        for each in loaded or ():
+            part = "tower" if "visual." in each else name
             counted[part] = counted.get(part, 0) + 1
-        return check(self, model, loaded, *rest, **options)
+        check(self, model, loaded, *rest, **options)
+        if "MTP" in name:
+            print(json.dumps(counted), flush=True)
+            os._exit(0)
 
     loader.track_weights_loading = counting
-    vllm.LLM(
+    engine.vllm.LLM(
         model=folder,
         dtype="bfloat16",
         enforce_eager=True,
@@ -38,7 +44,7 @@ def main(folder):
         model_loader_extra_config={"enable_weights_track": True},
         speculative_config={"method": "mtp", "num_speculative_tokens": 1},
     )
-    print(json.dumps(counted))
+    raise SystemExit("no MTP head was loaded")
 
 
 if __name__ == "__main__":

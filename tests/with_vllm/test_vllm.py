@@ -33,8 +33,8 @@ from qexport.run.model import examine
 from qexport.verification.folder_runtimes import ENGINES, FolderRuntime
 from qexport.verification.runtime import Settings
 
-sys.path.append(str(Path(__file__).parents[1] / "artifacts"))
-import packed_folders as packing
+sys.path.append(str(Path(__file__).parents[1] / "nvfp4"))
+from stripped import strip
 
 PYTHON = os.environ.get("QEXPORT_VLLM_PYTHON")
 pytestmark = [
@@ -140,43 +140,43 @@ def test_it_loads_with_its_head_and_has_the_formats_numbers(made, runtime, name,
         assert mean < SAME
 
 
-ADOPTED = {
-    "native FP8": packing.fp8_folder,
-    "compressed-tensors, rows of FP8": lambda source: packing.compressed_fp8(source, "channel"),
-    "compressed-tensors, integers": lambda source: packing.compressed_int(source, points=True),
-    "ModelOpt": packing.modelopt,
-}
-
-
-@pytest.mark.parametrize("kind", ADOPTED)
+@pytest.mark.parametrize("kind", quantized_folders.KINDS)
 def test_an_adopted_folder_loads_with_head_and_tower_counted(tmp_path, kind):
     """Of a folder that has lost both; and not without a tensor of either."""
-    base, out = tmp_path / "base", tmp_path / "out"
+    base, lost, out = (tmp_path / name for name in ("base", "lost", "out"))
     zoo.build("qwen3_5", base, **SIZES)
-    packed = ADOPTED[kind](base)
-    packed.drop(r"^mtp\.|^model\.visual\.")
-    del packed.config["vision_config"]
-    write_adopted(Adoption(packed.write(tmp_path / "lost"), out, str(base)))
-    assert load_whole(out).keys() >= {"tower", "Qwen3_5MTP"}
-    if kind != "ModelOpt":
-        return
-    grafted = out / "model-00002-of-00002.safetensors"
-    tensors = load_file(grafted)
-    for name in ("mtp.fc.weight", "model.visual.blocks.0.attn.proj.weight"):
-        save_file({other: tensor for other, tensor in tensors.items() if other != name}, grafted)
-        index = out / "model.safetensors.index.json"
-        found = json.loads(index.read_text())
-        missing = {other: file for other, file in found["weight_map"].items() if other != name}
-        index.write_text(json.dumps({**found, "weight_map": missing}))
-        with pytest.raises(AssertionError, match="not initialized from checkpoint"):
-            load_whole(out)
-        index.write_text(json.dumps(found))
+    quantized_folders.quantize(base, lost, kind)
+    write_adopted(Adoption(strip(lost), out, str(base)))
+    counted = load_whole(out)
+    whole = sum(name.startswith("model.visual.") for name in load_file(out / GRAFTED))
+    assert 0 < counted.pop("tower") <= whole  # q, k and v are one parameter
+    assert all(counted.values())
+    assert any("MTP" in name for name in counted)
+
+
+@pytest.mark.parametrize("name", ["mtp.fc.weight", "model.visual.blocks.0.attn.proj.weight"])
+def test_an_adopted_folder_without_a_tensor_of_its_base_does_not_load(tmp_path, name):
+    base, lost, out = (tmp_path / name for name in ("base", "lost", "out"))
+    zoo.build("qwen3_5", base, **SIZES)
+    quantized_folders.quantize(base, lost, "modelopt-nvfp4")
+    write_adopted(Adoption(strip(lost), out, str(base)))
+    tensors = load_file(out / GRAFTED)
+    del tensors[name]
+    save_file(tensors, out / GRAFTED)
+    index = json.loads((out / INDEX).read_text())
+    del index["weight_map"][name]
+    (out / INDEX).write_text(json.dumps(index))
+    with pytest.raises(AssertionError, match="not initialized from checkpoint"):
+        load_whole(out)
+
+
+GRAFTED, INDEX = "model-00002-of-00002.safetensors", "model.safetensors.index.json"
 
 
 def load_whole(folder):
     """Parameters that vLLM took out of it, by part."""
     words = [str(PYTHON), str(Path(__file__).with_name("load_whole.py")), str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -54,9 +54,14 @@ def _declared(artifact: Opened) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return artifact.details["quantization"], inner
 
 
+def _algorithm(declared: Mapping[str, Any]) -> str:
+    """In capitals, as vLLM reads it: ModelOpt writes ``fp8_pb_wo``."""
+    return str(declared.get("quant_algo") or "").upper()
+
+
 def _promises(artifact: Opened) -> Rule:
     quantization, inner = _declared(artifact)
-    declared = quantization.get("quant_algo") or inner.get("quant_algo")
+    declared = _algorithm(quantization) or _algorithm(inner)
     exclude = quantization.get("ignore", inner.get("exclude_modules")) or []
     layers = quantization.get("quantized_layers") or inner.get("quantized_layers") or {}
 
@@ -68,7 +73,7 @@ def _promises(artifact: Opened) -> Rule:
             entry = layers.get(asked.module) or _of_stack(asked, layers)
             if entry is None:
                 return None
-            algo = entry.get("quant_algo")
+            algo = _algorithm(entry)
         if algo == "W4A16_AWQ":
             return Form("int", 4, int(inner.get("group_size") or 128))
         if algo not in _ALGORITHMS:
@@ -118,7 +123,7 @@ def _contradictions(artifact: Opened) -> Iterator[str]:
     one, other = _declared(artifact)
     if not one or not artifact.details.get("modelopt"):
         return
-    if other.get("quant_algo") != one.get("quant_algo"):
+    if _algorithm(other) != _algorithm(one):
         yield f"quant_algo is {one.get('quant_algo')!r} here, {other.get('quant_algo')!r} in the other file"
     here, there = set(one.get("ignore") or ()), set(other.get("exclude_modules") or ())
     if here != there:
@@ -127,7 +132,7 @@ def _contradictions(artifact: Opened) -> Iterator[str]:
 
 def _stored_type(artifact: Opened) -> str:
     quantization, inner = _declared(artifact)
-    return str(quantization.get("quant_algo") or inner.get("quant_algo") or "MODELOPT")
+    return _algorithm(quantization) or _algorithm(inner) or "MODELOPT"
 
 
 MODELOPT = hf_layout(
