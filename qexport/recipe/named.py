@@ -17,20 +17,22 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(spec: str) -> Path:
-    """A file that is there, else the shipped recipe of that name (``demo``, ``recipes/demo.yaml``).
+    """A file that is there, else the shipped recipe of that name (``demo``, ``recipes/demo.yaml``); a folder of
+    that name, such as a model's, is none.
 
     Raises:
         UsageProblem: it is neither.
     """
     path = Path(spec)
     known = shipped_recipes()
+    name = path.name.removesuffix(".yaml")
+    is_known = path.parent in (Path(), Path("recipes")) and name in known
     try:
-        if path.exists():
+        if path.exists() and not (is_known and path.is_dir()):
             return path
     except (OSError, ValueError):  # a name too long, or one with a NUL
         pass
-    name = path.name.removesuffix(".yaml")
-    if path.parent in (Path(), Path("recipes")) and name in known:
+    if is_known:
         return known[name]
     raise UsageProblem(
         f"there is no recipe {spec}{closest(path.name.removesuffix('.yaml'), known)}",

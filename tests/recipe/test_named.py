@@ -31,6 +31,8 @@ def test_a_file_that_is_there_comes_first(tmp_path, monkeypatch):
     Path("demo").write_text("mine")
     assert find_recipe("demo") == Path("demo")
     assert shown(Path("demo")) == "demo"
+    Path("llama").mkdir()
+    assert find_recipe("llama") == shipped_recipes()["llama"]
 
 
 @pytest.mark.parametrize("spec", ["qwen3.5-9", "other/demo.yaml", "../demo", "x" * 5000, "a\0b", ""])
