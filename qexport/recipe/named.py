@@ -17,8 +17,9 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(spec: str) -> Path:
-    """A file that is there, else the shipped recipe of that name (``demo``, ``recipes/demo.yaml``); a folder of
-    that name, such as a model's, is none.
+    """A file that is there, else the shipped recipe of that name (``demo``, ``recipes/demo.yaml``).
+
+    A folder of that name, such as a model's, is none.
 
     Raises:
         UsageProblem: it is neither.
