@@ -16,7 +16,7 @@ The largest magnitudes of inputs (:mod:`qexport.evidence.largest_inputs`) come o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from threading import Lock
@@ -112,11 +112,13 @@ class InputProducts:
             self._now += 1
 
     def largest(self, name: str) -> np.ndarray:
-        """The largest magnitude that entered a tensor that was reached and followed, float64 ``(matrices,)``.
+        """The largest magnitude that entered a tensor that was reached and followed, ``(matrices,)``."""
+        return self.measured[name]
 
-        It is kept: a few numbers.
-        """
-        return self._largest.tables[name]
+    @property
+    def measured(self) -> Mapping[str, np.ndarray]:
+        """Those of all that were reached: a few numbers each, which are kept."""
+        return self._largest.tables
 
     def of(self, name: str, unit: int, columns: np.ndarray | None) -> Sequence[Feedback | None]:
         """What the products of a tensor that was reached come to, for each of its matrices, made when asked.

@@ -114,11 +114,14 @@ def told(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
 
 
 def _scaled(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
-    """With the largest magnitude of each tensor's inputs: one number where all matrices have the same."""
+    """With the largest magnitude of each tensor's inputs: one number where all matrices have the same.
+
+    A run that was gone on with behind its last layer has not measured again: then there is no record.
+    """
     names = [need.of[0] for tensor in plan.tensors if (need := tensor.need(Kind.INPUT_LARGEST))]
-    if not names:
+    if not names or not products.measured.keys() >= set(names):
         return plan
-    found = {name: products.largest(name).tolist() for name in names}
+    found = {name: products.measured[name].tolist() for name in names}
     shown = {name: each[:1] if len(set(each)) == 1 else each for name, each in found.items()}
     return replace(plan, details={**plan.details, LARGEST_INPUTS: shown})
 

@@ -268,6 +268,12 @@ def test_what_does_not_go_together_is_refused(zoo: Zoo, tmp_path: Path) -> None:
     assert "--corpus FILE" in str(forgotten.exception.hint)
 
 
+def test_a_run_that_went_on_behind_the_last_layer_has_no_record(zoo: Zoo) -> None:
+    made = plan(zoo("llama"), scheme="NVFP4")
+    with closing(InputProducts(repaired(zoo("llama")).view(), tokens(), EXACT)) as products:
+        assert feedback.told(made, products) == made
+
+
 def test_a_recipe_names_the_text(zoo: Zoo, tmp_path: Path) -> None:
     from qexport.recipe.load import load_recipe
 
