@@ -185,7 +185,7 @@ def test_steps_follow_the_stream(moe: Diagnosis, tmp_path: Path) -> None:
 
 def test_without_a_text_nothing_is_written(moe: Diagnosis, tmp_path: Path) -> None:
     items = planned(moe, tmp_path, formats(importance(moe.repaired.view(), ids())))
-    with pytest.raises(UsageProblem, match="needs a text"):
+    with pytest.raises(UsageProblem, match="need a text"):
         steps.write(items, moe)
     assert not contents(tmp_path)
 
