@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qexport.receipt.state import State
 from qexport.receipt.text import listed, percent
 from qexport.receipt.verification import OF_IMAGES, Check, Status
+from qexport.receipt.words import gate_value, gate_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,15 +37,19 @@ def plainly(found: Verification) -> tuple[Said, ...]:
 def outcome(artifact: Artifact) -> str:
     """How it ended in a few words: what failed, what was not looked at, what limits were broken."""
     found = artifact.verification
-    if found is None:
-        return artifact.outcome
+    words = str(artifact.state) if found is None else ended(found)
+    broken = (gate for gate in artifact.gates if not gate.passed)
+    gates = "; ".join(f"{gate_words(gate.gate)} {gate_value(gate.gate, gate.limit)}" for gate in broken)
+    return words if not gates else f"{words}; limits not kept: {gates}"
+
+
+def ended(found: Verification) -> str:
+    """Its state, and what failed or was not looked at: ``passed, without pictures``, ``failed: drafting``."""
     asked = found.failures or tuple(each for each in found.findings if each.status is Status.SKIPPED)
     topics = dict.fromkeys(_topic_of(each.check) for each in asked)
     ran = found.failures or found.state in (State.PASSED, State.UNCOMPARED)
     about = f"{': ' if found.failures else ', without '}{listed(list(topics))}" if topics and ran else ""
-    words = f"{artifact.state}{about}"
-    gates = ", ".join(artifact.broken_gates)
-    return words if not gates else f"{words}; limits not kept: {gates}"
+    return f"{found.state}{about}"
 
 
 def _topic_of(check: Check) -> str:

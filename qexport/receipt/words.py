@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qexport.receipt.safe_text import PLAIN
-from qexport.receipt.text import with_error
+from qexport.receipt.text import nats, percent, with_error
 from qexport.sizes import size_text
 
 if TYPE_CHECKING:
@@ -21,6 +21,14 @@ WAS_RUN = (
     "sane, tokens and probabilities those of the source. What was not run, or ran and was not compared with "
     "the source, has neither passed nor failed."
 )
+_GATES = {
+    "min_agreement": "agreement with the source, at least",
+    "max_mean_kld": "mean KL divergence, at most",
+    "min_same_top1": "same top-1, at least",
+    "min_acceptance": "MTP acceptance, at least",
+    "predicted_ratio": "measured KL divergence by prediction, within a factor of",
+    "max_size": "size, at most",
+}
 
 
 @dataclass(frozen=True)
@@ -168,3 +176,21 @@ def glossary(artifacts: Sequence[Artifact]) -> dict[str, str]:
             "all files."
         )
     return found
+
+
+def gate_words(name: str) -> str:
+    return _GATES.get(name, name)
+
+
+def gate_value(name: str, value: float | None) -> str:
+    """A limit or a value, in the unit of its gate."""
+    if value is None:
+        return "not measured"
+    if name == "max_size":
+        return size_text(int(value))
+    if name == "predicted_ratio":
+        return f"{value:.2f}"
+    if name == "max_mean_kld":
+        shown = nats(value)
+        return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} nats"
+    return percent(value) if name in _GATES else f"{value:g}"

@@ -23,7 +23,7 @@ from qexport.receipt.tables import (
     share,
 )
 from qexport.receipt.text import nats, ratio, speed, with_error
-from qexport.report.words import gate_value, gate_words
+from qexport.receipt.words import gate_value, gate_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qexport.receipt import words
 from qexport.receipt.plainly import outcome
 from qexport.receipt.state import State
-from qexport.receipt.text import nats, percent, speed, times
+from qexport.receipt.text import nats, speed, times
 from qexport.receipt.words import WAS_RUN
 from qexport.sizes import counted, size_text
 
@@ -17,17 +17,6 @@ if TYPE_CHECKING:
     from qexport.receipt.speeds import Bench
     from qexport.receipt.types import Artifact
     from qexport.report.report import Model, Report
-
-
-_GATES = {
-    "min_agreement": "agreement with the source, at least",
-    "max_mean_kld": "mean KL divergence, at most",
-    "min_same_top1": "same top-1, at least",
-    "min_acceptance": "MTP acceptance, at least",
-    "predicted_ratio": "measured KL divergence by prediction, within a factor of",
-    "max_size": "size, at most",
-}
-_NOTHING = "not measured"
 
 
 def summary(report: Report) -> list[str]:
@@ -66,24 +55,6 @@ def machines(benches: Iterable[Bench]) -> list[str]:
         for bench in benches
     )
     return list(dict.fromkeys(ways))
-
-
-def gate_words(name: str) -> str:
-    return _GATES.get(name, name)
-
-
-def gate_value(name: str, value: float | None) -> str:
-    """A limit or a value, in the unit of its gate."""
-    if value is None:
-        return _NOTHING
-    if name == "max_size":
-        return size_text(int(value))
-    if name == "predicted_ratio":
-        return f"{value:.2f}"
-    if name == "max_mean_kld":
-        shown = nats(value)
-        return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} nats"
-    return percent(value) if name in _GATES else f"{value:g}"
 
 
 def _of_model(model: Model, several: bool) -> Iterator[str]:

@@ -21,6 +21,7 @@ from qexport.evidence.ranks import here
 from qexport.formats.gguf.file_name import model_stem
 from qexport.onepass.sources import Sources
 from qexport.optional import WEIGHTS, require
+from qexport.receipt.plainly import ended
 from qexport.recipe.asked import asked_sha256
 from qexport.recipe.publication import destinations, pushes
 from qexport.recipe.recipe import Calibration
@@ -366,7 +367,7 @@ def _written(work: Work, watcher: Watcher) -> tuple[list[Item], list[Item]]:
     """What was there already, and what has been written now, from one read."""
     done, todo = work.settled()
     for item in done:
-        verdict = "not verified yet" if item.report is None else item.report.verdict
+        verdict = "not verified yet" if item.report is None else ended(item.report)
         told = "" if item.attached else f" ({verdict})"
         watcher.say(f"{item.name} is there, from the same source and options{told}")
     return done, _written_now(work, todo, watcher) if todo else []

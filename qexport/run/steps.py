@@ -21,6 +21,7 @@ from qexport.onepass.files import silent
 from qexport.onepass.ledger import Ledger
 from qexport.onepass.locks import locked
 from qexport.onepass.resume import Resume, numbers_there
+from qexport.receipt.plainly import ended
 from qexport.receipt.store import read_receipt, settle, write_receipt
 from qexport.receipt.verification import REQUIRED_OF_HEADS, Verification
 from qexport.run import feedback
@@ -210,7 +211,7 @@ def prove(
                     report = head_report(report, known) if report.required == REQUIRED_OF_HEADS else known
                 proven.append(replace(item, report=report))
                 if report is not None:
-                    watcher.proven(item.name, report.verdict)
+                    watcher.proven(item.name, ended(report))
                 progress.advance(1)
     sources_of(diagnosis).refuse_changed()  # a verdict against something else is none
     return proven, _write_receipts(proven, diagnosis, watcher.say)

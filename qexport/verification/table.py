@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qexport.receipt.plainly import ended
 from qexport.receipt.text import bits, with_error
 from qexport.receipt.verification import Status
 from qexport.sizes import size_text
@@ -34,7 +35,7 @@ def rows(reports: Sequence[Verification]) -> list[list[str]]:
             with_error(report.measures.same_top1, share=True) or _ABSENT,
             with_error(report.measures.acceptance, share=True) or _ABSENT,
             str(report.drafts or _ABSENT),
-            report.verdict,
+            ended(report),
         ]
         for report in reports
     ]

@@ -26,9 +26,10 @@ from qexport.receipt.measures import Estimate
 from qexport.receipt.speeds import Bench
 from qexport.receipt.text import nats, percent, speed
 from qexport.receipt.typed import fit
+from qexport.receipt.words import gate_value
 from qexport.report import Gate, gather, write_report
 from qexport.report.report import pair_up
-from qexport.report.words import gate_value, summary
+from qexport.report.words import summary
 from qexport.report.write import lay_out
 
 GATES = (

@@ -211,13 +211,13 @@ def test_the_table(mtp_file):
             "-",
             "-",
             "30 of 60",
-            "passed, without tokens, ends, template_kept",
+            "passed, without the chat format",
         ],
-        ["tiny-F32.gguf", size, bits, "-", "-", "-", "-", "failed: loads"],
+        ["tiny-F32.gguf", size, bits, "-", "-", "-", "-", "failed: running"],
     ]
     table = render([good, bad], width=140)
     assert "same top-1" in table
-    assert "failed: loads" in table
+    assert "failed: running" in table
 
 
 def test_a_loop_the_source_shares_passes(plain_file):
