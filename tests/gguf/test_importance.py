@@ -14,6 +14,7 @@ from oracle import toolchain
 from oracle.summary import compare, summarize
 from zoo import ZOO
 
+from qexport.codecs.ggml import ONLY_GGML
 from qexport.evidence.corpus import read_corpus
 from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_imatrix
 from qexport.evidence.observe import Inputs, InputSquares
@@ -22,6 +23,7 @@ from qexport.evidence.stream import LayerStream
 from qexport.evidence.tokens import tokenize
 from qexport.families.roles import Role
 from qexport.families.view import ModelView
+from qexport.formats.gguf.file_types import FILE_TYPES
 from qexport.formats.gguf.importance import cold_experts, gguf_importance, plan_imatrix, uncollected, unfelt
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.plan import plan_gguf
@@ -301,6 +303,9 @@ def test_details_for_the_receipt(zoo: Any) -> None:
 # --- the tools themselves --------------------------------------------------------------------------------
 
 
+BELOW_4_BITS = tuple(name for name in FILE_TYPES if name.startswith(("IQ3", "IQ2", "IQ1")))
+
+
 class TestToolchain:
     """llama-imatrix and llama-quantize, run here."""
 
@@ -345,3 +350,20 @@ class TestToolchain:
         assert f"loaded {len(matrix.sums)} importance matrix entries" in said
         assert compare(files[1], summarize(tmp_path / "peer.gguf")) == []
         assert files[1].read_bytes() == (tmp_path / "peer.gguf").read_bytes()
+
+    @pytest.mark.skipif(not toolchain.can_quantize(), reason=toolchain.NO_QUANTIZER)
+    @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_moe"])
+    def test_so_do_files_below_4_bits(self, zoo: Any, tmp_path: Path, name: str) -> None:
+        """Rows of whole blocks of 256: the mixtures of all types that only ggml encodes, from one pass."""
+        view = view_of(zoo(name, hidden=256, intermediate=256))
+        (tmp_path / "imatrix.gguf").write_bytes(imatrix_bytes(collected(view, tmp_path)))
+        matrix = read_imatrix(tmp_path / "imatrix.gguf")
+        plans = plan_gguf(view, ["BF16", *BELOW_4_BITS], GgufOptions(imatrix=matrix, mtp_type="mixture"))
+        execute(plans, tmp_path)
+        floats, *made = (tmp_path / plan.files[0].name for plan in plans)
+        for kind, file in zip(BELOW_4_BITS, made, strict=True):
+            peer = tmp_path / f"peer-{kind}.gguf"
+            toolchain.quantize(floats, peer, kind, imatrix=tmp_path / "imatrix.gguf")
+            assert compare(file, summarize(peer)) == [], kind
+            assert file.read_bytes() == peer.read_bytes(), kind
+        assert {tensor.stored.name for plan in plans for tensor in plan.tensors} >= ONLY_GGML

@@ -68,7 +68,8 @@ def test_twins_hold_the_bytes_that_the_converter_makes_of_the_folder(
     assert digests(twin_file(tmp_path / "folder", tmp_path / "twin")) == GOLDEN[f"{name} {layout}"]
 
 
-@pytest.mark.skipif(not toolchain.available(), reason="needs llama.cpp's tools")
+@pytest.mark.toolchain
+@pytest.mark.skipif(not toolchain.available(), reason=toolchain.NEITHER)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_converter_still_does(zoo: Zoo, tmp_path: Path, name: str, layout: str) -> None:

@@ -5,8 +5,8 @@ x86-64 is in a package for npm (`@node-llama-cpp/linux-x64`, glibc 2.34). Nothin
 installed. pip and npm ask whatever registries they are set up with; npm comes with Node.js. FOLDER then holds
 `llama.cpp` and `bin`, which QEXPORT_LLAMA_CPP and QEXPORT_LLAMA_BIN name.
 
-Not among them is llama-imatrix, which only a compiler makes of the tree (`cmake --build ... -t
-llama-imatrix`): put it into `bin`, and the tests that ask it run as well.
+Not among them are llama-imatrix and llama-server, which only a compiler makes of the tree (`make
+test-toolchain COMPILE=1`): the tests that ask those run where they lie in `bin`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Running llama.cpp's own converter and quantizer.
 
 `QEXPORT_LLAMA_CPP` names a llama.cpp tree, `QEXPORT_LLAMA_BIN` a folder with its tools, or with libllama,
-which quantizes as well (`llama_quantize.py`); `make test-toolchain` fetches both (`fetch.py`). The converter
+which quantizes as well (`llama_quantize.py`); `make test-toolchain` fetches both (`fetch.py`), and with
+COMPILE=1 builds the programs that nobody ships, llama-imatrix and llama-server. The converter
 recognises a BPE pre-tokenizer by hashing what it does to one long string, which a vocabulary of 400 tokens
 can never match; so it runs from a copy, outside the repository, whose last resort is the environment
 variable QEXPORT_ORACLE_PRE instead of an exception. Nothing else in the copy differs.
@@ -23,7 +24,7 @@ REFUSAL = 'raise NotImplementedError("BPE pre-tokenizer was not recognized - upd
 FALLBACK = 'res = os.environ["QEXPORT_ORACLE_PRE"]'
 NO_TREE = "no llama.cpp tree (make test-toolchain)"
 NO_QUANTIZER = "neither llama-quantize nor libllama (make test-toolchain)"
-NO_IMATRIX = "llama-imatrix has not been built (in QEXPORT_LLAMA_BIN)"
+NO_IMATRIX = "llama-imatrix has not been built (make test-toolchain COMPILE=1)"
 NEITHER = "no llama.cpp tree and library (make test-toolchain)"
 COPIED = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
 

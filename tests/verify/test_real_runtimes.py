@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from oracle import toolchain
 from verify_fakes import FakeReference, tokenizer_json, write_llama
 
 from qexport.families.view import ModelView
@@ -28,13 +29,18 @@ def _xllamacpp():
 
 
 def _llama_server():
-    binary = os.environ.get("QEXPORT_LLAMA_SERVER") or shutil.which("llama-server")
-    if binary is None:
-        pytest.skip("no llama-server in PATH or QEXPORT_LLAMA_SERVER")
-    return LlamaServer(Path(binary))
+    named = os.environ.get("QEXPORT_LLAMA_SERVER") or shutil.which("llama-server")
+    if named is None and not toolchain.has_tool("llama-server"):
+        pytest.skip("no llama-server in PATH or QEXPORT_LLAMA_SERVER (make test-toolchain COMPILE=1)")
+    return LlamaServer(Path(named) if named else toolchain.tool("llama-server"))
 
 
-@pytest.fixture(params=[_xllamacpp, _llama_server], ids=["xllamacpp", "llama-server"])
+@pytest.fixture(
+    params=[
+        pytest.param(_xllamacpp, id="xllamacpp"),
+        pytest.param(_llama_server, id="llama-server", marks=pytest.mark.toolchain),
+    ]
+)
 def runtime(request):
     return request.param()
 
