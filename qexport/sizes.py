@@ -1,4 +1,4 @@
-"""Sizes as people write and read them: powers of 1000, as the Hub and --split-max-size have them."""
+"""Sizes as people write and read them: powers of 1000, as the Hub and --split-max-size have them. Times."""
 
 from __future__ import annotations
 
@@ -53,3 +53,14 @@ def counted(number: int, one: str, more: str = "") -> str:
     ('1 recipe', '40 recipes', '0 matrices have')
     """
     return f"{number} {one if number == 1 else more or f'{one}s'}"
+
+
+def human_time(seconds: float) -> str:
+    """An estimate, which deserves no more digits.
+
+    >>> human_time(0.2), human_time(95), human_time(9000)
+    ('1 s', '2 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -13,7 +13,7 @@ import click
 from qexport.cli._options import SIZE, together
 from qexport.cli._output import Output
 from qexport.errors import EnvironmentProblem, InputError, QexportError, SeveralProblems, some
-from qexport.sizes import counted, size_text
+from qexport.sizes import counted, human_time, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -323,10 +323,3 @@ def _show_shared(output: Output, planned: Planned) -> None:
     if fetched:
         once = sum(planned.downloads.values())
         output.text(f"Jobs download {size_text(fetched)}; each model once would be {size_text(once)}.")
-
-
-def human_time(seconds: float) -> str:
-    """``95 -> '2 min'``: estimates deserve no more digits."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

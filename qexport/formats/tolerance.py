@@ -11,6 +11,12 @@ Defects planted into one layer of its BF16 file, same two numbers (96 tokens, sh
     a norm without its +1 0.927 0.257          a query norm without it 0.885 0.159
     rope base 10 000 for 10 000 000 0.938 0.379    decays in reverse order 1.000 0.006
 
+The same with an importance matrix of its text (96 tokens), whose types below 4 bits have one always:
+
+    Q3_K_M 0.958 0.070   Q2_K 0.917 0.178   IQ3_M 0.958 0.115   IQ3_S 0.990 0.085   IQ3_XS 0.948 0.075
+    IQ3_XXS 0.917 0.109   IQ2_M 0.885 0.134   IQ2_S 0.917 0.131   IQ2_XS 0.896 0.171   IQ2_XXS 0.833 0.233
+    IQ1_M 0.896 0.228   IQ1_S 0.948 0.185
+
 SmolLM2-135M (96 tokens, wheel of 2026-10, two cores), whose narrow rows suffer more:
 
     BF16 1.000 0.005   F16 1.000 0.001   Q8_0 0.958 0.045   Q6_K 0.979 0.059   Q5_K_M 0.885 0.185
@@ -64,6 +70,7 @@ FIVE_BITS = Tolerance(0.80, 0.25, 0.40, "5.5 bits: flips near-ties, wider ones i
 FOUR_BITS = Tolerance(0.72, 0.35, 0.60, "4 to 5 bits: small models visibly move, most tokens stay")
 ALL_FOUR_BITS = Tolerance(0.55, 0.50, 1.00, "4 bits for all, the embedding too")
 THREE_BITS = Tolerance(0.62, 0.50, 1.00, "3 to 4 bits: wording changes, meaning should not")
+TWO_BITS = Tolerance(0.55, 0.80, 1.50, "2 to 3 bits: wording changes everywhere, the subject should not")
 LEAST = Tolerance(
-    0.45, 0.80, 2.00, "below 3 bits, or unknown: only what still follows the source at all passes"
+    0.45, 0.80, 2.00, "below 2 bits, or unknown: only what still follows the source at all passes"
 )

@@ -47,6 +47,7 @@ from qexport.run.local import Local
 from qexport.run.matrix import Matrix, Wanted, collect, corpus_of, matrix_label, want, write_matrix
 from qexport.run.model import examine, fetched, is_away
 from qexport.run.outcome import Made, Outcome
+from qexport.run.rates import slowly
 from qexport.run.target import Item, Target, matrix_facts, plan
 from qexport.run.watcher import Phase, Watcher
 
@@ -381,6 +382,8 @@ def _written_now(work: Work, todo: list[Item], watcher: Watcher) -> list[Item]:
             watcher.say(f"{item.name}: nothing here can prove it ({why})")
     watcher.planned(todo)
     steps.ready_kernels(plans, watcher.say)
+    if (slow := slowly(plans, local.threads)) is not None:
+        watcher.say(f"  {slow}")
     with watcher.phase(Phase.WRITING, sum(each.size for each in plans)) as progress:
         return steps.write(
             todo,

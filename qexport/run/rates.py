@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from qexport.codecs.ggml import ONLY_GGML
 from qexport.evidence.store import Kind
 from qexport.formats.registry import FORMATS
 from qexport.onepass.assay import sampled_values
+from qexport.onepass.execute import default_threads
+from qexport.sizes import human_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +33,31 @@ _WRITTEN = 1.0e9
 _PRODUCTS = 0.9e11
 # Weights in a second and core whose weighted energy is added up, for types for a size.
 _WEIGHED = 5e8
+_WORTH_SAYING = 60.0  # seconds
 
 
 def core_seconds(plans: Sequence[ArtifactPlan]) -> float:
     """Seconds that one core would encode."""
+    return sum(_by_type(plans).values())
+
+
+def slowly(plans: Sequence[ArtifactPlan], threads: int | None) -> str | None:
+    """What ggml's own encoders will take, in words, where that is minutes: a hundred times ours."""
+    slow = {key: each for key, each in _by_type(plans).items() if key[0] in ONLY_GGML}
+    threads = threads or default_threads()
+    seconds = sum(slow.values()) / threads
+    if seconds < _WORTH_SAYING:
+        return None
+    names = ", ".join(sorted({name for name, _ in slow}))
+    return f"ggml itself encodes {names}, slowly: about {human_time(seconds)} on {threads} threads"
+
+
+def _by_type(plans: Sequence[ArtifactPlan]) -> dict[tuple[str, bool], float]:
+    """Seconds that one core would encode, by stored type, with importance or without."""
     weights: Counter[tuple[str, bool]] = Counter()
     for tensor in (tensor for plan in plans for tensor in plan.tensors):
         weights[tensor.stored.name, tensor.need(Kind.INPUT_SQUARES) is not None] += tensor.source.numel
-    return sum(count / _rate(*key) for key, count in weights.items())
+    return {key: count / _rate(*key) for key, count in weights.items()}
 
 
 def assay_core_seconds(values: Sequence[int], types: Sequence[str]) -> float:

@@ -17,6 +17,7 @@ from in_process import ok, run
 from tokenizers import Tokenizer
 
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.codecs import ggml
 from qexport.demo import MODEL
 from qexport.errors import InputError, QexportError
 from qexport.evidence.backward import TwoWayStream
@@ -24,6 +25,7 @@ from qexport.evidence.imatrix_file import ImportanceMatrix, imatrix_bytes, read_
 from qexport.evidence.observe import InputSquares
 from qexport.evidence.options import StreamOptions
 from qexport.formats.gguf import format as gguf_format
+from qexport.formats.gguf import sized as gguf_sized
 from qexport.formats.gguf.importance import gguf_importance
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.mlx.options import MlxOptions
@@ -148,8 +150,8 @@ def test_sizes_bits_and_divergences_are_kept(diagnosis: Any, matrix: ImportanceM
     assert good.size > by_kld.size
     assert by_bits.files[0].name == f"model-{by_bits.label}.gguf"
     assert by_bits.label.startswith("QX-Q3_K")
-    (again,) = settled(diagnosis, matrix, {"size": by_kld.size})
-    assert again.assignment.predicted.kld == pytest.approx(by_kld.assignment.predicted.kld, rel=0.02)
+    (again,) = settled(diagnosis, matrix, {"size": good.size})
+    assert again.assignment.predicted.kld == pytest.approx(good.assignment.predicted.kld, rel=0.02)
     assert settled(diagnosis, matrix, {"size": size})[0] == by_size
 
 
@@ -304,6 +306,44 @@ def test_experts_without_tokens_are_estimated_and_said(zoo: Any) -> None:
     assert re.match(r"\d+ of \d+ experts in \d+ tensors? have no sensitivity; each counts as the mean", note)
     assert plan.assignment.predicted.kld > 0
     assert ROUTED in plan.notes
+
+
+def small_matrix(view: Any) -> ImportanceMatrix:
+    """Of 128 tokens, with sensitivities."""
+    squares, ids = InputSquares(), np.arange(128, dtype=np.int32).reshape(1, 128)
+    felt = TwoWayStream(view, StreamOptions(precision="float32")).run_both(ids, squares, text="t").sensitivity
+    return gguf_importance(
+        view, squares.sums, squares.counts, datasets=["d"], chunk_count=1, chunk_size=128, label="m",
+        sensitivity=felt,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not ggml.is_available(), reason="xllamacpp is not installed")
+def test_below_3_bits_what_only_ggml_encodes_is_chosen(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a size that nothing else can be made for, or not well; never for others, which would take hours."""
+    found = examine(ModelChoice(str(zoo("qwen3_5", hidden=256, intermediate=256))), download=False)
+    matrix = small_matrix(found.repaired.view())
+
+    def offered(**aim: Any) -> Any:
+        return gguf_sized.candidates(found.repaired.view(), GgufOptions(imatrix=matrix, **aim))
+
+    for aim in ({"like": "Q3_K_S"}, {"bpw": 5.0}, {"size": 10**9}, {"max_kld": 0.5}):
+        assert offered(**aim).words == gguf_sized.WORDS, aim
+    for aim in ({"like": "Q2_K"}, {"like": "IQ2_M"}, {"bpw": 2.2}, {"size": 10**6}):
+        small = offered(**aim)
+        assert small.words == (*gguf_sized.SLOW, *gguf_sized.WORDS), aim
+        # The embedding has no importance; ggml would abort.
+        assert small.barred["model.embed_tokens.weight"] == ggml.ABORTS_WITHOUT_IMPORTANCE
+        assert "Q3_K" in small.barred["mtp.fc.weight"]
+    # Two of them, whose tables ggml builds at once.
+    monkeypatch.setattr(gguf_sized, "SLOW", ("IQ2_XXS", "IQ3_XXS"))
+    plain, chosen, smaller = settled(found, matrix, {"types": ("Q2_K",)}, {"like": "Q2_K"}, {"like": "IQ2_M"})
+    assert 0.99 * plain.size < chosen.size <= plain.size
+    assert chosen.assignment.predicted.kld < plain.assignment.predicted.kld
+    assert smaller.size < chosen.size
+    assert smaller.label == "QX-IQ2_M"
+    assert "IQ3_XXS" in types_of(chosen).values()
+    assert "IQ2_XXS" in types_of(smaller).values()
 
 
 def test_recipes_have_the_same_words(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Selection, sizes and jobs: what shares a read runs together, as far as a machine has room."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from qexport.run.job import targets_of
 from qexport.run.jobs import MachineLimits, plan_jobs
 from qexport.run.local import Local, Runtimes
 from qexport.run.model import examine
-from qexport.run.rates import calibration_seconds, core_seconds, pass_seconds
+from qexport.run.rates import calibration_seconds, core_seconds, pass_seconds, slowly
 from qexport.run.target import Target
 from qexport.run.weigh import Burden, Weighed, active_weights, assay_seconds, guess, weigh
 
@@ -224,6 +225,11 @@ def test_the_estimate_is_what_the_ladder_took(zoo):
     both = core_seconds(plan_gguf(view, ["Q4_K_M", "Q8_0"], GgufOptions()))
     assert 0 < plain < weighted
     assert plain < both
+    tiny = plan_gguf(view, ["IQ2_M"], GgufOptions(imatrix=stand_in(view, None)))
+    assert slowly(tiny, 2) is None  # seconds
+    said = slowly(tiny * 1000, 2)
+    assert re.fullmatch(r"ggml itself encodes IQ2_S, IQ3_S, slowly: about \d+ min on 2 threads", said)
+    assert slowly(plan_gguf(view, ["Q4_K_M"], GgufOptions()) * 10**6, 1) is None
 
 
 def test_targets(tmp_path):

@@ -125,12 +125,14 @@ def test_one_gap_that_is_no_number_fails_among_many_that_agree(number):
 
 
 def test_tolerances_loosen_with_the_bits():
-    order = [tolerance(name) for name in ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_S", "Q3_K_L", "IQ2_XS")]
+    names = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_S", "Q3_K_L", "IQ2_XS", "IQ1_S")
+    order = [tolerance(name) for name in names]
     for tight, loose in itertools.pairwise(order):
         assert tight.agreement > loose.agreement or tight.mean_delta < loose.mean_delta
         assert tight.mean_delta < loose.mean_delta
         assert tight.near_tie <= loose.near_tie
-    assert tolerance("") == tolerance("TQ1_0") == tolerance("Q2_K")
+    assert tolerance("") == tolerance("TQ1_0") == tolerance("IQ1_M")
+    assert tolerance("IQ2_M") == tolerance("Q2_K")
 
 
 def changed(at: int, to: int):

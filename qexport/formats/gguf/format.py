@@ -132,6 +132,7 @@ GGUF = Format(
         "Q5_.*": tolerance.FIVE_BITS,
         "(I?Q4_|MXFP4|NVFP4).*": tolerance.FOUR_BITS,
         "I?Q3_.*": tolerance.THREE_BITS,
+        "I?Q2_.*": tolerance.TWO_BITS,
     },
     words=Words(
         name="GGUF",
