@@ -17,7 +17,7 @@ from qexport.evidence.store import Kind
 from qexport.formats.registry import FORMATS
 from qexport.onepass.assay import sampled_values
 from qexport.onepass.execute import default_threads
-from qexport.sizes import human_time
+from qexport.sizes import counted, human_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def slowly(plans: Sequence[ArtifactPlan], threads: int | None) -> str | None:
     if seconds < _WORTH_SAYING:
         return None
     names = ", ".join(sorted({name for name, _ in slow}))
-    return f"ggml itself encodes {names}, slowly: about {human_time(seconds)} on {threads} threads"
+    return f"ggml itself encodes {names}, slowly: about {human_time(seconds)} on {counted(threads, 'thread')}"
 
 
 def _by_type(plans: Sequence[ArtifactPlan]) -> dict[tuple[str, bool], float]:
