@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from qexport.artifacts.input_scales import input_scales
 from qexport.errors import EnvironmentProblem, InputError
-from qexport.formats.gguf.reading import GgufWeight
 from qexport.formats.opening import open_artifact
 from qexport.receipt.measures import Measures
 from qexport.receipt.verification import Check, Status, Verdict
@@ -22,13 +21,11 @@ from qexport.verification.comparison import compare
 from qexport.verification.divergence import NotFinite
 from qexport.verification.judge import skipped
 from qexport.verification.options import MEASURED_TOKENS
-from qexport.verification.rounding import check_rounding
 from qexport.verification.text_run import COMPARED, DRAFTED, heldout_text, run_text, scored
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qexport.artifacts.artifact import Opened
     from qexport.families.view import ModelView
     from qexport.receipt.verification import Verification
     from qexport.verification.text_run import TextRun
@@ -55,7 +52,6 @@ class Measure:
         """
         try:
             artifact = open_artifact(path, like=self._view)
-            report = self._rounded(report, artifact)
             run = self._source()
             self._say(f"{report.artifact}: measuring against the source, layer by layer")
             found = compare(run, artifact.view(), run.text, inputs=input_scales(artifact))
@@ -64,22 +60,10 @@ class Measure:
         except (EnvironmentProblem, InputError) as error:
             return _with(report, skipped(Check.DIVERGENCE, error.message))
         findings = found.findings(headless=headless)
-        self._tell(report, *findings)
-        return replace(_with(report, *findings), measures=found.measures(report.measures))
-
-    def _rounded(self, report: Verification, artifact: Opened) -> Verification:
-        """With what is found of a GGUF's matrices, one after the other."""
-        types = {w.name: w.type_name for w in artifact.weights.values() if isinstance(w, GgufWeight)}
-        finding = check_rounding(self._view, artifact.view(), types) if types else None
-        if finding is None:
-            return report
-        self._tell(report, finding)
-        return _with(report, finding)
-
-    def _tell(self, report: Verification, *findings: Verdict) -> None:
         for finding in findings:
             words = f"{finding.check.value}: {finding.status.value}: {finding.summary}"
             self._say(f"{report.artifact}: {words}")
+        return replace(_with(report, *findings), measures=found.measures(report.measures))
 
     def _source(self) -> TextRun:
         if self._run is None:
