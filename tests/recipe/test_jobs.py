@@ -229,7 +229,7 @@ def test_the_estimate_is_what_the_ladder_took(zoo):
     assert slowly(tiny, 2) is None  # seconds
     said = slowly(tiny * 1000, 2)
     assert re.fullmatch(r"ggml itself encodes IQ2_S, IQ3_S, slowly: about \d+ min on 2 threads", said)
-    assert slowly(plan_gguf(view, ["Q4_K_M"], GgufOptions()) * 10**6, 1) is None
+    assert slowly(plan_gguf(view, ["Q4_K_M"], GgufOptions()) * 1000, 1) is None
 
 
 def test_targets(tmp_path):
