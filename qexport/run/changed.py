@@ -105,15 +105,19 @@ class HubState:
             return f"a base is another: {_bases(source)}, not {_bases(made.source)}"
         if not artifact.good_enough(made.state):
             return f"it is not proven ({made.state})"
-        if not held(self._remote(repo), made):
+        remote = self._remote(repo)
+        if not held(remote, made):
             return "a file of it is gone, or another"
+        lost = [each.label for each in remote.artifacts if not each.is_model and not held(remote, each)]
+        if lost:
+            return f"{', '.join(lost)} beside it is gone, or another"
         for kind, ending in FORMATS[artifact.kind].beside.items():
             inside = FORMATS[artifact.kind].inside or frozenset()
-            beside = set(made.mtp_layouts) - inside - {"none"}
-            remote = self._remote(f"{repo}{ending}") if beside else None
-            if remote is not None and not any(
-                each.kind == kind and held(remote, each) and each.source.revision == source.revision
-                for each in remote.artifacts
+            apart = set(made.mtp_layouts) - inside - {"none"}
+            other = self._remote(f"{repo}{ending}") if apart else None
+            if other is not None and not any(
+                each.kind == kind and held(other, each) and each.source.revision == source.revision
+                for each in other.artifacts
             ):
                 return f"{repo}{ending} is not there, or of another source"
         return ""

@@ -154,3 +154,18 @@ def test_a_folder_has_always_changed(hub, zoo, tmp_path):
     ran = ok("matrix", path, "--if-changed", "--format", "json")
     assert [each["only"] for each in ran.json()] == ["gguf,merged"]
     assert "its source is a folder" in ran.stderr
+
+
+def test_a_head_beside_files_that_is_gone_is_made_again(hub, zoo, tmp_path):
+    hub.add("org/Tuned", zoo("qwen3_5"))
+    text = SMALL.replace("[BF16]", "[BF16], mtp: drafter, no_mmproj: true").replace("  - merged:\n", "")
+    path, out = recipe(tmp_path / "r", "Tuned", "org/Tuned", text), tmp_path / "out"
+    ok("run", path, "-o", out)
+    ok("push", out, "--recipe", path, "--allow-unverified")
+    words = ("matrix", path, "--if-changed", "--format", "json")
+    assert ok(*words).json() == []
+    there = hub.pushed["me/Tuned-GGUF"]
+    there.record({k: v for k, v in there.tree().items() if not k.startswith("mtp-")}, "main")
+    again = ok(*words)
+    assert [each["only"] for each in again.json()] == ["gguf"]
+    assert "gguf:BF16: mtp-Q8_0 beside it is gone, or another" in again.stderr
