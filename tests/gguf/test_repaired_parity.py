@@ -26,6 +26,11 @@ REFUSED = {
     "index_omits_tensor": "does not list it",
     "lora_tensors_left": "Merge first",
     "untied_without_head": "lm_head",
+    "deepstack_beyond": "deepstack_visual_indexes has 4",
+    "deepstack_merger_lost": "there are mergers for 1",
+    "vision_block_lost": r"missing: visual\.blocks\.1",
+    "vision_block_surplus": "not part of the qwen3_5 family",
+    "vision_shape_wrong": "but config.json says",
 }
 NATIVE = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
