@@ -150,8 +150,9 @@ def test_sizes_bits_and_divergences_are_kept(diagnosis: Any, matrix: ImportanceM
     assert good.size > by_kld.size
     assert by_bits.files[0].name == f"model-{by_bits.label}.gguf"
     assert by_bits.label.startswith("QX-Q3_K")
-    (again,) = settled(diagnosis, matrix, {"size": good.size})
-    assert again.assignment.predicted.kld == pytest.approx(good.assignment.predicted.kld, rel=0.02)
+    # At a size where no slow types are offered: what is predicted for it asks for that size again.
+    (again,) = settled(diagnosis, matrix, {"max_kld": by_size.assignment.predicted.kld})
+    assert again.size == pytest.approx(by_size.size, rel=0.01)
     assert settled(diagnosis, matrix, {"size": size})[0] == by_size
 
 
