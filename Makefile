@@ -74,7 +74,7 @@ $(TOOLCHAIN)/.compiled: $(TOOLCHAIN)/.fetched
 	touch $@
 
 # The newest of every peer, in an environment of its own (2 GB), asked what the pinned ones were. Both lists run to
-# their end; what fails has moved.
+# their end; what fails has moved. torch stays: it defines no format, and its newest brings CUDA.
 NEWEST := $(CURDIR)/.venv-newest
 PARITY := tests/nvfp4/test_nvfp4_peers.py tests/fp8/test_fp8_block_peer.py tests/mlx/test_convert_parity.py \
 	tests/artifacts/test_readers.py tests/codecs/test_nvfp4.py tests/codecs/test_fp8_block.py \
@@ -83,7 +83,8 @@ PARITY := tests/nvfp4/test_nvfp4_peers.py tests/fp8/test_fp8_block_peer.py tests
 .PHONY: drift
 drift:
 	$(PYTHON) -m venv --clear $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --editable '.[all,dev]'
+	grep '^torch' constraints.txt > $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install --quiet --constraint $(NEWEST)/torch.txt --editable '.[all,dev]'
 	$(NEWEST)/bin/python tests/oracle/fetch.py $(NEWEST)/toolchain --newest
 	export QEXPORT_LLAMA_CPP=$(NEWEST)/toolchain/llama.cpp QEXPORT_LLAMA_BIN=$(NEWEST)/toolchain/bin; \
 	run="$(NEWEST)/bin/python -m pytest -n auto --dist loadfile --tb=short"; \

@@ -80,7 +80,8 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
     for plan in plans:
         output.text(f"{plan.label}: {counted(len(plan.tensors), 'tensor')}, {size_text(plan.size)}")
         for file in plan.files:
-            output.text(f"  {file.name}  {file.size} bytes, header {len(file.header)}")
+            header = f", header {len(file.header)}" if file.header else ""
+            output.text(f"  {file.name}  {file.size} bytes{header}")
         for line in _tensor_lines(plan):
             output.text(line, as_is=True)
         for note in plan.notes:
@@ -103,6 +104,8 @@ def _tensor_lines(plan: ArtifactPlan) -> Iterator[str]:
         )
         for t in plan.tensors
     ]
+    if not found:  # a matrix, whose numbers are all header
+        return
     name, shape, kind, where = (max(map(len, column)) for column in zip(*found, strict=True))
     apart = is_terminal(sys.stdout) and 10 + name + shape + kind + where > get_terminal_size().columns
     for row in found:
