@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qexport.container.gguf_file import homes_of, read_gguf, shard_paths
 from qexport.errors import InputError, QexportError, UsageProblem
+from qexport.formats.gguf.head_beside import head_beside
 from qexport.receipt.folder import known_in
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.on_disk import check_hashes, check_sizes
@@ -127,14 +128,19 @@ def head_of(artifact: Artifact, known: Iterable[Artifact]) -> tuple[Artifact, ..
 
 
 def lost_head(path: Path) -> str:
-    """The file that the MTP head of the one at ``path`` is in by its receipt, if that file is not there."""
+    """Why the MTP head that the receipt of the file at ``path`` names is not there; empty: it is."""
     try:
         known = known_in(path.parent).artifacts if path.is_file() else ()
     except InputError:
         return ""
     mine = (each.head_file for each in known if any(file.name == path.name for file in each.files))
     name = next(filter(None, mine), "")
-    return name if name and not any((each / name).is_file() for each in homes_of(path)) else ""
+    if not name:
+        return ""
+    if not any((each / name).is_file() for each in homes_of(path)):
+        return f"its MTP head is in {name}, which is not here"
+    head, why = head_beside(path, read_gguf(path))
+    return "" if head or not why else f"its MTP head is in {name}, and what is here is another's: {why}"
 
 
 def _place(folder: Path, artifact: Artifact) -> Path:

@@ -201,9 +201,9 @@ def verify_artifact(
 
 def _with_its_head(report: Verification, path: Path) -> Verification:
     """A head that its receipt knows and that is gone is a fault of what is here."""
-    if not (name := lost_head(path)):
+    if not (why := lost_head(path)):
         return report
-    lost = Verdict(Check.MTP_LOADS, Status.FAIL, f"its MTP head is in {name}, which is not here")
+    lost = Verdict(Check.MTP_LOADS, Status.FAIL, why)
     others = tuple(each for each in report.findings if each.check is not Check.MTP_LOADS)
     return replace(report, findings=(*others, lost))
 

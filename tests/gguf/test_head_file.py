@@ -212,13 +212,24 @@ def test_the_head_is_given_to_the_runtime_and_missed(sidecar: tuple[Path, Diagno
         check_files(first)
 
 
+@pytest.mark.parametrize("fault", ["gone", "another's", "cut"])
 def test_a_head_that_is_gone_is_told_of_one_file_too(
-    sidecar: tuple[Path, Diagnosis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, sidecar: tuple[Path, Diagnosis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: Zoo
 ) -> None:
     path = copied(sidecar, tmp_path / "Model")
     runtime = FakeRuntime(list(ANSWERS))
     monkeypatch.setattr("qexport.verification.run.llama_cpp", lambda _: runtime)
-    (tmp_path / "Model" / "mtp-Model-BF16.gguf").unlink()
+    head = tmp_path / "Model" / "mtp-Model-BF16.gguf"
+    whole = head.read_bytes()
+    head.unlink()
+    if fault == "another's":
+        plans = GGUF.alongside(
+            diagnose(LocalCheckpoint(zoo("qwen3_5", seed=7))), GgufOptions(mtp="drafter", no_mmproj=True)
+        )
+        execute(plans, tmp_path / "x", threads=1)
+        shutil.copy(tmp_path / "x" / plans[0].files[0].name, head)
+    elif fault == "cut":
+        head.write_bytes(whole[:-5000])
     report = verify_artifact(path, view=None, options=VerifyOptions(), say=lambda _: None)
     found = report.finding(Check.MTP_LOADS)
     assert found is not None
@@ -242,6 +253,10 @@ def test_what_is_refused(options: dict[str, str], words: str) -> None:
 def test_a_model_without_a_head(zoo: Zoo) -> None:
     with pytest.raises(UsageProblem, match="has no MTP head"):
         GGUF.alongside(diagnose(LocalCheckpoint(zoo("llama"))), GgufOptions(("Q8_0",), mtp="drafter"))
+    dropped = diagnose(LocalCheckpoint(zoo("qwen3_5")), mtp="drop")
+    with pytest.raises(UsageProblem, match="is to be dropped") as caught:
+        GGUF.alongside(dropped, GgufOptions(("Q8_0",), mtp="drafter"))
+    assert "Leave out --mtp drop" in str(caught.value.hint)
 
 
 @pytest.mark.slow

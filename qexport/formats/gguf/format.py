@@ -64,7 +64,10 @@ def _alongside(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan
     from qexport.formats.gguf.mmproj import plan_mmproj
 
     view = diagnosis.repaired.view()
-    return (*plan_mmproj(view, options), *plan_head(view, options))
+    return (
+        *plan_mmproj(view, options),
+        *plan_head(view, options, dropped=diagnosis.repaired.mtp_origin == "dropped"),
+    )
 
 
 def _candidates(diagnosis: Diagnosis, options: GgufOptions) -> Candidates:

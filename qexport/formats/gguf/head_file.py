@@ -49,8 +49,11 @@ def with_head(
     return tuple(replace(each, notes=(*each.notes, note), details={**each.details, **told}) for each in plans)
 
 
-def plan_head(view: ModelView, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
+def plan_head(view: ModelView, options: GgufOptions, *, dropped: bool = False) -> tuple[ArtifactPlan, ...]:
     """The head's file, where it is to have one; types that are named for tensors are the trunk's.
+
+    Args:
+        dropped: whether there was one, which was not to be kept.
 
     Raises:
         UsageProblem: a file is asked for, and there is no head.
@@ -59,6 +62,11 @@ def plan_head(view: ModelView, options: GgufOptions) -> tuple[ArtifactPlan, ...]
     if not kind:
         return ()
     if not view.mtp_layers:
+        if dropped:
+            raise UsageProblem(
+                f"--mtp-layout {DRAFTER}, but the MTP head of {view.label} is to be dropped",
+                hint="Leave out --mtp drop, or --mtp-layout.",
+            )
         raise UsageProblem(
             f"--mtp-layout {DRAFTER}, but {view.label} has no MTP head",
             hint="--mtp-from BASE takes that of the model that was fine-tuned.",
