@@ -38,13 +38,16 @@ def presets(artifacts: Iterable[Artifact], repo: str) -> bytes | None:
     heads = {each.name.rpartition("/")[2] for each in every if each.kind == "mtp"}
     files = [each for each in every if each.kind == "gguf"]
     listed = [file.name for each in files for file in each.files]
+    labels = [each.label for each in files]
     lines = ["version = 1"]
     for each in files:
         if _NOT_IN_WORDS.intersection(each.name + each.label):
             continue
         found = found_by_tag(listed, each.label) == each.name
         where = f"{repo}:{each.label}" if found else repo
-        lines += ["", f"[{repo}:{each.label}]", f"hf-repo = {where}"]
+        # Sections of one name are one to llama.cpp.
+        alone = found or labels.count(each.label) == 1
+        lines += ["", f"[{repo}:{each.label if alone else each.name}]", f"hf-repo = {where}"]
         lines += [] if found else [f"hf-file = {each.name}"]
         if each.has_mtp or each.head_file in heads:
             lines += ["spec-type = draft-mtp", f"spec-draft-n-max = {_DRAFTS}"]

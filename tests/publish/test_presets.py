@@ -62,5 +62,15 @@ def test_drafting_where_there_is_a_head(tmp_path):
         assert said.get("spec-type") == ("draft-mtp" if drafts else None)
 
 
+def test_files_of_one_type_have_sections_of_their_own(tmp_path):
+    (known,) = known_in(export(tmp_path / "x", [gguf("Q4_K_M")])).artifacts
+    other = replace(known, files=(replace(known.files[0], name="Other-Q4_K_M.gguf"),))
+    found = read(presets([known, other], "alice/X"))
+    assert [keys["hf-repo"] for name, keys in found.items() if name == "alice/X:Q4_K_M"] == ["alice/X:Q4_K_M"]
+    (rest,) = (keys for name, keys in found.items() if name not in ("", "alice/X:Q4_K_M"))
+    assert rest["hf-repo"] == "alice/X"
+    assert rest["hf-file"] in (known.name, other.name)
+
+
 def test_nothing_without_files():
     assert presets([], "alice/X") is None
