@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def stored_input_scales(artifact: Opened) -> Iterator[tuple[StoredWeight, float | None]]:
-    """Each NVFP4 weight with the factor for its inputs; ``None``: it has none."""
+    """Each NVFP4 weight with the factor for its inputs; ``None``: it has none; NaN: it is not one number."""
     for weight in artifact.weights.values():
         if not isinstance(weight, StoredWeight) or not {"weight_global_scale", "weight_scale_2"} & {
             *weight.parts
@@ -31,7 +31,8 @@ def stored_input_scales(artifact: Opened) -> Iterator[tuple[StoredWeight, float 
         if part is None:
             yield weight, None
             continue
-        (number,) = part.whole().float().view(-1).tolist()[:1] or [math.nan]
+        numbers = part.whole().float().view(-1).tolist()
+        number = numbers[0] if len(numbers) == 1 else math.nan
         inverse = "weight_scale_2" in weight.parts
         yield weight, (1 / number if number else math.inf) if inverse else number
 

@@ -15,10 +15,7 @@ from typing import Literal
 from qexport.checkpoint.paths import open_regular
 from qexport.errors import InputError
 
-CORPUS_HINT = (
-    "A corpus is a text file (UTF-8), or JSON lines with messages, text or input_ids; "
-    "--imatrix also takes an importance matrix."
-)
+CORPUS_HINT = "A corpus is a text file (UTF-8), or JSON lines with messages, text or input_ids."
 _HEAD = 256
 # The longest tensor name that ggml knows (GGML_MAX_NAME), and more matrices than any model has.
 _MAX_NAME = 64
@@ -65,7 +62,7 @@ def refuse_binary(label: str, head: bytes) -> None:
     if head.startswith(b"GGUF") or _is_legacy(head):
         raise InputError(
             f"{label} is a GGUF file or an importance matrix, not a corpus",
-            hint="An importance matrix goes to qexport gguf --imatrix; " + CORPUS_HINT,
+            hint="An importance matrix goes to qexport gguf --imatrix. " + CORPUS_HINT,
         )
     # 8 bytes of header length, then JSON: https://github.com/huggingface/safetensors#format
     if head[8:9] == b"{" and 2 <= struct.unpack_from("<Q", head.ljust(8, b"\0"))[0] < 1 << 32:

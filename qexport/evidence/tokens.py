@@ -115,7 +115,7 @@ def tokenize(
         tokens = max(BUILTIN_TOKENS, chunk)
     if tokens is not None and tokens < chunk:
         raise UsageProblem(
-            f"{tokens} tokens are less than one chunk of {chunk}", hint="Ask for more, or smaller chunks."
+            f"{tokens} tokens are less than one chunk of {chunk}", hint=f"Ask for {chunk} or more."
         )
     plain = [record.content for record in corpus.records if not isinstance(record.content, Ids)]
     given = len(plain) < len(corpus.records)
@@ -135,7 +135,7 @@ def tokenize(
     if count == 0:
         raise InputError(
             f"{corpus.label} has {available} tokens, less than one chunk of {chunk}",
-            hint="Give a longer text, or smaller chunks; a useful importance matrix needs tens of thousands.",
+            hint="Give a longer text; what is measured on one needs tens of thousands.",
         )
     array = np.concatenate([np.asarray(piece, np.int64) for piece in pieces])
     array = array[: count * chunk].reshape(count, chunk)

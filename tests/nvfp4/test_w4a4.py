@@ -19,7 +19,7 @@ from zoo_types import Zoo
 
 from qexport.artifacts.input_scales import input_scales
 from qexport.cli.main import cli
-from qexport.errors import UsageProblem
+from qexport.errors import InputError, UsageProblem
 from qexport.evidence.options import StreamOptions
 from qexport.evidence.products import InputProducts
 from qexport.evidence.rounded_inputs import rounded_inputs
@@ -138,6 +138,7 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "a quarter": ("layers.2.linear_attn.out", lambda scale: scale / 4, "of the largest"),
     "none": (O_PROJ, lambda _: None, "no scale of its inputs"),
     "zero": (O_PROJ, lambda scale: scale * 0, "inputs is 0"),
+    "two numbers": (O_PROJ, lambda scale: scale.repeat(2), "inputs is nan"),
 }
 
 
@@ -155,7 +156,7 @@ def test_a_wrong_scale_is_found(made: tuple[Path, Path, dict[str, Any]], tmp_pat
     assert len(finding.data["problems"]) == 1
     # Without a record of what was measured a factor cannot be seen here, and the finding says so.
     alone = check_input_scales(artifact)
-    assert (alone.status is Status.FAIL) == (fault in ("none", "zero"))
+    assert (alone.status is Status.FAIL) == (fault in ("none", "zero", "two numbers"))
     assert alone.status is Status.FAIL or "no record" in alone.summary
 
 
@@ -266,6 +267,19 @@ def test_what_does_not_go_together_is_refused(zoo: Zoo, tmp_path: Path) -> None:
         forgotten.exception
     )
     assert "--corpus FILE" in str(forgotten.exception.hint)
+    for options in (["--feedback"], ["--best"]):
+        alone = CliRunner().invoke(cli, ["nvfp4", source, "--scheme", "NVFP4", *options])
+        assert isinstance(alone.exception, UsageProblem)
+        assert "--importance FILE" in str(alone.exception.hint)
+    # Hints of texts name no option that this command has not.
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for path, words in ((text, "less than one chunk"), (empty, "is empty")):
+        short = CliRunner().invoke(cli, ["nvfp4", source, "--scheme", "NVFP4", "--corpus", str(path)])
+        assert isinstance(short.exception, InputError)
+        assert words in short.exception.message
+        assert "--imatrix" not in str(short.exception.hint)
+        assert "chunk" not in str(short.exception.hint)
 
 
 def test_a_run_that_went_on_behind_the_last_layer_has_no_record(zoo: Zoo) -> None:

@@ -93,7 +93,11 @@ class Nvfp4Options(Aimed):
                 hint="Make one with `qexport imatrix MODEL`, or use mse.",
             )
         if self.feedback and self.search != "importance":
-            raise UsageProblem("error feedback goes with scale_search importance")
+            raise UsageProblem(
+                "error feedback goes with scale_search importance",
+                hint="Make a matrix with `qexport imatrix MODEL`, give it with --importance FILE and "
+                "--scale-search importance, and the text that goes along with --corpus FILE.",
+            )
         if self.importance is not None and self.search != "importance" and self.scope != NVIDIA:
             raise UsageProblem(
                 "the importance matrix would not be used",
