@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qexport.verification.runtime import Runtime
 
 
-_EXPERTS = ("num_experts", "num_local_experts")
+_EXPERTS = ("num_experts", "num_local_experts")  # beside the name that the family has
 _NAME_ONE = "name one with --runtime vllm --runtime-python PATH"
 
 
@@ -30,7 +30,7 @@ def traits_of(
     family: Family, text: Mapping[str, Any], *, mixed: bool = False, odd: str | None = None
 ) -> Traits:
     """Those of a folder whose experts are one by one, as ours and published ones are."""
-    experts = any(text.get(key) for key in _EXPERTS)
+    experts = any(text.get(key) for key in (family.experts, *_EXPERTS))
     return Traits(experts, mixed, odd, apart=experts and family.turned_experts)
 
 

@@ -30,6 +30,7 @@ from qexport.receipt.names import LARGEST_INPUTS
 from qexport.receipt.store import read_receipt
 from qexport.receipt.verification import Check, Status
 from qexport.run import feedback
+from qexport.verification.choose import traits_of
 from qexport.verification.comparison import compare
 from qexport.verification.input_scales import check_input_scales, recorded
 from qexport.verification.stored_form import check_stored_form
@@ -286,6 +287,13 @@ def test_a_run_that_went_on_behind_the_last_layer_has_no_record(zoo: Zoo) -> Non
     made = plan(zoo("llama"), scheme="NVFP4")
     with closing(InputProducts(repaired(zoo("llama")).view(), tokens(), EXACT)) as products:
         assert feedback.told(made, products) == made
+
+
+def test_transformers_is_no_judge_of_any_mixture(zoo: Zoo) -> None:
+    """Whatever its family calls the number of experts: its reader leaves their scales out."""
+    for name, mixture in (("glm4_moe", True), ("qwen3_5_moe", True), ("qwen3", False)):
+        model = repaired(zoo(name))
+        assert traits_of(model.family, model.text).experts is mixture, name
 
 
 def test_a_recipe_names_the_text(zoo: Zoo, tmp_path: Path) -> None:
