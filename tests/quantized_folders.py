@@ -74,9 +74,8 @@ def dequantize(source: Path, out: Path) -> Path:
     stored: dict[str, torch.Tensor] = {}
     for file in sorted(source.glob("*.safetensors")):
         stored |= load_file(file)
-    plain = {
-        name: value for name, value in stored.items() if "weight_" not in name and "input_scale" not in name
-    }
+    of_scales = ("weight_", "input_scale", "input_global_scale")
+    plain = {name: value for name, value in stored.items() if not any(each in name for each in of_scales)}
     for name, scale in stored.items():
         module, _, suffix = name.rpartition(".")
         if suffix not in ("weight_scale", "weight_scale_inv"):

@@ -87,12 +87,14 @@ class Traits:
         mixed: its linear layers are in several formats.
         odd: the first FP8 matrix with a dimension that is no multiple of the block's.
         apart: its experts are one by one, and its family's class in transformers takes them together alone.
+        half: it has 4-bit floats, and what is not quantized is float16.
     """
 
     experts: bool = False
     mixed: bool = False
     odd: str | None = None
     apart: bool = False
+    half: bool = False
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,8 @@ def _integers(groups: Iterable[Mapping[str, Any]]) -> str | None:
 def _unfit(folder: Traits) -> str | None:
     if folder.experts:
         return "transformers does not read compressed-tensors experts rightly"
+    if folder.half:
+        return "transformers makes 4-bit floats bfloat16, which it does not multiply with float16"
     return "transformers does not read mixed compressed-tensors formats" if folder.mixed else None
 
 

@@ -6,6 +6,7 @@ Some runtimes load what they cannot read and say nothing, so each layout says wh
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.layout import Traits
@@ -74,8 +75,14 @@ def choose_runtime(artifact: Opened, options: VerifyOptions) -> Runtime | str:
 def _traits(artifact: Opened) -> Traits:
     quantization = artifact.details.get("quantization") or {}
     formats = {str(group.get("format")) for group in (quantization.get("config_groups") or {}).values()}
-    mixed = len(formats) > 1 and "nvfp4" in str(quantization)
-    return traits_of(artifact.family, artifact.text, mixed=mixed, odd=_odd(artifact))
+    floats = "nvfp4" in str(quantization)
+    traits = traits_of(artifact.family, artifact.text, mixed=floats and len(formats) > 1, odd=_odd(artifact))
+    return replace(traits, half=floats and _is_half(artifact.config))
+
+
+def _is_half(config: Mapping[str, Any]) -> bool:
+    parts = (config, *(part for part in config.values() if isinstance(part, dict)))
+    return any(part.get(key) == "float16" for part in parts for key in ("dtype", "torch_dtype"))
 
 
 def _odd(artifact: Opened) -> str | None:

@@ -30,7 +30,7 @@ from qexport.receipt.names import LARGEST_INPUTS
 from qexport.receipt.store import read_receipt
 from qexport.receipt.verification import Check, Status
 from qexport.run import feedback
-from qexport.verification.choose import traits_of
+from qexport.verification.choose import can_judge, traits_of
 from qexport.verification.comparison import compare
 from qexport.verification.input_scales import check_input_scales, recorded
 from qexport.verification.stored_form import check_stored_form
@@ -313,3 +313,11 @@ def test_a_recipe_names_the_text(zoo: Zoo, tmp_path: Path) -> None:
     assert loaded.artifacts[0].folder == "{name}-NVFP4-W4A4"
     assert loaded.calibration is not None
     assert loaded.calibration.corpus == text
+
+
+def test_transformers_is_no_judge_of_4_bits_beside_float16(zoo: Zoo, tmp_path: Path) -> None:
+    """It makes bfloat16 of them, which it then cannot multiply: a sound folder failed."""
+    for name, half in (("llama", True), ("qwen3", False)):
+        execute([plan(zoo(name), layout="compressed-tensors")], tmp_path / name)
+        why = can_judge("transformers", open_artifact(tmp_path / name)) or ""
+        assert ("float16" in why) is half, name
