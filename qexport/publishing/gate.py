@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qexport.errors import InputError
+from qexport.errors import InputError, UsageProblem, some
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.safe_text import LABEL
 from qexport.receipt.state import State, problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from qexport.publishing.plan import PushOptions
     from qexport.receipt.types import Artifact
+
+
+_FOR_ALL = frozenset({"mtp", "mmproj"})
 
 
 def check_labels(artifacts: Iterable[Artifact]) -> None:
@@ -34,6 +37,22 @@ def check_labels(artifacts: Iterable[Artifact]) -> None:
                     f"{RECEIPT_NAME} cannot be used: {word[:60]!r} is no label of an artifact.",
                     hint="Export again, so that a receipt is written.",
                 )
+
+
+def check_one_model(artifacts: Sequence[Artifact]) -> None:
+    """What serves every file of a repository is of their model.
+
+    Raises:
+        UsageProblem: there are several models, and a head or a tower that readers would take for each.
+    """
+    beside = next((a for a in artifacts if a.kind in _FOR_ALL), None)
+    models = list(dict.fromkeys(a.source.label for a in artifacts if a.is_model))
+    if beside is not None and len(models) > 1:
+        raise UsageProblem(
+            f"{beside.files[0].name} is of one model, and readers take it for every file beside it: here are "
+            f"{some(models)}",
+            hint="Publish each model from a folder of its own, into a repository of its own.",
+        )
 
 
 def unproven(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:

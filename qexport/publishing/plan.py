@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.formats.registry import FORMATS
 from qexport.publishing.card import CardOptions, render_card
 from qexport.publishing.folder import LeftOut, survey
-from qexport.publishing.gate import check_labels, check_proofs, unproven
+from qexport.publishing.gate import check_labels, check_one_model, check_proofs, unproven
 from qexport.publishing.kept import KEEP_START, Kept, read_kept
 from qexport.publishing.leaks import check_text, is_small_file
 from qexport.publishing.ollama import PARAMS_NAME, ollama_params
@@ -149,6 +149,7 @@ def check_before(options: PushOptions) -> tuple[Artifact, ...]:
     every = known_in(options.folder).artifacts
     chosen = select(every, options.only)
     check_labels(chosen)
+    check_one_model(chosen)
     check_proofs(chosen, options)
     survey(options.folder, chosen, every, options.include)
     return chosen

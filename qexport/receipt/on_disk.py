@@ -39,13 +39,13 @@ def check_sizes(folder: Path, artifact: Artifact, *, otherwise: str = "") -> Non
         path = folder / file.name
         if not path.is_file():
             raise InputError(
-                f"{file.name} of {artifact.label} is in the receipt, but not in the folder.",
+                f"{file.name} of {artifact.label} is in the receipt, but not in the folder",
                 hint=f"Export it again{otherwise}.",
             )
         size = path.stat().st_size
         if size != file.size:
             raise InputError(
-                f"{file.name} has {size} bytes; the receipt says {file.size}.",
+                f"{file.name} has {size} bytes; the receipt says {file.size}",
                 hint="It was changed or cut after the export: export it again.",
             )
 
@@ -59,7 +59,7 @@ def check_hashes(folder: Path, wanted: Mapping[str, str], progress: Progress | N
     for name, sha256 in sorted(wanted.items()):
         if sha256_of(folder / name, progress) != sha256:
             raise InputError(
-                f"{name} is not the file that was exported: its SHA-256 differs from the receipt's.",
+                f"{name} is not the file that was exported: its SHA-256 differs from the receipt's",
                 hint="It was changed after the export, or the disk lost something: export it again.",
             )
 

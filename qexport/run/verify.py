@@ -67,11 +67,10 @@ class Verified:
         failed = [
             f"{each.artifact} failed verification: {each.verdict}" for each in self.reports if each.failures
         ]
-        failed += [
-            _named(name, error.message) for name, error in self.refused if isinstance(error, InputError)
-        ]
+        broken = [(name, error) for name, error in self.refused if isinstance(error, InputError)]
+        failed += [_named(name, error.message) for name, error in broken]
         if failed:
-            raise VerificationError("; ".join(failed))
+            raise VerificationError("; ".join(failed), hint=broken[0][1].hint if broken else None)
         if self.refused:
             error = self.refused[0][1]
             error.message = "; ".join(f"{name} is not verified: {why.message}" for name, why in self.refused)

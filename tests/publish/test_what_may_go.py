@@ -77,6 +77,19 @@ def test_a_pipe_is_not_waited_for(hub, folder):
     assert "NOTICE is not a regular file" in run("push", folder, REPO, "--include", "NOTICE").stderr
 
 
+def test_a_head_or_a_tower_beside_files_of_two_models(tmp_path):
+    """llama.cpp takes it for whichever file is asked for."""
+    other = {**entry("", {})["source"], "label": "alice/Other@4567cdef"}
+    head = {"mtp-Tuned-Q8_0.gguf": b"head"}
+    two = [gguf("Q8_0"), gguf("Q4_K_M", source=other)]
+    beside = [*two, (entry("mtp-Q8_0", head, kind="mtp", verification=None), head)]
+    ran = run("push", export(tmp_path / "both", beside), REPO)
+    assert ran.code == 2
+    assert "mtp-Tuned-Q8_0.gguf is of one model" in ran.stderr
+    assert "alice/Tuned@0123abcd, alice/Other@4567cdef" in ran.stderr
+    assert "a repository of its own" in ran.stderr
+
+
 def test_a_file_that_is_missing_or_cut(hub, folder):
     path = folder / "Tuned-Q8_0.gguf"
     data = path.read_bytes()
