@@ -12,7 +12,7 @@ import pytest
 import runtime_oracles as oracles
 import torch
 from codec_strategies import make_rows, rows_of
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from make_golden_runtimes import DTYPES, GOLDEN, digest, ramp, rows_in
 
@@ -115,6 +115,7 @@ def test_constants_come_back(value: float, how: tuple[int, int, torch.dtype]) ->
 @settings(deadline=None)
 def test_error_is_at_most_a_step(rows: np.ndarray, bits: int, group: int) -> None:
     """Half a step of rounding, or what the group lost when its end became a whole number of steps."""
+    assume(np.abs(rows[np.isfinite(rows)]).max(initial=0) < 1e38)  # all steps of a group fit float32
     made = quantize(torch.from_numpy(rows), bits, group)
     if made.bad:
         return
