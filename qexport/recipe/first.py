@@ -193,7 +193,8 @@ def _gguf(types: Sequence[str], sizes: Sequence[str]) -> list[str]:
 
 
 def _mlx(_: Sequence[str], sizes: Sequence[str]) -> list[str]:
-    return ["  - mlx:", f"      bits: {_MLX_BITS} # {sizes[0]}"]
+    head = f", and {sizes[1]} of the MTP head in a folder beside it" if len(sizes) > 1 else ""
+    return ["  - mlx:", f"      bits: {_MLX_BITS} # {sizes[0]}{head}"]
 
 
 def _fp8(_: Sequence[str], sizes: Sequence[str]) -> list[str]:
