@@ -301,7 +301,7 @@ def _seen(report: Verification) -> list[tuple[str, str]]:
     found = report.finding(Check.IMAGE_TEXT)
     answers = found.data.get("answers", ()) if found is not None else ()
     same = ", as its source does" if found is not None and found.data.get("exact") == 1 else ""
-    return [(str(shown), f"{text.strip()}{same}") for shown, text in zip(PICTURES, answers, strict=False)]
+    return [(str(shown), f'"{text.strip()}"{same}') for shown, text in zip(PICTURES, answers, strict=False)]
 
 
 def _clear(folder: Path, made: Sequence[Path]) -> None:

@@ -50,6 +50,19 @@ def test_transformers_reads_native_fp8(tmp_path, name):
         assert mean_gap(session.score(IDS, 1), reference.score(IDS, 1)) < 0.03  # it keeps A_log in float32
 
 
+def test_a_head_behind_the_trunk_is_none_of_transformers_business_at_any_depth():
+    """Of GLM it leaves out layers 46 and 92, which are those of the published models."""
+    from transformers import Glm4MoeConfig
+
+    from qexport.children.programs.engine_transformers import of_head
+
+    config = Glm4MoeConfig(num_hidden_layers=3, num_nextn_predict_layers=1)
+    heads = [n for n in range(6) if of_head(f"model.layers.{n}.eh_proj.weight", config)]
+    assert heads == [3]
+    config.num_nextn_predict_layers = 0
+    assert not of_head("model.layers.3.eh_proj.weight", config)
+
+
 def test_transformers_says_what_is_missing(tmp_path):
     """It would fill the hole with random numbers, log a table, and go on; of scales it says nothing."""
     source = zoo.build("qwen3_5", tmp_path / "source", **SIZES)
