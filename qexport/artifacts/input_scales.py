@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from qexport.artifacts.artifact import Opened
 
 
+TOP = 6.0 * 448.0
+"""A scale times the largest input that it leaves room for: E2M1's largest level, E4M3's largest number."""
+
+
 def stored_input_scales(artifact: Opened) -> Iterator[tuple[StoredWeight, float | None]]:
     """Each NVFP4 weight with the factor for its inputs; ``None``: it has none; NaN: it is not one number."""
     for weight in artifact.weights.values():

@@ -91,10 +91,8 @@ def read_layout(
             # Left over from an earlier save, into which another was written.
             stale = f"it names {missing[0]}, which is not there"
             if len(missing) > 1:
-                stale = (
-                    f"it names {counted(len(missing), 'file')} that "
-                    f"{'is' if len(missing) == 1 else 'are'} not there, such as {missing[0]}"
-                )
+                lost = counted(len(missing), "file that is", "files that are")
+                stale = f"it names {lost} not there, such as {missing[0]}"
             weights, owners = complete[0], None
         elif missing:
             raise _missing(label, missing, len(weights))

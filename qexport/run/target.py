@@ -21,6 +21,7 @@ from qexport.onepass.sources import Sources
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.state import State
 from qexport.recipe.gates import Gates
+from qexport.run.feedback import uses_input_scales
 from qexport.run.model import sources_of
 from qexport.verification.choose import traits_of, unjudged
 from qexport.verification.options import VerifyOptions
@@ -123,7 +124,7 @@ class Target:
             elif isinstance(value, Assignment):
                 value = value.label if aim_of(self.options) is None else None  # chosen, not asked for
             found[each.name] = list(value) if isinstance(value, tuple) else value
-        if getattr(self.options, "input_scales", False) and self.text is not None:
+        if uses_input_scales(self.options) and self.text is not None:
             found["input_scales"] = {key: fact for key, fact in self.text.items() if key != "damping"}
         return found
 

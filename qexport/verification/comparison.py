@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from qexport.artifacts.input_scales import TOP
 from qexport.receipt.measures import Estimate, Flips, Measures
 from qexport.receipt.text import nats, with_error
 from qexport.receipt.verification import Check, Status, Verdict
@@ -54,7 +55,6 @@ _PER_NAT = 0.5
 # of the trunk's own divergence. A 4-bit head on an exact trunk is at 0.012.
 _HEAD_SLACK, _HEAD_FACTOR = 0.02, 3.0
 _FEW = 256  # positions, of which a mean may be beyond that by chance
-_TOP = 6.0 * 448.0  # an input as large as its scale leaves room for, times that scale
 _CROWDED = 2.0
 
 
@@ -175,7 +175,7 @@ def _room(largest: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -
     for name, scales in inputs.items():
         for seen, scale in zip(largest.get(name, ()), scales, strict=False):
             if seen:
-                yield float(seen) * float(scale) / _TOP
+                yield float(seen) * float(scale) / TOP
 
 
 def judge_room(shares: Sequence[float]) -> Verdict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qexport.artifacts.input_scales import stored_input_scales
+from qexport.artifacts.input_scales import TOP, stored_input_scales
 from qexport.artifacts.weights import home_of
 from qexport.errors import InputError
 from qexport.receipt.names import LARGEST_INPUTS
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qexport.artifacts.artifact import Opened
 
 
-_TOP = 6.0 * 448.0
 _LARGEST = 3e38  # beyond it no dtype has a number, and 1 is stored
 _ROUNDING = 2**-6  # of a quotient and its divisor, each in the activations' dtype: bfloat16 has 8 bits
 
@@ -82,7 +81,7 @@ def _wrong(name: str, scale: float | None, largest: Mapping[str, Sequence[float]
     if not table:
         return "there is no record of how large its inputs were"
     seen = table[(expert or 0) % len(table)]
-    wanted = _TOP / seen if seen > 0 else math.inf
+    wanted = TOP / seen if seen > 0 else math.inf
     wanted = wanted if wanted < _LARGEST else 1.0
     if abs(scale / wanted - 1) <= _ROUNDING:
         return ""
