@@ -85,7 +85,12 @@ def test_costs_are_those_of_what_would_be_written(zoo: Zoo, name: str) -> None:
         assert quantized <= set(costs)
         for tensor in quantized:
             assert costs[tensor] == pytest.approx(expected[tensor], rel=1e-4), tensor
-    assert found[0][next(iter(quantized))] > found[1][next(iter(quantized))] > 0
+    # Only where llama.cpp's two mixtures store different types: routers stay, an embedding may be Q8_0 in both.
+    types = [{t.canonical: t.stored.name for t in plan.tensors} for plan in plans[:2]]
+    fewer = [t for t in types[0] if (types[0][t], types[1][t]) == ("Q4_0", "Q8_0")]
+    assert fewer
+    for tensor in fewer:
+        assert found[0][tensor] > found[1][tensor] > 0, tensor
     # Planted: sensitivities that are arranged otherwise than the rows give other costs.
     order = {
         tensor.canonical: tensor.arrangement
