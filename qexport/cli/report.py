@@ -43,8 +43,9 @@ def command(
     """Write report.html, report.md and report.json about the artifacts in DIR.
 
     Everything comes from the receipts (qexport.json) beside the artifacts: size against KL divergence, MTP
-    acceptance and speed where they were measured, verdicts, provenance, checksums. report.html is one file
-    that loads nothing. Speeds with MTP are there after `qexport bench`.
+    acceptance and speed where they were measured, verdicts, provenance, checksums. Of the files themselves it
+    looks at the sizes: what is gone or changed is not called passed. report.html is one file that loads
+    nothing. Speeds with MTP are there after `qexport bench`.
 
     \b
     Examples:
@@ -77,10 +78,11 @@ def _follow(output: Output, folders: Sequence[Path]) -> None:
         for folder, made in found
         if made.state is State.FAILED
     ]
-    unproven = [folder for folder, made in found if made.state is not State.PASSED]
+    lost = any(made.lost for _, made in found)
+    unproven = [folder for folder, made in found if made.state is not State.PASSED and not made.lost]
     if failed:
         output.next("verify", failed[0])
     elif unproven:
         output.next("verify", unproven[0])
-    elif not any(made.broken_gates for _, made in found):
+    elif not lost and not any(made.broken_gates for _, made in found):
         output.next("push", folders[0], f"you/{folders[0].resolve().name}", "--dry-run")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from qexport.checkpoint.paths import leads_out
 from qexport.errors import InputError, UsageProblem
 from qexport.receipt.names import is_made_here
-from qexport.receipt.on_disk import check_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,8 +70,12 @@ def survey(
     found = _listing(folder)
     wanted = {file.name for artifact in chosen for file in artifact.files}
     others = {file.name for artifact in every for file in artifact.files} - wanted
-    for artifact in chosen:
-        check_sizes(folder, artifact, otherwise=", or leave it out with --only LABEL")
+    if lost := [artifact.lost for artifact in chosen if artifact.lost is not None]:
+        lines = "\n".join(f"  {each.file}: {each.state}" for each in lost)
+        raise InputError(
+            f"Not what the receipt says, so nothing is published:\n{lines}",
+            hint="Export that again, or choose others with --only LABEL.",
+        )
     _check_kept(folder, wanted)
     left: list[LeftOut] = []
     unknown: list[str] = []

@@ -21,6 +21,7 @@ from qexport.receipt.folder import known_in, select
 from qexport.receipt.names import CARD_NAME, RECEIPT_NAME, SUMS_NAME
 from qexport.receipt.on_disk import check_hashes, sha256_of
 from qexport.receipt.store import receipt_bytes
+from qexport.receipt.towers import seen_through
 from qexport.receipt.types import Receipt
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ def check_before(options: PushOptions) -> tuple[Artifact, ...]:
     chosen = select(every, options.only)
     check_labels(chosen)
     check_one_model(chosen)
-    check_proofs(chosen, options)
     survey(options.folder, chosen, every, options.include)
+    check_proofs(chosen, options)
     return chosen
 
 
@@ -189,7 +190,7 @@ def plan_push(
     earlier = still_there(remote, chosen)
     if options.public:
         check_proofs(earlier, options)
-    together = (*earlier, *chosen)
+    together = seen_through((*earlier, *chosen))
     receipt = receipt_bytes(Receipt(together))
     named = {file.name: file.sha256 for a in earlier for file in a.files} | hashes
     extra = {PARAMS_NAME: data} if options.ollama and (data := ollama_params(together)) else {}

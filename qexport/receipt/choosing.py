@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from qexport.formats.registry import words_of
 from qexport.receipt.measures import USUAL_DRAFTS
 from qexport.receipt.memory import CONTEXTS, MEMORIES, Cache, Load
-from qexport.receipt.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +62,7 @@ class Pick:
 
 
 def options_of(artifacts: Sequence[Artifact]) -> list[Option]:
-    """Every model among them whose needs are known: not heads alone, and nothing that has failed.
+    """Every model among them whose needs are known: not heads alone, and nothing that failed or is lost.
 
     A GGUF is counted with the smallest tower file beside it, and whatever can draft as if it did, with a file
     of its head.
@@ -73,7 +72,7 @@ def options_of(artifacts: Sequence[Artifact]) -> list[Option]:
     found = []
     for each in artifacts:
         cache = each.source.about.cache
-        if each.is_model and not each.is_drafter and cache.keys and each.state is not State.FAILED:
+        if each.is_model and not each.is_drafter and cache.keys and each.state.may_be_taken:
             beside = min(towers, default=0) if each.format == "gguf" else 0
             head = heads.get(each.head_file, 0)
             drafts = USUAL_DRAFTS if each.has_mtp or head else 0

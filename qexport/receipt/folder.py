@@ -1,7 +1,8 @@
 """What a folder holds, by its receipts.
 
 A folder may hold receipts in subfolders, or be a subfolder itself whose receipt lies one level up; names are
-always made relative to the folder that is asked for.
+always made relative to the folder that is asked for. Files are not read, but one that is missing,
+or has another size, is noticed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qexport.errors import InputError, UsageProblem
 from qexport.receipt.names import RECEIPT_NAME, is_made_here
+from qexport.receipt.on_disk import lost
 from qexport.receipt.store import read_receipt
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def known_in(folder: Path) -> Contents:
         )
     _refuse_twice(artifacts)
     name = folder.absolute().name
-    return Contents(tuple(replace(artifact, folder=name) for artifact in artifacts), tuple(notes))
+    found = (replace(artifact, folder=name, lost=lost(folder, artifact)) for artifact in artifacts)
+    return Contents(tuple(found), tuple(notes))
 
 
 def select(artifacts: Sequence[Artifact], only: Iterable[str]) -> tuple[Artifact, ...]:

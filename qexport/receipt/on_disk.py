@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from qexport.errors import InputError
+from qexport.receipt.state import Lost, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,17 +21,23 @@ _CHUNK = 1 << 22
 
 def is_there(folder: Path, artifact: Artifact) -> bool:
     """Whether all its files are there, with their sizes."""
-    try:
-        return all((folder / file.name).stat().st_size == file.size for file in artifact.files)
-    except OSError:
-        return False
+    return lost(folder, artifact) is None
 
 
-def check_sizes(folder: Path, artifact: Artifact, *, otherwise: str = "") -> None:
+def lost(folder: Path, artifact: Artifact) -> Lost | None:
+    """The first file that is missing, or else has another size; ``None``: all are as they were."""
+    changed = None
+    for file in artifact.files:
+        try:
+            same = (folder / file.name).stat().st_size == file.size
+        except OSError:
+            return Lost(file.name, State.GONE)
+        changed = changed or (None if same else Lost(file.name, State.CHANGED))
+    return changed
+
+
+def check_sizes(folder: Path, artifact: Artifact) -> None:
     """As :func:`is_there`.
-
-    Args:
-        otherwise: what else than exporting again can be done about a file that is not there.
 
     Raises:
         InputError: a file is missing, or has another size.
@@ -40,7 +47,7 @@ def check_sizes(folder: Path, artifact: Artifact, *, otherwise: str = "") -> Non
         if not path.is_file():
             raise InputError(
                 f"{file.name} of {artifact.label} is in the receipt, but not in the folder",
-                hint=f"Export it again{otherwise}.",
+                hint="Export it again.",
             )
         size = path.stat().st_size
         if size != file.size:

@@ -37,7 +37,9 @@ def plainly(found: Verification) -> tuple[Said, ...]:
 def outcome(artifact: Artifact) -> str:
     """How it ended in a few words: what failed, what was not looked at, what limits were broken."""
     found = artifact.verification
-    words = str(artifact.state) if found is None else ended(found)
+    words = str(artifact.state) if found is None or artifact.lost else ended(found)
+    if artifact.lost is not None and len(artifact.files) > 1:
+        words = f"{words}: {artifact.lost.file}"
     broken = (gate for gate in artifact.gates if not gate.passed)
     gates = "; ".join(f"{gate_words(gate.gate)} {gate_value(gate.gate, gate.limit)}" for gate in broken)
     return words if not gates else f"{words}; limits not kept: {gates}"

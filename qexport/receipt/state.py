@@ -1,13 +1,15 @@
 """How far an artifact is proven: one list of states, and the one rule for exit codes.
 
-Nothing counts as proven that was not run, nor what was run and not compared with its source: neither is a
-failure. Terminal, ``--json``, receipts, cards, reports and gates print these words.
+Nothing counts as proven that was not run, nor what was run and not compared with its source, nor what is no
+longer the file that was run: none is a failure. Terminal, ``--json``, receipts, cards, reports and gates have
+these words.
 
     passed 0    failed 4    not run, or ran and not compared: 6, or 0 with --allow-unverified
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,22 @@ class State(StrEnum):
     PASSED = "passed"
     UNCOMPARED = "ran, not compared"
     NOT_RUN = "not run"
+    CHANGED = "changed since it was written"
+    GONE = "not there any more"
     FAILED = "failed"
+
+    @property
+    def may_be_taken(self) -> bool:
+        """Whether it is anything that somebody could choose."""
+        return self not in (State.CHANGED, State.GONE, State.FAILED)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A file that is not what its receipt says any more: ``GONE``, or ``CHANGED``."""
+
+    file: str
+    state: State
 
 
 def worst(states: Iterable[State]) -> State:

@@ -20,7 +20,7 @@ from qexport.receipt.about import About
 from qexport.receipt.measures import Estimate, Measures
 from qexport.receipt.safe_text import without_hidden
 from qexport.receipt.speeds import Bench
-from qexport.receipt.state import State
+from qexport.receipt.state import Lost, State
 from qexport.receipt.verification import Verification
 
 SCHEMA = 2
@@ -251,6 +251,7 @@ class Artifact:
         tool: qexport's version; ``libraries``: those of others.
         written: when, in ISO 8601.
         folder: the name of the folder in which it was found; no part of a receipt.
+        lost: the file that is gone, or another, since the receipt was written; no part of a receipt.
     """
 
     kind: str
@@ -277,6 +278,7 @@ class Artifact:
     libraries: Mapping[str, str] = field(default_factory=dict)
     written: str = ""
     folder: str = field(default="", compare=False, metadata={"json": ""})
+    lost: Lost | None = field(default=None, compare=False, metadata={"json": ""})
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -348,12 +350,16 @@ class Artifact:
     @property
     def state(self) -> State:
         """How far it is proven; what verification was not asked for has not run."""
+        if self.lost is not None:
+            return self.lost.state
         return State.NOT_RUN if self.verification is None else self.verification.state
 
     @property
     def verdict(self) -> str:
         """The state in words, with what it is about."""
-        return State.NOT_RUN.value if self.verification is None else self.verification.verdict
+        if self.verification is None or self.lost is not None:
+            return self.state.value
+        return self.verification.verdict
 
     @property
     def broken_gates(self) -> tuple[str, ...]:

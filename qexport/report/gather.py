@@ -1,4 +1,4 @@
-"""From receipts to a :class:`Report`. Nothing but receipts is read: no weights, no runtimes."""
+"""From receipts to a :class:`Report`. Nothing else is read: no weights, no runtimes; of files the sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qexport.errors import InputError
 from qexport.formats.registry import place_of
 from qexport.receipt.folder import known_in
+from qexport.receipt.towers import seen_through
 from qexport.receipt.words import facts, repairs
 from qexport.report.report import Model, Report
 
@@ -43,18 +44,23 @@ def gather(
     found = [artifact for _, artifacts in models for artifact in artifacts]
     newest = max((artifact.written_at or 0.0 for artifact in found), default=0.0)
     return Report(
-        models=tuple(
-            Model(
-                title,
-                tuple(sorted((each for each in artifacts if each.is_model), key=_place)),
-                facts([each for each in artifacts if each.is_model]),
-                repairs([each for each in artifacts if each.is_model]),
-                tuple(each for each in artifacts if not each.is_model),
-            )
-            for title, artifacts in models
-        ),
+        models=tuple(_model(title, artifacts) for title, artifacts in models),
         gates=tuple(gates) or tuple(gate for artifact in found for gate in artifact.gates),
         written=datetime.fromtimestamp(newest, UTC).date().isoformat() if newest else "",
+    )
+
+
+def _model(title: str, artifacts: Sequence[Artifact]) -> Model:
+    artifacts = seen_through(artifacts)
+    made = [each for each in artifacts if each.is_model]
+    beside = [each for each in artifacts if not each.is_model]
+    return Model(
+        title,
+        tuple(sorted(made, key=_place)),
+        facts(made),
+        repairs(made),
+        tuple(each for each in beside if each.lost is None),
+        tuple(each.lost for each in beside if each.lost is not None),
     )
 
 

@@ -46,7 +46,7 @@ class Overview:
         figures: names and values, the most important first.
         sees: whether it takes pictures, in words; empty where the source does not either.
         whole: the parts that are stored in 16 bits or more, where others are not.
-        command: how it is run, from beside it.
+        command: how it is run, from beside it; empty where it is lost.
     """
 
     artifact: Artifact
@@ -98,7 +98,8 @@ def verdict_of(model: Model) -> tuple[str, str]:
         return "bad", f"{bad} of {count} failed"
     passed = states.count(State.PASSED)
     if passed < count:
-        return "open", f"{passed} of {count} proven"
+        lost = (f"{many} {state}" for state in (State.GONE, State.CHANGED) if (many := states.count(state)))
+        return "open", ", ".join([f"{passed} of {count} proven", *lost])
     return "good", f"all {count} passed" if count > 1 else "passed"
 
 
@@ -173,6 +174,8 @@ def _is_head(beside: Artifact, artifact: Artifact) -> bool:
 
 
 def _command(artifact: Artifact, model: Model) -> str:
+    if artifact.lost is not None:
+        return ""
     name = shlex.quote(artifact.name.rstrip("/"))
     program = words_of(artifact.format).program
     if program == "llama_cpp":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.receipt.typed import as_json
 
 if TYPE_CHECKING:
+    from qexport.receipt.state import Lost
     from qexport.receipt.types import Artifact, Gate
     from qexport.receipt.words import Fact
 
@@ -99,6 +100,7 @@ class Model:
     Attributes:
         repairs: what was wrong with the source and was put right.
         beside: files that artifacts are used with: towers, importance matrices.
+        lost: the files of those that are not what receipts say any more.
     """
 
     title: str
@@ -106,6 +108,7 @@ class Model:
     facts: tuple[Fact, ...] = ()
     repairs: tuple[str, ...] = ()
     beside: tuple[Artifact, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
     @property
     def measured(self) -> tuple[Artifact, ...]:
@@ -118,6 +121,7 @@ class Model:
             "facts": [asdict(fact) for fact in self.facts],
             "repairs": list(self.repairs),
             "artifacts": [{"name": made.name, **as_json(made)} for made in self.artifacts],
+            "lost_beside": [asdict(each) for each in self.lost],
         }
 
 

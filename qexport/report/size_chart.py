@@ -190,7 +190,7 @@ def _pareto(points: Sequence[_Point], at: Sequence[tuple[float, float]]) -> Iter
     ours = [
         (p.artifact.size, p.mean, where)
         for p, where in zip(points, at, strict=True)
-        if not p.other and p.artifact.state is not State.FAILED
+        if not p.other and p.artifact.state.may_be_taken
     ]
     best, closest = [], float("inf")
     for _, mean, where in sorted(ours, key=lambda each: each[:2]):

@@ -61,6 +61,7 @@ def _of_model(model: Model, several: bool) -> Iterator[str]:
     count = counted(len(model.artifacts), "artifact")
     size = size_text(sum(each.size for each in model.artifacts))
     yield f"{f'{model.title}: ' if several else ''}{count}, {size}. {_verdicts(model.artifacts)}"
+    yield from (f"{each.file}, beside them: {each.state}." for each in model.lost)
     # What has not passed may be close by accident.
     passed = [each for each in model.measured if each.state is State.PASSED]
     known = [(each.measures.kld.mean, each) for each in passed if each.measures.kld]
@@ -84,7 +85,7 @@ def _verdicts(artifacts: Sequence[Artifact]) -> str:
     if passed == len(artifacts):
         return "All passed verification." if passed > 1 else "It passed verification."
     parts = [f"{passed or 'None'} passed verification"]
-    for state in (State.FAILED, State.UNCOMPARED, State.NOT_RUN):
+    for state in (State.FAILED, State.UNCOMPARED, State.NOT_RUN, State.GONE, State.CHANGED):
         if of[state]:
             named = (f"{r.title}: {outcome(r)}" if state is State.FAILED else r.title for r in of[state])
             parts.append(f"{len(of[state])} {state} ({', '.join(named)})")

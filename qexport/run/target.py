@@ -20,6 +20,7 @@ from qexport.onepass.sink import WrittenFile
 from qexport.onepass.sources import Sources
 from qexport.receipt.names import RECEIPT_NAME
 from qexport.receipt.state import State
+from qexport.receipt.towers import TOWERS
 from qexport.recipe.gates import Gates
 from qexport.run.feedback import uses_input_scales
 from qexport.run.model import sources_of
@@ -77,8 +78,10 @@ class Target:
             *self.format.plan(diagnosis, self.options),
             *self.format.alongside(diagnosis, self.options),
         )
-        heads = [self.fingerprint(plan) for plan in made if plan.kind == "mtp"]
-        return [(self._foretold(_beside(plan, heads)), self.folder_of(plan.kind)) for plan in made]
+        heads, towers = (
+            [self.fingerprint(plan) for plan in made if plan.kind == kind] for kind in ("mtp", "mmproj")
+        )
+        return [(self._foretold(_beside(plan, heads, towers)), self.folder_of(plan.kind)) for plan in made]
 
     def folder_of(self, kind: str) -> Path:
         """Where its artifact of that kind goes."""
@@ -169,11 +172,14 @@ class Target:
         )
 
 
-def _beside(plan: ArtifactPlan, heads: Sequence[str]) -> ArtifactPlan:
-    """The plan with what the MTP head in a file beside it follows from, where it has one there."""
-    if not heads or "mtp_file" not in plan.details:
-        return plan
-    return replace(plan, details={**plan.details, _HEAD: heads[0]})
+def _beside(plan: ArtifactPlan, heads: Sequence[str], towers: Sequence[str]) -> ArtifactPlan:
+    """The plan with what the files beside it follow from that it is run with: an MTP head, vision towers."""
+    found: dict[str, Any] = {}
+    if heads and "mtp_file" in plan.details:
+        found[_HEAD] = heads[0]
+    if towers and plan.kind not in ATTACHED:
+        found[TOWERS] = list(towers)
+    return replace(plan, details={**plan.details, **found}) if found else plan
 
 
 def matrix_facts(matrix: ImportanceMatrix, collected: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -207,9 +213,11 @@ class Item:
     instead_of: tuple[Path, str] | None = None
 
     def as_found(self, there: Artifact) -> Item:
-        """As an earlier run left it, by its entry in the receipt."""
+        """As an earlier run left it, by its entry in the receipt; a verdict beside other towers is none."""
         files = tuple(WrittenFile(file.name, file.size, file.sha256) for file in there.files)
-        return replace(self, written=files, report=there.verification, against=there.against_plain)
+        same = self.plan.details.get(TOWERS) == there.details.get(TOWERS)
+        report = there.verification if same else None
+        return replace(self, written=files, report=report, against=there.against_plain)
 
     @property
     def place(self) -> tuple[Path, str]:

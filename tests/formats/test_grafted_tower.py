@@ -1,19 +1,24 @@
-"""Folders of FP8 and NVFP4 keep a vision tower as it is and list it, wherever it is from."""
+"""A grafted vision tower: folders keep it as it is and list it; a verdict is of the one it was made with."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
-from quirks_planted import tensors_in
+from quirks_planted import change_tensors, tensors_in
 
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.doctor.diagnose import diagnose
 from qexport.families.roles import Block
 from qexport.formats.fp8.options import Fp8Options
+from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.registry import format_of
 from qexport.onepass.execute import execute
+from qexport.receipt.types import Artifact, File
+from qexport.receipt.verification import Verification
+from qexport.run.target import Target, plan
 
 FORMATS = {
     "fp8": Fp8Options(),
@@ -45,3 +50,31 @@ def test_a_grafted_tower_is_kept_and_listed_as_an_own_one(zoo, tmp_path, name):
         assert kept[key].dtype == tensor.dtype
         assert kept[key].equal(tensor), key
     assert {key for key in kept if "visual" in key} == tower.keys()
+
+
+def test_a_file_beside_another_tower_is_there_and_proven_anew(zoo, tmp_path):
+    """Its bytes are the same, its verdict is not: pictures were shown through the tower that was there."""
+    merged = LocalCheckpoint(zoo("qwen3_5_text"))
+
+    def planned(base):
+        target = Target(GgufOptions(("Q8_0",)), tmp_path / "out")
+        trunk, tower = plan([target], diagnose(merged, vision_from=LocalCheckpoint(base)))
+        return trunk, tower.fingerprint
+
+    def brighter(tensors):
+        name = next(name for name in tensors if "visual" in name and name.endswith("weight"))
+        return {**tensors, name: tensors[name] * 2}
+
+    one, other = zoo("qwen3_5"), tmp_path / "other"
+    shutil.copytree(one, other)
+    change_tensors(other, brighter)
+    (trunk, tower), (again, another) = planned(one), planned(other)
+    assert trunk.fingerprint == again.fingerprint
+    assert tower != another
+    files = (File("a.gguf", 1, "a" * 64),)
+    there = Artifact(
+        "gguf", "Q8_0", files, details=trunk.plan.details, verification=(proof := Verification())
+    )
+    assert trunk.as_found(there).report is proof
+    assert again.as_found(there).report is None
+    assert not again.as_found(there).settled

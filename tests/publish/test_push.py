@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from exported_folders import FAILED, entry, export, gguf, noise
+from exported_folders import FAILED, VERIFIED, entry, export, gguf, noise
 from in_process import ok, run
 from push_server import TOKEN, Fault
 
@@ -270,3 +270,22 @@ def test_the_token_stays_where_it_is(hub, folder, caplog):
     assert TOKEN not in everything
     assert "verysecretsignature" not in everything
     assert "503" in ran.stderr
+
+
+def test_a_tower_that_a_later_push_replaces_takes_the_verdict_on_pictures_along(hub, tmp_path):
+    """The file that an earlier push left there was shown pictures through the tower that was there then."""
+
+    def pushed(label, base):
+        seen = [{"check": check, "status": "pass"} for check in ("loads", "image_embeddings", "image_text")]
+        made, files = gguf(label, verification={**VERIFIED, "findings": seen})
+        tower = noise(5000, len(base))
+        beside = entry("mmproj-BF16", {"mmproj-BF16.gguf": tower}, kind="mmproj", verification=None)
+        for each in (made, beside):
+            each["source"] |= {"vision": True, "tower": f"grafted from {base}"}
+        folder = export(tmp_path / label, [(made, files), (beside, {"mmproj-BF16.gguf": tower})])
+        ok("push", folder, REPO)
+        card = hub.pushed[REPO].tree()["README.md"].decode()
+        return "It was shown pictures" in card, "another tower than is here now" in card
+
+    assert pushed("Q8_0", "org/A@01234567") == (True, False)
+    assert pushed("Q4_K_M", "org/Another@89abcdef") == (True, True)

@@ -94,9 +94,15 @@ def test_a_file_that_is_missing_or_cut(hub, folder):
     path = folder / "Tuned-Q8_0.gguf"
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    assert "has 299999 bytes; the receipt says 300000" in run("push", folder, REPO).stderr
+    assert "Tuned-Q8_0.gguf: changed since it was written" in run("push", folder, REPO).stderr
     path.unlink()
-    assert run("push", folder, REPO).code == 3
+    (other := folder / "Tuned-Q4_K_M.gguf").rename(folder / "kept")
+    for how in ([], ["--dry-run"], ["--allow-unverified", "--allow-failed"]):
+        ran = run("push", folder, REPO, *how)
+        assert ran.code == 3
+        assert f"{other.name}: not there any more\n" in ran.stderr
+        assert f"{path.name}: not there any more\n" in ran.stderr
+    (folder / "kept").rename(other)
     assert not hub.requests
     ok("push", folder, REPO, "--only", "Q4_K_M")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 import pytest
-from receipts_made import FULL, PASSED, artifact, found, report
+from receipts_made import FULL, PASSED, artifact, fill, found, report
 
 from qexport.publishing.card import CardOptions, render_card
 from qexport.receipt.store import receipt_bytes
@@ -23,7 +23,7 @@ NOT_KEPT = "limits not kept: mean KL divergence, at most 0.1 nats"
 
 def texts(folder, *made: Artifact) -> tuple[str, str, str]:
     """Card, report in Markdown, report in HTML."""
-    (folder / "qexport.json").write_bytes(receipt_bytes(Receipt(made)))
+    (fill(folder, *made) / "qexport.json").write_bytes(receipt_bytes(Receipt(made)))
     paths = write_report([folder], folder / "out")
     card = render_card(made, CardOptions("bob/M-GGUF"))
     return card, paths.markdown.read_text(), paths.html.read_text()

@@ -114,8 +114,13 @@ def gguf(label: str, size: int, **more: Any) -> dict[str, Any]:
 
 
 def receipt(folder: Path, *entries: dict[str, Any]) -> Path:
-    """The folder with a receipt of these; the files themselves are not there: a report does not read them."""
+    """The folder with a receipt of these; missing files are made, with their sizes and nothing in them."""
     folder.mkdir(parents=True, exist_ok=True)
+    for file in (file for made in entries for file in made["files"]):
+        (folder / file["name"]).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / file["name"]).exists():
+            with (folder / file["name"]).open("wb") as sparse:
+                sparse.truncate(file["bytes"])
     (folder / "qexport.json").write_text(json.dumps({"schema": 1, "artifacts": list(entries)}))
     return folder
 

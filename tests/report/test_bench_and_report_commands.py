@@ -146,6 +146,38 @@ def test_a_folder_without_receipts_is_3(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_files_that_are_gone_or_changed_are_no_longer_called_passed(tmp_path):
+    """By a look at their sizes: what receipts say of them is of what was there."""
+    made = [
+        gguf(label, 10**9 + at, measures=measures(mean, 0.1))
+        for at, (label, mean) in enumerate((("Q8_0", 0.001), ("Q4_K_M", 0.02), ("Q2_K", 0.2)))
+    ]
+    split = entry("gguf", "Q6_K", {"T-00001-of-00002.gguf": 9, "T-00002-of-00002.gguf": 9})
+    tower = entry("mmproj", "mmproj-BF16", {"mmproj-BF16.gguf": 9}, verification=None)
+    folder = receipt(tmp_path / "x", *made, split, tower)
+    assert "All passed verification." in ok("report", folder, "-o", tmp_path / "out").stdout
+    for name in ("Tuned-Q8_0.gguf", "T-00002-of-00002.gguf", "mmproj-BF16.gguf"):
+        (folder / name).unlink()
+    (folder / "Tuned-Q4_K_M.gguf").write_bytes(b"GGUF")
+    ran = ok("report", folder, "-o", tmp_path / "out")
+    assert (
+        "1 passed verification; 2 not there any more (Q6_K, Q8_0); 1 changed since it was written (Q4_K_M)."
+    ) in ran.stdout
+    assert "mmproj-BF16.gguf, beside them: not there any more." in ran.stdout
+    assert "Next:" not in ran.stderr
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]
+    gone, changed = "not there any more", "changed since it was written"
+    states = {each["label"]: each["state"] for each in found["artifacts"]}
+    assert states == {"Q8_0": gone, "Q4_K_M": changed, "Q2_K": "passed", "Q6_K": gone}
+    assert found["lost_beside"] == [{"file": "mmproj-BF16.gguf", "state": gone}]
+    page, words = ((tmp_path / "out" / f"report.{each}").read_text() for each in ("html", "md"))
+    assert "1 of 4 proven, 2 not there any more, 1 changed since it was written" in page
+    assert f"| {gone} |" in words
+    assert f"| {gone}: T-00002-of-00002.gguf |" in words
+    assert page.count(">passed<") == 2  # the one that is there: on its card, and in the table
+    assert "llama-server -m Tuned-Q8_0.gguf" not in page
+
+
 LIMIT = {"artifact": "Q8_0", "gate": "max_mean_kld", "limit": 0.1, "value": 0.2, "passed": False}
 
 
