@@ -5,10 +5,14 @@ That its bytes are the converter's is in test_parity.py.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from zoo_types import Zoo
@@ -18,7 +22,9 @@ from verify_fakes import FakeReference, FakeRuntime, generation
 
 from qexport.artifacts.layout import OnDisk
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.container import gguf_file
 from qexport.container.gguf_file import read_gguf
+from qexport.container.gguf_read import GgufHeader
 from qexport.doctor import diagnose
 from qexport.doctor.diagnose import Diagnosis
 from qexport.errors import InputError, UsageProblem
@@ -35,12 +41,13 @@ from qexport.receipt.verification import Check, Status
 from qexport.run import steps
 from qexport.run.in_folder import artifacts_in, check_files
 from qexport.run.target import Target, plan
-from qexport.run.verify import verify_artifact
+from qexport.run.verify import verify_all, verify_artifact
 from qexport.verification.options import VerifyOptions
 from qexport.verification.run import verify
 from qexport.verification.runtime import Settings
 
 ANSWERS = [generation([4, 5, 6]) for _ in range(8)]
+QUICK = VerifyOptions(prompts=("a",), reference=False)
 
 
 def exported(folder: Path, out: Path, *types: str, **options: object) -> Diagnosis:
@@ -234,6 +241,35 @@ def test_a_head_that_is_gone_is_told_of_one_file_too(
     found = report.finding(Check.MTP_LOADS)
     assert found is not None
     assert (found.status, "mtp-Model-BF16.gguf" in found.summary) == (Status.FAIL, True)
+
+
+def test_a_header_is_parsed_once_in_a_verification(
+    sidecar: tuple[Path, Diagnosis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trunk and head, though each step opens them: and again where one was written anew."""
+    path = copied(sidecar, tmp_path / "Model")
+    head = tmp_path / "Model" / "mtp-Model-BF16.gguf"
+    parsed: Counter[int] = Counter()
+    reading = gguf_file.read_gguf_header
+
+    def counting(file: BinaryIO, size: int, *, shard: int = 0) -> GgufHeader:
+        parsed[os.fstat(file.fileno()).st_ino] += 1
+        return reading(file, size, shard=shard)
+
+    monkeypatch.setattr(gguf_file, "read_gguf_header", counting)
+    monkeypatch.setattr(gguf_file, "_OLD", 0)
+    again = partial(FakeRuntime, list(ANSWERS), list(ANSWERS))
+    monkeypatch.setattr("qexport.verification.run.llama_cpp", lambda _: again())
+    view = sidecar[1].repaired.view()
+
+    def verified() -> Status | None:
+        found = verify_all(path, view=view, options=QUICK, say=lambda _: None, title=lambda _: None)
+        return next(each.status for each in found.reports[0].findings if each.check is Check.MTP_LOADS)
+
+    assert verified() is Status.PASS
+    assert parsed == dict.fromkeys((each.stat().st_ino for each in (*path.parent.glob("*"), head)), 1)
+    head.write_bytes(head.read_bytes()[:-5000])
+    assert verified() is Status.FAIL
 
 
 @pytest.mark.parametrize(
