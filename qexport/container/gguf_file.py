@@ -110,9 +110,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=8)
-def _as_before(
-    path: Path, paths: tuple[Path, ...], states: tuple[tuple[int, ...] | None, ...]
-) -> GgufInfo:
+def _as_before(path: Path, paths: tuple[Path, ...], states: tuple[tuple[int, ...] | None, ...]) -> GgufInfo:
     """Each step of a verification asks for the same headers, with vocabularies of a quarter million texts."""
     return _read(path, paths)
 

@@ -140,27 +140,29 @@ def offers(
         InputError: damaged weights.
     """
     asked = [_planned(target, diagnosis) for target in targets]
-    plans = [plan for each, _ in asked for plan in each.values()]
+    plans = [plan for each, _, _ in asked for plan in each.values()]
     ready_kernels(plans, watcher.say)
     with watcher.phase(Phase.ASSAYING, assayed_bytes(plans)) as progress:
         costs = iter(assay(plans, threads=threads, progress=progress))
     return [
-        Offer(target, diagnosis, each, {word: next(costs) for word in each}, free)
-        for target, (each, free) in zip(targets, asked, strict=True)
+        Offer(target, diagnosis, each, {word: next(costs) for word in each}, free, head)
+        for target, (each, free, head) in zip(targets, asked, strict=True)
     ]
 
 
-def _planned(target: Target, diagnosis: Diagnosis) -> tuple[dict[str, ArtifactPlan], Candidates]:
-    """The plans that are assayed for a target, its own and one for each word that may be chosen; and what may
-    be."""
-    own = {plan.label: plan for plan, _ in target.plans(diagnosis) if plan.kind not in ATTACHED}
+def _planned(target: Target, diagnosis: Diagnosis) -> tuple[dict[str, ArtifactPlan], Candidates, int]:
+    """The plans that are assayed for a target, its own and one for each word that may be chosen; what may be;
+    and the bytes of an MTP head's file beside it."""
+    every = [plan for plan, _ in target.plans(diagnosis)]
+    own = {plan.label: plan for plan in every if plan.kind not in ATTACHED}
+    head = sum(plan.size for plan in every if plan.kind == "mtp")
     if open_aim(target) is None or target.format.sizing is None:
-        return own, Candidates(words=(), groups=())
+        return own, Candidates(words=(), groups=()), head
     base = next(iter(own.values()))
     free = target.format.sizing.candidates(diagnosis, target.options)
     words = {word: with_types(target.options, base, free.all_as(word)) for word in free.words}
     made = {word: target.format.plan(diagnosis, options)[0] for word, options in words.items()}
-    return {base.label: base} | made, free
+    return {base.label: base} | made, free, head
 
 
 def with_types(
@@ -180,6 +182,7 @@ class Offer:
         plans: its own first (a stand-in where it has an aim), then by word those of all candidates.
         costs: nats per token, by the same keys and canonical name.
         free: what may be chosen; nothing where there is no aim.
+        head: bytes of an MTP head in a file beside it, which a size includes.
     """
 
     target: Target
@@ -187,6 +190,7 @@ class Offer:
     plans: Mapping[str, ArtifactPlan]
     costs: Mapping[str, Mapping[str, float]]
     free: Candidates
+    head: int = 0
 
     @property
     def base(self) -> ArtifactPlan:
@@ -270,7 +274,7 @@ class Offer:
     def _limit(self, aim: Aim) -> int:
         """Bytes of all files that are not exceeded."""
         if aim.kind == "size":
-            return int(aim.value)
+            return int(aim.value) - self.head
         if aim.kind == "like":
             options = self._sizing.plain(self.target.options, aim.value)
             return self.target.format.plan(self.diagnosis, options)[0].size
@@ -291,9 +295,11 @@ class Offer:
     def _too_small(self, aim: Aim) -> InputError:
         least = sum(min(p.nbytes for p in words.values()) for words in self.prices.groups.values())
         floors = "".join(f"; {floor}" for floor in self.free.floors)
+        head = self.head if aim.kind == "size" else 0
+        floors += f"; {size_text(head)} of it are the MTP head's file" if head else ""
         return InputError(
             f"{aim} is too small for this model: with the smallest types it takes "
-            f"{size_text(self.beside + least)}{floors}",
+            f"{size_text(self.beside + least + head)}{floors}",
             hint="Ask for more.",
         )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.assign.aim import aim_of
 from qexport.assign.assignment import Assignment, Prediction
-from qexport.errors import EnvironmentProblem
+from qexport.errors import EnvironmentProblem, UsageProblem
 from qexport.evidence.store import Kind
 from qexport.formats.format import ATTACHED
 from qexport.formats.registry import format_of
@@ -133,11 +133,12 @@ class Target:
 
     def fingerprint(self, plan: ArtifactPlan) -> str:
         """What the bytes of one of its plans follow from, as a hash; of what is attached, of options only the
-        importance matrix, where it uses one."""
+        importance matrix and the text of error feedback, where it uses them."""
         chosen = _without_timings(self.chosen())
         if plan.kind in ATTACHED:
-            used = any(tensor.need(Kind.INPUT_SQUARES) for tensor in plan.tensors)
-            chosen = {key: value for key, value in chosen.items() if used and key == self.format.matrix}
+            uses = {self.format.matrix: Kind.INPUT_SQUARES, "feedback": Kind.INPUT_PRODUCTS}
+            used = {key for key, kind in uses.items() if any(tensor.need(kind) for tensor in plan.tensors)}
+            chosen = {key: value for key, value in chosen.items() if key in used}
         elif _HEAD in plan.details:  # with another head beside it a verdict is of something else
             chosen[_HEAD] = plan.details[_HEAD]
         return fingerprint(plan, chosen)
@@ -267,17 +268,27 @@ def plan(targets: Sequence[Target], diagnosis: Diagnosis, given: Sequence[Path] 
         given: files and folders that are read besides the model, its base and what the targets name.
 
     Raises:
-        UsageProblem: one would be written over a source, or into it.
+        UsageProblem: one would be written over a source, or into it; or what goes with several would have to
+            be another for each.
     """
     sources = sources_of(diagnosis, tuple(targets), tuple(given))
     items: list[Item] = []
-    attached: set[tuple[Path, str]] = set()
+    attached: dict[tuple[Path, str], str] = {}
     for target in targets:
         for made, folder in target.plans(diagnosis):
             if made.kind in ATTACHED:  # one for all targets of a folder
-                if (folder, made.label) in attached:
+                key, mine = (folder, made.label), target.fingerprint(made)
+                before = attached.get(key)
+                if before is not None and before != mine:
+                    raise UsageProblem(
+                        f"{made.files[0].name} goes with all files of {folder.name}, and not all of them "
+                        "say the same of it",
+                        hint="Ask for it in the same way wherever it is written (importance, error feedback, "
+                        "types, names), or give them folders of their own.",
+                    )
+                attached[key] = mine
+                if before is not None:
                     continue
-                attached.add((folder, made.label))
             sources.refuse(folder, [file.name for file in made.files])
             items.append(Item(target, made, folder, sources))
     return items

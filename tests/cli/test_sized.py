@@ -166,6 +166,22 @@ def test_what_cannot_be_made_is_said(diagnosis: Any, matrix: ImportanceMatrix) -
     assert {kind for kind in types_of(plan).values() if kind != "F32"} == {"Q8_0"}
 
 
+def test_a_size_is_that_of_a_file_and_of_the_head_beside_it(diagnosis: Any, matrix: ImportanceMatrix) -> None:
+    """Bits per weight and the size of a type are the file's own."""
+    beside = {"imatrix": matrix, "mtp": "drafter", "no_mmproj": True}
+    aims = ({"size": 3_600_000}, {"like": "Q4_K_M"}, {"bpw": 4.8})
+    settling = [Target(GgufOptions(**aim, **beside), Path("nowhere")) for aim in aims]
+    plans = [[plan for plan, _ in each.plans(diagnosis)] for each in settle(settling, diagnosis, Watcher())]
+    (trunk, head), *_ = plans
+    assert (trunk.kind, head.kind, head.size > 500_000) == ("gguf", "mtp", True)
+    assert 0.98 * 3_600_000 < trunk.size + head.size <= 3_600_000
+    plain = Target(GgufOptions(("Q4_K_M",), **beside), Path("nowhere")).plans(diagnosis)[0][0]
+    assert 0.995 * plain.size <= plans[1][0].size <= plain.size
+    assert 4.7 < plans[2][0].bits_per_weight <= 4.8
+    with pytest.raises(InputError, match=r"^1 MB is too small.*; \d.* of it are the MTP head's file"):
+        settle([Target(GgufOptions(size=1_000_000, **beside), Path("nowhere"))], diagnosis, Watcher())
+
+
 def test_tensors_named_by_the_user_or_unknown_to_the_matrix_are_left(
     diagnosis: Any, matrix: ImportanceMatrix
 ) -> None:

@@ -28,11 +28,15 @@ from qexport.container.gguf_read import GgufHeader
 from qexport.doctor import diagnose
 from qexport.doctor.diagnose import Diagnosis
 from qexport.errors import InputError, UsageProblem
+from qexport.evidence.imatrix_file import ImportanceMatrix
+from qexport.evidence.store import Kind
 from qexport.families.roles import Block
 from qexport.formats.gguf.format import GGUF
+from qexport.formats.gguf.importance import gguf_importance, uncollected
 from qexport.formats.gguf.options import GgufOptions
 from qexport.formats.gguf.reading import describe_gguf
 from qexport.formats.opening import open_artifact
+from qexport.formats.plan import ArtifactPlan
 from qexport.onepass.execute import execute
 from qexport.onepass.rows import read_rows
 from qexport.publishing.card import CardOptions, render_card
@@ -75,6 +79,12 @@ def sidecar(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, D
         split_max_size=10**6,
     )
     return out, diagnosis
+
+
+def importance_of(diagnosis: Diagnosis) -> ImportanceMatrix:
+    """The same for all columns; of the head's matrices, too."""
+    view = diagnosis.repaired.view()
+    return gguf_importance(view, *uncollected(view), datasets=["d"], chunk_count=1, chunk_size=8, label="m")
 
 
 def trunk(folder: Path) -> Path:
@@ -241,6 +251,71 @@ def test_a_head_that_is_gone_is_told_of_one_file_too(
     found = report.finding(Check.MTP_LOADS)
     assert found is not None
     assert (found.status, "mtp-Model-BF16.gguf" in found.summary) == (Status.FAIL, True)
+
+
+def types_of(plan: ArtifactPlan) -> dict[str, str]:
+    return {tensor.name: tensor.stored.name for tensor in plan.tensors}
+
+
+def planned(diagnosis: Diagnosis, **options: object) -> tuple[ArtifactPlan, ArtifactPlan]:
+    """A trunk and its head."""
+    chosen = GgufOptions(("Q4_K_M",), mtp="drafter", no_mmproj=True, **options)
+    (trunk,), (head,) = GGUF.plan(diagnosis, chosen), GGUF.alongside(diagnosis, chosen)
+    return trunk, head
+
+
+def test_types_of_another_file_go_where_their_tensors_go(zoo: Zoo, tmp_path: Path) -> None:
+    """Its block's to the head, all others to the trunk; what the head has once more is of its own type."""
+    diagnosis = diagnose(LocalCheckpoint(zoo("qwen3_5")))
+    named = ((r"blk\.4\.attn_q", "Q6_K"), (r"blk\.4\.ffn_up", "Q5_0"), (r"blk\.1\.ffn_up", "Q5_1"))
+    (one,) = GGUF.plan(diagnosis, GgufOptions(("Q4_K_M",), tensor_types=named, no_mmproj=True))
+    execute([one], tmp_path, threads=1)
+    path = tmp_path / one.files[0].name
+    theirs, (trunk, head) = types_of(one), planned(diagnosis, types_from=path)
+    assert types_of(trunk) == {name: kind for name, kind in theirs.items() if not name.startswith("blk.4.")}
+    plain = types_of(planned(diagnosis)[1])
+    found = types_of(head)
+    assert {kind for name, kind in found.items() if name.startswith("token_embd")} == {"Q8_0"}
+    for name, kind in found.items():
+        assert kind == (theirs[name] if name.startswith("blk.4.") else plain[name]), name
+    assert (found["blk.4.attn_q.weight"], found["blk.4.ffn_up.weight"]) == ("Q6_K", "Q5_0")
+    assert not any("takes the usual" in note for note in (*trunk.notes, *head.notes))
+    # A type that is named for the head wins, as it does of a head inside.
+    assert types_of(planned(diagnosis, types_from=path, mtp_type="Q8_0")[1]) == plain
+    # Of a file without a head nothing is known of it, and that is said.
+    execute([trunk], tmp_path / "trunk", threads=1)
+    _, head = planned(diagnosis, types_from=tmp_path / "trunk" / trunk.files[0].name)
+    assert types_of(head) == plain
+    assert any("has no type for 15 tensors" in note for note in head.notes)
+
+
+def test_error_feedback_reaches_a_head_of_a_type_that_has_use_for_it(zoo: Zoo) -> None:
+    diagnosis = diagnose(LocalCheckpoint(zoo("qwen3_5", hidden=256, intermediate=256)))
+    matrix = importance_of(diagnosis)
+
+    def fed(**options: object) -> tuple[set[str], tuple[str, ...]]:
+        _, head = planned(diagnosis, imatrix=matrix, feedback=True, **options)
+        return {t.name for t in head.tensors if t.need(Kind.INPUT_PRODUCTS)}, head.notes
+
+    names, _ = fed(mtp_type="Q4_K_M")
+    assert {"output.weight", "blk.4.nextn.eh_proj.weight", "blk.4.ffn_up.weight"} <= names
+    assert "token_embd.weight" not in names
+    names, notes = fed()
+    assert (names, "error feedback has no use in these types" in notes) == (set(), True)
+    assert fed(mtp_type="Q4_K_M", quality="best")[0] == set()
+
+
+def test_two_heads_of_one_name_are_refused(zoo: Zoo, tmp_path: Path) -> None:
+    """With importance and without it: one would have been written, and taken for both."""
+    diagnosis = diagnose(LocalCheckpoint(zoo("qwen3_5", hidden=256, intermediate=256)))
+    options = GgufOptions(("Q8_0",), mtp="drafter", mtp_type="Q4_K_M", no_mmproj=True)
+    weighed = replace(options, types=("Q6_K",), imatrix=importance_of(diagnosis))
+    targets = [Target(each, tmp_path, verify=None) for each in (options, weighed)]
+    with pytest.raises(UsageProblem, match=r"mtp-qwen3_5-Q4_K_M\.gguf goes with all files") as caught:
+        plan(targets, diagnosis)
+    assert "folders of their own" in str(caught.value.hint)
+    apart = [targets[0], replace(targets[1], out=tmp_path / "weighed")]
+    assert [item.plan.kind for item in plan(apart, diagnosis)] == ["gguf", "mtp"] * 2
 
 
 def test_a_header_is_parsed_once_in_a_verification(

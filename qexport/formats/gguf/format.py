@@ -42,11 +42,12 @@ _RATES: dict[str, tuple[float, float]] = {
 _SHOWN = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
 
-def _trunk(diagnosis: Diagnosis, options: GgufOptions) -> ModelView:
-    """What the files of the model hold."""
-    from qexport.formats.gguf.head_file import trunk_of
+def _trunk(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ModelView, GgufOptions]:
+    """What the files of the model hold, and the options that are theirs."""
+    from qexport.formats.gguf.head_file import options_of_trunk, trunk_of
 
-    return trunk_of(diagnosis.repaired.view(), options)
+    view = diagnosis.repaired.view()
+    return trunk_of(view, options), options_of_trunk(view, options)
 
 
 def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...]:
@@ -54,8 +55,8 @@ def _plan(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan, ...
     from qexport.formats.gguf.plan import plan_gguf
     from qexport.formats.gguf.sized import plan_sized
 
-    trunk = _trunk(diagnosis, options)
-    plans = plan_gguf(trunk, options.types, options) if options.aim is None else plan_sized(trunk, options)
+    trunk, own = _trunk(diagnosis, options)
+    plans = plan_gguf(trunk, own.types, own) if options.aim is None else plan_sized(trunk, own)
     return with_head(plans, diagnosis.repaired.view(), options)
 
 
@@ -73,7 +74,7 @@ def _alongside(diagnosis: Diagnosis, options: GgufOptions) -> tuple[ArtifactPlan
 def _candidates(diagnosis: Diagnosis, options: GgufOptions) -> Candidates:
     from qexport.formats.gguf.sized import candidates
 
-    return candidates(_trunk(diagnosis, options), options)
+    return candidates(*_trunk(diagnosis, options))
 
 
 def _plain(options: GgufOptions, like: str) -> GgufOptions:
@@ -85,7 +86,8 @@ def _plain(options: GgufOptions, like: str) -> GgufOptions:
 def _label(diagnosis: Diagnosis, options: GgufOptions, nbytes: int) -> str:
     from qexport.formats.gguf.sized import name_for
 
-    return name_for(_trunk(diagnosis, options), options, nbytes)
+    trunk, own = _trunk(diagnosis, options)
+    return name_for(trunk, own, nbytes)
 
 
 def _best(options: GgufOptions) -> tuple[GgufOptions, ...]:

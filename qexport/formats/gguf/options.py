@@ -50,7 +50,7 @@ class GgufOptions(Aimed):
         mmproj: types of the vision tower's own file, each a file: F32, F16, BF16, Q8_0. Without any BF16,
             where there is a tower; no_mmproj: none.
         types_from: which type each tensor gets (``qexport.assign``): in a file, or in memory, or another
-            GGUF; options that name types win.
+            GGUF; options that name types win. Those of the MTP block go into its own file, where it has one.
     """
 
     types: tuple[str, ...] = ()

@@ -78,7 +78,7 @@ def plan_gguf(view: ModelView, types: Sequence[str], options: GgufOptions) -> tu
     files = list(dict.fromkeys(file_type(name).name for name in types))
     outputs = outputs_of(arch, view)
     evidence = evidence_of(view, options.imatrix)
-    given = _given(arch, view, files, outputs, options)
+    given = given_types(view, files, options)
     return tuple(
         _plan_one(view, arch, file_type(name), outputs, options, given, evidence, limits) for name in files
     )
@@ -236,10 +236,16 @@ def choices_of(
     return chosen
 
 
-def _given(
-    arch: Arch, view: ModelView, files: Sequence[str], outputs: Sequence[Untyped], options: GgufOptions
-) -> Assignment | None:
-    """The types of ``--types-from``, from JSON or from another GGUF's header."""
+def given_types(view: ModelView, files: Sequence[str], options: GgufOptions) -> Assignment | None:
+    """The types of ``--types-from``, from JSON or from another GGUF's header.
+
+    Args:
+        files: the types of the files that are to have them: one, and no float's.
+
+    Raises:
+        UsageProblem: there are several.
+        InputError: it cannot be read, or is of another model.
+    """
     path = options.types_from
     if path is None or isinstance(path, Assignment):
         return path
@@ -248,7 +254,8 @@ def _given(
             f"--types-from says the types of one quantized file, not of {' and '.join(files)}",
             hint="Give one -q: it names the file, and what the other file does not say is chosen by it.",
         )
-    names = {output.name: output.canonical for output in outputs}
+    arch = arch_of(view)
+    names = {output.name: output.canonical for output in outputs_of(arch, view)}
     if read_head(path).startswith(b"GGUF"):
         info = read_gguf(path)
         if info.architecture != arch.name:
