@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+
+from qexport.receipt.typed import Unfit, fit
 
 
 def misfits(kind: Any, value: Any, where: str = "it") -> list[str]:
@@ -22,6 +25,13 @@ def misfits(kind: Any, value: Any, where: str = "it") -> list[str]:
         wrong += [f"{where}.{key} is missing" for key in kind.__required_keys__ - value.keys()]
         inner = [misfits(hints[key], value[key], f"{where}.{key}") for key in value if key in hints]
         return wrong + [found for one in inner for found in one]
+    if is_dataclass(kind):  # a part of receipts: what has to be there is, and all that is there fits
+        notes: list[str] = []
+        try:
+            fit(kind, value, where, notes)
+        except Unfit as error:
+            notes.append(str(error))
+        return notes
     if get_origin(kind) is list:
         if not isinstance(value, list):
             return [f"{where} is no list"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from types import UnionType
 from typing import Any, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 from qexport.cli._documents import DOCUMENTS
+from receipt_schema import schema_name
 
 __all__ = ["json_page"]
 
@@ -15,8 +17,8 @@ Made from the program by `make docs`; tests hold real outputs against it.
 
 `--json` prints exactly one document on stdout, whatever happens: words and bars go to stderr, and a command
 that fails before it has a result prints an error. The exit code says the same as without it. Keys that are
-named here stay; later versions may add some. Numbers that are called bytes are exact. What `verify`, `report`
-and `bench` print are parts of receipts: [receipt.schema.json](receipt.schema.json).
+named here stay; later versions may add some. Numbers that are called bytes are exact. What receipts have,
+too, is in [receipt.schema.json](receipt.schema.json) under its name.
 """
 
 
@@ -61,6 +63,8 @@ def _words(kind: Any) -> str:
         return "anything"
     if is_typeddict(kind):
         return f"[{kind.__name__}](#{kind.__name__.lower()})"
+    if is_dataclass(kind) and isinstance(kind, type):
+        return f"[{schema_name(kind)}](receipt.schema.json)"
     if isinstance(kind, UnionType):
         return " or ".join(_words(each) for each in get_args(kind))
     if get_origin(kind) is list:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from qexport.receipt.typed import key_of, needed, types_of
 from qexport.receipt.types import SCHEMA, Receipt
 
-__all__ = ["receipt_schema", "schema_text"]
+__all__ = ["receipt_schema", "schema_name", "schema_text"]
 
 _PLAIN = {str: "string", float: "number", bool: "boolean"}
 
@@ -56,8 +56,13 @@ def _of(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
     return {"type": "integer", "minimum": 0} if kind is int else {"type": _PLAIN[kind]}
 
 
+def schema_name(cls: type) -> str:
+    """What a type is called under ``$defs``."""
+    return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+
 def _object(cls: type, known: dict[str, Any]) -> dict[str, Any]:
-    name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+    name = schema_name(cls)
     if name not in known:
         known[name] = {}
         known[name] = {

@@ -1,14 +1,16 @@
 """What ``--json`` prints, as types: docs/json.md is made of them, and tests hold real outputs against them.
 
-A key that is named here stays; later versions may add some. What comes from a receipt has its own schema
-(docs/receipt.schema.json) and is only named.
+A key that is named here stays; later versions may add some. What receipts have, too, is of their types
+(docs/receipt.schema.json).
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
-Receipts = Mapping[str, Any]
-"""As docs/receipt.schema.json has it."""
+from qexport.doctor.finding import Finding
+from qexport.receipt.speeds import Machine, RuntimeVersion, Speed
+from qexport.receipt.types import Artifact, Gate
+from qexport.receipt.verification import Verification
 
 
 class ErrorDocument(TypedDict):
@@ -54,7 +56,7 @@ class InspectDocument(TypedDict):
     mtp: Annotated[int, "layers of the MTP head that there are tensors for"]
     tokenizer: str
     chat_template: Annotated[list[str], "where templates are"]
-    findings: Annotated[list[Receipts], "of the doctor"]
+    findings: Annotated[list[Finding], "of the doctor"]
     formats: list[FormatDocument]
     formats_problem: Annotated[str | None, "why there are no sizes of files"]
     curves: NotRequired[Annotated[list[Mapping[str, Any]], "with --curve"]]
@@ -120,7 +122,7 @@ class WrittenDocument(TypedDict):
     folder: str
     files: list[FileDocument]
     state: Annotated[str, "passed; failed; not run; ran, not compared"]
-    verification: Receipts | None
+    verification: Verification | None
 
 
 class ExportDocument(TypedDict):
@@ -207,9 +209,149 @@ class FixDocument(TypedDict):
     out: str
     receipt: str
     files: list[FileDocument]
-    findings: list[Receipts]
+    findings: list[Finding]
     mtp: Annotated[str, "own, none, dropped, or whence it was grafted"]
     vision: str
+
+
+class StatisticsDocument(TypedDict):
+    """An entry of an importance matrix, as llama-imatrix's `--show-statistics` has it, over its columns."""
+
+    tensor: str
+    total: float
+    mean: float
+    min: float
+    max: float
+    active: Annotated[float, "share of columns that are not zero"]
+    columns: int
+    entropy: Annotated[float, "bits"]
+    outliers: Annotated[float, "share further than a standard deviation from the mean"]
+    cosine_to_previous_layer: float | None
+    unseen_experts: Annotated[int, "that no token reached"]
+    experts: int
+
+
+class ImatrixDocument(TypedDict):
+    """`imatrix`; of a matrix that is there the last four keys and `statistics`."""
+
+    file: NotRequired[str]
+    bytes: NotRequired[int]
+    sha256: NotRequired[str]
+    corpus: NotRequired[str]
+    corpus_sha256: NotRequired[str]
+    tokens: NotRequired[int]
+    chunk: NotRequired[Annotated[int, "tokens of each"]]
+    seed: NotRequired[Annotated[int | None, "of the order of documents; null: they are as they were"]]
+    bos: NotRequired[Annotated[int | None, "the id that every chunk begins with"]]
+    tokens_sha256: NotRequired[str]
+    chats: NotRequired[Annotated[Mapping[str, int], "conversations by how they were rendered"]]
+    chat_fallback: NotRequired[Annotated[str | None, "why the model's own template was not used"]]
+    device: NotRequired[str]
+    precision: NotRequired[str]
+    seconds: NotRequired[float]
+    tokens_per_second: NotRequired[float]
+    sensitivity_tokens: NotRequired[Annotated[int, "that sensitivities are from"]]
+    processes: NotRequired[Annotated[int, "that shared the work"]]
+    statistics: NotRequired[Annotated[list[StatisticsDocument], "with --show-statistics"]]
+    notes: NotRequired[list[str]]
+    receipt: NotRequired[Annotated[str, "name of its file"]]
+    entries: Annotated[int, "tensors"]
+    datasets: list[str]
+    chunks: int
+    chunk_size: int
+
+
+class NotRunDocument(TypedDict):
+    """What could not be judged."""
+
+    artifact: str
+    why: str
+
+
+class VerifyDocument(TypedDict):
+    """`verify` of a folder; of one file or one model its Verification alone."""
+
+    artifacts: list[Verification]
+    not_run: list[NotRunDocument]
+
+
+class BenchDocument(TypedDict):
+    """`bench` of one file or one model; of a folder a list of these under `artifacts`."""
+
+    artifact: str
+    runtime: RuntimeVersion
+    machine: Machine
+    threads: Annotated[int, "0: the runtime's own choice"]
+    prompts: int
+    n_predict: Annotated[int, "the most tokens of an answer"]
+    repeats: int
+    prompt_tokens: Annotated[int, "of the prompt that reading was measured on"]
+    speeds: list[Speed]
+    notes: NotRequired[Annotated[list[str], "what could not be measured, and why"]]
+    receipt: Annotated[bool, "it was noted there"]
+
+
+class FactDocument(TypedDict):
+    """A line of provenance."""
+
+    what: str
+    text: str
+
+
+class LostDocument(TypedDict):
+    """A file that is not what its receipt says any more."""
+
+    file: str
+    state: str
+
+
+class ModelDocument(TypedDict):
+    """A model of a report."""
+
+    title: str
+    facts: list[FactDocument]
+    repairs: Annotated[list[str], "what was wrong with the source"]
+    artifacts: Annotated[list[Artifact], "each with its `name`, its file or folder"]
+    lost_beside: Annotated[list[LostDocument], "towers, heads and matrices"]
+
+
+class PairDocument(TypedDict):
+    """The same type of two models."""
+
+    kind: str
+    label: str
+    artifact: str
+    other: str
+    differing: Annotated[list[str], "settings that are not the same"]
+
+
+ComparisonDocument = TypedDict("ComparisonDocument", {"with": str, "pairs": list[PairDocument]})
+ComparisonDocument.__doc__ = "A model beside the first one."
+
+
+class ReportDocument(TypedDict):
+    """`report`; report.json is the same."""
+
+    schema: int
+    title: str
+    written: Annotated[str, "the day of the newest artifact; empty where none says it"]
+    models: Annotated[list[ModelDocument], "the first is what the report is about"]
+    gates: list[Gate]
+    comparison: list[ComparisonDocument]
+
+
+class CallDocument(TypedDict):
+    """`run --on hf-jobs --dry-run` prints a list of these."""
+
+    run_job: Annotated[Mapping[str, Any], "as huggingface_hub's run_job takes it; secrets by name"]
+
+
+class SubmittedDocument(TypedDict):
+    """`run --on hf-jobs` prints a list of these."""
+
+    name: str
+    id: str
+    url: str
 
 
 class GraftedDocument(TypedDict):
@@ -243,7 +385,7 @@ class AdoptDocument(TypedDict):
     grafted: GraftedDocument
     listed: Annotated[list[str], "newly declared as not quantized"]
     changed_files: list[str]
-    verification: NotRequired[Annotated[Receipts | None, "null with --no-verify"]]
+    verification: NotRequired[Annotated[Verification | None, "null with --no-verify"]]
 
 
 class TextDocument(TypedDict):
@@ -320,14 +462,20 @@ class TunedDocument(TypedDict):
 
 
 DOCUMENTS: Mapping[str, type] = {
-    "an error": ErrorDocument,
+    "": ErrorDocument,
     "inspect": InspectDocument,
     "init": InitDocument,
-    "--dry-run": PlansDocument,
-    "gguf, mlx, fp8, nvfp4, demo": ExportDocument,
-    "run with several recipes": RecipeDocument,
-    "matrix": JobDocument,
+    "imatrix": ImatrixDocument,
+    "gguf, mlx, fp8, nvfp4, fix --dry-run": PlansDocument,
+    "gguf, mlx, fp8, nvfp4, demo, run": ExportDocument,
+    "run of several recipes": RecipeDocument,
+    "run --on hf-jobs --dry-run": CallDocument,
+    "run --on hf-jobs": SubmittedDocument,
+    "matrix, run --dry-run": JobDocument,
     "matrix --check": ArrivedDocument,
+    "verify": VerifyDocument,
+    "bench": BenchDocument,
+    "report": ReportDocument,
     "push": PushDocument,
     "fix": FixDocument,
     "adopt": AdoptDocument,
@@ -335,4 +483,4 @@ DOCUMENTS: Mapping[str, type] = {
     "mtp generate": OwnTextDocument,
     "mtp tune": TunedDocument,
 }
-"""By what prints them. Those of `verify`, `report` and `bench` are parts of receipts."""
+"""By what prints them; an error any command."""

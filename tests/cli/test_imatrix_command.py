@@ -14,9 +14,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from document_types import misfits
 from in_process import names, ok, run
 from safetensors.torch import load_file, save_file
 
+from qexport.cli._documents import ImatrixDocument
 from qexport.codecs import ggml
 from qexport.errors import EnvironmentProblem
 from qexport.evidence.corpus import builtin_corpus
@@ -148,6 +150,7 @@ def test_the_same_matrix_again(zoo: Any, out: Path, corpus: Path) -> None:
 
 def test_json_is_one_document(zoo: Any, out: Path) -> None:
     document = ok("imatrix", zoo("smollm"), "-o", out / "m", *SMALL, "--json").json()
+    assert misfits(ImatrixDocument, document) == []
     matrix = read_imatrix(out / "m")
     assert document["file"] == "m"
     assert document["sha256"] == matrix.sha256 == sha256(out / "m")
@@ -162,6 +165,7 @@ def test_json_is_one_document(zoo: Any, out: Path) -> None:
 def test_a_dry_run_knows_the_size_and_writes_nothing(zoo: Any, out: Path, name: str) -> None:
     words = ("imatrix", zoo(name), "-o", out / "m.gguf", *SMALL, "--json")
     planned = ok(*words, "--dry-run").json()
+    assert misfits(ImatrixDocument, planned) == []
     assert not out.exists()
     real = ok(*words).json()
     assert planned["bytes"] == real["bytes"] == (out / "m.gguf").stat().st_size
@@ -222,6 +226,7 @@ def test_statistics(zoo: Any, out: Path) -> None:
     assert "unseen" in shown
     again = ok(*words, "--overwrite", "--json").json()
     alone = ok("imatrix", out / "m.gguf", "--json").json()
+    assert misfits(ImatrixDocument, again) == misfits(ImatrixDocument, alone) == []
     assert alone["statistics"] == again["statistics"]
     found = {row["tensor"]: row for row in alone["statistics"]}
     matrix = read_imatrix(out / "m.gguf")

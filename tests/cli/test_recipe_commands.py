@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from document_types import misfits
 from in_process import apart, names, ok, run
 from safetensors import safe_open
+
+from qexport.cli._documents import CallDocument, SubmittedDocument
+from qexport.run import hf_jobs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 from hub_server import HubServer
@@ -118,7 +122,7 @@ def test_dry_run_writes_nothing(recipe, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_hf_jobs_are_rehearsed_without_the_hub(recipe):
+def test_hf_jobs_are_rehearsed_without_the_hub(recipe, monkeypatch):
     sets = ("--set", "source.model=org/Model", "--params", "27B", "--max-disk", "130G")
     words = (
         "run",
@@ -133,11 +137,19 @@ def test_hf_jobs_are_rehearsed_without_the_hub(recipe):
         "--hf-install",
         "x",
     )
-    calls = [call["run_job"] for call in ok(*words).json()]
+    found = ok(*words).json()
+    assert misfits(list[CallDocument], found) == []
+    calls = [call["run_job"] for call in found]
     assert len(calls) > 1
     assert {call["flavor"] for call in calls} == {"cpu-performance"}
     assert all(call["secrets"] == {"HF_TOKEN": "(from this environment)"} for call in calls)
     assert all("--set" in call["command"] for call in calls)
+    monkeypatch.setattr(
+        hf_jobs, "submit", lambda call: hf_jobs.Submitted(call.job.name, "j1", "https://x/j1")
+    )
+    sent = ok(*(word for word in words if word != "--dry-run")).json()
+    assert misfits(list[SubmittedDocument], sent) == []
+    assert len(sent) == len(calls)
     lost = run("run", recipe, "--on", "hf-jobs", *sets, "--dry-run")
     assert lost.code == 2
     assert "would be gone with the job" in lost.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("publish", "report", "verify")]
+from document_types import misfits
 from exported_folders import FAILED, entry, export, gguf
 from in_process import ok, run
 from receipts_by_hand import bench as figures
@@ -15,6 +16,7 @@ from receipts_by_hand import bench as figures
 import qexport.run.bench as bench_command
 import qexport.run.verify as command
 from qexport.artifacts.description import Description
+from qexport.cli._documents import BenchDocument, VerifyDocument
 from qexport.errors import EnvironmentProblem
 from qexport.receipt.speeds import Bench, RuntimeVersion
 from qexport.receipt.typed import fit
@@ -84,6 +86,7 @@ def test_a_folder_of_gguf_files_is_gone_through_by_its_receipt(out, ran):
     assert ok("verify", out / "Tuned-GGUF").stdout.count("pass") >= 4
     assert [path.name for path in ran] == RECEIPTS
     document = ok("verify", out / "Tuned-GGUF", "--json").json()
+    assert misfits(VerifyDocument, document) == []
     assert [each["artifact"] for each in document["artifacts"]] == RECEIPTS
     assert document["not_run"] == []
 
@@ -216,6 +219,7 @@ def test_bench_measures_each_and_notes_it(out, ran, monkeypatch):
     monkeypatch.setattr(bench_command, "bench_subject", lambda path, _: (Description(path), None))
     monkeypatch.setattr(bench_command, "bench", lambda *_: Benched(fit(Bench, figures(40.0), "bench", [])))
     found = ok("bench", out / "Tuned-GGUF", "--json")
+    assert misfits(list[BenchDocument], found.json()["artifacts"]) == []
     assert [each["artifact"] for each in found.json()["artifacts"]] == RECEIPTS
     entries = json.loads((out / "Tuned-GGUF" / "qexport.json").read_text())["artifacts"]
     assert [bool(each["bench"]) for each in entries] == [True] * 4 + [False]

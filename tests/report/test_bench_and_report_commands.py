@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from document_types import misfits
 from in_process import names, ok, run
 from receipts_by_hand import FAILED, UNRUN, entry, gguf, large_ladder, measures, of_base, receipt
 from receipts_by_hand import bench as figures
 from verify_fakes import write_llama
 
 from qexport.children.failure import Failure, RuntimeFailure
+from qexport.cli._documents import BenchDocument, ReportDocument
 from qexport.receipt.speeds import Bench
 from qexport.receipt.typed import fit
 from qexport.run import bench as module
@@ -78,6 +80,7 @@ def test_options_reach_the_measurement(file, asked):
 
 def test_json_is_one_document_without_paths(file, asked):
     ran = ok("bench", file, "--json")
+    assert misfits(BenchDocument, ran.json()) == []
     assert ran.json()["artifact"] == file.name
     assert ran.json()["receipt"] is True
     assert len(ran.json()["speeds"]) == 5
@@ -128,6 +131,7 @@ def test_a_report_of_a_bench(file, asked, tmp_path):
 def test_report_json_is_the_report(tmp_path):
     ran = ok("report", *large_ladder(tmp_path), "-o", tmp_path / "out", "--json")
     assert ran.json() == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert misfits(ReportDocument, ran.json()) == []
     assert ran.json()["title"] == "alice/Tuned"
 
 
