@@ -148,7 +148,8 @@ aim_options = together(
         "--max-kld",
         type=Finite(0, min_open=True),
         metavar="NATS",
-        help="The smallest file that is predicted to diverge by no more than this, in nats per token.",
+        help="The smallest file that is predicted to diverge by no more than this, in nats per token; of "
+        "types that are quick to encode (GGUF: none below Q2_K).",
     ),
     click.option(
         "--like", metavar="TYPE", help="The best file that is no larger than one of TYPE; see --size."

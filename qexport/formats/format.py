@@ -82,12 +82,16 @@ class Candidates:
             in none keeps what the format gives it.
         barred: by the first name of a group, words that it may not have (a floor).
         floors: what is barred, in words.
+        enough: bytes of all tensors below which other types are worth their time.
+        others: those, in words, where they are not offered.
     """
 
     words: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
     barred: Mapping[str, frozenset[str]] = field(default_factory=dict)
     floors: tuple[str, ...] = ()
+    enough: int = 0
+    others: str = ""
 
     def all_as(self, word: str) -> dict[str, str]:
         """The types of all tensors that may have this one."""

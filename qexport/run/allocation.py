@@ -316,6 +316,9 @@ class Offer:
         predicted = self._prediction(costs, str(aim))
         room = self.beside + chosen.price.nbytes if limit is None else limit
         room -= self.base.size - self.base.data_size
+        if self.free.others and room < self.free.enough:
+            untried = f"{self.free.others} are slow to encode and were not tried; --size tries them"
+            predicted = replace(predicted, notes=(*predicted.notes, untried))
         label = self._sizing.label(self.diagnosis, self.target.options, room)
         base = replace(self.base, label=label)
         return replace(self.target, options=with_types(self.target.options, base, types, predicted))

@@ -354,11 +354,16 @@ def test_below_3_bits_what_only_ggml_encodes_is_chosen(zoo: Any, monkeypatch: py
         assert "Q3_K" in small.barred["mtp.fc.weight"]
     # Two of them, whose tables ggml builds at once.
     monkeypatch.setattr(gguf_sized, "SLOW", ("IQ2_XXS", "IQ3_XXS"))
-    plain, chosen, smaller = settled(found, matrix, {"types": ("Q2_K",)}, {"like": "Q2_K"}, {"like": "IQ2_M"})
+    asked = ({"types": ("Q2_K",)}, {"like": "Q2_K"}, {"like": "IQ2_M"}, {"max_kld": 9.0}, {"max_kld": 0.004})
+    plain, chosen, smaller, loose, strict = settled(found, matrix, *asked)
     assert 0.99 * plain.size < chosen.size <= plain.size
     assert chosen.assignment.predicted.kld < plain.assignment.predicted.kld
     assert smaller.size < chosen.size
     assert smaller.label == "QX-IQ2_M"
+    # For a divergence none of them is tried, which is said where one would have made a smaller file.
+    assert loose.size < plain.size < strict.size
+    untried = "IQ2_XXS to IQ3_XXS are slow to encode and were not tried; --size tries them"
+    assert [untried in each.notes for each in (smaller, loose, strict)] == [False, True, False]
     assert "IQ3_XXS" in types_of(chosen).values()
     assert "IQ2_XXS" in types_of(smaller).values()
 

@@ -5,7 +5,8 @@ for those that the user names a type for. The MTP block has a floor, as it has i
 No tensors need one type together.
 
 What only ggml encodes is some hundred times slower than the rest. So those types are offered only where the
-size asked for is below that of Q3_K_S, the least that is good without them.
+size asked for is below that of Q3_K_S, the least that is good without them. For a divergence the size is
+known only when the types are chosen: it is said then that these were not tried.
 
 A file is called after the type of llama-quantize's whose size is nearest, with ``QX-`` before it:
 ``Name-QX-Q4_K_M.gguf`` is what ``-hf repo:Q4_K_M`` loads where there is no plain one, and the Hub shows it as
@@ -66,7 +67,8 @@ def candidates(view: ModelView, options: GgufOptions) -> Candidates:
         {tensor.name for tensor in view if tensor.block is Block.MTP} if options.mtp_type is None else set()
     )
     wanted = _wanted(view, options)
-    words = (*SLOW, *WORDS) if wanted is not None and wanted < _weight(view, options)(_FAST) else WORDS
+    enough = _weight(view, options)(_FAST)
+    words = (*SLOW, *WORDS) if wanted is not None and wanted < enough else WORDS
     floor = ggml_type(MTP_FLOOR).bits_per_weight
     small = frozenset(word for word in words if ggml_type(word).bits_per_weight < floor)
     evidence = evidence_of(view, options.imatrix)
@@ -82,6 +84,8 @@ def candidates(view: ModelView, options: GgufOptions) -> Candidates:
         groups=tuple((output.canonical,) for output in free),
         barred=barred,
         floors=(f"the MTP head has {MTP_FLOOR} at least",) if head else (),
+        enough=enough,
+        others="" if words != WORDS else f"{SLOW[0]} to {SLOW[-1]}",
     )
 
 
