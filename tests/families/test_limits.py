@@ -82,6 +82,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("gemma3", "mlx", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     ("gemma3", "gguf mlx", {"use_bidirectional_attention": True}, "causal"),
     ("qwen3_moe", "gguf", {"norm_topk_prob": False}, "norm_topk_prob is false"),
+    ("glm4_moe", "mlx", {"num_experts_per_tok": 1}, "num_experts_per_tok is 1"),
     ("qwen2", "gguf mlx", {"head_dim": 32}, "head_dim is 32"),
     ("qwen3_5", "gguf", {"linear_value_head_dim": 16}, "one size for both"),
     ("llama", "gguf mlx", {"rope_scaling": {"rope_type": "ntk"}}, "'ntk'"),
@@ -96,6 +97,8 @@ ALLOWED: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"sliding_window": 1024, "use_sliding_window": True, "max_window_layers": 6}),
     ("gemma3", {"layer_types": [SLIDING, SLIDING, FULL] * 2}),
     ("gemma3", {"layer_types": [FULL] * 6}),
+    ("glm4_moe", {"num_experts_per_tok": 1, "norm_topk_prob": False}),
+    ("qwen3_moe", {"num_experts_per_tok": 1}),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
     ("qwen3_5", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e7}}),
 ]

@@ -9,7 +9,7 @@ beside it, and copies of the embedding and the output in the published checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,13 @@ def _keys(hyper: Hyper, head: int) -> dict[str, Value]:
         "expert_weights_norm": experts.normed,
         "nextn_predict_layers": head or None,
     }
+
+
+def _mlx_lm(hyper: Hyper) -> Iterator[str]:
+    experts = hyper.experts
+    # group_expert_select: ``if top_k > 1 and norm_topk_prob``.
+    if experts is not None and experts.normed and experts.used == 1:
+        yield "num_experts_per_tok is 1, whose weight norm_topk_prob makes one; mlx-lm leaves it as it is"
 
 
 GLM4_MOE = Family(
@@ -115,6 +122,7 @@ GLM4_MOE = Family(
         ),
         scaled_rope=False,
         ties=False,
+        limits=_mlx_lm,
     ),
     defaults={
         **PLAIN,
