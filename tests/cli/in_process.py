@@ -73,13 +73,13 @@ def main(environment, *words):
 
 
 def apart(*words: Any, environment: dict[str, str] | None = None) -> CompletedProcess[str]:
-    """In a process of its own, with this in its environment besides; for 30 seconds at most."""
+    """In a process of its own, with this in its environment besides; for two minutes at most."""
     return _apart()(json.dumps(environment or {}), *words)
 
 
 @cache
 def _apart() -> Forked:
-    started = Forked(_APART, timeout=30)
+    started = Forked(_APART)
     atexit.register(started.__exit__)
     return started
 

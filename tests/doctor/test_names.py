@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qexport.families.build import expected_tensors
@@ -23,11 +23,13 @@ CANONICAL = sorted(
 WRAPPINGS = st.lists(st.sampled_from(["model.", "language_model."]), max_size=4).map("".join)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(CANONICAL))
 def test_canonical_names_stay(name):
     assert canonical_name(name).canonical == name
 
 
+@settings(deadline=None)
 @given(st.sampled_from(CANONICAL), WRAPPINGS, st.booleans(), st.booleans())
 def test_every_spelling_leads_home(name, wrapping, base_model, base_layer):
     vision = name.startswith(("visual.", "vision_tower.", "multi_modal_projector."))
@@ -51,6 +53,7 @@ def test_every_spelling_leads_home(name, wrapping, base_model, base_layer):
     assert canonical_name(spelled.canonical).canonical == spelled.canonical
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_stable(stored):
     once = canonical_name(stored).canonical
@@ -58,6 +61,7 @@ def test_any_text_is_stable(stored):
     assert canonical_name(twice).canonical == twice
 
 
+@settings(deadline=None)
 @given(st.sampled_from(CANONICAL), st.sampled_from(sorted(FAMILIES)), st.booleans())
 def test_published_names_lead_home(name, family, wrapper):
     assert canonical_name(published_name(name, FAMILIES[family], wrapper=wrapper)).canonical == name

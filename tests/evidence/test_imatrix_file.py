@@ -164,10 +164,10 @@ def test_absurd_lengths_allocate_nothing(tmp_path: Path) -> None:
         b"GGUF" + struct.pack("<IQQQ9sIQIQ", 3, 1, 0, 9, b"x.in_sum2", 1, big, 0, 0) + bytes(1000),
         b"GGUF" + struct.pack("<IQQQ9sIQIQ", 3, 1, 0, 9, b"x.in_sum2", 2**31, 1, 0, 0) + bytes(1000),
     ):
-        began = time.monotonic()
+        began = time.process_time()
         with pytest.raises(InputError):
             read_imatrix(saved(tmp_path / "f", data))
-        assert time.monotonic() - began < 1
+        assert time.process_time() - began < 1
 
 
 def test_every_truncation_is_an_input_error(tmp_path: Path) -> None:

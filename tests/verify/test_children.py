@@ -56,10 +56,13 @@ def test_a_hanging_child_is_killed_with_what_it_started(tmp_path):
         f"open({str(note)!r}, 'w').write(str(other.pid))\n"
         "time.sleep(60)\n"
     )
-    started = time.monotonic()
-    failure = fails(child(code), tmp_path / "m.gguf", limit=2.0)
-    assert failure.kind is Failure.TIMEOUT
-    assert time.monotonic() - started < 10
+    for limit in (2.0, 16.0):  # the second where a busy machine takes longer to start it
+        started = time.monotonic()
+        failure = fails(child(code), tmp_path / "m.gguf", limit=limit)
+        assert failure.kind is Failure.TIMEOUT
+        assert time.monotonic() - started < limit + 8
+        if note.exists() and note.read_text():
+            break
     deadline = time.monotonic() + 5
     while _alive(int(note.read_text())) and time.monotonic() < deadline:
         time.sleep(0.05)
