@@ -85,7 +85,7 @@ def test_costs_are_those_of_what_would_be_written(zoo: Zoo, name: str) -> None:
         assert quantized <= set(costs)
         for tensor in quantized:
             assert costs[tensor] == pytest.approx(expected[tensor], rel=1e-4), tensor
-    # Only where llama.cpp's two mixtures store different types: routers stay, an embedding may be Q8_0 in both.
+    # Only where llama.cpp's two mixtures differ: routers stay, an embedding may be Q8_0 in both.
     types = [{t.canonical: t.stored.name for t in plan.tensors} for plan in plans[:2]]
     fewer = [t for t in types[0] if (types[0][t], types[1][t]) == ("Q4_0", "Q8_0")]
     assert fewer
