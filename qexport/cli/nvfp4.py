@@ -17,14 +17,15 @@ from qexport.formats.nvfp4.options import SCHEMES, W4A4
 @click.option(
     "--layout",
     type=click.Choice(["modelopt", "compressed-tensors"]),
-    help="modelopt: W4A16_NVFP4 with hf_quant_config.json; compressed-tensors: what llm-compressor writes. "
-    "FP8 beside it: MIXED_PRECISION, mixed-precision.  [default: modelopt; compressed-tensors with --scheme]",
+    help="modelopt: W4A16_NVFP4 or NVFP4, with hf_quant_config.json; compressed-tensors: what llm-compressor "
+    "writes. FP8 beside it: MIXED_PRECISION, mixed-precision.  "
+    "[default: modelopt; compressed-tensors with --scheme]",
 )
 @click.option(
     "--scheme",
     type=click.Choice(list(SCHEMES)),
-    help="Of compressed-tensors. NVFP4A16 (the default there): activations as they are; NVFP4: W4A4, "
-    "activations in 4 bits with a scale for each matrix, measured while a text goes through the model.",
+    help="NVFP4A16 (the default): activations as they are; NVFP4: W4A4, activations in 4 bits with a scale "
+    "for each matrix, measured while a text goes through the model.",
 )
 @click.option(
     "--scope",
@@ -67,6 +68,7 @@ def command(**given: Any) -> None:
       qexport nvfp4 ./merged --like nvidia --importance imatrix.gguf_file
       qexport nvfp4 ./merged --layout compressed-tensors --runtime vllm --runtime-python ~/vllm/bin/python
       qexport nvfp4 ./merged --scheme NVFP4 --corpus mine.jsonl
+      qexport nvfp4 ./merged --scheme NVFP4 --layout modelopt
     """
     if given["corpus"] is not None and given["feedback_text"] is not None:
         raise UsageProblem(

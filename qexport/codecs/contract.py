@@ -150,7 +150,7 @@ class Fp8Rows(StoredType):
 class Fp8Matrix(StoredType):
     """E4M3 with a scale for a matrix: codes, its float32 scale, that of its inputs.
 
-    Needs the largest magnitude; importance says how large inputs are.
+    Needs the largest magnitude; how large inputs are is measured, or importance says it.
     """
 
     name: str = "F8_E4M3"
@@ -164,8 +164,7 @@ class Nvfp4(StoredType):
         divides: round as compressed-tensors does, and store the inverse of the global scale; else ModelOpt.
         scales: ``max`` for those libraries' own block scales, ``mse`` to search for better ones; importance
             weighs the errors of that search.
-        inputs: store the global scale of the matrix's inputs, too, as compressed-tensors does (W4A4). Needs
-            the largest magnitude of the inputs.
+        inputs: store the global scale of the matrix's inputs, too (W4A4). Needs their largest magnitude.
     """
 
     divides: bool = False
@@ -199,14 +198,14 @@ class Known:
         begins: whether the rows begin with its first.
         feedback: how its columns make up for each other's errors (:mod:`qexport.codecs.feedback`), for types
             that can use it.
-        inputs: the largest magnitude of what it is multiplied with.
+        inputs: the largest magnitude of what it is multiplied with; ``None``: it was not measured.
     """
 
     importance: np.ndarray | None = None
     largest: float = 0.0
     begins: bool = True
     feedback: Feedback | None = None
-    inputs: float = 0.0
+    inputs: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +217,7 @@ class Matrices:
         importance: mean squared inputs, float32 ``(matrices, columns)``; one row may stand for all.
         largest: largest magnitudes, ``(matrices,)``.
         feedback: one for each, made when it is asked for; ``None`` among them: none for that matrix.
-        inputs: largest magnitudes of their inputs, ``(matrices,)``.
+        inputs: largest magnitudes of their inputs, ``(matrices,)``; one may stand for all.
 
     Raises:
         UsageProblem: tables of another form, or several matrices without a height.
@@ -275,7 +274,7 @@ class Matrices:
         importance = None if table is None else table[min(matrix, len(table) - 1)]
         largest = 0.0 if self.largest is None else float(self.largest[matrix])
         feedback = None if self.feedback is None else self.feedback[matrix]
-        inputs = 0.0 if self.inputs is None else float(self.inputs[matrix])
+        inputs = None if self.inputs is None else float(self.inputs[min(matrix, len(self.inputs) - 1)])
         return Known(importance, largest, begins, feedback, inputs)
 
 

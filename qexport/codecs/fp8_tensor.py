@@ -6,13 +6,11 @@ A value is ``code * scale`` with ``scale = amax / 448``; the scale of a matrix o
 beforehand.
 
 ModelOpt stores ``input_scale`` too, the largest input it saw over 448, and readers need one: SGLang would
-divide by whatever stands there. E4M3 keeps three bits of mantissa over fifteen powers of two, so the scale
-only has to keep inputs below 448 and above 2**-6. From importance, which holds the mean square of each
-column, the largest input is taken to be 32 times the largest column's root mean square; without it the scale
-is 1, as for the KV cache in NVIDIA's mixed recipe: right for inputs that a norm has brought near 1, coarse
-for small ones (the outputs of attention).
-
-Left out: exact maxima of inputs, which calibration does not collect.
+divide by whatever stands there. Where the largest input was measured (beside W4A4), it is that. Else, since
+E4M3 keeps three bits of mantissa over fifteen powers of two, the scale only has to keep inputs below 448 and
+above 2**-6. From importance, which holds the mean square of each column, the largest input is taken to be 32
+times the largest column's root mean square; without it the scale is 1, as for the KV cache in NVIDIA's mixed
+recipe: right for inputs that a norm has brought near 1, coarse for small ones (the outputs of attention).
 """
 
 from __future__ import annotations
@@ -44,9 +42,11 @@ def tensor_scale(amax: float) -> np.float32:
     return np.float32(scale) if scale >= np.finfo(np.float32).tiny else _ONE
 
 
-def input_scale(importance: np.ndarray | None) -> np.float32:
-    """The scale of inputs for a matrix whose columns have these mean squared ones."""
-    if importance is None or not (largest := float(importance.max())) > 0:
+def input_scale(known: Known) -> np.float32:
+    """The scale of inputs: of the largest one, or of what the mean squares of columns make of it."""
+    if known.inputs is not None:
+        return tensor_scale(known.inputs)
+    if known.importance is None or not (largest := float(known.importance.max())) > 0:
         return _ONE
     return np.float32(_CREST * np.sqrt(largest) / E4M3_MAX)
 
@@ -56,7 +56,7 @@ def encode(stored: Fp8Matrix, rows: torch.Tensor, known: Known) -> Packed:
     source, shift = source_bits(rows)
     codes, scale = np.empty(source.shape, np.uint8), tensor_scale(known.largest)
     bad = int(_quantize(source, shift, scale, rounding_of(rows.dtype), codes))
-    both = (scale, input_scale(known.importance))
+    both = (scale, input_scale(known))
     once = (np.array([one] if known.begins else [], np.float32) for one in both)
     return Packed((codes, *once), bad)
 

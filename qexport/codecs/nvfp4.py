@@ -79,13 +79,22 @@ def stored_once(stored: Nvfp4, dtype: torch.dtype, known: Known) -> tuple[np.nda
     that of its inputs where the type has one."""
     scales = [shared_scale(stored, dtype, known.largest)]
     if stored.inputs:
-        scales.append(divisor(known.inputs, dtype))
+        scales.append(input_scale(stored, dtype, known.inputs or 0.0))
     return tuple(np.array([scale] if known.begins else [], np.float32) for scale in scales)
 
 
 def shared_scale(stored: Nvfp4, dtype: torch.dtype, largest: float) -> np.float32:
     """The global scale as the type stores it, of rows of that dtype."""
     return divisor(largest, dtype) if stored.divides else global_scale(largest)
+
+
+def input_scale(stored: Nvfp4, dtype: torch.dtype, largest: float) -> np.float32:
+    """The scale of inputs as the type stores it, of activations of that dtype.
+
+    Where nothing but zeros was seen, llm-compressor stores 1, ModelOpt what leaves room for 6
+    (``_sanitize_export_amax``).
+    """
+    return divisor(largest, dtype) if stored.divides else global_scale(largest or float(TOP_LEVEL))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """The largest magnitude that enters each product: what a scale for all inputs of a matrix is made of.
 
-NVFP4's W4A4 stores such a scale with each matrix. llm-compressor measures it with its observer
-``static_minmax``: over all tokens of the text, with weights as they are, and of a mixture of experts each
-expert on *every* token, not on those that the router sends to it (``moe_calibrate_all_experts``,
-https://github.com/vllm-project/llm-compressor). So it is here: no expert is without a number, and a token
-that another text sends to an expert finds room there. That costs the products of all experts for every token.
+NVFP4's W4A4 stores such a scale with each matrix, measured over all tokens of a text, with weights as they
+are. Of a mixture of experts the two libraries that define it measure different things, so both are there:
+
+* llm-compressor shows *every* token to each expert (``moe_calibrate_all_experts``,
+  https://github.com/vllm-project/llm-compressor): no expert is without a number of its own. That costs the
+  products of all experts for every token (:attr:`~qexport.evidence.store.Kind.INPUT_LARGEST`).
+* ModelOpt leaves tokens to the router, and all experts of a layer have one number for gate and up, one for
+  down (``_QuantFusedExperts``, https://github.com/NVIDIA/Model-Optimizer;
+  :attr:`~qexport.evidence.store.Kind.SENT_LARGEST`).
 """
 
 from __future__ import annotations
@@ -27,32 +31,49 @@ class LargestInputs(Observer):
 
     Attributes:
         tables: canonical name -> float64 ``(matrices,)``, of the layers that have settled.
+        sent: of all matrices of a tensor together, float64 ``(1,)``, of what the model itself sends there.
     """
 
     def __init__(self, told: Observer | None = None) -> None:
         self.tables: dict[str, np.ndarray] = {}
+        self.sent: dict[str, np.ndarray] = {}
         self._told = told or Observer()
         self._wanted: frozenset[str] = frozenset()
+        self._wanted_sent: frozenset[str] = frozenset()
         self._experts = False
         self._everywhere = False  # whether an expert is shown tokens that are not sent to it
         self._found: dict[str, torch.Tensor] = {}
+        self._found_sent: dict[str, torch.Tensor] = {}
         self._latest = Latest()
 
-    def follow(self, names: Collection[str], *, experts: bool) -> None:
-        """Collect of these tensors; ``experts``: whether stacks of experts are among them."""
-        self._wanted, self._experts = frozenset(names), experts
+    def follow(self, names: Collection[str], sent: Collection[str] = (), *, experts: bool) -> None:
+        """Collect of these tensors.
+
+        Args:
+            names: for ``tables``.
+            sent: for ``sent``.
+            experts: whether stacks of experts are among ``names``, and shown every token.
+        """
+        self._wanted, self._wanted_sent, self._experts = frozenset(names), frozenset(sent), experts
 
     def saw(self, names: tuple[str, ...], matrix: int, matrices: int, inputs: torch.Tensor) -> None:
         for name in names:
             if name in self._wanted:
-                found = self._found.get(name)
-                if found is None:
-                    found = self._found[name] = torch.zeros(matrices, device=inputs.device)
-                # NaN is kept by both; settling says where it is.
-                largest = self._latest.of(inputs, lambda: _largest(inputs))
-                found[matrix] = torch.maximum(found[matrix], largest)
+                self._note(self._found, name, matrix, matrices, inputs)
+            if name in self._wanted_sent and not self._everywhere:
+                self._note(self._found_sent, name, 0, 1, inputs)
         if not self._everywhere:
             self._told.saw(names, matrix, matrices, inputs)
+
+    def _note(
+        self, tables: dict[str, torch.Tensor], name: str, matrix: int, matrices: int, inputs: torch.Tensor
+    ) -> None:
+        found = tables.get(name)
+        if found is None:
+            found = tables[name] = torch.zeros(matrices, device=inputs.device)
+        # NaN is kept by both; settling says where it is.
+        largest = self._latest.of(inputs, lambda: _largest(inputs))
+        found[matrix] = torch.maximum(found[matrix], largest)
 
     def chose(self, experts: torch.Tensor) -> None:
         self._told.chose(experts)
@@ -71,7 +92,7 @@ class LargestInputs(Observer):
             self._everywhere = False
 
     def settle(self, label: str) -> None:
-        """Move what was collected since the last time into ``tables``.
+        """Move what was collected since the last time into ``tables`` and ``sent``.
 
         Raises:
             InputError: it is not finite: damaged weights, named by the first tensor that shows it.
@@ -79,15 +100,16 @@ class LargestInputs(Observer):
         import numpy as np
 
         self._latest = Latest()
-        for name, found in self._found.items():
-            table = found.cpu().numpy().astype(np.float64)
-            if not np.isfinite(table).all():
-                raise InputError(
-                    f"{label}: what enters {name} is not finite; the weights before it are damaged",
-                    hint="Merge again in float32, or from an earlier checkpoint.",
-                )
-            self.tables[name] = np.maximum(self.tables.get(name, 0), table)
-        self._found = {}
+        for tables, collected in ((self.tables, self._found), (self.sent, self._found_sent)):
+            for name, found in collected.items():
+                table = found.cpu().numpy().astype(np.float64)
+                if not np.isfinite(table).all():
+                    raise InputError(
+                        f"{label}: what enters {name} is not finite; the weights before it are damaged",
+                        hint="Merge again in float32, or from an earlier checkpoint.",
+                    )
+                tables[name] = np.maximum(tables.get(name, 0), table)
+            collected.clear()
         self._told.settle(label)
 
 

@@ -28,6 +28,7 @@ from qexport.codecs.feedback import Feedback, prepare, shrunk
 from qexport.errors import InputError
 from qexport.evidence.largest_inputs import LargestInputs
 from qexport.evidence.observe import Latest, Observer
+from qexport.evidence.store import Kind
 from qexport.evidence.stream import LayerStream
 from qexport.families.roles import EXPERT_ROLES, Block, Role
 
@@ -93,10 +94,13 @@ class InputProducts:
             raise InputError(f"{name} takes part in no product whose inputs could be known")
         return self._moments[name]
 
-    def follow(self, names: Collection[str], largest: Collection[str] = ()) -> None:
-        """Products of these tensors will be asked for, and largest magnitudes; of others nothing is held."""
+    def follow(
+        self, names: Collection[str], largest: Collection[str] = (), sent: Collection[str] = ()
+    ) -> None:
+        """Products of these tensors will be asked for, and largest magnitudes of either kind; of others
+        nothing is held."""
         self._held.wanted = set(names)
-        self._largest.follow(largest, experts=not self._experts.isdisjoint(largest))
+        self._largest.follow(largest, sent, experts=not self._experts.isdisjoint(largest))
 
     def reach(self, name: str) -> None:
         """Send the text as far as this tensor's layer; what was held before is let go."""
@@ -111,14 +115,10 @@ class InputProducts:
             next(self._stages)
             self._now += 1
 
-    def largest(self, name: str) -> np.ndarray:
-        """The largest magnitude that entered a tensor that was reached and followed, ``(matrices,)``."""
-        return self.measured[name]
-
-    @property
-    def measured(self) -> Mapping[str, np.ndarray]:
-        """Those of all that were reached: a few numbers each, which are kept."""
-        return self._largest.tables
+    def measured(self, kind: Kind) -> Mapping[str, np.ndarray]:
+        """The largest magnitudes that entered the tensors that were reached and followed for that kind,
+        ``(matrices,)`` or ``(1,)``: a few numbers each, which are kept."""
+        return {Kind.INPUT_LARGEST: self._largest.tables, Kind.SENT_LARGEST: self._largest.sent}[kind]
 
     def of(self, name: str, unit: int, columns: np.ndarray | None) -> Sequence[Feedback | None]:
         """What the products of a tensor that was reached come to, for each of its matrices, made when asked.
@@ -140,7 +140,8 @@ class InputProducts:
 
     def _final(self, _: int, states: torch.Tensor) -> None:
         if self._output is not None:
-            self._held.saw((self._output,), 0, 1, states.reshape(-1, states.shape[-1]))
+            self._largest.saw((self._output,), 0, 1, states.reshape(-1, states.shape[-1]))
+            self._largest.settle("the last layer")
 
     def _feedback(self, inputs: list[torch.Tensor], unit: int, columns: np.ndarray | None) -> Feedback | None:
         key = (tuple(map(id, inputs)), unit, None if columns is None else columns.tobytes())

@@ -32,7 +32,10 @@ class Kind(StrEnum):
     LOOKUP_GRADIENTS = "mean squared gradients of what is looked up"  # float32 (1, columns)
     LARGEST = "largest magnitude"  # float64 (matrices,); found by the pass
     INPUT_PRODUCTS = "mean products of inputs"  # (matrices, columns, columns); held while a layer is written
-    INPUT_LARGEST = "largest magnitude of inputs"  # float64 (matrices,); found by the pass that goes along
+    # Found by the pass that goes along: float64 (matrices,), every token shown to every expert; float64 (1,)
+    # of all matrices together, tokens sent where the model sends them.
+    INPUT_LARGEST = "largest magnitude of inputs"
+    SENT_LARGEST = "largest magnitude of inputs that are sent there"
 
 
 @dataclass(frozen=True)

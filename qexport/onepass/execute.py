@@ -28,7 +28,7 @@ from qexport.onepass.crew import Crew
 from qexport.onepass.disk import make_folder
 from qexport.onepass.files import silent
 from qexport.onepass.locks import locked
-from qexport.onepass.needs import Needs, along, in_layers
+from qexport.onepass.needs import INPUTS, Needs, along, in_layers
 from qexport.onepass.resume import Resume
 from qexport.onepass.runs import Done, Landed, Pour, Run, encode_run, nonfinite_error, runs_of, spans_of
 from qexport.onepass.sink import Sink, WrittenFile
@@ -123,7 +123,9 @@ def execute(
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
         if products is not None:
             # Magnitudes of what was written before, too: the receipt has them all.
-            products.follow(along(steps[start:], Kind.INPUT_PRODUCTS), along(steps, Kind.INPUT_LARGEST))
+            products.follow(
+                along(steps[start:], Kind.INPUT_PRODUCTS), *(along(steps, kind) for kind in INPUTS)
+            )
         needs = Needs(plans, steps, products)
         walk = _Pass(steps, start, sinks, pool, threads, progress, resume, engines, needs)
         try:

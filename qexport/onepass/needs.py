@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from qexport.onepass.steps import Lane, Output, Step
 
 
-ALONG = (Kind.INPUT_PRODUCTS, Kind.INPUT_LARGEST)
+INPUTS = (Kind.INPUT_LARGEST, Kind.SENT_LARGEST)
+"""How large inputs are: of a tensor, at most one of them is needed."""
+ALONG = (Kind.INPUT_PRODUCTS, *INPUTS)
 """What a pass that goes along provides."""
 
 
@@ -96,8 +98,9 @@ class Needs:
             found = self._products.of(need.of[0], unit, tensor.arrangement.column_order)
             feedback = found if len(found) else None
         inputs = None
-        if (need := tensor.need(Kind.INPUT_LARGEST)) and self._products is not None:
-            inputs = self._products.largest(need.of[0])
+        for kind in INPUTS:
+            if (need := tensor.need(kind)) and self._products is not None:
+                inputs = self._products.measured(kind)[need.of[0]]
         return Matrices(shape[-2] if len(shape) == 3 else None, squares, largest, feedback, inputs)
 
     def release(self, step: Step, number: int) -> None:

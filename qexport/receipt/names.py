@@ -6,7 +6,8 @@ RECEIPT_NAME = "qexport.json"
 CARD_NAME = "README.md"
 SUMS_NAME = "SHA256SUMS"
 LARGEST_INPUTS = "largest_inputs"
-"""In the details of a W4A4 artifact: by canonical name, the largest inputs that its scales were made of."""
+"""In the details of a W4A4 artifact: by canonical name, the largest inputs that its scales were made of
+(:mod:`qexport.receipt.largest_inputs`)."""
 _MADE_HERE = frozenset((CARD_NAME, SUMS_NAME, RECEIPT_NAME))
 
 

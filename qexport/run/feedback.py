@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from qexport.codecs.feedback import DAMPING
 from qexport.errors import UsageProblem
 from qexport.evidence.store import Kind
+from qexport.onepass.needs import INPUTS
+from qexport.receipt.largest_inputs import shown_inputs
 from qexport.receipt.names import LARGEST_INPUTS
 from qexport.run.matrix import chunk_facts, chunks_of, corpus_of
 from qexport.sizes import counted
@@ -103,9 +105,9 @@ def feedback_text(
 
 def needed(plans: Sequence[ArtifactPlan]) -> str:
     """What the text is sent along for, in words; empty: for nothing."""
-    words = {Kind.INPUT_PRODUCTS: "error feedback", Kind.INPUT_LARGEST: "scales of inputs"}
-    tensors = [tensor for each in plans for tensor in each.tensors]
-    return " and ".join(words[kind] for kind in words if any(tensor.need(kind) for tensor in tensors))
+    words = {"error feedback": (Kind.INPUT_PRODUCTS,), "scales of inputs": INPUTS}
+    needs = {need.kind for each in plans for tensor in each.tensors for need in tensor.needs}
+    return " and ".join(word for word, kinds in words.items() if not needs.isdisjoint(kinds))
 
 
 def told(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
@@ -114,15 +116,15 @@ def told(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
 
 
 def _scaled(plan: ArtifactPlan, products: InputProducts) -> ArtifactPlan:
-    """With the largest magnitude of each tensor's inputs: one number where all matrices have the same.
+    """With the largest magnitude of each tensor's inputs.
 
     A run that was gone on with behind its last layer has not measured again: then there is no record.
     """
-    names = [need.of[0] for tensor in plan.tensors if (need := tensor.need(Kind.INPUT_LARGEST))]
-    if not names or not products.measured.keys() >= set(names):
+    wanted = [need for tensor in plan.tensors for need in tensor.needs if need.kind in INPUTS]
+    found = {need.of[0]: products.measured(need.kind).get(need.of[0]) for need in wanted}
+    shown = {name: shown_inputs(each) for name, each in found.items() if each is not None}
+    if not found or len(shown) < len(found):
         return plan
-    found = {name: products.measured[name].tolist() for name in names}
-    shown = {name: each[:1] if len(set(each)) == 1 else each for name, each in found.items()}
     return replace(plan, details={**plan.details, LARGEST_INPUTS: shown})
 
 

@@ -110,12 +110,13 @@ def weigh(recipe: Recipe, subject: RecipeModel, diagnosis: Diagnosis, units: Seq
             weighed.append(Weighed(unit, nbytes, seconds, uses, verified, sum(attached.values())))
     tokens, back, fed = _tokens(recipe), _way_back(recipe), _fed(recipe)
     active = active_weights(view)
+    met = view.parameters if _every_expert(recipe) else active
     return Burden(
         subject=subject.key,
         units=tuple(weighed),
         source=_download(underneath(diagnosis.subject.checkpoint)) + _bases(diagnosis),
         layer=_largest_layer(view),
-        calibration=active * (tokens + 2 * back) + (view.parameters if _scaled(recipe) else active) * fed,
+        calibration=active * (tokens + 2 * back) + met * fed,
         states=(tokens + back * (view.layers + 1)) * int(view.text["hidden_size"]) * 4,
         exact=True,
     )
@@ -192,7 +193,7 @@ def _way_back(recipe: Recipe) -> int:
 def _fed(recipe: Recipe) -> int:
     """Tokens that are sent along for error feedback and scales of inputs."""
     how = recipe.calibration
-    scaled = _scaled(recipe)
+    scaled = any(uses_input_scales(each.options) for each in recipe.artifacts)
     if how is None:
         return Calibration().feedback_tokens if scaled else 0
     if how.imatrix is not None and how.feedback_text is None:
@@ -203,9 +204,9 @@ def _fed(recipe: Recipe) -> int:
     return how.feedback_tokens if asked else 0
 
 
-def _scaled(recipe: Recipe) -> bool:
-    """Whether scales of inputs are measured: then every expert sees every token of that text."""
-    return any(uses_input_scales(each.options) for each in recipe.artifacts)
+def _every_expert(recipe: Recipe) -> bool:
+    """Whether scales of inputs are measured for which every expert sees every token of that text."""
+    return any(getattr(each.options, "every_expert", False) for each in recipe.artifacts)
 
 
 def _largest_layer(view: ModelView) -> int:

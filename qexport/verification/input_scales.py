@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.artifacts.input_scales import TOP, stored_input_scales
 from qexport.artifacts.weights import home_of
 from qexport.errors import InputError
+from qexport.receipt.largest_inputs import read_inputs
 from qexport.receipt.names import LARGEST_INPUTS
 from qexport.receipt.store import read_receipt
 from qexport.receipt.verification import Check, Status, Verdict
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qexport.artifacts.artifact import Opened
+    from qexport.artifacts.weights import StoredWeight
 
 
 _LARGEST = 3e38  # beyond it no dtype has a number, and 1 is stored
@@ -36,7 +38,8 @@ def recorded(folder: Path) -> Mapping[str, Sequence[float]] | None:
     except InputError:
         return None
     artifacts = () if read.receipt is None else read.receipt.artifacts
-    return next((dict(found) for each in artifacts if (found := each.details.get(LARGEST_INPUTS))), None)
+    found = next((found for each in artifacts if (found := each.details.get(LARGEST_INPUTS))), None)
+    return None if found is None else {name: read_inputs(shown) for name, shown in found.items()}
 
 
 def check_input_scales(
@@ -52,7 +55,7 @@ def check_input_scales(
     if not count and not _declared(artifact):
         return None
     problems = [
-        f"{weight.module}: {why}" for weight, scale in scales if (why := _wrong(weight.name, scale, largest))
+        f"{weight.module}: {why}" for weight, scale in scales if (why := _wrong(weight, scale, largest))
     ]
     data: dict[str, Any] = {"scales": count, "measured": largest is not None, "problems": problems[:50]}
     if problems:
@@ -64,25 +67,25 @@ def check_input_scales(
 
 
 def _declared(artifact: Opened) -> bool:
-    groups = (artifact.details.get("quantization") or {}).get("config_groups") or {}
-    return any((group.get("input_activations") or {}).get("num_bits") == 4 for group in groups.values())
+    return artifact.layout.stored_type(artifact).startswith("W4A4")
 
 
-def _wrong(name: str, scale: float | None, largest: Mapping[str, Sequence[float]] | None) -> str:
-    """What is wrong with the scale of the inputs of the weight with that name, in words; empty: nothing."""
+def _wrong(weight: StoredWeight, scale: float | None, largest: Mapping[str, Sequence[float]] | None) -> str:
+    """What is wrong with the scale of the weight's inputs, in words; empty: nothing."""
     if scale is None:
         return "no scale of its inputs is there"
     if not 0 < scale < math.inf:
         return f"the scale of its inputs is {scale:g}"
     if largest is None:
         return ""
-    home, expert = home_of(name)
+    home, expert = home_of(weight.name)
     table = largest.get(home)
     if not table:
         return "there is no record of how large its inputs were"
     seen = table[(expert or 0) % len(table)]
     wanted = TOP / seen if seen > 0 else math.inf
-    wanted = wanted if wanted < _LARGEST else 1.0
+    if wanted >= _LARGEST:  # what either library stores of nothing but zeros
+        wanted = TOP / 6 if "weight_scale_2" in weight.parts else 1.0
     if abs(scale / wanted - 1) <= _ROUNDING:
         return ""
     return f"the scale of its inputs is {scale:g}, of the largest one ({seen:g}) {wanted:g}"

@@ -44,7 +44,7 @@ W4A4_CASES = {
     **{case: CASES[case] for case in ("dense", "MoE")},
     "MoE float32": ("qwen3_5_moe", {"experts": 3, "dtype": "fp32"}),
 }
-"""With scales of inputs: oneshot runs the model on :func:`w4a4_tokens`."""
+"""With scales of inputs: either peer runs the model on :func:`w4a4_tokens`."""
 MIXED = {
     "NVFP4A16": [r"re:.*layers\.[023]\.mlp\.(.*\.)?(gate|up|down)_proj$"],
     "FP8_BLOCK": [
@@ -53,6 +53,7 @@ MIXED = {
         r"re:.*linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$",
     ],
 }
+UNREACHED = "model.layers.3.self_attn.o_proj.input_quantizer"
 RECIPE = "huggingface/qwen3_5/ptq/w4a16_nvfp4-fp8_attn-kv_fp8_cast"
 PACKAGES = {
     "modelopt": ("nvidia-modelopt", "torch", "transformers"),
@@ -142,6 +143,7 @@ def mixed() -> Any:
 
 
 def modelopt(source: Path, out: Path, peer: str) -> None:
+    """ModelOpt's folder; of W4A4, beside it the largest magnitude that each module's quantizer has seen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import modelopt.torch.quantization as mtq
@@ -152,12 +154,22 @@ def modelopt(source: Path, out: Path, peer: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
         model.config.architectures = [type(model).__name__]  # the exporter cannot do without
         model.config._experts_implementation = "eager"
-        config: Any = copy.deepcopy(mtq.W4A16_NVFP4_CFG)
+        w4a4 = peer == "modelopt-w4a4"
+        config: Any = copy.deepcopy(mtq.NVFP4_DEFAULT_CFG if w4a4 else mtq.W4A16_NVFP4_CFG)
         if peer == "modelopt-mixed":
             recipe = load_recipe(RECIPE).quantize
             config = recipe if isinstance(recipe, dict) else recipe.model_dump()
-        tokens = torch.arange(32)[None] % 64
+        tokens = w4a4_tokens() if w4a4 else torch.arange(32)[None] % 64
         model = mtq.quantize(model, config, lambda model: model(tokens))
+        if w4a4:
+            # As of a layer that no token reaches: its exporter has a number for that.
+            model.get_submodule(UNREACHED).amax = torch.tensor(0.0)
+            seen = {
+                name: float(module.amax)
+                for name, module in model.named_modules()
+                if name.endswith("input_quantizer") and module.amax is not None
+            }
+            out.with_name(f"{out.name}-inputs.json").write_text(json.dumps(seen))
         with torch.inference_mode():
             export_hf_checkpoint(model, export_dir=out)
 

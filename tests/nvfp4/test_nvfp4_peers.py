@@ -25,6 +25,7 @@ from nvfp4_reading import digest_of, tensors_in
 from zoo_types import Zoo
 
 from qexport.evidence.products import InputProducts
+from qexport.evidence.store import Kind
 from qexport.formats.linears import modules_of
 from qexport.formats.opening import open_artifact
 from qexport.onepass.execute import execute
@@ -39,6 +40,7 @@ HOW: dict[str, dict[str, Any]] = {
 }
 WEIGHT_PARTS = ("weight_packed", "weight_scale", "weight_global_scale")
 ONESHOT = "llmcompressor-w4a4"
+CALIBRATED = "modelopt-w4a4"
 PAIRS = [
     (peer, case) for peer in HOW for case in json.loads((HERE / f"golden_{peer}.json").read_text())["cases"]
 ]
@@ -149,7 +151,8 @@ def made_now(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ModelOpt's search for the least squared error is not among them: it runs on GPUs alone.
     """
-    return peers_make(tmp_path_factory.mktemp("peers"), [f"{peer}/{case}" for peer, case in PAIRS])
+    jobs = [*(f"{peer}/{case}" for peer, case in PAIRS), *(f"{CALIBRATED}/{case}" for case in W4A4_CASES)]
+    return peers_make(tmp_path_factory.mktemp("peers"), jobs)
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +195,31 @@ class Given(InputProducts):
     """The pass, with largest inputs from elsewhere: by module path."""
 
     def __init__(self, source: Path, seen: dict[str, float]) -> None:
-        self._model = repaired(source)
-        super().__init__(self._model.view(), w4a4_tokens().numpy())
-        self._seen = seen
+        model = repaired(source)
+        super().__init__(model.view(), w4a4_tokens().numpy())
+        self._tables = {
+            tensor.name: np.array([seen[module] for module in modules if module in seen])
+            for tensor in model.view()
+            if (modules := modules_of(model, tensor))
+        }
 
-    def largest(self, name: str) -> np.ndarray:
-        (tensor,) = [each for each in self._model.view() if each.name == name]
-        return np.array([self._seen[module] for module in modules_of(self._model, tensor)])
+    def measured(self, kind: Kind) -> dict[str, np.ndarray]:
+        return self._tables
+
+
+def given_and_measured(
+    tmp_path: Path, source: Path, seen: dict[str, float], **options: Any
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of two W4A4 folders: on the peer's statistics, and on those of our own pass."""
+    made, folders = plan(source, scope="all-linear", scheme="NVFP4", **options), {}
+    for word, products in {
+        "given": Given(source, seen),
+        "measured": InputProducts(repaired(source).view(), w4a4_tokens().numpy()),
+    }.items():
+        with closing(products):
+            execute([made], tmp_path / word, threads=2, products=products)
+        folders[word] = tensors_in(tmp_path / word)
+    return folders
 
 
 @needs_both
@@ -213,18 +234,8 @@ def test_w4a4_equals_oneshot(zoo: Zoo, tmp_path: Path, oneshot_now: Path, case: 
     name, options = W4A4_CASES[case]
     source, wide = zoo(name, **options), options.get("dtype") == "fp32"
     seen = json.loads((oneshot_now / f"{case}-inputs.json").read_text())
-    made, theirs = (
-        plan(source, scope="all-linear", scheme="NVFP4"),
-        one_by_one(tensors_in(oneshot_now / case)),
-    )
-    folders = {}
-    for word, products in {
-        "given": Given(source, seen),
-        "measured": InputProducts(repaired(source).view(), w4a4_tokens().numpy()),
-    }.items():
-        with closing(products):
-            execute([made], tmp_path / word, threads=2, products=products)
-        folders[word] = tensors_in(tmp_path / word)
+    theirs = one_by_one(tensors_in(oneshot_now / case))
+    folders = given_and_measured(tmp_path, source, seen)
     ours, digests = folders["given"], (digest_of(folders["given"]), digest_of(theirs))
     assert ours.keys() == theirs.keys()
     alone = {module for module in digests[0] if digests[0][module][1] != digests[1][module][1]}
@@ -252,6 +263,50 @@ def test_w4a4_equals_oneshot(zoo: Zoo, tmp_path: Path, oneshot_now: Path, case: 
     listed = [each for each in other.pop("ignore") if not each.startswith("re:")]
     assert all(any(re.match(each[3:], module) for each in left) for module in listed)
     assert mine == other
+
+
+def by_export(seen: dict[str, float], modules: Iterable[str]) -> dict[str, float]:
+    """Of exported modules, from ModelOpt's quantizers: all experts of a layer share two."""
+    found = {}
+    for module in modules:
+        path, _, last = module.replace("language_model.", "").rpartition(".")
+        if ".experts." in path:
+            stack, first = path.rpartition(".")[0], "down_proj" if last == "down_proj" else "gate_up_proj"
+            found[module] = seen[f"{stack}.{first}_input_quantizer"]
+        else:
+            found[module] = seen[f"{path}.{last}.input_quantizer"]
+    return found
+
+
+@needs_both
+@pytest.mark.slow
+@pytest.mark.parametrize("case", W4A4_CASES)
+def test_w4a4_equals_modelopt(zoo: Zoo, tmp_path: Path, made_now: Path, case: str) -> None:
+    """NVFP4_DEFAULT_CFG, exported: given its statistics, its tensors and both of its configs.
+
+    And the statistics of our pass beside its own, as with llm-compressor.
+    """
+    name, options = W4A4_CASES[case]
+    source, wide, out = zoo(name, **options), options.get("dtype") == "fp32", made_now / CALIBRATED
+    theirs = one_by_one(tensors_in(out / case))
+    modules = digest_of(theirs)
+    seen = by_export(json.loads((out / f"{case}-inputs.json").read_text()), modules)
+    folders = given_and_measured(tmp_path, source, seen, layout="modelopt")
+    ours = folders["given"]
+    left = {key for key in ours if key.startswith(("mtp.", "model.visual."))}  # its exporter leaves them out
+    assert ours.keys() - left == theirs.keys()
+    scales = [key for key in theirs if key.endswith(".input_scale")]
+    assert len(scales) == len(modules)
+    for key, other in theirs.items():
+        plain = wide and key.rpartition(".")[0] not in modules
+        assert same(ours[key], other.to(ours[key].dtype) if plain else other), key
+    compare_config("modelopt", json.loads((out / f"{case}.json").read_text()), tmp_path / "given")
+    measured = folders["measured"]
+    seen_of = {key: seen[key.removesuffix(".input_scale")] for key in scales}
+    assert list(seen_of.values()).count(0) == 1  # planted; the exporter's number for it is ours
+    ratios = [abs(float(measured[key] / theirs[key]) - 1) for key in scales if seen_of[key]]
+    assert max(ratios) < (1e-4 if wide else 0.08)
+    assert median(ratios) < 0.02
 
 
 @pytest.mark.slow

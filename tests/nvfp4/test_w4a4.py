@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from nvfp4_folders import json_of, plan, repaired, write
+from nvfp4_folders import json_of, plan, repaired, same, write
 from nvfp4_reading import tensors_in
-from safetensors.torch import save_file
+from w4a4_folders import EXACT, largest_of_whole, planted, tokens, w4a4
 from zoo_types import Zoo
 
 from qexport.artifacts.input_scales import input_scales
 from qexport.cli.main import cli
+from qexport.codecs.contract import Nvfp4
+from qexport.codecs.nvfp4 import input_scale
 from qexport.errors import InputError, UsageProblem
-from qexport.evidence.options import StreamOptions
 from qexport.evidence.products import InputProducts
 from qexport.evidence.rounded_inputs import rounded_inputs
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.opening import open_artifact
 from qexport.onepass.execute import execute
-from qexport.receipt.names import LARGEST_INPUTS
+from qexport.receipt.largest_inputs import read_inputs, shown_inputs
 from qexport.receipt.store import read_receipt
 from qexport.receipt.verification import Check, Status
 from qexport.run import feedback
@@ -35,110 +36,78 @@ from qexport.verification.comparison import compare
 from qexport.verification.input_scales import check_input_scales, recorded
 from qexport.verification.stored_form import check_stored_form
 
-EXACT = StreamOptions(precision="float32")
-SCALE = "input_global_scale"
+SCALE = {"compressed-tensors": "input_global_scale", "modelopt": "input_scale"}
 
 
-def tokens() -> np.ndarray:
-    return (np.arange(4 * 24, dtype=np.int32) * 7 % 300).reshape(4, 24)
-
-
-def w4a4(source: Path, out: Path, stream: StreamOptions = EXACT, **options: Any) -> dict[str, Any]:
-    """Write the folder; the largest inputs, by tensor."""
-    made = plan(source, scheme="NVFP4", **options)
-    with closing(InputProducts(repaired(source).view(), tokens(), stream)) as products:
-        execute([made], out, threads=2, products=products)
-        details: dict[str, Any] = dict(feedback.told(made, products).details[LARGEST_INPUTS])
-    return details
-
-
-def largest_of_whole(source: Path) -> dict[str, list[float]]:
-    """By the module's path, from transformers' whole model: of experts, each of all tokens."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().model
-    seen: dict[str, list[float]] = {}
-
-    def note(name: str, inputs: list[torch.Tensor]) -> None:
-        found = [float(each.abs().max()) for each in inputs]
-        seen[name] = [max(pair) for pair in zip(found, seen.get(name, found), strict=True)]
-
-    def experts(name: str, stack: Any, states: torch.Tensor) -> None:
-        note(f"{name}.gate_proj", [states] * len(stack.down_proj))
-        halves = [(states @ weight.t()).chunk(2, dim=-1) for weight in stack.gate_up_proj]
-        note(f"{name}.down_proj", [torch.nn.functional.silu(gate) * up for gate, up in halves])
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, args, name=name: note(name, [args[0]]))
-        elif type(module).__name__.endswith("Experts"):
-            module.register_forward_pre_hook(lambda m, args, name=name: experts(name, m, args[0]))
-    with torch.no_grad():
-        model(torch.from_numpy(tokens()).long(), use_cache=False)
-    return seen
-
-
-@pytest.fixture(scope="module")
-def made(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
-    """A mixture of experts, its folder, and what was measured."""
+@pytest.fixture(scope="module", params=SCALE)
+def made(
+    request: pytest.FixtureRequest, zoo: Zoo, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, dict[str, Any]]:
+    """A mixture of experts, its folder in either layout, and what was measured."""
     source, out = zoo("qwen3_5_moe", experts=5), tmp_path_factory.mktemp("w4a4") / "out"
-    return source, out, w4a4(source, out, scope="all-linear")
+    return source, out, w4a4(source, out, scope="all-linear", layout=request.param)
+
+
+def layout_of(out: Path) -> str:
+    return open_artifact(out).layout.word
 
 
 def test_scales_are_those_of_the_largest_inputs(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    """Of every quantized module, experts that the text is not sent to as well; found in the whole model."""
+    """Of every quantized module, found in the whole model.
+
+    llm-compressor's layout has one of each expert, those that the text is not sent to as well; ModelOpt's one
+    for all experts of a layer, of what is sent to any.
+    """
     source, out, largest = made
-    stored = tensors_in(out)
-    modules = [name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")]
-    assert {f"{module}.{SCALE}" for module in modules} == {name for name in stored if name.endswith(SCALE)}
-    whole = largest_of_whole(source)
+    stored, word = tensors_in(out), layout_of(out)
+    sent = word == "modelopt"
+    modules = [name.rpartition(".")[0] for name in stored if stored[name].dtype == torch.uint8]
+    last = SCALE[word]
+    assert {f"{module}.{last}" for module in modules} == {name for name in stored if name.endswith(last)}
+    whole = largest_of_whole(source, sent=sent)
+    everywhere = largest_of_whole(source)
+    assert any(max(everywhere[name]) > 1.1 * max(whole[name]) for name in whole) == sent
     for module in modules:
-        scale = stored[f"{module}.{SCALE}"]
+        scale = stored[f"{module}.{last}"]
         assert scale.dtype == torch.float32
-        assert scale.shape == (1,)
+        assert scale.shape == (() if sent else (1,))
         path = module.removeprefix("model.").removeprefix("language_model.")
         before, _, expert = path.partition(".experts.")
         name = f"{before}.experts.{expert.partition('.')[2]}" if expert else path
         name = name.replace("experts.up_proj", "experts.gate_proj")
-        seen = whole[name][int(expert.partition(".")[0]) if expert else 0]
-        # The number that llm-compressor stores: its division is in the model's dtype, bfloat16.
-        assert scale.item() == pytest.approx(2688 / seen, rel=2**-7), module
+        seen = whole[name][int(expert.partition(".")[0]) if expert and not sent else 0]
+        if sent:
+            assert scale.item() == pytest.approx(seen / 2688, rel=1e-4), module
+        else:  # llm-compressor divides in the model's dtype, bfloat16
+            assert scale.item() == pytest.approx(2688 / seen, rel=2**-7), module
     down = largest["model.layers.1.mlp.experts.down_proj.weight"]
-    assert len(set(down)) == 5
+    assert len(set(down)) == (1 if sent else 5)
     assert len(largest["model.layers.1.mlp.experts.gate_proj.weight"]) == 1
 
 
 def test_everything_else_is_what_w4a16_has(made: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     source, out, _ = made
-    write(source, tmp_path / "plain", scope="all-linear", layout="compressed-tensors")
+    word = layout_of(out)
+    write(source, tmp_path / "plain", scope="all-linear", layout=word)
     mine, other = tensors_in(out), tensors_in(tmp_path / "plain")
-    assert {name for name in mine if not name.endswith(SCALE)} == other.keys()
-    assert all(torch.equal(mine[name].view(torch.uint8), other[name].view(torch.uint8)) for name in other)
+    assert {name for name in mine if not name.endswith(SCALE[word])} == other.keys()
+    assert all(same(mine[name], other[name]) for name in other)
     one, two = (json_of(folder)["quantization_config"] for folder in (out, tmp_path / "plain"))
     assert one["ignore"] == two["ignore"]
-    inputs = one["config_groups"]["NVFP4"]["input_activations"]
-    assert (inputs["dynamic"], inputs["num_bits"], inputs["group_size"]) == ("local", 4, 16)
-
-
-def planted(out: Path, to: Path, change: Any) -> Path:
-    """The folder with its scales of inputs changed: ``change(name, scale)``, ``None`` to leave one out."""
-    to.mkdir()
-    stored = {}
-    for name, tensor in tensors_in(out).items():
-        stored[name] = change(name, tensor) if name.endswith(SCALE) else tensor
-    save_file({n: t for n, t in stored.items() if t is not None}, to / "model.safetensors")
-    for file in out.iterdir():
-        if file.suffix == ".json" and "index" not in file.name:
-            (to / file.name).write_bytes(file.read_bytes())
-    return to
+    (group,) = one["config_groups"].values()
+    assert group["input_activations"]["num_bits"] == 4
+    assert group["input_activations"]["group_size"] == 16
+    artifact = open_artifact(out)
+    assert artifact.layout.stored_type(artifact) == "W4A4_NVFP4"
 
 
 O_PROJ = "layers.3.self_attn.o_proj"
+O_PROJ_NAME = f"model.{O_PROJ}.weight"
 FAULTS: dict[str, tuple[str, Any, str]] = {
     "four times": ("layers.1.mlp.experts.3.down", lambda scale: scale * 4, "of the largest"),
     "a quarter": ("layers.2.linear_attn.out", lambda scale: scale / 4, "of the largest"),
     "none": (O_PROJ, lambda _: None, "no scale of its inputs"),
-    "zero": (O_PROJ, lambda scale: scale * 0, "inputs is 0"),
+    "zero": (O_PROJ, lambda scale: scale * 0, "inputs is "),
     "two numbers": (O_PROJ, lambda scale: scale.repeat(2), "inputs is nan"),
 }
 
@@ -180,7 +149,7 @@ def test_the_comparison_rounds_inputs_as_the_folder_says(
     source, out, _ = made
     view, artifact = repaired(source).view(), open_artifact(out)
     scales = input_scales(artifact)
-    assert len(scales["model.layers.1.mlp.experts.down_proj.weight"]) == 5
+    assert len(scales["model.layers.1.mlp.experts.down_proj.weight"]) == 5  # as stored, in either layout
     weights = compare(view, artifact.view(), tokens()).trunk.mean
     found = compare(view, artifact.view(), tokens(), inputs=scales)
     cut = {name: scale * 16 for name, scale in scales.items()}
@@ -196,7 +165,7 @@ def test_the_comparison_rounds_inputs_as_the_folder_says(
     assert crowded.data["median"] > 2
     assert "the scales of inputs are too large" in crowded.summary
     bad = open_artifact(planted(out, tmp_path / "bad", lambda _, scale: scale * 0))
-    with pytest.raises(Exception, match="the scale of its inputs is 0"):
+    with pytest.raises(InputError, match=r"the scale of its inputs is (0|inf)"):
         input_scales(bad)
 
 
@@ -247,9 +216,76 @@ def test_the_command_measures_on_a_text(zoo: Zoo, tmp_path: Path) -> None:
     assert "W4A4_NVFP4" in dry.output
 
 
+def test_a_scale_of_nothing_but_zeros_is_what_the_libraries_store(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """And passes for it. That ModelOpt stores this number its own exporter says (test_nvfp4_peers.py)."""
+    word = layout_of(made[1])
+    stored = Nvfp4(divides=word != "modelopt", inputs=True)
+    number = float(input_scale(stored, torch.bfloat16, 0.0))
+    assert number == (np.float32(6 / 2688) if word == "modelopt" else 1)
+    unreached = planted(
+        made[1], tmp_path / "zero", lambda name, scale: scale * 0 + number if O_PROJ in name else scale
+    )
+    finding = check_input_scales(open_artifact(unreached), {**made[2], O_PROJ_NAME: [0.0]})
+    assert finding.status is Status.PASS
+    assert check_input_scales(open_artifact(unreached), made[2]).status is Status.FAIL
+
+
+def test_fp8_beside_w4a4_has_measured_scales_too(zoo: Zoo, tmp_path: Path) -> None:
+    """And ``lm_head``, which no layer's pass reaches; no importance guesses what was measured."""
+    source, out = zoo("qwen3_5"), tmp_path / "out"
+    largest = w4a4(source, out, scope="nvidia", layout="modelopt")
+    stored, whole = tensors_in(out), largest_of_whole(source)
+    o_proj = "model.language_model.layers.3.self_attn.o_proj"
+    assert stored[f"{o_proj}.weight"].dtype == torch.float8_e4m3fn
+    assert stored[f"{o_proj}.input_scale"].item() == pytest.approx(
+        whole["layers.3.self_attn.o_proj"][0] / 448, rel=1e-4
+    )
+    assert stored["lm_head.input_scale"].item() == pytest.approx(largest["lm_head.weight"][0] / 2688)
+    artifact = open_artifact(out)
+    assert artifact.layout.stored_type(artifact) == "W4A4_MIXED_PRECISION"
+    assert check_input_scales(artifact, largest).status is Status.PASS
+    layers = json_of(out)["quantization_config"]["quantized_layers"]
+    assert layers["lm_head"] == {"quant_algo": "NVFP4", "group_size": 16}
+    assert layers[o_proj] == {"quant_algo": "FP8"}
+
+
+def test_a_receipt_has_a_line_for_a_stack_of_experts() -> None:
+    """256 experts: extremes for readers, and all of them to 8 bits for the check."""
+    table = np.exp(np.random.default_rng(2).normal(2, 1, 256))
+    shown = shown_inputs(table)
+    assert isinstance(shown, dict)
+    assert (shown["least"], shown["largest"]) == (table.min(), table.max())
+    assert len(json.dumps(shown)) < 800
+    assert np.allclose(read_inputs(shown), table, rtol=2**-8)
+    assert read_inputs(table.tolist()) == table.tolist()  # as it was before
+
+
+@pytest.mark.parametrize("shown", [{"each": "no base64"}, {"least": 1}, {"each": "AA=="}, 3, None])
+def test_a_record_that_is_none_is_no_pass(made: tuple[Path, Path, dict[str, Any]], shown: Any) -> None:
+    finding = check_input_scales(open_artifact(made[1]), {**made[2], O_PROJ_NAME: read_inputs(shown)})
+    assert finding.status is Status.FAIL
+    assert "no record of how large its inputs were" in finding.summary
+
+
+def test_a_w4a4_folder_without_any_scale_of_inputs_is_found(
+    made: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its config alone says that there should be some: config.json, or ModelOpt's other file."""
+    bare = planted(made[1], tmp_path / "bare", lambda *_: None)
+    for config in ("config.json", "hf_quant_config.json"):
+        finding = check_input_scales(open_artifact(bare))
+        assert finding.status is Status.FAIL, config
+        assert finding.data["scales"] == 0
+        if not (bare / "hf_quant_config.json").exists():
+            break
+        config = json_of(bare)
+        config.pop("quantization_config", None)
+        (bare / "config.json").write_text(json.dumps(config))
+
+
 def test_what_does_not_go_together_is_refused(zoo: Zoo, tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="NVFP4 is a scheme of compressed-tensors"):
-        Nvfp4Options(layout="modelopt", scheme="NVFP4")
     with pytest.raises(UsageProblem, match="there are NVFP4A16, NVFP4"):
         Nvfp4Options(scheme="W4A4")  # type: ignore[arg-type]
     with pytest.raises(UsageProblem, match="scales of inputs need a text"):

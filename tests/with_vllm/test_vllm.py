@@ -77,6 +77,12 @@ OURS = {
         repaired, Nvfp4Options(layout="compressed-tensors", scope="all-linear")
     ),
     "nvfp4, W4A4": lambda repaired: plan_nvfp4(repaired, Nvfp4Options(scheme="NVFP4", scope="all-linear")),
+    "nvfp4, W4A4, modelopt": lambda repaired: plan_nvfp4(
+        repaired, Nvfp4Options(scheme="NVFP4", layout="modelopt", scope="all-linear")
+    ),
+    "nvfp4, W4A4, modelopt, with FP8 attention": lambda repaired: plan_nvfp4(
+        repaired, Nvfp4Options(scheme="NVFP4", layout="modelopt", scope="nvidia")
+    ),
     "nvfp4, with FP8 attention": lambda repaired: plan_nvfp4(repaired, Nvfp4Options(scope="nvidia")),
     "nvfp4 and FP8 by layer": lambda repaired: by_layer(repaired, "modelopt"),
     "nvfp4 and FP8 by layer, compressed-tensors": lambda repaired: by_layer(repaired, "compressed-tensors"),
@@ -179,6 +185,22 @@ def load_whole(folder):
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["nvfp4, W4A4", "nvfp4, W4A4, modelopt"])
+def test_w4a4_without_a_scale_of_inputs_does_not_load(made, runtime, tmp_path, kind):
+    """vLLM's account has those scales in it."""
+    source, _ = made("qwen3_5_moe", kind)
+    for file in source.glob("*.json"):
+        (tmp_path / file.name).write_text(file.read_text())
+    tensors = load_file(source / "model.safetensors")
+    (lost,) = [k for k in tensors if "layers.3.self_attn.o_proj.input_" in k]
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeFailure) as caught:
+        runtime.open(tmp_path, SETTINGS)
+    assert caught.value.kind is Failure.REFUSED
+    assert "not initialized from checkpoint" in caught.value.message
 
 
 @pytest.mark.parametrize("break_it", ["missing", "scales", "unlisted"])

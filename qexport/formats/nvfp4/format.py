@@ -75,7 +75,7 @@ NVFP4 = Format(
     layouts=_layouts,
     layout_word=lambda options: str(options.form),
     tolerances={
-        "W4A4_NVFP4": tolerance.ALL_FOUR_BITS,  # its activations, too
+        "W4A4.*": tolerance.ALL_FOUR_BITS,  # its activations, too
         ".*NVFP4.*|MIXED_PRECISION|W4A16.*": tolerance.FOUR_BITS,
         "W8A(8|16)": tolerance.EIGHT_BITS,
     },

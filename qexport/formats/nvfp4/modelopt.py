@@ -1,7 +1,7 @@
 """ModelOpt's declarations: ``quantization_config`` in config.json, and hf_quant_config.json, saying the same.
 
-A folder with one algorithm (``W4A16_NVFP4``) lists what is *not* quantized. Readers match that list in
-different ways, so every entry is one that all understand alike:
+A folder with one algorithm (``W4A16_NVFP4``, or ``NVFP4``: W4A4) lists what is *not* quantized. Readers match
+that list in different ways, so every entry is one that all understand alike:
 
 * vLLM looks for an equal path (fused layers by their parts), then for the entry anywhere inside a path, then
   for a glob; ``X*`` is first split into ``X`` and ``X.*``. A dense model must not list ``...mlp.gate``: it is
@@ -50,18 +50,23 @@ MODULE_ROLES = LINEAR_ROLES | {
 """What runtimes build as a layer that could be quantized, besides ``lm_head``."""
 
 _GROUP = 16
-_NVFP4 = {"quant_algo": "W4A16_NVFP4", "group_size": _GROUP}
 _FP8 = {"quant_algo": "FP8"}
+MODELOPT_WORDS = {"NVFP4A16": "W4A16_NVFP4", "NVFP4": "NVFP4"}
+"""ModelOpt's names of llm-compressor's schemes."""
 
 
-def modelopt_file(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """hf_quant_config.json."""
-    return {"producer": PRODUCER, "quantization": _quantization(repaired, view, chosen)}
+def modelopt_file(
+    repaired: Repaired, view: ModelView, chosen: Mapping[str, str], word: str
+) -> dict[str, Any]:
+    """hf_quant_config.json; ``word``: ModelOpt's name for what is NVFP4."""
+    return {"producer": PRODUCER, "quantization": _quantization(repaired, view, chosen, word)}
 
 
-def modelopt_config(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> dict[str, Any]:
+def modelopt_config(
+    repaired: Repaired, view: ModelView, chosen: Mapping[str, str], word: str
+) -> dict[str, Any]:
     """``quantization_config``: the same in the other spelling, as ModelOpt's own converter gives it."""
-    inner = _quantization(repaired, view, chosen)
+    inner = _quantization(repaired, view, chosen, word)
     groups: dict[str, Any]
     if "quantized_layers" in inner:
         by_algo: dict[str, list[str]] = defaultdict(list)
@@ -73,7 +78,7 @@ def modelopt_config(repaired: Repaired, view: ModelView, chosen: Mapping[str, st
         }
         layers = {"quantized_layers": inner["quantized_layers"]}
     else:
-        groups = {"group_0": {**_NUMBERS["W4A16_NVFP4"], "targets": ["Linear"]}}
+        groups = {"group_0": {**_NUMBERS[word], "targets": ["Linear"]}}
         layers = {}
     return {
         "config_groups": groups,
@@ -86,24 +91,29 @@ def modelopt_config(repaired: Repaired, view: ModelView, chosen: Mapping[str, st
 
 
 _FLOAT8 = {"dynamic": False, "num_bits": 8, "type": "float"}
+_FLOAT4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": _GROUP}
 _NUMBERS: Mapping[str, Mapping[str, Any]] = {
     "FP8": {"input_activations": _FLOAT8, "weights": _FLOAT8},
-    "W4A16_NVFP4": {"weights": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": _GROUP}},
+    "W4A16_NVFP4": {"weights": _FLOAT4},
+    "NVFP4": {"input_activations": _FLOAT4, "weights": _FLOAT4},
 }
 
 
-def _quantization(repaired: Repaired, view: ModelView, chosen: Mapping[str, str]) -> dict[str, Any]:
+def _quantization(
+    repaired: Repaired, view: ModelView, chosen: Mapping[str, str], word: str
+) -> dict[str, Any]:
     if FP8 not in chosen.values():
         return {
-            "quant_algo": "W4A16_NVFP4",
+            "quant_algo": word,
             "kv_cache_quant_algo": None,
             "group_size": _GROUP,
             "exclude_modules": excluded(repaired, view, chosen),
         }
     layers: dict[str, Any] = {}
+    nvfp4 = {"quant_algo": word, "group_size": _GROUP}
     for tensor in view:
         if tensor.name in chosen:
-            settings = _FP8 if chosen[tensor.name] == FP8 else _NVFP4
+            settings = _FP8 if chosen[tensor.name] == FP8 else nvfp4
             layers[_layer_of(repaired, tensor)] = dict(settings)
     return {
         "quant_algo": "MIXED_PRECISION",

@@ -36,8 +36,8 @@ class Nvfp4Options(Aimed):
             ``compressed-tensors`` (``weight_packed``, ``weight_scale``, ``weight_global_scale``). FP8 has a
             scale for a matrix in the one, for a tile of 128 by 128 in the other. By itself ``modelopt``; with
             a scheme the other.
-        scheme: of compressed-tensors: ``NVFP4A16`` (by itself; W4A16), or ``NVFP4`` (W4A4): a scale for the
-            inputs of each matrix is stored, which is measured on a text.
+        scheme: ``NVFP4A16`` (by itself; W4A16), or ``NVFP4`` (W4A4): a scale for the inputs of each matrix is
+            stored, which is measured on a text.
         scope: what is quantized in the language model's layers: a name of :data:`SCOPES`, or a regular
             expression that is searched in published module paths.
         scale_search: how block scales are chosen: ``max`` as ModelOpt and llm-compressor do, ``mse`` for the
@@ -80,11 +80,6 @@ class Nvfp4Options(Aimed):
         for name, known in _KNOWN.items():
             if (given := getattr(self, name)) is not None and given not in known:
                 raise UsageProblem(f"{name} is {given!r}; there are {', '.join(known)}")
-        if self.layout == "modelopt" and self.scheme is not None:
-            raise UsageProblem(
-                f"{self.scheme} is a scheme of compressed-tensors; ModelOpt's layout has W4A16 alone here",
-                hint="Leave out --layout or --scheme.",
-            )
         if self.keep_head and self.scope != NVIDIA:
             raise UsageProblem("only scope nvidia quantizes lm_head")
         if self.scale_search == "importance" and self.importance is None:
@@ -111,13 +106,18 @@ class Nvfp4Options(Aimed):
 
     @property
     def scheme_word(self) -> str:
-        """llm-compressor's name of what compressed-tensors is told."""
+        """llm-compressor's name of what is asked for."""
         return self.scheme or SCHEMES[0]
 
     @property
     def input_scales(self) -> bool:
         """Whether scales of inputs are stored, so that a text has to be sent through the model."""
         return self.scheme == W4A4
+
+    @property
+    def every_expert(self) -> bool:
+        """Whether every expert is shown each token of that text: llm-compressor does so, not ModelOpt."""
+        return self.input_scales and self.form != "modelopt"
 
     @property
     def search(self) -> Literal["max", "mse", "importance"]:

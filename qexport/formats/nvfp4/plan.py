@@ -6,9 +6,10 @@ everything that a scope leaves out in its own dtype. Global scales are shared by
 
 W4A4 stores a scale for the inputs of each matrix, too: of the largest magnitude that enters it while a text
 goes through the model, which happens as the folder is written (:mod:`qexport.evidence.largest_inputs`). What
-is fused has the same inputs, so it has the same scale; all experts of a layer share that of gate and up.
+is fused has the same inputs, so it has the same scale; all experts of a layer share that of gate and up, and
+in ModelOpt's layout that of down.
 
-Left out: W4A4 in ModelOpt's layout, and FP8 KV caches, which are a choice of whoever serves the model.
+Left out: FP8 KV caches, which are a choice of whoever serves the model.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from qexport.formats.limits import config_notes
 from qexport.formats.linears import as_it_is, by_role, declaring, modules_of, sharing
 from qexport.formats.nvfp4.compressed import compressed_config
 from qexport.formats.nvfp4.layout import LAYOUTS, fp8_specs, nvfp4_specs
-from qexport.formats.nvfp4.modelopt import modelopt_config, modelopt_file
+from qexport.formats.nvfp4.modelopt import MODELOPT_WORDS, modelopt_config, modelopt_file
 from qexport.formats.nvfp4.scope import choose
 from qexport.formats.order import pass_order
 
@@ -72,12 +73,14 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options, *, sized: bool = False
     makers = _Makers(repaired, options, chosen, evidence, sharing(view, chosen))
     tensors = [makers.folder_tensor(tensor) for tensor in pass_order(view)]
     small: dict[str, bytes] = dict(repaired.files)
+    word = options.scheme_word
     if options.form == "modelopt":
-        declared = modelopt_config(repaired, view, chosen)
-        text = json.dumps(modelopt_file(repaired, view, chosen), indent=4)
+        word = MODELOPT_WORDS[word]
+        declared = modelopt_config(repaired, view, chosen, word)
+        text = json.dumps(modelopt_file(repaired, view, chosen, word), indent=4)
         small["hf_quant_config.json"] = text.encode()
     else:
-        declared = compressed_config(repaired, view, chosen, options.scheme_word)
+        declared = compressed_config(repaired, view, chosen, word)
     small["config.json"] = dump_json(_config(repaired, view, declared))
     return plan_folder(
         "nvfp4",
@@ -95,7 +98,7 @@ def plan_nvfp4(repaired: Repaired, options: Nvfp4Options, *, sized: bool = False
         ],
         details={
             "layout": options.form,
-            "scheme": None if options.form == "modelopt" else options.scheme_word,
+            "scheme": word,
             "scope": options.scope,
             "scale_search": options.scale_search,
             "importance_matrix": options.importance.label if options.importance else None,
@@ -138,6 +141,9 @@ class _Makers:
         needs = [Need(Kind.LARGEST, self.fused[tensor.name])]
         if algo == FP8 or self.options.scale_search == "importance":
             needs += self.evidence.needed(Kind.INPUT_SQUARES, tensor.name)
+        if self.options.input_scales:
+            kind = Kind.INPUT_LARGEST if self.options.every_expert else Kind.SENT_LARGEST
+            needs.append(Need(kind, (tensor.name,)))
         if algo == FP8:
             specs = [fp8_specs(module, rows, columns) for module in modules]
             stored = Fp8Matrix()
@@ -145,7 +151,6 @@ class _Makers:
             layout, inputs = LAYOUTS[self.options.form], self.options.input_scales
             specs = [nvfp4_specs(layout, module, rows, columns, inputs=inputs) for module in modules]
             stored = Nvfp4(layout.divides, "max" if self.options.scale_search == "max" else "mse", inputs)
-            needs += [Need(Kind.INPUT_LARGEST, (tensor.name,))] if inputs else []
         streams = tuple(zip(*specs, strict=True))
         made = FolderTensor(tensor.name, tensor.shape, tensor.data, stored, streams, needs=tuple(needs))
         return with_feedback(made, tensor, self.evidence) if self.options.feedback else made
@@ -173,7 +178,7 @@ def _notes(
             f"({without[0]} and others), whose columns count alike"
         )
     fp8 = [name for name, algo in chosen.items() if algo == FP8 and options.form == "modelopt"]
-    if fp8 and not any(name not in without for name in fp8):
+    if fp8 and not options.input_scales and not any(name not in without for name in fp8):
         notes.append(
             "FP8 activations have the scale 1: no importance matrix says how large they are; "
             "with one they are fitted"

@@ -131,8 +131,13 @@ def _contradictions(artifact: Opened) -> Iterator[str]:
 
 
 def _stored_type(artifact: Opened) -> str:
+    """ModelOpt's name, but for ``NVFP4``, which does not say that activations are in 4 bits, too."""
     quantization, inner = _declared(artifact)
-    return _algorithm(quantization) or _algorithm(inner) or "MODELOPT"
+    word = _algorithm(quantization) or _algorithm(inner) or "MODELOPT"
+    layers = quantization.get("quantized_layers") or inner.get("quantized_layers") or {}
+    if word == "NVFP4":
+        return "W4A4_NVFP4"
+    return f"W4A4_{word}" if any(_algorithm(each) == "NVFP4" for each in layers.values()) else word
 
 
 MODELOPT = hf_layout(
