@@ -52,10 +52,14 @@ class OnDisk:
 
     @cached_property
     def quantization(self) -> Mapping[str, Any]:
-        """What config.json declares of quantization, where transformers' readers look; may be empty."""
-        inner = text_config(self.config)
-        found = self.config.get("quantization_config") or inner.get("quantization_config") or {}
-        return found if isinstance(found, Mapping) else {}
+        """What config.json declares of it."""
+        return quantization_of(self.config)
+
+
+def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config.json declares of quantization, where transformers' readers look; may be empty."""
+    found = config.get("quantization_config") or text_config(config).get("quantization_config") or {}
+    return found if isinstance(found, Mapping) else {}
 
 
 @dataclass(frozen=True)

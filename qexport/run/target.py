@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -163,14 +164,13 @@ class Target:
         """Why nothing here can prove it, and what could; ``None``: something can, or shall not."""
         if self.verify is None or self.format.ladder or plan.kind in self.format.beside:
             return None
+        if has_twins(self.verify):
+            return None
         packed = (tensor for tensor in plan.tensors if len(tensor.streams) > 1)
         odd = next((each.name for each in packed if any(size % 128 for size in each.shape[-2:])), None)
-        traits = traits_of(diagnosis.repaired.family, diagnosis.repaired.text, odd=odd)
-        return (
-            None
-            if has_twins(self.verify)
-            else unjudged(self.format.layout(self.options), traits, self.verify)
-        )
+        config = json.loads(next(file.header for file in plan.files if file.name == "config.json"))
+        traits = traits_of(diagnosis.repaired.family, diagnosis.repaired.text, config, odd)
+        return unjudged(self.format.layout(self.options), traits, self.verify)
 
 
 def _beside(plan: ArtifactPlan, heads: Sequence[str], towers: Sequence[str]) -> ArtifactPlan:

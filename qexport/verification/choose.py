@@ -6,10 +6,9 @@ Some runtimes load what they cannot read and say nothing, so each layout says wh
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qexport.artifacts.layout import Traits
+from qexport.artifacts.layout import Traits, quantization_of
 from qexport.errors import UsageProblem
 from qexport.verification.folder_runtimes import folder_runtime
 
@@ -28,11 +27,26 @@ _NAME_ONE = "name one with --runtime vllm --runtime-python PATH"
 
 
 def traits_of(
-    family: Family, text: Mapping[str, Any], *, mixed: bool = False, odd: str | None = None
+    family: Family, text: Mapping[str, Any], config: Mapping[str, Any], odd: str | None = None
 ) -> Traits:
-    """Those of a folder whose experts are one by one, as ours and published ones are."""
+    """Those of a folder, there or planned, whose experts are one by one, as ours and published ones are.
+
+    Args:
+        text: the part of the model's config that is its language model's.
+        config: the folder's config.json.
+        odd: as of :class:`Traits`.
+    """
     experts = any(text.get(key) for key in (family.experts, *_EXPERTS))
-    return Traits(experts, mixed, odd, apart=experts and family.turned_experts)
+    quantization = quantization_of(config)
+    formats = {str(group.get("format")) for group in (quantization.get("config_groups") or {}).values()}
+    floats = "nvfp4" in str(quantization)
+    return Traits(
+        experts,
+        mixed=floats and len(formats) > 1,
+        odd=odd,
+        apart=experts and family.turned_experts,
+        half=floats and _is_half(config),
+    )
 
 
 def why_not(runtime: str, layout: ArtifactLayout, folder: Traits) -> str | None:
@@ -73,11 +87,7 @@ def choose_runtime(artifact: Opened, options: VerifyOptions) -> Runtime | str:
 
 
 def _traits(artifact: Opened) -> Traits:
-    quantization = artifact.details.get("quantization") or {}
-    formats = {str(group.get("format")) for group in (quantization.get("config_groups") or {}).values()}
-    floats = "nvfp4" in str(quantization)
-    traits = traits_of(artifact.family, artifact.text, mixed=floats and len(formats) > 1, odd=_odd(artifact))
-    return replace(traits, half=floats and _is_half(artifact.config))
+    return traits_of(artifact.family, artifact.text, artifact.config, _odd(artifact))
 
 
 def _is_half(config: Mapping[str, Any]) -> bool:

@@ -18,9 +18,11 @@ from w4a4_folders import EXACT, largest_of_whole, planted, tokens, w4a4
 from zoo_types import Zoo
 
 from qexport.artifacts.input_scales import input_scales
+from qexport.checkpoint.local import LocalCheckpoint
 from qexport.cli.main import cli
 from qexport.codecs.contract import Nvfp4
 from qexport.codecs.nvfp4 import input_scale
+from qexport.doctor import diagnose
 from qexport.errors import InputError, UsageProblem
 from qexport.evidence.products import InputProducts
 from qexport.evidence.rounded_inputs import rounded_inputs
@@ -31,9 +33,11 @@ from qexport.receipt.largest_inputs import read_inputs, shown_inputs
 from qexport.receipt.store import read_receipt
 from qexport.receipt.verification import Check, Status
 from qexport.run import feedback
+from qexport.run.target import Target
 from qexport.verification.choose import can_judge, traits_of
 from qexport.verification.comparison import compare
 from qexport.verification.input_scales import check_input_scales, recorded
+from qexport.verification.options import VerifyOptions
 from qexport.verification.stored_form import check_stored_form
 
 SCALE = {"compressed-tensors": "input_global_scale", "modelopt": "input_scale"}
@@ -329,7 +333,7 @@ def test_transformers_is_no_judge_of_any_mixture(zoo: Zoo) -> None:
     """Whatever its family calls the number of experts: its reader leaves their scales out."""
     for name, mixture in (("glm4_moe", True), ("qwen3_5_moe", True), ("qwen3", False)):
         model = repaired(zoo(name))
-        assert traits_of(model.family, model.text).experts is mixture, name
+        assert traits_of(model.family, model.text, {}).experts is mixture, name
 
 
 def test_a_recipe_names_the_text(zoo: Zoo, tmp_path: Path) -> None:
@@ -352,8 +356,14 @@ def test_a_recipe_names_the_text(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_transformers_is_no_judge_of_4_bits_beside_float16(zoo: Zoo, tmp_path: Path) -> None:
-    """It makes bfloat16 of them, which it then cannot multiply: a sound folder failed."""
-    for name, half in (("llama", True), ("qwen3", False)):
-        execute([plan(zoo(name), layout="compressed-tensors")], tmp_path / name)
-        why = can_judge("transformers", open_artifact(tmp_path / name)) or ""
-        assert ("float16" in why) is half, name
+    """It makes bfloat16 of them, which it then cannot multiply: a sound folder failed. Whatever the reason a
+    folder gives once it is there, its plan has foreseen it."""
+    cases = {"llama": "float16", "qwen3": None, "qwen3_5_moe": "experts"}
+    for name, words in cases.items():
+        made, out = plan(zoo(name), layout="compressed-tensors"), tmp_path / name
+        execute([made], out)
+        why = can_judge("transformers", open_artifact(out))
+        assert why is None if words is None else words in str(why), name
+        target = Target(Nvfp4Options(layout="compressed-tensors"), out, VerifyOptions(twin=False))
+        foreseen = target.foresee(made, diagnose(LocalCheckpoint(zoo(name))))
+        assert foreseen is None if why is None else str(foreseen).startswith(f"{why};")
