@@ -56,12 +56,16 @@ class TextTable:
     def markdown(self) -> str:
         """The table alone, without its title and note."""
         lines = [[cell(column.title) for column in self.columns]]
-        for row in self.rows:
-            pairs = zip(row, self.columns, strict=True)
-            lines.append([text if column.markup else cell(text) for text, column in pairs])
+        lines += ([*map(_shown, row, self.columns)] for row in self.rows)
         rule = "|".join("---:" if column.number else "---" for column in self.columns)
         head, *body = (f"| {' | '.join(line)} |" for line in lines)
         return "\n".join([head, f"|{rule}|", *body])
+
+
+def _shown(text: str, column: Column) -> str:
+    """Markdown; a figure, its error and its unit stay on one line."""
+    safe = text if column.markup else cell(text)
+    return safe.replace(" ", "\u00a0") if column.number else safe
 
 
 def share(title: str, name: str) -> Column:

@@ -131,6 +131,7 @@ def _placed(
             if label.box.inside(frame)
             and not hard.meets(label.box)
             and not (label.far and words.crossed(label))
+            and not (label.far and not want.names and _misleads(label, points))
         ]
         label, box = next(
             (pair for pair in tried if not soft.meets(pair[1])), tried[0] if tried else (None, None)
@@ -144,6 +145,12 @@ def _placed(
         if label.far:
             hard.follow(label)
     return tuple(labels), failed
+
+
+def _misleads(label: Label, points: Sequence[tuple[float, float]]) -> bool:
+    """Whether another point is nearer to the words than theirs: a line does not help against that."""
+    own = label.box.distance(*label.point)
+    return any(label.box.distance(*point) < own for point in points if point != label.point)
 
 
 class _Covered:

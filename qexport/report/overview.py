@@ -13,6 +13,7 @@ from qexport.receipt.measures import USUAL_DRAFTS
 from qexport.receipt.memory import MEMORIES
 from qexport.receipt.plainly import outcome
 from qexport.receipt.state import State
+from qexport.receipt.tables import BESIDE_PLAIN
 from qexport.receipt.text import listed, nats, speed, times, with_error
 from qexport.sizes import size_text
 
@@ -45,6 +46,7 @@ class Overview:
         look: ``good``, ``bad`` or ``open``: of the verdict.
         figures: names and values, the most important first.
         sees: whether it takes pictures, in words; empty where the source does not either.
+        chosen: what its types were chosen for; empty where they were not.
         whole: the parts that are stored in 16 bits or more, where others are not.
         command: how it is run, from beside it; empty where it is lost.
     """
@@ -57,6 +59,7 @@ class Overview:
     figures: tuple[tuple[str, str], ...]
     fits: tuple[Room, ...]
     sees: str
+    chosen: str
     whole: str
     command: str
 
@@ -125,6 +128,7 @@ def _overview(artifact: Artifact, option: Option | None, model: Model) -> Overvi
         tuple(_figures(artifact)),
         () if option is None else tuple(_fit(option, gib) for gib in MEMORIES),
         _sight(artifact, model),
+        f"types chosen for {found.aim}" if (found := artifact.predicted) and found.aim else "",
         _whole(artifact),
         _command(artifact, model),
     )
@@ -141,6 +145,8 @@ def _figures(artifact: Artifact) -> Iterator[tuple[str, str]]:
         yield "KL divergence", with_error(found.kld.estimate)
     elif artifact.predicted:
         yield "Predicted divergence", nats(artifact.predicted.kld)
+    if beside := BESIDE_PLAIN.value(artifact):
+        yield BESIDE_PLAIN.title, beside
     if found.same_top1:
         yield "Same first choice", with_error(found.same_top1, share=True)
     if found.head:

@@ -6,6 +6,7 @@ light and on a dark ground. Text stays text, so that numbers can be selected and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from unicodedata import east_asian_width
@@ -72,6 +73,10 @@ class Box:
         """Whether all of this one is in the other."""
         across = other.left <= self.left and self.right <= other.right
         return across and other.top <= self.top and self.bottom <= other.bottom
+
+    def distance(self, x: float, y: float) -> float:
+        """From a point to its nearest edge; 0 inside."""
+        return math.hypot(max(self.left - x, 0, x - self.right), max(self.top - y, 0, y - self.bottom))
 
 
 def element(name: str, *children: Markup | str, **attributes: str | float | None) -> Markup:

@@ -142,7 +142,9 @@ def test_the_importance_matrix_is_a_file_beside():
 def test_split_files_are_one_row():
     files = {f"M-BF16-0000{n}-of-00003.gguf": b"x" * 1000 for n in (1, 2, 3)}
     card = render_card([parsed(entry("BF16", files))], OPTIONS)
-    assert "| [M-BF16-00001-of-00003.gguf](./M-BF16-00001-of-00003.gguf) and 2 more | BF16 | 3 kB |" in card
+    assert (
+        "| [M-BF16-00001-of-00003.gguf](./M-BF16-00001-of-00003.gguf) and 2 more | BF16 | 3\u00a0kB |" in card
+    )
     assert "hf download bob/Tuned-GGUF --include 'M-BF16-*' --local-dir .\n" in card
 
 

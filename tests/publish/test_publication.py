@@ -21,7 +21,8 @@ GGUF = CardOptions("bob/Tuned-27B-GGUF")
 
 
 def card(*made: Artifact, **options) -> str:
-    return render_card(made or gguf_files(), replace(GGUF, **options))
+    """With blanks for those that do not break, which keep a figure and its unit together."""
+    return render_card(made or gguf_files(), replace(GGUF, **options)).replace("\u00a0", " ")
 
 
 def of(kind: str) -> Artifact:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from xml.etree import ElementTree
 
 import pytest
@@ -19,14 +20,15 @@ from large_publication import ANSWER, CODE, PROMPTS, ROUGH, SOURCE, folders, ggu
 from qexport.errors import EnvironmentProblem, InputError
 from qexport.formats.registry import FORMATS
 from qexport.receipt.measures import Drafting, Estimate
-from qexport.receipt.types import Forecast, Gate, TunedHead
+from qexport.receipt.types import AgainstPlain, Forecast, Gate, TunedHead
 from qexport.report.answers import asked, marked, pieces
+from qexport.report.labels import place
 from qexport.report.ladder_chart import ladder_chart, retuned_chart
 from qexport.report.overview import overviews, taken, verdict_of
 from qexport.report.preview import preview
 from qexport.report.report import Model, Report
 from qexport.report.size_chart import size_chart
-from qexport.report.svg import NARROW, WIDE
+from qexport.report.svg import NARROW, WIDE, Box
 from qexport.report.write import html, lay_out, markdown, save_report
 
 FILES = [each for each in gguf_files() if each.is_model]
@@ -99,6 +101,30 @@ def test_a_card_says_what_it_fits_and_how_it_is_run():
 )
 def test_the_verdict_on_all(change, look, words):
     assert verdict_of(model(FILES[0], replace(FILES[1], **change))) == (look, words)
+
+
+def test_a_card_of_chosen_types_says_what_for_and_what_it_brought():
+    predicted = Forecast(0.007, aim="the size of Q4_K_M")
+    beside = AgainstPlain(True, Estimate(0.007), Estimate(0.0175), Estimate(0.0105, 0.0005), 8192)
+    chosen = replace(FILES[1], label="QX-Q4_K_M", predicted=predicted, against_plain=beside)
+    plain, card = overviews(model(FILES[0], chosen))
+    assert (plain.chosen, card.chosen) == ("", "types chosen for the size of Q4_K_M")
+    assert dict(card.figures)["Beside plain"] == "60.0 ± 2.9 % less"
+    assert "Beside plain" not in dict(plain.figures)
+
+
+def test_a_name_far_from_its_mark_is_nearer_to_no_other():
+    """On a phone, Q3_K_M stood beside the mark of Q4_K_M, which its line ran into."""
+    random, names = Random(0), [f"Q{at}_K_M" for at in range(8)]
+    many = 0
+    for _ in range(40):
+        points = [(random.uniform(90, 190), random.uniform(150, 300)) for _ in names]
+        bars = [Box(x - 2, y - 90, x + 2, y) for x, y in points]
+        placed = place(points, names, Box(84, 140, 354, 430), bars).placed
+        for label in (each for each in placed if each.far and each.words in names):
+            many += 1
+            assert min(points, key=lambda point: label.box.distance(*point)) == label.point, label.words
+    assert many > 4
 
 
 def test_answers_are_beside_what_the_source_says():
@@ -211,7 +237,7 @@ def test_thirty_names_and_long_ones_stand_apart_too(width):
 
 
 def test_drafts_are_told_in_a_table_too():
-    text = markdown(lay_out(Report((model(followed(FILES[4])),))))
+    text = markdown(lay_out(Report((model(followed(FILES[4])),)))).replace("\u00a0", " ")
     assert "| Head | Accepted, 1 ahead | Accepted, 2 ahead | Accepted, 3 ahead | Accepted, 4 ahead |" in text
     assert "| Q4_K_M | 78.0 ± 1.0 % | 70.0 ± 1.0 % | 63.0 ± 1.0 % | 58.0 ± 1.0 % | 2.66 ± 0.010 |" in text
     assert "| the source's own | 78.0 ± 1.0 % |" in text
