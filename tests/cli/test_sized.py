@@ -16,6 +16,7 @@ from held_text import own_words
 from in_process import ok, run
 from tokenizers import Tokenizer
 
+from qexport.assign.aim import Aim
 from qexport.checkpoint.local import LocalCheckpoint
 from qexport.codecs import ggml
 from qexport.demo import MODEL
@@ -35,7 +36,7 @@ from qexport.onepass.as_stored import as_stored
 from qexport.receipt.store import read_receipt
 from qexport.recipe.choice import ModelChoice
 from qexport.recipe.load import load_recipe
-from qexport.run.allocation import ROUTED, settle
+from qexport.run.allocation import ROUTED, offers, settle
 from qexport.run.model import examine
 from qexport.run.target import Target
 from qexport.run.watcher import Watcher
@@ -164,22 +165,6 @@ def test_what_cannot_be_made_is_said(diagnosis: Any, matrix: ImportanceMatrix) -
     # More than the largest types take is no error: it is they.
     (plan,) = settled(diagnosis, matrix, {"size": 10**9})
     assert {kind for kind in types_of(plan).values() if kind != "F32"} == {"Q8_0"}
-
-
-def test_a_size_is_that_of_a_file_and_of_the_head_beside_it(diagnosis: Any, matrix: ImportanceMatrix) -> None:
-    """Bits per weight and the size of a type are the file's own."""
-    beside = {"imatrix": matrix, "mtp": "drafter", "no_mmproj": True}
-    aims = ({"size": 3_600_000}, {"like": "Q4_K_M"}, {"bpw": 4.8})
-    settling = [Target(GgufOptions(**aim, **beside), Path("nowhere")) for aim in aims]
-    plans = [[plan for plan, _ in each.plans(diagnosis)] for each in settle(settling, diagnosis, Watcher())]
-    (trunk, head), *_ = plans
-    assert (trunk.kind, head.kind, head.size > 500_000) == ("gguf", "mtp", True)
-    assert 0.98 * 3_600_000 < trunk.size + head.size <= 3_600_000
-    plain = Target(GgufOptions(("Q4_K_M",), **beside), Path("nowhere")).plans(diagnosis)[0][0]
-    assert 0.995 * plain.size <= plans[1][0].size <= plain.size
-    assert 4.7 < plans[2][0].bits_per_weight <= 4.8
-    with pytest.raises(InputError, match=r"^1 MB is too small.*; \d.* of it are the MTP head's file"):
-        settle([Target(GgufOptions(size=1_000_000, **beside), Path("nowhere"))], diagnosis, Watcher())
 
 
 def test_tensors_named_by_the_user_or_unknown_to_the_matrix_are_left(
@@ -333,6 +318,21 @@ def small_matrix(view: Any) -> ImportanceMatrix:
         view, squares.sums, squares.counts, datasets=["d"], chunk_count=1, chunk_size=128, label="m",
         sensitivity=felt,
     )  # fmt: skip
+
+
+def test_a_size_is_that_of_a_file_and_of_the_head_beside_it(zoo: Any) -> None:
+    """Bits per weight are the file's own."""
+    found = examine(ModelChoice(str(zoo("qwen3_5", hidden=256, intermediate=256))), download=False)
+    matrix = small_matrix(found.repaired.view())
+    options = GgufOptions(size=2_400_000, mtp="drafter", no_mmproj=True, imatrix=matrix)
+    (offer,) = offers([Target(options, Path("nowhere"))], found, Watcher())
+    of_size, of_bits = (offer.settled(aim).plans(found) for aim in (options.aim, Aim("bpw", 5.5)))
+    (trunk, _), (head, _) = of_size
+    assert (trunk.kind, head.kind, head.size > 500_000) == ("gguf", "mtp", True)
+    assert 0.98 * 2_400_000 < trunk.size + head.size <= 2_400_000
+    assert 5.4 < of_bits[0][0].bits_per_weight <= 5.5
+    with pytest.raises(InputError, match=r"^1 MB is too small.*; \d.* of it are the MTP head's file"):
+        offer.settled(Aim("size", 1_000_000))
 
 
 @pytest.mark.skipif(not ggml.is_available(), reason="xllamacpp is not installed")
