@@ -14,7 +14,7 @@ import click
 from qexport.cli._board import Board
 from qexport.cli._options import WORDS
 from qexport.cli._table import drawn
-from qexport.cli._terminal import colourless, folded, is_terminal, printable, put, visible
+from qexport.cli._terminal import colourless, folded, is_terminal, printable, put, redrawn, visible
 from qexport.run.watcher import Phase, Watcher
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Output(Watcher):
 
     @property
     def _drawn(self) -> bool:
-        return is_terminal(sys.stderr) and self._words is Saying.SOME
+        return redrawn(sys.stderr) and self._words is Saying.SOME
 
     @contextmanager
     def _proving(self) -> Iterator[None]:

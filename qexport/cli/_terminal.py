@@ -122,6 +122,12 @@ def is_terminal(stream: Any) -> bool:
     return stream is not None and not stream.closed and bool(stream.isatty())
 
 
+def redrawn(stream: Any) -> bool:
+    """Whether several lines on it can be drawn again: a notebook's cell is a terminal to the commands in it
+    (``!qexport``), and obeys no cursor."""
+    return is_terminal(stream) and "JPY_PARENT_PID" not in os.environ
+
+
 def not_written(error: OSError) -> EnvironmentProblem:
     """What it means that stdout cannot be written."""
     return EnvironmentProblem(

@@ -109,7 +109,9 @@ def test_a_refusal_is_said_however_quiet(zoo: Zoo, tmp_path: Path) -> None:
         ok("gguf", zoo("qwen3"), "-q", "Q8_0", "--no-verify", "--quiet", "-o", zoo("qwen3"))
 
 
-def test_a_terminal_sees_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
+def watched(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What of a proof goes to a terminal."""
+
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -118,9 +120,24 @@ def test_a_terminal_sees_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     output = Output(as_json=False)
-    with output.phase(Phase.VERIFYING, 1):
-        output.stage("a.gguf", "running")
-        output.proven("a.gguf", "passed")
-    shown = screen.getvalue()
+    with output.phase(Phase.VERIFYING, 2):
+        for name in ("a.gguf", "b.gguf"):
+            output.stage(name, "running")
+            output.proven(name, "passed")
+    return screen.getvalue()
+
+
+def test_a_terminal_sees_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    shown = watched(monkeypatch)
     assert "a.gguf" in shown
-    assert "1 of 1" in shown
+    assert "2 of 2" in shown
+    assert "\x1b[?25l" in shown
+
+
+def test_a_cell_of_a_notebook_sees_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cursor cannot go up, each drawing of the board stood below the one before."""
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    shown = watched(monkeypatch)
+    assert [line.split()[:2] for line in shown.splitlines()] == [["passed", "a.gguf"], ["passed", "b.gguf"]]
+    assert "\x1b" not in shown
