@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from qexport.errors import EnvironmentProblem, InputError, QexportError
 
 _LATER = "Try again: files that are already complete are kept."
+
+
+def hub_http() -> Any:
+    """The HTTP library that the client speaks through, whose errors it passes on: httpx, since 2 httpx2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    theirs, _ = HfHubHTTPError.__bases__  # the library's HTTPError, and OSError
+    return import_module(theirs.__module__.partition(".")[0])
 
 
 @contextmanager
@@ -23,9 +33,9 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     """
     import json
 
-    import httpx
     from huggingface_hub import errors
 
+    http = hub_http()
     try:
         yield
     except QexportError:
@@ -58,11 +68,11 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         raise EnvironmentProblem(message, hint=hint) from error
     except errors.HfHubHTTPError as error:
         raise _http_problem(repo, error.response.status_code) from error
-    except (errors.LocalEntryNotFoundError, errors.FileMetadataError, httpx.HTTPError) as error:
+    except (errors.LocalEntryNotFoundError, errors.FileMetadataError, http.HTTPError) as error:
         message = f"{repo} cannot be reached: no answer from the Hub ({_root(error)})."
         hint = f"Check the network, proxy and HF_ENDPOINT. {_LATER}"
         raise EnvironmentProblem(message, hint=hint) from error
-    except (json.JSONDecodeError, httpx.InvalidURL) as error:
+    except (json.JSONDecodeError, http.InvalidURL) as error:
         message = f"{repo} cannot be read: the answer is not a Hub's."
         raise EnvironmentProblem(message, hint="Check HF_ENDPOINT and the proxy.") from error
     except OSError as error:

@@ -16,6 +16,7 @@ import warnings
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.hub_errors import hub_http
 from qexport.publishing.problems import without_secrets
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ def composed(say: Callable[[str], None], *, bars: bool, timeout: float) -> Itera
         timeout: seconds without a byte before a request counts as broken. A client that was made anew after
             a refused connection goes without.
     """
-    import httpx
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -45,7 +45,7 @@ def composed(say: Callable[[str], None], *, bars: bool, timeout: float) -> Itera
         if not bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is not False:
             stack.enter_context(disable_progress_bars())
         session = get_session()
-        before, session.timeout = session.timeout, httpx.Timeout(timeout, connect=min(timeout, 30.0))
+        before, session.timeout = session.timeout, hub_http().Timeout(timeout, connect=min(timeout, 30.0))
         try:
             yield
         finally:

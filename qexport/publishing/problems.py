@@ -12,6 +12,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from qexport.checkpoint.hub_errors import hub_http
 from qexport.errors import EnvironmentProblem, InputError, QexportError
 
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ def reported(repo: str, doing: str, *, invisible: bool = True, done: str = "") -
 
 def client_errors() -> tuple[type[Exception], ...]:
     """What the client, httpx below it and hf_xet raise; a defect of ours is a ``TypeError`` or its like."""
-    import httpx
-
-    return (RuntimeError, OSError, ValueError, httpx.HTTPError, httpx.InvalidURL)
+    http = hub_http()
+    return (RuntimeError, OSError, ValueError, http.HTTPError, http.InvalidURL)
 
 
 def without_secrets(text: str) -> str:
@@ -71,15 +71,15 @@ def without_secrets(text: str) -> str:
 
 def is_passing(error: BaseException) -> bool:
     """Whether trying again may help: the server's own trouble, or the network's."""
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    broken = hub_http().TransportError
     if isinstance(error, OfflineModeIsEnabled):
         return False
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and _is_stale_address(cause):
             return True
-        if isinstance(cause, httpx.TransportError | json.JSONDecodeError):
+        if isinstance(cause, broken | json.JSONDecodeError):
             return True
     status = _status(error)
     if status is not None:
