@@ -8,12 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from zoo_types import Zoo
 
 from qexport.checkpoint.local import LocalCheckpoint
+from qexport.codecs.ggml_types import GGML_TYPES
+from qexport.container.gguf_file import read_gguf
 from qexport.doctor import Repaired, diagnose
 from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
@@ -28,7 +31,8 @@ from qexport.onepass.execute import execute
 from qexport.receipt.verification import Status, Verdict
 from qexport.verification.options import VerifyOptions
 from qexport.verification.run import verify
-from qexport.verification.source_weights import Compared, check_weights, judge_weights
+from qexport.verification.source_weights import check_weights, judge_weights
+from qexport.verification.weight_pairs import Compared
 
 SIZES = {"experts": 3, "layers": 4, "hidden": 256, "intermediate": 256, "head_dim": 128, "vision": False}
 OPTIONS: dict[str, Any] = {
@@ -100,6 +104,33 @@ def test_nor_is_it_in_files(source: Repaired, tmp_path: Path) -> None:
         assert found.status is Status.PASS, (plan.files[0].name, found)
 
 
+def test_a_superblock_of_twice_its_scale_is_found(source: Repaired, tmp_path: Path) -> None:
+    """One of 256 numbers in a matrix of 65536, in its last row; named by its place. Of 3 bits, thrice."""
+    for kind, times in (("Q4_K_M", 2), ("Q3_K_M", 3)):
+        (made,) = plan_gguf(source.view(), (kind,), GgufOptions())
+        execute([made], tmp_path, threads=1)
+        path = tmp_path / made.files[0].name
+        assert judged(path, source).status is Status.PASS
+        name = "blk.1.ffn_down_shexp.weight"
+        entry = read_gguf(path).entries[name]
+        assert entry.type_name in ("Q4_K", "Q5_K", "Q6_K", "Q3_K"), entry.type_name
+        block = bytearray(path.read_bytes())
+        at = entry.stop - GGML_TYPES[entry.type_name].nbytes
+        for place in SCALES_AT[entry.type_name]:
+            scale = np.frombuffer(block, np.float16, 1, at + place) * np.float16(times)
+            block[at + place : at + place + 2] = scale.tobytes()
+        path.write_bytes(block)
+        found = judged(path, source)
+        assert found.status is Status.FAIL, (kind, found)
+        (fault,) = found.data["faults"]
+        assert fault.startswith("model.layers.1.mlp.shared_expert.down_proj.weight: columns ")
+        assert "of row 255 are off by" in fault
+
+
+SCALES_AT = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,)}
+"""Where the float16 scales of a superblock lie."""
+
+
 def of_expert(tensors: Tensors, number: int, part: str) -> list[str]:
     return [name for name in tensors if f"{LAYER}.experts.{number}.{part}." in name]
 
@@ -146,6 +177,27 @@ def transposed(tensors: Tensors) -> str:
     return "model.layers.1.mlp.experts.gate_proj.weight[1] is off by"
 
 
+def one_run(tensors: Tensors) -> str:
+    """Scales of 128 numbers, twice as large."""
+    name = f"{LAYER}.experts.2.up_proj.weight_scale"
+    scales = tensors[name].float()
+    scales[7, 8:16] *= 2
+    tensors[name] = scales.to(torch.float8_e4m3fn)
+    return "model.layers.1.mlp.experts.up_proj.weight[2]: columns 128 to 255 of row 7 are off by"
+
+
+def one_row(tensors: Tensors) -> str:
+    tensors[f"{LAYER}.experts.2.up_proj.weight_scale"][9] *= 2
+    return "model.layers.1.mlp.experts.up_proj.weight[2] is off by 7"
+
+
+def one_group(tensors: Tensors) -> str:
+    """Of a stack: row 4 of its last expert."""
+    for part in ("scales", "biases"):
+        tensors[f"language_model.{LAYER}.switch_mlp.up_proj.{part}"][2, 4, :2] *= 2
+    return "model.layers.1.mlp.experts.up_proj.weight[2]: columns 0 to 127 of row 4 are off by"
+
+
 def plain(tensors: Tensors) -> str:
     tensors["model.norm.weight"] -= 1
     return "model.norm.weight is off by"
@@ -153,6 +205,7 @@ def plain(tensors: Tensors) -> str:
 
 PLANTED = [
     *[("nvfp4", plant) for plant in (quadrupled, exchanged, permuted, silenced, halves, halved, plain)],
+    *[("nvfp4", one_run), ("fp8 dynamic", one_row), ("mlx 4", one_group)],
     *[("nvfp4 ct", plant) for plant in (exchanged, halved)],
     *[("fp8", plant) for plant in (exchanged, transposed)],
     ("fp8 block", transposed),
@@ -180,12 +233,86 @@ def test_planted_faults_are_named(
     assert len(parts) <= 3  # and nothing else
 
 
-def test_a_rescaled_model_is_not_judged_by_its_weights() -> None:
-    """As AWQ leaves it: what a norm is multiplied by, the matrices behind it are divided by."""
+def rescaled(source: Repaired, out: Path, change: Callable[[Tensors], None] | None = None) -> Path:
+    """The model as AWQ leaves it before it quantizes, quantized: channels behind every norm, between up and
+    down, v and o, divided here and multiplied there; with one thing more changed."""
+    shutil.copytree(source.view().tensors[0].data.pieces[0].checkpoint.folder, out / "scaled")
+    random = torch.Generator().manual_seed(4)
+    (file,) = (out / "scaled").glob("*.safetensors")
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+
+    def scales(count: int) -> torch.Tensor:
+        return torch.exp(0.5 * torch.randn(count, generator=random))
+
+    for name in [name for name in tensors if ".layers." in name and not name.startswith("mtp.")]:
+        before, _, inside = name.partition(".layers.")
+        layer = f"{before}.layers.{inside.partition('.')[0]}"
+        if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
+            by = scales(len(tensors[name]))
+            tensors[name] = (tensors[name] + 1) / by - 1
+            attention = name.endswith("input_layernorm.weight")
+            for other in BEHIND[attention]:
+                for each in (each for each in tensors if each.startswith(f"{layer}.") and other in each):
+                    tensors[each] *= by
+        elif name.endswith("shared_expert.up_proj.weight"):
+            by = scales(len(tensors[name]))
+            tensors[name] /= by[:, None]
+            tensors[name.replace("up_proj", "down_proj")] *= by
+        elif name.endswith("v_proj.weight"):
+            into = tensors[name.replace("v_proj", "o_proj")]
+            by = scales(len(tensors[name])).view(-1, 128)
+            tensors[name] /= by.view(-1, 1)
+            into *= by.repeat_interleave(into.shape[1] // by.numel(), 0).view(-1)
+    if change is not None:
+        change(tensors)
+    kept = load_file(file)
+    save_file(
+        {name: tensors[name].to(kept[name].dtype).contiguous() for name in kept},
+        file,
+        metadata={"format": "pt"},
+    )
+    made = plan_nvfp4(diagnose(LocalCheckpoint(out / "scaled")).repaired, Nvfp4Options(scope="all-linear"))
+    execute([made], out / "made", threads=1)
+    return out / "made"
+
+
+BEHIND = {
+    True: ("q_proj.weight", "k_proj.weight", "v_proj.weight", "in_proj_"),
+    False: ("gate_proj", "up_proj", "mlp.gate.weight", "shared_expert_gate.weight"),
+}
+"""What is behind the first norm of a layer, and the second."""
+
+
+def test_a_rescaled_model_is_judged_by_products(source: Repaired, tmp_path: Path) -> None:
+    """As AWQ leaves it: what a norm is divided by, the matrices behind it are multiplied by."""
+    found = judged(rescaled(source, tmp_path), source)
+    assert found.status is Status.PASS, found
+    assert "rescaled before it was quantized" in found.summary
+    assert found.data["rescaled"] > 20
+
+
+@pytest.mark.parametrize(
+    "part", ["mlp.shared_expert.down_proj", "self_attn.v_proj", "mlp.gate", "self_attn.o_proj"]
+)
+def test_what_is_wrong_with_a_rescaled_model_is_named(source: Repaired, tmp_path: Path, part: str) -> None:
+    def shuffled(tensors: Tensors) -> None:
+        (name,) = [
+            each for each in tensors if f"layers.3.{part}.weight" in each and not each.startswith("mtp")
+        ]
+        tensors[name] = tensors[name].roll(1, 0)
+
+    found = judged(rescaled(source, tmp_path, shuffled), source)
+    assert found.status is Status.FAIL, found
+    assert any(f"layers.3.{part}.weight" in fault for fault in found.data["faults"])
+    assert len(found.data["faults"]) <= 2  # it, and the one that it is fitted to
+
+
+def test_a_turned_model_is_not_judged() -> None:
+    """Where no product is the source's either; a norm alone is at fault."""
     sound = Compared("a", 4, norm=False, error=0.1, size=1.0)
     norm, matrix = (Compared("b", 16, norm=is_norm, error=0.5, size=1.2) for is_norm in (True, False))
     for found, status in (([sound, norm, matrix], Status.SKIPPED), ([sound, norm], Status.FAIL)):
-        verdict = judge_weights(found)
+        verdict = judge_weights(found, [sound, matrix])
         assert verdict is not None
         assert verdict.status is status
     assert judge_weights([]) is None
