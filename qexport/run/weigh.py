@@ -178,7 +178,8 @@ def active_weights(view: ModelView) -> float:
 
 def _tokens(recipe: Recipe) -> int:
     calibration = recipe.calibration
-    if calibration is None or calibration.imatrix is not None:
+    used = any(each.importance for each in recipe.artifacts)
+    if calibration is None or calibration.imatrix is not None or not used:
         return 0
     return calibration.tokens or _BUILT_IN_TOKENS
 

@@ -191,12 +191,14 @@ def test_inputs_are_rounded_as_the_library_rounds_them(factor: float) -> None:
     assert (float(mine.abs().max()) < 0.3 * float(inputs.abs().max())) == (factor > 1)
 
 
-def test_the_command_measures_on_a_text(zoo: Zoo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", SCALE)
+def test_the_command_measures_on_a_text(zoo: Zoo, tmp_path: Path, layout: str) -> None:
     """A text of one's own, or the package's; the receipt says which, and what was found."""
     source = str(zoo("qwen3_5"))
     text = tmp_path / "mine.txt"
     text.write_text("Many words about many things. " * 200)
     words = ["nvfp4", source, "--scheme", "NVFP4", "--no-verify", "--feedback-tokens", "1024"]
+    words += [] if layout == "compressed-tensors" else ["--layout", layout]
     out = tmp_path / "out"
     run = CliRunner().invoke(cli, [*words, "--corpus", str(text), "-o", str(out)], catch_exceptions=False)
     assert run.exit_code == 0, run.output
@@ -205,7 +207,7 @@ def test_the_command_measures_on_a_text(zoo: Zoo, tmp_path: Path) -> None:
     assert entry.options["scheme"] == "NVFP4"
     assert entry.options["input_scales"]["corpus"] == "mine.txt"
     assert entry.options["input_scales"]["tokens"] <= 1024
-    assert entry.details["layout"] == "compressed-tensors"
+    assert entry.details["layout"] == layout
     artifact = open_artifact(out)
     assert artifact.layout.stored_type(artifact) == "W4A4_NVFP4"
     finding = check_input_scales(artifact, recorded(out))

@@ -206,6 +206,24 @@ def test_what_chooses_types_is_counted(tmp_path, zoo):
     assert ready.calibration == active_weights(view) * 32
 
 
+@pytest.mark.parametrize(("layout", "every"), [("modelopt", False), ("compressed-tensors", True)])
+def test_a_text_for_scales_of_inputs_is_counted(tmp_path, zoo, layout, every):
+    """llm-compressor's way shows every expert each token; ModelOpt's sends them as the model does."""
+    folder = zoo("qwen3_5_moe")
+    recipe = load(
+        tmp_path,
+        f"""
+        source: {{model: {folder}, name: Zoo}}
+        calibration: {{feedback_tokens: 64}}
+        artifacts: [nvfp4: {{scheme: NVFP4, layout: {layout}}}]
+        """,
+    )
+    diagnosis = examine(ModelChoice(str(folder)), download=False)
+    view = diagnosis.repaired.view()
+    burden = weigh(recipe, recipe.subject("model"), diagnosis, units_of(recipe))
+    assert burden.calibration == (view.parameters if every else active_weights(view)) * 64
+
+
 def test_estimates_add_up():
     assert pass_seconds(10.0, 2 * G, 2) == pytest.approx(7.0)
     assert calibration_seconds(1e9, 0, 4) == 0
