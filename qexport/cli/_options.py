@@ -33,11 +33,28 @@ class _Size(click.ParamType[int]):
         return size
 
 
-class Finite(click.FloatRange):
-    """A number in a range; ``nan`` is in every range to click, and ``inf`` in those without an end."""
+class Whole(click.ParamType[int]):
+    """An integer in a range; the help calls it N, and who is outside the range is told what it is."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
+    name = "n"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._range = click.IntRange(least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return int(self._range.convert(value, param, ctx))
+
+
+class Finite(click.ParamType[float]):
+    """As :class:`Whole`, of any numbers but ``nan``, which is in every range to click, and ``inf``."""
+
+    name = "number"
+
+    def __init__(self, least: float, most: float | None = None, *, min_open: bool = False) -> None:
+        self._range = click.FloatRange(least, most, min_open=min_open)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(self._range.convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a number that can be kept to", param, ctx)
         return number
@@ -94,11 +111,9 @@ OUT = click.option(
     help="Folder for the results; made if it is not there.",
 )
 DRY_RUN = click.option(
-    "--dry-run", is_flag=True, help="Print the plan: every tensor, exact sizes. Writes nothing."
+    "--dry-run", is_flag=True, help="Print the plan with exact sizes (-v: every tensor). Writes nothing."
 )
-THREADS = click.option(
-    "--threads", type=click.IntRange(1, 4096), help="Worker threads.  [default: every processor]"
-)
+THREADS = click.option("--threads", type=Whole(1, 4096), help="Worker threads.  [default: every processor]")
 
 NO_VERIFY = click.option("--no-verify", is_flag=True, help="Do not run what was written. Receipts say so.")
 ALLOW_UNVERIFIED = click.option(
@@ -233,7 +248,7 @@ CORPUS = click.option(
 )
 CALIB_CHUNK = click.option(
     "--calib-chunk",
-    type=click.IntRange(2, 1 << 20),
+    type=Whole(2, 1 << 20),
     default=512,
     show_default=True,
     help="Tokens in a chunk; every chunk is read as a text of its own.",
@@ -241,7 +256,7 @@ CALIB_CHUNK = click.option(
 calibration_options = together(
     click.option(
         "--sensitivity-tokens",
-        type=click.IntRange(2, COUNT),
+        type=Whole(2, COUNT),
         default=4096,
         show_default=True,
         help="The most tokens that gradients are taken of, from the beginning of the text.",
@@ -273,7 +288,7 @@ calibration_options = together(
     CALIB_CHUNK,
     click.option(
         "--calib-tokens",
-        type=click.IntRange(2, COUNT),
+        type=Whole(2, COUNT),
         help="The most tokens to read.  [default: all of a corpus of yours, 131072 of the built-in one]",
     ),
 )
@@ -283,7 +298,7 @@ calibration_options = together(
 feedback_options = together(
     click.option(
         "--feedback-tokens",
-        type=click.IntRange(2, COUNT),
+        type=Whole(2, COUNT),
         default=32768,
         show_default=True,
         help="The most tokens that are sent along for --feedback, and for nvfp4 --scheme NVFP4.",
@@ -314,14 +329,12 @@ verify_options = together(
     ALLOW_UNVERIFIED,
     click.option(
         "--draft-max",
-        type=click.IntRange(1, 16),
+        type=Whole(1, 16),
         default=3,
         show_default=True,
         help="Tokens that the MTP head drafts at a time.",
     ),
-    click.option(
-        "--tokens", "n_predict", type=click.IntRange(8, 4096), help="Tokens to generate per prompt."
-    ),
+    click.option("--tokens", "n_predict", type=Whole(8, 4096), help="Tokens to generate per prompt."),
     click.option("--prompt", "prompts", multiple=True, help="Prompt to answer instead of the built-in ones."),
     LLAMA_SERVER,
 )
@@ -356,7 +369,7 @@ twin_option = click.option(
 
 measure_option = click.option(
     "--measure",
-    type=click.IntRange(0, 1 << 30),
+    type=Whole(0, 1 << 30),
     default=2048,
     show_default=True,
     metavar="TOKENS",

@@ -83,6 +83,11 @@ class Output(Watcher):
         self._names: list[str] = []
         Output.printed = False
 
+    @property
+    def verbose(self) -> bool:
+        """Whether ``-v`` asks for all there is."""
+        return self._words is Saying.ALL
+
     def say(self, words: str = "") -> None:
         """Words for the person watching: stderr, not part of the result; none with ``--quiet``."""
         if self._words > Saying.NONE:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qexport.cli._options import SIZE, together
+from qexport.cli._options import SIZE, Whole, together
 from qexport.cli._output import Output
 from qexport.errors import EnvironmentProblem, InputError, QexportError, SeveralProblems, some
 from qexport.sizes import counted, human_time, size_text
@@ -91,12 +91,12 @@ limit_options = together(
     ),
     click.option(
         "--cores",
-        type=click.IntRange(1, 4096),
+        type=Whole(1, 4096),
         default=4,
         show_default=True,
         help="Processors of a machine, for the time estimate.",
     ),
-    click.option("--max-jobs", type=click.IntRange(1, 256), default=256, help="The most jobs."),
+    click.option("--max-jobs", type=Whole(1, 256), default=256, help="The most jobs."),
     click.option("--max-memory", type=SIZE, metavar="SIZE", help="Memory of a machine."),
     click.option("--max-disk", type=SIZE, metavar="SIZE", help="Disk of a machine, for source and results."),
 )

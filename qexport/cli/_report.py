@@ -64,7 +64,7 @@ def plan_json(plan: ArtifactPlan) -> dict[str, Any]:
 
 
 def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None:
-    """The whole plan (``--dry-run``): stdout, or one JSON document."""
+    """The plan (``--dry-run``), with ``-v`` each file and tensor: stdout, or one JSON document."""
     total, free = sum(plan.size for plan in plans), free_bytes(out)
     output.document(
         {
@@ -79,11 +79,12 @@ def show_plans(output: Output, plans: Sequence[ArtifactPlan], out: Path) -> None
         return
     for plan in plans:
         output.text(f"{plan.label}: {counted(len(plan.tensors), 'tensor')}, {size_text(plan.size)}")
-        for file in plan.files:
-            header = f", header {len(file.header)}" if file.header else ""
-            output.text(f"  {file.name}  {file.size} bytes{header}")
-        for line in _tensor_lines(plan):
-            output.text(line, as_is=True)
+        if output.verbose:
+            for file in plan.files:
+                header = f", header {len(file.header)}" if file.header else ""
+                output.text(f"  {file.name}  {file.size} bytes{header}")
+            for line in _tensor_lines(plan):
+                output.text(line, as_is=True)
         for note in plan.notes:
             output.text(f"  note: {note}")
         if plan.assignment is not None and plan.assignment.predicted is not None:

@@ -16,6 +16,7 @@ from qexport.cli._options import (
     NO_VERIFY,
     OUT,
     THREADS,
+    Whole,
     measure_option,
     runtime_options,
     twin_option,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 @CORPUS
 @click.option(
     "--calib-tokens",
-    type=click.IntRange(2, 1 << 30),
+    type=Whole(2, 1 << 30),
     default=16384,
     show_default=True,
     metavar="TOKENS",

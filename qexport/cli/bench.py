@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qexport.cli._export import chosen
-from qexport.cli._options import JSON, LLAMA_SERVER, Finite, runtime_options
+from qexport.cli._options import JSON, LLAMA_SERVER, Finite, Whole, runtime_options
 from qexport.cli._output import Output
 from qexport.verification.bench import BenchOptions
 
@@ -25,7 +25,7 @@ _ABSENT = "-"
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--n-max",
-    type=click.IntRange(0, 16),
+    type=Whole(0, 16),
     default=BenchOptions.n_max,
     show_default=True,
     help="The most tokens that the MTP head drafts at a time: every number from 1 on is measured. 0: "
@@ -35,28 +35,26 @@ _ABSENT = "-"
 @click.option(
     "--tokens",
     "n_predict",
-    type=click.IntRange(8, 4096),
+    type=Whole(8, 4096),
     default=BenchOptions.n_predict,
     show_default=True,
     help="The most tokens of an answer.",
 )
 @click.option(
     "--repeats",
-    type=click.IntRange(1, 100),
+    type=Whole(1, 100),
     default=BenchOptions.repeats,
     show_default=True,
     help="Rounds over all prompts; the median counts.",
 )
 @click.option(
     "--prompt-tokens",
-    type=click.IntRange(8, 1 << 20),
+    type=Whole(8, 1 << 20),
     default=BenchOptions.prompt_tokens,
     show_default=True,
     help="Tokens of the prompt that reading is measured on.",
 )
-@click.option(
-    "--threads", type=click.IntRange(1, 4096), help="Threads of the runtime.  [default: its own choice]"
-)
+@click.option("--threads", type=Whole(1, 4096), help="Threads of the runtime.  [default: its own choice]")
 @click.option(
     "--timeout",
     "time_limit",

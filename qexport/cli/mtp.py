@@ -17,6 +17,7 @@ from qexport.cli._options import (
     OVERWRITE,
     THREADS,
     Finite,
+    Whole,
     head_base,
     model_argument,
     together,
@@ -53,14 +54,14 @@ _stream_options = together(
 )
 _CHUNK = click.option(
     "--chunk",
-    type=click.IntRange(16, 1 << 20),
+    type=Whole(16, 1 << 20),
     default=512,
     show_default=True,
     help="Tokens in a chunk; every chunk is read as a text of its own.",
 )
 _DEPTH = click.option(
     "--depth",
-    type=click.IntRange(1, 4),
+    type=Whole(1, 4),
     default=3,
     show_default=True,
     help="Most drafts of a verification (n-max).",
@@ -88,7 +89,7 @@ def command() -> None:
     """
 
 
-@command.command("score")
+@command.command("score", short_help="How often the head's drafts are what MODEL says.")
 @_head_options
 @click.option(
     "--text",
@@ -98,7 +99,7 @@ def command() -> None:
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(16, COUNT),
+    type=Whole(16, COUNT),
     default=32768,
     show_default=True,
     help="The most tokens to read; whole documents, drawn by lot.",
@@ -198,7 +199,7 @@ def _stream(given: dict[str, Any]) -> StreamOptions:
     return StreamOptions(**chosen(StreamOptions, given))
 
 
-@command.command("generate")
+@command.command("generate", short_help="Have MODEL write text of its own, to tune by.")
 @model_argument
 @click.option(
     "-o",
@@ -229,26 +230,26 @@ def _stream(given: dict[str, Any]) -> StreamOptions:
 @LLAMA_SERVER
 @click.option(
     "--tokens",
-    type=click.IntRange(1, COUNT),
+    type=Whole(1, COUNT),
     default=131072,
     show_default=True,
     help="Tokens of answers in all; prompts are answered again until there are so many.",
 )
 @click.option(
     "--answer",
-    type=click.IntRange(16, 1 << 20),
+    type=Whole(16, 1 << 20),
     default=512,
     show_default=True,
     help="The most tokens of an answer.",
 )
 @click.option("--temperature", type=Finite(0.01, 10), help="[default: the model's recommendation, or 0.7]")
 @click.option("--top-p", type=Finite(0, 1, min_open=True), help="[default: the model's recommendation]")
-@click.option("--top-k", type=click.IntRange(0, 1 << 20), help="[default: the model's recommendation]")
+@click.option("--top-k", type=Whole(0, 1 << 20), help="[default: the model's recommendation]")
 @click.option("--min-p", type=Finite(0, 1), help="[default: the model's recommendation]")
-@click.option("--seed", type=click.IntRange(0, 1 << 31), default=0, show_default=True, help="Of the answers.")
+@click.option("--seed", type=Whole(0, 1 << 31), default=0, show_default=True, help="Of the answers.")
 @click.option(
     "--parallel",
-    type=click.IntRange(1, 1024),
+    type=Whole(1, 1024),
     default=8,
     show_default=True,
     help="Answers that are written at a time.",
@@ -289,7 +290,7 @@ def generate(**given: Any) -> None:
     )
 
 
-@command.command("tune")
+@command.command("tune", short_help="Tune the head to MODEL, and keep it if better.")
 @_head_options
 @click.option(
     "--text",
@@ -317,15 +318,15 @@ def generate(**given: Any) -> None:
 @_DEPTH
 @click.option(
     "--epochs",
-    type=click.IntRange(1, 1000),
+    type=Whole(1, 1000),
     default=4,
     show_default=True,
     help="Times that the text is read; at least 200 steps in all.",
 )
-@click.option("--steps", type=click.IntRange(1, 1 << 30), help="Exactly so many steps.")
+@click.option("--steps", type=Whole(1, 1 << 30), help="Exactly so many steps.")
 @click.option(
     "--batch-tokens",
-    type=click.IntRange(16, 1 << 24),
+    type=Whole(16, 1 << 24),
     default=2048,
     show_default=True,
     help="Tokens of a step.",
@@ -341,12 +342,10 @@ def generate(**given: Any) -> None:
     help="Share of the text that is taken from the corpus inside the package, so that other domains are kept "
     "and judged.",
 )
-@click.option("--tokens", type=click.IntRange(16, COUNT), help="The most tokens of the text.  [default: all]")
+@click.option("--tokens", type=Whole(16, COUNT), help="The most tokens of the text.  [default: all]")
 @_CHUNK
 @_TEMPERATURE
-@click.option(
-    "--seed", type=click.IntRange(0, 1 << 31), default=0, show_default=True, help="Same seed, same bits."
-)
+@click.option("--seed", type=Whole(0, 1 << 31), default=0, show_default=True, help="Same seed, same bits.")
 @click.option(
     "--spill",
     type=click.Path(file_okay=False, path_type=Path),

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qexport.cli._options import JSON, Finite
+from qexport.cli._options import JSON, Finite, Whole
 from qexport.cli._output import Gathered, Output
 from qexport.cli._recipe import RECIPE, SET
 from qexport.errors import UsageProblem
@@ -72,9 +72,7 @@ from qexport.errors import UsageProblem
     is_flag=True,
     help="With --dry-run, too, read every file and compare it with its receipt, as a push does.",
 )
-@click.option(
-    "--workers", type=click.IntRange(1, 32), default=5, show_default=True, help="Files sent at a time."
-)
+@click.option("--workers", type=Whole(1, 32), default=5, show_default=True, help="Files sent at a time.")
 @click.option(
     "--timeout",
     type=Finite(0, 1e7, min_open=True),

@@ -17,6 +17,7 @@ from qexport.cli._options import (
     OUT,
     OVERWRITE,
     THREADS,
+    Whole,
 )
 from qexport.cli._output import Output
 from qexport.cli._recipe import limit_options, plan_all, recipe_options, show_jobs
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
     help="The Python that has a runtime which the recipe asks for, e.g. vllm=~/vllm/bin/python.",
 )
 @ALLOW_UNVERIFIED
-@click.option(
-    "--measure", type=click.IntRange(0, 1 << 30), metavar="TOKENS", help="Instead of the recipe's number."
-)
+@click.option("--measure", type=Whole(0, 1 << 30), metavar="TOKENS", help="Instead of the recipe's number.")
 @DEVICE
 @click.option("--push", "pushing", flag_value="push", help="Publish what has passed, as the recipe says.")
 @click.option("--push-dry-run", "pushing", flag_value="rehearse", help="Show what --push would publish.")

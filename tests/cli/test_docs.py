@@ -18,6 +18,13 @@ def test_pages_made_from_the_program_are_current(name):
     assert (ROOT / "docs" / name).read_text() == make_docs.pages()[name], "run `make docs`"
 
 
+def test_helps_are_whole_and_plain():
+    """No sentence cut off, no ranges that are bounds of sanity."""
+    text = make_docs.pages()["cli.md"]
+    assert [line for line in text.splitlines() if line.endswith("...") and "Usage:" not in line] == []
+    assert not re.search(r"RANGE|<=?x", text)
+
+
 @pytest.mark.parametrize(
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )

@@ -141,3 +141,15 @@ def test_a_cell_of_a_notebook_sees_lines(monkeypatch: pytest.MonkeyPatch) -> Non
     shown = watched(monkeypatch)
     assert [line.split()[:2] for line in shown.splitlines()] == [["passed", "a.gguf"], ["passed", "b.gguf"]]
     assert "\x1b" not in shown
+
+
+def test_a_dry_run_names_tensors_only_where_all_is_asked_for(zoo: Zoo) -> None:
+    """A file has a thousand of them: what it weighs is in a table."""
+    words = ("gguf", zoo("llama3"), "-q", "Q8_0", "--dry-run")
+    brief, whole = ok(*words).stdout, ok(*words, "-v").stdout
+    assert "blk.0.attn_q.weight" in whole
+    assert "blk." not in brief
+    assert len(brief.splitlines()) < 10
+    for shown in (brief, whole):
+        assert re.search(r"llama3-Q8_0\.gguf +\S+ MB", shown)
+        assert "to write" in shown
