@@ -142,8 +142,10 @@ def _read(steps: Steps, found: OnDisk) -> bool:
             steps.add(scaled)
     if (read := check_readers(about.packed())) is not None:
         steps.add(read)
-    if steps.view is not None and not about.alone and (beside := _weights(found.path, about, steps.view)):
-        steps.add(beside)
+    if steps.view is not None and not about.alone:
+        steps.progress(f"{steps.name}: comparing {steps.size / 1e9:.2f} GB with the source's weights")
+        if (beside := _weights(found.path, about, steps.view)) is not None:
+            steps.add(beside)
     return True
 
 
