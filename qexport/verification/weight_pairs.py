@@ -35,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qexport.families.roles import EXPERT_ROLES, NORM_ROLES
+from qexport.families.roles import EXPERT_ROLES, NORM_ROLES, Role
 from qexport.onepass.execute import default_threads
 from qexport.onepass.rows import read_rows
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _LIMITS = {16: 0.01, 8: 0.05, 6: 0.1, 5: 0.15, 4: 0.35, 3: 0.5, 2: 0.75, 1: 0.9}  # by bits, at least
 _RUN_LIMITS = {16: 0.05, 8: 0.3, 6: 0.45, 5: 0.45, 4: 0.55, 3: 0.9, 2: 1.5, 1: 2.5}
+_OF_TOKENS = frozenset({Role.TOKEN_EMBD, Role.OUTPUT, Role.MTP_EMBED, Role.MTP_OUTPUT})
 _FAINT = 1e-3  # of the mean run of all rows: what is below is nothing
 _TOGETHER = 1 << 20  # values that are read at a time
 
@@ -190,12 +191,19 @@ class WeightPair:
 
 
 def pairs_of(artifact: Opened, source: ModelView) -> Iterator[WeightPair]:
-    """Every matrix and vector that both have, each expert's alone."""
+    """Every matrix and vector that both have in one size, each expert's alone."""
     theirs = {tensor.name: tensor.data for tensor in source}
     for tensor in artifact.view():
         other = theirs.get(tensor.name)
-        if other is not None and tensor.shape[1:] == other.shape[1:]:
+        if other is not None and _of_one_size(tensor, other):
             yield from _of_tensor(artifact, tensor, other)
+
+
+def _of_one_size(tensor: ModelTensor, other: LogicalTensor) -> bool:
+    """An embedding may have rows beyond the last token, or be without those of the source."""
+    if tensor.role in _OF_TOKENS:
+        return tensor.shape[1:] == other.shape[1:]
+    return tensor.shape == other.shape
 
 
 def compare(pairs: Iterable[WeightPair]) -> list[Compared]:
@@ -206,9 +214,6 @@ def compare(pairs: Iterable[WeightPair]) -> list[Compared]:
 
 def _of_tensor(artifact: Opened, tensor: ModelTensor, other: LogicalTensor) -> Iterator[WeightPair]:
     stack = tensor.role in EXPERT_ROLES and len(tensor.shape) == 3
-    if stack and tensor.shape != other.shape:
-        return
-    # An embedding may have rows beyond the last token, or be without those of the source.
     rows = min(tensor.data.matrix_shape[0], other.matrix_shape[0])
     height = tensor.shape[-2] if stack else rows
     for number in range(rows // height):

@@ -32,7 +32,7 @@ from qexport.receipt.verification import Status, Verdict
 from qexport.verification.options import VerifyOptions
 from qexport.verification.run import verify
 from qexport.verification.source_weights import check_weights, judge_weights
-from qexport.verification.weight_pairs import Compared
+from qexport.verification.weight_pairs import Compared, pairs_of
 
 SIZES = {"experts": 3, "layers": 4, "hidden": 256, "intermediate": 256, "head_dim": 128, "vision": False}
 OPTIONS: dict[str, Any] = {
@@ -322,6 +322,23 @@ def test_of_two_bits_the_size_is_judged() -> None:
     assert Compared("a", 2, norm=False, error=0.5, size=0.8).sound
     assert not Compared("a", 2, norm=False, error=0.55, size=0.5).sound
     assert not Compared("a", 2, norm=False, error=float("inf"), size=float("nan")).sound
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"kv_heads": 1, "value_heads": 6}, {"hidden": 320, "layers": 3}, {"head_dim": 64, "experts": 5}],
+    ids=str,
+)
+def test_a_model_of_other_sizes_is_not_the_source(
+    folder: Callable[[str], Path], zoo: Zoo, sizes: dict[str, int]
+) -> None:
+    """Vectors of another length are as little to be compared as matrices of other columns."""
+    other = diagnose(LocalCheckpoint(zoo("qwen3_5_moe", **{**SIZES, **sizes}))).repaired
+    artifact, view = open_artifact(folder("fp8")), other.view()
+    shapes = {tensor.name: tensor.shape for tensor in view}
+    assert all(pair.tensor.shape == shapes[pair.tensor.name] for pair in pairs_of(artifact, view))
+    found = check_weights(artifact, view)
+    assert found is None or found.status is not Status.PASS
 
 
 def test_verification_says_it(folder: Callable[[str], Path], source: Repaired) -> None:
