@@ -2,8 +2,8 @@
 
 The doctor examines checkpoints whose tensors are floats. Given this, it says of somebody else's quantized
 folder what it says of a model: which head and tower it lacks, whether the base's fit, what is wrong with its
-config and tokenizer. Packed matrices are called BF16 and are decoded when they are read; every tensor keeps
-the file and the name that it has.
+config and tokenizer. Packed matrices are called BF16, or float16 where their scales are (AutoAWQ, GPTQ: their
+kernels want it), and are decoded when they are read; every tensor keeps the file and the name that it has.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from qexport.artifacts.forms import codes_of
 from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, StoredTensor, torch_dtype
 
@@ -43,13 +44,15 @@ class AsFloats(Checkpoint):
         found: dict[str, StoredTensor] = {}
         for weight in artifact.weights.values():
             assert isinstance(weight, StoredWeight)
-            codes = (weight.parts.get("weight_packed") or weight.parts["weight"]).tensor
+            codes = codes_of(weight.name, weight.parts).tensor
             if codes.dtype in FLOAT_DTYPES:
                 found[codes.name] = codes
                 continue
             name, decoded = f"{weight.module}.weight", weight.decode()
             self._packed[name] = decoded
-            found[name] = StoredTensor(name, "BF16", decoded.shape, codes.file, codes.start, codes.stop)
+            half = "qweight" in weight.parts and weight.parts["scales"].dtype == "F16"
+            dtype = "F16" if half else "BF16"
+            found[name] = StoredTensor(name, dtype, decoded.shape, codes.file, codes.start, codes.stop)
         ordered = sorted(found.values(), key=lambda tensor: (tensor.file, tensor.start))
         self._tensors = {tensor.name: tensor for tensor in ordered}
         self._files = {name: size for name, size in stored.files.items() if name not in DECLARATIONS}
@@ -76,9 +79,9 @@ class AsFloats(Checkpoint):
         return _without_declaration(data) if name == _CONFIG else data
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of floats; of packed ones rounded to bfloat16."""
+        """Rows of floats; of packed ones rounded to what they are called."""
         if name in self._packed:
-            return self._packed[name].read(start, stop).to(torch_dtype("BF16"))
+            return self._packed[name].read(start, stop).to(torch_dtype(self._tensors[name].dtype))
         return self._stored.read_rows(name, start, stop)
 
     def identity(self) -> list[object]:

@@ -11,6 +11,7 @@ nvfp4, c.-tensors      ``weight_scale``, ``_global_..``  level * scale of 16 / g
 integers, c.-tensors   ``weight_scale``, ``_shape``      (code - zero point) * scale of its group, its row
 integers, a byte each  ``weight_scale``                  (code - zero point) * scale of its group, its row
 integers, ModelOpt     ``weight_scale``                  code * scale of its group; two rows share a byte
+integers, AWQ, GPTQ    ``qweight``: see ``qweight.py``   (code - zero point) * scale of its group
 MLX affine             ``scales``, ``biases``            code * scale + bias of its group
 MLX mxfp4, mxfp8       ``scales`` (E8M0)                 code * scale of 32
 MLX nvfp4              ``scales`` (E4M3)                 level * scale of 16 (* ``global_scale``)
@@ -29,6 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qexport.artifacts.qweight import QWeight, misfit, packing_of
 from qexport.checkpoint.tensors import FLOAT_DTYPES, matrix_shape
 from qexport.codecs.contract import FP8_TILE
 from qexport.codecs.decoded import e4m3, microscaled, tiled
@@ -79,8 +81,9 @@ def decoded(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
     if "pre_quant_scale" in parts:
         inner = {word: part for word, part in parts.items() if word != "pre_quant_scale"}
         return Smoothed(name, decoded(name, inner, columns), parts["pre_quant_scale"])
-    form, codes = form_of(name, parts, columns), _codes(parts)
-    assert codes is not None
+    if "qweight" in parts:
+        return QWeight(name, parts)
+    form, codes = form_of(name, parts, columns), codes_of(name, parts)
     rows, packed = matrix_shape(codes.shape)
     if form.kind == "float":
         return Plain(codes)
@@ -96,16 +99,19 @@ def decoded(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
         return Affine(codes, parts["scales"], parts["biases"], form, shape)
     scales = parts.get("scales") or parts["weight_scale"]
     if matrix_shape(scales.shape) != (rows, width // form.group):
-        raise _misfit(name, scales, f"({rows}, {width // form.group})")
+        raise misfit(name, scales, f"({rows}, {width // form.group})")
     shared = parts.get("weight_global_scale") or parts.get("weight_scale_2") or parts.get("global_scale")
     return Microscaled(codes, scales, shared, form, shape, inverse="weight_global_scale" in parts)
 
 
 def form_of(name: str, parts: Mapping[str, StoredPart], columns: int | None = None) -> Form:
     """The form alone. Arguments and errors as :func:`decoded`."""
-    codes = _codes(parts)
-    if codes is None:
-        raise InputError(f"{name}: there are {', '.join(sorted(parts))} and no weight")
+    if "qweight" in parts:
+        packing = packing_of(name, parts)
+        if packing.groups == 1:
+            return Form("int", packing.bits, per="row")
+        return Form("int", packing.bits, packing.inputs // packing.groups)
+    codes = codes_of(name, parts)
     if "scales" in parts:
         return _mlx_form(name, codes, parts, columns)
     scale = parts.get("scale_inv") or parts.get("weight_scale")
@@ -130,8 +136,12 @@ def form_of(name: str, parts: Mapping[str, StoredPart], columns: int | None = No
     raise InputError(f"{name}: {codes.dtype} with scales of {scale.dtype} is no form that qexport knows")
 
 
-def _codes(parts: Mapping[str, StoredPart]) -> StoredPart | None:
-    return parts.get("weight_packed") or parts.get("weight")
+def codes_of(name: str, parts: Mapping[str, StoredPart]) -> StoredPart:
+    """The codes, or the floats. Raises InputError: there are none."""
+    found = parts.get("weight_packed") or parts.get("weight") or parts.get("qweight")
+    if found is None:
+        raise InputError(f"{name}: there are {', '.join(sorted(parts))} and no weight")
+    return found
 
 
 def _fp8_per(name: str, codes: StoredPart, scale: StoredPart) -> str:
@@ -146,7 +156,7 @@ def _fp8_per(name: str, codes: StoredPart, scale: StoredPart) -> str:
         return "matrix"
     if scale.shape in (codes.shape[:-1], (*codes.shape[:-1], 1)):
         return "row"
-    raise _misfit(name, scale, f"{tiles}")
+    raise misfit(name, scale, f"{tiles}")
 
 
 def _int_form(name: str, codes: StoredPart, scale: StoredPart, shape: StoredPart) -> Form:
@@ -155,9 +165,9 @@ def _int_form(name: str, codes: StoredPart, scale: StoredPart, shape: StoredPart
     words, groups = codes.shape[-1], scale.shape[-1]
     bits = next((bits for bits in (4, 8) if columns and words == -(-columns * bits // 32)), 0)
     if codes.shape[0] != rows or not bits:
-        raise _misfit(name, codes, f"words of 4 or 8 bits for ({rows}, {columns})")
+        raise misfit(name, codes, f"words of 4 or 8 bits for ({rows}, {columns})")
     if scale.shape[0] != rows or not groups or columns % groups or scale.dtype not in FLOAT_DTYPES:
-        raise _misfit(name, scale, f"({rows}, groups)")
+        raise misfit(name, scale, f"({rows}, groups)")
     return Form("int", bits, per="row") if groups == 1 else Form("int", bits, columns // groups)
 
 
@@ -166,7 +176,7 @@ def _byte_form(name: str, codes: StoredPart, scale: StoredPart) -> Form:
     rows, columns = codes.shape
     groups = scale.shape[-1] if len(scale.shape) == 2 else 1
     if scale.shape not in ((rows,), (rows, groups)) or not groups or columns % groups:
-        raise _misfit(name, scale, f"({rows}, groups)")
+        raise misfit(name, scale, f"({rows}, groups)")
     return Form("int", 8, per="row") if groups == 1 else Form("int", 8, columns // groups)
 
 
@@ -175,7 +185,7 @@ def _paired_form(name: str, codes: StoredPart, scale: StoredPart) -> Form:
     rows, columns = 2 * codes.shape[0], codes.shape[1]
     groups = scale.shape[-1] if scale.shape else 0
     if scale.shape != (rows, groups) or not groups or columns % groups:
-        raise _misfit(name, scale, f"({rows}, groups)")
+        raise misfit(name, scale, f"({rows}, groups)")
     return Form("int", 4, columns // groups)
 
 
@@ -184,26 +194,22 @@ def _mlx_form(name: str, codes: StoredPart, parts: Mapping[str, StoredPart], col
     scales = parts["scales"]
     scale_rows, groups = matrix_shape(scales.shape)
     if codes.dtype != "U32" or scale_rows != rows or not groups:
-        raise _misfit(name, scales, f"({rows}, groups) beside weights of U32, not {codes.dtype}")
+        raise misfit(name, scales, f"({rows}, groups) beside weights of U32, not {codes.dtype}")
     affine = "biases" in parts
     if columns is None:  # 4 bits in their usual groups; the family's own matrices are known better
         columns = words * 8
     bits, group = words * 32 // columns, columns // groups
     if words * 32 != columns * bits or groups * group != columns:
-        raise _misfit(name, codes, f"{columns} values a row in {groups} groups")
+        raise misfit(name, codes, f"{columns} values a row in {groups} groups")
     if affine:
         biases = parts["biases"]
         if biases.shape != scales.shape or biases.dtype != scales.dtype or scales.dtype not in FLOAT_DTYPES:
-            raise _misfit(name, biases, f"{scales.shape} of {scales.dtype}")
+            raise misfit(name, biases, f"{scales.shape} of {scales.dtype}")
         return Form("affine", bits, group)
     kind = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}.get((bits, group))
     if kind is None or scales.dtype != "U8":
         raise InputError(f"{name}: {bits} bits in groups of {group}, scales of {scales.dtype}, no biases")
     return Form(kind, bits, group)
-
-
-def _misfit(name: str, part: StoredPart, expected: str) -> InputError:
-    return InputError(f"{name}: {part.name} is {part.dtype} {part.shape}, expected {expected}")
 
 
 class _Coded:
@@ -355,7 +361,7 @@ class Smoothed:
     def __init__(self, name: str, inner: Decoded, factors: StoredPart) -> None:
         self.shape = inner.shape
         if factors.shape != inner.shape[-1:] or factors.dtype not in FLOAT_DTYPES:
-            raise _misfit(name, factors, f"{inner.shape[-1:]}")
+            raise misfit(name, factors, f"{inner.shape[-1:]}")
         self._inner, self._factors = inner, factors
 
     def read(self, start: int, stop: int) -> torch.Tensor:

@@ -115,6 +115,7 @@ class ArtifactLayout:
         promises: the form that readers expect of each module, by the config. Raises InputError where the
             config declares something that qexport does not know.
         contradictions: where it declares itself twice and not alike.
+        notes: what of a folder some of its readers refuse, for who adopts it.
         own: it declares the form of every tensor beside the tensor, so that nothing is promised.
         fuses: its readers run partners such as q, k and v as one matrix.
         drafts: an MTP head that belongs to it is what its runtime could draft with.
@@ -133,6 +134,7 @@ class ArtifactLayout:
     methods: tuple[str, ...] = ()
     promises: Callable[[Opened], Rule] = field(default=lambda _: lambda _: None, repr=False)
     contradictions: Callable[[Opened], Iterable[str]] = field(default=lambda _: (), repr=False)
+    notes: Callable[[Opened], Iterable[str]] = field(default=lambda _: (), repr=False)
     own: bool = False
     fuses: bool = True
     drafts: bool = True

@@ -5,11 +5,12 @@ Whoever wants to know whether another library reads the same numbers gets both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qexport.artifacts.forms import decoded
+from qexport.artifacts.qweight import LESS_ONE, packing_of, zeros_of
 from qexport.artifacts.weights import StoredWeight
 from qexport.checkpoint.tensors import matrix_shape
 from qexport.codecs.contract import FP8_TILE
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from qexport.artifacts.artifact import Opened
     from qexport.artifacts.forms import Form
+    from qexport.artifacts.rows import StoredPart
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class PackedRows:
         columns: of packed integers whose groups are in their order.
         divides: whether that one is divided by.
         mlx: whether they are MLX's, which packs codes into words of 32 bits.
+        turned: ``awq`` or ``gptq``, whose codes, scales and zero points have a row for each input.
+        places: of GPTQ, the group that an input is in.
+        less_one: its zero points are stored less one.
     """
 
     form: Form
@@ -47,6 +52,9 @@ class PackedRows:
     columns: int | None = None
     divides: bool = False
     mlx: bool = False
+    turned: str = ""
+    places: torch.Tensor | None = None
+    less_one: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ def folder_matrices(artifact: Opened) -> Iterator[PackedMatrix]:
 
 def _stored(weight: StoredWeight, form: Form, shape: tuple[int, ...]) -> Callable[[int, int], PackedRows]:
     parts = weight.parts
+    if "qweight" in parts:
+        return _stored_turned(weight.name, form, parts)
     height = shape[-2]
     codes = parts.get("weight_packed") or parts["weight"]
     scales = parts.get("scales") or parts.get("scale_inv") or parts.get("weight_scale")
@@ -115,6 +125,29 @@ def _stored(weight: StoredWeight, form: Form, shape: tuple[int, ...]) -> Callabl
             shape[-1] if "weight_shape" in parts and "weight_g_idx" not in parts else None,
             divides="weight_global_scale" in parts,
             mlx="scales" in parts,
+        )
+
+    return read
+
+
+def _stored_turned(
+    name: str, form: Form, parts: Mapping[str, StoredPart]
+) -> Callable[[int, int], PackedRows]:
+    packing, zeros = packing_of(name, parts), zeros_of(parts)
+    assert zeros is not None
+    each = 32 // packing.bits
+
+    def read(start: int, stop: int) -> PackedRows:
+        words = slice(start // each, -(-stop // each))
+        return PackedRows(
+            form,
+            parts["qweight"].whole()[:, words if packing.awq else slice(start, stop)],
+            parts["scales"].whole()[:, start:stop],
+            points=zeros.whole()[:, words],
+            columns=packing.inputs,
+            turned="awq" if packing.awq else "gptq",
+            places=parts["g_idx"].whole().view(-1) if "g_idx" in parts else None,
+            less_one=LESS_ONE in parts,
         )
 
     return read

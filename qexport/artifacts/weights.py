@@ -30,7 +30,10 @@ _SUFFIXES = (
     (".pre_quant_scale", "pre_quant_scale"),
     (".global_scale", "global_scale"),
     (".input_scale", "input_scale"),
+    (".qweight", "qweight"),
+    (".qzeros", "qzeros"),
     (".scales", "scales"),
+    (".g_idx", "g_idx"),
     (".biases", "biases"),
     (".weight", "weight"),
 )
@@ -84,7 +87,10 @@ def home_of(name: str) -> tuple[str, int | None]:
 
 
 def gather(
-    checkpoints: Iterable[tuple[Checkpoint, str]], columns: Mapping[str, int], family: Family
+    checkpoints: Iterable[tuple[Checkpoint, str]],
+    columns: Mapping[str, int],
+    family: Family,
+    words: Mapping[str, str] | None = None,
 ) -> dict[str, StoredWeight]:
     """Every weight by canonical name.
 
@@ -92,6 +98,7 @@ def gather(
         checkpoints: each with a prefix that its names go without (``mtp.`` of a drafter folder).
         columns: row lengths by canonical name, of those that are known.
         family: whose names they are.
+        words: parts that mean something else than their name says, by the config, and what.
     """
     parts: dict[str, dict[str, StoredPart]] = {}
     modules: dict[str, str] = {}
@@ -100,6 +107,7 @@ def gather(
             if is_ignorable(stored) or stored.endswith(_NOT_WEIGHTS):
                 continue
             module, word, suffix = _split(stored)
+            word = (words or {}).get(word, word)
             name = family.own_tower_name(canonical_name(prefix + module + suffix).canonical)
             parts.setdefault(name, {})[word] = StoredPart(checkpoint, tensor)
             modules.setdefault(name, prefix + module)

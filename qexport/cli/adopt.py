@@ -164,6 +164,8 @@ def adopt(wanted: Adoption, output: Output, given: dict[str, Any]) -> None:
         f"{plan.label}, {size_text(wanted.size)} ({size_text(wanted.new_bytes)} new), into {wanted.out}"
     )
     output.say(f"  MTP head: {details['mtp']['origin']}; vision tower: {details['vision']}")
+    for note in plan.notes:
+        output.say(f"  {note}")
     if details["listed"]:
         output.say(f"  newly listed as not quantized: {', '.join(details['listed'][:6])}")
     if given["dry_run"]:

@@ -20,18 +20,22 @@ _RUN, _SHORTEST = 128, 32
 
 @dataclass(frozen=True)
 class Apart:
-    """Sums of squares over runs of columns, each float64 ``(rows, runs)``.
+    """Sums over runs of columns, each float64 ``(rows, runs)``.
 
     Attributes:
-        wrong: of the differences.
-        energy: of what should be there.
-        product: the sum of the products of both over all rows.
+        wrong: of the squares of differences.
+        energy: of the squares of what should be there.
+        product: of the products of both.
+        shift: of the differences.
+        sizes: of product^2 / energy of 32 columns each, where the run is so many times that; else its own.
         run: columns of a run.
     """
 
     wrong: np.ndarray
     energy: np.ndarray
-    product: float
+    product: np.ndarray
+    shift: np.ndarray
+    sizes: np.ndarray
     run: int
 
 
@@ -46,10 +50,11 @@ def apart(mine: torch.Tensor, theirs: torch.Tensor) -> Apart:
     rows, columns = mine.shape
     run = math.gcd(columns, _RUN)
     run = run if run >= _SHORTEST else columns
-    wrong, energy = np.zeros((rows, columns // run)), np.zeros((rows, columns // run))
+    fine = run if run % _SHORTEST else _SHORTEST
+    wrong, energy, product, shift, sizes = (np.zeros((rows, columns // run)) for _ in range(5))
     (one, up), (other, raised) = source_bits(mine), source_bits(theirs)
-    product = _apart(one, up, other, raised, run, wrong, energy)
-    return Apart(wrong, energy, float(product), run)
+    _apart(one, up, other, raised, run, fine, wrong, energy, product, shift, sizes)
+    return Apart(wrong, energy, product, shift, sizes, run)
 
 
 @compiled
@@ -59,22 +64,29 @@ def _apart(
     theirs: np.ndarray,
     raised: np.uint32,
     run: int,
+    fine: int,
     wrong: np.ndarray,
     energy: np.ndarray,
-) -> float:
-    product = 0.0
+    product: np.ndarray,
+    shift: np.ndarray,
+    sizes: np.ndarray,
+) -> None:
     for row in range(mine.shape[0]):
         one, other = mine[row], theirs[row]
         for number in range(wrong.shape[1]):
-            # Of a run, float32 sums are exact enough, and twice as fast.
-            off, size, both = np.float32(0), np.float32(0), np.float32(0)
-            for i in range(number * run, (number + 1) * run):
-                x = float_of(np.uint32(np.uint32(one[i]) << up))
-                y = float_of(np.uint32(np.uint32(other[i]) << raised))
-                off += (x - y) * (x - y)
-                size += y * y
-                both += x * y
-            wrong[row, number] = off
-            energy[row, number] = size
-            product += float(both)
-    return product
+            for first in range(number * run, (number + 1) * run, fine):
+                # Of so few, float32 sums are exact enough, and twice as fast.
+                off, size, both, moved = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                for i in range(first, first + fine):
+                    x = float_of(np.uint32(np.uint32(one[i]) << up))
+                    y = float_of(np.uint32(np.uint32(other[i]) << raised))
+                    off += (x - y) * (x - y)
+                    size += y * y
+                    both += x * y
+                    moved += x - y
+                wrong[row, number] += off
+                energy[row, number] += size
+                product[row, number] += both
+                shift[row, number] += moved
+                if size > 0:
+                    sizes[row, number] += float(both) * float(both) / float(size)

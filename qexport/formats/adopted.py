@@ -11,6 +11,8 @@ dialect                what is added where a float is not excluded yet
 compressed-tensors     ``ignore``: the head and the tower as one expression each; others by their paths
 ModelOpt               ``ignore`` and ``exclude_modules``: both as globs; others by their paths
 native FP8             ``modules_to_not_convert``: full paths, for a stack of experts that of the stack
+AutoAWQ                ``modules_to_not_convert``: head and tower as prefixes; others by their paths
+GPTQ                   ``dynamic``: expressions after ``-:``, before what is there: the first that fits counts
 =====================  ==================================================================================
 
 Left out: other names. A text-only model's names stay those of one, so no tower is added to it; what the
@@ -34,7 +36,7 @@ from qexport.errors import InputError, UsageProblem, some
 from qexport.families.names import VISION_NAMES, published_name
 from qexport.families.roles import EXPERT_ROLES, Block
 from qexport.formats.folder import plan_folder
-from qexport.formats.hf import stack_of, vllm_name
+from qexport.formats.hf import fused_name, stack_of, vllm_name
 from qexport.formats.linears import as_it_is, modules_of
 from qexport.formats.order import pass_order
 from qexport.formats.plan import ArtifactPlan, PlannedFile
@@ -113,12 +115,13 @@ def plan_adopted(artifact: Opened, repaired: Repaired, label: str) -> Adopted:
         "changed_files": sorted({*repaired.files.changed, "config.json"}),
     }
     kind = "nvfp4" if "NVFP4" in label or label == "MIXED_PRECISION" else "fp8" if "FP8" in label else "int"
+    notes = tuple(artifact.layout.notes(artifact))
     if tensors:
         plan = plan_folder(kind, label, tensors, small, max_shard=1 << 62, details=details)
-        plan = replace(plan, files=(replace(plan.files[0], name=joined), *plan.files[1:]))
+        plan = replace(plan, files=(replace(plan.files[0], name=joined), *plan.files[1:]), notes=notes)
     else:
         files = tuple(PlannedFile(name, len(data), data) for name, data in sorted(small.items()))
-        plan = ArtifactPlan(kind, label, files, (), details=details)
+        plan = ArtifactPlan(kind, label, files, (), notes, details)
     return Adopted(plan, kept, tuple(listed))
 
 
@@ -190,11 +193,18 @@ def _index(
 def _declared(artifact: Opened, repaired: Repaired, view: ModelView) -> tuple[dict[str, Any], list[str]]:
     """The declaration with every float excluded, and what was added to it."""
     quantization = copy.deepcopy(dict(artifact.details["quantization"]))
-    listed = list(dict.fromkeys(_missing(artifact, repaired, view)))
     word = artifact.layout.word
+    if word == "awq" and not quantization.get("modules_to_not_convert"):
+        # Of what is listed, vLLM lists nothing by itself; this is excluded either way.
+        quantization["modules_to_not_convert"] = ["lm_head"]
+        artifact = replace(artifact, details={**artifact.details, "quantization": quantization})
+    listed = list(dict.fromkeys(_missing(artifact, repaired, view)))
     if not quantization:
         return {}, listed  # ModelOpt's other file alone says it
-    key = "modules_to_not_convert" if word == "fp8" else "ignore"
+    if word == "gptq":
+        quantization["dynamic"] = {entry: {} for entry in listed} | (quantization.get("dynamic") or {})
+        return {"quantization_config": quantization}, listed
+    key = "modules_to_not_convert" if word in ("fp8", "awq") else "ignore"
     if word == "fp8" and quantization.get("ignored_layers"):
         key = "ignored_layers"
     quantization[key] = [*(quantization.get(key) or ()), *listed]
@@ -221,13 +231,31 @@ def _entries(
     if word == "fp8":
         yield stack_of(module) if tensor.role in EXPERT_ROLES else module
     elif tensor.block is Block.MTP and head is not None:
-        yield from (
-            [f"re:{head.regex(view.layers)}"] if word == "compressed-tensors" else head.globs(view.layers)
-        )
+        entries: dict[str, tuple[str, ...]] = {
+            "compressed-tensors": (f"re:{head.regex(view.layers)}",),
+            "awq": head.prefixes(0, view.layers)[:1],
+            "gptq": (f"-:{head.regex(view.layers)}",),
+        }
+        yield from entries.get(word, head.globs(view.layers))
     elif tensor.block is Block.VISION:
         root = published_name(f"{tensor.name.partition('.')[0]}.", repaired.family, wrapper=repaired.wrapper)
         root = root.removesuffix(".")
-        last = re.escape(root.rsplit(".", 1)[-1])
-        yield f"re:.*{last}.*" if word == "compressed-tensors" else f"{root}*"
+        last = root.rsplit(".", 1)[-1]
+        # vLLM turns a prefix into its own name where the dot is there; SGLang has no such names.
+        entries = {
+            "compressed-tensors": (f"re:.*{re.escape(last)}.*",),
+            "awq": (f"{root}.", last),
+            "gptq": (f"-:.*{re.escape(last)}.*",),
+        }
+        yield from entries.get(word, (f"{root}*",))
+    elif word == "gptq":
+        names = dict.fromkeys(_below(each) for each in (module, fused_name(module, tensor.role)))
+        yield f"-:.*({'|'.join(names)})$"
     else:
         yield from dict.fromkeys((module, vllm_name(module)) if word == "compressed-tensors" else (module,))
+
+
+def _below(module: str) -> str:
+    """A module's path from its layer on, which every reader has, as an expression."""
+    _, mark, rest = module.rpartition(".layers.")
+    return re.escape(mark + rest) if mark else re.escape(module)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qexport.artifacts.forms import Form
 from qexport.errors import InputError
 from qexport.families.roles import Role
-from qexport.formats.hf import ASKED, hf_layout, vllm_name
+from qexport.formats.hf import ASKED, hf_layout, int_form, vllm_name
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Opened
@@ -60,14 +60,11 @@ def _by_class(groups: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _form(weights: Mapping[str, Any], stored: Form) -> Form:
-    """Of rows that are one group the stored form cannot say that they are."""
     kind, bits, strategy = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
     if kind == "float" and bits == 8 and strategy in _FP8_PER:
         return Form("fp8", 8, per=_FP8_PER[strategy])
     if kind == "int" and bits in (4, 8) and strategy in ("group", "channel"):
-        if strategy == "channel" or stored == Form("int", bits, per="row"):
-            return Form("int", bits, per="row")
-        return Form("int", bits, int(weights.get("group_size") or 0))
+        return int_form(bits, None if strategy == "channel" else weights.get("group_size") or 0, stored)
     if kind == "float" and bits == 4 and strategy == "tensor_group":
         return Form("nvfp4", 4, int(weights.get("group_size") or 16))
     raise InputError(

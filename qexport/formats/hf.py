@@ -15,6 +15,7 @@ compressed-tensors  ``ignore`` by exact name or ``re:`` (matched from the start)
                     it turns paths that are written out, and no expressions
 ModelOpt            vLLM: excluded by exact name, by containing the entry (!), or by glob, with fused layers
                     asked under their fused names; MIXED_PRECISION quantizes what it lists and nothing else
+AutoAWQ, GPTQ       see ``awq.py`` and ``gptq.py``
 MLX                 overrides by path, else the settings for all
 ==================  ====================================================================================
 
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from qexport.artifacts.artifact import Opened
 from qexport.artifacts.description import Description, describe_folder
+from qexport.artifacts.forms import Form
 from qexport.artifacts.layout import ArtifactLayout, OnDisk
 from qexport.artifacts.weights import gather
 from qexport.checkpoint.config import text_config
@@ -37,12 +39,13 @@ from qexport.doctor.draft import SmallFiles
 from qexport.errors import InputError, UsageProblem
 from qexport.families.hyper import resolve
 from qexport.families.known import FAMILIES, family_of
-from qexport.families.roles import VISION_LINEARS, Role
+from qexport.families.roles import EXPERT_ROLES, VISION_LINEARS, Role
 from qexport.formats.linears import LINEAR_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qexport.artifacts.layout import Asked
 
 ASKED = LINEAR_ROLES | {
     Role.LINEAR_A,
@@ -53,6 +56,19 @@ ASKED = LINEAR_ROLES | {
     *VISION_LINEARS,
 }
 """Modules that vLLM makes linear layers of."""
+_FUSED = {
+    Role.ATTN_Q: "qkv_proj",
+    Role.ATTN_K: "qkv_proj",
+    Role.ATTN_V: "qkv_proj",
+    Role.FFN_GATE: "gate_up_proj",
+    Role.FFN_UP: "gate_up_proj",
+    Role.SHARED_EXPERT_GATE: "gate_up_proj",
+    Role.SHARED_EXPERT_UP: "gate_up_proj",
+    Role.LINEAR_QKV: "in_proj_qkvz",
+    Role.LINEAR_Z: "in_proj_qkvz",
+    Role.LINEAR_A: "in_proj_ba",
+    Role.LINEAR_B: "in_proj_ba",
+}
 
 
 def hf_layout(
@@ -61,9 +77,13 @@ def hf_layout(
     methods: tuple[str, ...] = (),
     opens: Callable[[OnDisk], bool] = lambda _: False,
     details: Callable[[OnDisk], Mapping[str, Any]] = lambda _: {},
+    words: Callable[[OnDisk], Mapping[str, str]] = lambda _: {},
     **facts: Any,
 ) -> ArtifactLayout:
-    """The layout called ``word``, which the config tells by ``methods``, or ``opens`` where it names none."""
+    """The layout called ``word``, which the config tells by ``methods``, or ``opens`` where it names none.
+
+    ``words`` are parts that mean something else than their names say, by the config.
+    """
 
     def takes(found: OnDisk) -> bool:
         if found.quantization:
@@ -71,7 +91,7 @@ def hf_layout(
         return opens(found)
 
     def read(found: OnDisk) -> Opened:
-        return _open(found, layout, details(found))
+        return _open(found, layout, details(found), words(found))
 
     def describe(found: OnDisk) -> Description:
         return describe_folder(found, read(found))
@@ -80,7 +100,9 @@ def hf_layout(
     return layout
 
 
-def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> Opened:
+def _open(
+    found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any], words: Mapping[str, str]
+) -> Opened:
     folder, config = found.folder, found.config
     outer = details.get("modelopt")
     for declared in (found.quantization, outer and outer.get("quantization")):
@@ -96,7 +118,7 @@ def _open(found: OnDisk, layout: ArtifactLayout, details: Mapping[str, Any]) -> 
         family=family,
         config=config,
         text=resolve(family, text, config).text,
-        weights=gather([(folder, "")], {}, family),
+        weights=gather([(folder, "")], {}, family, words),
         files=SmallFiles(folder, {}),
         declared_mtp=declared_mtp(text),
         details={"quantization": found.quantization, **details},
@@ -151,6 +173,28 @@ def stack_of(module: str) -> str:
     """The experts that a module is one of."""
     before, mark, _ = module.partition(".mlp.experts")
     return before + mark
+
+
+def fused_name(module: str, role: Role) -> str:
+    """The path of the layer that vLLM runs a module in: that of what it is fused with, or the stack's."""
+    if role in EXPERT_ROLES:
+        return stack_of(module)
+    return f"{module.rpartition('.')[0]}.{_FUSED[role]}" if role in _FUSED else module
+
+
+def names_in_vllm(asked: Asked) -> tuple[str, ...]:
+    """The paths under which vLLM asks for a module: its own, where it is no expert, and the fused layer's."""
+    names = [fused_name(asked.module, asked.role)]
+    if asked.role not in EXPERT_ROLES:
+        names.append(asked.module)
+    return tuple(vllm_name(name) for name in names)
+
+
+def int_form(bits: int, group: Any, stored: Form) -> Form:
+    """Integers in groups; rows that are one group cannot be told from such that have a scale each."""
+    if group in (None, -1) or stored == Form("int", bits, per="row"):
+        return Form("int", bits, per="row")
+    return Form("int", bits, int(group))
 
 
 def vllm_name(module: str) -> str:

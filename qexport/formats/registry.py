@@ -50,6 +50,10 @@ def tolerance(stored_type: str) -> Tolerance:
 
 
 def layouts() -> tuple[ArtifactLayout, ...]:
-    """Every layout that some format has, each once; plain folders last, which say nothing of themselves."""
+    """Every layout that is read, each once: those of formats, and what others alone write; plain folders
+    last, which say nothing of themselves."""
+    from qexport.formats.awq import AWQ
+    from qexport.formats.gptq import GPTQ
+
     found = {each.word: each for one in FORMATS.values() for each in one.layouts()}
-    return tuple(sorted(found.values(), key=lambda each: each.plain))
+    return tuple(sorted((*found.values(), AWQ, GPTQ), key=lambda each: each.plain))

@@ -102,6 +102,46 @@ def _of_integers() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return PackedQuantizationCompressor.decompress, scheme
 
 
+def _awq(rows: PackedRows) -> torch.Tensor:
+    """As compressed-tensors converts AutoAWQ's matrices into its own, which it then decompresses."""
+    from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
+
+    decompress, scheme = _of_integers()
+    assert rows.scales is not None
+    assert rows.points is not None
+    converter = AutoAWQConverter(group_size=rows.form.group)
+    parts = {"qweight": rows.codes, "qzeros": rows.points, "scales": rows.scales.float()}
+    made = converter.process({f"m.{word}": part for word, part in parts.items()})
+    stored = {name.removeprefix("m."): part for name, part in made.items()}
+    return _tensor(decompress(stored, scheme(rows.form, symmetric=False))["weight"])
+
+
+def _gptq(rows: PackedRows) -> torch.Tensor:
+    """As AutoRound's linear layers multiply by it: with one, in float32, that is the matrix."""
+    import torch
+
+    as_they_are, less_one = _of_auto_round()
+    assert rows.scales is not None
+    assert rows.points is not None
+    assert rows.columns is not None
+    outputs = rows.codes.shape[1]
+    kind = less_one if rows.less_one else as_they_are
+    layer = kind(rows.form.bits, rows.form.group or -1, rows.columns, outputs, bias=False)
+    layer.qweight, layer.qzeros, layer.scales = rows.codes, rows.points, rows.scales.float()
+    if rows.places is not None:
+        layer.register_buffer("g_idx", rows.places)
+    return _tensor(layer(torch.eye(rows.columns)).T)
+
+
+@cache
+def _of_auto_round() -> tuple[Any, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
+
+    return qlinear_torch.QuantLinear, qlinear_torch_zp.QuantLinear
+
+
 def _tensor(made: Any) -> torch.Tensor:
     """The libraries are not typed."""
     found: torch.Tensor = made
@@ -204,8 +244,12 @@ LIBRARIES = (
         "compressed-tensors",
         "compressed_tensors",
         "reference",
-        lambda rows: rows.form.kind == "int" and rows.columns is not None,
+        lambda rows: rows.form.kind == "int" and rows.columns is not None and not rows.turned,
         _integers,
+    ),
+    Library("compressed-tensors", "compressed_tensors", "reference", lambda rows: rows.turned == "awq", _awq),
+    Library(
+        "auto-round", "auto_round_extension", "llm-compressor", lambda rows: rows.turned == "gptq", _gptq
     ),
     Library(
         "nvidia-modelopt",

@@ -371,6 +371,101 @@ def modelopt_awq(source: Path) -> Packed:
     return folder
 
 
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # AutoAWQ's order_map
+
+
+def in_words(codes: torch.Tensor, bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Columns of whole numbers in int32, so many to a word: the first in the lowest bits, or in ``order``."""
+    each = 32 // bits
+    columns = codes.long().unflatten(1, (-1, each))[..., list(order or range(each))]
+    words = (columns << torch.arange(0, 32, bits)).sum(-1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def turned(
+    word: str,
+    *,
+    bits: int = 4,
+    group: int = 32,
+    points: bool = True,
+    less_one: bool = True,
+    reorder: bool = False,
+) -> Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]:
+    """AutoAWQ's (``awq``) or GPTQ's parts: (code - zero) * scale, inputs down and outputs across.
+
+    Args:
+        points: zero points where they fall, else in the middle.
+        less_one: GPTQ's first format.
+        reorder: groups of inputs that do not lie side by side, as ``desc_act`` has them.
+    """
+
+    def pack(name: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        inputs, most = values.shape[1], 2**bits - 1
+        place = torch.arange(inputs) // group
+        if reorder:
+            place = place[torch.randperm(inputs, generator=torch.Generator().manual_seed(len(name)))]
+        scales, zeros = [], []
+        for each in range(inputs // group):
+            mine = values[:, place == each]
+            low, high = mine.amin(1).clamp(max=0), mine.amax(1).clamp(min=0)
+            if not points:
+                high = torch.maximum(high, -low)
+                low = -high
+            scale = ((high - low) / most).clamp(min=1e-4).half()
+            scales.append(scale)
+            zeros.append(
+                (-low / scale.float()).round().clamp(1, most) if points else 0 * low + 2 ** (bits - 1)
+            )
+        scale, zero = torch.stack(scales), torch.stack(zeros)  # (groups, outputs)
+        wide, least = scale.float()[place].T, zero[place].T
+        codes = ((values / wide).round() + least).clamp(0, most)
+        stored = zero - 1 if word == "gptq" and less_one else zero
+        order = AWQ_ORDER if word == "awq" else None
+        across = in_words(codes.T, bits, order) if word == "awq" else in_words(codes, bits).T
+        parts = {"qweight": across, "qzeros": in_words(stored, bits, order), "scales": scale}
+        if word == "gptq":
+            parts["g_idx"] = place.to(torch.int32)
+        return parts, (codes - least) * wide
+
+    return pack
+
+
+def awq_folder(source: Path) -> Packed:
+    """As AutoAWQ leaves it; what it does not pack is listed by parts of paths."""
+    folder = Packed(source)
+    folder.pack(lambda name: bool(LINEAR.search(name)) and not name.startswith("mtp."), turned("awq"))
+    listed = ["visual", "model.visual.", "mtp", "in_proj_a", "in_proj_b"]
+    if "num_experts" in folder.config["text_config"]:  # of a dense MLP that would be a part of gate_up_proj
+        listed += ["mlp.gate", "shared_expert_gate"]
+    folder.config["quantization_config"] = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 32,
+        "version": "gemm",
+        "zero_point": True,
+        "modules_to_not_convert": listed,
+    }
+    return folder
+
+
+def gptq_folder(source: Path, *, sym: bool = True, **how: Any) -> Packed:
+    """As GPTQModel leaves it."""
+    folder = Packed(source)
+    pack = turned("gptq", points=not sym, **how)
+    folder.pack(lambda name: bool(LINEAR.search(name)) and not name.startswith("mtp."), pack)
+    excluded = ("mtp", "visual", "in_proj_(a|b|ba)$")
+    folder.config["quantization_config"] = {
+        "quant_method": "gptq",
+        "bits": how.get("bits", 4),
+        "group_size": 32,
+        "sym": sym,
+        "desc_act": how.get("reorder", False),
+        "checkpoint_format": "gptq" if how.get("less_one", True) else "gptq_v2",
+        "dynamic": {f"-:.*{each}.*" if each[-1] != "$" else f"-:.*{each}": {} for each in excluded},
+    }
+    return folder
+
+
 # --- MLX -------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,11 @@ CASES: dict[str, tuple[Make, str]] = {
     "modelopt tiles": (folders.modelopt_tiles, "modelopt"),
     "modelopt awq": (folders.modelopt_awq, "modelopt"),
     "modelopt mixed": (lambda s: folders.modelopt(s, mixed=True), "modelopt"),
+    "awq": (folders.awq_folder, "awq"),
+    "gptq": (folders.gptq_folder, "gptq"),
+    "gptq v2": (lambda s: folders.gptq_folder(s, less_one=False), "gptq"),
+    "gptq, points": (lambda s: folders.gptq_folder(s, sym=False, bits=8), "gptq"),
+    "gptq, reordered": (lambda s: folders.gptq_folder(s, sym=False, reorder=True), "gptq"),
 }
 
 
@@ -184,8 +189,8 @@ def test_scales_of_another_shape(source: Source, tmp_path: Path) -> None:
 
 def test_other_methods_are_refused_by_name(source: Source, tmp_path: Path) -> None:
     packed = folders.Packed(source("qwen3_5"))
-    packed.config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    with pytest.raises(InputError, match="'gptq' is not one that qexport reads"):
+    packed.config["quantization_config"] = {"quant_method": "bitsandbytes", "bits": 4}
+    with pytest.raises(InputError, match="'bitsandbytes' is not one that qexport reads"):
         _opened(packed, tmp_path / "out")
 
 

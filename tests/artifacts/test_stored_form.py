@@ -35,6 +35,10 @@ MAKERS: dict[str, Make] = {
     "modelopt tiles": folders.modelopt_tiles,
     "modelopt awq": folders.modelopt_awq,
     "modelopt mixed": lambda source: folders.modelopt(source, mixed=True),
+    "awq": folders.awq_folder,
+    "gptq": folders.gptq_folder,
+    "gptq v2": lambda source: folders.gptq_folder(source, less_one=False),
+    "gptq, reordered": lambda source: folders.gptq_folder(source, sym=False, reorder=True),
     "mlx": folders.mlx_folder,
     "mlx mxfp4": lambda source: folders.mlx_folder(source, bits=4, group=32, mode="mxfp4"),
 }

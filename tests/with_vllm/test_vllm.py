@@ -26,14 +26,18 @@ from qexport.formats.fp8.options import Fp8Options
 from qexport.formats.fp8.plan import plan_fp8
 from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
+from qexport.formats.opening import open_artifact
 from qexport.onepass.execute import execute
 from qexport.recipe.choice import ModelChoice
 from qexport.run.adopt import Adoption, write_adopted
 from qexport.run.model import examine
 from qexport.verification.folder_runtimes import ENGINES, FolderRuntime
+from qexport.verification.reference import reference_from_view
 from qexport.verification.runtime import Settings
 
 sys.path.append(str(Path(__file__).parents[1] / "nvfp4"))
+sys.path.append(str(Path(__file__).parents[1] / "artifacts"))
+import packed_folders
 from stripped import strip
 
 PYTHON = os.environ.get("QEXPORT_VLLM_PYTHON")
@@ -67,6 +71,7 @@ def by_layer(repaired, layout: str):
     return plan_nvfp4(repaired, replace(options, types_from=replace(assignment, types=types)))
 
 
+PACKED = {"awq": packed_folders.awq_folder, "gptq": packed_folders.gptq_folder}
 OURS = {
     "fp8": lambda repaired: plan_fp8(repaired, Fp8Options()),
     "fp8, head in bf16": lambda repaired: plan_fp8(repaired, Fp8Options(mtp_bf16=True)),
@@ -147,12 +152,36 @@ def test_it_loads_with_its_head_and_has_the_formats_numbers(made, runtime, name,
 
 
 @pytest.mark.parametrize("kind", quantized_folders.KINDS)
-def test_an_adopted_folder_loads_with_head_and_tower_counted(tmp_path, kind):
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_an_adopted_folder_loads_with_head_and_tower_counted(tmp_path, name, kind):
     """Of a folder that has lost both; and not without a tensor of either."""
     base, lost, out = (tmp_path / name for name in ("base", "lost", "out"))
-    zoo.build("qwen3_5", base, **SIZES)
+    zoo.build(name, base, **SIZES)
     quantized_folders.quantize(base, lost, kind)
     write_adopted(Adoption(strip(lost), out, str(base)))
+    _counts_head_and_tower(out)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_integers_that_others_packed_are_adopted_and_read_as_we_read_them(tmp_path, runtime, kind):
+    """By vLLM's own kernels for processors; the lists are those that adopting makes."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    zoo.build("qwen3_5", base, **SIZES)
+    packed = PACKED[kind](base)
+    packed.drop(r"^mtp\.|^model\.visual\.")
+    del packed.config["vision_config"]
+    for key in ("modules_to_not_convert", "dynamic"):
+        packed.config["quantization_config"].pop(key, None)
+    write_adopted(Adoption(packed.write(tmp_path / "lost"), out, str(base)))
+    _counts_head_and_tower(out)
+    with runtime.open(out, SETTINGS) as session:
+        given = session.score(IDS, 1)
+    mean = mean_gap(given, reference_from_view(open_artifact(out).view()).score(IDS, 1))
+    print(f"{kind}: mean {mean:.4f}")
+    assert mean < NOISE
+
+
+def _counts_head_and_tower(out):
     counted = load_whole(out)
     whole = sum(name.startswith("model.visual.") for name in load_file(out / GRAFTED))
     assert 0 < counted.pop("tower") <= whole  # q, k and v are one parameter

@@ -77,7 +77,7 @@ NVFP4 = Format(
     tolerances={
         "W4A4.*": tolerance.ALL_FOUR_BITS,  # its activations, too
         ".*NVFP4.*|MIXED_PRECISION|W4A16.*": tolerance.FOUR_BITS,
-        "W8A(8|16)": tolerance.EIGHT_BITS,
+        "W8A(8|16).*": tolerance.EIGHT_BITS,
     },
     words=Words(
         name="NVFP4",

@@ -10,7 +10,7 @@ from qexport.artifacts.forms import Form
 from qexport.checkpoint.config import read_json
 from qexport.errors import InputError
 from qexport.families.roles import EXPERT_ROLES, Role
-from qexport.formats.hf import ASKED, hf_layout, stack_of, vllm_name
+from qexport.formats.hf import ASKED, fused_name, hf_layout, stack_of, vllm_name
 
 if TYPE_CHECKING:
     from qexport.artifacts.artifact import Opened
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 
 _FILE = "hf_quant_config.json"
-_FUSED = {
-    Role.ATTN_Q: "qkv_proj",
-    Role.ATTN_K: "qkv_proj",
-    Role.ATTN_V: "qkv_proj",
-    Role.FFN_GATE: "gate_up_proj",
-    Role.FFN_UP: "gate_up_proj",
-    Role.SHARED_EXPERT_GATE: "gate_up_proj",
-    Role.SHARED_EXPERT_UP: "gate_up_proj",
-    Role.LINEAR_QKV: "in_proj_qkvz",
-    Role.LINEAR_Z: "in_proj_qkvz",
-    Role.LINEAR_A: "in_proj_ba",
-    Role.LINEAR_B: "in_proj_ba",
-}
 _ALGORITHMS = {
     "FP8": Form("fp8", 8, per="matrix"),
     "FP8_PER_CHANNEL_PER_TOKEN": Form("fp8", 8, per="row"),
@@ -100,10 +87,7 @@ def _excluded(asked: Asked, exclude: Iterable[str]) -> bool:
     patterns = [part for name in exclude for part in _split_glob(name)]
     if asked.module in patterns:
         return True
-    parent, _, _ = asked.module.rpartition(".")
-    name = f"{parent}.{_FUSED[asked.role]}" if asked.role in _FUSED else asked.module
-    if asked.role in EXPERT_ROLES:
-        name = stack_of(asked.module)
+    name = fused_name(asked.module, asked.role)
     names = (name, vllm_name(name))
     return any(
         pattern in each or fnmatch(each, vllm_name(pattern)) or vllm_name(pattern) in each
