@@ -29,8 +29,8 @@ _SCALES = (".weight_scale", ".weight_scale_inv", ".weight_global_scale", ".scale
 # Names that packed values and their scales go by: GPTQ/AWQ, compressed-tensors, MLX, gpt-oss, bitsandbytes.
 _PACKED = (".qweight", ".weight", ".weight_packed", ".biases", "_blocks", "_scales", *_SCALES[-3:])
 _SOURCE = (
-    "Export from the bf16 source: quantizing twice loses quality. A folder of FP8 or NVFP4 is proven as "
-    "it is by `qexport verify`, and given head and tower by `qexport adopt`."
+    "Export from the bf16 source: quantizing twice loses quality. A folder of FP8, NVFP4, AWQ or GPTQ is "
+    "proven as it is by `qexport verify`, and given head and tower by `qexport adopt`."
 )
 
 

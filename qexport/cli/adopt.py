@@ -76,11 +76,12 @@ if TYPE_CHECKING:
 @THREADS
 @JSON
 def command(folder: Path, out: Path | None, as_json: bool, **given: Any) -> None:
-    """Make FOLDER, which llm-compressor or ModelOpt wrote, whole, prove it, and give it a receipt.
+    """Make FOLDER, which another library quantized, whole, prove it, and give it a receipt.
 
-    Such libraries leave the MTP head behind, and loaders say nothing when modules are listed wrongly. A new
-    folder gets FOLDER's shards as they are, the base's head and tower in a shard of their own, lists that
-    every reader understands, and is verified as an export is. FOLDER is not touched.
+    llm-compressor, ModelOpt, AutoAWQ, GPTQModel and AutoRound leave the MTP head behind, and loaders say
+    nothing when modules are listed wrongly. A new folder gets FOLDER's shards as they are, the base's head
+    and tower in a shard of their own, lists that every reader understands, and is verified as an export is.
+    FOLDER is not touched.
 
     \b
     Examples:

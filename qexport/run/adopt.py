@@ -53,7 +53,8 @@ class Adoption:
     """What is to become of a folder.
 
     Attributes:
-        source: the folder, of a layout that qexport reads: compressed-tensors, ModelOpt, native FP8.
+        source: the folder, of a layout that qexport reads: compressed-tensors, ModelOpt, native FP8, AutoAWQ,
+            GPTQ.
         base: whose head and tower it takes where it has none: a folder or a Hub id.
         out: the new folder.
         link: hard links in place of copies.
@@ -81,7 +82,7 @@ class Adoption:
             )
         if layout.plain:
             raise UsageProblem(
-                f"{self.source.name} is not quantized by llm-compressor or ModelOpt, nor native FP8",
+                f"{self.source.name} is not quantized: it is no folder of FP8, NVFP4, AWQ, GPTQ or integers",
                 hint="A model of floats takes its base's head with `qexport fix MODEL --base BASE`.",
             )
         return layout.open(found)

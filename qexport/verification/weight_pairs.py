@@ -32,9 +32,9 @@ And what is wrong everywhere may be little anywhere:
     spread = standard deviation of the sizes of 32 columns each, weighted by |source|^2
 
 A zero point that is off by one moves all of its group the same way: errors of 0.28 to 0.40 in 4 bits and 0.02
-in 8, a drift of 0.94 where rounding has at most 0.07. Scales of other groups: errors of 0.17 to 0.26 in 4 bits,
-a spread of 0.14 to 0.26 where rounding has at most 0.04 (a trained hybrid of 9 M; GPTQ and rounded integers,
-Q4_0, IQ4_XS, Q4_K, NVFP4, MXFP4, MLX).
+in 8, a drift of 0.94 where rounding has at most 0.07. Scales of other groups: errors of 0.17 to 0.26 in 4
+bits, a spread of 0.14 to 0.26 where rounding has at most 0.04 (a trained hybrid of 9 M; GPTQ and rounded
+integers, Q4_0, IQ4_XS, Q4_K, NVFP4, MXFP4, MLX).
 """
 
 from __future__ import annotations

