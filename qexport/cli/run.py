@@ -96,8 +96,12 @@ def _rehearse(output: Output, given: dict[str, Any]) -> None:
 
     limits = MachineLimits(None, None, given["max_jobs"], given["threads"] or default_threads())
     planned = plan_all(output, given, limits)
-    output.document(planned.entries(given["overrides"]))
+    entries = planned.entries(given["overrides"])
+    output.document(entries)
     show_jobs(output, planned)
+    if entries and len(given["recipe_paths"]) == 1:  # each of several has a folder of its own name
+        folders = dict.fromkeys(each["folder"] for entry in entries for each in entry["folders"])
+        output.text(f"Into {given['out'] or 'this folder'}: {', '.join(folders)}")
     if (error := planned.problem()) is not None:
         raise error
 

@@ -116,6 +116,8 @@ def test_a_base_beside_it_gets_the_same(recipe, zoo, tmp_path):
 
 
 def test_dry_run_writes_nothing(recipe, tmp_path):
+    said = ok("run", recipe, "--dry-run", "-o", "results").stdout.splitlines()[-1]
+    assert said == "Into results: Zoo-GGUF, Zoo-MLX-4bit, Zoo-FP8, Zoo-NVFP4, Zoo-BF16"
     ran = ok("run", recipe, "--dry-run", "-o", tmp_path / "out", "--json")
     (job,) = ran.json()
     assert job["exact"]
