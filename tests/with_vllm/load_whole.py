@@ -17,8 +17,7 @@ def main(folder):
     """Load it, and count."""
     engine = import_module("engine_vllm")  # before vLLM: it says how that is to run
     import_module("cpu_kernels")
-    if engine._weight_only(json.loads((Path(folder) / "config.json").read_text())):
-        engine._let_off_input_scales()
+    engine.let_off(json.loads((Path(folder) / "config.json").read_text()))
     loader, counted = engine.DefaultModelLoader, {}
     check = loader.track_weights_loading
 

@@ -163,10 +163,12 @@ def test_an_adopted_folder_loads_with_head_and_tower_counted(tmp_path, name, kin
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_integers_that_others_packed_are_adopted_and_read_as_we_read_them(tmp_path, runtime, kind):
-    """By vLLM's own kernels for processors; the lists are those that adopting makes."""
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_integers_that_others_packed_are_adopted_and_read_as_we_read_them(tmp_path, runtime, name, kind):
+    """By vLLM's own kernels for processors, which it has none of for experts; the lists are those that
+    adopting makes."""
     base, out = tmp_path / "base", tmp_path / "out"
-    zoo.build("qwen3_5", base, **SIZES)
+    zoo.build(name, base, **SIZES)
     packed = PACKED[kind](base)
     packed.drop(r"^mtp\.|^model\.visual\.")
     del packed.config["vision_config"]
@@ -174,6 +176,8 @@ def test_integers_that_others_packed_are_adopted_and_read_as_we_read_them(tmp_pa
         packed.config["quantization_config"].pop(key, None)
     write_adopted(Adoption(packed.write(tmp_path / "lost"), out, str(base)))
     _counts_head_and_tower(out)
+    if name == "qwen3_5_moe":
+        return
     with runtime.open(out, SETTINGS) as session:
         given = session.score(IDS, 1)
     mean = mean_gap(given, reference_from_view(open_artifact(out).view()).score(IDS, 1))

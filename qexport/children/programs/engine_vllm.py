@@ -36,8 +36,7 @@ class Loaded:
         folder, drafts = request["model"], request["draft_max"]
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
             config = json.load(file)
-        if _weight_only(config):
-            _let_off_input_scales()
+        let_off(config)
         options: dict[str, Any] = {
             "model": folder,
             "trust_remote_code": False,
@@ -119,19 +118,23 @@ def _weight_only(config: dict[str, Any]) -> bool:
     return any("nvfp4" in str(group.get("format")) and not group.get("input_activations") for group in groups)
 
 
-def _let_off_input_scales() -> None:
-    """vLLM registers activation scales for FP4 layers that have none, and sets them itself."""
+def let_off(config: dict[str, Any]) -> None:
+    """vLLM registers activation scales for FP4 layers that have none, and sets them itself; and biases of
+    experts in GPTQ, which are zero where there are none."""
+    filled: dict[tuple[str, ...], tuple[str, ...]] = {("w13_qweight",): ("w13_bias", "w2_bias")}
+    if _weight_only(config):
+        # Global scales of weights (ModelOpt's name, compressed-tensors') are what FP4 layers have alone.
+        filled["weight_scale_2", "weight_global_scale"] = ("input_scale", "input_global_scale")
     check = getattr(DefaultModelLoader, "track_weights_loading", None)
     if check is None:
         return
 
-    def without_input_scales(self: Any, model: Any, loaded: Any, *rest: Any, **options: Any) -> Any:
+    def without_filled(self: Any, model: Any, loaded: Any, *rest: Any, **options: Any) -> Any:
         for name, module in model.named_modules() if loaded is not None else ():
             own = [key for key, _ in module.named_parameters(recurse=False)]
-            # Global scales of weights (ModelOpt's name, compressed-tensors') are what FP4 layers have alone.
-            if any(key.endswith(("weight_scale_2", "weight_global_scale")) for key in own):
-                scales = ("input_scale", "input_global_scale")
-                loaded |= {f"{name}.{key}" for key in own if key.endswith(scales)}
+            for known_by, left in filled.items():
+                if any(key.endswith(known_by) for key in own):
+                    loaded |= {f"{name}.{key}" for key in own if key.endswith(left)}
         return check(self, model, loaded, *rest, **options)
 
-    DefaultModelLoader.track_weights_loading = without_input_scales
+    DefaultModelLoader.track_weights_loading = without_filled
