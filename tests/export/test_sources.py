@@ -308,7 +308,7 @@ def test_what_was_made_of_another_source_is_not_gone_on_with(source, tmp_path, c
 
     def stop(self, entry):
         record(self, entry)
-        if entry.steps == 3:
+        if entry.steps >= 3:  # writers may come to several between two entries
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
