@@ -27,7 +27,7 @@ from qexport.verification.memory import shortage
 from qexport.verification.options import VerifyOptions
 from qexport.verification.readers import check_readers
 from qexport.verification.runtimes import llama_cpp
-from qexport.verification.source_weights import check_weights
+from qexport.verification.source_weights import check_weights, rounded_alone
 from qexport.verification.steps import Say, Steps
 from qexport.verification.stored_form import check_stored_form
 from qexport.verification.stored_numbers import check_numbers
@@ -155,7 +155,7 @@ def _weights(path: Path, about: Description, source: ModelView) -> Verdict | Non
         artifact = about.artifact or open_artifact(path, like=source)
     except InputError as error:
         return skipped(Check.WEIGHTS, redact(error.message))
-    return check_weights(artifact, source)
+    return check_weights(artifact, source, rounded=rounded_alone(path))
 
 
 def _chosen(artifact: Opened | None, found: OnDisk, options: VerifyOptions) -> Runtime | Verdict | str:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qexport.errors import InputError
+from qexport.receipt.store import read_receipt
 from qexport.receipt.verification import Check, Status, Verdict
 from qexport.sizes import counted
 from qexport.verification.judge import skipped
@@ -23,6 +24,8 @@ from qexport.verification.rescaled import products
 from qexport.verification.weight_pairs import Compared, compare, pairs_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qexport.artifacts.artifact import Opened
     from qexport.families.view import ModelView
 
@@ -30,15 +33,38 @@ if TYPE_CHECKING:
 _NAMED = 20  # faults that a finding lists
 
 
-def check_weights(artifact: Opened, source: ModelView) -> Verdict | None:
-    """The finding; ``None`` where the two have no tensor in common."""
+def rounded_alone(path: Path) -> bool:
+    """Whether the receipt says that the file or folder was made by rounding, without error feedback.
+
+    Of what others made, or adopted folders hold, nobody knows.
+    """
+    path = path.absolute()
+    for folder in (path.parent, path.parent.parent) if path.is_file() else (path, path.parent):
+        try:
+            read = read_receipt(folder)
+        except InputError:
+            continue
+        inside = path.relative_to(folder).as_posix()
+        for made in read.receipt.artifacts:
+            if any(file.name == inside or inside in (".", file.name.split("/")[0]) for file in made.files):
+                return not {"feedback", "adopted"} & set(made.details)
+    return False
+
+
+def check_weights(artifact: Opened, source: ModelView, *, rounded: bool = True) -> Verdict | None:
+    """The finding; ``None`` where the two have no tensor in common.
+
+    Args:
+        rounded: whether nothing but rounding was done, and no error feedback.
+    """
     try:
         pairs = list(pairs_of(artifact, source))
-        found = compare(pairs)
+        found = compare(pairs, rounded=rounded)
         if _rescaled(found):
             arch = artifact.family.arch
             about_one = frozenset() if arch is None else arch.norms_plus_one
-            return judge_weights(found, compare(products(source, about_one, pairs)))
+            made = products(source, about_one, pairs)
+            return judge_weights(found, compare(made, rounded=rounded))
     except InputError as error:
         return skipped(Check.WEIGHTS, error.message)
     return judge_weights(found)

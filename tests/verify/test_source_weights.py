@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from qexport.formats.nvfp4.options import Nvfp4Options
 from qexport.formats.nvfp4.plan import plan_nvfp4
 from qexport.formats.opening import open_artifact
 from qexport.onepass.execute import execute
+from qexport.receipt.store import write_receipt
 from qexport.receipt.verification import Status, Verdict
+from qexport.run.receipts import entry_for
 from qexport.verification.options import VerifyOptions
 from qexport.verification.run import verify
-from qexport.verification.source_weights import check_weights, judge_weights
-from qexport.verification.weight_pairs import Compared, pairs_of
+from qexport.verification.source_weights import check_weights, judge_weights, rounded_alone
+from qexport.verification.weight_pairs import Compared, WorstRun, pairs_of
 
 SIZES = {"experts": 3, "layers": 4, "hidden": 256, "intermediate": 256, "head_dim": 128, "vision": False}
 OPTIONS: dict[str, Any] = {
@@ -348,3 +351,37 @@ def test_verification_says_it(folder: Callable[[str], Path], source: Repaired) -
     assert "weights" not in [
         each.check.value for each in verify(folder("nvfp4"), view=None, options=options).findings
     ]
+
+
+def test_error_feedback_may_move_errors_but_no_more() -> None:
+    """Of what a hybrid with loud rows and columns came to in IQ4_XS and Q3_K_M; faults stay faults."""
+    for bits, error, size, run in ((4, 0.47, 1.09, 0.77), (3, 0.61, 0.86, 0.91)):
+        worst = WorstRun(run, 0, (0, 128))
+        assert not Compared("a", bits, norm=False, error=error, size=size, worst=worst).sound
+        assert Compared("a", bits, norm=False, error=error, size=size, worst=worst, rounded=False).sound
+    for bits in (16, 8, 6, 5, 4, 3, 2, 1):
+        for error, size in ((1.2, 0.0), (1.0, 0.0), (1.0, 2.0), (0.5, 0.5)):
+            found = Compared("a", bits, norm=False, error=error, size=size, rounded=False)
+            assert not found.sound, (bits, error, size)
+        worst = WorstRun(6.0, 0, (0, 128))
+        assert not Compared("a", bits, norm=False, error=0.005, size=1.0, worst=worst, rounded=False).sound
+    plain, fed = (Compared("a", 8, norm=False, error=0.06, size=1.0, rounded=each) for each in (True, False))
+    assert not plain.sound
+    assert not fed.sound  # there is nothing to be gained in eight bits
+
+
+def test_the_receipt_says_whether_there_was_feedback(zoo: Zoo, tmp_path: Path) -> None:
+    subject = diagnose(LocalCheckpoint(zoo("qwen2")))
+    (plan,) = plan_gguf(subject.repaired.view(), ("Q4_0",), GgufOptions())
+    written = execute([plan], tmp_path, threads=1)[0]
+    path = tmp_path / plan.files[0].name
+    assert not rounded_alone(path)  # nobody says
+    for details, expected in (({}, True), ({"feedback": {}}, False), ({"adopted": "x"}, False)):
+        entry = entry_for(subject, replace(plan, details=details), written, None, {})
+        write_receipt(tmp_path, [entry], lambda _: None)
+        assert rounded_alone(path) is expected
+        assert not rounded_alone(tmp_path / "other.gguf")
+    inner = tmp_path / "Q4_0"
+    inner.mkdir()
+    shutil.copy(path, inner / path.name)
+    assert not rounded_alone(inner / path.name)
