@@ -65,7 +65,9 @@ class Verified:
             allow_unverified: what nothing here could run, or compare, is good enough.
         """
         failed = [
-            f"{each.artifact} failed verification: {each.verdict}" for each in self.reports if each.failures
+            f"{each.artifact} failed verification: {each.verdict.removeprefix('failed: ')}"
+            for each in self.reports
+            if each.failures
         ]
         broken = [(name, error) for name, error in self.refused if isinstance(error, InputError)]
         failed += [_named(name, error.message) for name, error in broken]

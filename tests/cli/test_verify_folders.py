@@ -192,7 +192,7 @@ def test_one_that_fails_is_4_and_the_others_are_run(out, ran):
     found = run("verify", out)
     assert found.code == 4
     assert len(ran) == 5
-    assert "Tuned-Q6_K-00001-of-00002.gguf failed verification: failed: text" in found.stderr
+    assert "Tuned-Q6_K-00001-of-00002.gguf failed verification: text" in found.stderr
     assert "not run: no runtime" in found.stdout
 
 

@@ -83,6 +83,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("gemma3", "gguf mlx", {"use_bidirectional_attention": True}, "causal"),
     ("qwen3_moe", "gguf", {"norm_topk_prob": False}, "norm_topk_prob is false"),
     ("glm4_moe", "mlx", {"num_experts_per_tok": 1}, "num_experts_per_tok is 1"),
+    ("glm4_moe", "gguf", {"n_group": 2, "topk_group": 2}, "topk_group is n_group"),
+    ("glm4_moe", "gguf", {"n_group": 128, "topk_group": 1}, "as many as experts"),
     ("qwen2", "gguf mlx", {"head_dim": 32}, "head_dim is 32"),
     ("qwen3_5", "gguf", {"linear_value_head_dim": 16}, "one size for both"),
     ("llama", "gguf mlx", {"rope_scaling": {"rope_type": "ntk"}}, "'ntk'"),

@@ -59,6 +59,16 @@ def _keys(hyper: Hyper, head: int) -> dict[str, Value]:
     }
 
 
+def _llama_cpp(hyper: Hyper) -> Iterator[str]:
+    experts = hyper.experts
+    # Asserted where a file is loaded (llama-model.cpp, load_hparams).
+    if experts is not None and experts.groups > 1:
+        if experts.groups_used >= experts.groups:
+            yield "topk_group is n_group, so that groups choose nothing; llama.cpp aborts: both are to be 1"
+        if experts.groups >= experts.count:
+            yield f"n_group is {experts.groups}, as many as experts; llama.cpp aborts"
+
+
 def _mlx_lm(hyper: Hyper) -> Iterator[str]:
     experts = hyper.experts
     # group_expert_select: ``if top_k > 1 and norm_topk_prob``.
@@ -100,6 +110,7 @@ GLM4_MOE = Family(
         unnormed=True,
         pre="glm4",
         specials={"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"},
+        limits=_llama_cpp,
     ),
     dialect=Dialect(
         keeps_float32=frozenset({Role.ROUTER_BIAS}),
