@@ -34,7 +34,10 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 def watched(limit: float, without: str = "") -> tuple[int, int]:
     code = COUNTED.format(folder=str(Path(watch.__file__).parent), limit=str(int(limit)), without=without)
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    # A group of its own, as every watcher has: else the tests' is weighed, and killed.
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, process_group=0
+    )
     assert ran.returncode == 7, ran.stderr
     weighed, rested = map(int, ran.stdout.split())
     return weighed, rested
