@@ -20,6 +20,7 @@ from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearKernel, NvF
 from vllm.model_executor.kernels.linear.scaled_mm.BlockScaledMMLinearKernel import (
     Fp8BlockScaledMMLinearKernel,
 )
+from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import FP8ScaledMMLinearKernel
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
@@ -74,6 +75,31 @@ class DequantizedFp8(Fp8BlockScaledMMLinearKernel):
         raise NotImplementedError
 
 
+class DequantizedFp8Tensor(FP8ScaledMMLinearKernel):
+    """The same for matrices with one scale, which lie turned by now. What vLLM has for processors with AMX
+    adds up in another order, enough to send tokens to other experts of a random model."""
+
+    @classmethod
+    def is_supported(cls, compute_capability=None):
+        return True, None
+
+    @classmethod
+    def can_implement(cls, config):
+        one = config.weight_quant_key.scale.group_shape.is_per_tensor()
+        return one, None if one else "rows have scales of their own"
+
+    def process_weights_after_loading(self, layer):
+        weight, scale, *_ = self._get_layer_params(layer)
+        plain = (weight.data.t().float() * scale.data.float().reshape(())).bfloat16()
+        layer.weight = torch.nn.Parameter(plain, requires_grad=False)
+
+    def apply_weights(self, layer, x, bias=None):
+        return F.linear(x, layer.weight, bias)
+
+    def apply_scaled_mm(self, **_):
+        raise NotImplementedError
+
+
 class DequantizedNvfp4(NvFp4LinearKernel):
     """The same for NVFP4. By now vLLM has turned both layouts' global scales into factors."""
 
@@ -111,6 +137,12 @@ def _fp8_experts(self, layer):
     _experts(self, layer, w13, fp8_blocks(layer.w2_weight.data, getattr(layer, f"w2_{suffix}").data, block))
 
 
+def _fp8_modelopt_experts(self, layer):
+    w13 = layer.w13_weight.data.float().unflatten(1, (2, -1)) * layer.w13_weight_scale.data[..., None, None]
+    w2 = layer.w2_weight.data.float() * layer.w2_weight_scale.data[:, None, None]
+    _experts(self, layer, w13.flatten(1, 2).bfloat16(), w2.bfloat16())
+
+
 def _nvfp4_experts(self, layer):
     if hasattr(layer, "w13_weight_packed"):  # compressed-tensors: the global scale divides
         w13, w2 = layer.w13_weight_packed.data, layer.w2_weight_packed.data
@@ -132,14 +164,16 @@ def _swap(method, after_loading):
 
 
 kernels._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU].insert(0, DequantizedFp8)
+kernels._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU].insert(0, DequantizedFp8Tensor)
 for module in (modelopt, ct4):
     module.init_nvfp4_linear_kernel = lambda use_a16=False: DequantizedNvfp4(NvFp4LinearLayerConfig())
 
-for module in (fp8, ct_fp8):
+for module in (fp8, ct_fp8, modelopt):
     module.select_fp8_moe_backend = lambda *_, **__: (Fp8MoeBackend.TRITON, None)
 for module in (modelopt, ct_nvfp4):
     module.select_nvfp4_moe_backend = lambda *_, **__: (NvFp4MoeBackend.MARLIN, None)
 _swap(fp8.Fp8MoEMethod, _fp8_experts)
 _swap(ct_fp8.CompressedTensorsW8A8Fp8MoEMethod, _fp8_experts)
+_swap(modelopt.ModelOptFp8MoEMethod, _fp8_modelopt_experts)
 _swap(modelopt.ModelOptNvFp4FusedMoE, _nvfp4_experts)
 _swap(ct_nvfp4.CompressedTensorsW4A4Nvfp4MoEMethod, _nvfp4_experts)
