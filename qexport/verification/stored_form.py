@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from qexport.families.view import ModelTensor
 
 
-# vLLM's in_proj_ba; stored as floats by everybody, but it has to be so for both.
 _ONCE = {"global scales": ("weight_global_scale", "weight_scale_2"), "scales of inputs": ("input_scale",)}
+# vLLM's in_proj_ba; stored as floats by everybody, but it has to be so for both.
 _PARTNERS = (*FUSED_ROLES, frozenset({Role.LINEAR_A, Role.LINEAR_B}))
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from qexport.families.names import published_name
 from qexport.families.roles import EXPERT_ROLES, Block, Role
+from qexport.formats.hf import fused_name
 from qexport.formats.linears import expressions_of, modules_of
 
 if TYPE_CHECKING:
@@ -32,12 +33,7 @@ if TYPE_CHECKING:
     from qexport.formats.fp8.scope import Scope
 
 
-_SGLANG_FUSED = {
-    Role.LINEAR_A: "in_proj_ba",
-    Role.LINEAR_B: "in_proj_ba",
-    Role.LINEAR_QKV: "in_proj_qkvz",
-    Role.LINEAR_Z: "in_proj_qkvz",
-}
+_SGLANG_FUSED = frozenset({Role.LINEAR_A, Role.LINEAR_B, Role.LINEAR_QKV, Role.LINEAR_Z})
 _LAYER = re.compile(r"^.*\.layers\.\d+\.")
 
 
@@ -82,7 +78,7 @@ def _paths(tensor: ModelTensor, repaired: Repaired) -> Iterator[str]:
     (path,) = modules_of(repaired, tensor)
     yield path
     if tensor.role in _SGLANG_FUSED:
-        yield f"{path.rpartition('.')[0]}.{_SGLANG_FUSED[tensor.role]}"
+        yield fused_name(path, tensor.role)
 
 
 def _published(module: str, repaired: Repaired) -> str:
